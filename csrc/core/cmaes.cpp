@@ -1,0 +1,2 @@
+// cmaes
+namespace worldmodels {}

@@ -1,0 +1,2 @@
+// dream
+namespace worldmodels {}

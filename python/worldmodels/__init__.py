@@ -1,0 +1,74 @@
+"""World Models (Ha & Schmidhuber, 2018): learn a dream of a game, evolve a controller inside it, play for real.
+
+Names are loaded when first used, so that `import worldmodels` is quick and needs neither torch nor a game.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+# Idle OpenMP threads that spin slow every other process of a busy machine, and torch's own threads most of all.
+# Only takes effect where no OpenMP runtime is loaded yet.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+__version__ = metadata.version("worldmodels")
+
+if TYPE_CHECKING:
+    from worldmodels.cmaes import CMAES
+    from worldmodels.dream import Dream, DreamResult, DreamTrace, set_simd_level, simd_levels
+    from worldmodels.models.agent import Agent
+    from worldmodels.models.controller import Controller
+    from worldmodels.models.mdnrnn import MDNRNN
+    from worldmodels.models.vae import ConvVAE
+
+_HOME = {
+    "Agent": "worldmodels.models.agent",
+    "CMAES": "worldmodels.cmaes",
+    "Controller": "worldmodels.models.controller",
+    "ConvVAE": "worldmodels.models.vae",
+    "Dream": "worldmodels.dream",
+    "DreamResult": "worldmodels.dream",
+    "DreamTrace": "worldmodels.dream",
+    "MDNRNN": "worldmodels.models.mdnrnn",
+    "set_simd_level": "worldmodels.dream",
+    "simd_levels": "worldmodels.dream",
+}
+
+__all__ = [
+    "CMAES",
+    "MDNRNN",
+    "Agent",
+    "Controller",
+    "ConvVAE",
+    "Dream",
+    "DreamResult",
+    "DreamTrace",
+    "__version__",
+    "set_simd_level",
+    "simd_levels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'worldmodels' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    except ImportError as error:
+        if error.name != "worldmodels._core":
+            raise
+        raise ImportError(
+            "the native core worldmodels._core is missing: install the package with `pip install .` "
+            "(in the source folder, Python finds the sources first: run from elsewhere, or install editable with "
+            "`pip install --no-build-isolation -e .`)",
+            name="worldmodels._core",
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,19 @@
+"""Environments. Importing gymnasium registers them (entry point), importing this module does too."""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Registers worldmodels/TakeCover-v0 and worldmodels/Dream-v0 with Gymnasium, once."""
+    import gymnasium
+
+    entries = {
+        "worldmodels/TakeCover-v0": {"entry_point": "worldmodels.envs.take_cover:TakeCoverEnv"},
+        "worldmodels/Dream-v0": {
+            "entry_point": "worldmodels.envs.dream:DreamEnv",
+            "vector_entry_point": "worldmodels.envs.dream:DreamVectorEnv",
+        },
+    }
+    for env_id, entry in entries.items():
+        if env_id not in gymnasium.registry:
+            gymnasium.register(env_id, **entry)  # type: ignore[arg-type]

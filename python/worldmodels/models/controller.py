@@ -1,0 +1,141 @@
+"""C: the controller, a function of a few hundred to a thousand numbers from features of the world model to an action."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating]
+Features = Literal["z", "zh", "zc", "zch"]
+Squash = Literal["tanh", "carracing"]
+
+
+@dataclass(frozen=True)
+class Controller:
+    """The shape of a controller: how a flat parameter vector turns features into an action.
+
+    ``action = squash(W f + b)`` with ``f = [z, c, h]`` (those that ``features`` names, always in this order: the
+    latent, then the LSTM's cell state, then its output), or with one hidden layer of tanh units in between.
+    The flat order is W row by row, then b; with a hidden layer W1, b1, W2, b2.
+
+    Args:
+        latent_size: length of z.
+        hidden_size: length of the LSTM's h and of its c.
+        action_size: length of the action.
+        features: which of z, c and h the controller sees.
+        bias: whether the affine maps have a bias.
+        hidden_units: width of the hidden layer; 0 for none.
+        squash: ``"tanh"``: every action in [-1, 1]. ``"carracing"``: steering ``tanh(a0)``, gas ``(tanh(a1) + 1) / 2``,
+            brake ``max(tanh(a2), 0)``.
+
+    Raises:
+        ValueError: a size is out of range or a name is unknown.
+
+    Source: Ha & Schmidhuber (2018), section 2.4 and appendix A.3.
+    """
+
+    latent_size: int
+    hidden_size: int
+    action_size: int
+    features: Features = "zch"
+    bias: bool = False
+    hidden_units: int = 0
+    squash: Squash = "tanh"
+
+    def __post_init__(self) -> None:
+        for name, low in (("latent_size", 1), ("hidden_size", 1), ("action_size", 1), ("hidden_units", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+                raise ValueError(f"{name}: expected an integer of at least {low}, got {value!r}")
+        if self.features not in get_args(Features):
+            raise ValueError(f"features: expected one of {', '.join(get_args(Features))}, got {self.features!r}")
+        if self.squash not in get_args(Squash):
+            raise ValueError(f"squash: expected one of {', '.join(get_args(Squash))}, got {self.squash!r}")
+        if self.squash == "carracing" and self.action_size != 3:
+            raise ValueError(f"action_size: expected 3 for squash='carracing', got {self.action_size}")
+
+    @property
+    def feature_size(self) -> int:
+        """Length of the feature vector."""
+        return self.latent_size + self.hidden_size * (len(self.features) - 1)
+
+    @property
+    def layer_shapes(self) -> list[tuple[int, int]]:
+        """(rows, columns) of each affine map, first to last."""
+        if self.hidden_units:
+            return [(self.hidden_units, self.feature_size), (self.action_size, self.hidden_units)]
+        return [(self.action_size, self.feature_size)]
+
+    @property
+    def size(self) -> int:
+        """Length of the flat parameter vector."""
+        return sum(rows * columns + rows * self.bias for rows, columns in self.layer_shapes)
+
+    def weights(self, params: FloatArray) -> list[FloatArray]:
+        """Splits a flat vector into matrices and biases.
+
+        Args:
+            params: (size,) flat parameters.
+
+        Returns:
+            [W, b] or [W1, b1, W2, b2], without the biases where ``bias`` is False; views of ``params``.
+        """
+        params = np.asarray(params)
+        if params.shape != (self.size,):
+            raise ValueError(f"params: expected ({self.size},), got {params.shape}")
+        parts: list[FloatArray] = []
+        start = 0
+        for rows, columns in self.layer_shapes:
+            parts.append(params[start : start + rows * columns].reshape(rows, columns))
+            start += rows * columns
+            if self.bias:
+                parts.append(params[start : start + rows])
+                start += rows
+        return parts
+
+    def flatten(self, weights: list[FloatArray]) -> FloatArray:
+        """Joins matrices and biases, ordered as :meth:`weights` gives them, into a flat (size,) vector."""
+        shapes: list[tuple[int, ...]] = []
+        for rows, columns in self.layer_shapes:
+            shapes += [(rows, columns), (rows,)] if self.bias else [(rows, columns)]
+        got = [np.shape(w) for w in weights]
+        if got != shapes:
+            raise ValueError(f"weights: expected shapes {shapes}, got {got}")
+        return np.concatenate([np.ravel(w) for w in weights])
+
+    def join(self, z: FloatArray, c: FloatArray, h: FloatArray) -> FloatArray:
+        """Builds the feature vector from z (..., Z), c (..., H) and h (..., H)."""
+        parts = [z]
+        if "c" in self.features:
+            parts.append(c)
+        if "h" in self.features:
+            parts.append(h)
+        return np.concatenate(parts, axis=-1)
+
+    def act(self, params: FloatArray, features: FloatArray) -> npt.NDArray[np.float32]:
+        """Computes actions.
+
+        Args:
+            params: (size,) flat parameters.
+            features: (..., feature_size), in the order of :meth:`join`.
+
+        Returns:
+            (..., action_size) float32.
+        """
+        features = np.asarray(features)
+        if features.shape[-1:] != (self.feature_size,):
+            raise ValueError(f"features: expected (..., {self.feature_size}), got {features.shape}")
+        parts = self.weights(np.asarray(params, dtype=np.float32))
+        out = features.astype(np.float32, copy=False)
+        stride = 2 if self.bias else 1
+        for layer in range(0, len(parts), stride):
+            out = out @ parts[layer].T
+            if self.bias:
+                out = out + parts[layer + 1]
+            out = np.tanh(out)
+        if self.squash == "carracing":
+            out = np.stack([out[..., 0], (out[..., 1] + 1) / 2, np.maximum(out[..., 2], 0)], axis=-1)
+        return out.astype(np.float32, copy=False)

@@ -1,0 +1,229 @@
+"""M: the MDN-RNN, an LSTM that predicts the next latent as a mixture of Gaussians, and whether the episode ends."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: The head's log standard deviations are clamped to this range, in training and in the dream alike.
+LOGSTD_RANGE = (-8.0, 8.0)
+
+State = tuple[Tensor, Tensor]
+
+
+class MDNOutput(NamedTuple):
+    """What M says of the next step.
+
+    Attributes:
+        logmix: (B, T, Z, K) log weights of the mixture, normalised over K.
+        mean: (B, T, Z, K) means.
+        logstd: (B, T, Z, K) log standard deviations, inside ``LOGSTD_RANGE``.
+        done_logit: (B, T) logit of "the episode ends with this step", or None.
+        reward: (B, T) predicted reward of this step, or None.
+    """
+
+    logmix: Tensor
+    mean: Tensor
+    logstd: Tensor
+    done_logit: Tensor | None
+    reward: Tensor | None
+
+
+class MDNRNN(nn.Module):
+    """LSTM with a mixture density head: p(z_next, done, reward | z, action, past).
+
+    The mixture is per latent dimension (no correlations). Trainable parameters count what the paper's table counts:
+    one bias per gate; the forget gate's +1 of TensorFlow's BasicLSTM is the frozen ``lstm.bias_hh_l0``.
+    The head's rows are [done logit] [reward] then, per latent dimension, K logits, K means, K log stds.
+
+    Args:
+        latent_size: length Z of z.
+        action_size: length A of the action.
+        hidden_size: LSTM size H (256 for CarRacing, 512 for Doom).
+        mixtures: number K of Gaussians per latent dimension.
+        restart_input: whether the restart flag is an input of the LSTM (Doom).
+        done_head: whether the head predicts the end of the episode (Doom).
+        reward_head: whether the head predicts the reward.
+
+    Raises:
+        ValueError: a size is not a positive integer.
+
+    Source: Ha & Schmidhuber (2018), section 2.3, appendix A.2; the released code's rnn.py.
+    """
+
+    def __init__(
+        self,
+        latent_size: int,
+        action_size: int,
+        hidden_size: int,
+        mixtures: int = 5,
+        *,
+        restart_input: bool = False,
+        done_head: bool = False,
+        reward_head: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {"latent_size": latent_size, "action_size": action_size, "hidden_size": hidden_size, "mixtures": mixtures}
+        for name, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        self.latent_size = latent_size
+        self.action_size = action_size
+        self.hidden_size = hidden_size
+        self.mixtures = mixtures
+        self.restart_input = restart_input
+        self.done_head = done_head
+        self.reward_head = reward_head
+        self.lstm = nn.LSTM(latent_size + action_size + restart_input, hidden_size, batch_first=True)
+        self.head = nn.Linear(hidden_size, done_head + reward_head + latent_size * mixtures * 3)
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.lstm.weight_ih_l0)
+        nn.init.xavier_uniform_(self.lstm.weight_hh_l0)
+        nn.init.zeros_(self.lstm.bias_ih_l0)
+        forget = torch.zeros(4, self.hidden_size)
+        forget[1] = 1.0  # torch orders the gates i, f, g, o
+        self.lstm.bias_hh_l0 = nn.Parameter(forget.flatten(), requires_grad=False)
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def config(self) -> dict[str, int | bool]:
+        """The constructor's arguments, for saving beside the weights."""
+        return {
+            "latent_size": self.latent_size,
+            "action_size": self.action_size,
+            "hidden_size": self.hidden_size,
+            "mixtures": self.mixtures,
+            "restart_input": self.restart_input,
+            "done_head": self.done_head,
+            "reward_head": self.reward_head,
+        }
+
+    def initial_state(self, batch: int) -> State:
+        """The state at an episode's start: zeros (h, c), each (1, batch, H)."""
+        zero = self.head.weight.new_zeros(1, batch, self.hidden_size)
+        return zero, zero.clone()
+
+    def forward(
+        self, z: Tensor, action: Tensor, restart: Tensor | None = None, state: State | None = None
+    ) -> tuple[MDNOutput, State]:
+        """Predicts the step after each of T steps.
+
+        Args:
+            z: (B, T, Z) latents.
+            action: (B, T, A) actions taken at them.
+            restart: (B, T), 1 at an episode's first frame: the state is zeroed there, also in the middle of the
+                sequence. None for no restarts.
+            state: (h, c), each (1, B, H), from the call before; None for zeros.
+
+        Returns:
+            (out, state): :class:`MDNOutput` and the state (h, c) after the last step.
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        self._check(z, action, restart, state)
+        hidden, state = self._unroll(z, action, restart, state)
+        return self._read_head(self.head(hidden)), state
+
+    def _check(self, z: Tensor, action: Tensor, restart: Tensor | None, state: State | None) -> None:
+        if z.ndim != 3 or z.shape[2] != self.latent_size or z.shape[1] == 0:
+            raise ValueError(f"z: expected (B, T, {self.latent_size}) with T > 0, got {tuple(z.shape)}")
+        batch, steps = z.shape[:2]
+        if action.shape != (batch, steps, self.action_size):
+            raise ValueError(f"action: expected ({batch}, {steps}, {self.action_size}), got {tuple(action.shape)}")
+        if restart is not None and restart.shape != (batch, steps):
+            raise ValueError(f"restart: expected ({batch}, {steps}), got {tuple(restart.shape)}")
+        if state is not None:
+            for name, part in zip("hc", state, strict=True):
+                if part.shape != (1, batch, self.hidden_size):
+                    raise ValueError(
+                        f"state {name}: expected (1, {batch}, {self.hidden_size}), got {tuple(part.shape)}"
+                    )
+
+    def _unroll(
+        self, z: Tensor, action: Tensor, restart: Tensor | None, state: State | None
+    ) -> tuple[Tensor, State]:
+        """Runs the LSTM; one fused call per stretch in which no row of the batch restarts. Returns (B, T, H), state."""
+        batch, steps = z.shape[:2]
+        if restart is None and self.restart_input:
+            restart = z.new_zeros(batch, steps)
+            cuts = [0]
+        elif restart is None:
+            cuts = [0]
+        else:
+            restart = restart.to(z.dtype)
+            cuts = [0, *(restart[:, 1:].any(dim=0).nonzero().flatten() + 1).tolist()]
+        inputs = torch.cat([z, action, restart.unsqueeze(-1)] if self.restart_input else [z, action], dim=-1)  # type: ignore[union-attr, list-item]
+        if state is None:
+            state = self.initial_state(batch)
+        outputs = []
+        for start, stop in zip(cuts, [*cuts[1:], steps], strict=True):
+            if restart is not None:
+                keep = (1 - restart[:, start]).unsqueeze(-1)  # (B, 1)
+                state = (state[0] * keep, state[1] * keep)
+            output, state = self.lstm(inputs[:, start:stop], state)
+            outputs.append(output)
+        return (torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]), state
+
+    def _read_head(self, out: Tensor) -> MDNOutput:
+        """Splits the head's (B, T, O) output; everything after it is float32."""
+        out = out.float()
+        done_logit = out[..., 0] if self.done_head else None
+        reward = out[..., int(self.done_head)] if self.reward_head else None
+        mixture = out[..., self.done_head + self.reward_head :]
+        mixture = mixture.reshape(*out.shape[:2], self.latent_size, 3, self.mixtures)
+        logits, mean, logstd = mixture.unbind(dim=-2)
+        return MDNOutput(
+            logits.log_softmax(dim=-1), mean, logstd.clamp(*LOGSTD_RANGE), done_logit, reward
+        )
+
+
+def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Negative log likelihood of the next latents, averaged over dimensions, steps and batch.
+
+    ``-logsumexp_k(logmix_k + log N(z_next; mean_k, exp(logstd_k)))``
+
+    Args:
+        out: M's prediction.
+        z_next: (B, T, Z) the latents that came.
+        valid: (B, T), 1 where there was a next frame; None for everywhere.
+
+    Returns:
+        () nats per latent dimension.
+    """
+    scaled = (z_next.unsqueeze(-1) - out.mean) * torch.exp(-out.logstd)
+    log_prob = out.logmix - 0.5 * scaled.square() - out.logstd - 0.5 * math.log(2 * math.pi)
+    loss = -torch.logsumexp(log_prob, dim=-1)  # (B, T, Z)
+    if valid is None:
+        return loss.mean()
+    weight = valid.unsqueeze(-1).to(loss.dtype)
+    return (loss * weight).sum() / (weight.sum().clamp(min=1) * loss.shape[-1])
+
+
+def done_loss(
+    done_logit: Tensor, done: Tensor, weight: float = 10.0, valid: Tensor | None = None
+) -> Tensor:
+    """Sigmoid cross-entropy of the done logit; steps at which the episode ends weigh ``weight`` times.
+
+    Args:
+        done_logit: (B, T) logits.
+        done: (B, T), 1 where the episode ended with this step.
+        weight: weight of those steps (10 in the paper's code).
+        valid: (B, T), 0 where the end is unknown (a recording that was cut off); None for everywhere.
+
+    Returns:
+        () mean over steps and batch.
+    """
+    done = done.to(done_logit.dtype)
+    loss = F.binary_cross_entropy_with_logits(done_logit, done, reduction="none") * (1 + (weight - 1) * done)
+    if valid is None:
+        return loss.mean()
+    mask = valid.to(loss.dtype)
+    return (loss * mask).sum() / mask.sum().clamp(min=1)

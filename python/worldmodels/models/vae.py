@@ -1,0 +1,113 @@
+"""V: the convolutional variational autoencoder, 64x64 RGB frames to a latent vector and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ConvVAE(nn.Module):
+    """Four strided convolutions down to mu and logvar, four transposed ones back to the picture.
+
+    Args:
+        latent_size: length of z (32 for CarRacing, 64 for Doom).
+
+    Raises:
+        ValueError: ``latent_size`` is not a positive integer.
+
+    Source: Ha & Schmidhuber (2018), appendix A.1.
+    """
+
+    def __init__(self, latent_size: int) -> None:
+        super().__init__()
+        if isinstance(latent_size, bool) or not isinstance(latent_size, int) or latent_size < 1:
+            raise ValueError(f"latent_size: expected a positive integer, got {latent_size!r}")
+        self.latent_size = latent_size
+        self.encoder = nn.Sequential(  # (B, 3, 64, 64) -> (B, 1024)
+            nn.Conv2d(3, 32, 4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, 4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(128, 256, 4, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        self.mu = nn.Linear(1024, latent_size)
+        self.logvar = nn.Linear(1024, latent_size)
+        self.decoder = nn.Sequential(  # (B, Z) -> (B, 3, 64, 64), in (0, 1)
+            nn.Linear(latent_size, 1024),
+            nn.Unflatten(1, (1024, 1, 1)),
+            nn.ConvTranspose2d(1024, 128, 5, stride=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(128, 64, 5, stride=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 6, stride=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, 3, 6, stride=2),
+            nn.Sigmoid(),
+        )
+
+    @property
+    def config(self) -> dict[str, int]:
+        """The constructor's arguments, for saving beside the weights."""
+        return {"latent_size": self.latent_size}
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes frames.
+
+        Args:
+            x: (B, 3, 64, 64) float32 in [0, 1].
+
+        Returns:
+            (mu, logvar), each (B, latent_size).
+
+        Raises:
+            ValueError: another shape or an integer dtype.
+        """
+        if x.ndim != 4 or x.shape[1:] != (3, 64, 64) or not x.is_floating_point():
+            raise ValueError(f"x: expected (B, 3, 64, 64) float32 in [0, 1], got {tuple(x.shape)} {x.dtype}")
+        features = self.encoder(x)
+        return self.mu(features), self.logvar(features)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Draws pictures: z (B, latent_size) to (B, 3, 64, 64) in [0, 1]."""
+        if z.ndim != 2 or z.shape[1] != self.latent_size:
+            raise ValueError(f"z: expected (B, {self.latent_size}), got {tuple(z.shape)}")
+        out: Tensor = self.decoder(z)
+        return out
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encodes, samples z = mu + exp(logvar / 2) * eps, decodes: (recon, mu, logvar)."""
+        mu, logvar = self.encode(x)
+        return self.decode(sample_latent(mu, logvar)), mu, logvar
+
+
+def sample_latent(mu: Tensor, logvar: Tensor) -> Tensor:
+    """z ~ N(mu, exp(logvar)), any shape, from torch's global generator."""
+    return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+
+def vae_loss(
+    recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, kl_tolerance: float = 0.5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The paper's loss: squared error + max(KL, tolerance).
+
+    Args:
+        recon: (B, 3, 64, 64) reconstruction.
+        x: (B, 3, 64, 64) frames.
+        mu: (B, Z) means.
+        logvar: (B, Z) log variances.
+        kl_tolerance: nats per latent dimension that are free.
+
+    Returns:
+        (loss, squared_error, kl), each (): the squared error summed over pixels and channels and averaged over the
+        batch; KL averaged over the batch before the tolerance; their sum with max(KL, kl_tolerance * Z) per frame.
+    """
+    squared_error = F.mse_loss(recon.float(), x.float(), reduction="sum") / x.shape[0]
+    mu, logvar = mu.float(), logvar.float()
+    kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(dim=1)  # (B,)
+    free = kl_tolerance * mu.shape[1]
+    return squared_error + kl.clamp(min=free).mean(), squared_error, kl.mean()
