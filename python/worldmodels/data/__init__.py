@@ -1,1 +1,1 @@
-"""."""
+"""What lies on disk: episodes of frames, latents, weights."""

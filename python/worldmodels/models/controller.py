@@ -1,4 +1,4 @@
-"""C: the controller, a function of a few hundred to a thousand numbers from features of the world model to an action."""
+"""C: the controller, from features of the world model to an action with a thousand parameters."""
 
 from __future__ import annotations
 
@@ -129,13 +129,13 @@ class Controller:
         if features.shape[-1:] != (self.feature_size,):
             raise ValueError(f"features: expected (..., {self.feature_size}), got {features.shape}")
         parts = self.weights(np.asarray(params, dtype=np.float32))
-        out = features.astype(np.float32, copy=False)
+        out: FloatArray = features.astype(np.float32, copy=False)
         stride = 2 if self.bias else 1
         for layer in range(0, len(parts), stride):
             out = out @ parts[layer].T
             if self.bias:
                 out = out + parts[layer + 1]
-            out = np.tanh(out)
+            out = np.tanh(out, dtype=np.float32)
         if self.squash == "carracing":
             out = np.stack([out[..., 0], (out[..., 1] + 1) / 2, np.maximum(out[..., 2], 0)], axis=-1)
         return out.astype(np.float32, copy=False)

@@ -67,7 +67,12 @@ class MDNRNN(nn.Module):
         reward_head: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"latent_size": latent_size, "action_size": action_size, "hidden_size": hidden_size, "mixtures": mixtures}
+        sizes = {
+            "latent_size": latent_size,
+            "action_size": action_size,
+            "hidden_size": hidden_size,
+            "mixtures": mixtures,
+        }
         for name, value in sizes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}")
@@ -83,9 +88,12 @@ class MDNRNN(nn.Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.lstm.weight_ih_l0)
-        nn.init.xavier_uniform_(self.lstm.weight_hh_l0)
-        nn.init.zeros_(self.lstm.bias_ih_l0)
+        with torch.no_grad():
+            for name, weight in self.lstm.named_parameters():
+                if name.startswith("weight"):
+                    nn.init.xavier_uniform_(weight)
+                else:
+                    weight.zero_()
         forget = torch.zeros(4, self.hidden_size)
         forget[1] = 1.0  # torch orders the gates i, f, g, o
         self.lstm.bias_hh_l0 = nn.Parameter(forget.flatten(), requires_grad=False)
@@ -147,27 +155,20 @@ class MDNRNN(nn.Module):
                         f"state {name}: expected (1, {batch}, {self.hidden_size}), got {tuple(part.shape)}"
                     )
 
-    def _unroll(
-        self, z: Tensor, action: Tensor, restart: Tensor | None, state: State | None
-    ) -> tuple[Tensor, State]:
+    def _unroll(self, z: Tensor, action: Tensor, restart: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         """Runs the LSTM; one fused call per stretch in which no row of the batch restarts. Returns (B, T, H), state."""
         batch, steps = z.shape[:2]
-        if restart is None and self.restart_input:
-            restart = z.new_zeros(batch, steps)
-            cuts = [0]
-        elif restart is None:
-            cuts = [0]
-        else:
-            restart = restart.to(z.dtype)
-            cuts = [0, *(restart[:, 1:].any(dim=0).nonzero().flatten() + 1).tolist()]
-        inputs = torch.cat([z, action, restart.unsqueeze(-1)] if self.restart_input else [z, action], dim=-1)  # type: ignore[union-attr, list-item]
+        flags = z.new_zeros(batch, steps) if restart is None else restart.to(z.dtype)
+        inputs = torch.cat([z, action, flags.unsqueeze(-1)] if self.restart_input else [z, action], dim=-1)
         if state is None:
             state = self.initial_state(batch)
+        cuts = [0]
+        if restart is not None:
+            cuts += (flags[:, 1:].any(dim=0).nonzero().flatten() + 1).tolist()
         outputs = []
         for start, stop in zip(cuts, [*cuts[1:], steps], strict=True):
-            if restart is not None:
-                keep = (1 - restart[:, start]).unsqueeze(-1)  # (B, 1)
-                state = (state[0] * keep, state[1] * keep)
+            keep = (1 - flags[:, start]).unsqueeze(-1)  # (B, 1)
+            state = (state[0] * keep, state[1] * keep)
             output, state = self.lstm(inputs[:, start:stop], state)
             outputs.append(output)
         return (torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]), state
@@ -180,9 +181,7 @@ class MDNRNN(nn.Module):
         mixture = out[..., self.done_head + self.reward_head :]
         mixture = mixture.reshape(*out.shape[:2], self.latent_size, 3, self.mixtures)
         logits, mean, logstd = mixture.unbind(dim=-2)
-        return MDNOutput(
-            logits.log_softmax(dim=-1), mean, logstd.clamp(*LOGSTD_RANGE), done_logit, reward
-        )
+        return MDNOutput(logits.log_softmax(dim=-1), mean, logstd.clamp(*LOGSTD_RANGE), done_logit, reward)
 
 
 def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -207,9 +206,7 @@ def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Ten
     return (loss * weight).sum() / (weight.sum().clamp(min=1) * loss.shape[-1])
 
 
-def done_loss(
-    done_logit: Tensor, done: Tensor, weight: float = 10.0, valid: Tensor | None = None
-) -> Tensor:
+def done_loss(done_logit: Tensor, done: Tensor, weight: float = 10.0, valid: Tensor | None = None) -> Tensor:
     """Sigmoid cross-entropy of the done logit; steps at which the episode ends weigh ``weight`` times.
 
     Args:

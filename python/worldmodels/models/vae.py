@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,6 +53,22 @@ class ConvVAE(nn.Module):
             nn.ConvTranspose2d(32, 3, 6, stride=2),
             nn.Sigmoid(),
         )
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        """He initialisation: torch's default loses the signal in the transposed convolutions for hundreds of steps."""
+        for layer in self.modules():
+            if isinstance(layer, nn.ConvTranspose2d):
+                taps = layer.in_channels * layer.kernel_size[0] ** 2 / 4  # stride 2: a quarter of the kernel each
+                nn.init.normal_(layer.weight, std=math.sqrt(2 / taps))
+            elif isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else:
+                continue
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        nn.init.xavier_normal_(self.mu.weight)
+        nn.init.xavier_normal_(self.logvar.weight, gain=0.1)
 
     @property
     def config(self) -> dict[str, int]:
@@ -86,12 +106,20 @@ class ConvVAE(nn.Module):
 
 
 def sample_latent(mu: Tensor, logvar: Tensor) -> Tensor:
-    """z ~ N(mu, exp(logvar)), any shape, from torch's global generator."""
+    """Z ~ N(mu, exp(logvar)), any shape, from torch's global generator."""
     return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
 
 
+@torch.inference_mode()
+def decode(model: ConvVAE, z: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Latents (N, Z) float32 to pictures (N, 64, 64, 3) uint8."""
+    where = next(model.parameters()).device
+    pictures = [model.decode(part.to(where)).cpu() for part in torch.split(torch.from_numpy(z), 256)]
+    return (torch.cat(pictures).permute(0, 2, 3, 1).numpy() * 255 + 0.5).astype(np.uint8)
+
+
 def vae_loss(
-    recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, kl_tolerance: float = 0.5
+    recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, kl_tolerance: float = 0.5, kl_weight: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The paper's loss: squared error + max(KL, tolerance).
 
@@ -101,13 +129,14 @@ def vae_loss(
         mu: (B, Z) means.
         logvar: (B, Z) log variances.
         kl_tolerance: nats per latent dimension that are free.
+        kl_weight: weight of the KL term; the paper's is 1.
 
     Returns:
         (loss, squared_error, kl), each (): the squared error summed over pixels and channels and averaged over the
-        batch; KL averaged over the batch before the tolerance; their sum with max(KL, kl_tolerance * Z) per frame.
+        batch; KL averaged over the batch before the tolerance; the loss takes max(KL, kl_tolerance * Z) per frame.
     """
     squared_error = F.mse_loss(recon.float(), x.float(), reduction="sum") / x.shape[0]
     mu, logvar = mu.float(), logvar.float()
     kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(dim=1)  # (B,)
     free = kl_tolerance * mu.shape[1]
-    return squared_error + kl.clamp(min=free).mean(), squared_error, kl.mean()
+    return squared_error + kl_weight * kl.clamp(min=free).mean(), squared_error, kl.mean()

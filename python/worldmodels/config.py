@@ -1,0 +1,317 @@
+"""Every setting of every stage, as frozen dataclasses, and the presets. The line under a field is its help text."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, get_type_hints
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig:
+    """The real environment."""
+
+    id: str = "worldmodels/TakeCover-v0"
+    """Gymnasium id"""
+    variant: str = "paper"
+    """rule set: paper or modern"""
+    resolution: str = "160x120"
+    """screen that is rendered before the resize to 64x64 (the authors': 640x480)"""
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Episodes of real play."""
+
+    episodes: int = 10_000
+    """number of episodes to keep"""
+    policies: str = "held 1-10"
+    """names of fixed policies and their shares, such as 'held 1-10:4, held 1-60:2, left:1, right:1'"""
+    min_length: int = 101
+    """shorter episodes are dropped and played again with another seed"""
+    shard_episodes: int = 25
+    """episodes in one file of the store"""
+    workers: int = 0
+    """processes that play; 0 for one per core"""
+
+
+@dataclass(frozen=True)
+class TrainVAEConfig:
+    """V, the ConvVAE."""
+
+    latent_size: int = 64
+    """length of z"""
+    steps: int = 30_000
+    """batches to train on"""
+    batch: int = 100
+    """frames in a batch"""
+    lr: float = 1e-4
+    """Adam's learning rate (its peak, with schedule 'cosine')"""
+    schedule: str = "constant"
+    """learning rate over the steps: constant, or cosine (warm-up, then down to 2 % of lr)"""
+    kl_tolerance: float = 0.5
+    """nats per latent dimension that cost nothing"""
+    kl_weight: float = 1.0
+    """weight of the KL term; the paper's is 1"""
+    validation: int = 2_000
+    """frames of held-out episodes to validate on"""
+    checkpoint_every: int = 250
+    """steps between checkpoints"""
+    precision: str = "bfloat16"
+    """bfloat16 (autocast) or float32"""
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """mu and logvar of every frame."""
+
+    batch: int = 256
+    """frames encoded at once"""
+    precision: str = "bfloat16"
+    """bfloat16 (autocast) or float32"""
+
+
+@dataclass(frozen=True)
+class TrainRNNConfig:
+    """M, the MDN-RNN."""
+
+    hidden_size: int = 512
+    """LSTM size"""
+    mixtures: int = 5
+    """Gaussians per latent dimension"""
+    restart_input: bool = True
+    """feed the flag that marks an episode's first frame"""
+    done_head: bool = True
+    """predict the end of the episode"""
+    reward_head: bool = False
+    """predict the reward"""
+    steps: int = 24_400
+    """batches to train on"""
+    batch: int = 100
+    """streams of concatenated episodes in a batch"""
+    sequence: int = 500
+    """steps of every stream in a batch; the state is carried on from batch to batch"""
+    lr: float = 1e-3
+    """Adam's learning rate at the start (its peak, with schedule 'cosine')"""
+    lr_end: float = 1e-5
+    """learning rate at the end"""
+    lr_decay: float = 0.99999
+    """schedule 'exponential': lr = (lr - lr_end) * lr_decay^step + lr_end"""
+    schedule: str = "exponential"
+    """learning rate over the steps: exponential (the paper's) or cosine (warm-up, then down to lr_end)"""
+    clip: float = 1.0
+    """gradients are clipped to this absolute value"""
+    done_weight: float = 10.0
+    """weight of the steps at which the episode ends, in the done loss"""
+    validation: float = 0.05
+    """share of the episodes that is held out"""
+    checkpoint_every: int = 250
+    """steps between checkpoints"""
+    precision: str = "bfloat16"
+    """bfloat16 (autocast) or float32"""
+
+
+@dataclass(frozen=True)
+class CheckDreamConfig:
+    """Fixed policies in the dream and in the game, before anything is evolved."""
+
+    episodes: int = 100
+    """real episodes per policy"""
+    dream_episodes: int = 256
+    """dream episodes per policy"""
+    environments: int = 8
+    """real environments played side by side"""
+
+
+@dataclass(frozen=True)
+class EvolveConfig:
+    """C, evolved by CMA-ES inside the dream."""
+
+    features: str = "zch"
+    """what C sees: z, zh, zc or zch"""
+    bias: bool = False
+    """whether C has a bias"""
+    hidden_units: int = 0
+    """width of a hidden layer in C; 0 for none"""
+    temperature: float = 1.15
+    """temperature of the dream (the reality check uses it too)"""
+    max_steps: int = 2100
+    """longest dream"""
+    generations: int = 2_000
+    """generations of CMA-ES"""
+    popsize: int = 64
+    """candidates in a generation"""
+    episodes: int = 16
+    """dream episodes per candidate"""
+    sigma: float = 0.1
+    """initial step size; the mean starts at 0"""
+    seeds: str = "independent"
+    """episode seeds in a generation: common (all candidates dream under the same) or independent"""
+    weight_decay: float = 0.01
+    """penalty weight_decay * mean(x^2) on the cost (the released code subtracts it: a slip of sign)"""
+    evaluate_every: int = 25
+    """generations between evaluations of the distribution's mean; the best mean is kept"""
+    evaluate_episodes: int = 1024
+    """dream episodes in such an evaluation"""
+    precision: str = "float32"
+    """arithmetic of the dream"""
+    threads: int = 0
+    """threads of the dream; 0 for one per core"""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The agent in the real environment."""
+
+    episodes: int = 100
+    """episodes of the agent and of every policy beside it"""
+    environments: int = 16
+    """real environments played side by side"""
+    gif_steps: int = 700
+    """longest recording of one episode (evaluate/episode.gif)"""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The pictures."""
+
+    dream_steps: int = 240
+    """longest animation of the dream"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    experiment: str = "takecover"
+    preset: str = "paper"
+    seed: int = 0
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    train_vae: TrainVAEConfig = field(default_factory=TrainVAEConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    train_rnn: TrainRNNConfig = field(default_factory=TrainRNNConfig)
+    check_dream: CheckDreamConfig = field(default_factory=CheckDreamConfig)
+    evolve: EvolveConfig = field(default_factory=EvolveConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+
+SECTIONS = tuple(item.name for item in fields(Config) if dataclasses.is_dataclass(item.default_factory))
+CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("environment", "variant"): ("paper", "modern"),
+    ("train_vae", "schedule"): ("constant", "cosine"),
+    ("train_rnn", "schedule"): ("exponential", "cosine"),
+    ("evolve", "features"): ("z", "zh", "zc", "zch"),
+    ("evolve", "seeds"): ("common", "independent"),
+    ("evolve", "precision"): ("float32", "bfloat16"),
+    **{(stage, "precision"): ("float32", "bfloat16") for stage in ("train_vae", "encode", "train_rnn")},
+}
+_MAY_BE_ZERO = {"workers", "threads", "hidden_units", "weight_decay", "min_length", "temperature", "kl_tolerance"}
+
+
+def _takecover() -> dict[str, Config]:
+    paper = Config()
+    exploring = "held 1-10:4, held 1-60:2, left:1, right:1"
+    quick = replace(
+        paper,
+        preset="quick",
+        collect=CollectConfig(episodes=2_000, policies=exploring, min_length=1),
+        train_vae=TrainVAEConfig(steps=2_500, lr=1e-3, schedule="cosine"),
+        train_rnn=TrainRNNConfig(steps=1_200, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
+        evolve=EvolveConfig(generations=40, episodes=8, seeds="common", evaluate_every=10, evaluate_episodes=256),
+    )
+    small = replace(
+        paper,
+        preset="small",
+        collect=CollectConfig(episodes=5_000, policies=exploring, min_length=1),
+        train_vae=TrainVAEConfig(steps=30_000, lr=1e-3, schedule="cosine"),
+        train_rnn=TrainRNNConfig(steps=12_000, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
+        evolve=EvolveConfig(generations=300, seeds="common"),
+    )
+    return {"quick": quick, "small": small, "paper": paper}
+
+
+PRESETS: dict[str, dict[str, Config]] = {"takecover": _takecover()}
+
+
+def preset(experiment: str, name: str) -> Config:
+    """The settings of a preset.
+
+    Raises:
+        ValueError: no such experiment or preset.
+    """
+    if experiment not in PRESETS:
+        raise ValueError(f"experiment: expected one of {', '.join(PRESETS)}, got {experiment!r}")
+    if name not in PRESETS[experiment]:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS[experiment])}, got {name!r}")
+    return PRESETS[experiment][name]
+
+
+def field_help(section: type) -> dict[str, str]:
+    """The docstring line under every field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    texts = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            texts[statement.target.id] = str(following.value.value)
+    return texts
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dictionaries, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of :func:`to_dict`.
+
+    Raises:
+        ValueError: unknown names, wrong types or values out of range.
+    """
+    known = {item.name for item in fields(Config)}
+    if not isinstance(values, dict) or not set(values) <= known:
+        raise ValueError(f"config: expected the keys {sorted(known)}, got {values!r:.200}")
+    config = Config(**{name: values[name] for name in ("experiment", "preset", "seed") if name in values})
+    return override(config, {name: values[name] for name in SECTIONS if name in values})
+
+
+def override(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
+    """Replaces fields: ``{"evolve": {"generations": 10}}``.
+
+    Raises:
+        ValueError: an unknown field, a wrong type or a value out of range.
+    """
+    for section, values in changes.items():
+        current = getattr(config, section)
+        hints = get_type_hints(type(current))
+        if not isinstance(values, dict):
+            raise ValueError(f"{section}: expected fields and values, got {values!r:.200}")
+        for name, value in values.items():
+            _check(section, name, value, hints)
+        config = replace(config, **{section: replace(current, **values)})
+    return config
+
+
+def _check(section: str, name: str, value: Any, hints: dict[str, type]) -> None:
+    if name not in hints:
+        raise ValueError(f"{section}.{name}: no such setting; expected one of {', '.join(hints)}")
+    kind = hints[name]
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{section}.{name}: expected {kind.__name__}, got {value!r}")
+    allowed = CHOICES.get((section, name))
+    if allowed and value not in allowed:
+        raise ValueError(f"{section}.{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    if kind in (int, float) and not (value > 0 or (name in _MAY_BE_ZERO and value == 0)):
+        low = "zero or more" if name in _MAY_BE_ZERO else "more than zero"
+        raise ValueError(f"{section}.{name}: expected {low}, got {value!r}")

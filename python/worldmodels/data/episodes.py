@@ -1,0 +1,209 @@
+"""The episode store: what was seen and done in the real environment, in HDF5 shards of a few episodes each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels.data.atomic import atomic_path
+
+FORMAT = "worldmodels-episodes-1"
+FRAME = (64, 64, 3)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode: at ``frames[t]`` the action ``actions[t]`` was taken and brought ``rewards[t]``.
+
+    Attributes:
+        frames: (T, 64, 64, 3) uint8.
+        actions: (T, A) float32.
+        rewards: (T,) float32.
+        terminated: whether the environment ended it; False for a recording that was cut off by a time limit.
+        policy: name of the policy that acted.
+        seed: seed the environment was reset with.
+    """
+
+    frames: npt.NDArray[np.uint8]
+    actions: npt.NDArray[np.float32]
+    rewards: npt.NDArray[np.float32]
+    terminated: bool
+    policy: str
+    seed: int
+
+
+class EpisodeWriter:
+    """Writes one shard, episode by episode; it appears under its name only when it is complete.
+
+    Frames are compressed without loss (LZF, one chunk a frame so that shuffled reads touch nothing else) and
+    carry a checksum.
+
+    Args:
+        path: the shard's file, ``*.h5``.
+        action_size: length A of an action.
+    """
+
+    def __init__(self, path: Path, action_size: int) -> None:
+        self._atomic = atomic_path(path)
+        self._file = h5py.File(self._atomic.__enter__(), "w", libver="v110")
+        self._file.attrs["format"] = FORMAT
+        self._frames = self._file.create_dataset(
+            "frames", (0, *FRAME), "u1", maxshape=(None, *FRAME), chunks=(1, *FRAME), compression="lzf", fletcher32=True
+        )
+        self._action_size = action_size
+        self._episodes: list[Episode] = []
+
+    def __enter__(self) -> EpisodeWriter:
+        return self
+
+    def append(self, episode: Episode) -> None:
+        """Adds an episode; its frames go to disk at once.
+
+        Raises:
+            ValueError: shapes or dtypes do not fit.
+        """
+        steps = len(episode.frames)
+        for name, array, shape, dtype in (
+            ("frames", episode.frames, (steps, *FRAME), np.uint8),
+            ("actions", episode.actions, (steps, self._action_size), np.float32),
+            ("rewards", episode.rewards, (steps,), np.float32),
+        ):
+            if array.shape != shape or array.dtype != dtype or steps == 0:
+                wanted = f"{shape} {np.dtype(dtype)} with at least one step"
+                raise ValueError(f"{name}: expected {wanted}, got {array.shape} {array.dtype}")
+        start = self._frames.shape[0]
+        self._frames.resize(start + steps, axis=0)
+        self._frames[start:] = episode.frames
+        self._episodes.append(
+            Episode(
+                episode.frames[:0],
+                episode.actions,
+                episode.rewards,
+                episode.terminated,
+                episode.policy,
+                episode.seed,
+            )
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            if not self._episodes:
+                raise ValueError("episodes: expected at least one in a shard, got none")
+            file = self._file
+            file["actions"] = np.concatenate([episode.actions for episode in self._episodes])
+            file["rewards"] = np.concatenate([episode.rewards for episode in self._episodes])
+            file["lengths"] = np.array([len(episode.actions) for episode in self._episodes], np.int64)
+            file["terminated"] = np.array([episode.terminated for episode in self._episodes])
+            file["seeds"] = np.array([episode.seed for episode in self._episodes], np.int64)
+            file["policies"] = [episode.policy for episode in self._episodes]
+        self._file.close()
+        self._atomic.__exit__(kind, error, trace)
+
+
+class EpisodeShard:
+    """One complete shard, open for reading.
+
+    Attributes:
+        frames: the (N, 64, 64, 3) uint8 data set on disk: slice it to read.
+        actions: (N, A) float32.
+        rewards: (N,) float32.
+        lengths: (E,) int64; they add up to N.
+        terminated: (E,) bool.
+        policies: E names.
+
+    Raises:
+        ValueError: the file is not a complete shard.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = h5py.File(path, "r", rdcc_nbytes=0)
+        except OSError as error:
+            raise ValueError(f"{path}: expected an episode shard, got {error}") from error
+        file = self._file
+        if file.attrs.get("format") != FORMAT:
+            raise ValueError(f"{path}: expected format {FORMAT!r}, got {file.attrs.get('format')!r}")
+        self.frames = file["frames"]
+        self.lengths: npt.NDArray[np.int64] = file["lengths"][:]
+        total = int(self.lengths.sum())
+        sizes = {name: file[name].shape[0] for name in ("frames", "actions", "rewards")}
+        if any(size != total for size in sizes.values()):
+            raise ValueError(f"{path}: expected {total} steps as the lengths say, got {sizes}")
+        self.actions: npt.NDArray[np.float32] = file["actions"][:]
+        self.rewards: npt.NDArray[np.float32] = file["rewards"][:]
+        self.terminated: npt.NDArray[np.bool_] = file["terminated"][:]
+        self.policies: list[str] = [name.decode() for name in file["policies"][:]]
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class EpisodeStore:
+    """All complete shards of a folder, as one array of frames on disk.
+
+    Args:
+        folder: where the shards lie.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("*.h5"))
+        if not self.paths:
+            raise FileNotFoundError(f"{folder}: expected episode shards (*.h5), got none")
+        self.shards = [EpisodeShard(path) for path in self.paths]
+        self.starts = np.cumsum([0, *(int(shard.lengths.sum()) for shard in self.shards)])
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return int(self.starts[-1])
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Length of every episode, in the order of the store."""
+        return np.concatenate([shard.lengths for shard in self.shards])
+
+    def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Reads frames: (B,) indices below ``len(self)``, in any order, to (B, 64, 64, 3) uint8."""
+        frames = np.empty((len(indices), *FRAME), np.uint8)
+        shards = np.searchsorted(self.starts, indices, side="right") - 1
+        for row in np.argsort(indices):
+            shard = shards[row]
+            frames[row] = self.shards[shard].frames[indices[row] - self.starts[shard]]
+        return frames
+
+    def episodes(self) -> Iterator[Episode]:
+        """All episodes in turn, one in memory at a time."""
+        for shard in self.shards:
+            start = 0
+            for length, terminated, policy in zip(shard.lengths, shard.terminated, shard.policies, strict=True):
+                stop = start + int(length)
+                yield Episode(
+                    shard.frames[start:stop],
+                    shard.actions[start:stop],
+                    shard.rewards[start:stop],
+                    bool(terminated),
+                    policy,
+                    -1,
+                )
+                start = stop
+
+    def close(self) -> None:
+        """Closes the files."""
+        for shard in self.shards:
+            shard.close()
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    """Name of shard ``index``."""
+    return folder / f"{index:05d}.h5"

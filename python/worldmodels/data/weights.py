@@ -1,0 +1,87 @@
+"""Weights and checkpoints: safetensors with their config. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from worldmodels.data.atomic import atomic_path, write_json
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Writes a safetensors file, atomically; ``about`` (JSON) goes into its header."""
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(flat, temporary, metadata={"about": json.dumps(about)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what :func:`save_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged or holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: expected safetensors written by worldmodels, got {error!r}") from error
+
+
+def save_model(path: Path, model: nn.Module, **about: Any) -> None:
+    """Writes a model's weights with its ``config`` and ``about``; the JSON beside them says the same to people."""
+    about = {"model": type(model).__name__, "config": model.config, **about}
+    save_tensors(path, model.state_dict(), about)
+    write_json(path.with_suffix(".json"), about)
+
+
+def load_model(path: Path, kind: type[Model]) -> Model:
+    """Builds the model that the file describes and fills it, on the CPU, in eval mode.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds another model, or is damaged.
+    """
+    tensors, about = load_tensors(path)
+    if about.get("model") != kind.__name__:
+        raise ValueError(f"{path}: expected a {kind.__name__}, got {about.get('model')!r}")
+    model = kind(**about["config"])
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the weights do not fit the config beside them: {error}") from error
+    return model.eval()
+
+
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Everything a training run needs to go on, as flat named tensors."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    return tensors
+
+
+def restore_training(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts :func:`training_state` back."""
+    model.load_state_dict(
+        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    )
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            states.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

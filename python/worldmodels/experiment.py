@@ -1,0 +1,228 @@
+"""The run folder: its settings, which stages are done, what was measured, and who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, fields
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import worldmodels
+from worldmodels.config import Config, from_dict, to_dict
+from worldmodels.data.atomic import atomic_path, read_json, write_json
+
+#: The stages in their order; each is the function ``run(experiment)`` of a module in ``worldmodels.stages``.
+STAGES = ("collect", "train_vae", "encode", "train_rnn", "check_dream", "evolve", "evaluate", "report")
+#: Stages that nothing builds on: they may be repeated with other settings at any time.
+LEAVES = ("check_dream", "evaluate", "report")
+#: Settings that may grow after a stage is complete: it goes on from where it stopped.
+EXTENDABLE = {("evolve", "generations")}
+#: Settings that say how a stage uses the machine, not what comes out.
+MACHINE = {("collect", "workers"), ("evolve", "threads")}
+
+
+class Experiment:
+    """A run folder, locked for this process.
+
+    Layout: ``config.json``, ``metrics.jsonl``, ``results.json``, ``stages/<stage>.json`` (a stage that is complete,
+    with its settings, versions and figures), ``episodes/``, ``vae/``, ``latents/``, ``rnn/``, ``check_dream/``,
+    ``evolve/``, ``evaluate/``, ``report/``.
+
+    Args:
+        folder: the run folder; made if need be.
+        config: its settings; None to go on with those in the folder.
+        again: a stage to discard, with all stages after it.
+
+    Raises:
+        FileNotFoundError: ``config`` is None and the folder has none.
+        BlockingIOError: another process works in the folder.
+        ValueError: a stage that is done was made with other settings.
+    """
+
+    def __init__(self, folder: str | Path, config: Config | None = None, *, again: str | None = None) -> None:
+        self.folder = Path(folder)
+        stored = self.folder / "config.json"
+        if config is None and not stored.is_file():
+            raise FileNotFoundError(f"{self.folder}: no config.json there; start a run with `worldmodels run`")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise BlockingIOError(f"{self.folder}: another worldmodels process works in this folder") from error
+        try:
+            self.config = config if config is not None else from_dict(read_json(stored))
+            if again is not None:
+                self._discard(again)
+            self._check_settings()
+            if config is not None:
+                write_json(stored, to_dict(config))
+        except BaseException:
+            self._lock.close()
+            raise
+
+    @staticmethod
+    def stored_config(folder: str | Path) -> Config | None:
+        """The settings in a folder, or None."""
+        path = Path(folder) / "config.json"
+        return from_dict(read_json(path)) if path.is_file() else None
+
+    def __enter__(self) -> Experiment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the folder."""
+        return self.folder.joinpath(*parts)
+
+    def marker(self, stage: str) -> Path:
+        """The file that says that a stage is complete."""
+        return self.path("stages", f"{stage}.json")
+
+    def summary(self, stage: str) -> dict[str, Any]:
+        """What a complete stage reported; empty if it is not complete."""
+        path = self.marker(stage)
+        return dict(read_json(path)["summary"]) if path.is_file() else {}
+
+    def _settings(self, stage: str) -> dict[str, Any]:
+        fields_now = asdict(getattr(self.config, stage))
+        settings = {name: value for name, value in fields_now.items() if (stage, name) not in MACHINE}
+        settings["seed"] = self.config.seed
+        if stage in ("collect", "check_dream", "evaluate"):
+            settings["environment"] = asdict(self.config.environment)
+        return settings
+
+    def _differences(self, stage: str) -> list[str]:
+        """Settings in which a complete stage differs from the config now."""
+        path = self.marker(stage)
+        if not path.is_file():
+            return []
+        then, now = read_json(path)["settings"], self._settings(stage)
+        return [name for name in now if then.get(name) != now[name]]
+
+    def _check_settings(self) -> None:
+        for stage in STAGES:
+            if stage in LEAVES:
+                continue
+            bad = [name for name in self._differences(stage) if (stage, name) not in EXTENDABLE]
+            if bad:
+                raise ValueError(
+                    f"{self.folder}: {command(stage)} was done there with other settings ({', '.join(bad)}); "
+                    f"use another --out, or `worldmodels {command(stage)} --again` to discard it and all after it"
+                )
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage is complete with the settings of now."""
+        return self.marker(stage).is_file() and not self._differences(stage)
+
+    def _discard(self, stage: str) -> None:
+        """Removes what a stage and all stages after it have written."""
+        folders = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
+        for later in STAGES[STAGES.index(stage) :]:
+            self.marker(later).unlink(missing_ok=True)
+            shutil.rmtree(self.path(folders.get(later, later)), ignore_errors=True)
+            self.rewind_metrics(command(later), 0)
+        self.path("results.json").unlink(missing_ok=True)
+
+    def run(self, stage: str) -> None:
+        """Runs a stage unless it is complete.
+
+        Raises:
+            FileNotFoundError: a stage that it builds on is not complete.
+        """
+        if self.is_done(stage):
+            print(f"{command(stage):>12}  done before", file=sys.stderr)
+            return
+        for earlier in STAGES[: STAGES.index(stage)]:
+            if earlier not in LEAVES and not self.marker(earlier).is_file():
+                raise FileNotFoundError(
+                    f"{self.folder}: `worldmodels {command(stage)}` needs what `worldmodels {command(earlier)}` makes"
+                )
+        began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
+        summary = importlib.import_module(f"worldmodels.stages.{stage}").run(self)
+        write_json(
+            self.marker(stage),
+            {
+                "stage": stage,
+                "settings": self._settings(stage),
+                "summary": summary,
+                "began": began,
+                "seconds": round(time.monotonic() - clock, 2),
+                "versions": versions(),
+            },
+        )
+
+    def log(self, stage: str, **values: Any) -> None:
+        """Appends a line to metrics.jsonl."""
+        with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, **values}) + "\n")
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        """The lines of one stage."""
+        path = self.path("metrics.jsonl")
+        if not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [value for value in map(_parse, lines) if value and value.get("stage") == stage]
+
+    def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
+        """Drops a stage's lines after ``last``: they were logged after the checkpoint that is resumed from."""
+        path = self.path("metrics.jsonl")
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            value = _parse(line)
+            if value and not (value.get("stage") == stage and value.get(key, last + 1) > last):
+                kept.append(line + "\n")
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for one that was cut off by a crash."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def command(stage: str) -> str:
+    """A stage's name on the command line."""
+    return stage.replace("_", "-")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a result."""
+    found = {"worldmodels": worldmodels.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    for name in ("torch", "numpy", "scipy", "gymnasium", "vizdoom", "h5py"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def section_names() -> list[str]:
+    """Names of the config's sections, the environment first."""
+    return [item.name for item in fields(Config) if item.name not in ("experiment", "preset", "seed")]

@@ -1,0 +1,207 @@
+"""The pictures of a run: frames, dreams, losses, evolution, survival."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from worldmodels.data.atomic import atomic_path
+
+matplotlib.use("Agg")  # no display needed
+import matplotlib.pyplot as plt
+
+Pictures = npt.NDArray[np.uint8]
+
+_INK, _MUTED, _GRID = "#22242a", "#6b7280", "#e5e7eb"
+_BLUE, _ORANGE, _GREEN, _RED = "#2563eb", "#ea8a1f", "#15803d", "#c2410c"
+_STYLE: Any = {
+    "figure.dpi": 110,
+    "font.size": 10,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "legend.frameon": False,
+}
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight")
+    plt.close(figure)
+
+
+def save_animation(path: Path, pictures: Sequence[Pictures], actions: Sequence[float], scale: int = 4) -> None:
+    """Writes a GIF at the game's 35 frames a second (every second frame): pictures with the action below.
+
+    Args:
+        path: where to.
+        pictures: (64, W, 3) uint8 each.
+        actions: in [-1, 1], one per picture: the bar goes left or right with it, bright where it moves the player.
+        scale: pixels per pixel.
+    """
+    bar = 5 * scale
+    images = []
+    for picture, action in list(zip(pictures, actions, strict=True))[::2]:
+        height, width = picture.shape[0] * scale, picture.shape[1] * scale
+        image = Image.new("RGB", (width, height + bar), "#111318")
+        image.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST))
+        middle, end = width / 2, width / 2 * (1 + action)
+        colour = "#fbbf24" if abs(action) > 1 / 3 else "#4b5563"
+        ImageDraw.Draw(image).rectangle((min(middle, end), height + 4, max(middle, end), height + bar - 4), fill=colour)
+        images.append(image.quantize(128, method=Image.Quantize.FASTOCTREE))
+    with atomic_path(path) as temporary:
+        images[0].save(
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=57, loop=0, optimize=False
+        )
+
+
+def frames(path: Path, real: Pictures, drawn: Pictures) -> None:
+    """Real frames (N, 64, 64, 3) above their reconstructions."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(2, len(real), figsize=(1.25 * len(real), 2.75), squeeze=False)
+        for row, (pictures, label) in enumerate(((real, "real"), (drawn, "V"))):
+            for column, picture in enumerate(pictures):
+                axis = axes[row, column]
+                axis.imshow(picture, interpolation="nearest")
+                axis.set_xticks([])
+                axis.set_yticks([])
+                axis.grid(False)
+                for spine in axis.spines.values():
+                    spine.set_visible(False)
+            axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center")
+        figure.subplots_adjust(wspace=0.05, hspace=0.05)
+        _save(figure, path)
+
+
+def film_strip(path: Path, pictures: Pictures, steps: Sequence[int]) -> None:
+    """Dreamed pictures (N, 64, 64, 3) in a row, with their step numbers."""
+    columns = 12
+    rows = -(-len(pictures) // columns)
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(1.1 * columns, 1.3 * rows), squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, picture, step in zip(axes.flat, pictures, steps, strict=False):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_title(f"{step}", fontsize=8, fontweight="normal", color=_MUTED, loc="center", pad=2)
+        figure.subplots_adjust(wspace=0.05, hspace=0.15)
+        _save(figure, path)
+
+
+def losses(path: Path, vae: list[dict[str, Any]], rnn: list[dict[str, Any]]) -> None:
+    """Loss curves of V and M, training and validation."""
+    panels: list[tuple[str, list[dict[str, Any]], str, str]] = [
+        ("V: squared error per frame", vae, "squared_error", "log"),
+        ("V: KL (nats)", vae, "kl", "linear"),
+        ("M: -log p(z) per dimension (nats)", rnn, "z", "linear"),
+        ("M: done loss", rnn, "done", "log"),
+    ]
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, 4, figsize=(15, 3.2))
+        for axis, (title, lines, key, scale) in zip(axes, panels, strict=True):
+            train = [(line["step"], line[key]) for line in lines if key in line]
+            valid = [(line["step"], line[f"validation_{key}"]) for line in lines if f"validation_{key}" in line]
+            axis.plot(*zip(*train, strict=True), color=_BLUE, alpha=0.75, linewidth=1, label="training")
+            axis.plot(*zip(*valid, strict=True), color=_ORANGE, marker="o", markersize=3, label="held out")
+            axis.set(title=title, xlabel="batches", yscale=scale)
+            values = sorted(value for _, value in train)
+            if scale == "linear" and len(values) > 20:
+                low, high = values[0], values[int(0.97 * len(values))]
+                axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+        axes[0].legend()
+        figure.tight_layout()
+        _save(figure, path)
+
+
+def evolution(path: Path, lines: list[dict[str, Any]], temperature: float) -> None:
+    """Best, mean and worst of the population and the evaluation of the mean over generations."""
+    generations = [line["generation"] for line in lines]
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(8, 4))
+        axis.fill_between(
+            generations, [x["worst"] for x in lines], [x["best"] for x in lines], color=_BLUE, alpha=0.08, linewidth=0
+        )
+        for key, colour in (("best", _GREEN), ("mean", _BLUE), ("worst", _RED)):
+            axis.plot(
+                generations, [line[key] for line in lines], color=colour, linewidth=1.4, label=f"population {key}"
+            )
+        evaluations = [(line["generation"], line["evaluation"]) for line in lines if "evaluation" in line]
+        axis.plot(
+            *zip(*evaluations, strict=True),
+            color=_INK,
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+            label="mean, evaluated",
+        )
+        axis.set(
+            title=f"Evolution of C inside the dream (temperature {temperature})",
+            xlabel="generation",
+            ylabel="steps survived",
+        )
+        axis.set_ylim(bottom=0)
+        axis.legend(loc="upper left", ncols=2)
+        _save(figure, path)
+
+
+def reality_check(path: Path, policies: dict[str, Any], temperature: float) -> None:
+    """Survival of fixed policies in the dream and in the game, with 95 % intervals."""
+    names = list(policies)
+    place = np.arange(len(names))
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(8, 3.6))
+        for shift, world, colour in ((-0.2, "dream", _BLUE), (0.2, "game", _ORANGE)):
+            means = [policies[name][world]["mean"] for name in names]
+            bars = [policies[name][world]["ci95"][1] - policies[name][world]["mean"] for name in names]
+            axis.bar(
+                place + shift, means, 0.38, yerr=bars, color=colour, label=world, error_kw={"ecolor": _INK, "lw": 1}
+            )
+        axis.set_xticks(place, names)
+        axis.grid(visible=False, axis="x")
+        axis.set(
+            title=f"Fixed policies in the dream (temperature {temperature}) and in the game", ylabel="steps survived"
+        )
+        axis.legend()
+        _save(figure, path)
+
+
+def survival(path: Path, results: dict[str, Any]) -> None:
+    """Histogram of survival in the real game: the agent, the random and the holding policy."""
+    shown = (("random", "random play", _ORANGE), ("collecting", "holding policy", _GREEN), ("agent", "agent", _BLUE))
+    top = max(max(results[name]["scores"]) for name, _, _ in shown)
+    bins = np.linspace(0, top + 1, 36).tolist()
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(8, 3.8))
+        for name, label, colour in shown:
+            entry = results[name]
+            low, high = entry["ci95"]
+            axis.hist(
+                entry["scores"],
+                bins=bins,
+                color=colour,
+                alpha=0.5,
+                label=f"{label}: {entry['mean']:.0f} (95 %: {low:.0f} to {high:.0f})",
+            )
+            axis.axvline(entry["mean"], color=colour, linewidth=1.6)
+        axis.set(
+            title=f"Survival in the real game ({len(results['agent']['scores'])} episodes each)",
+            xlabel="steps survived",
+            ylabel="episodes",
+        )
+        axis.legend()
+        _save(figure, path)

@@ -1,0 +1,128 @@
+"""The agent: V encodes real frames, C acts on them and on M's memory, M moves its memory on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worldmodels.data.weights import load_model, load_tensors
+from worldmodels.models.controller import Controller
+from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.vae import ConvVAE
+
+
+class Agent:
+    """V, M and C acting on batches of real frames, one memory per slot of the batch.
+
+    Args:
+        vae: V.
+        mdnrnn: M; its latent size is V's.
+        controller: C's shape.
+        params: (controller.size,) C's parameters.
+
+    Raises:
+        ValueError: sizes do not fit or ``params`` are not finite.
+
+    Source: Ha & Schmidhuber (2018), section 2.4 and figure 8.
+    """
+
+    def __init__(self, vae: ConvVAE, mdnrnn: MDNRNN, controller: Controller, params: npt.NDArray[np.floating]) -> None:
+        sizes = (controller.latent_size, controller.hidden_size, controller.action_size)
+        wanted = (vae.latent_size, mdnrnn.hidden_size, mdnrnn.action_size)
+        if sizes != wanted or mdnrnn.latent_size != vae.latent_size:
+            raise ValueError(f"controller: expected (latent, hidden, action) sizes {wanted} of V and M, got {sizes}")
+        params = np.asarray(params, np.float32)
+        if params.shape != (controller.size,) or not np.isfinite(params).all():
+            raise ValueError(f"params: expected ({controller.size},) finite numbers, got {params.shape}")
+        self.vae, self.mdnrnn, self.controller, self.params = vae.eval(), mdnrnn.eval(), controller, params
+        self.reset(1)
+
+    @classmethod
+    def load(cls, run_folder: str | Path) -> Agent:
+        """Loads the agent of a run folder.
+
+        Raises:
+            FileNotFoundError: the run has not evolved a controller yet.
+            ValueError: a file is damaged.
+        """
+        folder = Path(run_folder)
+        vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
+        mdnrnn = load_model(folder / "rnn" / "rnn.safetensors", MDNRNN)
+        controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
+        return cls(vae, mdnrnn, controller, params)
+
+    def reset(self, batch: int, *, seed: int = 0) -> None:
+        """Forgets everything: ``batch`` episodes begin.
+
+        Args:
+            batch: slots.
+            seed: of the sampled latents.
+        """
+        if batch < 1:
+            raise ValueError(f"batch: expected at least 1, got {batch}")
+        self._seed = seed
+        self._state = self.mdnrnn.initial_state(batch)
+        self._generators = [self._generator(slot) for slot in range(batch)]
+        self._restart = np.ones(batch, np.bool_)
+        self.z = np.zeros((batch, self.vae.latent_size), np.float32)  # the latest latents, for those who look on
+
+    def _generator(self, episode: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, episode])
+
+    @torch.inference_mode()
+    def act(
+        self,
+        frames: npt.NDArray[np.uint8],
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Acts on a frame per slot and remembers it.
+
+        Args:
+            frames: (B, 64, 64, 3) uint8.
+            restart: (B,) bool: slots whose frame is the first of an episode; None for only those just reset.
+            episodes: (B,) numbers of the episodes that are played; where ``restart`` is True they choose the random
+                stream of the sampled latents. None for the numbers of the slots.
+
+        Returns:
+            (B, A) float32 actions.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        batch = len(self._restart)
+        if frames.shape != (batch, 64, 64, 3) or frames.dtype != np.uint8:
+            raise ValueError(f"frames: expected ({batch}, 64, 64, 3) uint8, got {frames.shape} {frames.dtype}")
+        if restart is not None:
+            if restart.shape != (batch,):
+                raise ValueError(f"restart: expected ({batch},) bool, got {restart.shape}")
+            self._restart |= restart
+        for slot in np.flatnonzero(self._restart):
+            self._generators[slot] = self._generator(int(slot if episodes is None else episodes[slot]))
+
+        x = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(255)
+        mu, logvar = (part.numpy() for part in self.vae.encode(x))
+        noise = np.stack([rng.standard_normal(mu.shape[1], np.float32) for rng in self._generators])
+        self.z = mu + np.exp(0.5 * logvar) * noise
+
+        keep = torch.from_numpy(~self._restart).float()[:, None]
+        hidden, cell = (part * keep for part in self._state)
+        actions = self.controller.act(self.params, self.controller.join(self.z, cell[0].numpy(), hidden[0].numpy()))
+        _, self._state = self.mdnrnn(
+            torch.from_numpy(self.z)[:, None],
+            torch.from_numpy(actions)[:, None],
+            torch.from_numpy(self._restart).float()[:, None],
+            (hidden, cell),
+        )
+        self._restart = np.zeros(batch, np.bool_)
+        return actions
+
+
+def load_controller(path: Path) -> tuple[Controller, npt.NDArray[np.float32], dict[str, Any]]:
+    """Reads a controller: its shape, its (N,) parameters and what is known about it."""
+    tensors, about = load_tensors(path)
+    return Controller(**about["config"]), tensors["params"].numpy().astype(np.float32), about

@@ -1,0 +1,66 @@
+"""One line that says how far a stage is, how fast it goes and how long it will take."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """Prints progress to stderr: one line rewritten on a terminal, a line every half minute elsewhere.
+
+    Args:
+        label: name of the stage.
+        total: number of units.
+        unit: what is counted, in the plural.
+        start: units that were done before.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
+        self._label, self._total, self._unit = label, total, unit
+        self._first, self._began = start, time.monotonic()
+        self._live = sys.stderr.isatty()
+        self._shown = self._began if not self._live else 0.0
+        self._width = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+    def update(self, done: int, note: str = "") -> None:
+        """Says that ``done`` units are finished; ``note`` is shown behind."""
+        now = time.monotonic()
+        if now - self._shown < (0.2 if self._live else 30.0):
+            return
+        self._shown = now
+        self._print(done, note)
+
+    def close(self, done: int, note: str = "") -> None:
+        """Prints the last state and ends the line."""
+        self._print(done, note)
+        if self._live:
+            print(file=sys.stderr)
+
+    def _print(self, done: int, note: str) -> None:
+        seconds = max(self.seconds, 1e-9)
+        rate = (done - self._first) / seconds
+        text = f"{self._label:>12}  {done:,}/{self._total:,} {self._unit}"
+        if done > self._first:
+            left = (self._total - done) / rate
+            text += f"  {rate:,.{0 if rate >= 10 else 2}f}/s  " + (
+                f"{_clock(left)} left" if done < self._total else f"in {_clock(seconds)}"
+            )
+        if note:
+            text += f"  {note}"
+        if self._live:
+            print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
+            self._width = len(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds + 0.5)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -1,0 +1,107 @@
+"""Check the dream: fixed policies live in the dream and in the game, side by side, before anything is evolved."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from worldmodels.data.atomic import write_json
+from worldmodels.data.weights import load_model, load_tensors
+from worldmodels.envs.dream import DreamVectorEnv
+from worldmodels.envs.play import play_policy
+from worldmodels.envs.policies import FIXED, Policy
+from worldmodels.experiment import Experiment
+from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.progress import Progress
+from worldmodels.stats import describe, table
+
+_SUSPICIOUS = 1.5  # a dream this many times kinder (or harder) than the game is no place to learn
+
+
+def run(experiment: Experiment) -> dict[str, Any]:
+    """Plays every fixed policy in both worlds at the temperature that C will be evolved at."""
+    config, evolve = experiment.config.check_dream, experiment.config.evolve
+    seed = experiment.config.seed
+    model = load_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN)
+    initial, _ = load_tensors(experiment.path("rnn", "initial.safetensors"))
+    dreams = DreamVectorEnv(
+        model,
+        initial["mu"].numpy(),
+        initial["logvar"].numpy(),
+        num_envs=config.dream_episodes,
+        temperature=evolve.temperature,
+        max_steps=evolve.max_steps,
+        features="z",
+    )
+    progress = Progress("check-dream", len(FIXED), "policies")
+    results = {}
+    for number, (name, policy) in enumerate(FIXED.items()):
+        dream = play_dreams(dreams, policy, seed=seed)
+        game = play_policy(
+            experiment.config.environment,
+            policy,
+            config.episodes,
+            seed=seed,
+            purpose=f"check {name}",
+            slots=config.environments,
+        )
+        results[name] = {"dream": describe(dream), "game": describe(game)}
+        progress.update(number + 1)
+    progress.close(len(FIXED))
+    warnings = [text for name, worlds in results.items() if (text := judge(name, worlds))]
+    write_json(
+        experiment.path("check_dream", "check_dream.json"),
+        {"temperature": evolve.temperature, "policies": results, "warnings": warnings},
+    )
+    print(format_table(results))
+    for text in warnings:
+        print(f"WARNING: {text}", file=sys.stderr)
+    return {
+        "warnings": warnings,
+        **{name: {world: round(worlds[world]["mean"], 1) for world in worlds} for name, worlds in results.items()},
+    }
+
+
+def play_dreams(dreams: DreamVectorEnv, policy: Policy, *, seed: int) -> list[int]:
+    """Length of one free-running dream in every environment of ``dreams``, played by a fixed policy."""
+    count = dreams.num_envs
+    streams = [policy(np.random.default_rng([seed, number])) for number in range(count)]
+    lengths = np.zeros(count, np.int64)
+    alive = np.ones(count, np.bool_)
+    dreams.reset(seed=seed)
+    while alive.any():
+        actions = np.stack([next(stream) for stream in streams])
+        _, _, terminated, truncated, _ = dreams.step(actions)
+        lengths += alive
+        alive &= ~(terminated | truncated)
+    return [int(length) for length in lengths]
+
+
+def judge(name: str, worlds: dict[str, Any]) -> str | None:
+    """A warning if a policy fares differently in the dream than in the game, by more than chance explains."""
+    dream, game = worlds["dream"], worlds["game"]
+    ratio = dream["mean"] / game["mean"]
+    apart = dream["ci95"][0] > game["ci95"][1] or game["ci95"][0] > dream["ci95"][1]
+    if not apart or 1 / _SUSPICIOUS < ratio < _SUSPICIOUS:
+        return None
+    if ratio > 1:
+        return (
+            f"policy '{name}' survives {dream['mean']:.0f} steps in the dream and {game['mean']:.0f} in the game: the "
+            f"dream has a hole there that a controller can find. Collect more episodes in which that happens, train M "
+            f"longer, or raise the temperature."
+        )
+    return (
+        f"policy '{name}' survives {dream['mean']:.0f} steps in the dream and {game['mean']:.0f} in the game: the "
+        f"dream is harder than the game there. Train M longer, or lower the temperature."
+    )
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """The table of survival for the terminal."""
+    rows = []
+    for name, worlds in results.items():
+        cells = [f"{worlds[world]['mean']:.0f} +- {worlds[world]['std']:.0f}" for world in ("dream", "game")]
+        rows.append([name, *cells, f"{worlds['dream']['mean'] / worlds['game']['mean']:.2f}"])
+    return table(["fixed policy", "dream", "game", "dream/game"], rows)

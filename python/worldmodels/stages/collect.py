@@ -1,0 +1,215 @@
+"""Collect: fixed policies play the real game in spawned workers, and every frame goes to the episode store."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldmodels.config import CollectConfig, EnvironmentConfig
+from worldmodels.data.episodes import Episode, EpisodeShard, EpisodeWriter, shard_path
+from worldmodels.envs.play import episode_seed, make
+from worldmodels.envs.policies import FIXED
+from worldmodels.experiment import Experiment, cores
+from worldmodels.progress import Progress
+
+_MAX_ATTEMPTS = 1000
+_MAX_DEATHS = 20
+
+
+def run(experiment: Experiment) -> dict[str, Any]:
+    """Plays until every shard of the store is there; shards that are there already are kept."""
+    config = experiment.config.collect
+    parse_policies(config.policies)
+    folder = experiment.path("episodes")
+    folder.mkdir(exist_ok=True)
+    for stray in folder.glob("*.tmp"):
+        stray.unlink()
+    shards = range(-(-config.episodes // config.shard_episodes))
+    todo = [shard for shard in shards if not shard_path(folder, shard).is_file()]
+    ready = sum(len(_episodes(config, shard)) for shard in shards) - sum(len(_episodes(config, s)) for s in todo)
+    progress = Progress("collect", config.episodes, "episodes", start=ready)
+    _Pool(experiment, todo, progress, ready).run()
+    return _summary(folder, config)
+
+
+def parse_policies(text: str) -> list[tuple[str, float]]:
+    """Reads 'held 1-10:4, left:1' as names with shares.
+
+    Raises:
+        ValueError: an unknown name or a share that is no positive number.
+    """
+    parsed = []
+    for part in text.split(","):
+        name, _, share = (piece.strip() for piece in part.partition(":"))
+        try:
+            weight = float(share or 1)
+        except ValueError:
+            weight = 0.0
+        if name not in FIXED or not 0 < weight < float("inf"):
+            raise ValueError(
+                f"collect.policies: expected '<name>:<share>, ...' of {', '.join(FIXED)}, got {part.strip()!r}"
+            )
+        parsed.append((name, weight))
+    return parsed
+
+
+def _episodes(config: CollectConfig, shard: int) -> range:
+    start = shard * config.shard_episodes
+    return range(start, min(start + config.shard_episodes, config.episodes))
+
+
+def _summary(folder: Path, config: CollectConfig) -> dict[str, Any]:
+    lengths: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("*.h5")):
+        shard = EpisodeShard(path)
+        for policy, length in zip(shard.policies, shard.lengths, strict=True):
+            lengths.setdefault(policy, []).append(int(length))
+        shard.close()
+    return {
+        "episodes": config.episodes,
+        "frames": sum(map(sum, lengths.values())),
+        "bytes": sum(path.stat().st_size for path in folder.glob("*.h5")),
+        "policies": {
+            name: {"episodes": len(values), "mean": float(np.mean(values)), "std": float(np.std(values))}
+            for name, values in sorted(lengths.items())
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to know; sent to it once."""
+
+    environment: EnvironmentConfig
+    collect: CollectConfig
+    folder: Path
+    seed: int
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    pipe: Connection
+    shard: int | None = None
+    episodes: int = 0
+
+
+class _Pool:
+    """Spawned workers that write one shard at a time; one that dies is replaced and its shard is done again."""
+
+    def __init__(self, experiment: Experiment, todo: list[int], progress: Progress, ready: int) -> None:
+        config = experiment.config
+        self._job = _Job(config.environment, config.collect, experiment.path("episodes").absolute(), config.seed)
+        self._todo = todo[::-1]
+        self._count = min(config.collect.workers or cores(), len(todo))
+        self._progress, self._ready, self._frames = progress, ready, 0
+        self._deaths = 0
+        self._workers: list[_Worker] = []
+
+    def run(self) -> None:
+        try:
+            for _ in range(self._count):
+                self._workers.append(self._spawn())
+            while self._workers:
+                waiting: list[Any] = [worker.pipe for worker in self._workers]
+                for pipe in multiprocessing.connection.wait(waiting):
+                    self._serve(next(worker for worker in self._workers if worker.pipe is pipe))
+        finally:
+            for worker in self._workers:
+                worker.process.terminate()
+                worker.process.join()
+        self._progress.close(self._ready, f"{self._frames:,} frames")
+
+    def _spawn(self) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, self._job), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _serve(self, worker: _Worker) -> None:
+        try:
+            message = worker.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._bury(worker)
+            return
+        if isinstance(message, Exception):
+            raise message
+        if message is None:  # free for a shard
+            worker.shard, worker.episodes = (self._todo.pop() if self._todo else None), 0
+            worker.pipe.send(worker.shard)
+            if worker.shard is None:
+                self._workers.remove(worker)
+                worker.process.join()
+        else:
+            worker.episodes += 1
+            self._ready += 1
+            self._frames += message
+            self._progress.update(self._ready, f"{self._frames / max(self._progress.seconds, 1e-9):,.0f} frames/s")
+
+    def _bury(self, worker: _Worker) -> None:
+        worker.process.join()
+        self._workers.remove(worker)
+        self._deaths += 1
+        if self._deaths > _MAX_DEATHS:
+            raise RuntimeError(
+                f"collect: {self._deaths} workers died, the last with exit code {worker.process.exitcode}"
+            )
+        if worker.shard is not None:
+            print(
+                f"\ncollect: a worker died (exit code {worker.process.exitcode}); shard {worker.shard} is played again"
+            )
+            self._ready -= worker.episodes
+            self._todo.append(worker.shard)
+        self._workers.append(self._spawn())
+
+
+def _work(pipe: Connection, job: _Job) -> None:
+    """A worker: asks for shards until there are none."""
+    try:
+        env = make(job.environment)
+        pipe.send(None)
+        while (shard := pipe.recv()) is not None:
+            with EpisodeWriter(shard_path(job.folder, shard), env.action_space.shape[0]) as writer:  # type: ignore[index]
+                for episode in _episodes(job.collect, shard):
+                    played = _play(env, job, episode)
+                    writer.append(played)
+                    pipe.send(len(played.frames))
+            pipe.send(None)
+        env.close()
+    except (KeyboardInterrupt, BrokenPipeError, EOFError):
+        pass
+    except Exception as error:
+        pipe.send(RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}"))
+
+
+def _play(env: Any, job: _Job, number: int) -> Episode:
+    """Plays episode ``number``: what comes out depends on nothing but the seed and the number."""
+    config = job.collect
+    names, weights = zip(*parse_policies(config.policies), strict=True)
+    for attempt in range(_MAX_ATTEMPTS):
+        seed = episode_seed(job.seed, "collect", number, attempt)
+        rng = np.random.default_rng(seed)
+        name = str(rng.choice(names, p=np.array(weights) / sum(weights)))
+        actions = FIXED[name](rng)
+        frames, taken, rewards = [], [], []
+        frame, _ = env.reset(seed=seed)
+        over = False
+        while not over:
+            action = next(actions)
+            frames.append(frame)
+            taken.append(action)
+            frame, reward, terminated, truncated, _ = env.step(action)
+            rewards.append(reward)
+            over = terminated or truncated
+        if len(frames) >= config.min_length:
+            return Episode(np.stack(frames), np.stack(taken), np.array(rewards, np.float32), terminated, name, seed)
+    raise RuntimeError(f"collect.min_length: no episode of {config.min_length} frames in {_MAX_ATTEMPTS} attempts")

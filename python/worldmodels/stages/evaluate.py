@@ -1,0 +1,155 @@
+"""Evaluate: the agent in the real game beside policies that look at nothing; every score is kept."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels.data.atomic import write_json
+from worldmodels.envs.play import play_agent, play_policy
+from worldmodels.envs.policies import FIXED, HOLDING, RANDOM
+from worldmodels.experiment import Experiment, versions
+from worldmodels.figures import save_animation
+from worldmodels.models.agent import Agent
+from worldmodels.models.vae import decode
+from worldmodels.progress import Progress
+from worldmodels.stats import describe, table
+
+#: Names in results.json of the policies beside the agent.
+BESIDE = {"random": RANDOM, "collecting": HOLDING, "never": "never", "left": "left", "right": "right"}
+
+
+def run(experiment: Experiment) -> dict[str, Any]:
+    """Plays the agent's episodes (those that were not played before), then the policies', and writes results.json."""
+    config = experiment.config
+    scores = _agent_scores(experiment)
+    results: dict[str, Any] = {"agent": describe(scores)}
+    for name, policy in BESIDE.items():
+        lengths = play_policy(
+            config.environment,
+            FIXED[policy],
+            config.evaluate.episodes,
+            seed=config.seed,
+            purpose="evaluate",
+            slots=config.evaluate.environments,
+        )
+        results[name] = {"policy": policy, **describe(lengths)}
+    evolved = experiment.summary("evolve")
+    results["dream"] = {key: evolved[key] for key in ("score", "temperature", "generation")}
+    results["environment"] = {**vars(config.environment), "max_steps": 2100}
+    results["versions"] = versions()
+    results["seeds"] = {"seed": config.seed, "purpose": "evaluate", "episodes": [0, config.evaluate.episodes - 1]}
+    results["preset"] = config.preset
+    write_json(experiment.path("results.json"), results)
+    _record(experiment)
+    print(format_table(results))
+    return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in ("agent", *BESIDE)}
+
+
+def _agent_scores(experiment: Experiment) -> list[float]:
+    """Scores of the agent's episodes; each is written down as soon as it is known."""
+    config = experiment.config
+    path = experiment.path("evaluate", "episodes.jsonl")
+    path.parent.mkdir(exist_ok=True)
+    about = {"environment": vars(config.environment), "seed": config.seed, "controller": experiment.summary("evolve")}
+    known = _read_scores(path, about)
+    wanted = range(config.evaluate.episodes)
+    todo = [episode for episode in wanted if episode not in known]
+    progress = Progress("evaluate", len(wanted), "episodes", start=len(wanted) - len(todo))
+    if not known:
+        path.write_text(json.dumps(about) + "\n", encoding="utf-8")
+
+    with path.open("a", encoding="utf-8") as file:
+
+        def finished(episode: int, score: float) -> None:
+            known[episode] = score
+            file.write(json.dumps({"episode": episode, "score": score}) + "\n")
+            file.flush()
+            progress.update(len(known), f"mean {sum(known.values()) / len(known):.0f}")
+
+        if todo:
+            play_agent(
+                config.environment,
+                Agent.load(experiment.folder),
+                todo,
+                seed=config.seed,
+                purpose="evaluate",
+                slots=config.evaluate.environments,
+                finished=finished,
+            )
+    scores = [known[episode] for episode in wanted]
+    progress.close(len(wanted), f"mean {sum(scores) / len(scores):.0f}")
+    return scores
+
+
+class _Recorder:
+    """An agent whose frames, latents and actions are kept."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.frames: list[npt.NDArray[np.uint8]] = []
+        self.latents: list[npt.NDArray[np.float32]] = []
+        self.actions: list[float] = []
+
+    def reset(self, batch: int, *, seed: int = 0) -> None:
+        self._agent.reset(batch, seed=seed)
+
+    def act(
+        self,
+        frames: npt.NDArray[np.uint8],
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        actions = self._agent.act(frames, restart, episodes)
+        self.frames.append(frames[0].copy())
+        self.latents.append(self._agent.z[0].copy())
+        self.actions.append(float(actions[0, 0]))
+        return actions
+
+
+def _record(experiment: Experiment) -> None:
+    """Plays episode 0 once more, alone, and draws it: the frame, V's reconstruction and the action."""
+    config = experiment.config
+    agent = Agent.load(experiment.folder)
+    recorder = _Recorder(agent)
+    play_agent(
+        config.environment, recorder, [0], seed=config.seed, purpose="evaluate", slots=1, finished=lambda *_: None
+    )
+    steps = min(len(recorder.frames), config.evaluate.gif_steps)
+    drawn = decode(agent.vae, np.stack(recorder.latents[:steps]))
+    pictures = [np.concatenate(pair, axis=1) for pair in zip(recorder.frames[:steps], drawn, strict=True)]
+    save_animation(experiment.path("evaluate", "episode.gif"), pictures, recorder.actions[:steps])
+
+
+def _read_scores(path: Any, about: dict[str, Any]) -> dict[int, float]:
+    """Scores that an earlier run wrote down for the same agent, game and seed."""
+    if not path.is_file():
+        return {}
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # cut off by a crash
+    if not lines or lines[0] != json.loads(json.dumps(about)):
+        return {}
+    return {int(line["episode"]): float(line["score"]) for line in lines[1:]}
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """The table of scores for the terminal."""
+    rows = []
+    for name in ("agent", *BESIDE):
+        entry = results[name]
+        low, high = entry["ci95"]
+        policy = entry.get("policy", name)
+        label = name if policy == name else f"{name} ({policy})"
+        rows.append(
+            [label, str(len(entry["scores"])), f"{entry['mean']:.0f} +- {entry['std']:.0f}", f"{low:.0f} to {high:.0f}"]
+        )
+    environment = results["environment"]
+    title = f"{environment['id']}, variant {environment['variant']}, {environment['resolution']}"
+    return f"{title}\n{table(['player', 'episodes', 'score', '95 % interval'], rows)}"

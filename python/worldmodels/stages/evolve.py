@@ -1,0 +1,143 @@
+"""Evolve C: CMA-ES asks, the dream answers, generation by generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worldmodels.cmaes import CMAES
+from worldmodels.config import EvolveConfig
+from worldmodels.data.weights import load_model, load_tensors, save_model, save_tensors
+from worldmodels.dream import Dream
+from worldmodels.experiment import Experiment, cores
+from worldmodels.models.controller import Controller
+from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.progress import Progress
+
+Params = npt.NDArray[np.float64]
+
+
+def run(experiment: Experiment) -> dict[str, Any]:
+    """Evolves for ``generations``, from the last checkpoint if there is one; keeps the best evaluated mean."""
+    config, seed = experiment.config.evolve, experiment.config.seed
+    dream = make_dream(experiment)
+    controller = dream.controller
+    threads = config.threads or cores()
+    es = CMAES(
+        np.zeros(controller.size),
+        config.sigma,
+        popsize=config.popsize,
+        seed=_seed(seed, "cma", 0),
+        num_threads=threads,
+        weight_decay=config.weight_decay,
+    )
+    checkpoint = experiment.path("evolve", "checkpoint.safetensors")
+    best, best_score, best_generation, first = np.zeros(controller.size), -np.inf, 0, 0
+    if checkpoint.is_file():
+        tensors, about = load_tensors(checkpoint)
+        best = tensors.pop("best").numpy()
+        best_score, best_generation, first = about["best_score"], about["best_generation"], about["generation"]
+        es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **about["es"]})
+    experiment.rewind_metrics("evolve", first, key="generation")
+
+    progress = Progress("evolve", config.generations, "generations", start=first)
+    clock = 0.0
+    for generation in range(first + 1, config.generations + 1):
+        candidates = es.ask()
+        played = dream.rollout(
+            candidates,
+            config.episodes,
+            seed=_seed(seed, "dream", generation),
+            num_threads=threads,
+            common_seeds=config.seeds == "common",
+        )
+        scores = played.returns.mean(axis=1, dtype=np.float64)  # (popsize,)
+        es.tell(candidates, -scores)
+        line: dict[str, Any] = {
+            "best": float(scores.max()),
+            "mean": float(scores.mean()),
+            "worst": float(scores.min()),
+            "sigma": float(es.sigma),
+            "steps": int(played.lengths.sum()),
+        }
+        if generation % config.evaluate_every == 0 or generation == config.generations:
+            score = evaluate_mean(dream, es.mean, config, seed, threads)
+            line["evaluation"] = score
+            if score > best_score:
+                best, best_score, best_generation = es.mean.copy(), score, generation
+        elapsed, clock = progress.seconds - clock, progress.seconds
+        experiment.log("evolve", generation=generation, **line, seconds=round(elapsed, 3))
+        _save(checkpoint, es, generation, best, best_score, best_generation)
+        progress.update(
+            generation,
+            f"best {line['best']:.0f}, mean {line['mean']:.0f}, {line['steps'] / elapsed:,.0f} dream steps/s",
+        )
+    progress.close(config.generations, f"best mean {best_score:.0f}, of generation {best_generation}")
+    about = {"score": best_score, "generation": best_generation, "temperature": config.temperature}
+    save_controller(experiment, controller, best, about)
+    return {"parameters": controller.size, **about}
+
+
+def make_dream(experiment: Experiment) -> Dream:
+    """The dream of a run folder's M, at the settings of its evolve stage."""
+    config = experiment.config.evolve
+    model = load_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN)
+    initial, _ = load_tensors(experiment.path("rnn", "initial.safetensors"))
+    controller = Controller(
+        model.latent_size,
+        model.hidden_size,
+        model.action_size,
+        features=config.features,  # type: ignore[arg-type]
+        bias=config.bias,
+        hidden_units=config.hidden_units,
+    )
+    return Dream(
+        model,
+        initial["mu"].numpy(),
+        initial["logvar"].numpy(),
+        controller,
+        temperature=config.temperature,
+        max_steps=config.max_steps,
+        precision=config.precision,
+    )
+
+
+def evaluate_mean(dream: Dream, mean: Params, config: EvolveConfig, seed: int, threads: int) -> float:
+    """Mean return of the distribution's mean; the same episodes every time, so that means compare."""
+    played = dream.rollout(mean[None], config.evaluate_episodes, seed=_seed(seed, "evaluate", 0), num_threads=threads)
+    return float(played.returns.mean(dtype=np.float64))
+
+
+def _seed(seed: int, purpose: str, generation: int) -> int:
+    words = np.random.SeedSequence([seed, *purpose.encode(), generation]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def _save(path: Any, es: CMAES, generation: int, best: Params, best_score: float, best_generation: int) -> None:
+    """Writes one checkpoint: the whole state of CMA-ES and the best mean so far."""
+    state = es.state_dict()
+    arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+    about = {
+        "generation": generation,
+        "best_score": best_score,
+        "best_generation": best_generation,
+        "es": {name: value for name, value in state.items() if not isinstance(value, np.ndarray)},
+    }
+    save_tensors(path, {**arrays, "best": torch.from_numpy(best)}, about)
+
+
+def save_controller(experiment: Experiment, controller: Controller, params: Params, about: dict[str, Any]) -> None:
+    """Writes ``evolve/controller.safetensors``: the agent's C."""
+    save_model(experiment.path("evolve", "controller.safetensors"), _Weights(controller, params), **about)
+
+
+class _Weights(torch.nn.Module):
+    """A controller's parameters in the form that weights are saved in."""
+
+    def __init__(self, controller: Controller, params: Params) -> None:
+        super().__init__()
+        self.config = dict(vars(controller))
+        self.params = torch.nn.Parameter(torch.from_numpy(params.astype(np.float32)), requires_grad=False)

@@ -1,0 +1,147 @@
+"""Report: everything the run made and measured, as pictures and one HTML page that can be sent to someone."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worldmodels import figures
+from worldmodels.data.atomic import atomic_path, read_json
+from worldmodels.data.episodes import EpisodeStore
+from worldmodels.data.weights import load_model
+from worldmodels.experiment import STAGES, Experiment, command
+from worldmodels.models.agent import load_controller
+from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.stages.check_dream import format_table as dream_table
+from worldmodels.stages.evaluate import format_table as score_table
+from worldmodels.stages.evolve import make_dream
+from worldmodels.stages.train_vae import split_frames, to_input
+
+
+def run(experiment: Experiment) -> dict[str, Any]:
+    """Draws the pictures into ``report/`` and binds them into ``report/index.html``."""
+    results = read_json(experiment.path("results.json"))
+    check = read_json(experiment.path("check_dream", "check_dream.json"))
+    folder = experiment.path("report")
+    folder.mkdir(exist_ok=True)
+    _draw_frames(experiment, folder / "frames.png")
+    dreamed = _draw_dream(experiment, folder / "dream_strip.png", folder / "dream.gif")
+    figures.losses(folder / "losses.png", experiment.metrics("train-vae"), experiment.metrics("train-rnn"))
+    figures.evolution(folder / "evolution.png", experiment.metrics("evolve"), experiment.config.evolve.temperature)
+    figures.reality_check(folder / "reality_check.png", check["policies"], check["temperature"])
+    figures.survival(folder / "survival.png", results)
+    page = _page(experiment, folder, results, check, dreamed)
+    with atomic_path(folder / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    print(f"report: {folder / 'index.html'}")
+    return {"page": "report/index.html", "dreamed_steps": dreamed}
+
+
+def _draw_frames(experiment: Experiment, path: Path, count: int = 12) -> None:
+    """Real held-out frames in which much moves (fireballs, monsters), beside what V makes of them."""
+    store = EpisodeStore(experiment.path("episodes"))
+    _, held_out = split_frames(store, 2000)
+    chosen = []
+    for part in np.array_split(held_out, count):  # the liveliest frame of every stretch
+        around = part[:: max(1, len(part) // 40)]
+        around = around[around > 0]
+        now, before = (store.read(around - back).astype(np.int16) for back in (0, 1))
+        chosen.append(around[np.abs(now - before).mean(axis=(1, 2, 3)).argmax()])
+    real = store.read(np.array(chosen))
+    store.close()
+    vae = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)
+    with torch.inference_mode():
+        mu, _ = vae.encode(to_input(real, torch.device("cpu")))
+    figures.frames(path, real, decode(vae, mu.numpy()))
+
+
+def _draw_dream(experiment: Experiment, strip: Path, animation: Path) -> int:
+    """One dream of the evolved controller, as a strip and as an animation; returns its length."""
+    config = experiment.config
+    _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
+    trace = make_dream(experiment).trace(params, seed=config.seed)
+    vae = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)
+    length = len(trace.action)
+    steps = np.unique(np.linspace(0, length, 24).astype(int))
+    figures.film_strip(strip, decode(vae, trace.z[steps]), [int(step) for step in steps])
+    shown = min(length, config.report.dream_steps)
+    moving: list[npt.NDArray[np.uint8]] = list(decode(vae, trace.z[:shown]))
+    figures.save_animation(animation, moving, [float(action[0]) for action in trace.action[:shown]])
+    return length
+
+
+def _page(experiment: Experiment, folder: Path, results: dict[str, Any], check: dict[str, Any], dreamed: int) -> str:
+    config = experiment.config
+    agent, random, holding = (results[name] for name in ("agent", "random", "collecting"))
+    beats = "beats" if agent["ci95"][0] > random["ci95"][1] else "does not clearly beat"
+    verdict = (
+        f"The agent survives {agent['mean']:.0f} steps in the real game (95 % interval {agent['ci95'][0]:.0f} to "
+        f"{agent['ci95'][1]:.0f}, {len(agent['scores'])} episodes); it {beats} random play at {random['mean']:.0f} and "
+        f"stands beside the holding policy at {holding['mean']:.0f}. Its controller was evolved in the dream alone, "
+        f"where it scores {results['dream']['score']:.0f} at temperature {results['dream']['temperature']}."
+    )
+    warnings = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in check["warnings"])
+    times = []
+    for stage in STAGES:
+        if experiment.marker(stage).is_file():
+            times.append(f"{command(stage):<12} {read_json(experiment.marker(stage))['seconds']:8.0f} s")
+    versions = "\n".join(f"{name:<12} {value}" for name, value in results["versions"].items())
+
+    def picture(path: Path, text: str) -> str:
+        kind = path.suffix[1:]
+        data = base64.b64encode(path.read_bytes()).decode()
+        return (
+            f'<figure><img src="data:image/{kind};base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+        )
+
+    parts = [
+        f"<h1>World Models: {html.escape(config.experiment)}, preset {html.escape(config.preset)}</h1>",
+        f"<p class=verdict>{html.escape(verdict)}</p>",
+        "<h2>In the real game</h2>",
+        picture(folder / "survival.png", "How long the agent, the holding policy and random play survive."),
+        f"<pre>{html.escape(score_table(results))}</pre>",
+        picture(
+            experiment.path("evaluate", "episode.gif"),
+            "Episode 0: what the agent sees, what V makes of it, and which way it steps.",
+        ),
+        "<h2>What V sees</h2>",
+        picture(folder / "frames.png", "Real frames of held-out episodes above V's reconstructions."),
+        "<h2>The dream</h2>",
+        picture(folder / "dream.gif", "The evolved controller in its dream; no game is running."),
+        picture(folder / "dream_strip.png", f"The same dream from its first to its last of {dreamed} steps."),
+        "<h2>Can the dream be trusted?</h2>",
+        warnings or "<p>Every fixed policy fares in the dream about as it does in the game.</p>",
+        picture(folder / "reality_check.png", "Policies that look at nothing, in both worlds, with 95 % intervals."),
+        f"<pre>{html.escape(dream_table(check['policies']))}</pre>",
+        "<h2>Evolution</h2>",
+        picture(folder / "evolution.png", "Steps survived in the dream by every generation of CMA-ES."),
+        "<h2>Training</h2>",
+        picture(folder / "losses.png", "Losses of V and of M, in training and on held-out episodes."),
+        "<h2>How it was made</h2>",
+        f"<pre>{'<br>'.join(times)}\n\n{html.escape(versions)}\n\nseed {config.seed}; settings: config.json</pre>",
+    ]
+    return _FRAME.format(title=f"World Models: {html.escape(config.experiment)}", body="\n".join(parts))
+
+
+_FRAME = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.55 system-ui, sans-serif; color: #22242a; max-width: 60rem; margin: 3rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.7rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #e5e7eb; }}
+.verdict {{ font-size: 1.1rem; background: #f3f6fc; border-left: 4px solid #2563eb; padding: .8rem 1rem; }}
+.warning {{ background: #fff7ed; border-left: 4px solid #c2410c; padding: .6rem 1rem; }}
+figure {{ margin: 1rem 0; }} img {{ max-width: 100%; }} figcaption {{ color: #6b7280; font-size: .9rem; }}
+pre {{ background: #f8f9fb; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }}
+</style>
+{body}
+</html>
+"""
