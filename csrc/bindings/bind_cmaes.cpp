@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <mutex>
@@ -121,7 +122,8 @@ Doubles variances(Guarded& self) {
     const std::vector<double>& c = self.core.state().covariance;
     Doubles out(self.n());
     const py::ssize_t step = self.core.separable() ? 1 : self.n() + 1;
-    for (py::ssize_t i = 0; i < self.n(); ++i) out.mutable_data()[i] = c[static_cast<std::size_t>(i * step)];
+    for (py::ssize_t i = 0; i < self.n(); ++i)
+        out.mutable_data()[i] = std::max(0.0, c[static_cast<std::size_t>(i * step)]);
     return out;
 }
 

@@ -19,9 +19,9 @@ struct CmaesParameters {
     double cs;
     double damps;
     double chi_n;  // E ||N(0, I)||
-    // A decomposition lasts for this many generations: 1 / (2 N (c1 + cmu)) is that of Hansen's purecma; the
-    // tutorial's section B.2 has 10 for the 2. Both make the decomposition cost O(N^2) a generation; C moves
-    // by (c1 + cmu) in one.
+    // A decomposition lasts for this many generations: 1 / (2 N (c1 + cmu)) is that of Hansen's purecma, the
+    // tutorial's section B.2 has 10 for the 2. Either makes it cost O(N^2) a generation and keeps C positive
+    // definite meanwhile. A diagonal C is taken as it is every generation.
     double gap;
 };
 

@@ -1,7 +1,7 @@
 """CMA-ES (Hansen, arXiv 1604.00772): ask for solutions, tell their values, minimise.
 
-The distribution lives in the native core (`csrc/core/cmaes.cpp`); here are the checks, the ranking, the bookkeeping of what
-was seen, the reasons to stop and the state as plain arrays and numbers.
+The distribution lives in the native core (`csrc/core/cmaes.cpp`); here are the checks, the ranking, the bookkeeping
+of what was seen, the reasons to stop and the state as plain arrays and numbers.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class CMAES:
             solutions = es.ask()
             es.tell(solutions, [f(x) for x in solutions])
 
-    The same seed gives the same bits for any `num_threads`. C is decomposed by SciPy's LAPACK, held to one thread so
-    that OPENBLAS_NUM_THREADS and busy neighbours change neither bits nor time; another processor or another SciPy can
-    differ in the last bit.
+    The same seed gives the same bits for any `num_threads`. C is decomposed by SciPy's LAPACK, held to one thread
+    so that OPENBLAS_NUM_THREADS and busy neighbours change neither bits nor time; another processor or another
+    SciPy can differ in the last bit.
 
     Args:
         x0: (N,) start of the mean, finite.
@@ -66,8 +66,8 @@ class CMAES:
         num_threads: threads of the native loops; all that this process may use when None. Changes no result.
         active: whether the worse half has negative weights.
         separable: keep C diagonal (Ros and Hansen 2008): O(N) memory and time, for large N.
-        gap: generations a decomposition of C lasts for; 1 / (2 N (c1 + cmu)) when None, as in Hansen's purecma (the
-            tutorial's section B.2 has 10 in place of 2).
+        gap: generations a decomposition of C lasts for; 1 / (2 N (c1 + cmu)) when None, as in Hansen's purecma
+            (the tutorial's section B.2 has 10 in place of 2). A diagonal C is taken every generation.
         weight_decay: this times mean(x**2) is added to the value of x before anything else sees it.
         ftarget: stop when the best value is at or below.
         maxiter: stop after so many generations; 100 + 150 (N + 3)^2 / sqrt(popsize) when None.
@@ -78,8 +78,8 @@ class CMAES:
         tolfacupx: stop when a standard deviation is so many times sigma0 (sigma0 was far too small).
         tolupsigma: stop when sigma / sigma0 exceeds this times the longest axis of C.
         conditioncov: stop when the condition number of C exceeds this.
-        tolstagnation: generations without progress of best and median before stopping, a fifth of all where that is
-            more; 100 + 100 N^1.5 / popsize when None, as in pycma; inf never stops.
+        tolstagnation: generations without progress of best and median before stopping, a fifth of all where that
+            is more; 100 + 100 N^1.5 / popsize when None, as in pycma; inf never stops.
         tolflatfitness: stop after more than so many generations in a row whose best three quarters are equal.
 
     Raises:
@@ -263,9 +263,9 @@ class CMAES:
     def tell(self, solutions: ArrayLike, values: ArrayLike) -> None:
         """Updates the distribution.
 
-        Values that are NaN or infinite rank worst and are counted; a generation without a finite value changes nothing
-        but the counters. Equal values rank by row. Rows that were not asked for take part like the others, steps longer
-        than any sample would be shortened (Hansen 2011).
+        Values that are NaN or infinite rank worst and are counted; a generation without a finite value changes
+        nothing but the counters. Equal values rank by row. Rows that were not asked for take part like the others,
+        but steps longer than any sample would be are shortened (Hansen 2011).
 
         Args:
             solutions: (popsize, N) finite, usually those of `ask`.
@@ -322,9 +322,9 @@ class CMAES:
         """Why the run should end.
 
         Returns:
-            Reason -> the limit that was met; empty when the run should go on. The reasons are the names of the options,
-            and noeffectaxis and noeffectcoord: adding 0.1 (0.2) standard deviations along an axis of C (a coordinate) no
-            longer changes the mean. (Tutorial, section B.3; the limits are pycma's.)
+            Reason -> the limit that was met; empty when the run should go on. The reasons are the names of the
+            options, and noeffectaxis and noeffectcoord: adding 0.1 (0.2) standard deviations along an axis of C (a
+            coordinate) no longer changes the mean. (Tutorial, section B.3; the limits are pycma's.)
         """
         if self.iterations == 0:
             return {}
@@ -353,7 +353,7 @@ class CMAES:
         return {reason: limit.get(reason, 0.0) for reason, is_met in met.items() if is_met}
 
     def _stagnates(self) -> bool:
-        """Whether the last 30 % of the window are no better in the median than its first 30 %, for best and median."""
+        """Whether the window's last 30 % are in the median no better than its first, for best and median."""
         window = max(self._limits["tolstagnation"], 0.2 * len(self._best_history))
         if len(self._best_history) < window:
             return False
@@ -370,8 +370,8 @@ class CMAES:
         """Everything a run needs to go on, at any point, as if it had never been interrupted.
 
         Returns:
-            A flat dictionary of NumPy arrays and plain numbers. Numbers that may be infinite are arrays of shape (1,), so
-            that the others survive strict JSON. `num_threads` is not part of it.
+            A flat dictionary of NumPy arrays and plain numbers. Numbers that may be infinite are arrays of shape
+            (1,), so that the others survive strict JSON. `num_threads` is not part of it.
         """
         n = self._core.mean.size
         state: StateDict = dict(self._core.get_state())
