@@ -1,4 +1,236 @@
-// Bindings of cmaes.
+// Bindings of CMA-ES: checked arrays in, copies out, LAPACK borrowed from SciPy.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-void bind_cmaes(pybind11::module_& m) { (void)m; }
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "core/cmaes.hpp"
+
+namespace py = pybind11;
+using worldmodels::Cmaes;
+using worldmodels::CmaesParameters;
+using worldmodels::CmaesState;
+using Doubles = py::array_t<double, py::array::c_style>;
+using Integers = py::array_t<std::int64_t, py::array::c_style>;
+
+namespace {
+
+// SciPy exports its LAPACK as capsules whose name is the C signature; numba uses the same door. The name is
+// checked, so that a SciPy with other integers is refused instead of being called wrongly.
+worldmodels::Dsyevd scipy_dsyevd() {
+    const py::dict exported = py::module_::import("scipy.linalg.cython_lapack").attr("__pyx_capi__");
+    const auto capsule = exported["dsyevd"].cast<py::capsule>();
+    std::string signature = capsule.name() == nullptr ? "" : capsule.name();
+    // Cython spells double as a mangled typedef that ends in cython_lapack_d.
+    for (std::size_t at = signature.find("__pyx_t_"); at != std::string::npos;
+         at = signature.find("__pyx_t_")) {
+        const std::size_t end = signature.find(' ', at);
+        if (end == std::string::npos || signature[end - 1] != 'd') break;
+        signature.replace(at, end - at, "double");
+    }
+    if (signature !=
+        "void (char *, char *, int *, double *, int *, double *, double *, int *, int *, int *, int *)") {
+        throw py::import_error(
+            "scipy.linalg.cython_lapack.dsyevd: expected LAPACK with 32-bit integers, got " + signature);
+    }
+    return reinterpret_cast<worldmodels::Dsyevd>(capsule.get_pointer());
+}
+
+Doubles copy_out(const std::vector<double>& v, std::vector<py::ssize_t> shape) {
+    Doubles out(std::move(shape));
+    std::copy_n(v.data(), out.size(), out.mutable_data());
+    return out;
+}
+
+std::string shape_of(const py::array& a) {
+    std::string text = "(";
+    for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(a.shape(i));
+    return text + (a.ndim() == 1 ? ",)" : ")");
+}
+
+void expect_shape(const char* name, const py::array& a, const std::vector<py::ssize_t>& shape) {
+    if (std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()) == shape) return;
+    std::string wanted = "(";
+    for (std::size_t i = 0; i < shape.size(); ++i) wanted += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+    throw py::value_error(std::string(name) + ": expected " + wanted + (shape.size() == 1 ? ",)" : ")") +
+                          ", got " + shape_of(a));
+}
+
+void expect_finite(const char* name, const Doubles& a) {
+    for (py::ssize_t i = 0; i < a.size(); ++i) {
+        if (!std::isfinite(a.data()[i]))
+            throw py::value_error(std::string(name) + ": expected finite numbers");
+    }
+}
+
+// The core with a lock: ask and tell run without the GIL, and another thread must not see them half done.
+struct Guarded {
+    Cmaes core;
+    std::mutex mutex;
+    py::ssize_t n() const { return core.parameters().n; }
+    py::ssize_t rows() const { return core.parameters().popsize; }
+};
+
+std::unique_ptr<Guarded> make(const Doubles& mean, double sigma, std::int64_t popsize, std::uint64_t seed,
+                              bool active, bool separable) {
+    expect_shape("mean", mean, {mean.size()});
+    expect_finite("mean", mean);
+    if (mean.size() < 1) throw py::value_error("mean: expected at least one number, got none");
+    if (popsize < 2) throw py::value_error("popsize: expected at least 2, got " + std::to_string(popsize));
+    if (!(sigma > 0.0 && std::isfinite(sigma))) throw py::value_error("sigma: expected a positive number");
+    CmaesParameters parameters = worldmodels::cmaes_parameters(mean.size(), popsize, active, separable);
+    const std::vector<double> start(mean.data(), mean.data() + mean.size());
+    return std::unique_ptr<Guarded>(
+        new Guarded{Cmaes(std::move(parameters), start, sigma, seed, separable, scipy_dsyevd()), {}});
+}
+
+Doubles ask(Guarded& self, int threads) {
+    Doubles out({self.rows(), self.n()});
+    double* to = out.mutable_data();
+    const py::gil_scoped_release release;  // the decomposition takes a tenth of a second at N = 1088
+    const std::lock_guard lock(self.mutex);
+    const std::vector<double>& x = self.core.ask(threads);
+    std::copy(x.begin(), x.end(), to);
+    return out;
+}
+
+void tell(Guarded& self, const Doubles& solutions, const Integers& rank, int threads) {
+    expect_shape("solutions", solutions, {self.rows(), self.n()});
+    expect_shape("rank", rank, {self.rows()});
+    expect_finite("solutions", solutions);
+    std::vector<bool> seen(static_cast<std::size_t>(self.rows()), false);
+    for (py::ssize_t i = 0; i < rank.size(); ++i) {
+        const std::int64_t place = rank.data()[i];
+        if (place < 0 || place >= self.rows() || seen[static_cast<std::size_t>(place)]) {
+            throw py::value_error("rank: expected a permutation");
+        }
+        seen[static_cast<std::size_t>(place)] = true;
+    }
+    if (!self.core.state().asked) throw std::runtime_error("tell: called before ask");
+    const py::gil_scoped_release release;
+    const std::lock_guard lock(self.mutex);
+    self.core.tell(solutions.data(), rank.data(), threads);
+}
+
+Doubles variances(Guarded& self) {
+    const std::vector<double>& c = self.core.state().covariance;
+    Doubles out(self.n());
+    const py::ssize_t step = self.core.separable() ? 1 : self.n() + 1;
+    for (py::ssize_t i = 0; i < self.n(); ++i)
+        out.mutable_data()[i] = std::max(0.0, c[static_cast<std::size_t>(i * step)]);
+    return out;
+}
+
+Doubles axis(Guarded& self, py::ssize_t k) {
+    if (k < 0 || k >= self.n()) throw py::index_error("axis: expected 0 <= k < N");
+    Doubles out(self.n());
+    std::fill_n(out.mutable_data(), self.n(), 0.0);
+    if (self.core.separable()) {
+        out.mutable_data()[k] = 1.0;
+    } else {
+        std::copy_n(self.core.state().axes.data() + k * self.n(), self.n(), out.mutable_data());
+    }
+    return out;
+}
+
+py::dict get_state(Guarded& self) {
+    const CmaesState& s = self.core.state();
+    const py::ssize_t n = self.n();
+    const bool diagonal = self.core.separable();
+    const py::ssize_t rows = s.asked ? self.rows() : 0;
+    const std::vector<py::ssize_t> square =
+        diagonal ? std::vector<py::ssize_t>{n} : std::vector<py::ssize_t>{n, n};
+    py::dict out;
+    out["mean"] = copy_out(s.mean, {n});
+    out["ps"] = copy_out(s.ps, {n});
+    out["pc"] = copy_out(s.pc, {n});
+    out["covariance"] = copy_out(s.covariance, square);
+    out["axes"] = copy_out(s.axes, {diagonal ? 0 : n, n});
+    out["scales"] = copy_out(s.scales, {n});
+    out["pending_z"] = copy_out(s.z, {rows, n});
+    out["pending_y"] = copy_out(s.y, {rows, n});
+    out["pending_x"] = copy_out(s.x, {rows, n});
+    out["sigma"] = s.sigma;
+    out["generation"] = s.generation;
+    out["decomposed_at"] = s.decomposed_at;
+    return out;
+}
+
+void take(const py::dict& state, const char* name, const std::vector<py::ssize_t>& shape,
+          std::vector<double>& to) {
+    if (!state.contains(name)) throw py::value_error(std::string("state: expected the key ") + name);
+    const auto from = Doubles::ensure(state[name]);
+    if (!from) throw py::value_error(std::string(name) + ": expected float64");
+    expect_shape(name, from, shape);
+    expect_finite(name, from);
+    std::copy_n(from.data(), from.size(), to.begin());
+}
+
+void set_state(Guarded& self, const py::dict& state) {
+    CmaesState next = self.core.state();  // a copy: a bad state leaves the good one alone
+    const py::ssize_t n = self.n();
+    const bool diagonal = self.core.separable();
+    const std::vector<py::ssize_t> square =
+        diagonal ? std::vector<py::ssize_t>{n} : std::vector<py::ssize_t>{n, n};
+    take(state, "mean", {n}, next.mean);
+    take(state, "ps", {n}, next.ps);
+    take(state, "pc", {n}, next.pc);
+    take(state, "covariance", square, next.covariance);
+    take(state, "axes", {diagonal ? 0 : n, n}, next.axes);
+    take(state, "scales", {n}, next.scales);
+    const auto pending = py::array::ensure(state["pending_x"]);
+    next.asked = pending && pending.ndim() == 2 && pending.shape(0) > 0;
+    const py::ssize_t rows = next.asked ? self.rows() : 0;
+    take(state, "pending_z", {rows, n}, next.z);
+    take(state, "pending_y", {rows, n}, next.y);
+    take(state, "pending_x", {rows, n}, next.x);
+    next.sigma = state["sigma"].cast<double>();
+    next.generation = state["generation"].cast<std::int64_t>();
+    next.decomposed_at = state["decomposed_at"].cast<std::int64_t>();
+    self.core.state() = std::move(next);
+}
+
+}  // namespace
+
+void bind_cmaes(py::module_& m) {
+    py::class_<Guarded>(m, "Cmaes")
+        .def(py::init(&make), py::arg("mean").noconvert(), py::arg("sigma"), py::arg("popsize"),
+             py::arg("seed"), py::arg("active"), py::arg("separable"))
+        .def("ask", &ask, py::arg("threads"))
+        .def("tell", &tell, py::arg("solutions").noconvert(), py::arg("rank").noconvert(), py::arg("threads"))
+        .def("skip", [](Guarded& self) { self.core.skip(); })
+        .def("variances", &variances)
+        .def("axis", &axis, py::arg("k"))
+        .def("get_state", &get_state)
+        .def("set_state", &set_state, py::arg("state"))
+        .def_property_readonly("mean", [](Guarded& s) { return copy_out(s.core.state().mean, {s.n()}); })
+        .def_property_readonly("pc", [](Guarded& s) { return copy_out(s.core.state().pc, {s.n()}); })
+        .def_property_readonly("ps", [](Guarded& s) { return copy_out(s.core.state().ps, {s.n()}); })
+        .def_property_readonly("scales", [](Guarded& s) { return copy_out(s.core.state().scales, {s.n()}); })
+        .def_property_readonly("sigma", [](Guarded& s) { return s.core.state().sigma; })
+        .def_property_readonly("generation", [](Guarded& s) { return s.core.state().generation; })
+        .def_property_readonly("asked", [](Guarded& s) { return s.core.state().asked; })
+        .def_property(
+            "gap", [](Guarded& s) { return s.core.gap(); },
+            [](Guarded& s, double gap) { s.core.gap() = gap; })
+        .def_property_readonly("parameters", [](Guarded& s) {
+            const CmaesParameters& p = s.core.parameters();
+            py::dict out;
+            out["mu"] = p.mu;
+            out["weights"] = copy_out(p.weights, {p.popsize});
+            out["mueff"] = p.mueff;
+            out["c1"] = p.c1;
+            out["cmu"] = p.cmu;
+            out["cc"] = p.cc;
+            out["cs"] = p.cs;
+            out["damps"] = p.damps;
+            out["chiN"] = p.chi_n;
+            return out;
+        });
+}

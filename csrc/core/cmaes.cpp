@@ -1,2 +1,229 @@
-// cmaes
-namespace worldmodels {}
+// One generation of CMA-ES; the numbers at the update lines are the equations of arXiv 1604.00772.
+#include "core/cmaes.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "core/cmaes_kernels.hpp"
+#include "core/philox.hpp"
+
+namespace worldmodels {
+namespace {
+
+// Below this many multiplications a parallel region costs more than it saves.
+constexpr std::int64_t kParallelWork = 200'000;
+
+double norm(const double* v, std::int64_t n) {
+    double square = 0.0;
+    for (std::int64_t i = 0; i < n; ++i) square += v[i] * v[i];
+    return std::sqrt(square);
+}
+
+std::size_t size(std::int64_t n) {
+    return static_cast<std::size_t>(n);
+}
+
+}  // namespace
+
+Cmaes::Cmaes(CmaesParameters parameters, const std::vector<double>& mean, double sigma, std::uint64_t seed,
+             bool separable, Dsyevd dsyevd)
+    : parameters_(std::move(parameters)), seed_(seed), separable_(separable), eigen_(dsyevd) {
+    const std::int64_t n = parameters_.n;
+    state_.mean = mean;
+    state_.ps.assign(size(n), 0.0);
+    state_.pc.assign(size(n), 0.0);
+    state_.scales.assign(size(n), 1.0);
+    if (separable_) {
+        state_.covariance.assign(size(n), 1.0);
+    } else {
+        state_.covariance.assign(size(n * n), 0.0);
+        for (std::int64_t i = 0; i < n; ++i) state_.covariance[size(i * n + i)] = 1.0;
+        state_.axes = state_.covariance;
+        scratch_.resize(size(n * n));
+    }
+    const std::int64_t all = parameters_.popsize * n;
+    state_.z.assign(size(all), 0.0);
+    state_.y.assign(size(all + n), 0.0);  // one more row: pc joins the rank-mu update
+    state_.x.assign(size(all), 0.0);
+    state_.sigma = sigma;
+    state_.generation = 0;
+    state_.decomposed_at = 0;
+    state_.asked = false;
+}
+
+void Cmaes::decompose() {
+    const std::int64_t n = parameters_.n;
+    if (separable_) {
+        for (std::int64_t i = 0; i < n; ++i) state_.scales[size(i)] = std::sqrt(state_.covariance[size(i)]);
+    } else {
+        std::vector<double> values(size(n));
+        scratch_ = state_.covariance;
+        eigen_.decompose(n, scratch_.data(), values.data());
+        // Rounding can leave the smallest eigenvalue of a very long C at or below zero: lift the whole
+        // spectrum.
+        const double floor = values.back() * 1e-15;
+        if (values.front() < floor) {
+            const double lift = floor - values.front();
+            for (std::int64_t i = 0; i < n; ++i) {
+                state_.covariance[size(i * n + i)] += lift;
+                values[size(i)] += lift;
+            }
+        }
+        for (std::int64_t k = 0; k < n; ++k) state_.scales[size(k)] = std::sqrt(values[size(k)]);
+        std::swap(state_.axes, scratch_);
+    }
+    state_.decomposed_at = state_.generation;
+}
+
+const std::vector<double>& Cmaes::ask(int threads) {
+    if (state_.asked) return state_.x;
+    const std::int64_t n = parameters_.n;
+    const std::int64_t rows = parameters_.popsize;
+    const auto age = static_cast<double>(state_.generation - state_.decomposed_at);
+    if (age > 0.0 && (separable_ || age > parameters_.gap)) decompose();
+
+    if (rows * n * (separable_ ? 30 : n) < kParallelWork) threads = 1;
+    threads = usable_threads(threads);
+    double* stretched = state_.x.data();  // scales z, until x takes its place
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (std::int64_t i = 0; i < rows; ++i) {
+        double* z = state_.z.data() + i * n;
+        fill_normals(seed_, static_cast<std::uint64_t>(state_.generation), static_cast<std::uint32_t>(i), n,
+                     z);  // (38)
+        for (std::int64_t k = 0; k < n; ++k) stretched[i * n + k] = state_.scales[size(k)] * z[k];
+    }
+    if (separable_) {
+        std::copy_n(stretched, rows * n, state_.y.data());
+    } else {
+        matrix_product(stretched, state_.axes.data(), state_.y.data(), rows, n, n,
+                       threads);  // (39) y = B D z
+    }
+    for (std::int64_t i = 0; i < rows; ++i) {
+        for (std::int64_t j = 0; j < n; ++j) {
+            const std::int64_t at = i * n + j;
+            state_.x[size(at)] = state_.mean[size(j)] + state_.sigma * state_.y[size(at)];  // (40)
+        }
+    }
+    state_.asked = true;
+    return state_.x;
+}
+
+// Rows that were not asked for: y and z follow from x, and a step far longer than any sample is shortened
+// (Hansen 2011, "Injecting external solutions into CMA-ES"). The limit sqrt(n) + 6 is eight standard
+// deviations of a sample's length, so that solutions which a caller merely rounded are taken as they are.
+void Cmaes::take_foreign(const double* solutions, int threads) {
+    const std::int64_t n = parameters_.n;
+    const double longest = std::sqrt(static_cast<double>(n)) + 6.0;
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(dynamic)
+    for (std::int64_t i = 0; i < parameters_.popsize; ++i) {
+        const double* x = solutions + i * n;
+        if (std::equal(x, x + n, state_.x.data() + i * n)) continue;
+        double* y = state_.y.data() + i * n;
+        double* z = state_.z.data() + i * n;
+        for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - state_.mean[size(j)]) / state_.sigma;
+        for (std::int64_t k = 0; k < n; ++k) {
+            double along = y[k];
+            if (!separable_) {
+                const double* axis = state_.axes.data() + k * n;
+                along = 0.0;
+                for (std::int64_t j = 0; j < n; ++j) along += axis[j] * y[j];
+            }
+            z[k] = along / state_.scales[size(k)];
+        }
+        const double shrink = longest / norm(z, n);
+        if (shrink < 1.0) {
+            for (std::int64_t j = 0; j < n; ++j) {
+                y[j] *= shrink;
+                z[j] *= shrink;
+            }
+        }
+    }
+}
+
+void Cmaes::tell(const double* solutions, const std::int64_t* rank, int threads) {
+    const CmaesParameters& p = parameters_;
+    const std::int64_t n = p.n;
+    const std::int64_t rows = p.popsize;
+    CmaesState& s = state_;
+    if (rows * n * (separable_ ? 1 : n) < kParallelWork) threads = 1;
+    take_foreign(solutions, threads);
+
+    std::vector<double> weights(size(rows + 1));
+    std::vector<double> y_mean(size(n), 0.0);
+    std::vector<double> z_mean(size(n), 0.0);
+    for (std::int64_t i = 0; i < rows; ++i) {
+        const double w = p.weights[size(rank[i])];
+        weights[size(i)] = w;
+        if (w <= 0.0) continue;
+        for (std::int64_t j = 0; j < n; ++j) {
+            y_mean[size(j)] += w * s.y[size(i * n + j)];  // (41)
+            z_mean[size(j)] += w * s.z[size(i * n + j)];
+        }
+    }
+    for (std::int64_t j = 0; j < n; ++j) s.mean[size(j)] += s.sigma * y_mean[size(j)];  // (42), cm = 1
+
+    // (43) with C^-1/2 y_mean = B D^-1 B^T y_mean = B z_mean
+    std::vector<double> white = z_mean;
+    if (!separable_) weighted_rows(z_mean.data(), s.axes.data(), white.data(), n, n, threads);
+    const double ps_rate = std::sqrt(p.cs * (2.0 - p.cs) * p.mueff);
+    for (std::int64_t j = 0; j < n; ++j)
+        s.ps[size(j)] = (1.0 - p.cs) * s.ps[size(j)] + ps_rate * white[size(j)];
+    const double ps_length = norm(s.ps.data(), n);
+    // (44), a single change limited to a factor e
+    s.sigma *= std::exp(std::min(1.0, p.cs / p.damps * (ps_length / p.chi_n - 1.0)));
+    s.sigma = std::clamp(s.sigma, 1e-290, 1e290);
+
+    // h_sigma: the path is too long to be learned from (below equation 45)
+    const double settled = 1.0 - std::pow(1.0 - p.cs, 2.0 * static_cast<double>(s.generation + 1));
+    const bool stalled =
+        ps_length / std::sqrt(settled) >= (1.4 + 2.0 / (static_cast<double>(n) + 1.0)) * p.chi_n;
+    const double pc_rate = stalled ? 0.0 : std::sqrt(p.cc * (2.0 - p.cc) * p.mueff);
+    for (std::int64_t j = 0; j < n; ++j)
+        s.pc[size(j)] = (1.0 - p.cc) * s.pc[size(j)] + pc_rate * y_mean[size(j)];  // (45)
+
+    adapt_covariance(weights.data(), stalled, threads);
+    ++s.generation;
+    s.asked = false;
+}
+
+void Cmaes::adapt_covariance(const double* row_weights, bool stalled, int threads) {
+    const CmaesParameters& p = parameters_;
+    const std::int64_t n = p.n;
+    const std::int64_t rows = p.popsize;
+    CmaesState& s = state_;
+    std::vector<double> factor(size(rows + 1));
+    double weight_sum = 0.0;
+    for (std::int64_t i = 0; i < rows; ++i) {
+        double w = row_weights[i];
+        weight_sum += w;
+        if (w < 0.0) {  // (46) the length of a negative update does not depend on the sample's
+            const double length = norm(s.z.data() + i * n, n);
+            w *= static_cast<double>(n) / (length * length + 1e-300);
+        }
+        factor[size(i)] = p.cmu * w;
+    }
+    factor[size(rows)] = p.c1;
+    std::copy(s.pc.begin(), s.pc.end(), s.y.begin() + rows * n);
+    const double missing = stalled ? p.cc * (2.0 - p.cc) : 0.0;  // delta(h_sigma)
+    const double decay = 1.0 + p.c1 * missing - p.c1 - p.cmu * weight_sum;
+    // (47) C <- decay C + c1 pc pc^T + cmu sum w_i y_i y_i^T
+    if (separable_) {
+        for (std::int64_t j = 0; j < n; ++j) s.covariance[size(j)] *= decay;
+        for (std::int64_t i = 0; i <= rows; ++i) {
+            for (std::int64_t j = 0; j < n; ++j) {
+                const double step = s.y[size(i * n + j)];
+                s.covariance[size(j)] += factor[size(i)] * step * step;
+            }
+        }
+    } else {
+        symmetric_update(s.covariance.data(), n, decay, factor.data(), s.y.data(), rows + 1, threads);
+    }
+}
+
+void Cmaes::skip() {
+    ++state_.generation;
+    state_.asked = false;
+}
+
+}  // namespace worldmodels

@@ -1,0 +1,130 @@
+// Packing, tiling and threads of the products; the arithmetic of a tile is kernels/cmaes_tile.cpp.
+#include "core/cmaes_kernels.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "kernels/cmaes_tile.hpp"
+
+namespace worldmodels {
+namespace {
+
+// panel[k][0..8) = scale[k] * v[k, column..column + 8), zeros past the end; scale may be null.
+void pack_panel(const double* v, const double* scale, std::int64_t depth, std::int64_t n, std::int64_t column,
+                double* panel) {
+    const std::int64_t width = std::min(kTile, n - column);
+    for (std::int64_t k = 0; k < depth; ++k) {
+        const double factor = scale == nullptr ? 1.0 : scale[k];
+        for (std::int64_t c = 0; c < width; ++c) panel[k * kTile + c] = factor * v[k * n + column + c];
+        for (std::int64_t c = width; c < kTile; ++c) panel[k * kTile + c] = 0.0;
+    }
+}
+
+// panel[k][0..8) = a[row..row + 8, k]: eight rows side by side.
+void pack_rows(const double* a, std::int64_t rows, std::int64_t depth, std::int64_t row, double* panel) {
+    for (std::int64_t r = 0; r < kTile; ++r) {
+        for (std::int64_t k = 0; k < depth; ++k)
+            panel[k * kTile + r] = row + r < rows ? a[(row + r) * depth + k] : 0.0;
+    }
+}
+
+std::int64_t tiles(std::int64_t length) {
+    return (length + kTile - 1) / kTile;
+}
+
+}  // namespace
+
+int usable_threads(int wanted) {
+    static std::atomic<pid_t> owner{0};  // the process whose threads the OpenMP runtime has started
+    if (wanted <= 1) return 1;
+    pid_t none = 0;
+    const pid_t self = getpid();
+    return owner.compare_exchange_strong(none, self) || none == self ? wanted : 1;
+}
+
+void matrix_product(const double* a, const double* b, double* out, std::int64_t rows, std::int64_t depth,
+                    std::int64_t columns, int threads) {
+    const TileProduct product = tile_product();
+    const std::int64_t row_tiles = tiles(rows);
+    const std::int64_t column_tiles = tiles(columns);
+    const std::int64_t panel = depth * kTile;
+    threads = usable_threads(threads);
+    std::vector<double> left(static_cast<std::size_t>(row_tiles * panel));
+    std::vector<double> right(static_cast<std::size_t>(threads * panel));
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (std::int64_t i = 0; i < row_tiles; ++i)
+            pack_rows(a, rows, depth, i * kTile, left.data() + i * panel);
+#pragma omp for schedule(static)
+        for (std::int64_t t = 0; t < threads; ++t) {
+            double tile[kTile * kTile];
+            double* own = right.data() + t * panel;
+            for (std::int64_t j = column_tiles * t / threads; j < column_tiles * (t + 1) / threads; ++j) {
+                pack_panel(b, nullptr, depth, columns, j * kTile, own);
+                const std::int64_t width = std::min(kTile, columns - j * kTile);
+                for (std::int64_t i = 0; i < row_tiles; ++i) {
+                    product(depth, left.data() + i * panel, own, tile);
+                    const std::int64_t height = std::min(kTile, rows - i * kTile);
+                    for (std::int64_t r = 0; r < height; ++r) {
+                        std::copy_n(tile + r * kTile, width, out + (i * kTile + r) * columns + j * kTile);
+                    }
+                }
+            }
+        }
+    }
+}
+
+void symmetric_update(double* c, std::int64_t n, double decay, const double* weights, const double* v,
+                      std::int64_t depth, int threads) {
+    const TileProduct product = tile_product();
+    const std::int64_t count = tiles(n);
+    const std::int64_t panel = depth * kTile;
+    threads = usable_threads(threads);
+    std::vector<double> left(static_cast<std::size_t>(count * panel));
+    std::vector<double> right(static_cast<std::size_t>(count * panel));
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (std::int64_t i = 0; i < count; ++i) {
+            pack_panel(v, weights, depth, n, i * kTile, left.data() + i * panel);
+            pack_panel(v, nullptr, depth, n, i * kTile, right.data() + i * panel);
+        }
+        // Long rows of tiles first, so that the threads end together.
+#pragma omp for schedule(dynamic)
+        for (std::int64_t rank = 0; rank < count; ++rank) {
+            const std::int64_t i = count - 1 - rank;
+            const std::int64_t height = std::min(kTile, n - i * kTile);
+            double tile[kTile * kTile];
+            for (std::int64_t j = 0; j <= i; ++j) {
+                product(depth, left.data() + i * panel, right.data() + j * panel, tile);
+                for (std::int64_t r = 0; r < height; ++r) {
+                    double* row = c + (i * kTile + r) * n + j * kTile;
+                    const std::int64_t width = j < i ? kTile : r + 1;
+                    for (std::int64_t s = 0; s < width; ++s) row[s] = decay * row[s] + tile[r * kTile + s];
+                }
+            }
+        }
+    }
+}
+
+void weighted_rows(const double* x, const double* m, double* out, std::int64_t rows, std::int64_t columns,
+                   int threads) {
+    constexpr std::int64_t kStrip = 64;
+    const std::int64_t strips = (columns + kStrip - 1) / kStrip;
+#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+    for (std::int64_t strip = 0; strip < strips; ++strip) {
+        double sum[kStrip] = {};
+        const std::int64_t start = strip * kStrip;
+        const std::int64_t width = std::min(kStrip, columns - start);
+        for (std::int64_t k = 0; k < rows; ++k) {
+            for (std::int64_t c = 0; c < width; ++c) sum[c] += x[k] * m[k * columns + start + c];
+        }
+        std::copy_n(sum, width, out + start);
+    }
+}
+
+}  // namespace worldmodels

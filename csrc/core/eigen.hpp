@@ -1,0 +1,28 @@
+// Symmetric eigendecomposition by a LAPACK that somebody else has loaded (SciPy's, see
+// bindings/bind_cmaes.cpp).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace worldmodels {
+
+// LAPACK's dsyevd with 32-bit integers: jobz, uplo, n, a, lda, w, work, lwork, iwork, liwork, info.
+using Dsyevd = void (*)(char*, char*, int*, double*, int*, double*, double*, int*, int*, int*, int*);
+
+// Divide and conquer, with its workspace kept from call to call (2 n^2 doubles).
+class SymmetricEigen {
+  public:
+    explicit SymmetricEigen(Dsyevd dsyevd) : dsyevd_(dsyevd) {}
+
+    // vectors (n, n): on entry the lower triangle (row-major) of a symmetric matrix, on exit row k is the
+    // unit eigenvector of values[k]; values ascend. Throws std::runtime_error when LAPACK does not converge.
+    void decompose(std::int64_t n, double* vectors, double* values);
+
+  private:
+    Dsyevd dsyevd_;
+    std::vector<double> work_;
+    std::vector<int> integer_work_;
+};
+
+}  // namespace worldmodels

@@ -1,0 +1,73 @@
+// Looks through the loaded libraries for OpenBLAS's thread setting, as threadpoolctl does.
+#include "core/eigen_threads.hpp"
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+#if defined(__linux__)
+#include <dlfcn.h>
+#include <link.h>
+#endif
+
+namespace worldmodels {
+namespace {
+
+struct Library {
+    void (*set)(int);
+    int (*get)();
+    int before;
+};
+
+#if defined(__linux__)
+int find(dl_phdr_info* info, std::size_t, void* found) {
+    const std::string path = info->dlpi_name == nullptr ? "" : info->dlpi_name;
+    if (path.find("openblas") == std::string::npos) return 0;
+    void* library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+    if (library == nullptr) return 0;
+    // SciPy's wheels prefix the names. NumPy's OpenBLAS has 64-bit integers and other names: it is not meant
+    // here.
+    for (const std::string prefix : {"scipy_openblas_", "openblas_"}) {
+        void* set = dlsym(library, (prefix + "set_num_threads").c_str());
+        void* get = dlsym(library, (prefix + "get_num_threads").c_str());
+        if (set == nullptr || get == nullptr) continue;
+        static_cast<std::vector<Library>*>(found)->push_back(
+            {reinterpret_cast<void (*)(int)>(set), reinterpret_cast<int (*)()>(get), 1});
+        break;
+    }
+    dlclose(library);  // only our reference: whoever loaded it keeps it
+    return 0;
+}
+#endif
+
+std::mutex mutex;
+int holders = 0;
+std::vector<Library>& libraries() {
+    static std::vector<Library> found = [] {
+        std::vector<Library> all;
+#if defined(__linux__)
+        dl_iterate_phdr(find, &all);
+#endif
+        return all;
+    }();
+    return found;
+}
+
+}  // namespace
+
+OneLapackThread::OneLapackThread() {
+    const std::lock_guard lock(mutex);
+    if (holders++ > 0) return;
+    for (Library& library : libraries()) {
+        library.before = library.get();
+        library.set(1);
+    }
+}
+
+OneLapackThread::~OneLapackThread() {
+    const std::lock_guard lock(mutex);
+    if (--holders > 0) return;
+    for (const Library& library : libraries()) library.set(library.before);
+}
+
+}  // namespace worldmodels

@@ -1,0 +1,467 @@
+"""CMA-ES (Hansen, arXiv 1604.00772): ask for solutions, tell their values, minimise.
+
+The distribution lives in the native core (`csrc/core/cmaes.cpp`); here are the checks, the ranking, the bookkeeping
+of what was seen, the reasons to stop and the state as plain arrays and numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from worldmodels._core import Cmaes
+
+Array = NDArray[np.float64]
+StateDict = dict[str, NDArray[Any] | int | float | str | bool]
+
+_FORMAT = 1
+_LONGEST_HISTORY = 20_000
+
+
+class CMAESResult(NamedTuple):
+    """What a run has found so far.
+
+    Attributes:
+        xbest: (N,) float64, the best solution told so far; None before a finite value was told.
+        fbest: its value (with the penalty of `weight_decay`); inf before a finite value was told.
+        evaluations: values told so far, those that were not finite included.
+        iterations: completed generations.
+        xfavorite: (N,) float64, the mean of the distribution: the better guess when values are noisy.
+        stds: (N,) float64, standard deviation of each coordinate.
+        nonfinite: values told so far that were NaN or infinite.
+    """
+
+    xbest: Array | None
+    fbest: float
+    evaluations: int
+    iterations: int
+    xfavorite: Array
+    stds: Array
+    nonfinite: int
+
+
+class CMAES:
+    """Covariance matrix adaptation evolution strategy with active (negative) weights; minimises.
+
+        es = CMAES(np.zeros(1088), 0.1, popsize=64, seed=1)
+        while not es.stop():
+            solutions = es.ask()
+            es.tell(solutions, [f(x) for x in solutions])
+
+    The same seed gives the same bits for any `num_threads`. C is decomposed by SciPy's LAPACK, held to one thread
+    so that OPENBLAS_NUM_THREADS and busy neighbours change neither bits nor time; another processor or another
+    SciPy can differ in the last bit.
+
+    Args:
+        x0: (N,) start of the mean, finite.
+        sigma0: start of the step size, positive.
+        popsize: lambda, at least 2; 4 + floor(3 ln N) when None (equation 48).
+        seed: key of the random stream, 0 <= seed < 2**64; drawn from the system when None.
+        num_threads: threads of the native loops; all that this process may use when None. Changes no result.
+        active: whether the worse half has negative weights.
+        separable: keep C diagonal (Ros and Hansen 2008): O(N) memory and time, for large N.
+        gap: generations a decomposition of C lasts for; 1 / (2 N (c1 + cmu)) when None, as in Hansen's purecma
+            (the tutorial's section B.2 has 10 in place of 2). A diagonal C is taken every generation.
+        weight_decay: this times mean(x**2) is added to the value of x before anything else sees it.
+        ftarget: stop when the best value is at or below.
+        maxiter: stop after so many generations; 100 + 150 (N + 3)^2 / sqrt(popsize) when None.
+        maxfevals: stop after so many evaluations.
+        tolfun: stop when the values of this generation and the best of the last ones span less.
+        tolfunhist: stop when the best values of the last generations span less.
+        tolx: stop when all standard deviations and sigma * pc are below.
+        tolfacupx: stop when a standard deviation is so many times sigma0 (sigma0 was far too small).
+        tolupsigma: stop when sigma / sigma0 exceeds this times the longest axis of C.
+        conditioncov: stop when the condition number of C exceeds this.
+        tolstagnation: generations without progress of best and median before stopping, a fifth of all where that
+            is more; 100 + 100 N^1.5 / popsize when None, as in pycma; inf never stops.
+        tolflatfitness: stop after more than so many generations in a row whose best three quarters are equal.
+
+    Raises:
+        ValueError: an argument has the wrong shape or is out of range.
+        TypeError: an argument is not numeric.
+    """
+
+    def __init__(
+        self,
+        x0: ArrayLike,
+        sigma0: float,
+        *,
+        popsize: int | None = None,
+        seed: int | None = None,
+        num_threads: int | None = None,
+        active: bool = True,
+        separable: bool = False,
+        gap: float | None = None,
+        weight_decay: float = 0.0,
+        ftarget: float = -math.inf,
+        maxiter: float | None = None,
+        maxfevals: float = math.inf,
+        tolfun: float = 1e-11,
+        tolfunhist: float = 1e-12,
+        tolx: float = 1e-11,
+        tolfacupx: float = 1e3,
+        tolupsigma: float = 1e20,
+        conditioncov: float = 1e14,
+        tolstagnation: float | None = None,
+        tolflatfitness: float = 3,
+    ) -> None:
+        mean = _float_array("x0", x0)
+        if mean.ndim != 1 or mean.size == 0:
+            raise ValueError(f"x0: expected (N,) with N >= 1, got {mean.shape}")
+        if not np.isfinite(mean).all():
+            raise ValueError("x0: expected finite numbers")
+        if not (math.isfinite(sigma0) and sigma0 > 0):
+            raise ValueError(f"sigma0: expected a positive number, got {sigma0!r}")
+        n = mean.size
+        popsize = 4 + math.floor(3 * math.log(n)) if popsize is None else int(popsize)  # (48)
+        if popsize < 2:
+            raise ValueError(f"popsize: expected at least 2, got {popsize}")
+        seed = secrets.randbits(63) if seed is None else int(seed)
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed: expected 0 <= seed < 2**64, got {seed}")
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"num_threads: expected at least 1, got {num_threads}")
+        if not (math.isfinite(weight_decay) and weight_decay >= 0):
+            raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay!r}")
+        self.num_threads = _available_threads() if num_threads is None else int(num_threads)
+        self._sigma0 = float(sigma0)
+        self._seed = seed
+        self._active = bool(active)
+        self._separable = bool(separable)
+        self._weight_decay = float(weight_decay)
+        self._limits: dict[str, float] = {
+            "ftarget": float(ftarget),
+            "maxiter": float(100 + 150 * (n + 3) ** 2 // popsize**0.5 if maxiter is None else maxiter),
+            "maxfevals": float(maxfevals),
+            "tolfun": float(tolfun),
+            "tolfunhist": float(tolfunhist),
+            "tolx": float(tolx),
+            "tolfacupx": float(tolfacupx),
+            "tolupsigma": float(tolupsigma),
+            "conditioncov": float(conditioncov),
+            "tolstagnation": float(100 + 100 * n**1.5 / popsize if tolstagnation is None else tolstagnation),
+            "tolflatfitness": float(tolflatfitness),
+        }
+        if any(math.isnan(limit) for limit in self._limits.values()):
+            raise ValueError(f"stop criteria: expected numbers, got {self._limits}")
+        self._core = Cmaes(mean, self._sigma0, popsize, seed, self._active, self._separable)
+        if gap is not None:
+            if not gap >= 0:
+                raise ValueError(f"gap: expected a number >= 0, got {gap!r}")
+            self._core.gap = float(gap)
+        self._read_parameters()
+
+        self._evaluations = 0
+        self._nonfinite = 0
+        self._xbest: Array | None = None
+        self._fbest = math.inf
+        self._range = math.inf  # of the last generation's values
+        self._flat_generations = 0
+        self._best_history: list[float] = []
+        self._median_history: list[float] = []
+
+    def _read_parameters(self) -> None:
+        """Strategy parameters of the tutorial's Table 1, by their usual names."""
+        parameters = self._core.parameters
+        self.weights: Array = parameters["weights"]
+        self.mu: int = parameters["mu"]
+        self.mueff: float = parameters["mueff"]
+        self.c1: float = parameters["c1"]
+        self.cmu: float = parameters["cmu"]
+        self.cc: float = parameters["cc"]
+        self.cs: float = parameters["cs"]
+        self.damps: float = parameters["damps"]
+        self.chiN: float = parameters["chiN"]
+
+    # The distribution
+
+    @property
+    def popsize(self) -> int:
+        """Lambda, the number of solutions of a generation."""
+        return len(self.weights)
+
+    @property
+    def mean(self) -> Array:
+        """(N,) float64, mean of the distribution."""
+        return self._core.mean
+
+    @property
+    def sigma(self) -> float:
+        """Step size."""
+        return self._core.sigma
+
+    @property
+    def stds(self) -> Array:
+        """(N,) float64, sigma * sqrt(diag(C))."""
+        return self.sigma * np.sqrt(self._core.variances())
+
+    @property
+    def C(self) -> Array:
+        """(N, N) float64, the covariance matrix without sigma**2."""
+        lower = self._core.get_state()["covariance"]
+        return np.diag(lower) if self._separable else np.tril(lower) + np.tril(lower, -1).T
+
+    @property
+    def ps(self) -> Array:
+        """(N,) float64, evolution path of the step size."""
+        return self._core.ps
+
+    @property
+    def pc(self) -> Array:
+        """(N,) float64, evolution path of the covariance matrix."""
+        return self._core.pc
+
+    @property
+    def gap(self) -> float:
+        """Generations a decomposition of C lasts for."""
+        return self._core.gap
+
+    @property
+    def seed(self) -> int:
+        """Key of the random stream."""
+        return self._seed
+
+    @property
+    def iterations(self) -> int:
+        """Completed generations."""
+        return self._core.generation
+
+    @property
+    def result(self) -> CMAESResult:
+        """What was found so far."""
+        return CMAESResult(
+            xbest=None if self._xbest is None else self._xbest.copy(),
+            fbest=self._fbest,
+            evaluations=self._evaluations,
+            iterations=self.iterations,
+            xfavorite=self.mean,
+            stds=self.stds,
+            nonfinite=self._nonfinite,
+        )
+
+    # Ask and tell
+
+    def ask(self) -> Array:
+        """Draws this generation's solutions.
+
+        Until they are told, further calls return the same ones.
+
+        Returns:
+            (popsize, N) float64, a copy.
+
+        Raises:
+            RuntimeError: C has no finite decomposition.
+        """
+        return self._core.ask(self.num_threads)
+
+    def tell(self, solutions: ArrayLike, values: ArrayLike) -> None:
+        """Updates the distribution.
+
+        Values that are NaN or infinite rank worst and are counted; a generation without a finite value changes
+        nothing but the counters. Equal values rank by row. Rows that were not asked for take part like the others,
+        but steps longer than any sample would be are shortened (Hansen 2011).
+
+        Args:
+            solutions: (popsize, N) finite, usually those of `ask`.
+            values: (popsize,) to be minimised.
+
+        Raises:
+            ValueError: a wrong shape, or a solution that is not finite.
+            TypeError: not real numbers.
+            RuntimeError: there was no `ask` since the last `tell`.
+        """
+        x = _float_array("solutions", solutions)
+        f = _float_array("values", values)
+        popsize, n = self.popsize, self._core.mean.size
+        if x.shape != (popsize, n):
+            raise ValueError(f"solutions: expected ({popsize}, {n}), got {x.shape}")
+        if f.shape != (popsize,):
+            raise ValueError(f"values: expected ({popsize},), got {f.shape}")
+        if not np.isfinite(x).all():
+            raise ValueError("solutions: expected finite numbers")
+        if not self._core.asked:
+            raise RuntimeError("tell: called before ask")
+        if self._weight_decay:
+            f = f + self._weight_decay * np.mean(np.square(x), axis=1)
+        finite = np.isfinite(f)
+        order = np.argsort(np.where(finite, f, math.inf), kind="stable")
+        if finite.any():
+            rank = np.empty(popsize, dtype=np.int64)
+            rank[order] = np.arange(popsize)
+            self._core.tell(x, rank, self.num_threads)
+            self._record(x, f, order, int(finite.sum()))
+        else:
+            self._core.skip()
+        self._evaluations += popsize
+        self._nonfinite += popsize - int(finite.sum())
+
+    def _record(self, x: Array, f: Array, order: NDArray[np.int64], finite: int) -> None:
+        """Notes best, range and history of a generation whose first `finite` places are finite."""
+        ranked = f[order[:finite]]
+        best = float(ranked[0])
+        if best < self._fbest:
+            self._fbest = best
+            self._xbest = x[order[0]].copy()
+        self._range = float(ranked[-1]) - best
+        flat = finite > int(0.75 * len(f)) and best == ranked[int(0.75 * len(f))]
+        self._flat_generations = self._flat_generations + 1 if flat else 0
+        self._best_history.append(best)
+        self._median_history.append(float(np.median(ranked)))
+        if len(self._best_history) > _LONGEST_HISTORY:
+            del self._best_history[0], self._median_history[0]
+
+    # Stopping
+
+    def stop(self) -> dict[str, float]:
+        """Why the run should end.
+
+        Returns:
+            Reason -> the limit that was met; empty when the run should go on. The reasons are the names of the
+            options, and noeffectaxis and noeffectcoord: adding 0.1 (0.2) standard deviations along an axis of C (a
+            coordinate) no longer changes the mean. (Tutorial, section B.3; the limits are pycma's.)
+        """
+        if self.iterations == 0:
+            return {}
+        core, limit = self._core, self._limits
+        stds, scales, mean, sigma = self.stds, core.scales, core.mean, core.sigma
+        n = mean.size
+        recent = self._best_history[-(10 + math.ceil(30 * n / self.popsize)) :]
+        span = max(recent) - min(recent) if recent else math.inf
+        k = self.iterations % n
+        step = 0.1 * sigma * scales[k]
+        met = {
+            "ftarget": self._fbest <= limit["ftarget"],
+            "maxiter": self.iterations >= limit["maxiter"],
+            "maxfevals": self._evaluations >= limit["maxfevals"],
+            "tolfun": max(self._range, span) < limit["tolfun"],
+            "tolfunhist": len(recent) > 9 and span < limit["tolfunhist"],
+            "tolx": bool((stds < limit["tolx"]).all() and (sigma * np.abs(core.pc) < limit["tolx"]).all()),
+            "tolfacupx": bool((stds > self._sigma0 * limit["tolfacupx"]).any()),
+            "tolupsigma": sigma / self._sigma0 > limit["tolupsigma"] * scales.max(),
+            "conditioncov": bool(scales.max() ** 2 > limit["conditioncov"] * scales.min() ** 2),
+            "tolstagnation": self._stagnates(),
+            "tolflatfitness": self._flat_generations > limit["tolflatfitness"],
+            "noeffectaxis": bool((mean == mean + step * core.axis(k)).all()),
+            "noeffectcoord": bool((mean == mean + 0.2 * stds).any()),
+        }
+        return {reason: limit.get(reason, 0.0) for reason, is_met in met.items() if is_met}
+
+    def _stagnates(self) -> bool:
+        """Whether the window's last 30 % are in the median no better than its first, for best and median."""
+        window = max(self._limits["tolstagnation"], 0.2 * len(self._best_history))
+        if len(self._best_history) < window:
+            return False
+        part = math.ceil(0.3 * window)
+        start = len(self._best_history) - math.ceil(window)
+        return all(
+            float(np.median(history[-part:])) >= float(np.median(history[start : start + part]))
+            for history in (self._best_history, self._median_history)
+        )
+
+    # State
+
+    def state_dict(self) -> StateDict:
+        """Everything a run needs to go on, at any point, as if it had never been interrupted.
+
+        Returns:
+            A flat dictionary of NumPy arrays and plain numbers. Numbers that may be infinite are arrays of shape
+            (1,), so that the others survive strict JSON. `num_threads` is not part of it.
+        """
+        n = self._core.mean.size
+        state: StateDict = dict(self._core.get_state())
+        state |= {
+            "format": _FORMAT,
+            "n": n,
+            "popsize": self.popsize,
+            "seed": self._seed,
+            "sigma0": self._sigma0,
+            "active": self._active,
+            "separable": self._separable,
+            "weight_decay": self._weight_decay,
+            "gap": np.array([self._core.gap]),
+            "evaluations": self._evaluations,
+            "nonfinite": self._nonfinite,
+            "flat_generations": self._flat_generations,
+            "xbest": np.zeros((0, n)) if self._xbest is None else self._xbest[None].copy(),
+            "fbest": np.array([self._fbest]),
+            "range": np.array([self._range]),
+            "best_history": np.array(self._best_history),
+            "median_history": np.array(self._median_history),
+        }
+        state |= {f"limit.{name}": np.array([limit]) for name, limit in self._limits.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a run, its options and its seed included; only `num_threads` stays.
+
+        Args:
+            state: what `state_dict` returned, perhaps stored and read again.
+
+        Raises:
+            ValueError: a missing key, another N, or an array of the wrong shape. This run is then unchanged.
+        """
+        missing = sorted(self.state_dict().keys() - state.keys())
+        if missing:
+            raise ValueError(f"state: expected the keys {missing}")
+        if state["format"] != _FORMAT:
+            raise ValueError(f"state: expected format {_FORMAT}, got {state['format']}")
+        n = self._core.mean.size
+        if state["n"] != n:
+            raise ValueError(f"state: expected N = {n}, got {state['n']}")
+        mean = _float_array("mean", state["mean"])
+        seed, sigma0 = int(state["seed"]), float(state["sigma0"])
+        active, separable = bool(state["active"]), bool(state["separable"])
+        core = Cmaes(mean, sigma0, int(state["popsize"]), seed, active, separable)
+        core.set_state(dict(state))
+        core.gap = _single(state, "gap")
+        fbest, value_range = _single(state, "fbest"), _single(state, "range")
+        limits = {name: _single(state, f"limit.{name}") for name in self._limits}
+        xbest = _float_array("xbest", state["xbest"])
+        if xbest.shape not in ((0, n), (1, n)):
+            raise ValueError(f"xbest: expected (0, {n}) or (1, {n}), got {xbest.shape}")
+        histories = [_float_array(name, state[name]).tolist() for name in ("best_history", "median_history")]
+
+        self._core = core
+        self._read_parameters()
+        self._seed, self._sigma0 = seed, sigma0
+        self._active, self._separable = active, separable
+        self._weight_decay = float(state["weight_decay"])
+        self._limits = limits
+        self._evaluations = int(state["evaluations"])
+        self._nonfinite = int(state["nonfinite"])
+        self._flat_generations = int(state["flat_generations"])
+        self._xbest = xbest[0].copy() if len(xbest) else None
+        self._fbest, self._range = fbest, value_range
+        self._best_history, self._median_history = histories
+
+
+def _float_array(name: str, given: ArrayLike) -> Array:
+    """C-contiguous float64, or an error that names the argument."""
+    try:
+        array = np.asarray(given)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array, got rows of different lengths") from error
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
+
+
+def _single(state: Mapping[str, Any], name: str) -> float:
+    """The number of an array of shape (1,)."""
+    array = _float_array(name, state[name])
+    if array.shape != (1,):
+        raise ValueError(f"{name}: expected (1,), got {array.shape}")
+    return float(array[0])
+
+
+def _available_threads() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
