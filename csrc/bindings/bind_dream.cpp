@@ -1,4 +1,256 @@
-// Bindings of dream.
+// Bindings of the dream: every argument is checked here, then the GIL is let go.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-void bind_dream(pybind11::module_& m) { (void)m; }
+#include <limits>
+#include <memory>
+
+#include "bindings/arrays.hpp"
+#include "core/dream.hpp"
+#include "core/level.hpp"
+#include "core/rng.hpp"
+
+namespace worldmodels {
+namespace {
+
+constexpr int kMostRows = 1 << 20;  // of any one buffer: keeps every index of a block inside an int
+
+int at_least(long long value, long long low, const char* name,
+             long long high = std::numeric_limits<int>::max()) {
+    if (value < low || value > high)
+        throw py::value_error(std::string(name) + ": expected an integer from " + std::to_string(low) +
+                              " to " + std::to_string(high) + ", got " + std::to_string(value));
+    return static_cast<int>(value);
+}
+
+float checked_temperature(double value) {
+    if (!(value >= 0.0) || !std::isfinite(static_cast<float>(value)))
+        throw py::value_error("temperature: expected a finite number of at least 0, got " +
+                              std::to_string(value));
+    return static_cast<float>(value);
+}
+
+// Ctrl-C: true when a signal's handler raised; the error is then set in this thread.
+bool interrupted(void*) {
+    const py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+}
+
+std::shared_ptr<WorldModel> make_model(long long latent, long long action, long long hidden,
+                                       long long mixtures, bool restart, bool done, bool reward,
+                                       const py::array& weight_ih, const py::array& weight_hh,
+                                       const py::array& bias, const py::array& head_weight,
+                                       const py::array& head_bias, const py::array& initial_mu,
+                                       const py::array& initial_logvar) {
+    const WorldModelSizes s{at_least(latent, 1, "latent_size", kMostRows),
+                            at_least(action, 1, "action_size", kMostRows),
+                            at_least(hidden, 1, "hidden_size", kMostRows),
+                            at_least(mixtures, 1, "mixtures", kMostRows),
+                            restart,
+                            done,
+                            reward};
+    const long long rows = (done ? 1 : 0) + (reward ? 1 : 0) + 3 * latent * mixtures;
+    const int head = at_least(rows, 1, "latent_size * mixtures", kMostRows);
+    const int inputs = s.latent + s.action + (restart ? 1 : 0), gates = 4 * s.hidden;
+    WorldModelWeights w{};
+    w.input = checked_floats(weight_ih, "weight_ih", {gates, inputs});
+    w.recurrent = checked_floats(weight_hh, "weight_hh", {gates, s.hidden});
+    w.bias = checked_floats(bias, "bias", {gates});
+    w.head = checked_floats(head_weight, "head_weight", {head, s.hidden});
+    w.head_bias = checked_floats(head_bias, "head_bias", {head});
+    const float* const mu = checked_floats(initial_mu, "initial_mu", {"K", s.latent});
+    const auto starts = static_cast<std::size_t>(initial_mu.shape(0));
+    const float* const logvar =
+        checked_floats(initial_logvar, "initial_logvar", {starts, static_cast<std::size_t>(s.latent)});
+    if (starts > std::numeric_limits<std::uint32_t>::max())
+        throw py::value_error("initial_mu: too many rows");
+    current_level();  // an impossible WORLDMODELS_SIMD is told before any work
+    return std::make_shared<WorldModel>(s, w, mu, logvar, static_cast<std::uint32_t>(starts));
+}
+
+ControllerView make_controller(const WorldModel& model, const std::string& features, bool bias,
+                               long long hidden_units, bool carracing) {
+    if (features != "z" && features != "zh" && features != "zc" && features != "zch")
+        throw py::value_error("features: expected one of z, zh, zc, zch, got '" + features + "'");
+    const ControllerView c{features.find('c') != std::string::npos, features.find('h') != std::string::npos,
+                           bias, carracing, at_least(hidden_units, 0, "hidden_units", kMostRows)};
+    if (carracing && model.view().action != 3)
+        throw py::value_error("action_size: expected 3 for squash='carracing', got " +
+                              std::to_string(model.view().action));
+    const double size =
+        (static_cast<double>(feature_size(c, model.view().latent, model.view().hidden)) + 1.0) *
+        std::max(c.hidden_units, model.view().action);
+    if (size > kMostRows * 16.0) throw py::value_error("hidden_units: too many controller parameters");
+    return c;
+}
+
+py::tuple rollout(const WorldModel& model, const ControllerView& controller, const py::array& params,
+                  long long episodes, std::uint64_t seed, bool common_seeds, double temperature,
+                  long long max_steps, long long threads) {
+    const ModelView& m = model.view();
+    const std::size_t size = controller_size(controller, m.latent, m.hidden, m.action);
+    RolloutArgs args{};
+    args.params = checked_floats(params, "params", {"P", size});
+    args.episodes = static_cast<std::uint32_t>(at_least(episodes, 1, "episodes"));
+    if (params.shape(0) > std::numeric_limits<std::int32_t>::max() / static_cast<py::ssize_t>(args.episodes))
+        throw py::value_error("params: expected fewer than 2**31 episodes in all, got " +
+                              std::to_string(params.shape(0)) + " candidates x " + std::to_string(episodes) +
+                              " episodes");
+    args.candidates = static_cast<std::uint32_t>(params.shape(0));
+    args.seed = seed;
+    args.common_seeds = common_seeds;
+    args.temperature = checked_temperature(temperature);
+    args.max_steps = at_least(max_steps, 1, "max_steps");
+    args.threads = at_least(threads, 1, "num_threads");
+    const py::ssize_t shape[2] = {params.shape(0), static_cast<py::ssize_t>(episodes)};
+    py::array_t<float> returns(shape);
+    py::array_t<std::int32_t> lengths(shape);
+    args.returns = returns.mutable_data();
+    args.lengths = lengths.mutable_data();
+    bool complete = false;
+    {
+        const py::gil_scoped_release release;  // pure C++ until the end of the rollout
+        complete = rollout_unchecked(current_level(), model, controller, args, {interrupted, nullptr});
+    }
+    if (!complete) throw py::error_already_set();
+    return py::make_tuple(returns, lengths);
+}
+
+py::tuple trace(const WorldModel& model, const ControllerView& controller, const py::array& params,
+                long long episode, std::uint64_t seed, double temperature, long long max_steps) {
+    const ModelView& m = model.view();
+    float total = 0.0F;
+    std::int32_t length = 0;
+    RolloutArgs args{};
+    args.params =
+        checked_floats(params, "params", {controller_size(controller, m.latent, m.hidden, m.action)});
+    args.first_episode = static_cast<std::uint32_t>(at_least(episode, 0, "episode"));
+    args.candidates = args.episodes = 1;
+    args.seed = seed;
+    args.temperature = checked_temperature(temperature);
+    args.max_steps = at_least(max_steps, 1, "max_steps", 1 << 24);
+    args.threads = 1;
+    args.returns = &total;
+    args.lengths = &length;
+    const py::ssize_t steps = args.max_steps, latent = m.latent, action = m.action;
+    py::array_t<float> z(std::vector<py::ssize_t>{steps + 1, latent}),
+        actions(std::vector<py::ssize_t>{steps, action}), done_logit(m.done ? steps : 0), reward(steps);
+    Record record{z.mutable_data(), actions.mutable_data(), m.done ? done_logit.mutable_data() : nullptr,
+                  reward.mutable_data()};
+    args.record = &record;
+    bool complete = false;
+    {
+        const py::gil_scoped_release release;
+        complete = rollout_unchecked(current_level(), model, controller, args, {interrupted, nullptr});
+    }
+    if (!complete) throw py::error_already_set();
+    return py::make_tuple(length, z, actions, m.done ? py::object(done_logit) : py::none(), reward);
+}
+
+// A Stepper and the model it keeps alive.
+struct BoundStepper {
+    BoundStepper(std::shared_ptr<WorldModel> m, long long envs)
+        : model(std::move(m)), stepper(*model, at_least(envs, 1, "num_envs", 1 << 24)) {}
+    std::shared_ptr<WorldModel> model;
+    Stepper stepper;
+};
+
+void stepper_reset(BoundStepper& self, std::uint64_t seed, const py::array& episodes, const py::array& mask) {
+    const int envs = self.stepper.envs();
+    const auto* const which = checked<std::uint32_t>(episodes, "episodes", {envs}, "uint32");
+    const bool* const reset = checked<bool>(mask, "mask", {envs}, "bool");
+    const py::gil_scoped_release release;
+    self.stepper.reset_unchecked(current_level(), seed, which, reset);
+}
+
+py::tuple stepper_step(BoundStepper& self, std::uint64_t seed, double temperature, const py::array& actions,
+                       long long threads) {
+    const int envs = self.stepper.envs();
+    const float* const taken = checked_floats(actions, "actions", {envs, self.model->view().action});
+    const float tau = checked_temperature(temperature);
+    const int team = at_least(threads, 1, "num_threads");
+    py::array_t<float> rewards(envs);
+    py::array_t<bool> dones(envs);
+    float* const to_rewards = rewards.mutable_data();
+    bool* const to_dones = dones.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        self.stepper.step_unchecked(current_level(), seed, tau, taken, team, to_rewards, to_dones);
+    }
+    return py::make_tuple(rewards, dones);
+}
+
+py::array_t<float> stepper_observe(const BoundStepper& self, bool use_c, bool use_h, long long threads) {
+    const ModelView& m = self.model->view();
+    const int team = at_least(threads, 1, "num_threads");
+    const ControllerView features{use_c, use_h, false, false, 0};
+    py::array_t<float> out(std::vector<py::ssize_t>{
+        self.stepper.envs(), static_cast<py::ssize_t>(feature_size(features, m.latent, m.hidden))});
+    float* const to = out.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        self.stepper.observe_unchecked(use_c, use_h, team, to);
+    }
+    return out;
+}
+
+py::array_t<float> elementwise(const std::string& level, const std::string& function, const py::array& x) {
+    const float* const in = checked<float>(x, "x", {"N"}, "float32");
+    static const std::pair<const char*, Function> known[] = {{"exp", Function::exp},
+                                                             {"log", Function::log},
+                                                             {"tanh", Function::tanh},
+                                                             {"sigmoid", Function::sigmoid},
+                                                             {"sin_turns", Function::sin_turns},
+                                                             {"cos_turns", Function::cos_turns}};
+    py::array_t<float> out(x.size());
+    for (const auto& [name, f] : known)
+        if (function == name) {
+            find_level(level, "level")
+                .elementwise(f, in, out.mutable_data(), static_cast<std::size_t>(x.size()));
+            return out;
+        }
+    throw py::value_error("function: unknown name '" + function + "'");
+}
+
+py::array_t<float> draws(const std::string& level, std::uint64_t seed, std::uint32_t candidate,
+                         std::uint32_t episode, std::uint32_t step, long long count) {
+    const int blocks = at_least(count, 1, "count");
+    py::array_t<float> out(std::vector<py::ssize_t>{4, blocks});
+    find_level(level, "level")
+        .draws(philox_key(seed).data(), candidate, episode, step, static_cast<std::uint32_t>(blocks),
+               out.mutable_data());
+    return out;
+}
+
+}  // namespace
+}  // namespace worldmodels
+
+void bind_dream(pybind11::module_& m) {
+    namespace py = pybind11;
+    using namespace worldmodels;
+    using namespace py::literals;
+
+    m.attr("LOGSTD_RANGE") = py::make_tuple(kLogstdMin, kLogstdMax);
+    m.def("simd_levels", &level_names);
+    m.def("simd_level", [] { return std::string(current_level().name); });
+    m.def("set_simd_level", &set_level, "name"_a);
+    m.def("philox4x32", &philox4x32, "counter"_a, "key"_a);
+    m.def("elementwise", &elementwise, "level"_a, "function"_a, "x"_a);
+    m.def("draws", &draws, "level"_a, "seed"_a, "candidate"_a, "episode"_a, "step"_a, "count"_a);
+
+    py::class_<WorldModel, std::shared_ptr<WorldModel>>(m, "WorldModel")
+        .def(py::init(&make_model), "latent_size"_a, "action_size"_a, "hidden_size"_a, "mixtures"_a,
+             "restart_input"_a, "done_head"_a, "reward_head"_a, "weight_ih"_a, "weight_hh"_a, "bias"_a,
+             "head_weight"_a, "head_bias"_a, "initial_mu"_a, "initial_logvar"_a);
+    py::class_<ControllerView>(m, "ControllerShape")
+        .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a);
+    m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, "episodes"_a, "seed"_a,
+          "common_seeds"_a, "temperature"_a, "max_steps"_a, "num_threads"_a);
+    m.def("trace", &trace, "model"_a, "controller"_a, "params"_a, "episode"_a, "seed"_a, "temperature"_a,
+          "max_steps"_a);
+    py::class_<BoundStepper>(m, "DreamStepper")
+        .def(py::init<std::shared_ptr<WorldModel>, long long>(), "model"_a, "num_envs"_a)
+        .def("reset", &stepper_reset, "seed"_a, "episodes"_a, "mask"_a)
+        .def("step", &stepper_step, "seed"_a, "temperature"_a, "actions"_a, "num_threads"_a)
+        .def("observe", &stepper_observe, "use_c"_a, "use_h"_a, "num_threads"_a);
+}

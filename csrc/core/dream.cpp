@@ -1,2 +1,122 @@
-// dream
-namespace worldmodels {}
+// Dreams: whole episodes of many controllers inside M.
+#include "core/dream.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+
+namespace worldmodels {
+namespace {
+
+// What one thread is given: lanes that it plays to the end, refilled from the queue that all threads share.
+class Worker {
+  public:
+    Worker(const Kernels& kernels, const WorldModel& model, const ControllerView& controller,
+           const RolloutArgs& args)
+        : kernels_(kernels), model_(model), controller_(controller), args_(args), lanes_(model, &controller) {
+        params_ = controller_size(controller, model.view().latent, model.view().hidden, model.view().action);
+    }
+
+    void play(std::atomic<std::int64_t>& queue, int share, Team& team, int thread) {
+        const Sampling sampling = make_sampling(args_.seed, args_.temperature);
+        int active = 0;
+        while (active < share && take(queue, active)) ++active;
+        while (active > 0 && !team.stopped()) {
+            record_before();
+            kernels_.step(model_.view(), &controller_, sampling, lanes_.block(), active);
+            record_after();
+            for (int lane = active - 1; lane >= 0; --lane) {
+                if (!advance(lane) || take(queue, lane)) continue;
+                if (lane != --active) {  // lanes stay in front, so that a step can leave out whole vectors
+                    lanes_.move(active, lane);
+                    running_[lane] = running_[active];
+                }
+            }
+            team.tick(thread);
+        }
+    }
+
+  private:
+    struct Running {
+        std::int64_t job;
+        double total;
+        int length;
+    };
+
+    bool take(std::atomic<std::int64_t>& queue, int lane) {
+        const std::int64_t job = queue.fetch_add(1, std::memory_order_relaxed);
+        if (job >= std::int64_t{args_.candidates} * args_.episodes) return false;
+        const auto candidate = static_cast<std::uint32_t>(job / args_.episodes);
+        const auto episode = static_cast<std::uint32_t>(job % args_.episodes) + args_.first_episode;
+        lanes_.start(kernels_, model_, args_.seed, args_.common_seeds ? 0 : candidate, episode,
+                     args_.params + candidate * params_, lane);
+        running_[lane] = {job, 0.0, 0};
+        return true;
+    }
+
+    // Counts the step a lane has just made; true when its episode is over.
+    bool advance(int lane) {
+        Running& run = running_[lane];
+        run.total += static_cast<double>(lanes_.reward(lane));
+        ++run.length;
+        ++lanes_.block().step[lane];
+        if (!lanes_.done(lane) && run.length < args_.max_steps) return false;
+        args_.returns[run.job] = static_cast<float>(run.total);
+        args_.lengths[run.job] = run.length;
+        return true;
+    }
+
+    void record_before() {
+        if (args_.record == nullptr || running_[0].length > 0) return;
+        for (int d = 0; d < model_.view().latent; ++d) args_.record->z[d] = lanes_.z(0, d);
+    }
+
+    void record_after() {
+        if (args_.record == nullptr) return;
+        const Record& to = *args_.record;
+        const std::ptrdiff_t at = running_[0].length;
+        const ModelView& m = model_.view();
+        for (int d = 0; d < m.latent; ++d) to.z[(at + 1) * m.latent + d] = lanes_.z(0, d);
+        for (int a = 0; a < m.action; ++a) to.action[at * m.action + a] = lanes_.action(0, a);
+        if (to.done_logit != nullptr) to.done_logit[at] = lanes_.done_logit(0);
+        to.reward[at] = lanes_.reward(0);
+    }
+
+    const Kernels& kernels_;
+    const WorldModel& model_;
+    const ControllerView& controller_;
+    const RolloutArgs& args_;
+    Lanes lanes_;
+    std::size_t params_;
+    Running running_[kBlock]{};
+};
+
+}  // namespace
+
+bool rollout_unchecked(const Kernels& kernels, const WorldModel& model, const ControllerView& controller,
+                       const RolloutArgs& args, Poll poll) {
+    const std::int64_t jobs = std::int64_t{args.candidates} * args.episodes;
+    // A vector of lanes costs as much as one lane: no more threads than there are vectors of episodes.
+    const std::int64_t vectors = (jobs + kernels.lanes - 1) / kernels.lanes;
+    const int threads = static_cast<int>(std::min<std::int64_t>(args.threads, vectors));
+    const int share = static_cast<int>(std::min<std::int64_t>(kBlock, (jobs + threads - 1) / threads));
+    check_not_forked(threads);
+    std::vector<Worker> workers;
+    workers.reserve(static_cast<std::size_t>(threads));
+    for (int t = 0; t < threads; ++t) workers.emplace_back(kernels, model, controller, args);
+    std::atomic<std::int64_t> queue{0};
+    Team team(poll);
+    if (threads == 1) {
+        workers[0].play(queue, share, team, 0);
+        return !team.stopped();
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        const int thread = omp_get_thread_num();
+        workers[static_cast<std::size_t>(thread)].play(queue, share, team, thread);
+        team.finish(thread, omp_get_num_threads());
+    }
+    return !team.stopped();
+}
+
+}  // namespace worldmodels

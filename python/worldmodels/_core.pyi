@@ -1,11 +1,76 @@
 """Types of the native core; mirrors csrc/bindings."""
 
-# CMA-ES: csrc/bindings/bind_cmaes.cpp
-
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
+
+FloatArray = npt.NDArray[np.float32]
+
+# --- dream (bind_dream.cpp) ---
+
+LOGSTD_RANGE: tuple[float, float]
+
+def simd_levels() -> list[str]: ...
+def simd_level() -> str: ...
+def set_simd_level(name: str) -> None: ...
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> list[int]: ...
+def elementwise(level: str, function: str, x: FloatArray) -> FloatArray: ...
+def draws(level: str, seed: int, candidate: int, episode: int, step: int, count: int) -> FloatArray: ...
+
+class WorldModel:
+    def __init__(
+        self,
+        latent_size: int,
+        action_size: int,
+        hidden_size: int,
+        mixtures: int,
+        restart_input: bool,
+        done_head: bool,
+        reward_head: bool,
+        weight_ih: FloatArray,
+        weight_hh: FloatArray,
+        bias: FloatArray,
+        head_weight: FloatArray,
+        head_bias: FloatArray,
+        initial_mu: FloatArray,
+        initial_logvar: FloatArray,
+    ) -> None: ...
+
+class ControllerShape:
+    def __init__(self, model: WorldModel, features: str, bias: bool, hidden_units: int, carracing: bool) -> None: ...
+
+def rollout(
+    model: WorldModel,
+    controller: ControllerShape,
+    params: FloatArray,
+    episodes: int,
+    seed: int,
+    common_seeds: bool,
+    temperature: float,
+    max_steps: int,
+    num_threads: int,
+) -> tuple[FloatArray, npt.NDArray[np.int32]]: ...
+def trace(
+    model: WorldModel,
+    controller: ControllerShape,
+    params: FloatArray,
+    episode: int,
+    seed: int,
+    temperature: float,
+    max_steps: int,
+) -> tuple[int, FloatArray, FloatArray, FloatArray | None, FloatArray]: ...
+
+class DreamStepper:
+    def __init__(self, model: WorldModel, num_envs: int) -> None: ...
+    def reset(self, seed: int, episodes: npt.NDArray[np.uint32], mask: npt.NDArray[np.bool_]) -> None: ...
+    def step(
+        self, seed: int, temperature: float, actions: FloatArray, num_threads: int
+    ) -> tuple[FloatArray, npt.NDArray[np.bool_]]: ...
+    def observe(self, use_c: bool, use_h: bool, num_threads: int) -> FloatArray: ...
+
+# --- CMA-ES (bind_cmaes.cpp) ---
 
 class Cmaes:
     gap: float

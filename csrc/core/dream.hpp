@@ -1,0 +1,61 @@
+// Dreams: whole episodes of many controllers inside M, and M stepped as an environment.
+#pragma once
+
+#include <vector>
+
+#include "core/lanes.hpp"
+#include "core/parallel.hpp"
+
+namespace worldmodels {
+
+// What one recorded episode writes: (max_steps + 1, latent), (max_steps, action), (max_steps), (max_steps).
+struct Record {
+    float* z;
+    float* action;
+    float* done_logit;  // null without a done head
+    float* reward;
+};
+
+struct RolloutArgs {
+    const float* params;  // (candidates, controller size)
+    std::uint32_t candidates, episodes;
+    std::uint32_t first_episode;
+    std::uint64_t seed;
+    bool common_seeds;  // every candidate sees the draws of candidate 0
+    float temperature;
+    int max_steps;
+    int threads;
+    Record* record;         // of the only episode, or null
+    float* returns;         // (candidates, episodes)
+    std::int32_t* lengths;  // (candidates, episodes)
+};
+
+// Plays candidates x episodes; false when the poll asked to stop. Throws std::bad_alloc, std::runtime_error
+// (fork).
+bool rollout_unchecked(const Kernels& kernels, const WorldModel& model, const ControllerView& controller,
+                       const RolloutArgs& args, Poll poll);
+
+// Environments that step together; environment i plays the streams of candidate i.
+class Stepper {
+  public:
+    Stepper(const WorldModel& model, int envs);
+
+    // Starts episode episodes[i] in every environment whose mask is set.
+    void reset_unchecked(const Kernels& kernels, std::uint64_t seed, const std::uint32_t* episodes,
+                         const bool* mask);
+    // One step of every environment. actions (envs, action); rewards, dones (envs).
+    void step_unchecked(const Kernels& kernels, std::uint64_t seed, float temperature, const float* actions,
+                        int threads, float* rewards, bool* dones);
+    // out (envs, features): [z, c, h], those wanted.
+    void observe_unchecked(bool use_c, bool use_h, int threads, float* out) const;
+    int envs() const { return envs_; }
+
+  private:
+    int lanes_of(std::size_t block) const;
+
+    const WorldModel& model_;
+    int envs_;
+    std::vector<Lanes> blocks_;
+};
+
+}  // namespace worldmodels

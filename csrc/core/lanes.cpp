@@ -1,0 +1,87 @@
+// Lanes: a block's buffers and what moves episodes in and out of its columns.
+#include "core/lanes.hpp"
+
+#include <cmath>
+#include <limits>
+
+#include "core/rng.hpp"
+
+namespace worldmodels {
+namespace {
+
+void copy_column(float* rows, std::size_t count, int from, int to) {
+    for (std::size_t r = 0; r < count; ++r) rows[r * kBlock + to] = rows[r * kBlock + from];
+}
+
+}  // namespace
+
+Sampling make_sampling(std::uint64_t seed, float temperature) {
+    const auto key = philox_key(seed);
+    const float largest = std::numeric_limits<float>::max();
+    return {{key[0], key[1]},
+            std::fmin(1.0F / temperature, largest),
+            std::sqrt(temperature),
+            temperature == 0.0F};
+}
+
+Lanes::Lanes(const WorldModel& model, const ControllerView* controller) : view_(model.view()) {
+    const std::size_t latent = static_cast<std::size_t>(view_.latent),
+                      hidden = static_cast<std::size_t>(view_.hidden);
+    const std::size_t inputs = static_cast<std::size_t>(view_.inputs()), even = latent + latent % 2;
+    const std::size_t head = static_cast<std::size_t>(view_.score_panels + view_.moment_panels) * kPanel;
+    std::size_t units = 0;
+    if (controller != nullptr) {
+        params_ = controller_size(*controller, view_.latent, view_.hidden, view_.action);
+        units = static_cast<std::size_t>(controller->hidden_units);
+    }
+    storage_ = aligned_floats((inputs + 3 * hidden + params_ + units + head + 2 * even + 3) * kBlock);
+    float* next = storage_.get();
+    const auto take = [&next](std::size_t rows) {
+        float* const rows_begin = next;
+        next += rows * kBlock;
+        return rows_begin;
+    };
+    block_.x = take(inputs);
+    block_.h = take(hidden);
+    block_.h_next = take(hidden);
+    block_.c = take(hidden);
+    block_.params = take(params_);
+    block_.units = take(units);
+    block_.head = take(head);
+    block_.noise = take(even);
+    block_.component = reinterpret_cast<std::int32_t*>(take(even));
+    block_.candidate = reinterpret_cast<std::uint32_t*>(take(1));
+    block_.episode = reinterpret_cast<std::uint32_t*>(take(1));
+    block_.step = reinterpret_cast<std::uint32_t*>(take(1));
+}
+
+void Lanes::start(const Kernels& kernels, const WorldModel& model, std::uint64_t seed,
+                  std::uint32_t candidate, std::uint32_t episode, const float* params, int lane) {
+    const std::uint32_t row = start_row(seed, candidate, episode, model.initial_rows());
+    const auto key = philox_key(seed);
+    // The noise is free between two steps: room for one contiguous latent.
+    kernels.start(key.data(), candidate, episode, view_.latent, model.initial_mu(row),
+                  model.initial_logvar(row), block_.noise);
+    for (int d = 0; d < view_.latent; ++d) block_.x[d * kBlock + lane] = block_.noise[d];
+    if (view_.restart) block_.x[(view_.inputs() - 1) * kBlock + lane] = 1.0F;
+    for (int k = 0; k < view_.hidden; ++k) block_.h[k * kBlock + lane] = block_.c[k * kBlock + lane] = 0.0F;
+    if (params != nullptr)
+        for (std::size_t i = 0; i < params_; ++i)
+            block_.params[i * kBlock + static_cast<std::size_t>(lane)] = params[i];
+    block_.candidate[lane] = candidate;
+    block_.episode[lane] = episode;
+    block_.step[lane] = 1;
+}
+
+void Lanes::move(int from, int to) {
+    const std::size_t hidden = static_cast<std::size_t>(view_.hidden);
+    copy_column(block_.x, static_cast<std::size_t>(view_.inputs()), from, to);
+    copy_column(block_.h, hidden, from, to);
+    copy_column(block_.c, hidden, from, to);
+    copy_column(block_.params, params_, from, to);
+    block_.candidate[to] = block_.candidate[from];
+    block_.episode[to] = block_.episode[from];
+    block_.step[to] = block_.step[from];
+}
+
+}  // namespace worldmodels

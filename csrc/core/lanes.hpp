@@ -1,0 +1,40 @@
+// Lanes: a block's buffers and what moves episodes in and out of its columns.
+#pragma once
+
+#include "core/controller.hpp"
+#include "core/world_model.hpp"
+
+namespace worldmodels {
+
+// The draws of one dream: its seed and temperature.
+Sampling make_sampling(std::uint64_t seed, float temperature);
+
+class Lanes {
+  public:
+    // controller may be null: then the caller writes the actions.
+    Lanes(const WorldModel& model, const ControllerView* controller);
+
+    Block& block() { return block_; }
+    const Block& block() const { return block_; }
+    float action(int lane, int a) const { return block_.x[(view_.latent + a) * kBlock + lane]; }
+    void set_action(int lane, int a, float value) { block_.x[(view_.latent + a) * kBlock + lane] = value; }
+    float z(int lane, int d) const { return block_.x[d * kBlock + lane]; }
+    float done_logit(int lane) const { return block_.head[lane]; }
+    bool done(int lane) const { return view_.done && done_logit(lane) > 0.0F; }
+    float reward(int lane) const {
+        return view_.reward ? block_.head[(view_.done ? kBlock : 0) + lane] : 1.0F;
+    }
+
+    // Begins an episode in a lane; params is the controller's (size) row, or null.
+    void start(const Kernels& kernels, const WorldModel& model, std::uint64_t seed, std::uint32_t candidate,
+               std::uint32_t episode, const float* params, int lane);
+    void move(int from, int to);
+
+  private:
+    ModelView view_;
+    std::size_t params_ = 0;
+    AlignedFloats storage_;
+    Block block_{};
+};
+
+}  // namespace worldmodels

@@ -1,0 +1,43 @@
+// Threads: a poll for interrupts that never leaves a parallel region, and the refusal of forked thread pools.
+#include "core/parallel.hpp"
+
+#include <unistd.h>
+
+#include <stdexcept>
+
+namespace worldmodels {
+
+void check_not_forked(int threads) {
+    static std::atomic<pid_t> owner{0};
+    if (threads < 2) return;
+    pid_t expected = 0;
+    const pid_t self = getpid();
+    if (!owner.compare_exchange_strong(expected, self) && expected != self)
+        throw std::runtime_error(
+            "this process was forked after its parent had used several threads here, and such threads do not "
+            "survive a "
+            "fork: start workers with the 'spawn' method, or pass num_threads=1 in the forked process");
+}
+
+void Team::tick(int thread) {
+    if (thread != 0 || poll_.stop == nullptr || stopped()) return;
+    const Clock::time_point now = Clock::now();
+    if (now < next_) return;
+    next_ = now + kInterval;
+    if (poll_.stop(poll_.context)) stop_.store(true, std::memory_order_relaxed);
+}
+
+void Team::finish(int thread, int threads) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    ++finished_;
+    done_.notify_one();
+    if (thread != 0) return;
+    while (finished_ < threads) {
+        done_.wait_for(lock, kInterval);
+        lock.unlock();
+        tick(0);
+        lock.lock();
+    }
+}
+
+}  // namespace worldmodels

@@ -1,0 +1,43 @@
+// Threads: a poll for interrupts that never leaves a parallel region, and the refusal of forked thread pools.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+
+namespace worldmodels {
+
+// Called now and then from the calling thread during a long call; true asks to stop.
+struct Poll {
+    bool (*stop)(void*) = nullptr;
+    void* context = nullptr;
+};
+
+// Throws std::runtime_error when this process was forked after its parent had started threads here, and more
+// than one thread is wanted: OpenMP's pool does not survive a fork.
+void check_not_forked(int threads);
+
+// One parallel call: remembers whether to stop; the calling thread polls while it works and while it waits.
+class Team {
+  public:
+    explicit Team(Poll poll) : poll_(poll) {}
+
+    bool stopped() const { return stop_.load(std::memory_order_relaxed); }
+    // Called by every thread after each piece of work; only the caller's (thread 0) polls, every 40 ms.
+    void tick(int thread);
+    void finish(int thread, int threads);
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    static constexpr std::chrono::milliseconds kInterval{40};
+
+    Poll poll_;
+    std::atomic<bool> stop_{false};
+    Clock::time_point next_ = Clock::now() + kInterval;
+    std::mutex mutex_;
+    std::condition_variable done_;
+    int finished_ = 0;
+};
+
+}  // namespace worldmodels

@@ -1,0 +1,95 @@
+// What the kernels compute and the table through which the core calls them; safe to include anywhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace worldmodels {
+
+inline constexpr int kBlock =
+    32;  // lanes (episodes) of a block; every row of a block's buffers has this length
+inline constexpr int kPanel =
+    12;  // rows of a weight panel: 3 LSTM units x gates i, f, g, o, or 12 rows of the head
+inline constexpr int kPanelUnits = 3;  // LSTM units of a panel
+inline constexpr int kTable =
+    16;  // floats of a moment table: the means (or log stds) of a group of dimensions
+inline constexpr int kTableMixtures = 8;  // most mixtures for which moment tables are packed
+inline constexpr float kLogstdMin = -8.0F, kLogstdMax = 8.0F;  // models/mdnrnn.py LOGSTD_RANGE
+
+// Dimensions that share a moment table.
+constexpr int table_dims(int mixtures) {
+    return mixtures <= 5 ? 3 : 2;
+}
+
+// M, packed. Every panel is (1 + columns, kPanel) floats: the biases, then one row per input column.
+struct ModelView {
+    int latent, action, hidden, mixtures;
+    bool restart, done, reward;
+    const float* lstm;  // (ceil(hidden / 3), 1 + inputs + hidden, 12), rows unit-major: i f g o of each unit
+    const float* head;  // (score_panels + moment_panels, 1 + hidden, 12)
+    int score_panels;   // rows [done] [reward] then logits (Z, K)
+    int moment_panels;  // rows means (Z, K) then log stds (Z, K)
+    const float* moments;  // (ceil(Z / dims), 1 + hidden, 2, kTable), or null where K > kTableMixtures
+
+    int inputs() const { return latent + action + (restart ? 1 : 0); }
+    int score_row() const { return (done ? 1 : 0) + (reward ? 1 : 0); }
+    int mean_row() const { return score_panels * kPanel; }
+};
+
+// C: layers of tanh(W f + b) over the features [z, c, h]; parameters are (size, kBlock), one column per lane.
+struct ControllerView {
+    bool use_c, use_h, bias, carracing;
+    int hidden_units;
+};
+
+struct Sampling {
+    std::uint32_t key[2];  // the seed's low and high word
+    float inverse_temperature;
+    float noise_scale;  // sqrt(temperature)
+    bool greedy;        // temperature 0: the likeliest component, no noise
+};
+
+// The state of kBlock lanes; every buffer is (rows, kBlock), 64-byte aligned.
+struct Block {
+    float* x;       // (inputs): z, action, restart flag
+    float* h;       // (hidden)
+    float* h_next;  // (hidden): swapped with h by every step
+    float* c;       // (hidden)
+    float* params;  // (controller size)
+    float* units;   // (hidden_units)
+    float* head;    // ((score_panels + moment_panels) * kPanel): row 0 holds the done logit, then the reward
+    float* noise;   // (latent rounded up to even)
+    std::int32_t* component;   // (latent rounded up to even)
+    std::uint32_t* candidate;  // (1)
+    std::uint32_t* episode;    // (1)
+    std::uint32_t* step;       // (1): 1 for an episode's first step
+};
+
+enum class Function { exp, log, tanh, sigmoid, sin_turns, cos_turns };
+
+struct Kernels {
+    const char* name;
+    int lanes;  // of one vector
+    bool (*supported)();
+    // Plays one step of the first `lanes` lanes; without a controller the actions are taken as they stand in
+    // x.
+    void (*step)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
+    // The first latent of an episode: mu + exp(logvar / 2) * normal; mu, logvar, z: (latent).
+    void (*start)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, int latent,
+                  const float* mu, const float* logvar, float* z);
+    // out[i] = f(in[i]), for tests.
+    void (*elementwise)(Function, const float* in, float* out, std::size_t count);
+    // The two normals of the draws' words 0 and 1 and the two uniforms of words 2 and 3, for tests; out (4,
+    // count).
+    void (*draws)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode,
+                  std::uint32_t step, std::uint32_t count, float* out);
+};
+
+// Levels this machine can run, plainest first.
+struct Levels {
+    const Kernels* const* begin;
+    std::size_t count;
+};
+Levels supported_levels();
+
+}  // namespace worldmodels

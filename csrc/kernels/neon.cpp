@@ -1,0 +1,41 @@
+// Kernels for aarch64: 4 lanes, fused multiply-adds.
+#include <arm_neon.h>
+
+#include "kernels/levels.hpp"
+
+namespace worldmodels {
+namespace {
+
+constexpr int kLanes = 4;
+constexpr int kRows = 12;
+using V = float __attribute__((vector_size(16), may_alias));
+using I = std::int32_t __attribute__((vector_size(16), may_alias));
+using U = std::uint32_t __attribute__((vector_size(16), may_alias));
+
+inline V fma(V a, V b, V c) {
+    return reinterpret_cast<V>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a),
+                                         reinterpret_cast<float32x4_t>(b)));
+}
+inline V sqrt(V x) {
+    return reinterpret_cast<V>(vsqrtq_f32(reinterpret_cast<float32x4_t>(x)));
+}
+inline U high_product(U a, std::uint32_t b) {
+    U high;
+    for (int lane = 0; lane < kLanes; ++lane)
+        high[lane] = static_cast<std::uint32_t>((std::uint64_t{a[lane]} * b) >> 32);
+    return high;
+}
+
+#include "kernels/vecmath.hpp"
+//
+#include "kernels/body.hpp"
+
+bool supported() {
+    return true;
+}
+
+}  // namespace
+
+constinit const Kernels neon_kernels = {"neon", kLanes, supported, step, start, elementwise, draws};
+
+}  // namespace worldmodels

@@ -1,0 +1,306 @@
+"""The dream: whole episodes of many controllers inside M, played by the native core."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worldmodels import _core
+from worldmodels.models.controller import Controller
+from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
+
+FloatArray = npt.NDArray[np.floating]
+Precision = Literal["float32", "bfloat16"]
+
+if LOGSTD_RANGE != _core.LOGSTD_RANGE:
+    raise ImportError(f"the native core clamps log stds to {_core.LOGSTD_RANGE}, MDNRNN to {LOGSTD_RANGE}: rebuild it")
+
+
+class DreamResult(NamedTuple):
+    """What a rollout gives.
+
+    Attributes:
+        returns: (P, E) float32, the sum of rewards of each episode.
+        lengths: (P, E) int32, steps of each episode, the one at which it ended included.
+    """
+
+    returns: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.int32]
+
+
+class DreamTrace(NamedTuple):
+    """One episode, step by step (T steps).
+
+    Attributes:
+        z: (T + 1, Z) float32, the latents; ``z[0]`` is the start, ``z[t + 1]`` what followed ``action[t]``.
+        action: (T, A) float32.
+        done_logit: (T,) float32, above 0 at the step that ends the episode; None without a done head.
+        reward: (T,) float32.
+    """
+
+    z: npt.NDArray[np.float32]
+    action: npt.NDArray[np.float32]
+    done_logit: npt.NDArray[np.float32] | None
+    reward: npt.NDArray[np.float32]
+
+
+class Dream:
+    """Episodes that M dreams, from given starts, played by a controller.
+
+    Each step: the controller sees [z, c, h] (those it wants) and acts; the LSTM takes [z, action, restart
+    flag]; its head says whether the episode is done (logit > 0), the reward (1 without a reward head) and the
+    mixture that the next latent is drawn from, every dimension from its own component.
+
+    Every random number comes from Philox4x32-10, keyed by the seed and counted by (candidate, episode, step):
+    results do not depend on the number of threads or on what else is played. The levels "avx2" and "avx512"
+    give the same bits as each other, "baseline" does not (it has no fused multiply-add).
+
+    Args:
+        mdnrnn: M; its weights are copied.
+        initial_mu: (K, Z) float32, means of the latents an episode may start from. Other float types
+            are converted.
+        initial_logvar: (K, Z) float32, their log variances.
+        controller: the shape of C.
+        temperature: of the sampling: component logits are divided by it, noise is multiplied by its root.
+            0 takes the likeliest component's mean.
+        max_steps: the longest episode, in steps.
+        precision: ``"float32"``; ``"bfloat16"`` is not built yet.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: a shape, dtype or number does not fit, or is not finite.
+
+    Source: Ha & Schmidhuber (2018), sections 3.3 and 4.2, appendix A.2.
+    """
+
+    def __init__(
+        self,
+        mdnrnn: MDNRNN,
+        initial_mu: npt.ArrayLike,
+        initial_logvar: npt.ArrayLike,
+        controller: Controller,
+        *,
+        temperature: float = 1.0,
+        max_steps: int = 2100,
+        precision: Precision = "float32",
+    ) -> None:
+        if not isinstance(controller, Controller):
+            raise TypeError(f"controller: expected a Controller, got {type(controller).__name__}")
+        check_precision(precision)
+        self._model = native_model(mdnrnn, initial_mu, initial_logvar)
+        for name in ("latent_size", "hidden_size", "action_size"):
+            wanted, got = getattr(mdnrnn, name), getattr(controller, name)
+            if wanted != got:
+                raise ValueError(f"controller: expected {name} {wanted} as mdnrnn has, got {got}")
+        self.controller = controller
+        self.temperature = check_temperature(temperature)
+        self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
+        self._shape = _core.ControllerShape(
+            self._model,
+            controller.features,
+            controller.bias,
+            controller.hidden_units,
+            controller.squash == "carracing",
+        )
+
+    def rollout(
+        self,
+        params: npt.ArrayLike,
+        episodes: int = 16,
+        *,
+        seed: int = 0,
+        num_threads: int | None = None,
+        max_steps: int | None = None,
+        common_seeds: bool = False,
+    ) -> DreamResult:
+        """Plays every candidate's episodes.
+
+        Args:
+            params: (P, N) float32 or float64, a candidate's flat parameters per row.
+            episodes: E, episodes per candidate.
+            seed: of every draw, from 0 to 2**64 - 1.
+            num_threads: None for all cores this process may use.
+            max_steps: in place of the constructor's.
+            common_seeds: whether all candidates see the same draws (those of candidate 0).
+
+        Returns:
+            :class:`DreamResult`; row p depends on ``params[p]``, p, the seed and the sizes alone.
+
+        Raises:
+            TypeError: an argument is of the wrong kind.
+            ValueError: an argument does not fit; nothing has been played.
+            RuntimeError: several threads are wanted in a process forked after such a call.
+            KeyboardInterrupt: Ctrl-C, within a tenth of a second.
+        """
+        if not isinstance(common_seeds, bool | np.bool_):
+            raise TypeError(f"common_seeds: expected a bool, got {type(common_seeds).__name__}")
+        returns, lengths = _core.rollout(
+            self._model,
+            self._shape,
+            float_array("params", params, ("P", self.controller.size)),
+            check_integer("episodes", episodes, 1, 2**31 - 1),
+            check_seed(seed),
+            bool(common_seeds),
+            self.temperature,
+            self._max_steps(max_steps),
+            check_threads(num_threads),
+        )
+        return DreamResult(returns, lengths)
+
+    def trace(
+        self, params: npt.ArrayLike, *, episode: int = 0, seed: int = 0, max_steps: int | None = None
+    ) -> DreamTrace:
+        """Plays one episode and keeps its steps: candidate 0's ``episode`` of ``rollout(params[None], ...)``.
+
+        Args:
+            params: (N,) float32 or float64, flat parameters.
+            episode: which episode.
+            seed: as for :meth:`rollout`.
+            max_steps: in place of the constructor's.
+
+        Returns:
+            :class:`DreamTrace`.
+
+        Raises:
+            TypeError: an argument is of the wrong kind.
+            ValueError: an argument does not fit.
+        """
+        length, z, action, done_logit, reward = _core.trace(
+            self._model,
+            self._shape,
+            float_array("params", params, (self.controller.size,)),
+            check_integer("episode", episode, 0, 2**31 - 1),
+            check_seed(seed),
+            self.temperature,
+            self._max_steps(max_steps),
+        )
+        done = None if done_logit is None else done_logit[:length].copy()
+        return DreamTrace(z[: length + 1].copy(), action[:length].copy(), done, reward[:length].copy())
+
+    def _max_steps(self, max_steps: int | None) -> int:
+        return self.max_steps if max_steps is None else check_integer("max_steps", max_steps, 1, 2**31 - 1)
+
+
+def simd_levels() -> list[str]:
+    """Names of the SIMD levels this machine can run, plainest first: the last is used unless told otherwise.
+
+    The environment variable ``WORLDMODELS_SIMD`` forces one at the first use.
+    """
+    return _core.simd_levels()
+
+
+def simd_level() -> str:
+    """Name of the SIMD level in use."""
+    return _core.simd_level()
+
+
+def set_simd_level(name: str) -> None:
+    """Chooses the SIMD level of every later call in this process.
+
+    Raises:
+        ValueError: this machine cannot run ``name``.
+    """
+    _core.set_simd_level(name)
+
+
+def available_threads() -> int:
+    """The number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def native_model(mdnrnn: MDNRNN, initial_mu: npt.ArrayLike, initial_logvar: npt.ArrayLike) -> _core.WorldModel:
+    """Copies M's weights and starts into the native core; arguments and errors as for :class:`Dream`."""
+    if not isinstance(mdnrnn, MDNRNN):
+        raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
+    mu = float_array("initial_mu", initial_mu, ("K", mdnrnn.latent_size))
+    logvar = float_array("initial_logvar", initial_logvar, (mu.shape[0], mdnrnn.latent_size))
+    weights = {
+        name: np.ascontiguousarray(tensor.detach().to(device="cpu", dtype=torch.float32).numpy())
+        for name, tensor in {
+            "weight_ih": mdnrnn.lstm.get_parameter("weight_ih_l0"),
+            "weight_hh": mdnrnn.lstm.get_parameter("weight_hh_l0"),
+            "bias": mdnrnn.lstm.get_parameter("bias_ih_l0") + mdnrnn.lstm.get_parameter("bias_hh_l0"),
+            "head_weight": mdnrnn.head.weight,
+            "head_bias": mdnrnn.head.bias,
+        }.items()
+    }
+    return _core.WorldModel(
+        latent_size=mdnrnn.latent_size,
+        action_size=mdnrnn.action_size,
+        hidden_size=mdnrnn.hidden_size,
+        mixtures=mdnrnn.mixtures,
+        restart_input=bool(mdnrnn.restart_input),
+        done_head=bool(mdnrnn.done_head),
+        reward_head=bool(mdnrnn.reward_head),
+        initial_mu=mu,
+        initial_logvar=logvar,
+        **weights,
+    )
+
+
+def float_array(name: str, value: npt.ArrayLike, shape: Sequence[int | str]) -> npt.NDArray[np.float32]:
+    """Converts floats to contiguous float32 of a shape; a letter in it stands for any size of at least one.
+
+    Raises:
+        ValueError: the shape or the kind of number is another one, or a number is too large for float32.
+    """
+    array = np.asarray(value)
+    fits = array.ndim == len(shape) and all(
+        got > 0 if isinstance(want, str) else got == want for got, want in zip(array.shape, shape, strict=False)
+    )
+    if not fits or not np.issubdtype(array.dtype, np.floating):
+        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{name}: expected ({wanted}) float32, got {array.shape} {array.dtype}")
+    with np.errstate(over="ignore"):  # too large becomes inf, which the core refuses by name
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def check_integer(name: str, value: Any, low: int, high: int) -> int:
+    """Takes a Python or NumPy integer from ``low`` to ``high``; TypeError or ValueError otherwise."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if not low <= number <= high:
+        raise ValueError(f"{name}: expected an integer from {low} to {high}, got {number}")
+    return number
+
+
+def check_seed(seed: Any) -> int:
+    """Takes a seed from 0 to 2**64 - 1."""
+    return check_integer("seed", seed, 0, 2**64 - 1)
+
+
+def check_temperature(temperature: Any) -> float:
+    """Takes a finite temperature of at least 0."""
+    try:
+        value = float(temperature)
+    except (TypeError, ValueError):
+        raise TypeError(f"temperature: expected a number, got {temperature!r}") from None
+    if not 0 <= value <= float(np.finfo(np.float32).max) or math.isnan(value):
+        raise ValueError(f"temperature: expected a finite number of at least 0, got {temperature!r}")
+    return value
+
+
+def check_threads(num_threads: int | None) -> int:
+    """Takes a number of threads, or None for all cores this process may use."""
+    return available_threads() if num_threads is None else check_integer("num_threads", num_threads, 1, 4096)
+
+
+def check_precision(precision: Any) -> None:
+    """Takes a precision that this build and machine have."""
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision: expected one of {', '.join(get_args(Precision))}, got {precision!r}")
+    if precision == "bfloat16":
+        raise ValueError("precision: bfloat16 is not implemented yet, use 'float32'")

@@ -1,0 +1,527 @@
+"""The native dream against the NumPy reference, torch, and itself."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reference import Draws, ReferenceDream
+from worldmodels.dream import Dream, available_threads, set_simd_level, simd_level, simd_levels
+from worldmodels.models.controller import Controller
+from worldmodels.models.mdnrnn import MDNRNN
+
+FUSED = [level for level in simd_levels() if level != "baseline"]
+
+
+@pytest.fixture(autouse=True)
+def _same_level_after():
+    before = simd_level()
+    yield
+    set_simd_level(before)
+
+
+@pytest.fixture(params=simd_levels())
+def level(request):
+    set_simd_level(request.param)
+    return request.param
+
+
+def make_model(latent=5, action=2, hidden=7, mixtures=3, *, restart=True, done=True, reward=False, seed=1):
+    """A random M whose gates, mixtures and done logit are far from trivial."""
+    torch.manual_seed(seed)
+    model = MDNRNN(
+        latent, action, hidden, mixtures, restart_input=restart, done_head=done, reward_head=reward
+    )
+    with torch.no_grad():
+        for p in (
+            model.lstm.weight_ih_l0,
+            model.lstm.weight_hh_l0,
+            model.lstm.bias_ih_l0,
+            model.head.weight,
+            model.head.bias,
+        ):
+            p.copy_(torch.randn_like(p) * 0.5)
+        if done:
+            model.head.weight[0] *= 3
+            model.head.bias[0] = -1.0
+    return model
+
+
+def make_starts(latent, rows=11, seed=1):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(rows, latent)).astype(np.float32), rng.normal(-1, 0.5, (rows, latent)).astype(
+        np.float32
+    )
+
+
+def make_dream(model, *, temperature=1.0, max_steps=2100, **controller):
+    c = Controller(model.latent_size, model.hidden_size, model.action_size, **controller)
+    mu, logvar = make_starts(model.latent_size)
+    return Dream(model, mu, logvar, c, temperature=temperature, max_steps=max_steps), ReferenceDream(
+        model, mu, logvar, c, temperature
+    )
+
+
+def make_params(dream, count, seed=2):
+    return np.random.default_rng(seed).normal(size=(count, dream.controller.size)) * 0.5
+
+
+def check_against_reference(
+    dream, reference, params, *, seed=3, steps=12, episodes=(0, 1, 2), tolerance=1e-5
+):
+    """A trace equals the reference's episode; its rollout has the same length and return."""
+    result = dream.rollout(params[None], episodes=max(episodes) + 1, seed=seed, max_steps=steps)
+    for episode in episodes:
+        want = reference.play(params, seed, 0, episode, steps)
+        got = dream.trace(params, episode=episode, seed=seed, max_steps=steps)
+        assert got.reward.shape == (len(want.reward),)
+        assert result.lengths[0, episode] == len(want.reward)
+        np.testing.assert_allclose(got.z, np.array(want.z), atol=tolerance, rtol=tolerance)
+        np.testing.assert_allclose(got.action, np.array(want.action), atol=tolerance, rtol=tolerance)
+        np.testing.assert_allclose(got.reward, np.array(want.reward), atol=tolerance, rtol=tolerance)
+        np.testing.assert_allclose(
+            result.returns[0, episode], np.sum(want.reward), atol=20 * tolerance, rtol=tolerance
+        )
+        if want.done_logit:
+            np.testing.assert_allclose(got.done_logit, want.done_logit, atol=tolerance, rtol=tolerance)
+        else:
+            assert got.done_logit is None
+
+
+def test_single_steps_equal_reference(level):
+    dream, reference = make_dream(make_model(64, 1, 50, 5), features="zch")
+    check_against_reference(dream, reference, make_params(dream, 1)[0], steps=1, episodes=range(20))
+
+
+@pytest.mark.parametrize("features", ["z", "zh", "zc", "zch"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("hidden_units", [0, 6])
+def test_controllers_equal_reference(level, features, bias, hidden_units):
+    dream, reference = make_dream(make_model(), features=features, bias=bias, hidden_units=hidden_units)
+    check_against_reference(dream, reference, make_params(dream, 1)[0], steps=4, tolerance=5e-5)
+
+
+@pytest.mark.parametrize("hidden_units", [0, 5])
+def test_carracing_squash_equals_reference(level, hidden_units):
+    model = make_model(6, 3, 9, 5, restart=False, done=False)
+    dream, reference = make_dream(
+        model, features="zh", bias=True, hidden_units=hidden_units, squash="carracing"
+    )
+    params = make_params(dream, 1)[0] * 4
+    check_against_reference(dream, reference, params, steps=4, tolerance=1e-4)
+    actions = dream.trace(params, max_steps=50).action
+    assert actions[:, 0].min() < 0
+    assert (actions[:, 1:] >= 0).all() and (actions <= 1).all()
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("reward", [False, True])
+@pytest.mark.parametrize("restart", [False, True])
+def test_heads_equal_reference(level, done, reward, restart):
+    dream, reference = make_dream(make_model(done=done, reward=reward, restart=restart))
+    check_against_reference(dream, reference, make_params(dream, 1)[0], steps=6, tolerance=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("latent", "hidden", "mixtures"),
+    [
+        (1, 1, 1),
+        (2, 4, 1),
+        (5, 7, 3),
+        (3, 16, 4),
+        (7, 17, 5),
+        (4, 12, 6),
+        (5, 13, 8),
+        (3, 10, 9),
+        (2, 5, 17),
+        (33, 31, 2),
+    ],
+)
+def test_odd_sizes_equal_reference(level, latent, hidden, mixtures):
+    dream, reference = make_dream(make_model(latent, 1, hidden, mixtures))
+    check_against_reference(dream, reference, make_params(dream, 1)[0], steps=5, tolerance=5e-5)
+
+
+def test_whole_rollouts_have_the_references_lengths(level):
+    dream, reference = make_dream(make_model(), temperature=1.15)
+    params = make_params(dream, 3)
+    result = dream.rollout(params, episodes=8, seed=5, max_steps=20)
+    want = [[len(reference.play(p, 5, i, e, 20).reward) for e in range(8)] for i, p in enumerate(params)]
+    np.testing.assert_array_equal(result.lengths, want)
+    assert 1 < result.lengths.mean() < 20 and result.lengths.max() == 20
+    np.testing.assert_array_equal(result.returns, result.lengths.astype(np.float32))
+
+
+def test_gates_forget_bias_and_head_equal_torch(level):
+    """A trace replayed through MDNRNN.forward: the heads are torch's, z is a mean of its mixture."""
+    model = make_model(6, 2, 19, 4, reward=True)
+    assert model.lstm.bias_hh_l0[19:38].eq(1).all()
+    dream, _ = make_dream(model, temperature=0.0)
+    with torch.no_grad():
+        model.head.bias[0] = -30
+    dream, _ = make_dream(model, temperature=0.0)
+    trace = dream.trace(make_params(dream, 1)[0], max_steps=9)
+    restart = torch.zeros(1, 9)
+    restart[0, 0] = 1
+    with torch.no_grad():
+        out, _ = model(torch.from_numpy(trace.z[None, :-1]), torch.from_numpy(trace.action[None]), restart)
+    np.testing.assert_allclose(trace.done_logit, out.done_logit[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(trace.reward, out.reward[0], rtol=1e-5, atol=1e-5)
+    means = out.mean[0].gather(-1, out.logmix[0].argmax(-1, keepdim=True))[..., 0]
+    np.testing.assert_allclose(trace.z[1:], means, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("logstd", [-50.0, 50.0])
+def test_logstd_is_clamped_as_in_torch(level, logstd):
+    model = make_model(4, 1, 6, 1, done=False)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.view(4, 3)[:] = torch.tensor([0.0, 0.0, logstd])
+    dream, _ = make_dream(model)
+    z = dream.trace(make_params(dream, 1)[0], max_steps=1, seed=9).z[1]
+    normal, _ = Draws(9, 0, 0).step(1, 4)
+    out, _ = model(torch.zeros(1, 1, 4), torch.zeros(1, 1, 1))
+    np.testing.assert_allclose(z, normal * np.exp(out.logstd[0, 0, :, 0].detach().numpy()), rtol=3e-6)
+
+
+def test_bits_do_not_depend_on_threads_or_batch(level):
+    dream, _ = make_dream(make_model(reward=True), temperature=1.2, max_steps=60)
+    params = make_params(dream, 13)
+    whole = dream.rollout(params, episodes=9, seed=7, num_threads=1)
+    assert len(np.unique(whole.lengths)) > 5
+    for threads in (2, 3, 8):
+        again = dream.rollout(params, episodes=9, seed=7, num_threads=threads)
+        np.testing.assert_array_equal(again.returns, whole.returns)
+        np.testing.assert_array_equal(again.lengths, whole.lengths)
+    corner = dream.rollout(params[:3], episodes=4, seed=7, num_threads=2)
+    np.testing.assert_array_equal(corner.returns, whole.returns[:3, :4])
+    np.testing.assert_array_equal(corner.lengths, whole.lengths[:3, :4])
+    trace = dream.trace(params[0], episode=5, seed=7)
+    assert len(trace.reward) == whole.lengths[0, 5]
+    assert np.float32(trace.reward.astype(np.float64).sum()) == whole.returns[0, 5]
+
+
+@pytest.mark.parametrize("mixtures", [3, 5, 7, 9])
+def test_fused_levels_give_the_same_bits(mixtures):
+    dream, _ = make_dream(make_model(11, 2, 20, mixtures, reward=True, done=False), temperature=1.1)
+    params = make_params(dream, 5)
+    results = []
+    for name in FUSED:
+        set_simd_level(name)
+        trace = dream.trace(params[0], max_steps=40)
+        results.append([dream.rollout(params, episodes=7, max_steps=40).returns.tobytes(), trace.z.tobytes()])
+    assert all(result == results[0] for result in results)
+
+
+def test_common_seeds_leave_the_candidate_out():
+    dream, _ = make_dream(make_model(), max_steps=50)
+    params = np.repeat(make_params(dream, 1), 3, axis=0)
+    same = dream.rollout(params, episodes=20, common_seeds=True).lengths
+    assert (same == same[0]).all()
+    np.testing.assert_array_equal(same[0], dream.rollout(params[:1], episodes=20).lengths[0])
+    different = dream.rollout(params, episodes=20).lengths
+    assert (different[0] != different[1]).any()
+
+
+def test_seeds_and_episodes_differ():
+    dream, _ = make_dream(make_model(done=False, reward=True), max_steps=5)
+    params = make_params(dream, 4)
+    first = dream.rollout(params, episodes=50, seed=1).returns
+    assert len(np.unique(first)) == first.size
+    assert (first != dream.rollout(params, episodes=50, seed=1 + 2**32).returns).all()
+    np.testing.assert_array_equal(first, dream.rollout(params, episodes=50, seed=1).returns)
+
+
+def mixture_model(logits, latent=4):
+    """An M that ignores its input: component k of every dimension has mean k and no spread."""
+    mixtures = len(logits)
+    model = MDNRNN(latent, 1, 3, mixtures)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        bias = model.head.bias.view(latent, 3, mixtures)
+        bias[:, 0] = torch.tensor(logits)
+        bias[:, 1] = torch.arange(float(mixtures))
+        bias[:, 2] = -8
+    return model
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 1.15, 3.0])
+def test_component_frequencies(level, temperature):
+    logits = np.array([0.3, -1.0, 0.0, 1.2, -0.4])
+    dream, _ = make_dream(mixture_model(logits.tolist()), temperature=temperature)
+    z = dream.trace(make_params(dream, 1)[0], seed=17, max_steps=5000).z[1:]
+    component = np.rint(z).astype(int)
+    expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+    counts = np.bincount(component.ravel(), minlength=5)
+    kept = expected * counts.sum() >= 5
+    chi2 = ((counts - expected * counts.sum())[kept] ** 2 / (expected[kept] * counts.sum())).sum()
+    assert chi2 < 25  # 4 degrees of freedom: exceeded once in 20,000
+    assert counts[~kept].sum() <= 20
+    if temperature >= 1:  # each dimension draws its own: two agree as often as chance has it
+        agree = (component[:, 0] == component[:, 1]).mean()
+        chance = (expected**2).sum()
+        assert abs(agree - chance) < 5 * np.sqrt(chance * (1 - chance) / len(component))
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 2.0])
+def test_noise_moments(level, temperature):
+    model = MDNRNN(4, 1, 3, 1)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    dream, _ = make_dream(model, temperature=temperature)
+    z = dream.trace(make_params(dream, 1)[0], seed=23, max_steps=20000).z[1:] / np.sqrt(temperature)
+    n = z.size
+    assert abs(z.mean()) < 5 / np.sqrt(n)
+    assert abs(z.var() - 1) < 5 * np.sqrt(2 / n)
+    assert abs((z**3).mean()) < 5 * np.sqrt(15 / n)
+    assert abs((z**4).mean() - 3) < 5 * np.sqrt(96 / n)
+    assert np.abs(np.corrcoef(z.T) - np.eye(4)).max() < 5 / np.sqrt(len(z))
+    assert np.abs(np.corrcoef(z[1:].T, z[:-1].T)[:4, 4:]).max() < 5 / np.sqrt(len(z))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1e-30])
+def test_temperature_near_zero_is_deterministic(level, temperature):
+    dream, _ = make_dream(mixture_model([0.0, 2.0, 1.0]), temperature=temperature)
+    z = dream.trace(make_params(dream, 1)[0], max_steps=100).z[1:]
+    np.testing.assert_allclose(z, 1, atol=1e-10)
+
+
+def test_starts_are_drawn_from_all_rows(level):
+    model = make_model(3, 1, 4, 2)
+    controller = Controller(3, 4, 1)
+    mu = np.arange(8, dtype=np.float32)[:, None] * 100 + np.zeros((1, 3), np.float32)
+    logvar = np.full((8, 3), 2 * np.log(0.5), np.float32)
+    dream = Dream(model, mu, logvar, controller)
+    params = make_params(dream, 1)[0]
+    z = np.array([dream.trace(params, episode=e, max_steps=1).z[0] for e in range(4000)])
+    rows = np.rint(z.mean(axis=1) / 100).astype(int)
+    assert ((np.bincount(rows, minlength=8) - 500) ** 2 / 500).sum() < 30
+    noise = (z - rows[:, None] * 100) / 0.5
+    assert abs(noise.std() - 1) < 0.03
+
+
+def test_lengths_end_with_the_step_that_is_done():
+    dream, _ = make_dream(make_model(), max_steps=500)
+    for episode in range(10):
+        trace = dream.trace(make_params(dream, 1)[0], episode=episode)
+        assert trace.z.shape == (len(trace.reward) + 1, 5)
+        assert (trace.done_logit[:-1] <= 0).all()
+        assert trace.done_logit[-1] > 0 or len(trace.reward) == 500
+
+
+def test_float64_params_and_starts_are_converted():
+    model = make_model()
+    mu, logvar = make_starts(5)
+    controller = Controller(5, 7, 2)
+    single = Dream(model, mu, logvar, controller, max_steps=20)
+    double = Dream(
+        model, mu.astype(np.float64), np.asfortranarray(logvar.astype(np.float64)), controller, max_steps=20
+    )
+    params = make_params(single, 2).astype(np.float32)
+    np.testing.assert_array_equal(
+        single.rollout(params).returns, double.rollout(np.asfortranarray(params.astype(np.float64))).returns
+    )
+
+
+def test_result_types():
+    dream, _ = make_dream(make_model())
+    result = dream.rollout(make_params(dream, 3), episodes=2, max_steps=4)
+    assert result.returns.shape == result.lengths.shape == (3, 2)
+    assert result.returns.dtype == np.float32 and result.lengths.dtype == np.int32
+
+
+BAD_ROLLOUTS = [
+    ({"params": np.zeros((2, 3))}, ValueError, r"^params: expected \(P, 38\) float32, got \(2, 3\) float64$"),
+    ({"params": np.zeros(38)}, ValueError, r"^params: expected \(P, 38\) float32, got \(38,\) float64$"),
+    ({"params": np.zeros((0, 38))}, ValueError, "^params: "),
+    ({"params": np.zeros((2, 38), int)}, ValueError, "^params: .* int64$"),
+    ({"params": np.zeros((2, 38), complex)}, ValueError, "^params: "),
+    ({"params": np.full((2, 38), np.nan)}, ValueError, "^params: expected finite"),
+    ({"params": np.full((2, 38), np.inf)}, ValueError, "^params: expected finite"),
+    ({"params": np.full((2, 38), 1e300)}, ValueError, "^params: expected finite"),
+    ({"episodes": 0}, ValueError, "^episodes: "),
+    ({"episodes": -1}, ValueError, "^episodes: "),
+    ({"episodes": 1.5}, TypeError, "^episodes: "),
+    ({"episodes": True}, TypeError, "^episodes: "),
+    ({"episodes": 2**31 - 1}, ValueError, r"^params: expected fewer than 2\*\*31 episodes"),
+    ({"episodes": 2**40}, ValueError, "^episodes: "),
+    ({"max_steps": 0}, ValueError, "^max_steps: "),
+    ({"seed": -1}, ValueError, "^seed: "),
+    ({"seed": 2**64}, ValueError, "^seed: "),
+    ({"seed": 0.5}, TypeError, "^seed: "),
+    ({"num_threads": 0}, ValueError, "^num_threads: "),
+    ({"num_threads": "2"}, TypeError, "^num_threads: "),
+    ({"common_seeds": 1}, TypeError, "^common_seeds: "),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "message"), BAD_ROLLOUTS)
+def test_bad_rollout_arguments(bad, error, message):
+    dream, _ = make_dream(make_model())
+    with pytest.raises(error, match=message):
+        dream.rollout(**{"params": np.zeros((2, 38)), "episodes": 2, "max_steps": 2, **bad})
+
+
+def test_largest_seed_is_taken():
+    dream, reference = make_dream(make_model())
+    check_against_reference(dream, reference, make_params(dream, 1)[0], seed=2**64 - 1, steps=2)
+
+
+BAD_DREAMS = [
+    (
+        {"initial_mu": np.zeros((9, 4))},
+        ValueError,
+        r"^initial_mu: expected \(K, 5\) float32, got \(9, 4\) float64$",
+    ),
+    ({"initial_mu": np.zeros((0, 5))}, ValueError, "^initial_mu: "),
+    (
+        {"initial_logvar": np.zeros((8, 5))},
+        ValueError,
+        r"^initial_logvar: expected \(9, 5\) float32, got \(8, 5\)",
+    ),
+    ({"initial_mu": np.full((9, 5), np.nan)}, ValueError, "^initial_mu: expected finite"),
+    ({"initial_logvar": np.full((9, 5), np.inf)}, ValueError, "^initial_logvar: expected finite"),
+    ({"temperature": -0.1}, ValueError, "^temperature: "),
+    ({"temperature": float("nan")}, ValueError, "^temperature: "),
+    ({"temperature": float("inf")}, ValueError, "^temperature: "),
+    ({"temperature": "warm"}, TypeError, "^temperature: "),
+    ({"max_steps": 0}, ValueError, "^max_steps: "),
+    ({"controller": Controller(5, 8, 2)}, ValueError, "^controller: expected hidden_size 7"),
+    ({"controller": Controller(6, 7, 2)}, ValueError, "^controller: expected latent_size 5"),
+    ({"controller": Controller(5, 7, 1)}, ValueError, "^controller: expected action_size 2"),
+    ({"controller": None}, TypeError, "^controller: "),
+    ({"mdnrnn": None}, TypeError, "^mdnrnn: "),
+    ({"precision": "float16"}, ValueError, "^precision: "),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "message"), BAD_DREAMS)
+def test_bad_dream_arguments(bad, error, message):
+    arguments = {
+        "mdnrnn": make_model(),
+        "initial_mu": np.zeros((9, 5)),
+        "initial_logvar": np.zeros((9, 5)),
+        "controller": Controller(5, 7, 2),
+        **bad,
+    }
+    with pytest.raises(error, match=message):
+        Dream(**arguments)
+
+
+def test_nan_weights_are_refused():
+    model = make_model()
+    with torch.no_grad():
+        model.head.weight[3, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"^head_weight: expected finite"):
+        make_dream(model)
+
+
+def test_levels():
+    assert simd_levels()[0] in ("baseline", "neon")
+    with pytest.raises(ValueError, match=r"^name: expected one of baseline"):
+        set_simd_level("mmx")
+    code = "from worldmodels._core import simd_level; print(simd_level())"
+    for name in simd_levels():
+        env = {**os.environ, "WORLDMODELS_SIMD": name}
+        assert (
+            subprocess.run(
+                [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            == name
+        )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "WORLDMODELS_SIMD": "mmx"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0 and "WORLDMODELS_SIMD: expected one of baseline" in run.stderr
+
+
+def test_two_python_threads_at_once():
+    dream, _ = make_dream(make_model(32, 1, 64, 5, done=False, reward=True), max_steps=200)
+    params = make_params(dream, 6)
+    want = dream.rollout(params, episodes=8, num_threads=2).returns
+    got = [None] * 4
+
+    def play(i):
+        got[i] = dream.rollout(params, episodes=8, num_threads=2).returns
+
+    threads = [threading.Thread(target=play, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in got:
+        np.testing.assert_array_equal(result, want)
+
+
+def test_gil_is_free_and_ctrl_c_stops():
+    """Another Python thread runs during a long rollout, and interrupts it."""
+    dream, _ = make_dream(make_model(64, 1, 128, 5, done=False), max_steps=10**6)
+    params = make_params(dream, 4)
+    sent = []
+
+    def interrupt():
+        time.sleep(0.3)
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        dream.rollout(params, episodes=32)
+    stopped = time.perf_counter()
+    thread.join()
+    assert stopped - sent[0] < 0.25  # 0.1 s on an idle machine
+
+
+FORK = """
+import json, os, sys, warnings
+sys.path.insert(0, sys.argv[1])
+warnings.simplefilter("ignore")
+from test_dream import make_dream, make_model, make_params
+dream, _ = make_dream(make_model(), max_steps=5)
+params = make_params(dream, 40)
+want = dream.rollout(params, num_threads=2).returns
+read, write = os.pipe()
+if os.fork() == 0:
+    out = {"single": bool((dream.rollout(params, num_threads=1).returns == want).all())}
+    try:
+        dream.rollout(params, num_threads=2)
+    except RuntimeError as error:
+        out["error"] = str(error)
+    os.write(write, json.dumps(out).encode())
+    os._exit(0)
+os.wait()
+print(os.read(read, 10000).decode())
+"""
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+def test_fork_is_refused():
+    run = subprocess.run(
+        [sys.executable, "-c", FORK, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    out = json.loads(run.stdout)
+    assert out["single"] and "forked" in out["error"]
+
+
+def test_all_available_cores_are_the_default():
+    assert available_threads() >= 1
