@@ -1,4 +1,4 @@
-"""Hansen's tutorial (arXiv 1604.00772) in NumPy, slow and obvious: what the native CMA-ES is checked against."""
+"""The tutorial (Hansen, arXiv 1604.00772) in NumPy, slow and obvious: what the native CMA-ES is held to."""
 
 from __future__ import annotations
 

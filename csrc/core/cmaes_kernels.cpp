@@ -1,10 +1,10 @@
 // Packing, tiling and threads of the products; the arithmetic of a tile is kernels/cmaes_tile.cpp.
 #include "core/cmaes_kernels.hpp"
 
+#include <omp.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "kernels/cmaes_tile.hpp"
@@ -12,14 +12,27 @@
 namespace worldmodels {
 namespace {
 
-// panel[k][0..8) = scale[k] * v[k, column..column + 8), zeros past the end; scale may be null.
-void pack_panel(const double* v, const double* scale, std::int64_t depth, std::int64_t n, std::int64_t column,
-                double* panel) {
-    const std::int64_t width = std::min(kTile, n - column);
+const pid_t loaded_by = getpid();  // the process whose OpenMP threads may exist
+
+// Tiles of columns packed together: they are neighbours in memory, so that a row is fetched once for all.
+constexpr std::int64_t kGroup = 4;
+
+// panels[q][k][0..8) = scale[k] * v[k, column + 8 q..column + 8 q + 8), q < count, zeros past the end; scale
+// may be null.
+void pack_columns(const double* v, const double* scale, std::int64_t depth, std::int64_t n,
+                  std::int64_t column, std::int64_t count, double* panels) {
     for (std::int64_t k = 0; k < depth; ++k) {
         const double factor = scale == nullptr ? 1.0 : scale[k];
-        for (std::int64_t c = 0; c < width; ++c) panel[k * kTile + c] = factor * v[k * n + column + c];
-        for (std::int64_t c = width; c < kTile; ++c) panel[k * kTile + c] = 0.0;
+        for (std::int64_t q = 0; q < count; ++q) {
+            const std::int64_t start = column + q * kTile;
+            const double* from = v + k * n + start;
+            double* to = panels + (q * depth + k) * kTile;
+            if (start + kTile <= n) {
+                for (std::int64_t c = 0; c < kTile; ++c) to[c] = factor * from[c];
+            } else {
+                for (std::int64_t c = 0; c < kTile; ++c) to[c] = start + c < n ? factor * from[c] : 0.0;
+            }
+        }
     }
 }
 
@@ -38,11 +51,7 @@ std::int64_t tiles(std::int64_t length) {
 }  // namespace
 
 int usable_threads(int wanted) {
-    static std::atomic<pid_t> owner{0};  // the process whose threads the OpenMP runtime has started
-    if (wanted <= 1) return 1;
-    pid_t none = 0;
-    const pid_t self = getpid();
-    return owner.compare_exchange_strong(none, self) || none == self ? wanted : 1;
+    return getpid() == loaded_by ? std::max(1, wanted) : 1;
 }
 
 void matrix_product(const double* a, const double* b, double* out, std::int64_t rows, std::int64_t depth,
@@ -52,25 +61,29 @@ void matrix_product(const double* a, const double* b, double* out, std::int64_t 
     const std::int64_t column_tiles = tiles(columns);
     const std::int64_t panel = depth * kTile;
     threads = usable_threads(threads);
+    const std::int64_t groups = (column_tiles + kGroup - 1) / kGroup;
     std::vector<double> left(static_cast<std::size_t>(row_tiles * panel));
-    std::vector<double> right(static_cast<std::size_t>(threads * panel));
+    std::vector<double> right(static_cast<std::size_t>(threads * kGroup * panel));
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (std::int64_t i = 0; i < row_tiles; ++i)
             pack_rows(a, rows, depth, i * kTile, left.data() + i * panel);
-#pragma omp for schedule(static)
-        for (std::int64_t t = 0; t < threads; ++t) {
+        double* own = right.data() + omp_get_thread_num() * kGroup * panel;
+#pragma omp for schedule(dynamic)
+        for (std::int64_t group = 0; group < groups; ++group) {
             double tile[kTile * kTile];
-            double* own = right.data() + t * panel;
-            for (std::int64_t j = column_tiles * t / threads; j < column_tiles * (t + 1) / threads; ++j) {
-                pack_panel(b, nullptr, depth, columns, j * kTile, own);
-                const std::int64_t width = std::min(kTile, columns - j * kTile);
-                for (std::int64_t i = 0; i < row_tiles; ++i) {
-                    product(depth, left.data() + i * panel, own, tile);
-                    const std::int64_t height = std::min(kTile, rows - i * kTile);
+            const std::int64_t first = group * kGroup;
+            const std::int64_t count = std::min(kGroup, column_tiles - first);
+            pack_columns(b, nullptr, depth, columns, first * kTile, count, own);
+            for (std::int64_t i = 0; i < row_tiles; ++i) {
+                const std::int64_t height = std::min(kTile, rows - i * kTile);
+                for (std::int64_t q = 0; q < count; ++q) {
+                    product(depth, left.data() + i * panel, own + q * panel, tile);
+                    const std::int64_t column = (first + q) * kTile;
+                    const std::int64_t width = std::min(kTile, columns - column);
                     for (std::int64_t r = 0; r < height; ++r) {
-                        std::copy_n(tile + r * kTile, width, out + (i * kTile + r) * columns + j * kTile);
+                        std::copy_n(tile + r * kTile, width, out + (i * kTile + r) * columns + column);
                     }
                 }
             }
@@ -89,9 +102,11 @@ void symmetric_update(double* c, std::int64_t n, double decay, const double* wei
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (std::int64_t i = 0; i < count; ++i) {
-            pack_panel(v, weights, depth, n, i * kTile, left.data() + i * panel);
-            pack_panel(v, nullptr, depth, n, i * kTile, right.data() + i * panel);
+        for (std::int64_t i = 0; i < count; i += kGroup) {
+            pack_columns(v, weights, depth, n, i * kTile, std::min(kGroup, count - i),
+                         left.data() + i * panel);
+            pack_columns(v, nullptr, depth, n, i * kTile, std::min(kGroup, count - i),
+                         right.data() + i * panel);
         }
         // Long rows of tiles first, so that the threads end together.
 #pragma omp for schedule(dynamic)
@@ -103,8 +118,12 @@ void symmetric_update(double* c, std::int64_t n, double decay, const double* wei
                 product(depth, left.data() + i * panel, right.data() + j * panel, tile);
                 for (std::int64_t r = 0; r < height; ++r) {
                     double* row = c + (i * kTile + r) * n + j * kTile;
-                    const std::int64_t width = j < i ? kTile : r + 1;
-                    for (std::int64_t s = 0; s < width; ++s) row[s] = decay * row[s] + tile[r * kTile + s];
+                    const double* added = tile + r * kTile;
+                    if (j < i) {
+                        for (std::int64_t s = 0; s < kTile; ++s) row[s] = decay * row[s] + added[s];
+                    } else {
+                        for (std::int64_t s = 0; s <= r; ++s) row[s] = decay * row[s] + added[s];
+                    }
                 }
             }
         }

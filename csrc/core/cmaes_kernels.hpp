@@ -5,8 +5,8 @@
 
 namespace worldmodels {
 
-// The number of threads a parallel region may have: 1 in a child forked after threads were started, which
-// would hang.
+// The number of threads a parallel region may have: 1 in a forked child, where the parent's threads are
+// missing and OpenMP would wait for them for ever.
 int usable_threads(int wanted);
 
 // out (rows, columns) = a (rows, depth) b (depth, columns), all row-major.

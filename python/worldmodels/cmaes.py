@@ -1,7 +1,7 @@
 """CMA-ES (Hansen, arXiv 1604.00772): ask for solutions, tell their values, minimise.
 
-The distribution lives in the native core (`csrc/core/cmaes.cpp`); here are the checks, the ranking, the bookkeeping
-of what was seen, the reasons to stop and the state as plain arrays and numbers.
+The distribution lives in the native core (`csrc/core/cmaes.cpp`); here are the checks, the ranking, what was
+found and the state as plain arrays and numbers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from worldmodels._core import Cmaes
+from worldmodels._stopping import Stopping
+from worldmodels._uncertainty import next_repeats
 
 Array = NDArray[np.float64]
 StateDict = dict[str, NDArray[Any] | int | float | str | bool]
 
 _FORMAT = 1
-_LONGEST_HISTORY = 20_000
 
 
 class CMAESResult(NamedTuple):
@@ -54,9 +55,9 @@ class CMAES:
             solutions = es.ask()
             es.tell(solutions, [f(x) for x in solutions])
 
-    The same seed gives the same bits for any `num_threads`. C is decomposed by SciPy's LAPACK, held to one thread
-    so that OPENBLAS_NUM_THREADS and busy neighbours change neither bits nor time; another processor or another
-    SciPy can differ in the last bit.
+    The same seed gives the same bits for any `num_threads`. C is decomposed by SciPy's LAPACK, held to one
+    thread so that OPENBLAS_NUM_THREADS and busy neighbours change neither bits nor time; another processor or
+    another SciPy can differ in the last bit.
 
     Args:
         x0: (N,) start of the mean, finite.
@@ -66,9 +67,11 @@ class CMAES:
         num_threads: threads of the native loops; all that this process may use when None. Changes no result.
         active: whether the worse half has negative weights.
         separable: keep C diagonal (Ros and Hansen 2008): O(N) memory and time, for large N.
-        gap: generations a decomposition of C lasts for; 1 / (2 N (c1 + cmu)) when None, as in Hansen's purecma
-            (the tutorial's section B.2 has 10 in place of 2). A diagonal C is taken every generation.
+        gap: generations a decomposition of C lasts for; 1 / (2 N (c1 + cmu)) when None, as in Hansen's
+            purecma (the tutorial's section B.2 has 10 in place of 2). A diagonal C is taken every generation.
         weight_decay: this times mean(x**2) is added to the value of x before anything else sees it.
+        uncertainty: (least, most) evaluations of a solution, 2 <= least <= most: `repeats` follows the noise,
+            and `tell` takes (popsize, repeats) values (UH-CMA-ES; see `_uncertainty.py` for when it helps).
         ftarget: stop when the best value is at or below.
         maxiter: stop after so many generations; 100 + 150 (N + 3)^2 / sqrt(popsize) when None.
         maxfevals: stop after so many evaluations.
@@ -78,8 +81,8 @@ class CMAES:
         tolfacupx: stop when a standard deviation is so many times sigma0 (sigma0 was far too small).
         tolupsigma: stop when sigma / sigma0 exceeds this times the longest axis of C.
         conditioncov: stop when the condition number of C exceeds this.
-        tolstagnation: generations without progress of best and median before stopping, a fifth of all where that
-            is more; 100 + 100 N^1.5 / popsize when None, as in pycma; inf never stops.
+        tolstagnation: generations without progress of best and median before stopping, a fifth of all where
+            that is more; 100 + 100 N^1.5 / popsize when None, as in pycma; inf never stops.
         tolflatfitness: stop after more than so many generations in a row whose best three quarters are equal.
 
     Raises:
@@ -99,6 +102,7 @@ class CMAES:
         separable: bool = False,
         gap: float | None = None,
         weight_decay: float = 0.0,
+        uncertainty: tuple[int, int] | None = None,
         ftarget: float = -math.inf,
         maxiter: float | None = None,
         maxfevals: float = math.inf,
@@ -135,21 +139,25 @@ class CMAES:
         self._active = bool(active)
         self._separable = bool(separable)
         self._weight_decay = float(weight_decay)
-        self._limits: dict[str, float] = {
-            "ftarget": float(ftarget),
-            "maxiter": float(100 + 150 * (n + 3) ** 2 // popsize**0.5 if maxiter is None else maxiter),
-            "maxfevals": float(maxfevals),
-            "tolfun": float(tolfun),
-            "tolfunhist": float(tolfunhist),
-            "tolx": float(tolx),
-            "tolfacupx": float(tolfacupx),
-            "tolupsigma": float(tolupsigma),
-            "conditioncov": float(conditioncov),
-            "tolstagnation": float(100 + 100 * n**1.5 / popsize if tolstagnation is None else tolstagnation),
-            "tolflatfitness": float(tolflatfitness),
-        }
-        if any(math.isnan(limit) for limit in self._limits.values()):
-            raise ValueError(f"stop criteria: expected numbers, got {self._limits}")
+        self._uncertainty = _checked_uncertainty(uncertainty)
+        self._repeats = float(self._uncertainty[0])
+        self._stopping = Stopping(
+            {
+                "ftarget": float(ftarget),
+                "maxiter": float(100 + 150 * (n + 3) ** 2 // popsize**0.5 if maxiter is None else maxiter),
+                "maxfevals": float(maxfevals),
+                "tolfun": float(tolfun),
+                "tolfunhist": float(tolfunhist),
+                "tolx": float(tolx),
+                "tolfacupx": float(tolfacupx),
+                "tolupsigma": float(tolupsigma),
+                "conditioncov": float(conditioncov),
+                "tolstagnation": float(
+                    100 + 100 * n**1.5 / popsize if tolstagnation is None else tolstagnation
+                ),
+                "tolflatfitness": float(tolflatfitness),
+            }
+        )
         self._core = Cmaes(mean, self._sigma0, popsize, seed, self._active, self._separable)
         if gap is not None:
             if not gap >= 0:
@@ -161,10 +169,6 @@ class CMAES:
         self._nonfinite = 0
         self._xbest: Array | None = None
         self._fbest = math.inf
-        self._range = math.inf  # of the last generation's values
-        self._flat_generations = 0
-        self._best_history: list[float] = []
-        self._median_history: list[float] = []
 
     def _read_parameters(self) -> None:
         """Strategy parameters of the tutorial's Table 1, by their usual names."""
@@ -223,6 +227,11 @@ class CMAES:
         return self._core.gap
 
     @property
+    def repeats(self) -> int:
+        """How often to evaluate each solution of this generation; 1 without `uncertainty`."""
+        return round(self._repeats)
+
+    @property
     def seed(self) -> int:
         """Key of the random stream."""
         return self._seed
@@ -263,13 +272,14 @@ class CMAES:
     def tell(self, solutions: ArrayLike, values: ArrayLike) -> None:
         """Updates the distribution.
 
-        Values that are NaN or infinite rank worst and are counted; a generation without a finite value changes
-        nothing but the counters. Equal values rank by row. Rows that were not asked for take part like the others,
-        but steps longer than any sample would be are shortened (Hansen 2011).
+        Values that are NaN or infinite rank worst and are counted; a generation without a finite value
+        changes nothing but the counters. Equal values rank by row. Rows that were not asked for take part
+        like the others, but steps longer than any sample would be are shortened (Hansen 2011).
 
         Args:
             solutions: (popsize, N) finite, usually those of `ask`.
-            values: (popsize,) to be minimised.
+            values: (popsize,) to be minimised; with `uncertainty` (popsize, repeats), whose rows are
+                averaged.
 
         Raises:
             ValueError: a wrong shape, or a solution that is not finite.
@@ -281,40 +291,36 @@ class CMAES:
         popsize, n = self.popsize, self._core.mean.size
         if x.shape != (popsize, n):
             raise ValueError(f"solutions: expected ({popsize}, {n}), got {x.shape}")
-        if f.shape != (popsize,):
-            raise ValueError(f"values: expected ({popsize},), got {f.shape}")
+        evaluated = (popsize, self.repeats) if self._uncertainty[1] > 1 else (popsize,)
+        if f.shape != evaluated:
+            raise ValueError(f"values: expected {evaluated}, got {f.shape}")
         if not np.isfinite(x).all():
             raise ValueError("solutions: expected finite numbers")
         if not self._core.asked:
             raise RuntimeError("tell: called before ask")
+        self._evaluations += f.size
+        self._nonfinite += f.size - int(np.isfinite(f).sum())
+        measured = f
+        if f.ndim == 2:
+            with np.errstate(invalid="ignore"):  # inf - inf
+                f = f.mean(axis=1)
         if self._weight_decay:
             f = f + self._weight_decay * np.mean(np.square(x), axis=1)
-        finite = np.isfinite(f)
-        order = np.argsort(np.where(finite, f, math.inf), kind="stable")
-        if finite.any():
-            rank = np.empty(popsize, dtype=np.int64)
-            rank[order] = np.arange(popsize)
-            self._core.tell(x, rank, self.num_threads)
-            self._record(x, f, order, int(finite.sum()))
-        else:
+        f = np.where(np.isfinite(f), f, math.inf)
+        order = np.argsort(f, kind="stable")
+        ranked = f[order[: int(np.isfinite(f).sum())]]
+        if not len(ranked):
             self._core.skip()
-        self._evaluations += popsize
-        self._nonfinite += popsize - int(finite.sum())
-
-    def _record(self, x: Array, f: Array, order: NDArray[np.int64], finite: int) -> None:
-        """Notes best, range and history of a generation whose first `finite` places are finite."""
-        ranked = f[order[:finite]]
-        best = float(ranked[0])
-        if best < self._fbest:
-            self._fbest = best
+            return
+        rank = np.empty(popsize, dtype=np.int64)
+        rank[order] = np.arange(popsize)
+        self._core.tell(x, rank, self.num_threads)
+        self._stopping.record(ranked, popsize)
+        if ranked[0] < self._fbest:
+            self._fbest = float(ranked[0])
             self._xbest = x[order[0]].copy()
-        self._range = float(ranked[-1]) - best
-        flat = finite > int(0.75 * len(f)) and best == ranked[int(0.75 * len(f))]
-        self._flat_generations = self._flat_generations + 1 if flat else 0
-        self._best_history.append(best)
-        self._median_history.append(float(np.median(ranked)))
-        if len(self._best_history) > _LONGEST_HISTORY:
-            del self._best_history[0], self._median_history[0]
+        if measured.ndim == 2:
+            self._repeats = next_repeats(self._repeats, measured, *self._uncertainty)
 
     # Stopping
 
@@ -322,47 +328,14 @@ class CMAES:
         """Why the run should end.
 
         Returns:
-            Reason -> the limit that was met; empty when the run should go on. The reasons are the names of the
-            options, and noeffectaxis and noeffectcoord: adding 0.1 (0.2) standard deviations along an axis of C (a
-            coordinate) no longer changes the mean. (Tutorial, section B.3; the limits are pycma's.)
+            Reason -> the limit that was met; empty when the run should go on. The reasons are the names of
+            the options, and noeffectaxis and noeffectcoord: adding 0.1 (0.2) standard deviations along an
+            axis of C (a coordinate) no longer changes the mean. (Tutorial, section B.3; the limits are
+            pycma's.)
         """
         if self.iterations == 0:
             return {}
-        core, limit = self._core, self._limits
-        stds, scales, mean, sigma = self.stds, core.scales, core.mean, core.sigma
-        n = mean.size
-        recent = self._best_history[-(10 + math.ceil(30 * n / self.popsize)) :]
-        span = max(recent) - min(recent) if recent else math.inf
-        k = self.iterations % n
-        step = 0.1 * sigma * scales[k]
-        met = {
-            "ftarget": self._fbest <= limit["ftarget"],
-            "maxiter": self.iterations >= limit["maxiter"],
-            "maxfevals": self._evaluations >= limit["maxfevals"],
-            "tolfun": max(self._range, span) < limit["tolfun"],
-            "tolfunhist": len(recent) > 9 and span < limit["tolfunhist"],
-            "tolx": bool((stds < limit["tolx"]).all() and (sigma * np.abs(core.pc) < limit["tolx"]).all()),
-            "tolfacupx": bool((stds > self._sigma0 * limit["tolfacupx"]).any()),
-            "tolupsigma": sigma / self._sigma0 > limit["tolupsigma"] * scales.max(),
-            "conditioncov": bool(scales.max() ** 2 > limit["conditioncov"] * scales.min() ** 2),
-            "tolstagnation": self._stagnates(),
-            "tolflatfitness": self._flat_generations > limit["tolflatfitness"],
-            "noeffectaxis": bool((mean == mean + step * core.axis(k)).all()),
-            "noeffectcoord": bool((mean == mean + 0.2 * stds).any()),
-        }
-        return {reason: limit.get(reason, 0.0) for reason, is_met in met.items() if is_met}
-
-    def _stagnates(self) -> bool:
-        """Whether the window's last 30 % are in the median no better than its first, for best and median."""
-        window = max(self._limits["tolstagnation"], 0.2 * len(self._best_history))
-        if len(self._best_history) < window:
-            return False
-        part = math.ceil(0.3 * window)
-        start = len(self._best_history) - math.ceil(window)
-        return all(
-            float(np.median(history[-part:])) >= float(np.median(history[start : start + part]))
-            for history in (self._best_history, self._median_history)
-        )
+        return self._stopping.reasons(self._core, self._sigma0, self.popsize, self._evaluations, self._fbest)
 
     # State
 
@@ -370,8 +343,8 @@ class CMAES:
         """Everything a run needs to go on, at any point, as if it had never been interrupted.
 
         Returns:
-            A flat dictionary of NumPy arrays and plain numbers. Numbers that may be infinite are arrays of shape
-            (1,), so that the others survive strict JSON. `num_threads` is not part of it.
+            A flat dictionary of NumPy arrays and plain numbers. Numbers that may be infinite are arrays of
+            shape (1,), so that the others survive strict JSON. `num_threads` is not part of it.
         """
         n = self._core.mean.size
         state: StateDict = dict(self._core.get_state())
@@ -387,14 +360,16 @@ class CMAES:
             "gap": np.array([self._core.gap]),
             "evaluations": self._evaluations,
             "nonfinite": self._nonfinite,
-            "flat_generations": self._flat_generations,
+            "uncertainty": np.array(self._uncertainty),
+            "repeats": self._repeats,
+            "flat": self._stopping.flat,
             "xbest": np.zeros((0, n)) if self._xbest is None else self._xbest[None].copy(),
             "fbest": np.array([self._fbest]),
-            "range": np.array([self._range]),
-            "best_history": np.array(self._best_history),
-            "median_history": np.array(self._median_history),
+            "span": np.array([self._stopping.span]),
+            "best_history": np.array(self._stopping.best),
+            "median_history": np.array(self._stopping.median),
         }
-        state |= {f"limit.{name}": np.array([limit]) for name, limit in self._limits.items()}
+        state |= {f"limit.{name}": np.array([limit]) for name, limit in self._stopping.limits.items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -420,25 +395,27 @@ class CMAES:
         core = Cmaes(mean, sigma0, int(state["popsize"]), seed, active, separable)
         core.set_state(dict(state))
         core.gap = _single(state, "gap")
-        fbest, value_range = _single(state, "fbest"), _single(state, "range")
-        limits = {name: _single(state, f"limit.{name}") for name in self._limits}
+        fbest = _single(state, "fbest")
+        stopping = Stopping({name: _single(state, f"limit.{name}") for name in self._stopping.limits})
+        stopping.span, stopping.flat = _single(state, "span"), int(state["flat"])
+        stopping.best = _float_array("best_history", state["best_history"]).tolist()
+        stopping.median = _float_array("median_history", state["median_history"]).tolist()
+        least, most = (int(bound) for bound in state["uncertainty"])
         xbest = _float_array("xbest", state["xbest"])
         if xbest.shape not in ((0, n), (1, n)):
             raise ValueError(f"xbest: expected (0, {n}) or (1, {n}), got {xbest.shape}")
-        histories = [_float_array(name, state[name]).tolist() for name in ("best_history", "median_history")]
 
         self._core = core
         self._read_parameters()
         self._seed, self._sigma0 = seed, sigma0
         self._active, self._separable = active, separable
         self._weight_decay = float(state["weight_decay"])
-        self._limits = limits
+        self._uncertainty, self._repeats = (least, most), float(state["repeats"])
+        self._stopping = stopping
         self._evaluations = int(state["evaluations"])
         self._nonfinite = int(state["nonfinite"])
-        self._flat_generations = int(state["flat_generations"])
         self._xbest = xbest[0].copy() if len(xbest) else None
-        self._fbest, self._range = fbest, value_range
-        self._best_history, self._median_history = histories
+        self._fbest = fbest
 
 
 def _float_array(name: str, given: ArrayLike) -> Array:
@@ -450,6 +427,16 @@ def _float_array(name: str, given: ArrayLike) -> Array:
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
     return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
+
+
+def _checked_uncertainty(bounds: tuple[int, int] | None) -> tuple[int, int]:
+    """(least, most) evaluations of a solution, (1, 1) for None."""
+    if bounds is None:
+        return 1, 1
+    least, most = (int(bound) for bound in bounds)
+    if not 2 <= least <= most:
+        raise ValueError(f"uncertainty: expected 2 <= least <= most, got {bounds!r}")
+    return least, most
 
 
 def _single(state: Mapping[str, Any], name: str) -> float:

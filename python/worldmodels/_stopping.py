@@ -1,0 +1,86 @@
+"""When CMA-ES should stop: what its values have done lately, and the tutorial's section B.3."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from worldmodels._core import Cmaes
+
+_LONGEST_HISTORY = 20_000
+
+
+class Stopping:
+    """Limits and the history they are held against.
+
+    Attributes:
+        limits: reason -> limit.
+        best, median: of each generation's finite values, the last 20,000.
+        span: of the last generation's finite values.
+        flat: generations in a row whose best three quarters were equal.
+    """
+
+    def __init__(self, limits: dict[str, float]) -> None:
+        if any(math.isnan(limit) for limit in limits.values()):
+            raise ValueError(f"stop criteria: expected numbers, got {limits}")
+        self.limits = limits
+        self.best: list[float] = []
+        self.median: list[float] = []
+        self.span = math.inf
+        self.flat = 0
+
+    def record(self, ranked: NDArray[np.float64], popsize: int) -> None:
+        """Notes a generation's finite values, ascending, at least one."""
+        self.best.append(float(ranked[0]))
+        self.median.append(float(np.median(ranked)))
+        if len(self.best) > _LONGEST_HISTORY:
+            del self.best[0], self.median[0]
+        self.span = float(ranked[-1]) - float(ranked[0])
+        quarter = int(0.75 * popsize)
+        is_flat = len(ranked) > quarter and ranked[0] == ranked[quarter]
+        self.flat = self.flat + 1 if is_flat else 0
+
+    def reasons(
+        self, core: Cmaes, sigma0: float, popsize: int, evaluations: int, fbest: float
+    ) -> dict[str, float]:
+        """The limits that are met, by name; noeffectaxis and noeffectcoord have none and say 0."""
+        limit = self.limits
+        mean, sigma, scales = core.mean, core.sigma, core.scales
+        stds = sigma * np.sqrt(core.variances())
+        n = mean.size
+        recent = self.best[-(10 + math.ceil(30 * n / popsize)) :]
+        recent_span = max(recent) - min(recent) if recent else math.inf
+        k = core.generation % n
+        along = 0.1 * sigma * scales[k] * core.axis(k)
+        met = {
+            "ftarget": fbest <= limit["ftarget"],
+            "maxiter": core.generation >= limit["maxiter"],
+            "maxfevals": evaluations >= limit["maxfevals"],
+            "tolfun": max(self.span, recent_span) < limit["tolfun"],
+            "tolfunhist": len(recent) > 9 and recent_span < limit["tolfunhist"],
+            "tolx": (stds < limit["tolx"]).all() and (sigma * np.abs(core.pc) < limit["tolx"]).all(),
+            "tolfacupx": (stds > sigma0 * limit["tolfacupx"]).any(),
+            "tolupsigma": sigma / sigma0 > limit["tolupsigma"] * scales.max(),
+            "conditioncov": scales.max() ** 2 > limit["conditioncov"] * scales.min() ** 2,
+            "tolstagnation": self._stagnates(),
+            "tolflatfitness": self.flat > limit["tolflatfitness"],
+            "noeffectaxis": (mean == mean + along).all(),
+            "noeffectcoord": (mean == mean + 0.2 * stds).any(),
+        }
+        return {reason: limit.get(reason, 0.0) for reason, is_met in met.items() if is_met}
+
+    def _stagnates(self) -> bool:
+        """Whether the window's last 30 % are in the median no better than its first, for best and median."""
+        window = max(self.limits["tolstagnation"], 0.2 * len(self.best))
+        if len(self.best) < window:
+            return False
+        part = math.ceil(0.3 * window)
+        start = len(self.best) - math.ceil(window)
+        return all(
+            float(np.median(history[-part:])) >= float(np.median(history[start : start + part]))
+            for history in (self.best, self.median)
+        )
