@@ -1,11 +1,12 @@
 """World Models (Ha & Schmidhuber, 2018): learn a dream of a game, evolve a controller inside it, play for real.
 
-Names are loaded when first used, so that `import worldmodels` is quick and needs neither torch nor a game.
+Names are loaded when first used, so that `import worldmodels` is quick and needs neither torch nor a game. Where Gymnasium is
+installed, the environments are registered with it.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -72,3 +73,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if importlib.util.find_spec("gymnasium"):
+    from worldmodels.envs import register
+
+    register()

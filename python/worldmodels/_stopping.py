@@ -44,9 +44,7 @@ class Stopping:
         is_flat = len(ranked) > quarter and ranked[0] == ranked[quarter]
         self.flat = self.flat + 1 if is_flat else 0
 
-    def reasons(
-        self, core: Cmaes, sigma0: float, popsize: int, evaluations: int, fbest: float
-    ) -> dict[str, float]:
+    def reasons(self, core: Cmaes, sigma0: float, popsize: int, evaluations: int, fbest: float) -> dict[str, float]:
         """The limits that are met, by name; noeffectaxis and noeffectcoord have none and say 0."""
         limit = self.limits
         mean, sigma, scales = core.mean, core.sigma, core.scales

@@ -152,9 +152,7 @@ class CMAES:
                 "tolfacupx": float(tolfacupx),
                 "tolupsigma": float(tolupsigma),
                 "conditioncov": float(conditioncov),
-                "tolstagnation": float(
-                    100 + 100 * n**1.5 / popsize if tolstagnation is None else tolstagnation
-                ),
+                "tolstagnation": float(100 + 100 * n**1.5 / popsize if tolstagnation is None else tolstagnation),
                 "tolflatfitness": float(tolflatfitness),
             }
         )

@@ -220,7 +220,7 @@ def _takecover() -> dict[str, Config]:
         paper,
         preset="quick",
         collect=CollectConfig(episodes=2_000, policies=exploring, min_length=1),
-        train_vae=TrainVAEConfig(steps=2_500, lr=1e-3, schedule="cosine"),
+        train_vae=TrainVAEConfig(steps=5_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
         train_rnn=TrainRNNConfig(steps=1_200, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
         evolve=EvolveConfig(generations=40, episodes=8, seeds="common", evaluate_every=10, evaluate_episodes=256),
     )

@@ -148,7 +148,7 @@ class Experiment:
             print(f"{command(stage):>12}  done before", file=sys.stderr)
             return
         for earlier in STAGES[: STAGES.index(stage)]:
-            if earlier not in LEAVES and not self.marker(earlier).is_file():
+            if (earlier not in LEAVES or stage == "report") and not self.marker(earlier).is_file():
                 raise FileNotFoundError(
                     f"{self.folder}: `worldmodels {command(stage)}` needs what `worldmodels {command(earlier)}` makes"
                 )

@@ -160,9 +160,7 @@ class RestartingCMAES:
         seed = int(random.integers(2**63))
         largest = self._first_popsize * 2**self._doublings
         popsize, sigma0, self._budget = 2 * largest, self._sigma0, math.inf
-        small = (
-            self._scheme == "bipop" and self._doublings > 0 and self._spent["small"] < self._spent["large"]
-        )
+        small = self._scheme == "bipop" and self._doublings > 0 and self._spent["small"] < self._spent["large"]
         if small:
             self._regime = "small"
             u = random.random()

@@ -1,4 +1,4 @@
-"""Environments. Importing gymnasium registers them (entry point), importing this module does too."""
+"""Environments; `import worldmodels` registers them with Gymnasium."""
 
 from __future__ import annotations
 

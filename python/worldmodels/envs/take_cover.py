@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,7 @@ MAX_STEPS = 2100
 #: Actions below -threshold step left, above +threshold right, in between stay.
 THRESHOLD = 1 / 3
 _HUD_FREE = 400 / 480  # share of the screen's rows above the status bar
+_STARTING = threading.Lock()  # two engines started by one process at the same moment can wait for each other for ever
 
 
 class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
@@ -86,7 +88,8 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         game.set_mode(vizdoom.Mode.PLAYER)
-        game.init()
+        with _STARTING:
+            game.init()
         with contextlib.suppress(OSError):  # the engine leaves an empty folder where it was started
             Path("_vizdoom").rmdir()
         return game

@@ -101,7 +101,7 @@ def make_dream(experiment: Experiment) -> Dream:
         controller,
         temperature=config.temperature,
         max_steps=config.max_steps,
-        precision=config.precision,
+        precision=config.precision,  # type: ignore[arg-type]
     )
 
 
