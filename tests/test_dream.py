@@ -195,6 +195,16 @@ def test_logstd_is_clamped_as_in_torch(level, logstd):
     np.testing.assert_allclose(z, normal * np.exp(out.logstd[0, 0, :, 0].detach().numpy()), rtol=3e-6)
 
 
+def test_bits_do_not_depend_on_how_many_lanes_are_filled(level):
+    """Each number of lanes picks its kernels: few lanes, half a vector, one, two."""
+    dream, _ = make_dream(make_model(9, 2, 40, 5, reward=True, done=False), max_steps=6)
+    params = make_params(dream, 33)
+    whole = dream.rollout(params, episodes=1, num_threads=1).returns
+    for lanes in range(1, 33):
+        part = dream.rollout(params[:lanes], episodes=1, num_threads=1).returns
+        np.testing.assert_array_equal(part, whole[:lanes])
+
+
 def test_bits_do_not_depend_on_threads_or_batch(level):
     dream, _ = make_dream(make_model(reward=True), temperature=1.2, max_steps=60)
     params = make_params(dream, 13)
@@ -339,6 +349,71 @@ def test_result_types():
     result = dream.rollout(make_params(dream, 3), episodes=2, max_steps=4)
     assert result.returns.shape == result.lengths.shape == (3, 2)
     assert result.returns.dtype == np.float32 and result.lengths.dtype == np.int32
+
+
+needs_bfloat16 = pytest.mark.skipif("avx512_bf16" not in simd_levels(), reason="no AVX-512 BF16 here")
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(("latent", "hidden", "mixtures"), [(64, 50, 5), (5, 7, 3), (4, 6, 9)])
+def test_bfloat16_equals_reference_with_rounded_products(latent, hidden, mixtures):
+    model = make_model(latent, 2, hidden, mixtures, reward=True)
+    controller = Controller(latent, hidden, 2)
+    starts = make_starts(latent)
+    dream = Dream(model, *starts, controller, precision="bfloat16", temperature=0.0)
+    reference = ReferenceDream(model, *starts, controller, 0.0, bfloat16=True)
+    params = make_params(dream, 1)[0]
+    errors, exact_errors = [], []
+    exact = ReferenceDream(model, *starts, controller, 0.0)
+    for episode in range(20):
+        got = dream.trace(params, episode=episode, max_steps=1)
+        for other, gaps in ((reference, errors), (exact, exact_errors)):
+            want = other.play(params, 0, 0, episode, 1)
+            gaps += [got.done_logit[0] - want.done_logit[0], got.reward[0] - want.reward[0]]
+    assert np.abs(errors).max() < 0.02 and np.median(np.abs(errors)) < 5e-5  # a tie may round the other way
+    assert 1e-5 < np.median(np.abs(exact_errors)) < 0.02
+
+
+@needs_bfloat16
+def test_bfloat16_bits_do_not_depend_on_threads_or_batch():
+    model = make_model(9, 2, 21, 5, reward=True)
+    dream = Dream(model, *make_starts(9), Controller(9, 21, 2), precision="bfloat16", max_steps=60)
+    params = make_params(dream, 13)
+    whole = dream.rollout(params, episodes=9, num_threads=1)
+    assert len(np.unique(whole.lengths)) > 5
+    np.testing.assert_array_equal(dream.rollout(params, episodes=9, num_threads=3).returns, whole.returns)
+    for candidates in (1, 2, 4, 7):
+        part = dream.rollout(params[:candidates], episodes=1)
+        np.testing.assert_array_equal(part.returns, whole.returns[:candidates, :1])
+    assert dream.trace(params[0]).reward.astype(np.float64).sum().astype(np.float32) == whole.returns[0, 0]
+
+
+@needs_bfloat16
+def test_bfloat16_dreams_are_distributed_as_float32s():
+    """Lengths of 4,096 episodes: the Kolmogorov-Smirnov distance is what two samples of one law have."""
+    model = make_model(8, 1, 32, 5)
+    lengths = {}
+    for precision in ("float32", "bfloat16"):
+        dream = Dream(model, *make_starts(8), Controller(8, 32, 1), precision=precision, max_steps=300)
+        params = make_params(dream, 1)
+        lengths[precision] = np.sort(dream.rollout(params, 4096, seed=len(precision)).lengths[0])
+    grid = np.arange(301)
+    gap = [np.searchsorted(lengths[p], grid, side="right") / 4096 for p in lengths]
+    assert np.abs(gap[0] - gap[1]).max() < 1.95 * np.sqrt(2 / 4096)  # p = 0.001
+    assert len(np.unique(lengths["float32"])) > 30
+
+
+@needs_bfloat16
+def test_bfloat16_needs_its_level():
+    model = make_model()
+    dream = Dream(model, *make_starts(5), Controller(5, 7, 2), precision="bfloat16")
+    set_simd_level("avx512")
+    with pytest.raises(
+        ValueError, match=r"^precision: bfloat16 needs the SIMD level avx512_bf16, got avx512$"
+    ):
+        dream.rollout(np.zeros((1, 38)))
+    with pytest.raises(ValueError, match=r"^precision: bfloat16 needs"):
+        Dream(model, *make_starts(5), Controller(5, 7, 2), precision="bfloat16")
 
 
 BAD_ROLLOUTS = [
