@@ -2,7 +2,7 @@
 
 constexpr int kLanes = 16;
 constexpr int kRows = 12, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
-constexpr int kFewLanes = 4, kFewSums = 16;
+constexpr int kFewLanes = 4, kFewSums = 8;
 using V = float __attribute__((vector_size(64), may_alias));
 using I = std::int32_t __attribute__((vector_size(64), may_alias));
 using U = std::uint32_t __attribute__((vector_size(64), may_alias));
