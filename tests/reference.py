@@ -33,9 +33,7 @@ class Draws:
     episode: int
 
     def words(self, block: int, step: int) -> list[int]:
-        return philox4x32(
-            (block, step, self.episode, self.candidate), (self.seed & 0xFFFFFFFF, self.seed >> 32)
-        )
+        return philox4x32((block, step, self.episode, self.candidate), (self.seed & 0xFFFFFFFF, self.seed >> 32))
 
     def start_row(self, rows: int) -> int:
         return self.words(0xFFFFFFFF, 0)[0] * rows >> 32
@@ -74,17 +72,24 @@ class ReferenceDream:
         initial_logvar: NDArray[np.float32],
         controller: Controller,
         temperature: float,
+        *,
+        bfloat16: bool = False,
     ) -> None:
         def array(tensor: torch.Tensor) -> Floats:
             return tensor.detach().numpy().astype(np.float64)
+
+        def rounded(x: Floats) -> Floats:
+            return torch.from_numpy(x).bfloat16().double().numpy() if bfloat16 else x
 
         self.m = mdnrnn
         self.mu, self.logvar = initial_mu.astype(np.float64), initial_logvar.astype(np.float64)
         self.controller = controller
         self.temperature = temperature
-        self.w_input, self.w_recurrent = array(mdnrnn.lstm.weight_ih_l0), array(mdnrnn.lstm.weight_hh_l0)
+        self.rounded = rounded
+        self.w_input = rounded(array(mdnrnn.lstm.weight_ih_l0))
+        self.w_recurrent = rounded(array(mdnrnn.lstm.weight_hh_l0))
         self.bias = array(mdnrnn.lstm.bias_ih_l0) + array(mdnrnn.lstm.bias_hh_l0)
-        self.w_head, self.b_head = array(mdnrnn.head.weight), array(mdnrnn.head.bias)
+        self.w_head, self.b_head = rounded(array(mdnrnn.head.weight)), array(mdnrnn.head.bias)
 
     def act(self, params: Floats, z: Floats, c: Floats, h: Floats) -> Floats:
         parts = self.controller.weights(params.astype(np.float32).astype(np.float64))
@@ -103,15 +108,13 @@ class ReferenceDream:
             out = np.array([out[0], (out[1] + 1) / 2, max(out[2], 0)])
         return out
 
-    def predict(
-        self, z: Floats, action: Floats, restart: float, h: Floats, c: Floats
-    ) -> tuple[Floats, Floats, Floats]:
+    def predict(self, z: Floats, action: Floats, restart: float, h: Floats, c: Floats) -> tuple[Floats, Floats, Floats]:
         """One LSTM step and the head's output: (h, c, out)."""
-        x = np.concatenate([z, action, [restart] if self.m.restart_input else []])
-        i, f, g, o = np.split(self.w_input @ x + self.w_recurrent @ h + self.bias, 4)
+        x = self.rounded(np.concatenate([z, action, [restart] if self.m.restart_input else []]))
+        i, f, g, o = np.split(self.w_input @ x + self.w_recurrent @ self.rounded(h) + self.bias, 4)
         c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         h = sigmoid(o) * np.tanh(c)
-        return h, c, self.w_head @ h + self.b_head
+        return h, c, self.w_head @ self.rounded(h) + self.b_head
 
     def sample(self, out: Floats, normal: Floats, uniform: Floats) -> Floats:
         mixture = out[self.m.done_head + self.m.reward_head :].reshape(self.m.latent_size, 3, self.m.mixtures)

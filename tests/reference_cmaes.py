@@ -55,9 +55,7 @@ class ReferenceCMAES:
         w = p["weights"]
         y_w = w[: p["mu"]] @ y[: p["mu"]]
         self.mean = self.mean + self.sigma * y_w
-        self.ps = (1 - p["cs"]) * self.ps + math.sqrt(
-            p["cs"] * (2 - p["cs"]) * p["mueff"]
-        ) * inverse_root @ y_w
+        self.ps = (1 - p["cs"]) * self.ps + math.sqrt(p["cs"] * (2 - p["cs"]) * p["mueff"]) * inverse_root @ y_w
         length = np.linalg.norm(self.ps)
         self.sigma *= math.exp(p["cs"] / p["damps"] * (length / p["chiN"] - 1))
         settled = math.sqrt(1 - (1 - p["cs"]) ** (2 * (self.generation + 1)))

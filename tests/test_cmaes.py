@@ -77,9 +77,7 @@ def test_parameters_agree_with_pycma():
     np.testing.assert_allclose(es.weights, peer.sp.weights, rtol=1e-12)
     for name in ("c1", "cmu", "cc"):
         assert getattr(es, name) == pytest.approx(getattr(peer.sp, name), rel=1e-12), name
-    assert (
-        CMAES(np.zeros(n), 0.1).popsize == cma.CMAEvolutionStrategy(n * [0.0], 0.1, {"verbose": -9}).popsize
-    )
+    assert CMAES(np.zeros(n), 0.1).popsize == cma.CMAEvolutionStrategy(n * [0.0], 0.1, {"verbose": -9}).popsize
 
 
 # The random stream
@@ -167,9 +165,7 @@ MEDIANS = [
 def median_evaluations(function, n, runs=9, **options):
     x0, sigma0 = (0.0, 0.5) if function is ref.rosenbrock else (1.0, 1.0)
     finished = [run(function, n, x0, sigma0, seed, ftarget=1e-9, **options) for seed in range(2 * runs)]
-    counts = [
-        es.result.evaluations for es in finished if es.result.fbest <= 1e-9
-    ]  # Rosenbrock has a local minimum
+    counts = [es.result.evaluations for es in finished if es.result.fbest <= 1e-9]  # Rosenbrock has a local minimum
     assert len(counts) >= runs
     return np.median(counts)
 
@@ -186,9 +182,7 @@ def test_evaluations_are_those_of_pycma(function, n, expected):
     assert 0.8 * expected <= median_evaluations(function, n) <= 1.25 * expected
 
 
-@pytest.mark.parametrize(
-    ("function", "low", "high"), [(ref.sphere, 8450, 9280), (ref.ellipsoid, 19400, 20700)]
-)
+@pytest.mark.parametrize(("function", "low", "high"), [(ref.sphere, 8450, 9280), (ref.ellipsoid, 19400, 20700)])
 def test_evaluations_with_a_large_population(function, low, high):
     assert 0.9 * low <= median_evaluations(function, 20, runs=5, popsize=64) <= 1.1 * high
 
@@ -201,9 +195,7 @@ def test_without_negative_weights_the_ellipsoid_takes_a_third_more():
 def test_pycma_needs_as_many_evaluations_in_the_same_run():
     options = {"verbose": -9, "ftarget": 1e-9}
     peers = [
-        cma.CMAEvolutionStrategy(10 * [1.0], 1.0, {**options, "seed": s})
-        .optimize(cma.ff.tablet)
-        .result.evaluations
+        cma.CMAEvolutionStrategy(10 * [1.0], 1.0, {**options, "seed": s}).optimize(cma.ff.tablet).result.evaluations
         for s in range(1, 8)
     ]
     assert 0.75 < median_evaluations(ref.tablet, 10) / np.median(peers) < 1.33
@@ -357,9 +349,7 @@ def test_a_bad_state_changes_nothing():
 def test_threads_do_not_change_the_bits(separable):
     states = []
     for num_threads in (1, 2, 3):
-        es = CMAES(
-            np.zeros(203), 0.5, popsize=37, seed=1, num_threads=num_threads, gap=2, separable=separable
-        )
+        es = CMAES(np.zeros(203), 0.5, popsize=37, seed=1, num_threads=num_threads, gap=2, separable=separable)
         for _ in range(7):
             x = es.ask()
             es.tell(x, ref.ellipsoid(x - 1))
@@ -574,9 +564,7 @@ def test_result_follows_the_run():
 def noisy_run(budget, seed, repeats=None):
     """f(mean) on the sphere with noise N(0, 1) after `budget` evaluations; repeats None adapts them."""
     random = np.random.default_rng(seed)
-    es = CMAES(
-        np.full(10, 3.0), 1.0, seed=seed, num_threads=1, uncertainty=(2, 64) if repeats is None else None
-    )
+    es = CMAES(np.full(10, 3.0), 1.0, seed=seed, num_threads=1, uncertainty=(2, 64) if repeats is None else None)
     used = 0
     while used < budget:
         x = es.ask()

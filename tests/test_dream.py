@@ -40,9 +40,7 @@ def level(request):
 def make_model(latent=5, action=2, hidden=7, mixtures=3, *, restart=True, done=True, reward=False, seed=1):
     """A random M whose gates, mixtures and done logit are far from trivial."""
     torch.manual_seed(seed)
-    model = MDNRNN(
-        latent, action, hidden, mixtures, restart_input=restart, done_head=done, reward_head=reward
-    )
+    model = MDNRNN(latent, action, hidden, mixtures, restart_input=restart, done_head=done, reward_head=reward)
     with torch.no_grad():
         for p in (
             model.lstm.weight_ih_l0,
@@ -60,9 +58,7 @@ def make_model(latent=5, action=2, hidden=7, mixtures=3, *, restart=True, done=T
 
 def make_starts(latent, rows=11, seed=1):
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(rows, latent)).astype(np.float32), rng.normal(-1, 0.5, (rows, latent)).astype(
-        np.float32
-    )
+    return rng.normal(size=(rows, latent)).astype(np.float32), rng.normal(-1, 0.5, (rows, latent)).astype(np.float32)
 
 
 def make_dream(model, *, temperature=1.0, max_steps=2100, **controller):
@@ -77,9 +73,7 @@ def make_params(dream, count, seed=2):
     return np.random.default_rng(seed).normal(size=(count, dream.controller.size)) * 0.5
 
 
-def check_against_reference(
-    dream, reference, params, *, seed=3, steps=12, episodes=(0, 1, 2), tolerance=1e-5
-):
+def check_against_reference(dream, reference, params, *, seed=3, steps=12, episodes=(0, 1, 2), tolerance=1e-5):
     """A trace equals the reference's episode; its rollout has the same length and return."""
     result = dream.rollout(params[None], episodes=max(episodes) + 1, seed=seed, max_steps=steps)
     for episode in episodes:
@@ -90,9 +84,7 @@ def check_against_reference(
         np.testing.assert_allclose(got.z, np.array(want.z), atol=tolerance, rtol=tolerance)
         np.testing.assert_allclose(got.action, np.array(want.action), atol=tolerance, rtol=tolerance)
         np.testing.assert_allclose(got.reward, np.array(want.reward), atol=tolerance, rtol=tolerance)
-        np.testing.assert_allclose(
-            result.returns[0, episode], np.sum(want.reward), atol=20 * tolerance, rtol=tolerance
-        )
+        np.testing.assert_allclose(result.returns[0, episode], np.sum(want.reward), atol=20 * tolerance, rtol=tolerance)
         if want.done_logit:
             np.testing.assert_allclose(got.done_logit, want.done_logit, atol=tolerance, rtol=tolerance)
         else:
@@ -115,9 +107,7 @@ def test_controllers_equal_reference(level, features, bias, hidden_units):
 @pytest.mark.parametrize("hidden_units", [0, 5])
 def test_carracing_squash_equals_reference(level, hidden_units):
     model = make_model(6, 3, 9, 5, restart=False, done=False)
-    dream, reference = make_dream(
-        model, features="zh", bias=True, hidden_units=hidden_units, squash="carracing"
-    )
+    dream, reference = make_dream(model, features="zh", bias=True, hidden_units=hidden_units, squash="carracing")
     params = make_params(dream, 1)[0] * 4
     check_against_reference(dream, reference, params, steps=4, tolerance=1e-4)
     actions = dream.trace(params, max_steps=50).action
@@ -193,6 +183,16 @@ def test_logstd_is_clamped_as_in_torch(level, logstd):
     normal, _ = Draws(9, 0, 0).step(1, 4)
     out, _ = model(torch.zeros(1, 1, 4), torch.zeros(1, 1, 1))
     np.testing.assert_allclose(z, normal * np.exp(out.logstd[0, 0, :, 0].detach().numpy()), rtol=3e-6)
+
+
+def test_bits_do_not_depend_on_how_many_lanes_are_filled(level):
+    """Each number of lanes picks its kernels: few lanes, half a vector, one, two."""
+    dream, _ = make_dream(make_model(9, 2, 40, 5, reward=True, done=False), max_steps=6)
+    params = make_params(dream, 33)
+    whole = dream.rollout(params, episodes=1, num_threads=1).returns
+    for lanes in range(1, 33):
+        part = dream.rollout(params[:lanes], episodes=1, num_threads=1).returns
+        np.testing.assert_array_equal(part, whole[:lanes])
 
 
 def test_bits_do_not_depend_on_threads_or_batch(level):
@@ -325,9 +325,7 @@ def test_float64_params_and_starts_are_converted():
     mu, logvar = make_starts(5)
     controller = Controller(5, 7, 2)
     single = Dream(model, mu, logvar, controller, max_steps=20)
-    double = Dream(
-        model, mu.astype(np.float64), np.asfortranarray(logvar.astype(np.float64)), controller, max_steps=20
-    )
+    double = Dream(model, mu.astype(np.float64), np.asfortranarray(logvar.astype(np.float64)), controller, max_steps=20)
     params = make_params(single, 2).astype(np.float32)
     np.testing.assert_array_equal(
         single.rollout(params).returns, double.rollout(np.asfortranarray(params.astype(np.float64))).returns
@@ -339,6 +337,69 @@ def test_result_types():
     result = dream.rollout(make_params(dream, 3), episodes=2, max_steps=4)
     assert result.returns.shape == result.lengths.shape == (3, 2)
     assert result.returns.dtype == np.float32 and result.lengths.dtype == np.int32
+
+
+needs_bfloat16 = pytest.mark.skipif("avx512_bf16" not in simd_levels(), reason="no AVX-512 BF16 here")
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(("latent", "hidden", "mixtures"), [(64, 50, 5), (5, 7, 3), (4, 6, 9)])
+def test_bfloat16_equals_reference_with_rounded_products(latent, hidden, mixtures):
+    model = make_model(latent, 2, hidden, mixtures, reward=True)
+    controller = Controller(latent, hidden, 2)
+    starts = make_starts(latent)
+    dream = Dream(model, *starts, controller, precision="bfloat16", temperature=0.0)
+    reference = ReferenceDream(model, *starts, controller, 0.0, bfloat16=True)
+    params = make_params(dream, 1)[0]
+    errors, exact_errors = [], []
+    exact = ReferenceDream(model, *starts, controller, 0.0)
+    for episode in range(20):
+        got = dream.trace(params, episode=episode, max_steps=1)
+        for other, gaps in ((reference, errors), (exact, exact_errors)):
+            want = other.play(params, 0, 0, episode, 1)
+            gaps += [got.done_logit[0] - want.done_logit[0], got.reward[0] - want.reward[0]]
+    assert np.abs(errors).max() < 0.02 and np.median(np.abs(errors)) < 5e-5  # a tie may round the other way
+    assert 1e-5 < np.median(np.abs(exact_errors)) < 0.02
+
+
+@needs_bfloat16
+def test_bfloat16_bits_do_not_depend_on_threads_or_batch():
+    model = make_model(9, 2, 21, 5, reward=True)
+    dream = Dream(model, *make_starts(9), Controller(9, 21, 2), precision="bfloat16", max_steps=60)
+    params = make_params(dream, 13)
+    whole = dream.rollout(params, episodes=9, num_threads=1)
+    assert len(np.unique(whole.lengths)) > 5
+    np.testing.assert_array_equal(dream.rollout(params, episodes=9, num_threads=3).returns, whole.returns)
+    for candidates in (1, 2, 4, 7):
+        part = dream.rollout(params[:candidates], episodes=1)
+        np.testing.assert_array_equal(part.returns, whole.returns[:candidates, :1])
+    assert dream.trace(params[0]).reward.astype(np.float64).sum().astype(np.float32) == whole.returns[0, 0]
+
+
+@needs_bfloat16
+def test_bfloat16_dreams_are_distributed_as_float32s():
+    """Lengths of 4,096 episodes: the Kolmogorov-Smirnov distance is what two samples of one law have."""
+    model = make_model(8, 1, 32, 5)
+    lengths = {}
+    for precision in ("float32", "bfloat16"):
+        dream = Dream(model, *make_starts(8), Controller(8, 32, 1), precision=precision, max_steps=300)
+        params = make_params(dream, 1)
+        lengths[precision] = np.sort(dream.rollout(params, 4096, seed=len(precision)).lengths[0])
+    grid = np.arange(301)
+    gap = [np.searchsorted(lengths[p], grid, side="right") / 4096 for p in lengths]
+    assert np.abs(gap[0] - gap[1]).max() < 1.95 * np.sqrt(2 / 4096)  # p = 0.001
+    assert len(np.unique(lengths["float32"])) > 30
+
+
+@needs_bfloat16
+def test_bfloat16_needs_its_level():
+    model = make_model()
+    dream = Dream(model, *make_starts(5), Controller(5, 7, 2), precision="bfloat16")
+    set_simd_level("avx512")
+    with pytest.raises(ValueError, match=r"^precision: bfloat16 needs the SIMD level avx512_bf16, got avx512$"):
+        dream.rollout(np.zeros((1, 38)))
+    with pytest.raises(ValueError, match=r"^precision: bfloat16 needs"):
+        Dream(model, *make_starts(5), Controller(5, 7, 2), precision="bfloat16")
 
 
 BAD_ROLLOUTS = [

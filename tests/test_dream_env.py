@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from test_dream import make_model, make_params, make_starts
-from worldmodels.dream import Dream
+from worldmodels.dream import Dream, simd_levels
 from worldmodels.envs.dream import DreamEnv, DreamVectorEnv
 from worldmodels.models.controller import Controller
 
@@ -72,6 +72,21 @@ def test_env_is_row_0_of_the_vector_env_and_of_the_trace():
     np.testing.assert_array_equal(env.reset(seed=4)[0][:5], start)
 
 
+@pytest.mark.skipif("avx512_bf16" not in simd_levels(), reason="no AVX-512 BF16 here")
+def test_bfloat16():
+    made = arguments(done=False)
+    dream = Dream(*made, Controller(5, 7, 2), precision="bfloat16")
+    want = dream.trace(np.zeros(38), seed=3, max_steps=9).z[1:]
+    for env in (
+        DreamEnv(*made, precision="bfloat16"),
+        DreamVectorEnv(*made, num_envs=7, precision="bfloat16"),
+    ):
+        env.reset(seed=3)
+        for z in want:
+            observation = env.step(np.zeros(env.action_space.shape, np.float32))[0]
+            np.testing.assert_array_equal(np.atleast_2d(observation)[0, :5], z)
+
+
 def test_unseeded_reset_goes_on_to_the_next_episode():
     made = arguments()
     env = DreamEnv(*made)
@@ -124,9 +139,7 @@ def test_registered():
     made = dict(zip(["mdnrnn", "initial_mu", "initial_logvar"], arguments(), strict=True))
     env = gymnasium.make("worldmodels/Dream-v0", **made)
     assert env.reset(seed=0)[0].shape == (19,)
-    envs = gymnasium.make_vec(
-        "worldmodels/Dream-v0", num_envs=4, vectorization_mode="vector_entry_point", **made
-    )
+    envs = gymnasium.make_vec("worldmodels/Dream-v0", num_envs=4, vectorization_mode="vector_entry_point", **made)
     assert isinstance(envs.unwrapped, DreamVectorEnv) and envs.reset(seed=0)[0].shape == (4, 19)
 
 

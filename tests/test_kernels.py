@@ -25,9 +25,7 @@ def ulps(got, want):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize(
-    "x", [span(-87.3, 88.72), span(-0.01, 0.01), DENORMALS], ids=["range", "small", "denormal"]
-)
+@pytest.mark.parametrize("x", [span(-87.3, 88.72), span(-0.01, 0.01), DENORMALS], ids=["range", "small", "denormal"])
 def test_exp(level, x):
     assert ulps(_core.elementwise(level, "exp", x), np.exp(x.astype(np.float64))).max() <= 2
 

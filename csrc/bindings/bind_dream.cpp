@@ -30,6 +30,15 @@ float checked_temperature(double value) {
     return static_cast<float>(value);
 }
 
+// The level in use, if it has this precision.
+const Kernels& level_for(Precision precision) {
+    const Kernels& level = current_level();
+    if (precision == Precision::bfloat16 && level.step_bfloat16 == nullptr)
+        throw py::value_error(std::string("precision: bfloat16 needs the SIMD level avx512_bf16, got ") +
+                              level.name);
+    return level;
+}
+
 // Ctrl-C: true when a signal's handler raised; the error is then set in this thread.
 bool interrupted(void*) {
     const py::gil_scoped_acquire gil;
@@ -38,7 +47,7 @@ bool interrupted(void*) {
 
 std::shared_ptr<WorldModel> make_model(long long latent, long long action, long long hidden,
                                        long long mixtures, bool restart, bool done, bool reward,
-                                       const py::array& weight_ih, const py::array& weight_hh,
+                                       bool bfloat16, const py::array& weight_ih, const py::array& weight_hh,
                                        const py::array& bias, const py::array& head_weight,
                                        const py::array& head_bias, const py::array& initial_mu,
                                        const py::array& initial_logvar) {
@@ -64,8 +73,9 @@ std::shared_ptr<WorldModel> make_model(long long latent, long long action, long 
         checked_floats(initial_logvar, "initial_logvar", {starts, static_cast<std::size_t>(s.latent)});
     if (starts > std::numeric_limits<std::uint32_t>::max())
         throw py::value_error("initial_mu: too many rows");
-    current_level();  // an impossible WORLDMODELS_SIMD is told before any work
-    return std::make_shared<WorldModel>(s, w, mu, logvar, static_cast<std::uint32_t>(starts));
+    const Precision precision = bfloat16 ? Precision::bfloat16 : Precision::float32;
+    level_for(precision);  // an impossible WORLDMODELS_SIMD is told before any work
+    return std::make_shared<WorldModel>(s, w, precision, mu, logvar, static_cast<std::uint32_t>(starts));
 }
 
 ControllerView make_controller(const WorldModel& model, const std::string& features, bool bias,
@@ -107,10 +117,11 @@ py::tuple rollout(const WorldModel& model, const ControllerView& controller, con
     py::array_t<std::int32_t> lengths(shape);
     args.returns = returns.mutable_data();
     args.lengths = lengths.mutable_data();
+    const Kernels& level = level_for(model.precision());
     bool complete = false;
     {
         const py::gil_scoped_release release;  // pure C++ until the end of the rollout
-        complete = rollout_unchecked(current_level(), model, controller, args, {interrupted, nullptr});
+        complete = rollout_unchecked(level, model, controller, args, {interrupted, nullptr});
     }
     if (!complete) throw py::error_already_set();
     return py::make_tuple(returns, lengths);
@@ -138,10 +149,11 @@ py::tuple trace(const WorldModel& model, const ControllerView& controller, const
     Record record{z.mutable_data(), actions.mutable_data(), m.done ? done_logit.mutable_data() : nullptr,
                   reward.mutable_data()};
     args.record = &record;
+    const Kernels& level = level_for(model.precision());
     bool complete = false;
     {
         const py::gil_scoped_release release;
-        complete = rollout_unchecked(current_level(), model, controller, args, {interrupted, nullptr});
+        complete = rollout_unchecked(level, model, controller, args, {interrupted, nullptr});
     }
     if (!complete) throw py::error_already_set();
     return py::make_tuple(length, z, actions, m.done ? py::object(done_logit) : py::none(), reward);
@@ -171,11 +183,12 @@ py::tuple stepper_step(BoundStepper& self, std::uint64_t seed, double temperatur
     const int team = at_least(threads, 1, "num_threads");
     py::array_t<float> rewards(envs);
     py::array_t<bool> dones(envs);
+    const Kernels& level = level_for(self.model->precision());
     float* const to_rewards = rewards.mutable_data();
     bool* const to_dones = dones.mutable_data();
     {
         const py::gil_scoped_release release;
-        self.stepper.step_unchecked(current_level(), seed, tau, taken, team, to_rewards, to_dones);
+        self.stepper.step_unchecked(level, seed, tau, taken, team, to_rewards, to_dones);
     }
     return py::make_tuple(rewards, dones);
 }
@@ -240,8 +253,8 @@ void bind_dream(pybind11::module_& m) {
 
     py::class_<WorldModel, std::shared_ptr<WorldModel>>(m, "WorldModel")
         .def(py::init(&make_model), "latent_size"_a, "action_size"_a, "hidden_size"_a, "mixtures"_a,
-             "restart_input"_a, "done_head"_a, "reward_head"_a, "weight_ih"_a, "weight_hh"_a, "bias"_a,
-             "head_weight"_a, "head_bias"_a, "initial_mu"_a, "initial_logvar"_a);
+             "restart_input"_a, "done_head"_a, "reward_head"_a, "bfloat16"_a, "weight_ih"_a, "weight_hh"_a,
+             "bias"_a, "head_weight"_a, "head_bias"_a, "initial_mu"_a, "initial_logvar"_a);
     py::class_<ControllerView>(m, "ControllerShape")
         .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a);
     m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, "episodes"_a, "seed"_a,

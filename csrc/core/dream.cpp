@@ -23,7 +23,7 @@ class Worker {
         while (active < share && take(queue, active)) ++active;
         while (active > 0 && !team.stopped()) {
             record_before();
-            kernels_.step(model_.view(), &controller_, sampling, lanes_.block(), active);
+            step(kernels_, model_, &controller_, sampling, lanes_.block(), active);
             record_after();
             for (int lane = active - 1; lane >= 0; --lane) {
                 if (!advance(lane) || take(queue, lane)) continue;

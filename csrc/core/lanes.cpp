@@ -29,12 +29,16 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller) : view_(
                       hidden = static_cast<std::size_t>(view_.hidden);
     const std::size_t inputs = static_cast<std::size_t>(view_.inputs()), even = latent + latent % 2;
     const std::size_t head = static_cast<std::size_t>(view_.score_panels + view_.moment_panels) * kPanel;
+    const bool pairs = model.precision() == Precision::bfloat16;
+    const std::size_t x_words = pairs ? words(Precision::bfloat16, inputs) : 0;
+    const std::size_t h_words = pairs ? words(Precision::bfloat16, hidden) : 0;
     std::size_t units = 0;
     if (controller != nullptr) {
         params_ = controller_size(*controller, view_.latent, view_.hidden, view_.action);
         units = static_cast<std::size_t>(controller->hidden_units);
     }
-    storage_ = aligned_floats((inputs + 3 * hidden + params_ + units + head + 2 * even + 3) * kBlock);
+    storage_ = aligned_floats(
+        (inputs + x_words + h_words + 3 * hidden + params_ + units + head + 2 * even + 3) * kBlock);
     float* next = storage_.get();
     const auto take = [&next](std::size_t rows) {
         float* const rows_begin = next;
@@ -43,6 +47,8 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller) : view_(
     };
     block_.x = take(inputs);
     block_.h = take(hidden);
+    block_.x_words = take(x_words);
+    block_.h_words = take(h_words);
     block_.h_next = take(hidden);
     block_.c = take(hidden);
     block_.params = take(params_);

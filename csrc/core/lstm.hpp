@@ -7,6 +7,7 @@ namespace worldmodels {
 
 // (ceil(hidden / 3), 1 + inputs + hidden, 12): each panel holds three units' gates i, f, g, o; missing units
 // are zero.
-AlignedFloats pack_lstm(const ModelView& sizes, const WorldModelWeights& weights);
+// In bfloat16 the columns are half as many, see ModelView.
+AlignedFloats pack_lstm(const ModelView& sizes, const WorldModelWeights& weights, Precision precision);
 
 }  // namespace worldmodels

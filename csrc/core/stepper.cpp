@@ -31,7 +31,7 @@ void Stepper::step_unchecked(const Kernels& kernels, std::uint64_t seed, float t
         for (int lane = 0; lane < count; ++lane)
             for (int a = 0; a < m.action; ++a)
                 lanes.set_action(lane, a, actions[std::ptrdiff_t{first + lane} * m.action + a]);
-        kernels.step(m, nullptr, sampling, lanes.block(), count);
+        step(kernels, model_, nullptr, sampling, lanes.block(), count);
         for (int lane = 0; lane < count; ++lane) {
             ++lanes.block().step[lane];
             rewards[first + lane] = lanes.reward(lane);

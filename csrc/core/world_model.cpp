@@ -18,12 +18,13 @@ ModelView sizes_of(const WorldModelSizes& s) {
 
 }  // namespace
 
-WorldModel::WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights,
+WorldModel::WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, Precision precision,
                        const float* initial_mu, const float* initial_logvar, std::uint32_t initial_rows)
-    : view_(sizes_of(sizes)),
-      lstm_(pack_lstm(view_, weights)),
-      head_(pack_head(view_, weights)),
-      moments_(pack_moments(view_, weights)),
+    : precision_(precision),
+      view_(sizes_of(sizes)),
+      lstm_(pack_lstm(view_, weights, precision)),
+      head_(pack_head(view_, weights, precision)),
+      moments_(pack_moments(view_, weights, precision)),
       initial_mu_(initial_mu, initial_mu + std::size_t{initial_rows} * latent()),
       initial_logvar_(initial_logvar, initial_logvar + std::size_t{initial_rows} * latent()),
       initial_rows_(initial_rows) {

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/aligned.hpp"
+#include "core/words.hpp"
 #include "kernels/kernels.hpp"
 
 namespace worldmodels {
@@ -26,9 +26,10 @@ struct WorldModelWeights {
 
 class WorldModel {
   public:
-    WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, const float* initial_mu,
-               const float* initial_logvar, std::uint32_t initial_rows);
+    WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, Precision precision,
+               const float* initial_mu, const float* initial_logvar, std::uint32_t initial_rows);
 
+    Precision precision() const { return precision_; }
     const ModelView& view() const { return view_; }
     std::uint32_t initial_rows() const { return initial_rows_; }
     const float* initial_mu(std::uint32_t row) const {
@@ -41,6 +42,7 @@ class WorldModel {
   private:
     std::size_t latent() const { return static_cast<std::size_t>(view_.latent); }
 
+    Precision precision_;
     ModelView view_;
     AlignedFloats lstm_, head_, moments_;
     std::vector<float> initial_mu_, initial_logvar_;

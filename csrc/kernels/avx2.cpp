@@ -9,7 +9,8 @@ namespace worldmodels {
 namespace {
 
 constexpr int kLanes = 8;
-constexpr int kRows = 6;
+constexpr int kRows = 6, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
+constexpr int kFewLanes = 2, kFewSums = 8;
 using V = float __attribute__((vector_size(32), may_alias));
 using I = std::int32_t __attribute__((vector_size(32), may_alias));
 using U = std::uint32_t __attribute__((vector_size(32), may_alias));
@@ -36,6 +37,10 @@ inline V lookup(const float* table, I index) {
 #include "kernels/vecmath.hpp"
 //
 #include "kernels/body.hpp"
+//
+#include "kernels/step.hpp"
+//
+#include "kernels/probes.hpp"
 
 bool supported() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -43,6 +48,7 @@ bool supported() {
 
 }  // namespace
 
-constinit const Kernels avx2_kernels = {"avx2", kLanes, supported, step, start, elementwise, draws};
+constinit const Kernels avx2_kernels = {"avx2",  kLanes, supported,   step_lanes<Float32>,
+                                        nullptr, start,  elementwise, draws};
 
 }  // namespace worldmodels

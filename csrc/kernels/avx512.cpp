@@ -8,43 +8,38 @@
 namespace worldmodels {
 namespace {
 
-constexpr int kLanes = 16;
-constexpr int kRows = 12;
-using V = float __attribute__((vector_size(64), may_alias));
-using I = std::int32_t __attribute__((vector_size(64), may_alias));
-using U = std::uint32_t __attribute__((vector_size(64), may_alias));
-
-inline V fma(V a, V b, V c) {
-    return _mm512_fmadd_ps(a, b, c);
-}
-inline V sqrt(V x) {
-    return _mm512_sqrt_ps(x);
-}
-inline U high_product(U a, std::uint32_t b) {
-    const __m512i x = reinterpret_cast<__m512i>(a), y = _mm512_set1_epi32(static_cast<int>(b));
-    const __m512i even = _mm512_srli_epi64(_mm512_mul_epu32(x, y), 32);
-    return reinterpret_cast<U>(
-        _mm512_mask_mov_epi32(even, 0xAAAA, _mm512_mul_epu32(_mm512_srli_epi64(x, 32), y)));
-}
-// Where a table's entries from `first` on are loaded from, and the entries a lane's index names.
-inline int lookup_offset(int) {
-    return 0;
-}
-inline V lookup(const float* table, I index) {
-    return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), _mm512_load_ps(table));
-}
-
+#include "kernels/avx512_vectors.hpp"
+//
 #include "kernels/vecmath.hpp"
 //
 #include "kernels/body.hpp"
+//
+#include "kernels/step.hpp"
+//
+#include "kernels/probes.hpp"
+
+// Half a vector of lanes is faster, and the same bits, in vectors of 8.
+void step(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block, int lanes) {
+    if (lanes > kFewLanes && lanes <= kLanes / 2)
+        avx2_kernels.step(m, controller, s, block, lanes);
+    else
+        step_lanes<Float32>(m, controller, s, block, lanes);
+}
 
 bool supported() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    return avx2_kernels.supported() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
+}
+bool bfloat16_supported() {
+    return supported() && __builtin_cpu_supports("avx512bf16");
 }
 
 }  // namespace
 
-constinit const Kernels avx512_kernels = {"avx512", kLanes, supported, step, start, elementwise, draws};
+constinit const Kernels avx512_kernels = {"avx512", kLanes, supported,   step,
+                                          nullptr,  start,  elementwise, draws};
+constinit const Kernels avx512_bf16_kernels = {"avx512_bf16",        kLanes, bfloat16_supported, step,
+                                               step_avx512_bfloat16, start,  elementwise,        draws};
 
 }  // namespace worldmodels

@@ -6,7 +6,8 @@ namespace worldmodels {
 namespace {
 
 constexpr int kLanes = 4;
-constexpr int kRows = 4;
+constexpr int kRows = 4, kRowsAlone = 4;  // rows at once, for two vectors of lanes and for one
+constexpr int kFewLanes = 1, kFewSums = 8;
 using V = float __attribute__((vector_size(16), may_alias));
 using I = std::int32_t __attribute__((vector_size(16), may_alias));
 using U = std::uint32_t __attribute__((vector_size(16), may_alias));
@@ -28,6 +29,10 @@ inline U high_product(U a, std::uint32_t b) {
 #include "kernels/vecmath.hpp"
 //
 #include "kernels/body.hpp"
+//
+#include "kernels/step.hpp"
+//
+#include "kernels/probes.hpp"
 
 bool supported() {
     return true;
@@ -35,6 +40,7 @@ bool supported() {
 
 }  // namespace
 
-constinit const Kernels baseline_kernels = {"baseline", kLanes, supported, step, start, elementwise, draws};
+constinit const Kernels baseline_kernels = {"baseline", kLanes, supported,   step_lanes<Float32>,
+                                            nullptr,    start,  elementwise, draws};
 
 }  // namespace worldmodels

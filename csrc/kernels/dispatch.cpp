@@ -9,6 +9,7 @@ Levels supported_levels() {
 #if defined(__x86_64__)
         &avx2_kernels,
         &avx512_kernels,
+        &avx512_bf16_kernels,
 #elif defined(__aarch64__)
         &neon_kernels,
 #endif

@@ -21,7 +21,9 @@ constexpr int table_dims(int mixtures) {
     return mixtures <= 5 ? 3 : 2;
 }
 
-// M, packed. Every panel is (1 + columns, kPanel) floats: the biases, then one row per input column.
+// M, packed. Every panel is (1 + columns, kPanel) words: the biases, then one row per input column. In
+// bfloat16 a word holds the weights of two columns, the earlier one in its low half, and there are half as
+// many (each stretch of inputs, [z, action, restart] and h, rounded up).
 struct ModelView {
     int latent, action, hidden, mixtures;
     bool restart, done, reward;
@@ -51,14 +53,16 @@ struct Sampling {
 
 // The state of kBlock lanes; every buffer is (rows, kBlock), 64-byte aligned.
 struct Block {
-    float* x;       // (inputs): z, action, restart flag
-    float* h;       // (hidden)
-    float* h_next;  // (hidden): swapped with h by every step
-    float* c;       // (hidden)
-    float* params;  // (controller size)
-    float* units;   // (hidden_units)
-    float* head;    // ((score_panels + moment_panels) * kPanel): row 0 holds the done logit, then the reward
-    float* noise;   // (latent rounded up to even)
+    float* x;        // (inputs): z, action, restart flag
+    float* h;        // (hidden)
+    float* x_words;  // (ceil(inputs / 2)): x as pairs of bfloat16; null in float32
+    float* h_words;  // (ceil(hidden / 2)): h as pairs of bfloat16; null in float32
+    float* h_next;   // (hidden): swapped with h by every step
+    float* c;        // (hidden)
+    float* params;   // (controller size)
+    float* units;    // (hidden_units)
+    float* head;     // ((score_panels + moment_panels) * kPanel): row 0 holds the done logit, then the reward
+    float* noise;    // (latent rounded up to even)
     std::int32_t* component;   // (latent rounded up to even)
     std::uint32_t* candidate;  // (1)
     std::uint32_t* episode;    // (1)
@@ -74,6 +78,8 @@ struct Kernels {
     // Plays one step of the first `lanes` lanes; without a controller the actions are taken as they stand in
     // x.
     void (*step)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
+    // The same with products of bfloat16, for a model packed so; null where the level has none.
+    void (*step_bfloat16)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
     // The first latent of an episode: mu + exp(logvar / 2) * normal; mu, logvar, z: (latent).
     void (*start)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, int latent,
                   const float* mu, const float* logvar, float* z);

@@ -8,6 +8,10 @@ namespace worldmodels {
 extern const Kernels baseline_kernels;
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels avx512_bf16_kernels;
 extern const Kernels neon_kernels;
+
+// Of avx512_bf16.cpp, the one file built with -mavx512bf16.
+void step_avx512_bfloat16(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
 
 }  // namespace worldmodels

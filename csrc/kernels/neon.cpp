@@ -7,7 +7,8 @@ namespace worldmodels {
 namespace {
 
 constexpr int kLanes = 4;
-constexpr int kRows = 12;
+constexpr int kRows = 12, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
+constexpr int kFewLanes = 2, kFewSums = 12;
 using V = float __attribute__((vector_size(16), may_alias));
 using I = std::int32_t __attribute__((vector_size(16), may_alias));
 using U = std::uint32_t __attribute__((vector_size(16), may_alias));
@@ -29,6 +30,10 @@ inline U high_product(U a, std::uint32_t b) {
 #include "kernels/vecmath.hpp"
 //
 #include "kernels/body.hpp"
+//
+#include "kernels/step.hpp"
+//
+#include "kernels/probes.hpp"
 
 bool supported() {
     return true;
@@ -36,6 +41,7 @@ bool supported() {
 
 }  // namespace
 
-constinit const Kernels neon_kernels = {"neon", kLanes, supported, step, start, elementwise, draws};
+constinit const Kernels neon_kernels = {"neon",  kLanes, supported,   step_lanes<Float32>,
+                                        nullptr, start,  elementwise, draws};
 
 }  // namespace worldmodels

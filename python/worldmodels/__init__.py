@@ -1,7 +1,7 @@
 """World Models (Ha & Schmidhuber, 2018): learn a dream of a game, evolve a controller inside it, play for real.
 
-Names are loaded when first used, so that `import worldmodels` is quick and needs neither torch nor a game. Where Gymnasium is
-installed, the environments are registered with it.
+Names are loaded when first used, so that `import worldmodels` is quick and needs neither torch nor a game. Where
+Gymnasium is installed, the environments are registered with it.
 """
 
 from __future__ import annotations

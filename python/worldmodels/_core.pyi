@@ -29,6 +29,7 @@ class WorldModel:
         restart_input: bool,
         done_head: bool,
         reward_head: bool,
+        bfloat16: bool,
         weight_ih: FloatArray,
         weight_hh: FloatArray,
         bias: FloatArray,

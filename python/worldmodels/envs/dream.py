@@ -11,7 +11,9 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from worldmodels.dream import (
+    Precision,
     check_integer,
+    check_precision,
     check_seed,
     check_temperature,
     check_threads,
@@ -37,6 +39,7 @@ class _Dreams:
         max_steps: int,
         features: Features,
         num_threads: int | None,
+        precision: Precision,
     ) -> None:
         from worldmodels import _core
 
@@ -47,7 +50,9 @@ class _Dreams:
         self.temperature = check_temperature(temperature)
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
         self.use_c, self.use_h = "c" in features, "h" in features
-        self.stepper = _core.DreamStepper(native_model(mdnrnn, initial_mu, initial_logvar), self.num_envs)
+        check_precision(precision)
+        model = native_model(mdnrnn, initial_mu, initial_logvar, precision)
+        self.stepper = _core.DreamStepper(model, self.num_envs)
         self.action_size = mdnrnn.action_size
         self.seed = 0
         self.episodes = np.zeros(self.num_envs, dtype=np.uint32)
@@ -111,6 +116,7 @@ class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         features: "z", "zh", "zc" or "zch".
         action_low: scalar or (A,), the lowest actions.
         action_high: scalar or (A,), the highest actions.
+        precision: "float32" or "bfloat16", as for ``Dream``.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -129,12 +135,13 @@ class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         features: Features = "zch",
         action_low: npt.ArrayLike = -1.0,
         action_high: npt.ArrayLike = 1.0,
+        precision: Precision = "float32",
         render_mode: None = None,
     ) -> None:
         if render_mode is not None:
             raise ValueError(f"render_mode: expected None (a dream has no pictures without V), got {render_mode!r}")
         self.render_mode = None
-        self._dreams = _Dreams(mdnrnn, initial_mu, initial_logvar, 1, temperature, max_steps, features, 1)
+        self._dreams = _Dreams(mdnrnn, initial_mu, initial_logvar, 1, temperature, max_steps, features, 1, precision)
         self.observation_space = self._dreams.observation_space
         self.action_space: gymnasium.spaces.Box = _action_space(mdnrnn.action_size, action_low, action_high)  # type: ignore[assignment]
         self._seeded = False
@@ -184,6 +191,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         features: "z", "zh", "zc" or "zch".
         action_low: scalar or (A,), the lowest actions.
         action_high: scalar or (A,), the highest actions.
+        precision: "float32" or "bfloat16", as for ``Dream``.
         num_threads: None for all cores this process may use.
 
     Raises:
@@ -204,10 +212,19 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         features: Features = "zch",
         action_low: npt.ArrayLike = -1.0,
         action_high: npt.ArrayLike = 1.0,
+        precision: Precision = "float32",
         num_threads: int | None = None,
     ) -> None:
         self._dreams = _Dreams(
-            mdnrnn, initial_mu, initial_logvar, num_envs, temperature, max_steps, features, num_threads
+            mdnrnn,
+            initial_mu,
+            initial_logvar,
+            num_envs,
+            temperature,
+            max_steps,
+            features,
+            num_threads,
+            precision,
         )
         self.num_envs = self._dreams.num_envs
         self.single_observation_space = self._dreams.observation_space
