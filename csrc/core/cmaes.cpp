@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "core/cmaes_kernels.hpp"
-#include "core/philox.hpp"
+#include "core/cmaes_normals.hpp"
 
 namespace worldmodels {
 namespace {

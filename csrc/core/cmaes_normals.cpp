@@ -1,9 +1,11 @@
 // Standard normals from Philox by Box-Muller, in blocks that the compiler turns into vector code.
+#include "core/cmaes_normals.hpp"
+
 #include <bit>
 #include <cmath>
 #include <cstdint>
 
-#include "core/philox.hpp"
+#include "core/rng.hpp"
 
 namespace worldmodels {
 namespace {
@@ -55,10 +57,10 @@ void fill_normals(std::uint64_t seed, std::uint64_t generation, std::uint32_t ro
     const std::int64_t pairs = (count + 1) / 2;
     for (std::int64_t start = 0; start < pairs; start += kBlock) {
         for (int i = 0; i < kBlock; ++i) {
-            const PhiloxCounter bits = philox4x32(
+            const auto bits = philox4x32(
                 {static_cast<std::uint32_t>(start + i), row, static_cast<std::uint32_t>(generation),
                  static_cast<std::uint32_t>(generation >> 32)},
-                seed);
+                philox_key(seed));
             const std::uint64_t a = (std::uint64_t{bits[0]} << 32 | bits[1]) >> 12;
             const std::uint64_t b = (std::uint64_t{bits[2]} << 32 | bits[3]) >> 12;
             radius_uniform[i] =

@@ -1,6 +1,6 @@
 // Philox4x32-10, the counter-based generator of every random draw (Salmon et al. 2011, "Parallel random
-// numbers: as easy as 1, 2, 3"). Key: the seed. Counter: (block, step, episode, candidate); step 0 is an
-// episode's start.
+// numbers: as easy as 1, 2, 3"). Key: the seed. The dream's counter is (block, step, episode, candidate);
+// step 0 is an episode's start.
 #pragma once
 
 #include <array>

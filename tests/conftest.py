@@ -1,0 +1,174 @@
+"""Small worlds for the tests: synthetic episodes and latents, toy settings, run folders made by hand, the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodels.config import Config, override, preset
+from worldmodels.data.episodes import Episode, EpisodeWriter, shard_path
+from worldmodels.data.latents import Latents
+from worldmodels.data.weights import save_model, save_tensors
+from worldmodels.experiment import Experiment
+from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.vae import ConvVAE
+
+#: Settings under which every stage takes seconds.
+TOY: dict[str, dict[str, Any]] = {
+    "collect": {"episodes": 6, "min_length": 1, "shard_episodes": 2, "workers": 2},
+    "train_vae": {"latent_size": 4, "steps": 6, "batch": 8, "checkpoint_every": 2, "validation": 20},
+    "train_rnn": {"hidden_size": 16, "mixtures": 2, "steps": 6, "batch": 2, "sequence": 16, "checkpoint_every": 2},
+    "check_dream": {"episodes": 2, "dream_episodes": 4, "environments": 2},
+    "evolve": {
+        "generations": 2,
+        "popsize": 4,
+        "episodes": 2,
+        "max_steps": 50,
+        "evaluate_every": 2,
+        "evaluate_episodes": 4,
+        "threads": 1,
+    },
+    "evaluate": {"episodes": 2, "environments": 2, "gif_steps": 40},
+    "report": {"dream_steps": 20},
+}
+
+
+def toy_config(*, seed: int = 0, **sections: dict[str, Any]) -> Config:
+    """The toy settings, with those of ``sections`` in place of theirs."""
+    paper = preset("takecover", "paper")
+    config = override(Config(**{**vars(paper), "seed": seed}), TOY)
+    return override(config, sections)
+
+
+def make_episode(length: int, seed: int = 0, *, terminated: bool = True, policy: str = "never") -> Episode:
+    """Random frames, actions and rewards."""
+    rng = np.random.default_rng([seed, length])
+    return Episode(
+        rng.integers(0, 256, (length, 64, 64, 3), dtype=np.uint8),
+        rng.uniform(-1, 1, (length, 1)).astype(np.float32),
+        rng.normal(size=length).astype(np.float32),
+        terminated,
+        policy,
+        seed,
+    )
+
+
+def write_store(folder: Path, episodes: Sequence[Episode], per_shard: int = 2) -> None:
+    """Writes episodes as the shards of a store."""
+    for index, start in enumerate(range(0, len(episodes), per_shard)):
+        with EpisodeWriter(shard_path(folder, index), 1) as writer:
+            for episode in episodes[start : start + per_shard]:
+                writer.append(episode)
+
+
+def make_latents(
+    lengths: Sequence[int], terminated: Sequence[bool] | None = None, latent_size: int = 3, seed: int = 0
+) -> Latents:
+    """Random latents in which ``mu[:, 0]`` is the number of the frame over 64 (exact in float16)."""
+    rng, total = np.random.default_rng(seed), sum(lengths)
+    mu = rng.normal(size=(total, latent_size)).astype(np.float16)
+    mu[:, 0] = np.arange(total) / 64
+    return Latents(
+        mu,
+        rng.normal(-2, 0.5, (total, latent_size)).astype(np.float16),
+        rng.uniform(-1, 1, (total, 1)).astype(np.float32),
+        rng.normal(size=total).astype(np.float32),
+        np.array(lengths, np.int64),
+        np.array([True] * len(lengths) if terminated is None else terminated, np.bool_),
+    )
+
+
+def make_mdnrnn(latent_size: int = 4, hidden_size: int = 8, *, seed: int = 1, **options: Any) -> MDNRNN:
+    """An M for TakeCover whose weights are large enough that its dreams differ from each other."""
+    torch.manual_seed(seed)
+    options = {"mixtures": 2, "restart_input": True, "done_head": True, **options}
+    model = MDNRNN(latent_size, 1, hidden_size, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn_like(parameter) * 0.5)
+        model.head.bias[0] = -1.5  # mostly not done
+    return model.eval()
+
+
+def make_vae(latent_size: int = 4, *, seed: int = 1) -> ConvVAE:
+    """An untrained V."""
+    torch.manual_seed(seed)
+    return ConvVAE(latent_size).eval()
+
+
+def write_world(experiment: Experiment, latent_size: int = 4, hidden_size: int = 8) -> None:
+    """Puts random V and M into a run folder, as if the stages up to train-rnn were done."""
+    save_model(experiment.path("vae", "vae.safetensors"), make_vae(latent_size))
+    save_model(experiment.path("rnn", "rnn.safetensors"), make_mdnrnn(latent_size, hidden_size))
+    torch.manual_seed(2)
+    starts = {"mu": torch.randn(20, latent_size), "logvar": torch.randn(20, latent_size) - 2}
+    save_tensors(experiment.path("rnn", "initial.safetensors"), starts, {"frames": 20})
+    mark_done(experiment, "collect", "train_vae", "encode", "train_rnn")
+
+
+def mark_done(experiment: Experiment, *stages: str, summary: dict[str, Any] | None = None) -> None:
+    """Marks stages as complete with the settings of now, without running them."""
+    for stage in stages:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"worldmodels.stages.{stage}.run", lambda _: summary or {})
+            experiment.run(stage)
+
+
+def interrupt(patch: pytest.MonkeyPatch, target: str, calls: int, *, after: bool = False) -> None:
+    """Ctrl-C at the given call of a function: before it does its work, or after."""
+    module, _, name = target.rpartition(".")
+    real: Callable[..., Any] = getattr(sys.modules.get(module) or _owner(module), name)
+    count = 0
+
+    def wrapper(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == calls and not after:
+            raise KeyboardInterrupt
+        value = real(*arguments, **options)
+        if count == calls:
+            raise KeyboardInterrupt
+        return value
+
+    patch.setattr(target, wrapper)
+
+
+def _owner(path: str) -> Any:
+    """The class at a dotted path."""
+    module, _, name = path.rpartition(".")
+    return getattr(sys.modules[module], name)
+
+
+def metrics(experiment: Experiment, stage: str) -> list[dict[str, Any]]:
+    """A stage's lines of metrics.jsonl without what may differ from run to run."""
+    return [{key: line[key] for key in line if key != "seconds"} for line in experiment.metrics(stage)]
+
+
+def environment() -> dict[str, str]:
+    """Of a subprocess: no display, one thread."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    return {**kept, "OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    """Starts the `worldmodels` command."""
+    line = [sys.executable, "-m", "worldmodels", *map(str, arguments)]
+    return subprocess.Popen(
+        line, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the `worldmodels` command to its end."""
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=200)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
