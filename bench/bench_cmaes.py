@@ -88,9 +88,7 @@ PEERS = [(pycma, "cma", 24), (cyberagent, "cmaes", 1), (evosax, "evosax", 12)]
 
 def answer_is_right(n: int) -> None:
     """A shifted sphere must get better, and both numbers of threads must agree in every bit."""
-    runs = [
-        CMAES(np.zeros(n), 0.1, popsize=POPSIZE, seed=1, num_threads=threads, gap=2) for threads in (1, 2)
-    ]
+    runs = [CMAES(np.zeros(n), 0.1, popsize=POPSIZE, seed=1, num_threads=threads, gap=2) for threads in (1, 2)]
     best = []
     for _ in range(6):
         for es in runs:
@@ -106,9 +104,7 @@ def answer_is_right(n: int) -> None:
 def test_generation(n: int, benchmark) -> None:
     answer_is_right(n)
     generation = ours(n)
-    generations = max(
-        16, int(CMAES(np.zeros(n), 0.1, popsize=POPSIZE).gap) + 1
-    )  # one decomposition per batch
+    generations = max(16, int(CMAES(np.zeros(n), 0.1, popsize=POPSIZE).gap) + 1)  # one decomposition per batch
     peers = {
         name: (make(n), slow if n > 500 else 50)
         for make, name, slow in PEERS

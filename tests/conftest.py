@@ -123,29 +123,22 @@ def mark_done(experiment: Experiment, *stages: str, summary: dict[str, Any] | No
             experiment.run(stage)
 
 
-def interrupt(patch: pytest.MonkeyPatch, target: str, calls: int, *, after: bool = False) -> None:
-    """Ctrl-C at the given call of a function: before it does its work, or after."""
-    module, _, name = target.rpartition(".")
-    real: Callable[..., Any] = getattr(sys.modules.get(module) or _owner(module), name)
-    count = 0
+def interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after: bool = False) -> None:
+    """Ctrl-C at the ``call``-th call of a function of a module or class: before it does its work, or after."""
+    real: Callable[..., Any] = getattr(owner, name)
+    calls = 0
 
     def wrapper(*arguments: Any, **options: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == calls and not after:
+        nonlocal calls
+        calls += 1
+        if calls == call and not after:
             raise KeyboardInterrupt
         value = real(*arguments, **options)
-        if count == calls:
+        if calls == call:
             raise KeyboardInterrupt
         return value
 
-    patch.setattr(target, wrapper)
-
-
-def _owner(path: str) -> Any:
-    """The class at a dotted path."""
-    module, _, name = path.rpartition(".")
-    return getattr(sys.modules[module], name)
+    patch.setattr(owner, name, wrapper)
 
 
 def metrics(experiment: Experiment, stage: str) -> list[dict[str, Any]]:
@@ -162,9 +155,7 @@ def environment() -> dict[str, str]:
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
     """Starts the `worldmodels` command."""
     line = [sys.executable, "-m", "worldmodels", *map(str, arguments)]
-    return subprocess.Popen(
-        line, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen(line, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from reference import Draws, ReferenceDream
-from worldmodels.dream import Dream, available_threads, set_simd_level, simd_level, simd_levels
+from worldmodels.dream import Dream, set_simd_level, simd_level, simd_levels
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.threads import cores
 
 FUSED = [level for level in simd_levels() if level != "baseline"]
 
@@ -585,4 +586,4 @@ def test_fork_is_refused():
 
 
 def test_all_available_cores_are_the_default():
-    assert available_threads() >= 1
+    assert cores() >= 1

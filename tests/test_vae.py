@@ -70,7 +70,8 @@ def affine(x, layer):
 
 
 @torch.no_grad()
-def test_encoder_and_decoder_equal_numpy(vae):
+def test_encoder_and_decoder_equal_numpy():
+    vae = make_vae(4)
     for parameter in vae.parameters():
         if parameter.ndim == 1:  # biases start at zero: give them something to say
             parameter.copy_(torch.linspace(-0.2, 0.2, len(parameter)))

@@ -10,7 +10,8 @@ from typing import Any, get_type_hints
 
 from worldmodels import __version__
 from worldmodels.config import CHOICES, PRESETS, Config, field_help, override, preset
-from worldmodels.experiment import STAGES, Experiment, command, cores, section_names, versions
+from worldmodels.experiment import STAGES, Experiment, command, section_names, versions
+from worldmodels.threads import cores
 
 _ABOUT = {
     "collect": "play the real game with fixed policies and keep every frame",

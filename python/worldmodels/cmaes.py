@@ -7,7 +7,6 @@ found and the state as plain arrays and numbers.
 from __future__ import annotations
 
 import math
-import os
 import secrets
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from worldmodels._core import Cmaes
 from worldmodels._stopping import Stopping
 from worldmodels._uncertainty import next_repeats
+from worldmodels.threads import cores
 
 Array = NDArray[np.float64]
 StateDict = dict[str, NDArray[Any] | int | float | str | bool]
@@ -133,7 +133,7 @@ class CMAES:
             raise ValueError(f"num_threads: expected at least 1, got {num_threads}")
         if not (math.isfinite(weight_decay) and weight_decay >= 0):
             raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay!r}")
-        self.num_threads = _available_threads() if num_threads is None else int(num_threads)
+        self.num_threads = cores() if num_threads is None else int(num_threads)
         self._sigma0 = float(sigma0)
         self._seed = seed
         self._active = bool(active)
@@ -443,10 +443,3 @@ def _single(state: Mapping[str, Any], name: str) -> float:
     if array.shape != (1,):
         raise ValueError(f"{name}: expected (1,), got {array.shape}")
     return float(array[0])
-
-
-def _available_threads() -> int:
-    """How many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

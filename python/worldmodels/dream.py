@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -15,6 +14,7 @@ import torch
 from worldmodels import _core
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
+from worldmodels.threads import cores
 
 FloatArray = npt.NDArray[np.floating]
 Precision = Literal["float32", "bfloat16"]
@@ -212,13 +212,6 @@ def set_simd_level(name: str) -> None:
     _core.set_simd_level(name)
 
 
-def available_threads() -> int:
-    """The number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def native_model(
     mdnrnn: MDNRNN,
     initial_mu: npt.ArrayLike,
@@ -303,7 +296,7 @@ def check_temperature(temperature: Any) -> float:
 
 def check_threads(num_threads: int | None) -> int:
     """Takes a number of threads, or None for all cores this process may use."""
-    return available_threads() if num_threads is None else check_integer("num_threads", num_threads, 1, 4096)
+    return cores() if num_threads is None else check_integer("num_threads", num_threads, 1, 4096)
 
 
 def check_precision(precision: Any) -> None:

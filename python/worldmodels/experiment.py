@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import importlib
 import json
-import os
 import platform
 import shutil
 import sys
@@ -205,11 +204,6 @@ def _parse(line: str) -> dict[str, Any] | None:
 def command(stage: str) -> str:
     """A stage's name on the command line."""
     return stage.replace("_", "-")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -16,8 +16,9 @@ from worldmodels.config import CollectConfig, EnvironmentConfig
 from worldmodels.data.episodes import Episode, EpisodeShard, EpisodeWriter, shard_path
 from worldmodels.envs.play import episode_seed, make
 from worldmodels.envs.policies import FIXED
-from worldmodels.experiment import Experiment, cores
+from worldmodels.experiment import Experiment
 from worldmodels.progress import Progress
+from worldmodels.threads import cores
 
 _MAX_ATTEMPTS = 1000
 _MAX_DEATHS = 20

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.data.atomic import write_json
-from worldmodels.envs.play import play_agent, play_policy
+from worldmodels.envs.play import episode_seed, play_agent, play_policy
 from worldmodels.envs.policies import FIXED, HOLDING, RANDOM
 from worldmodels.experiment import Experiment, versions
 from worldmodels.figures import save_animation
@@ -18,6 +18,7 @@ from worldmodels.models.vae import decode
 from worldmodels.progress import Progress
 from worldmodels.stats import describe, table
 
+PURPOSE = "evaluate"  # keeps these episodes apart from those of other stages
 #: Names in results.json of the policies beside the agent.
 BESIDE = {"random": RANDOM, "collecting": HOLDING, "never": "never", "left": "left", "right": "right"}
 
@@ -33,7 +34,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
             FIXED[policy],
             config.evaluate.episodes,
             seed=config.seed,
-            purpose="evaluate",
+            purpose=PURPOSE,
             slots=config.evaluate.environments,
         )
         results[name] = {"policy": policy, **describe(lengths)}
@@ -41,7 +42,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     results["dream"] = {key: evolved[key] for key in ("score", "temperature", "generation")}
     results["environment"] = {**vars(config.environment), "max_steps": 2100}
     results["versions"] = versions()
-    results["seeds"] = {"seed": config.seed, "purpose": "evaluate", "episodes": [0, config.evaluate.episodes - 1]}
+    seeds = [episode_seed(config.seed, PURPOSE, episode) for episode in range(config.evaluate.episodes)]
+    results["seeds"] = {"seed": config.seed, "episodes": seeds}
     results["preset"] = config.preset
     write_json(experiment.path("results.json"), results)
     _record(experiment)
@@ -76,7 +78,7 @@ def _agent_scores(experiment: Experiment) -> list[float]:
                 Agent.load(experiment.folder),
                 todo,
                 seed=config.seed,
-                purpose="evaluate",
+                purpose=PURPOSE,
                 slots=config.evaluate.environments,
                 finished=finished,
             )
@@ -115,9 +117,7 @@ def _record(experiment: Experiment) -> None:
     config = experiment.config
     agent = Agent.load(experiment.folder)
     recorder = _Recorder(agent)
-    play_agent(
-        config.environment, recorder, [0], seed=config.seed, purpose="evaluate", slots=1, finished=lambda *_: None
-    )
+    play_agent(config.environment, recorder, [0], seed=config.seed, purpose=PURPOSE, slots=1, finished=lambda *_: None)
     steps = min(len(recorder.frames), config.evaluate.gif_steps)
     drawn = decode(agent.vae, np.stack(recorder.latents[:steps]))
     pictures = [np.concatenate(pair, axis=1) for pair in zip(recorder.frames[:steps], drawn, strict=True)]

@@ -12,10 +12,11 @@ from worldmodels.cmaes import CMAES
 from worldmodels.config import EvolveConfig
 from worldmodels.data.weights import load_model, load_tensors, save_model, save_tensors
 from worldmodels.dream import Dream
-from worldmodels.experiment import Experiment, cores
+from worldmodels.experiment import Experiment
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.progress import Progress
+from worldmodels.threads import cores
 
 Params = npt.NDArray[np.float64]
 

@@ -1,0 +1,135 @@
+"""The agent: V's sampled latent, C's formula, M's memory; the same in every slot of every batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import worldmodels as wm
+from conftest import make_mdnrnn, make_vae, toy_config, write_world
+from worldmodels.experiment import Experiment
+from worldmodels.stages.evolve import save_controller
+
+LATENT, HIDDEN = 4, 6
+
+
+@pytest.fixture(scope="module")
+def agent():
+    controller = wm.Controller(LATENT, HIDDEN, 1)
+    params = np.random.default_rng(0).normal(0, 0.3, controller.size)
+    return wm.Agent(make_vae(LATENT), make_mdnrnn(LATENT, HIDDEN), controller, params)
+
+
+def frames(batch, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (batch, 64, 64, 3), dtype=np.uint8)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def remember(mdnrnn, z, action, restart, h, c):
+    """One step of M's LSTM in NumPy, (B, H): torch's gate order i, f, g, o."""
+    w_input, w_recurrent, *biases = (
+        mdnrnn.lstm.get_parameter(name).detach().numpy().astype(np.float64)
+        for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    )
+    x = np.concatenate([z, action, restart[:, None]], axis=1)
+    i, f, g, o = np.split(x @ w_input.T + h @ w_recurrent.T + sum(biases), 4, axis=1)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def test_actions_are_those_of_the_paper(agent):
+    """a = tanh(W [z, c, h]); M then takes (z, a, restart); a restart zeroes the memory first."""
+    h = c = np.zeros((3, HIDDEN))
+    agent.reset(3, seed=5)
+    for step in range(6):
+        restart = np.array([step == 0, step in (0, 3), step == 0])
+        action = agent.act(frames(3, step), restart if step else None)
+        h, c = h * ~restart[:, None], c * ~restart[:, None]
+        expected = np.tanh(np.concatenate([agent.z, c, h], axis=1) @ agent.params)
+        assert action.shape == (3, 1)
+        assert action.dtype == np.float32
+        np.testing.assert_allclose(action[:, 0], expected, atol=1e-5)
+        h, c = remember(agent.mdnrnn, agent.z, action, restart, h, c)
+    assert np.abs(h).min() > 1e-6
+
+
+def test_latents_are_sampled_around_v(agent):
+    """Every slot draws its own z ~ N(mu, sigma) of the same frame."""
+    same = np.repeat(frames(1), 2000, axis=0)
+    with torch.inference_mode():
+        x = torch.from_numpy(same[:1]).permute(0, 3, 1, 2).float() / 255
+        mu, logvar = (part[0].numpy() for part in agent.vae.encode(x))
+    sigma = np.exp(logvar / 2)
+    agent.reset(len(same), seed=1)
+    agent.act(same)
+    scaled = (agent.z - mu) / sigma
+    np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=5 / 2000**0.5)
+    np.testing.assert_allclose(scaled.std(axis=0), 1, atol=0.08)
+    assert np.abs(np.corrcoef(scaled.T) - np.eye(LATENT)).max() < 0.12
+
+
+def play(agent, slots, slot, episode, steps=5):
+    """Actions in one slot while other episodes are played beside it."""
+    agent.reset(slots, seed=3)
+    episodes = np.arange(100, 100 + slots)
+    episodes[slot] = episode
+    first = np.ones(slots, np.bool_)
+    actions = []
+    for step in range(steps):
+        batch = frames(slots, 50 + 10 * step + slot)
+        batch[slot] = frames(1, step)[0]
+        actions.append(agent.act(batch, first if step == 0 else np.zeros(slots, np.bool_), episodes)[slot])
+    return np.stack(actions)
+
+
+def test_an_episode_does_not_depend_on_its_slot_or_its_batch(agent):
+    alone = play(agent, 1, 0, 7)
+    for slots, slot in ((2, 1), (5, 0), (5, 3)):
+        np.testing.assert_allclose(play(agent, slots, slot, 7), alone, atol=1e-5)
+    assert np.abs(play(agent, 1, 0, 8) - alone).max() > 1e-3  # another episode draws other latents
+
+
+def test_reset_forgets(agent):
+    agent.reset(2, seed=1)
+    first = [agent.act(frames(2, step)) for step in range(3)]
+    agent.reset(2, seed=1)
+    np.testing.assert_array_equal([agent.act(frames(2, step)) for step in range(3)], first)
+    agent.reset(2, seed=2)
+    assert np.abs(agent.act(frames(2, 0)) - first[0]).max() > 1e-4
+
+
+def test_load_gives_the_agent_of_the_run_folder(tmp_path, agent):
+    with Experiment(tmp_path / "run", toy_config()) as experiment:
+        write_world(experiment, LATENT, HIDDEN)
+        with pytest.raises(FileNotFoundError, match=r"controller\.safetensors"):
+            wm.Agent.load(experiment.folder)
+        save_controller(experiment, agent.controller, agent.params.astype(np.float64), {"score": 1.0})
+    loaded = wm.Agent.load(str(tmp_path / "run"))
+    for player in (agent, loaded):
+        player.reset(2, seed=1)
+    np.testing.assert_array_equal(loaded.act(frames(2)), agent.act(frames(2)))
+
+
+def test_bad_arguments_are_named(agent):
+    controller, params = agent.controller, agent.params
+    with pytest.raises(ValueError, match=r"controller: expected \(latent, hidden, action\) sizes \(4, 6, 1\)"):
+        wm.Agent(agent.vae, agent.mdnrnn, wm.Controller(LATENT, HIDDEN + 1, 1), params)
+    with pytest.raises(ValueError, match="controller: expected"):
+        wm.Agent(make_vae(3), agent.mdnrnn, wm.Controller(3, HIDDEN, 1), params)
+    with pytest.raises(ValueError, match=r"params: expected \(16,\) finite numbers"):
+        wm.Agent(agent.vae, agent.mdnrnn, controller, params[:-1])
+    with pytest.raises(ValueError, match="params: expected"):
+        wm.Agent(agent.vae, agent.mdnrnn, controller, np.full(16, np.nan))
+    with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
+        agent.reset(0)
+    agent.reset(2)
+    with pytest.raises(ValueError, match=r"frames: expected \(2, 64, 64, 3\) uint8, got \(1, 64, 64, 3\)"):
+        agent.act(frames(1))
+    with pytest.raises(ValueError, match=r"frames: expected .* float32"):
+        agent.act(frames(2).astype(np.float32))
+    with pytest.raises(ValueError, match=r"restart: expected \(2,\) bool, got \(1,\)"):
+        agent.act(frames(2), np.ones(1, np.bool_))

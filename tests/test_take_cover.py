@@ -1,0 +1,221 @@
+"""TakeCover: the real game behind Gymnasium's interface."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+import vizdoom
+from gymnasium.utils.env_checker import check_env
+
+import worldmodels  # noqa: F401 (registers the environments)
+from conftest import environment
+from worldmodels.config import EnvironmentConfig
+from worldmodels.envs.play import play_policy
+from worldmodels.envs.policies import FIXED
+from worldmodels.envs.take_cover import TakeCoverEnv
+
+
+@pytest.fixture(scope="module", params=["paper", "modern"])
+def env(request):
+    env = TakeCoverEnv(request.param)
+    yield env
+    env.close()
+
+
+@pytest.fixture(scope="module")
+def paper():
+    env = TakeCoverEnv("paper")
+    yield env
+    env.close()
+
+
+def play(env, seed, action=0.0, steps=3000):
+    """Frames and rewards of an episode with one action (or a list of them), and how it ended."""
+    frames, rewards = [env.reset(seed=seed)[0]], []
+    terminated = truncated = False
+    while not (terminated or truncated) and len(rewards) < steps:
+        value = action[len(rewards) % len(action)] if isinstance(action, list) else action
+        frame, reward, terminated, truncated, _ = env.step(np.array([value], np.float32))
+        frames.append(frame)
+        rewards.append(reward)
+    return np.stack(frames), rewards, terminated, truncated
+
+
+@pytest.mark.parametrize("variant", ["paper", "modern"])
+def test_gymnasium_finds_no_fault(variant):
+    env = gymnasium.make("worldmodels/TakeCover-v0", variant=variant, render_mode="rgb_array")
+    check_env(env.unwrapped)
+    env.close()
+
+
+def test_spaces_are_the_papers(env):
+    assert env.observation_space == gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    assert env.action_space == gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+def test_same_seed_and_actions_give_the_same_frames(env):
+    actions = np.random.default_rng(0).uniform(-1, 1, 40).tolist()
+    first, *_ = play(env, 3, actions, steps=80)
+    again, *_ = play(env, 3, actions, steps=80)
+    np.testing.assert_array_equal(first, again)
+    other, *_ = play(env, 4, actions, steps=80)
+    assert other.shape != first.shape or (other != first).any()
+    fresh = TakeCoverEnv(env.variant)
+    np.testing.assert_array_equal(play(fresh, 3, actions, steps=80)[0], first)
+    fresh.close()
+
+
+def test_without_a_seed_the_next_episode_is_another(paper):
+    """But the same one after the same seed, as Gymnasium asks."""
+
+    def two():
+        paper.reset(seed=1)
+        paper.reset()
+        return np.stack([paper.step(np.zeros(1, np.float32))[0] for _ in range(60)])
+
+    first, second = two(), two()
+    np.testing.assert_array_equal(first, second)
+    seeded, *_ = play(paper, 1, 0.0, steps=60)
+    assert (first != seeded[1:]).any()
+
+
+def leftward(env, action):
+    """How far the player moves to the left of where they look, in the engine's own units."""
+    env.reset(seed=0)
+    read = env._game.get_game_variable
+    place = [read(vizdoom.GameVariable.POSITION_X), read(vizdoom.GameVariable.POSITION_Y)]
+    angle = np.deg2rad(read(vizdoom.GameVariable.ANGLE) + 90)
+    for _ in range(10):
+        env.step(np.array([action], np.float32))
+    moved = np.array([read(vizdoom.GameVariable.POSITION_X), read(vizdoom.GameVariable.POSITION_Y)]) - place
+    return float(moved @ [np.cos(angle), np.sin(angle)])
+
+
+def test_a_third_is_where_the_player_starts_to_move(env):
+    full = leftward(env, -1.0)
+    assert full > 10
+    assert leftward(env, 1.0) == pytest.approx(-full, rel=0.05)
+    assert leftward(env, -0.34) == pytest.approx(full, rel=1e-6)
+    assert leftward(env, 0.34) == pytest.approx(leftward(env, 1.0), rel=1e-6)
+    for action in (-0.33, -0.1, 0.0, 0.33):
+        assert leftward(env, action) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_picture_moves_against_the_player(paper):
+    """Going left shifts what is seen to the right."""
+    still = play(paper, 0, 0.0, steps=4)[0][-1].mean(axis=2)
+    sharper = {}
+    for action in (-1.0, 1.0):
+        moved = play(paper, 0, action, steps=4)[0][-1].mean(axis=2)
+        errors = [np.abs(np.roll(still, shift, axis=1) - moved)[:, 8:-8].mean() for shift in range(-6, 7)]
+        sharper[action] = int(np.argmin(errors)) - 6
+    assert sharper[-1.0] > 0 > sharper[1.0]
+
+
+def test_one_point_a_tic_until_death(env):
+    frames, rewards, terminated, truncated = play(env, 5)
+    assert set(rewards) == {1.0}
+    assert 30 < len(rewards) < 1000
+    assert terminated
+    assert not truncated
+    assert frames.shape == (len(rewards) + 1, 64, 64, 3)
+    assert frames.dtype == np.uint8
+    np.testing.assert_array_equal(frames[-1], frames[-2])  # death has no screen of its own
+
+
+def test_the_undying_are_cut_off_at_2100(env):
+    env.reset(seed=0)
+    env._game.send_game_command("god")
+    over, steps, still = False, 0, np.zeros(1, np.float32)
+    while not over:
+        _, reward, terminated, truncated, _ = env.step(still)
+        assert reward == 1.0
+        steps += 1
+        over = terminated or truncated
+    assert steps == 2100
+    assert truncated
+    assert not terminated
+
+
+def test_the_game_is_the_same_at_every_resolution(paper):
+    """Same seed, same actions: same length, nearly the same pictures."""
+    large = TakeCoverEnv("paper", "320x240", render_mode="rgb_array")
+    actions = np.random.default_rng(1).uniform(-1, 1, 400).repeat(5).tolist()
+    for seed in (0, 1):
+        small_frames, small_rewards, *_ = play(paper, seed, actions)
+        large_frames, large_rewards, *_ = play(large, seed, actions)
+        assert len(small_rewards) == len(large_rewards)
+        difference = np.abs(small_frames.astype(int) - large_frames).mean()
+        shifted = np.abs(small_frames[:-20].astype(int) - large_frames[20:]).mean()
+        assert 0 < difference < shifted
+    assert large.render().shape == (240, 320, 3)
+    large.close()
+
+
+def test_the_status_bar_is_cut_off(paper):
+    """The paper's picture is the top 400 of 480 rows, averaged down: nothing of the bar is left."""
+    env = TakeCoverEnv("paper", "640x480", render_mode="rgb_array")
+    frame, _ = env.reset(seed=0)
+    screen = env.render().astype(np.float64)
+    columns = screen[:400].reshape(400, 64, 10, 3).mean(axis=2)
+    rows = np.stack([part.mean(axis=0) for part in np.array_split(columns, 64)])
+    env.close()
+    assert np.abs(frame - rows).mean() < 4
+    bar = screen[400:].reshape(80, 64, 10, 3).mean(axis=2).mean(axis=0)
+    assert np.abs(frame[-1] - bar).mean() > 10
+
+
+def test_render_is_none_unless_asked_for(paper):
+    paper.reset(seed=0)
+    assert paper.render() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "hard"}, "variant: expected one of paper, modern, got 'hard'"),
+        ({"resolution": "160x100"}, "resolution: expected a 4:3 size of VizDoom such as '160x120', got '160x100'"),
+        ({"resolution": "huge"}, "resolution: expected"),
+        ({"render_mode": "human"}, "render_mode: expected None or 'rgb_array', got 'human'"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        TakeCoverEnv(**options)
+
+
+@pytest.mark.parametrize("action", [0.5, [0.1, 0.2], [np.nan], [np.inf]])
+def test_bad_actions_are_named(paper, action):
+    paper.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action: expected \(1,\) finite numbers, got"):
+        paper.step(np.array(action))
+
+
+def test_policies_play_the_same_episodes_in_any_number_of_slots():
+    lengths = [
+        play_policy(EnvironmentConfig(), FIXED["held 1-10"], 3, seed=1, purpose="test", slots=slots) for slots in (1, 3)
+    ]
+    assert lengths[0] == lengths[1]
+    assert len(set(lengths[0])) == 3
+    other = play_policy(EnvironmentConfig(), FIXED["held 1-10"], 3, seed=1, purpose="else", slots=3)
+    assert other != lengths[0]
+
+
+def test_a_plain_import_is_enough_and_no_display_is_needed(tmp_path):
+    """Nothing is left where the game was started, either."""
+    code = (
+        "import gymnasium, worldmodels\n"
+        "env = gymnasium.make('worldmodels/TakeCover-v0')\n"
+        "frame, _ = env.reset(seed=1)\n"
+        "for _ in range(5): frame, *rest = env.step(env.action_space.sample())\n"
+        "env.close()\n"
+        "print(frame.shape, frame.dtype, frame.std() > 5)"
+    )
+    line = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.stdout == "(64, 64, 3) uint8 True\n", done.stderr
+    assert list(tmp_path.iterdir()) == []
