@@ -94,6 +94,8 @@ class TrainRNNConfig:
     """streams of concatenated episodes in a batch"""
     sequence: int = 500
     """steps of every stream in a batch; the state is carried on from batch to batch"""
+    micro_steps: int = 5_000
+    """steps whose gradient is computed at once, to bound memory; a batch's gradients add up to the same"""
     lr: float = 1e-3
     """Adam's learning rate at the start (its peak, with schedule 'cosine')"""
     lr_end: float = 1e-5
@@ -220,15 +222,16 @@ def _takecover() -> dict[str, Config]:
         paper,
         preset="quick",
         collect=CollectConfig(episodes=2_000, policies=exploring, min_length=1),
-        train_vae=TrainVAEConfig(steps=5_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
-        train_rnn=TrainRNNConfig(steps=1_200, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
-        evolve=EvolveConfig(generations=40, episodes=8, seeds="common", evaluate_every=10, evaluate_episodes=256),
+        train_vae=TrainVAEConfig(steps=4_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
+        train_rnn=TrainRNNConfig(steps=1_000, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
+        check_dream=CheckDreamConfig(episodes=60),
+        evolve=EvolveConfig(generations=20, episodes=8, seeds="common", evaluate_every=5, evaluate_episodes=256),
     )
     small = replace(
         paper,
         preset="small",
         collect=CollectConfig(episodes=5_000, policies=exploring, min_length=1),
-        train_vae=TrainVAEConfig(steps=30_000, lr=1e-3, schedule="cosine"),
+        train_vae=TrainVAEConfig(steps=40_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
         train_rnn=TrainRNNConfig(steps=12_000, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
         evolve=EvolveConfig(generations=300, seeds="common"),
     )

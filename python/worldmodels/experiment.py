@@ -6,6 +6,7 @@ import fcntl
 import importlib
 import json
 import platform
+import resource
 import shutil
 import sys
 import time
@@ -161,6 +162,7 @@ class Experiment:
                 "summary": summary,
                 "began": began,
                 "seconds": round(time.monotonic() - clock, 2),
+                "peak_memory_mb": _peak_memory_mb(),
                 "versions": versions(),
             },
         )
@@ -204,6 +206,15 @@ def _parse(line: str) -> dict[str, Any] | None:
 def command(stage: str) -> str:
     """A stage's name on the command line."""
     return stage.replace("_", "-")
+
+
+def _peak_memory_mb() -> dict[str, int]:
+    """Largest resident size so far of this process and of any child that has ended."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return {
+        who: resource.getrusage(which).ru_maxrss // unit
+        for who, which in (("process", resource.RUSAGE_SELF), ("largest_child", resource.RUSAGE_CHILDREN))
+    }
 
 
 def versions() -> dict[str, str]:

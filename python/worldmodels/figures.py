@@ -132,7 +132,7 @@ def evolution(path: Path, lines: list[dict[str, Any]], temperature: float) -> No
     """Best, mean and worst of the population and the evaluation of the mean over generations."""
     generations = [line["generation"] for line in lines]
     with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(8, 4))
+        figure, axis = plt.subplots(figsize=(9, 4))
         axis.fill_between(
             generations, [x["worst"] for x in lines], [x["best"] for x in lines], color=_BLUE, alpha=0.08, linewidth=0
         )
@@ -155,7 +155,7 @@ def evolution(path: Path, lines: list[dict[str, Any]], temperature: float) -> No
             ylabel="steps survived",
         )
         axis.set_ylim(bottom=0)
-        axis.legend(loc="upper left", ncols=2)
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         _save(figure, path)
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from worldmodels.data.atomic import atomic_path
 
-_KEYS = ("mu", "logvar", "actions", "rewards", "lengths", "terminated")
+_PER_FRAME = ("mu", "logvar", "actions", "rewards")
+_PER_EPISODE = ("lengths", "terminated")
+_KEYS = _PER_FRAME + _PER_EPISODE
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,32 @@ def load_latents(folder: Path) -> Latents:
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise FileNotFoundError(f"{folder}: expected latents (*.safetensors), got none")
-    parts = []
-    for path in paths:
-        try:
-            part = load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path}: expected latents, got {error}") from error
-        if set(part) != set(_KEYS) or len(part["mu"]) != part["lengths"].sum():
-            raise ValueError(f"{path}: expected {', '.join(_KEYS)} of equal length, got {sorted(part)}")
-        parts.append(part)
-    return Latents(**{key: np.concatenate([part[key] for part in parts]) for key in _KEYS})
+    starts = np.cumsum([0, *map(_frames, paths)])
+    whole: dict[str, Any] = {}
+    episodes: dict[str, list[Any]] = {key: [] for key in _PER_EPISODE}
+    for path, start, stop in zip(paths, starts, starts[1:], strict=False):
+        part = _read(path)
+        for key in _PER_FRAME:
+            if key not in whole:  # filled part by part: it is never twice in memory
+                whole[key] = np.empty((starts[-1], *part[key].shape[1:]), part[key].dtype)
+            whole[key][start:stop] = part[key]
+        for key in _PER_EPISODE:
+            episodes[key].append(part[key])
+    return Latents(**whole, **{key: np.concatenate(parts) for key, parts in episodes.items()})
+
+
+def _frames(path: Path) -> int:
+    """Frames in a file, from its header alone."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return int(file.get_slice("mu").get_shape()[0])
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected latents, got {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """One file, checked."""
+    part: dict[str, Any] = load_file(path)
+    if set(part) != set(_KEYS) or any(len(part[key]) != part["lengths"].sum() for key in _PER_FRAME):
+        raise ValueError(f"{path}: expected {', '.join(_KEYS)} that fit each other, got {sorted(part)}")
+    return part

@@ -44,7 +44,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
         raise ValueError(f"collect.episodes: expected at least 2 to hold one out, got {len(latents.lengths)}")
     numbers = np.arange(len(latents.lengths))
     streams = Streams(latents, numbers[:-held_out], config.batch, config.sequence, seed)
-    validation = Streams(latents, numbers[-held_out:], config.batch, config.sequence, seed)
+    rows = max(1, config.micro_steps // config.sequence)
+    validation = Streams(latents, numbers[-held_out:], min(rows, config.batch), config.sequence, seed)
     where = device()
     seed_step(seed, "rnn-init", 0)
     model = build(config, latents).to(where)
@@ -150,12 +151,27 @@ def _step(
 ) -> tuple[Losses, State]:
     """One step of Adam; the returned state is detached."""
     optimizer.param_groups[0]["lr"] = lr
-    losses, state, _ = chunk_losses(model, chunk, state, config)
     optimizer.zero_grad()
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    batch, steps = chunk.restart.shape
+    rows = max(1, config.micro_steps // steps)
+    sums = [torch.zeros((), device=state[0].device) for _ in Losses._fields]
+    states = []
+    for start in range(0, batch, rows):
+        group = slice(start, min(start + rows, batch))
+        part = Chunk(*(getattr(chunk, field.name)[group] for field in fields(chunk)))
+        losses, after, _ = chunk_losses(model, part, (state[0][:, group], state[1][:, group]), config)
+        # Each mean weighs as much as its group has of what it is a mean over: the sum is the whole batch's.
+        z = losses.z * float(part.has_next.sum() / max(chunk.has_next.sum(), 1))
+        done = losses.done * float(part.knows_end.sum() / max(chunk.knows_end.sum(), 1))
+        reward = losses.reward * (len(part.restart) / batch)
+        total = z + done + reward
+        total.backward()
+        sums = [so_far + value.detach() for so_far, value in zip(sums, (total, z, done, reward), strict=True)]
+        states.append((after[0].detach(), after[1].detach()))
     torch.nn.utils.clip_grad_value_(model.parameters(), config.clip)
     optimizer.step()
-    return Losses(*(value.detach() for value in losses)), (state[0].detach(), state[1].detach())
+    hidden, cell = (torch.cat(parts, dim=1) for parts in zip(*states, strict=True))
+    return Losses(*sums), (hidden, cell)
 
 
 @torch.no_grad()
