@@ -87,7 +87,7 @@ def make_latents(
 
 
 def make_mdnrnn(latent_size: int = 4, hidden_size: int = 8, *, seed: int = 1, **options: Any) -> MDNRNN:
-    """An M for TakeCover whose weights are large enough that its dreams differ from each other."""
+    """An M for TakeCover in whose dreams it matters what one does: 1 to 100 steps, by the controller and by chance."""
     torch.manual_seed(seed)
     options = {"mixtures": 2, "restart_input": True, "done_head": True, **options}
     model = MDNRNN(latent_size, 1, hidden_size, **options)
@@ -95,7 +95,10 @@ def make_mdnrnn(latent_size: int = 4, hidden_size: int = 8, *, seed: int = 1, **
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn_like(parameter) * 0.5)
-        model.head.bias[0] = -1.5  # mostly not done
+        model.lstm.weight_ih_l0[:, latent_size] *= 5  # the action
+        if model.done_head:
+            model.head.weight[0] *= 4
+            model.head.bias[0] = -1.5
     return model.eval()
 
 

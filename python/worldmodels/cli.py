@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
             "--again", action="store_true", help="discard what this stage and all after it made, and do it again"
         )
         _add_section(one, stage, "")
-        if stage in ("collect", "check_dream", "evaluate"):
+        if stage == "collect":
             _add_section(one, "environment", "environment.")
     commands.add_parser("info", help="versions, SIMD level, threads, devices")
     return top

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import textwrap
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_type_hints
@@ -172,6 +173,10 @@ class EvaluateConfig:
     """episodes of the agent and of every policy beside it"""
     environments: int = 16
     """real environments played side by side"""
+    variant: str = ""
+    """rule set to play; empty for the one that was collected in"""
+    resolution: str = ""
+    """screen to render; empty for the one that was collected in"""
     gif_steps: int = 700
     """longest recording of one episode (evaluate/episode.gif)"""
 
@@ -205,6 +210,7 @@ class Config:
 SECTIONS = tuple(item.name for item in fields(Config) if dataclasses.is_dataclass(item.default_factory))
 CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("environment", "variant"): ("paper", "modern"),
+    ("evaluate", "variant"): ("", "paper", "modern"),
     ("train_vae", "schedule"): ("constant", "cosine"),
     ("train_rnn", "schedule"): ("exponential", "cosine"),
     ("evolve", "features"): ("z", "zh", "zc", "zch"),
@@ -284,7 +290,12 @@ def from_dict(values: dict[str, Any]) -> Config:
     known = {item.name for item in fields(Config)}
     if not isinstance(values, dict) or not set(values) <= known:
         raise ValueError(f"config: expected the keys {sorted(known)}, got {values!r:.200}")
-    config = Config(**{name: values[name] for name in ("experiment", "preset", "seed") if name in values})
+    top = {name: values[name] for name in ("experiment", "preset", "seed") if name in values}
+    for name, value in top.items():
+        kind = int if name == "seed" else str
+        if not isinstance(value, kind) or isinstance(value, bool) or value == "" or (kind is int and int(value) < 0):
+            raise ValueError(f"{name}: expected {'zero or more' if name == 'seed' else 'a name'}, got {value!r:.100}")
+    config = Config(**top)
     return override(config, {name: values[name] for name in SECTIONS if name in values})
 
 
@@ -295,6 +306,8 @@ def override(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
         ValueError: an unknown field, a wrong type or a value out of range.
     """
     for section, values in changes.items():
+        if section not in SECTIONS:
+            raise ValueError(f"{section}: no such section; expected one of {', '.join(SECTIONS)}")
         current = getattr(config, section)
         hints = get_type_hints(type(current))
         if not isinstance(values, dict):
@@ -315,6 +328,10 @@ def _check(section: str, name: str, value: Any, hints: dict[str, type]) -> None:
     allowed = CHOICES.get((section, name))
     if allowed and value not in allowed:
         raise ValueError(f"{section}.{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    if (section, name) == ("train_rnn", "validation") and value >= 1:
+        raise ValueError(f"{section}.{name}: expected a share below 1, got {value!r}")
     if kind in (int, float) and not (value > 0 or (name in _MAY_BE_ZERO and value == 0)):
         low = "zero or more" if name in _MAY_BE_ZERO else "more than zero"
         raise ValueError(f"{section}.{name}: expected {low}, got {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{section}.{name}: expected a finite number, got {value!r}")

@@ -24,6 +24,8 @@ from worldmodels.data.atomic import atomic_path, read_json, write_json
 STAGES = ("collect", "train_vae", "encode", "train_rnn", "check_dream", "evolve", "evaluate", "report")
 #: Stages that nothing builds on: they may be repeated with other settings at any time.
 LEAVES = ("check_dream", "evaluate", "report")
+#: Stages to repeat when a stage is repeated or goes on: what they made is of something that is no more.
+DEPENDENTS = {"evolve": ("evaluate", "report"), "check_dream": ("report",), "evaluate": ("report",)}
 #: Settings that may grow after a stage is complete: it goes on from where it stopped.
 EXTENDABLE = {("evolve", "generations")}
 #: Settings that say how a stage uses the machine, not what comes out.
@@ -104,6 +106,8 @@ class Experiment:
         settings["seed"] = self.config.seed
         if stage in ("collect", "check_dream", "evaluate"):
             settings["environment"] = asdict(self.config.environment)
+        if stage == "check_dream":
+            settings["temperature"] = self.config.evolve.temperature
         return settings
 
     def _differences(self, stage: str) -> list[str]:
@@ -118,12 +122,18 @@ class Experiment:
         for stage in STAGES:
             if stage in LEAVES:
                 continue
-            bad = [name for name in self._differences(stage) if (stage, name) not in EXTENDABLE]
+            bad = [name for name in self._differences(stage) if not self._extends(stage, name)]
             if bad:
                 raise ValueError(
                     f"{self.folder}: {command(stage)} was done there with other settings ({', '.join(bad)}); "
                     f"use another --out, or `worldmodels {command(stage)} --again` to discard it and all after it"
                 )
+
+    def _extends(self, stage: str, name: str) -> bool:
+        """Whether a changed setting only makes a complete stage go on."""
+        return (stage, name) in EXTENDABLE and bool(
+            self._settings(stage)[name] > read_json(self.marker(stage))["settings"][name]
+        )
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage is complete with the settings of now."""
@@ -152,6 +162,8 @@ class Experiment:
                 raise FileNotFoundError(
                     f"{self.folder}: `worldmodels {command(stage)}` needs what `worldmodels {command(earlier)}` makes"
                 )
+        for dependent in DEPENDENTS.get(stage, ()):
+            self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
         summary = importlib.import_module(f"worldmodels.stages.{stage}").run(self)
         write_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class EpisodeWriter:
         self._frames[start:] = episode.frames
         self._episodes.append(
             Episode(
-                episode.frames[:0],
+                np.empty((0, *FRAME), np.uint8),  # no view: it would keep the frames in memory
                 episode.actions,
                 episode.rewards,
                 episode.terminated,
@@ -94,18 +95,33 @@ class EpisodeWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            if not self._episodes:
-                raise ValueError("episodes: expected at least one in a shard, got none")
-            file = self._file
-            file["actions"] = np.concatenate([episode.actions for episode in self._episodes])
-            file["rewards"] = np.concatenate([episode.rewards for episode in self._episodes])
-            file["lengths"] = np.array([len(episode.actions) for episode in self._episodes], np.int64)
-            file["terminated"] = np.array([episode.terminated for episode in self._episodes])
-            file["seeds"] = np.array([episode.seed for episode in self._episodes], np.int64)
-            file["policies"] = [episode.policy for episode in self._episodes]
-        self._file.close()
-        self._atomic.__exit__(kind, error, trace)
+        if error is not None or self._episodes:
+            try:
+                if error is None:
+                    self._finish()
+            finally:
+                self._file.close()
+                self._atomic.__exit__(kind, error, trace)
+        else:
+            self._file.close()
+            empty = ValueError("episodes: expected at least one in a shard, got none")
+            with contextlib.suppress(ValueError):
+                self._atomic.__exit__(ValueError, empty, None)
+            raise empty
+
+    def _finish(self) -> None:
+        """Writes everything but the frames, which are there."""
+        episodes = self._episodes
+        columns: dict[str, npt.NDArray[np.generic]] = {
+            "actions": np.concatenate([episode.actions for episode in episodes]),
+            "rewards": np.concatenate([episode.rewards for episode in episodes]),
+            "lengths": np.array([len(episode.actions) for episode in episodes], np.int64),
+            "terminated": np.array([episode.terminated for episode in episodes]),
+            "seeds": np.array([episode.seed for episode in episodes], np.int64),
+        }
+        for name, values in columns.items():
+            self._file.create_dataset(name, data=values, fletcher32=True)
+        self._file["policies"] = [episode.policy for episode in episodes]
 
 
 class EpisodeShard:
@@ -128,6 +144,13 @@ class EpisodeShard:
             self._file = h5py.File(path, "r", rdcc_nbytes=0)
         except OSError as error:
             raise ValueError(f"{path}: expected an episode shard, got {error}") from error
+        try:
+            self._read(path)
+        except (OSError, KeyError, RuntimeError, TypeError, AttributeError, UnicodeDecodeError) as error:
+            self._file.close()
+            raise ValueError(f"{path}: expected an episode shard, got {error!r}") from error
+
+    def _read(self, path: Path) -> None:
         file = self._file
         if file.attrs.get("format") != FORMAT:
             raise ValueError(f"{path}: expected format {FORMAT!r}, got {file.attrs.get('format')!r}")

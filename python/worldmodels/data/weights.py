@@ -55,13 +55,15 @@ def load_model(path: Path, kind: type[Model]) -> Model:
         ValueError: the file holds another model, or is damaged.
     """
     tensors, about = load_tensors(path)
-    if about.get("model") != kind.__name__:
-        raise ValueError(f"{path}: expected a {kind.__name__}, got {about.get('model')!r}")
-    model = kind(**about["config"])
+    found = about.get("model") if isinstance(about, dict) else about
+    if found != kind.__name__:
+        raise ValueError(f"{path}: expected a {kind.__name__}, got {found!r:.100}")
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit the config beside them: {error}") from error
+        with torch.device("meta"):  # no memory yet: a config may promise more than the file holds
+            model = kind(**about["config"])
+        model.load_state_dict(tensors, assign=True)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: the weights do not fit their config: {error}") from error
     return model.eval()
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
+import os
+import signal
+import sys
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -124,8 +128,7 @@ class _Pool:
                     self._serve(next(worker for worker in self._workers if worker.pipe is pipe))
         finally:
             for worker in self._workers:
-                worker.process.terminate()
-                worker.process.join()
+                _kill(worker)
         self._progress.close(self._ready, f"{self._frames:,} frames")
 
     def _spawn(self) -> _Worker:
@@ -146,7 +149,11 @@ class _Pool:
             raise message
         if message is None:  # free for a shard
             worker.shard, worker.episodes = (self._todo.pop() if self._todo else None), 0
-            worker.pipe.send(worker.shard)
+            try:
+                worker.pipe.send(worker.shard)
+            except (BrokenPipeError, ConnectionResetError):
+                self._bury(worker)
+                return
             if worker.shard is None:
                 self._workers.remove(worker)
                 worker.process.join()
@@ -157,7 +164,7 @@ class _Pool:
             self._progress.update(self._ready, f"{self._frames / max(self._progress.seconds, 1e-9):,.0f} frames/s")
 
     def _bury(self, worker: _Worker) -> None:
-        worker.process.join()
+        _kill(worker)
         self._workers.remove(worker)
         self._deaths += 1
         if self._deaths > _MAX_DEATHS:
@@ -166,15 +173,29 @@ class _Pool:
             )
         if worker.shard is not None:
             print(
-                f"\ncollect: a worker died (exit code {worker.process.exitcode}); shard {worker.shard} is played again"
+                f"\ncollect: a worker died (exit code {worker.process.exitcode}); shard {worker.shard} is played again",
+                file=sys.stderr,
             )
             self._ready -= worker.episodes
             self._todo.append(worker.shard)
+            for stray in self._job.folder.glob(f"{shard_path(self._job.folder, worker.shard).name}.*.tmp"):
+                stray.unlink()
         self._workers.append(self._spawn())
+
+
+def _kill(worker: _Worker) -> None:
+    """Ends a worker and its game, which is a process of the worker's session."""
+    assert worker.process.pid is not None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.process.pid, signal.SIGKILL)
+    worker.process.kill()
+    worker.process.join()
 
 
 def _work(pipe: Connection, job: _Job) -> None:
     """A worker: asks for shards until there are none."""
+    os.setsid()  # Ctrl-C is for the parent, which ends this session with the game in it
+    os.set_inheritable(pipe.fileno(), False)  # or the game would hold the pipe open after this process has died
     try:
         env = make(job.environment)
         pipe.send(None)

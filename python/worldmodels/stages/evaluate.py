@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.data.atomic import write_json
+from worldmodels.config import EnvironmentConfig
+from worldmodels.data.atomic import atomic_path, write_json
 from worldmodels.envs.play import episode_seed, play_agent, play_policy
 from worldmodels.envs.policies import FIXED, HOLDING, RANDOM
 from worldmodels.experiment import Experiment, versions
@@ -26,11 +28,12 @@ BESIDE = {"random": RANDOM, "collecting": HOLDING, "never": "never", "left": "le
 def run(experiment: Experiment) -> dict[str, Any]:
     """Plays the agent's episodes (those that were not played before), then the policies', and writes results.json."""
     config = experiment.config
+    environment = _environment(experiment)
     scores = _agent_scores(experiment)
     results: dict[str, Any] = {"agent": describe(scores)}
     for name, policy in BESIDE.items():
         lengths = play_policy(
-            config.environment,
+            environment,
             FIXED[policy],
             config.evaluate.episodes,
             seed=config.seed,
@@ -40,7 +43,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         results[name] = {"policy": policy, **describe(lengths)}
     evolved = experiment.summary("evolve")
     results["dream"] = {key: evolved[key] for key in ("score", "temperature", "generation")}
-    results["environment"] = {**vars(config.environment), "max_steps": 2100}
+    results["environment"] = {**vars(environment), "max_steps": 2100}
     results["versions"] = versions()
     seeds = [episode_seed(config.seed, PURPOSE, episode) for episode in range(config.evaluate.episodes)]
     results["seeds"] = {"seed": config.seed, "episodes": seeds}
@@ -51,18 +54,30 @@ def run(experiment: Experiment) -> dict[str, Any]:
     return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in ("agent", *BESIDE)}
 
 
+def _environment(experiment: Experiment) -> EnvironmentConfig:
+    """The real environment to play: the one that was collected in, unless the settings say otherwise."""
+    config = experiment.config
+    return replace(
+        config.environment,
+        variant=config.evaluate.variant or config.environment.variant,
+        resolution=config.evaluate.resolution or config.environment.resolution,
+    )
+
+
 def _agent_scores(experiment: Experiment) -> list[float]:
     """Scores of the agent's episodes; each is written down as soon as it is known."""
     config = experiment.config
     path = experiment.path("evaluate", "episodes.jsonl")
     path.parent.mkdir(exist_ok=True)
-    about = {"environment": vars(config.environment), "seed": config.seed, "controller": experiment.summary("evolve")}
+    environment = _environment(experiment)
+    about = {"environment": vars(environment), "seed": config.seed, "controller": experiment.summary("evolve")}
     known = _read_scores(path, about)
     wanted = range(config.evaluate.episodes)
     todo = [episode for episode in wanted if episode not in known]
     progress = Progress("evaluate", len(wanted), "episodes", start=len(wanted) - len(todo))
-    if not known:
-        path.write_text(json.dumps(about) + "\n", encoding="utf-8")
+    lines = [about, *({"episode": episode, "score": score} for episode, score in known.items())]
+    with atomic_path(path) as temporary:  # without a line that a crash has cut off
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     with path.open("a", encoding="utf-8") as file:
 
@@ -74,7 +89,7 @@ def _agent_scores(experiment: Experiment) -> list[float]:
 
         if todo:
             play_agent(
-                config.environment,
+                environment,
                 Agent.load(experiment.folder),
                 todo,
                 seed=config.seed,
@@ -117,7 +132,8 @@ def _record(experiment: Experiment) -> None:
     config = experiment.config
     agent = Agent.load(experiment.folder)
     recorder = _Recorder(agent)
-    play_agent(config.environment, recorder, [0], seed=config.seed, purpose=PURPOSE, slots=1, finished=lambda *_: None)
+    environment = _environment(experiment)
+    play_agent(environment, recorder, [0], seed=config.seed, purpose=PURPOSE, slots=1, finished=lambda *_: None)
     steps = min(len(recorder.frames), config.evaluate.gif_steps)
     drawn = decode(agent.vae, np.stack(recorder.latents[:steps]))
     pictures = [np.concatenate(pair, axis=1) for pair in zip(recorder.frames[:steps], drawn, strict=True)]

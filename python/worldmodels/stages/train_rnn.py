@@ -83,8 +83,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
             experiment.log("train-rnn", step=step, epoch=epoch, lr=lr, **values, seconds=round(progress.seconds, 2))
             progress.update(step, f"{rate:,.0f} steps/s, z {values['z']:.3f}, done {values['done']:.4f}")
         if step % config.checkpoint_every == 0 or last:
-            guard.check(losses.total.item(), step, lr)
             figures = validate(model, validation, config)
+            guard.check(figures["total"], step, lr)
             experiment.log("train-rnn", step=step, **{f"validation_{k}": v for k, v in figures.items()})
             tensors = {**training_state(model, optimizer), "state.h": state[0], "state.c": state[1]}
             save_tensors(checkpoint, tensors, {"step": step, "epoch": epoch, "chunk": chunk_index + 1, **figures})

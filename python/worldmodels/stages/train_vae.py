@@ -59,8 +59,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
                 note = f"{rate:,.0f} frames/s, squared error {values['squared_error']:.1f}, KL {values['kl']:.1f}"
                 progress.update(done, note)
             if done % config.checkpoint_every == 0 or done == config.steps:
-                guard.check(loss.item(), done, lr)
                 validation = validate(model, store.read(held_out), config)
+                guard.check(validation["squared_error"] + config.kl_weight * validation["kl"], done, lr)
                 experiment.log("train-vae", step=done, **{f"validation_{k}": v for k, v in validation.items()})
                 save_tensors(checkpoint, training_state(model, optimizer), {"step": done, **validation})
     progress.close(config.steps, f"validation squared error {validation.get('squared_error', float('nan')):.2f}")

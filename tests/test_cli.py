@@ -1,0 +1,231 @@
+"""The `worldmodels` command: flags from dataclasses, helpful refusals, exit codes."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from conftest import TOY, command, environment
+from worldmodels import __version__
+from worldmodels.cli import main
+from worldmodels.config import SECTIONS, Config, preset
+from worldmodels.experiment import STAGES, Experiment
+
+COMMANDS = [stage.replace("_", "-") for stage in STAGES]
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Stages that only keep the settings they were run with, by name."""
+    ran = {}
+    for stage in STAGES:
+        monkeypatch.setattr(
+            f"worldmodels.stages.{stage}.run",
+            lambda experiment, stage=stage: ran.update({stage: experiment.config}) or {},
+        )
+    return ran
+
+
+def flags(section):
+    return [field.name.replace("_", "-") for field in fields(getattr(Config(), section))]
+
+
+def help_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_of_run_lists_every_setting_of_every_stage(capsys):
+    text = help_of(capsys, "run")
+    for section in SECTIONS:
+        for flag in flags(section):
+            assert f"--{section.replace('_', '-')}.{flag}" in text
+    assert "--seed" in text
+    assert "{paper,quick,small}" in text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_of_a_stage_lists_its_settings(capsys, stage):
+    text = help_of(capsys, stage.replace("_", "-"))
+    for flag in [*flags(stage), "out", "again", "preset", "seed"]:
+        assert f"--{flag}" in text
+    assert ("--environment.variant" in text) == (stage in ("collect", "check_dream", "evaluate"))
+    assert "paper preset: " in text
+
+
+def test_help_lists_the_commands(capsys):
+    text = help_of(capsys)
+    for name in ("run", "info", *COMMANDS):
+        assert re.search(rf"^ +{name}\s", text, re.MULTILINE)
+
+
+def test_flags_become_settings(tmp_path, ran):
+    arguments = [
+        *("run", "takecover", "--preset", "small", "--out", str(tmp_path), "--seed", "5"),
+        *("--collect.policies", "left:1, held 1-60:2", "--collect.episodes", "7", "--environment.variant", "modern"),
+        *("--no-train-rnn.done-head", "--train-rnn.reward-head", "--evolve.sigma", "0.5", "--evolve.seeds", "common"),
+    ]
+    assert main(arguments) == 0
+    assert list(ran) == list(STAGES)
+    config = ran["evolve"]
+    assert (config.preset, config.seed) == ("small", 5)
+    assert (config.collect.policies, config.collect.episodes) == ("left:1, held 1-60:2", 7)
+    assert config.environment.variant == "modern"
+    assert (config.train_rnn.done_head, config.train_rnn.reward_head) == (False, True)
+    assert (config.evolve.sigma, config.evolve.seeds) == (0.5, "common")
+    assert config.train_vae == preset("takecover", "small").train_vae
+    assert Experiment.stored_config(tmp_path) == config
+
+
+def test_a_stage_alone_goes_on_with_the_settings_of_the_folder(tmp_path, ran):
+    out = ["--out", str(tmp_path)]
+    assert main(["collect", *out, "--preset", "quick", "--episodes", "9", "--environment.resolution", "320x240"]) == 0
+    assert main(["train-vae", *out, "--latent-size", "3"]) == 0
+    config = ran["train_vae"]
+    assert (config.preset, config.collect.episodes, config.environment.resolution) == ("quick", 9, "320x240")
+    assert config.train_vae.latent_size == 3
+    assert list(ran) == ["collect", "train_vae"]
+
+
+def test_the_paper_preset_is_the_default(tmp_path, ran):
+    assert main(["collect", "--out", str(tmp_path)]) == 0
+    assert ran["collect"] == preset("takecover", "paper")
+
+
+def refused(capsys, *arguments):
+    """The message of a command that is refused."""
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    (line,) = [line for line in err.splitlines() if line.startswith("worldmodels: ")]
+    return line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "takecover", "--preset", "tiny", "--out", "x"],
+        ["run", "pong", "--out", "x"],
+        ["collect"],
+        ["evolve", "--out", "x", "--popsize", "many"],
+        ["evolve", "--out", "x", "--features", "hz"],
+        ["evolve", "--out", "x", "--nonsense", "1"],
+        ["nonsense"],
+        [],
+    ],
+)
+def test_what_the_parser_refuses(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: worldmodels" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evolve", "--popsize", "0"], "evolve.popsize: expected more than zero, got 0"),
+        (["collect", "--workers", "-1"], "collect.workers: expected zero or more, got -1"),
+        (["collect", "--policies", "left:1, hover"], "collect.policies: expected '<name>:<share>, ...'"),
+        (["collect", "--policies", "left:0"], "got 'left:0'"),
+        (["collect", "--seed", "-1"], "--seed: expected zero or more, got -1"),
+        (["train-vae"], "`worldmodels train-vae` needs what `worldmodels collect` makes"),
+    ],
+)
+def test_what_the_stages_refuse(tmp_path, capsys, arguments, message):
+    assert message in refused(capsys, *arguments, "--out", str(tmp_path / "run"))
+
+
+def test_other_settings_of_a_finished_stage_are_refused(tmp_path, ran, capsys):
+    out = ["--out", str(tmp_path)]
+    assert main(["collect", *out]) == 0
+    for arguments in (["collect", "--episodes", "3"], ["run", "takecover", "--collect.episodes", "3"]):
+        message = refused(capsys, *arguments, *out)
+        assert "collect was done there with other settings (episodes)" in message
+        assert "--again" in message
+    assert "(seed)" in refused(capsys, "train-vae", *out, "--seed", "3")
+    message = refused(capsys, "run", "takecover", *out, "--preset", "quick")
+    assert f"--preset: {tmp_path} holds a run of preset 'paper', got 'quick'" in message
+
+
+def test_again_discards_and_repeats(tmp_path, ran):
+    out = ["--out", str(tmp_path)]
+    assert main(["run", "takecover", *out]) == 0
+    ran.clear()
+    assert main(["train-rnn", *out, "--again", "--hidden-size", "7"]) == 0
+    assert list(ran) == ["train_rnn"]
+    left = [stage for stage in STAGES if (tmp_path / "stages" / f"{stage}.json").exists()]
+    assert left == ["collect", "train_vae", "encode", "train_rnn"]
+    ran.clear()
+    assert main(["run", "takecover", *out]) == 0
+    assert list(ran) == ["check_dream", "evolve", "evaluate", "report"]
+    assert ran["evolve"].train_rnn.hidden_size == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+        (RuntimeError("a worker failed"), 1, "worldmodels: a worker failed"),
+        (ModuleNotFoundError("No module named 'vizdoom'"), 1, "pip install 'worldmodels[takecover]'"),
+    ],
+)
+def test_what_goes_wrong_in_a_stage_is_explained(tmp_path, monkeypatch, capsys, error, status, message):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("worldmodels.stages.collect.run", fail)
+    assert main(["collect", "--out", str(tmp_path)]) == status
+    assert message in capsys.readouterr().err
+
+
+HOLDER = """
+import sys
+from worldmodels.config import preset
+from worldmodels.experiment import Experiment
+with Experiment(sys.argv[1], preset("takecover", "paper")):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_held_by_another_process_is_refused_until_that_is_gone(tmp_path, ran, capsys):
+    line = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()) as holder:
+        assert holder.stdout.readline() == "held\n"
+        message = refused(capsys, "collect", "--out", str(tmp_path))
+        assert f"{tmp_path}: another worldmodels process works in this folder" in message
+        assert ran == {}
+        holder.send_signal(signal.SIGKILL)
+    assert main(["collect", "--out", str(tmp_path)]) == 0
+    assert list(ran) == ["collect"]
+
+
+def test_info_says_what_a_report_of_a_bug_needs(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for name in ("worldmodels", "torch", "numpy", "vizdoom", "cores", "SIMD level", "torch threads", "device"):
+        assert f" {name}  " in text
+    assert "baseline" in text
+
+
+def test_the_command_is_installed(tmp_path):
+    done = command("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
+    script = Path(sys.executable).with_name("worldmodels")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
+
+
+def test_toy_settings_are_settings():
+    assert set(TOY) <= set(SECTIONS)

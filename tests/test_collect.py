@@ -1,0 +1,205 @@
+"""Collecting: policies, and real episodes that depend on nothing but the seed and their number."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import start, toy_config
+from worldmodels.data.episodes import EpisodeStore
+from worldmodels.envs.play import episode_seed
+from worldmodels.envs.policies import FIXED, constant, held
+from worldmodels.experiment import Experiment
+from worldmodels.stages import collect
+from worldmodels.stages.collect import parse_policies
+
+SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "held 1-10, left", "min_length": 120, "workers": 2}
+
+
+def run(folder, **changes):
+    """Collects in a folder; returns its episodes."""
+    with Experiment(folder, toy_config(collect={**SETTINGS, **changes})) as experiment:
+        experiment.run("collect")
+    return read(folder)
+
+
+def read(folder):
+    store = EpisodeStore(folder / "episodes")
+    episodes = list(store.episodes())
+    store.close()
+    return episodes
+
+
+def check_equal(some, others):
+    assert len(some) == len(others)
+    for a, b in zip(some, others, strict=True):
+        np.testing.assert_array_equal(a.frames, b.frames)
+        np.testing.assert_array_equal(a.actions, b.actions)
+        assert (a.policy, a.terminated) == (b.policy, b.terminated)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Episodes of two workers that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, run(folder)
+
+
+def test_episodes_are_real_and_whole(undisturbed):
+    folder, episodes = undisturbed
+    assert len(episodes) == 7
+    assert sorted(path.name for path in (folder / "episodes").iterdir()) == ["00000.h5", "00001.h5", "00002.h5"]
+    for episode in episodes:
+        assert len(episode.frames) >= 120
+        assert episode.terminated
+        assert (episode.rewards == 1).all()
+        assert episode.frames[0].std() > 5
+        assert (episode.frames[1:] != episode.frames[:-1]).any(axis=(1, 2, 3)).mean() > 0.5
+        lengths = [len(list(group)) for _, group in itertools.groupby(episode.actions[:, 0].tolist())]
+        assert (
+            max(lengths[:-1], default=0) <= 10 if episode.policy == "held 1-10" else set(episode.actions[:, 0]) == {-1}
+        )
+    assert {episode.policy for episode in episodes} == {"held 1-10", "left"}
+    assert len({episode.frames[-1].tobytes() for episode in episodes}) == 7
+    with Experiment(folder) as experiment:
+        summary = experiment.summary("collect")
+    assert summary["frames"] == sum(len(episode.frames) for episode in episodes)
+    for name, figures in summary["policies"].items():
+        lengths = [len(episode.frames) for episode in episodes if episode.policy == name]
+        assert (figures["episodes"], figures["mean"]) == (len(lengths), pytest.approx(np.mean(lengths)))
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path, undisturbed):
+    check_equal(run(tmp_path, workers=1), undisturbed[1])
+
+
+def test_another_seed_plays_other_episodes(undisturbed):
+    ours = undisturbed[1]
+    seeds = {episode_seed(seed, "collect", number) for seed in (0, 1) for number in range(1000)}
+    assert len(seeds) == 2000
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert episode_seed(0, "collect", 1) != episode_seed(0, "evaluate", 1) != episode_seed(0, "evaluate", 1, attempt=1)
+    assert len({len(episode.frames) for episode in ours}) > 1
+
+
+def test_finished_shards_are_kept(tmp_path, undisturbed):
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "episodes"
+    (tmp_path / "stages" / "collect.json").unlink()
+    (folder / "00001.h5").rename(folder / "00001.h5.123.tmp")  # a worker that was cut off leaves this
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
+    check_equal(run(tmp_path), undisturbed[1])
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert sorted(path.name for path in folder.iterdir()) == ["00000.h5", "00001.h5", "00002.h5"]
+
+
+def engines(mark):
+    """Ids of the games whose environment holds ``mark``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "comm").read_text() == "vizdoom\n" and mark in (process / "environ").read_bytes():
+                found.append(int(process.name))
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_kill_9_of_the_whole_command_leaves_no_game_behind(tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setenv("WM_TEST", str(tmp_path))
+    mark = f"WM_TEST={tmp_path}".encode()
+    with Experiment(tmp_path, toy_config(collect=SETTINGS)):
+        pass
+    process = start("collect", "--out", tmp_path, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "episodes").glob("*.tmp")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert engines(mark)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)  # ends when the workers have ended too
+    while left := engines(mark):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    check_equal(run(tmp_path), undisturbed[1])
+
+
+def test_a_worker_that_fails_says_why(tmp_path):
+    failed = pytest.raises(RuntimeError, match="a worker failed: ValueError: resolution: expected a 4:3 size")
+    with Experiment(tmp_path, toy_config(environment={"resolution": "1x1"})) as experiment, failed:
+        experiment.run("collect")
+    assert multiprocessing.active_children() == []
+
+
+def test_held_actions_last_as_long_as_they_should():
+    stream = held(2, 5)(np.random.default_rng(0))
+    actions = [next(stream) for _ in range(20_000)]
+    assert all(action.shape == (1,) and action.dtype == np.float32 for action in actions)
+    runs = [(value, len(list(group))) for value, group in itertools.groupby(float(action[0]) for action in actions)][
+        :-1
+    ]
+    counts = np.bincount([length for _, length in runs], minlength=6)
+    assert counts[:2].sum() == 0
+    assert len(counts) == 6
+    np.testing.assert_allclose(counts[2:] / len(runs), 1 / 4, atol=0.03)
+    values = np.array([value for value, _ in runs])
+    assert -1 <= values.min() < -0.99 < 0.99 < values.max() <= 1
+    assert abs(values.mean()) < 0.03
+    assert values.std() == pytest.approx(1 / 3**0.5, abs=0.02)
+    assert abs(np.corrcoef(values[1:], values[:-1])[0, 1]) < 0.05
+
+
+def test_fixed_policies():
+    def first(name, count=400):
+        stream = FIXED[name](np.random.default_rng(0))
+        return [float(next(stream)[0]) for _ in range(count)]
+
+    assert set(first("never")) == {0.0}
+    assert set(first("left")) == {-1.0}
+    assert set(first("right")) == {1.0}
+    assert len(set(first("uniform"))) == 400
+    longest = {
+        name: max(len(list(g)) for _, g in itertools.groupby(first(name))) for name in ("held 1-10", "held 1-60")
+    }
+    assert longest["held 1-10"] == 10
+    assert 40 < longest["held 1-60"] <= 60
+    assert next(constant(0.25)(np.random.default_rng(0))).tolist() == [0.25]
+    for low, high in ((0, 3), (4, 3)):
+        with pytest.raises(ValueError, match="low, high: expected 1 <= low <= high"):
+            held(low, high)
+
+
+def test_policies_are_read_with_their_shares():
+    assert parse_policies("held 1-10") == [("held 1-10", 1.0)]
+    assert parse_policies(" left : 2,right:0.5 ") == [("left", 2.0), ("right", 0.5)]
+
+
+@pytest.mark.parametrize("text", ["", "left,", "hover", "left:0", "left:-1", "left:much", "left:inf", "left:nan"])
+def test_bad_policies_are_named(text):
+    with pytest.raises(ValueError, match=r"collect\.policies: expected '<name>:<share>, \.\.\.' of uniform, "):
+        parse_policies(text)
+
+
+def test_shares_are_followed(monkeypatch):
+    """By the episodes' own seeds; checked on a game that ends at once."""
+
+    class Game:
+        def reset(self, seed):
+            return np.zeros((64, 64, 3), np.uint8), {}
+
+        def step(self, action):
+            return np.zeros((64, 64, 3), np.uint8), 1.0, True, False, {}
+
+    config = toy_config(collect={"policies": "left:1, right:3"})
+    job = collect._Job(config.environment, config.collect, None, 0)
+    names = [collect._play(Game(), job, number).policy for number in range(1000)]
+    assert abs(names.count("right") / 1000 - 0.75) < 0.05

@@ -1,0 +1,128 @@
+"""Settings: every field has a help text, every preset goes through JSON, every bad value is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from worldmodels.config import (
+    CHOICES,
+    PRESETS,
+    SECTIONS,
+    Config,
+    field_help,
+    from_dict,
+    override,
+    preset,
+    to_dict,
+)
+from worldmodels.envs.policies import FIXED
+from worldmodels.experiment import STAGES
+from worldmodels.stages.collect import parse_policies
+
+ALL = [(experiment, name) for experiment, presets in PRESETS.items() for name in presets]
+
+
+def test_there_is_a_section_for_every_stage():
+    assert set(SECTIONS) == {"environment", *STAGES}
+    assert set(PRESETS["takecover"]) == {"quick", "small", "paper"}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_has_a_help_text(section):
+    kind = type(getattr(Config(), section))
+    texts = field_help(kind)
+    assert list(texts) == [field.name for field in dataclasses.fields(kind)]
+    assert all(len(text) > 5 for text in texts.values())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(getattr(Config(), section), next(iter(texts)), 1)
+
+
+@pytest.mark.parametrize(("experiment", "name"), ALL)
+def test_presets_go_through_json(experiment, name):
+    config = preset(experiment, name)
+    assert (config.experiment, config.preset) == (experiment, name)
+    assert from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False))) == config
+    assert {policy for policy, _ in parse_policies(config.collect.policies)} <= set(FIXED)
+
+
+def test_the_paper_preset_has_the_papers_numbers():
+    config = preset("takecover", "paper")
+    assert config.collect.episodes == 10_000
+    assert config.collect.policies == "held 1-10"
+    assert config.collect.min_length == 101  # episodes of 100 frames or fewer are dropped
+    vae, rnn, evolve = config.train_vae, config.train_rnn, config.evolve
+    assert (vae.latent_size, vae.lr, vae.batch, vae.kl_tolerance, vae.kl_weight) == (64, 1e-4, 100, 0.5, 1.0)
+    assert (rnn.hidden_size, rnn.mixtures, rnn.batch, rnn.sequence, rnn.clip) == (512, 5, 100, 500, 1.0)
+    assert (rnn.lr, rnn.lr_end, rnn.lr_decay, rnn.done_weight, rnn.steps) == (1e-3, 1e-5, 0.99999, 10.0, 24_400)
+    assert (rnn.restart_input, rnn.done_head, rnn.reward_head) == (True, True, False)
+    assert (evolve.popsize, evolve.episodes, evolve.sigma, evolve.temperature) == (64, 16, 0.1, 1.15)
+    assert (evolve.evaluate_every, evolve.evaluate_episodes, evolve.max_steps) == (25, 1024, 2100)
+    assert (evolve.features, evolve.bias, evolve.hidden_units, evolve.weight_decay) == ("zch", False, 0, 0.01)
+
+
+def test_override_changes_what_it_is_told_and_nothing_else():
+    before = preset("takecover", "quick")
+    after = override(before, {"evolve": {"popsize": 8, "sigma": 1, "weight_decay": 0.0}, "collect": {"workers": 0}})
+    assert (after.evolve.popsize, after.evolve.sigma, after.evolve.weight_decay) == (8, 1, 0.0)
+    assert dataclasses.replace(after, evolve=before.evolve) == before
+    assert from_dict(to_dict(after)) == after
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "wanted"),
+    [
+        ("evolve", "popsise", 8, "no such setting; expected one of features, bias"),
+        ("evolve", "popsize", 8.0, "expected int, got 8.0"),
+        ("evolve", "popsize", "8", "expected int, got '8'"),
+        ("evolve", "popsize", True, "expected int, got True"),
+        ("evolve", "popsize", 0, "expected more than zero, got 0"),
+        ("evolve", "popsize", -4, "expected more than zero, got -4"),
+        ("evolve", "sigma", "big", "expected float, got 'big'"),
+        ("evolve", "sigma", float("nan"), "expected more than zero, got nan"),
+        ("evolve", "temperature", -0.1, "expected zero or more, got -0.1"),
+        ("evolve", "bias", 1, "expected bool, got 1"),
+        ("evolve", "features", "hz", "expected one of z, zh, zc, zch, got 'hz'"),
+        ("evolve", "features", None, "expected str, got None"),
+        ("evolve", "seeds", "same", "expected one of common, independent, got 'same'"),
+        ("train_vae", "steps", 0, "expected more than zero, got 0"),
+        ("train_vae", "schedule", "linear", "expected one of constant, cosine"),
+        ("train_rnn", "schedule", "constant", "expected one of exponential, cosine"),
+        ("train_rnn", "precision", "float64", "expected one of float32, bfloat16"),
+        ("collect", "workers", -1, "expected zero or more, got -1"),
+        ("environment", "variant", "hard", "expected one of paper, modern, got 'hard'"),
+    ],
+)
+def test_bad_settings_are_named(section, name, value, wanted):
+    for attempt in (
+        lambda: override(Config(), {section: {name: value}}),
+        lambda: from_dict({**to_dict(Config()), section: {name: value}}),
+    ):
+        with pytest.raises(ValueError, match=rf"^{section}\.{name}: ") as caught:
+            attempt()
+        assert wanted in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [{"evolv": {}}, {"evolve": 3}, {"evolve": [1]}, [], None])
+def test_bad_shapes_of_a_config_are_refused(values):
+    with pytest.raises(ValueError, match=r"expected (the keys|fields and values)"):
+        from_dict(values)
+
+
+def test_choices_exist_and_hold_the_defaults():
+    for (section, name), choices in CHOICES.items():
+        assert all(getattr(getattr(preset(*which), section), name) in choices for which in ALL)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "name", "message"),
+    [
+        ("pong", "paper", "experiment: expected one of .*takecover.*, got 'pong'"),
+        ("takecover", "tiny", "preset: expected one of quick, small, paper, got 'tiny'"),
+    ],
+)
+def test_unknown_presets_are_named(experiment, name, message):
+    with pytest.raises(ValueError, match=message):
+        preset(experiment, name)

@@ -1,0 +1,236 @@
+"""Evaluating and checking the dream: real episodes, every score kept, nothing played twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import interrupt, make_mdnrnn, mark_done, toy_config, write_world
+from worldmodels.config import EnvironmentConfig
+from worldmodels.data.atomic import read_json
+from worldmodels.dream import Dream
+from worldmodels.envs.dream import DreamVectorEnv
+from worldmodels.envs.play import make, play_agent
+from worldmodels.envs.policies import constant
+from worldmodels.experiment import Experiment, versions
+from worldmodels.models.controller import Controller
+from worldmodels.progress import Progress
+from worldmodels.stages import check_dream, evaluate
+from worldmodels.stages.evolve import save_controller
+
+SETTINGS = {"episodes": 3, "environments": 2, "gif_steps": 40}
+EVOLVED = {"parameters": 20, "score": 50.0, "generation": 2, "temperature": 1.15}
+
+
+def prepare(folder, **changes):
+    """A run folder in which evaluate is next."""
+    experiment = Experiment(folder, toy_config(evaluate={**SETTINGS, **changes}))
+    if not experiment.is_done("evolve"):
+        write_world(experiment)
+        params = np.random.default_rng(0).normal(0, 0.5, 20)
+        save_controller(experiment, Controller(4, 8, 1), params, EVOLVED)
+        mark_done(experiment, "evolve", summary=EVOLVED)
+    return experiment
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A folder in which everything was really played."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    with prepare(folder) as experiment:
+        experiment.run("evaluate")
+    return folder
+
+
+def test_results_are_complete(evaluated):
+    results = read_json(evaluated / "results.json")
+    for name in ("agent", "random", "collecting", "never", "left", "right"):
+        scores = results[name]["scores"]
+        assert len(scores) == 3
+        assert all(score == int(score) and 20 < score <= 2100 for score in scores)
+        assert results[name]["mean"] == pytest.approx(np.mean(scores))
+        assert results[name]["std"] == pytest.approx(np.std(scores, ddof=1))
+        low, high = results[name]["ci95"]
+        assert low <= results[name]["mean"] <= high
+    assert len({tuple(results[name]["scores"]) for name in ("agent", "random", "collecting", "never")}) == 4
+    assert (results["random"]["policy"], results["collecting"]["policy"]) == ("uniform", "held 1-10")
+    assert results["environment"] == {
+        "id": "worldmodels/TakeCover-v0",
+        "variant": "paper",
+        "resolution": "160x120",
+        "max_steps": 2100,
+    }
+    assert results["versions"] == versions()
+    assert results["seeds"]["seed"] == 0
+    assert results["dream"] == {"score": 50.0, "temperature": 1.15, "generation": 2}
+    with Experiment(evaluated) as experiment:
+        assert experiment.summary("evaluate")["agent"]["mean"] == results["agent"]["mean"]
+
+
+def test_scores_can_be_played_again_from_their_seeds(evaluated):
+    results = read_json(evaluated / "results.json")
+    env = make(EnvironmentConfig())
+    for seed, score in zip(results["seeds"]["episodes"], results["never"]["scores"], strict=True):
+        env.reset(seed=seed)
+        steps, over = 0, False
+        while not over:
+            _, _, terminated, truncated, _ = env.step(np.zeros(1, np.float32))
+            steps += 1
+            over = terminated or truncated
+        assert steps == score
+    env.close()
+
+
+def test_the_recording_shows_frame_and_reconstruction(evaluated):
+    with Image.open(evaluated / "evaluate" / "episode.gif") as image:
+        assert image.n_frames == 20  # every second of 40
+        assert image.size == (2 * 64 * 4, 64 * 4 + 20)
+        first = np.asarray(image.convert("RGB")).astype(int)
+        image.seek(19)
+        last = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(first[:256, :256] - last[:256, :256]).mean() > 0.5
+    assert np.abs(first[:256, :256] - first[:256, 256:]).mean() > 5
+
+
+def without_policies(patch):
+    """The policies beside the agent play nothing."""
+    patch.setattr(evaluate, "play_policy", lambda *_, **__: [1, 2, 3])
+    patch.setattr(evaluate, "_record", lambda _: None)
+
+
+def episodes_played(patch):
+    """Numbers of the episodes that the agent is sent to play."""
+    played = []
+
+    def play(environment, player, episodes, **options):
+        played.extend(episodes)
+        play_agent(environment, player, episodes, **options)
+
+    patch.setattr(evaluate, "play_agent", play)
+    return played
+
+
+def test_nothing_is_played_twice(evaluated, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "again"
+    shutil.copytree(evaluated, folder)
+    expected = read_json(folder / "results.json")
+    without_policies(monkeypatch)
+    played = episodes_played(monkeypatch)
+    with prepare(folder) as experiment:
+        experiment.run("evaluate")
+        assert "done before" in capsys.readouterr().err
+        experiment.marker("evaluate").unlink()
+        experiment.run("evaluate")
+    assert played == []
+    assert read_json(folder / "results.json")["agent"] == expected["agent"]
+    with prepare(folder, episodes=4) as experiment:  # one more
+        experiment.run("evaluate")
+    assert played == [3]
+    assert read_json(folder / "results.json")["agent"]["scores"][:3] == expected["agent"]["scores"]
+
+
+def test_a_run_that_is_cut_off_keeps_its_episodes(evaluated, tmp_path, monkeypatch):
+    expected = read_json(evaluated / "results.json")["agent"]["scores"]
+    without_policies(monkeypatch)
+    with prepare(tmp_path) as experiment:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt(patch, Progress, "update", 1)
+            experiment.run("evaluate")
+        path = experiment.path("evaluate", "episodes.jsonl")
+        (kept,) = [json.loads(line)["episode"] for line in path.read_text().splitlines()[1:]]
+        with path.open("a") as file:
+            file.write('{"episode": 2, "sco')  # the end of a line that was being written
+        played = episodes_played(monkeypatch)
+        experiment.run("evaluate")
+    assert sorted([*played, kept]) == [0, 1, 2]
+    assert kept not in played
+    assert read_json(tmp_path / "results.json")["agent"]["scores"] == expected
+
+
+def test_another_agent_or_game_is_played_anew(evaluated, tmp_path, monkeypatch):
+    shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "evaluate" / "episodes.jsonl"
+    about = json.loads(path.read_text().splitlines()[0])
+    assert sorted(evaluate._read_scores(path, about)) == [0, 1, 2]
+    for other in ({**about, "seed": 1}, {**about, "environment": {**about["environment"], "variant": "modern"}}):
+        assert evaluate._read_scores(path, other) == {}
+    assert evaluate._read_scores(path, {**about, "controller": {**about["controller"], "generation": 3}}) == {}
+
+
+def starts(latent_size=4, rows=20):
+    rng = np.random.default_rng(0)
+    mu, logvar = rng.normal(size=(2, rows, latent_size)).astype(np.float32)
+    return mu, logvar - 2
+
+
+def test_policies_dream_what_controllers_dream():
+    """A controller that is nothing but a bias always acts the same, as a fixed policy does."""
+    model, count = make_mdnrnn(), 12
+    dreams = DreamVectorEnv(model, *starts(), num_envs=count, temperature=1.15, max_steps=80, features="z")
+    controller = Controller(4, 8, 1, features="z", bias=True)
+    dream = Dream(model, *starts(), controller, temperature=1.15, max_steps=80)
+    lengths = {}
+    for action, bias in ((1.0, 30.0), (-1.0, -30.0), (0.0, 0.0)):
+        params = np.tile([0.0, 0, 0, 0, bias], (count, 1))
+        lengths[action] = check_dream.play_dreams(dreams, constant(action), seed=3)
+        assert lengths[action] == dream.rollout(params, 1, seed=3).lengths[:, 0].tolist()
+    assert len(set(map(tuple, lengths.values()))) == 3
+
+
+def worlds(dream, game):
+    return {
+        name: {"mean": mean, "std": 1.0, "ci95": [mean - width, mean + width]}
+        for name, (mean, width) in (("dream", dream), ("game", game))
+    }
+
+
+@pytest.mark.parametrize(
+    ("dream", "game", "said"),
+    [
+        ((200, 10), (190, 10), None),
+        ((290, 10), (200, 10), None),  # within one and a half
+        ((400, 150), (200, 60), None),  # could be chance
+        ((765, 20), (173, 10), "'left' survives 765 steps in the dream and 173 in the game: the dream has a hole"),
+        ((100, 5), (200, 10), "the dream is harder than the game"),
+    ],
+)
+def test_a_dream_that_cannot_be_trusted_is_named(dream, game, said):
+    text = check_dream.judge("left", worlds(dream, game))
+    assert text is None if said is None else said in text
+
+
+def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys):
+    """Whoever lives at most 50 steps in the dream and over 100 in the game is warned of, policy by policy."""
+    asked = []
+
+    def game(environment, policy, episodes, **options):
+        asked.append((environment, episodes, options["purpose"]))
+        return [110, 120, 130]
+
+    monkeypatch.setattr(check_dream, "play_policy", game)
+    changes = {"episodes": 3, "dream_episodes": 40}
+    with Experiment(tmp_path, toy_config(check_dream=changes, evolve={"temperature": 0.7})) as experiment:
+        write_world(experiment)
+        experiment.run("check_dream")
+        summary = experiment.summary("check_dream")
+    out, err = capsys.readouterr()
+    found = read_json(tmp_path / "check_dream" / "check_dream.json")
+    names = ["uniform", "held 1-10", "held 1-60", "never", "left", "right"]
+    assert list(found["policies"]) == names
+    assert found["temperature"] == 0.7
+    assert {(environment, episodes) for environment, episodes, _ in asked} == {(EnvironmentConfig(), 3)}
+    assert len({purpose for _, _, purpose in asked}) == 6
+    for name, both in found["policies"].items():
+        assert len(both["dream"]["scores"]) == 40
+        assert max(both["dream"]["scores"]) <= 50
+        assert both["game"]["scores"] == [110, 120, 130]
+        assert summary[name]["game"] == 120
+        assert name in out
+    assert len({tuple(both["dream"]["scores"]) for both in found["policies"].values()}) == 6
+    assert found["warnings"] == summary["warnings"]
+    assert len(found["warnings"]) == 6
+    assert err.count("WARNING: policy '") == 6

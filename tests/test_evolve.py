@@ -1,0 +1,226 @@
+"""Evolving C: a run that is cut off anywhere ends with the same controller, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from conftest import command, interrupt, metrics, start, toy_config, write_world
+from worldmodels.cmaes import CMAES
+from worldmodels.config import override
+from worldmodels.dream import Dream
+from worldmodels.experiment import Experiment
+from worldmodels.models.agent import load_controller
+from worldmodels.models.controller import Controller
+from worldmodels.progress import Progress
+from worldmodels.stages import evolve
+
+SETTINGS = {
+    "generations": 7,
+    "popsize": 6,
+    "episodes": 3,
+    "max_steps": 60,
+    "evaluate_every": 3,
+    "evaluate_episodes": 16,
+}
+
+
+def prepare(folder, **changes):
+    """A run folder in which evolve is next."""
+    experiment = Experiment(folder, toy_config(evolve={**SETTINGS, **changes}))
+    write_world(experiment)
+    return experiment
+
+
+def outcome(experiment):
+    """The controller's very bytes, the logged lines and what the stage reports."""
+    weights = experiment.path("evolve", "controller.safetensors").read_bytes()
+    return weights, metrics(experiment, "evolve"), experiment.summary("evolve")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    with prepare(tmp_path_factory.mktemp("whole")) as experiment:
+        experiment.run("evolve")
+        return outcome(experiment)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "after"),
+    [
+        (Dream, "rollout", 1, False),  # before anything is known
+        (CMAES, "ask", 4, True),
+        (CMAES, "tell", 4, True),
+        (evolve, "evaluate_mean", 1, False),
+        (evolve, "evaluate_mean", 2, True),
+        (Experiment, "log", 4, True),  # logged, but not in the checkpoint
+        (evolve, "save_tensors", 4, False),
+        (evolve, "save_tensors", 3, True),
+        (Progress, "close", 1, True),  # everything but the controller
+        (evolve, "save_model", 1, True),  # everything but the marker
+    ],
+)
+def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, uninterrupted, owner, name, call, after):
+    with prepare(tmp_path) as experiment:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt(patch, owner, name, call, after=after)
+            experiment.run("evolve")
+        assert not experiment.is_done("evolve")
+        experiment.run("evolve")
+        assert outcome(experiment) == uninterrupted
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path, uninterrupted):
+    with prepare(tmp_path, threads=2) as experiment:
+        experiment.run("evolve")
+        assert outcome(experiment) == uninterrupted
+
+
+def test_the_seed_changes_everything(tmp_path, uninterrupted):
+    with Experiment(tmp_path, toy_config(seed=1, evolve=SETTINGS)) as experiment:
+        write_world(experiment)
+        experiment.run("evolve")
+        assert outcome(experiment)[0] != uninterrupted[0]
+        assert [a["mean"] != b["mean"] for a, b in zip(outcome(experiment)[1], uninterrupted[1], strict=True)] == [
+            True
+        ] * 7
+
+
+def wait_for_lines(path, count, process):
+    """Waits until metrics.jsonl has ``count`` lines."""
+    deadline = time.monotonic() + 60
+    while not path.is_file() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_kill_9_and_the_same_command_again(tmp_path):
+    generations = 400
+    with prepare(tmp_path / "whole", generations=generations) as experiment:
+        shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+        experiment.run("evolve")
+        expected = outcome(experiment)
+    folder = tmp_path / "killed"
+    for lines in (50, 150):
+        process = start("evolve", "--out", folder, cwd=tmp_path)
+        wait_for_lines(folder / "metrics.jsonl", lines, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (folder / "stages" / "evolve.json").exists()
+    done = command("evolve", "--out", folder, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Experiment(folder) as experiment:
+        assert outcome(experiment) == expected
+
+
+def test_metrics_say_what_the_dream_gave(tmp_path, uninterrupted):
+    """Played again with the public pieces: CMA-ES asks, the dream answers; the best evaluated mean is kept."""
+    weights, lines, summary = uninterrupted
+    assert [line["generation"] for line in lines] == list(range(1, 8))
+    assert [line["generation"] for line in lines if "evaluation" in line] == [3, 6, 7]
+    best = max((line["evaluation"], -line["generation"]) for line in lines if "evaluation" in line)
+    assert (summary["score"], summary["generation"]) == (best[0], -best[1])
+    assert summary["parameters"] == 4 + 2 * 8
+
+    with prepare(tmp_path) as experiment:
+        dream, config = evolve.make_dream(experiment), experiment.config.evolve
+    es = CMAES(np.zeros(20), config.sigma, popsize=6, seed=evolve._seed(0, "cma", 0), weight_decay=config.weight_decay)
+    means = {}
+    for line in lines:
+        candidates = es.ask()
+        result = dream.rollout(candidates, 3, seed=evolve._seed(0, "dream", line["generation"]), num_threads=1)
+        scores = result.returns.astype(np.float64).mean(axis=1)
+        assert (line["best"], line["mean"], line["worst"]) == (scores.max(), scores.mean(), scores.min())
+        assert line["steps"] == result.lengths.sum()
+        es.tell(candidates, -scores)
+        assert line["sigma"] == es.sigma
+        means[line["generation"]] = es.mean.astype(np.float32)
+    (tmp_path / "c.safetensors").write_bytes(weights)
+    np.testing.assert_array_equal(load_controller(tmp_path / "c.safetensors")[1], means[summary["generation"]])
+    assert len({line["best"] for line in lines}) > 1
+
+
+def test_the_controller_is_the_mean_that_was_evaluated(tmp_path, uninterrupted):
+    (tmp_path / "c.safetensors").write_bytes(uninterrupted[0])
+    controller, params, about = load_controller(tmp_path / "c.safetensors")
+    assert controller == Controller(4, 8, 1)
+    assert params.shape == (20,)
+    assert about["score"] == uninterrupted[2]["score"]
+    with prepare(tmp_path / "run") as experiment:
+        dream, config = evolve.make_dream(experiment), experiment.config.evolve
+    again = evolve.evaluate_mean(dream, params.astype(np.float64), config, 0, 1)
+    assert again == about["score"]
+
+
+def test_selection_makes_dreams_longer(tmp_path):
+    """Against the same number of controllers that are drawn and never selected."""
+    with prepare(tmp_path, generations=30, popsize=16, episodes=8, max_steps=100, sigma=0.5) as experiment:
+        experiment.run("evolve")
+        lines = experiment.metrics("evolve")
+        dream = evolve.make_dream(experiment)
+    drawn = np.random.default_rng(0).normal(0, 0.5, (200, 20))
+    random = dream.rollout(drawn, 8, seed=1, num_threads=1).returns.mean(axis=1)
+    late = np.mean([line["mean"] for line in lines[-5:]])
+    assert late > random.mean() + 2 * random.std()
+
+
+def test_common_seeds_are_common(tmp_path):
+    """Equal candidates score the same under common seeds, and not under seeds of their own."""
+    for seeds, same in (("common", True), ("independent", False)):
+        settings = {"seeds": seeds, "generations": 1, "popsize": 6, "sigma": 1e-12}  # all candidates are the mean
+        with prepare(tmp_path / seeds, **settings) as experiment:
+            experiment.run("evolve")
+            (line,) = experiment.metrics("evolve")
+        assert (line["best"] == line["worst"]) == same
+
+
+def test_weight_decay_keeps_the_weights_small(tmp_path):
+    """The released code has the sign the other way round."""
+    sizes = {}
+    for decay in (0.0, 1e4):
+        with prepare(tmp_path / str(decay), weight_decay=decay, generations=30) as experiment:
+            experiment.run("evolve")
+            weights = load_controller(experiment.path("evolve", "controller.safetensors"))[1]
+            sizes[decay] = float(np.mean(weights**2))
+    assert sizes[1e4] < 0.5 * sizes[0.0]
+
+
+def test_more_generations_go_on_from_the_checkpoint(tmp_path):
+    """At a multiple of evaluate_every the longer run is the one that would have been."""
+    with prepare(tmp_path / "long", generations=9) as experiment:
+        experiment.run("evolve")
+        expected = outcome(experiment)
+    with prepare(tmp_path / "short", generations=6) as experiment:
+        experiment.run("evolve")
+        config = override(experiment.config, {"evolve": {"generations": 9}})
+    with Experiment(tmp_path / "short", config) as experiment:
+        experiment.run("evolve")
+        assert outcome(experiment) == expected
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    with prepare(tmp_path) as experiment:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt(patch, evolve, "save_tensors", 2, after=True)
+            experiment.run("evolve")
+        checkpoint = experiment.path("evolve", "checkpoint.safetensors")
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors: expected safetensors"):
+            experiment.run("evolve")
+
+
+def test_lines_are_json_with_a_time(tmp_path, uninterrupted):
+    with prepare(tmp_path) as experiment:
+        experiment.run("evolve")
+        text = experiment.path("metrics.jsonl").read_text()
+    for line in map(json.loads, text.splitlines()):
+        assert line["stage"] == "evolve"
+        assert line["seconds"] >= 0
+        assert line["best"] >= line["mean"] >= line["worst"]

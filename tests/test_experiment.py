@@ -1,0 +1,202 @@
+"""The run folder: which stages are done, with which settings, what is discarded, and who may write."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from conftest import mark_done, toy_config
+from worldmodels.data.atomic import read_json
+from worldmodels.experiment import STAGES, Experiment, versions
+
+BUILT_ON = ("collect", "train_vae", "encode", "train_rnn", "evolve")
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Stages that do nothing but say that they ran."""
+    ran = []
+    for stage in STAGES:
+        monkeypatch.setattr(f"worldmodels.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {"x": stage})
+    return ran
+
+
+def test_a_stage_is_done_once_and_says_how(tmp_path, ran, capsys):
+    config = toy_config(seed=4)
+    with Experiment(tmp_path / "new" / "run", config) as experiment:
+        assert not experiment.is_done("collect")
+        assert experiment.summary("collect") == {}
+        experiment.run("collect")
+        experiment.run("collect")
+        assert ran == ["collect"]
+        assert experiment.is_done("collect")
+        assert experiment.summary("collect") == {"x": "collect"}
+        marker = read_json(experiment.marker("collect"))
+    assert capsys.readouterr().err == "     collect  done before\n"
+    assert marker["stage"] == "collect"
+    assert marker["settings"]["seed"] == 4
+    assert marker["settings"]["environment"] == vars(config.environment)
+    assert marker["settings"]["episodes"] == config.collect.episodes
+    assert marker["versions"] == versions()
+    assert marker["seconds"] >= 0
+    assert read_json(tmp_path / "new" / "run" / "config.json")["seed"] == 4
+
+
+def test_a_stage_that_fails_is_not_done(tmp_path, monkeypatch):
+    def fail(_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("worldmodels.stages.collect.run", fail)
+    with Experiment(tmp_path, toy_config()) as experiment:
+        with pytest.raises(RuntimeError, match="broken"):
+            experiment.run("collect")
+        assert not experiment.marker("collect").exists()
+
+
+def test_a_stage_needs_those_that_it_builds_on(tmp_path, ran):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        for stage in BUILT_ON:
+            for later in [later for later in STAGES[STAGES.index(stage) + 1 :] if later != "report"]:
+                with pytest.raises(FileNotFoundError, match=rf"needs what `worldmodels {stage.replace('_', '-')}`"):
+                    experiment.run(later)
+            experiment.run(stage)
+        with pytest.raises(FileNotFoundError, match="`worldmodels report` needs what `worldmodels check-dream` makes"):
+            experiment.run("report")
+        experiment.run("evaluate")
+        experiment.run("check_dream")
+        experiment.run("report")
+    assert ran == [*BUILT_ON, "evaluate", "check_dream", "report"]
+
+
+def test_versions_name_what_can_change_a_result():
+    found = versions()
+    assert {"worldmodels", "python", "machine", "torch", "numpy", "scipy", "gymnasium", "vizdoom", "h5py"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("collect", {"episodes": 7}),
+        ("train_vae", {"lr": 0.5}),
+        ("encode", {"precision": "float32"}),
+        ("train_rnn", {"hidden_size": 9}),
+        ("evolve", {"popsize": 5}),
+    ],
+)
+def test_a_finished_stage_keeps_its_settings(tmp_path, ran, stage, change):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        for name in STAGES:
+            experiment.run(name)
+    (field,) = change
+    with pytest.raises(ValueError, match=rf"{stage.replace('_', '-')} was done there with other settings \({field}\)"):
+        Experiment(tmp_path, toy_config(**{stage: change}))
+    with Experiment(tmp_path) as experiment:  # neither the folder nor the lock has suffered
+        assert experiment.config == toy_config()
+        assert all(experiment.is_done(name) for name in STAGES)
+
+
+def test_the_seed_and_the_game_are_settings_too(tmp_path, ran):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        experiment.run("collect")
+    with pytest.raises(ValueError, match=r"collect was done there with other settings \(seed\)"):
+        Experiment(tmp_path, toy_config(seed=1))
+    with pytest.raises(ValueError, match=r"collect was done there with other settings \(environment\)"):
+        Experiment(tmp_path, toy_config(environment={"variant": "modern"}))
+
+
+def test_a_stage_that_is_not_done_may_change(tmp_path, ran):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        experiment.run("collect")
+    changed = toy_config(evolve={"popsize": 5}, collect={"workers": 1})  # and workers change nothing that comes out
+    with Experiment(tmp_path, changed) as experiment:
+        assert experiment.is_done("collect")
+        assert Experiment.stored_config(tmp_path) == changed
+
+
+def test_leaves_may_be_repeated_with_other_settings(tmp_path, ran):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        for name in STAGES:
+            experiment.run(name)
+    with Experiment(tmp_path, toy_config(evaluate={"episodes": 3})) as experiment:
+        assert not experiment.is_done("evaluate")
+        assert experiment.is_done("evolve")
+        experiment.run("evaluate")
+    assert ran == [*STAGES, "evaluate"]
+
+
+def test_more_generations_go_on_where_the_others_stopped(tmp_path, ran):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        for stage in BUILT_ON:
+            experiment.run(stage)
+    with Experiment(tmp_path, toy_config(evolve={"generations": 5})) as experiment:
+        assert not experiment.is_done("evolve")
+        experiment.run("evolve")
+        assert experiment.is_done("evolve")
+
+
+def test_again_discards_a_stage_and_all_after_it(tmp_path, ran):
+    folders = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
+    with Experiment(tmp_path, toy_config()) as experiment:
+        for stage in STAGES:
+            experiment.run(stage)
+            experiment.path(folders.get(stage, stage)).mkdir()
+            experiment.path(folders.get(stage, stage), "made").touch()
+            experiment.log(stage.replace("_", "-"), **{"generation" if stage == "evolve" else "step": 1})
+        experiment.path("results.json").touch()
+    changed = toy_config(train_rnn={"hidden_size": 9})
+    with Experiment(tmp_path, changed, again="train_rnn") as experiment:
+        kept = [stage for stage in STAGES if experiment.marker(stage).exists()]
+        assert kept == ["collect", "train_vae", "encode"]
+        assert [stage for stage in STAGES if experiment.path(folders.get(stage, stage), "made").exists()] == kept
+        assert [stage for stage in STAGES if experiment.metrics(stage.replace("_", "-"))] == kept
+        assert not experiment.path("results.json").exists()
+        assert experiment.config == changed
+
+
+def test_a_folder_has_one_process_at_a_time(tmp_path):
+    held = pytest.raises(BlockingIOError, match="another worldmodels process works in this folder")
+    with Experiment(tmp_path, toy_config()), held:
+        Experiment(tmp_path)
+    with Experiment(tmp_path):
+        pass
+
+
+def test_a_folder_without_settings_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json there"):
+        Experiment(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    assert Experiment.stored_config(tmp_path) is None
+    (tmp_path / "config.json").write_text('{"evolve": {"popsize": 0}}')
+    with pytest.raises(ValueError, match=r"evolve\.popsize: expected more than zero"):
+        Experiment(tmp_path)
+    (tmp_path / "config.json").write_text('{"evolve": ')
+    with pytest.raises(ValueError, match=r"config\.json: expected JSON"):
+        Experiment(tmp_path)
+
+
+def test_metrics_survive_a_line_that_was_cut_off(tmp_path):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        assert experiment.metrics("evolve") == []
+        experiment.rewind_metrics("evolve", 3)  # nothing there yet
+        for generation in (1, 2, 3):
+            experiment.log("evolve", generation=generation, best=2.5)
+            experiment.log("train-vae", step=generation)
+        with experiment.path("metrics.jsonl").open("a") as file:
+            file.write('{"stage": "evolve", "generation": 4, "be')
+        assert [line["generation"] for line in experiment.metrics("evolve")] == [1, 2, 3]
+
+        experiment.rewind_metrics("evolve", 2, key="generation")
+        experiment.log("evolve", generation=3, best=4.0)
+        lines = [json.loads(line) for line in experiment.path("metrics.jsonl").read_text().splitlines()]
+    assert [line["generation"] for line in lines if line["stage"] == "evolve"] == [1, 2, 3]
+    assert [line["step"] for line in lines if line["stage"] == "train-vae"] == [1, 2, 3]
+    assert lines[-1] == {"stage": "evolve", "generation": 3, "best": 4.0}
+
+
+def test_markers_by_hand_are_markers(tmp_path):
+    """The helper of these tests marks stages as the stages do."""
+    with Experiment(tmp_path, toy_config()) as experiment:
+        mark_done(experiment, "collect", "train_vae", summary={"score": 3})
+        assert experiment.is_done("train_vae")
+        assert experiment.summary("train_vae") == {"score": 3}

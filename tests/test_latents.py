@@ -1,0 +1,247 @@
+"""Latents and the streams M learns from: every step with its true past, whatever the lengths of the episodes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_episode, make_latents, make_mdnrnn, make_vae, mark_done, toy_config, write_store
+from worldmodels.config import TrainRNNConfig
+from worldmodels.data.latents import Latents, load_latents
+from worldmodels.data.streams import Streams
+from worldmodels.data.weights import save_model
+from worldmodels.experiment import Experiment
+from worldmodels.models.mdnrnn import done_loss, mdn_loss
+from worldmodels.stages.train_rnn import _from, chunk_losses
+
+LENGTHS = [5, 12, 1, 7, 9, 2, 16, 3, 8, 11]
+TERMINATED = [True, False, True, True, False, True, True, False, True, True]
+
+
+def test_round_trip_over_several_files(tmp_path):
+    parts = [make_latents([3, 4], seed=1), make_latents([2], [False], seed=2)]
+    for number, part in enumerate(parts):
+        part.save(tmp_path / f"{number:05d}.safetensors")
+    read = load_latents(tmp_path)
+    for name in ("mu", "logvar", "actions", "rewards", "lengths", "terminated"):
+        expected = np.concatenate([getattr(part, name) for part in parts])
+        assert getattr(read, name).dtype == expected.dtype
+        np.testing.assert_array_equal(getattr(read, name), expected)
+    assert read.mu.dtype == np.float16
+    assert read.starts.tolist() == [0, 3, 7]
+
+
+def test_damaged_latents_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected latents"):
+        load_latents(tmp_path)
+    path = tmp_path / "00000.safetensors"
+    latents = make_latents([3, 4])
+    latents.save(path)
+    whole = path.read_bytes()
+    for size in (0, 5, 50, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"00000\.safetensors: expected latents"):
+            load_latents(tmp_path)
+    Latents(**{**vars(latents), "lengths": np.array([3, 5])}).save(path)
+    with pytest.raises(ValueError, match="expected mu, logvar, actions, rewards, lengths, terminated"):
+        load_latents(tmp_path)
+
+
+def test_encode_stores_what_v_says_of_every_frame(tmp_path):
+    episodes = [make_episode(length, length) for length in (7, 3, 5)]
+    config = toy_config(encode={"precision": "float32", "batch": 4})
+    with Experiment(tmp_path, config) as experiment:
+        write_store(experiment.path("episodes"), episodes)
+        vae = make_vae()
+        save_model(experiment.path("vae", "vae.safetensors"), vae)
+        mark_done(experiment, "collect", "train_vae")
+        experiment.run("encode")
+        latents = load_latents(experiment.path("latents"))
+        written = {path: path.stat().st_mtime_ns for path in experiment.path("latents").iterdir()}
+
+        experiment.marker("encode").unlink()  # cut off before the last shard was there
+        last = sorted(written)[-1]
+        last.unlink()
+        experiment.run("encode")
+        assert last.is_file()
+        assert all(path.stat().st_mtime_ns == time for path, time in written.items() if path != last)
+        np.testing.assert_array_equal(load_latents(experiment.path("latents")).mu, latents.mu)
+    frames = torch.from_numpy(np.concatenate([episode.frames for episode in episodes])).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        mu, logvar = vae.encode(frames)
+    np.testing.assert_allclose(latents.mu, mu, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(latents.logvar, logvar, rtol=2e-3, atol=1e-4)
+    np.testing.assert_array_equal(latents.actions, np.concatenate([episode.actions for episode in episodes]))
+    assert latents.lengths.tolist() == [7, 3, 5]
+
+
+def numbers(chunk):
+    """Frame numbers of a chunk (B, T + 1), read off its latents."""
+    return np.rint(chunk.mu[..., 0] * 64).astype(int)
+
+
+@pytest.mark.parametrize(("batch", "sequence"), [(1, 4), (3, 5), (4, 100), (30, 1)])
+def test_chunks_say_the_truth_about_every_frame(batch, sequence):
+    latents = make_latents(LENGTHS, TERMINATED)
+    total = sum(LENGTHS)
+    ends = np.cumsum(LENGTHS) - 1
+    starts = ends - LENGTHS + 1
+    cut = ends[~np.array(TERMINATED)]
+    streams = Streams(latents, np.arange(10), batch, sequence, seed=3)
+    for epoch in range(3):
+        seen = []
+        for chunk in streams.epoch(epoch):
+            rows = numbers(chunk)
+            assert rows.shape == (min(batch, 10), chunk.action.shape[1] + 1)
+            now, following = rows[:, :-1], rows[:, 1:]
+            seen += now.ravel().tolist()
+            np.testing.assert_array_equal(chunk.restart, np.isin(now, starts))
+            np.testing.assert_array_equal(chunk.has_next, ~np.isin(now, ends))
+            np.testing.assert_array_equal(chunk.done, np.isin(now, np.setdiff1d(ends, cut)))
+            np.testing.assert_array_equal(chunk.knows_end, ~np.isin(now, cut))
+            inside = chunk.has_next > 0
+            np.testing.assert_array_equal(following[inside], now[inside] + 1)
+            np.testing.assert_array_equal(chunk.action, latents.actions[now])
+            np.testing.assert_array_equal(chunk.reward, latents.rewards[now])
+            np.testing.assert_array_equal(chunk.mu[:, :-1], latents.mu[now])
+            np.testing.assert_array_equal(chunk.logvar[:, 1:][inside], latents.logvar[now[inside] + 1])
+        assert len(seen) == len(set(seen))
+        assert set(seen) <= set(range(total))
+        if batch == 1:
+            assert len(seen) == total - total % sequence
+
+
+def test_streams_are_whole_episodes_end_to_end():
+    streams = Streams(make_latents(LENGTHS), np.arange(10), 3, 4, seed=0)
+    rows = np.concatenate([numbers(chunk)[:, :-1] for chunk in streams.epoch(0)], axis=1)
+    starts = np.cumsum([0, *LENGTHS[:-1]])
+    for stream in rows:
+        position = 0
+        while position < len(stream):
+            assert stream[position] in starts  # an episode begins where the last one ended
+            length = LENGTHS[int(np.flatnonzero(starts == stream[position])[0])]
+            part = stream[position : position + length]
+            np.testing.assert_array_equal(part, np.arange(part[0], part[0] + len(part)))
+            position += length
+
+
+def test_only_the_episodes_asked_for_are_dealt():
+    streams = Streams(make_latents(LENGTHS), np.array([1, 3]), 1, 1, seed=0)
+    seen = {int(numbers(chunk)[0, 0]) for chunk in streams.epoch(0)}
+    assert seen == {*range(5, 17), *range(18, 25)}
+    with pytest.raises(ValueError, match="episodes: expected at least one, got none"):
+        Streams(make_latents(LENGTHS), np.array([], np.int64), 1, 1, seed=0)
+
+
+def test_order_follows_the_seed_and_the_epoch():
+    latents = make_latents(LENGTHS)
+
+    def order(seed, epoch):
+        return np.concatenate(
+            [numbers(c)[:, :-1] for c in Streams(latents, np.arange(10), 2, 3, seed).epoch(epoch)], axis=1
+        )
+
+    np.testing.assert_array_equal(order(1, 0), order(1, 0))
+    for other in (order(2, 0), order(1, 1)):
+        assert other.shape != order(1, 0).shape or (other != order(1, 0)).any()
+
+
+def test_chunks_go_on_from_any_place():
+    streams = Streams(make_latents(LENGTHS), np.arange(10), 3, 4, seed=5)
+
+    def take(epoch, chunk, count):
+        source = _from(streams, epoch, chunk)
+        return [(e, c, numbers(value)) for e, c, value in (next(source) for _ in range(count))]
+
+    whole = take(0, 0, 20)
+    assert whole[-1][0] >= 2
+    for skip in (1, 4, 9, 15):
+        epoch, chunk, _ = whole[skip]
+        for a, b in zip(take(epoch, chunk, 20 - skip), whole[skip:], strict=True):
+            assert a[:2] == b[:2]
+            np.testing.assert_array_equal(a[2], b[2])
+        before = whole[skip - 1]  # as a checkpoint says it: one behind the last chunk that was trained on
+        np.testing.assert_array_equal(take(before[0], before[1] + 1, 1)[0][2], whole[skip][2])
+
+
+def certain_latents(lengths, terminated):
+    """Latents without spread: sampling them gives mu."""
+    latents = make_latents(lengths, terminated, latent_size=4)
+    return Latents(**{**vars(latents), "logvar": np.full_like(latents.logvar, -80)})
+
+
+def slow_losses(model, latents, rows, config):
+    """Losses of the frames in ``rows``, episode by episode from its first frame, one step at a time."""
+    z_terms, done_terms = [], []
+    for start, length, terminated in zip(latents.starts, latents.lengths, latents.terminated, strict=True):
+        state = None
+        for frame in range(start, start + length):
+            z = torch.from_numpy(latents.mu[frame : frame + 2].astype(np.float32))
+            action = torch.from_numpy(latents.actions[frame])
+            flag = torch.tensor([[float(frame == start)]])
+            out, state = model(z[None, :1], action[None, None], flag, state)
+            last = frame == start + length - 1
+            if frame not in rows:
+                continue
+            if not last:
+                z_terms.append(mdn_loss(out, z[None, 1:]))
+            if not last or terminated:
+                target = torch.tensor([[float(last)]])
+                done_terms.append(done_loss(out.done_logit, target, config.done_weight))
+    return sum(z_terms) / len(z_terms), sum(done_terms) / len(done_terms)
+
+
+@pytest.mark.parametrize("sequence", [1000, 5])
+def test_losses_equal_the_slow_loop_over_episodes(sequence):
+    """Also where the state is carried from chunk to chunk."""
+    latents = certain_latents(LENGTHS, TERMINATED)
+    model, config = make_mdnrnn(4, 8), TrainRNNConfig(precision="float32")
+    streams = Streams(latents, np.arange(10), 3, sequence, seed=1)
+    state = model.initial_state(3)
+    with torch.no_grad():
+        for chunk in streams.epoch(0):
+            losses, state, _ = chunk_losses(model, chunk, state, config)
+            z, done = slow_losses(model, latents, set(numbers(chunk)[:, :-1].ravel().tolist()), config)
+            assert losses.z.item() == pytest.approx(z.item(), rel=1e-4)
+            assert losses.done.item() == pytest.approx(done.item(), rel=1e-4)
+            assert losses.total.item() == pytest.approx((z + done).item(), rel=1e-4)
+
+
+def test_gradients_equal_those_of_the_slow_loop():
+    latents = certain_latents(LENGTHS, TERMINATED)
+    model, config = make_mdnrnn(4, 8), TrainRNNConfig(precision="float32")
+    (chunk,) = Streams(latents, np.arange(10), 3, 1000, seed=1).epoch(0)
+    chunk_losses(model, chunk, model.initial_state(3), config)[0].total.backward()
+    fast = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    model.zero_grad()
+    sum(slow_losses(model, latents, set(numbers(chunk)[:, :-1].ravel().tolist()), config)).backward()
+    slow = [p.grad for p in model.parameters() if p.requires_grad]
+    for a, b in zip(fast, slow, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_latents_are_sampled_anew_and_once():
+    """The input at t + 1 is the very sample that was the target at t."""
+    latents = make_latents([40], latent_size=4)
+    (chunk,) = Streams(latents, np.arange(1), 1, 40, seed=0).epoch(0)
+    taken = []
+
+    class Spy(torch.nn.Module):
+        def forward(self, z, action, restart, state):
+            taken.append(z)
+            return make_mdnrnn(4, 8)(z, action, restart, state)
+
+    state, config = make_mdnrnn(4, 8).initial_state(1), TrainRNNConfig(precision="float32")
+    torch.manual_seed(0)
+    first = chunk_losses(Spy(), chunk, state, config)[0].z
+    second = chunk_losses(Spy(), chunk, state, config)[0].z
+    assert first.item() != second.item()
+    z, mu, sigma = taken[0][0].numpy(), chunk.mu[0, :-1], np.exp(chunk.logvar[0, :-1] / 2)
+    assert (z != taken[1][0].numpy()).all()
+    assert abs(((z - mu) / sigma).std() - 1) < 0.2
+    out, _ = make_mdnrnn(4, 8)(taken[0], torch.from_numpy(chunk.action), torch.from_numpy(chunk.restart), state)
+    valid = torch.ones(1, 39)
+    valid = torch.cat([valid, torch.zeros(1, 1)], dim=1)
+    target = torch.cat([taken[0][:, 1:], torch.zeros(1, 1, 4)], dim=1)
+    assert first.item() == pytest.approx(mdn_loss(out, target, valid).item(), rel=1e-5)

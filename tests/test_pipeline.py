@@ -1,0 +1,103 @@
+"""The whole thing, small but real: one command from the game to the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TOY, command
+from worldmodels import Agent
+from worldmodels.data.atomic import read_json
+from worldmodels.experiment import STAGES, Experiment
+
+FLAGS = [
+    text
+    for section, settings in TOY.items()
+    for name, value in settings.items()
+    for text in (f"--{section}.{name}".replace("_", "-"), str(value))
+]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """`worldmodels run takecover`, with no display to draw on."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    done = command("run", "takecover", "--out", "toy", "--seed", "3", *FLAGS, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_every_stage_is_done(ran):
+    folder, done = ran
+    run = folder / "toy"
+    assert sorted(path.stem for path in (run / "stages").iterdir()) == sorted(STAGES)
+    assert [path.name for path in folder.iterdir()] == ["toy"]
+    assert not list(run.rglob("*.tmp"))
+    for title in ("fixed policy", "player", "agent", "random (uniform)", "collecting (held 1-10)"):
+        assert title in done.stdout
+    for stage in STAGES[:-1]:
+        assert stage.replace("_", "-") in done.stderr
+    with Experiment(run) as experiment:
+        assert experiment.config.seed == 3
+        assert experiment.summary("collect")["episodes"] == 6
+        frames = experiment.summary("collect")["frames"]
+        assert experiment.summary("encode")["frames"] == frames
+        assert experiment.summary("train_rnn")["parameters"] > 0
+        stages = {line["stage"] for stage in STAGES for line in experiment.metrics(stage.replace("_", "-"))}
+        assert stages == {"train-vae", "train-rnn", "evolve"}
+
+
+def test_results_name_the_agent_and_those_beside_it(ran):
+    results = read_json(ran[0] / "toy" / "results.json")
+    for name in ("agent", "random", "collecting"):
+        assert set(results[name]) >= {"scores", "mean", "std", "ci95"}
+        assert len(results[name]["scores"]) == 2
+    assert results["environment"]["id"] == "worldmodels/TakeCover-v0"
+    assert {"versions", "seeds", "preset"} <= set(results)
+
+
+def test_the_agent_can_be_used(ran):
+    agent = Agent.load(ran[0] / "toy")
+    agent.reset(2)
+    actions = agent.act(np.zeros((2, 64, 64, 3), np.uint8))
+    assert actions.shape == (2, 1)
+    assert (np.abs(actions) <= 1).all()
+
+
+def test_the_page_holds_its_pictures(ran):
+    """Nothing is fetched from anywhere: the page can be sent to someone."""
+    page = (ran[0] / "toy" / "report" / "index.html").read_text(encoding="utf-8")
+    pictures = re.findall(r'src="data:image/(png|gif);base64,([^"]+)"', page)
+    assert page.count("<img") == len(pictures) == 8
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    frames = {"png": [], "gif": []}
+    for kind, data in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert image.format == kind.upper()
+            assert min(image.size) > 100
+            assert np.asarray(image.convert("RGB")).std() > 1
+            frames[kind].append(getattr(image, "n_frames", 1))
+    assert frames["png"] == [1] * 6
+    assert len(frames["gif"]) == 2
+    assert max(frames["gif"]) <= 20
+    results = read_json(ran[0] / "toy" / "results.json")
+    assert f"The agent survives {results['agent']['mean']:.0f} steps in the real game" in page
+
+
+def test_running_again_does_nothing(ran):
+    folder, _ = ran
+    before = {path: path.stat().st_mtime_ns for path in (folder / "toy").rglob("*") if path.is_file()}
+    done = command("run", "takecover", "--out", "toy", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert [line.split() for line in done.stderr.splitlines()] == [
+        [stage.replace("_", "-"), "done", "before"] for stage in STAGES
+    ]
+    after = {path: path.stat().st_mtime_ns for path in (folder / "toy").rglob("*") if path.is_file()}
+    changed = {path.name for path in after if after[path] != before.get(path)}
+    assert after.keys() == before.keys()
+    assert changed <= {"config.json", ".lock"}

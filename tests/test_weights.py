@@ -1,0 +1,187 @@
+"""Weights on disk: bit-exact, refused when they do not fit or are damaged, and never pickled."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+
+import pytest
+import torch
+
+from conftest import make_mdnrnn, make_vae
+from worldmodels.data import weights
+from worldmodels.data.atomic import read_json, write_json
+from worldmodels.data.weights import (
+    load_model,
+    load_tensors,
+    restore_training,
+    save_model,
+    save_tensors,
+    training_state,
+)
+from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.vae import ConvVAE
+
+
+@pytest.mark.parametrize("model", [make_vae(3), make_mdnrnn(reward_head=True), make_mdnrnn(restart_input=False)])
+def test_a_model_comes_back_bit_for_bit(tmp_path, model):
+    path = tmp_path / "deep" / "model.safetensors"
+    save_model(path, model.train(), steps=7)
+    loaded = load_model(path, type(model))
+    assert not loaded.training
+    assert loaded.config == model.config
+    state, expected = loaded.state_dict(), model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+    said = read_json(path.with_suffix(".json"))
+    assert said == {"model": type(model).__name__, "config": model.config, "steps": 7}
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_every_bit_of_every_kind_of_number_is_kept(tmp_path):
+    tensors = {
+        "float": torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-45, 3.4e38]),
+        "double": torch.tensor([0.1], dtype=torch.float64),
+        "int": torch.tensor([2**62], dtype=torch.int64),
+        "bfloat": torch.tensor([[1.5]], dtype=torch.bfloat16),
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+        "scalar": torch.tensor(3.0),
+    }
+    save_tensors(tmp_path / "a.safetensors", tensors, {"step": 3, "nested": {"x": [1, 2.5, None]}})
+    loaded, about = load_tensors(tmp_path / "a.safetensors")
+    assert about == {"step": 3, "nested": {"x": [1, 2.5, None]}}
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert loaded[name].shape == tensor.shape
+        assert (
+            loaded[name].numpy(force=True).tobytes() == tensor.numpy(force=True).tobytes()
+            if name != "bfloat"
+            else (torch.equal(loaded[name], tensor))
+        )
+
+
+def test_another_model_is_refused(tmp_path):
+    save_model(tmp_path / "vae.safetensors", make_vae(3))
+    with pytest.raises(ValueError, match=r"vae\.safetensors: expected a MDNRNN, got 'ConvVAE'"):
+        load_model(tmp_path / "vae.safetensors", MDNRNN)
+
+
+def test_weights_that_do_not_fit_their_config_are_refused(tmp_path):
+    path = tmp_path / "rnn.safetensors"
+    model = make_mdnrnn()
+    for tensors, config in (
+        (model.state_dict(), {**model.config, "hidden_size": 9}),
+        ({name: value for name, value in model.state_dict().items() if name != "head.bias"}, model.config),
+        ({**model.state_dict(), "more": torch.zeros(1)}, model.config),
+    ):
+        save_tensors(path, tensors, {"model": "MDNRNN", "config": config})
+        with pytest.raises(ValueError, match=r"rnn\.safetensors: the weights do not fit the config"):
+            load_model(path, MDNRNN)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors: no such file"):
+        load_model(tmp_path / "none.safetensors", ConvVAE)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    path = tmp_path / "rnn.safetensors"
+    save_model(path, make_mdnrnn())
+    whole = path.read_bytes()
+    damages = [whole[:size] for size in (0, 4, 8, 100, len(whole) // 2, len(whole) - 1)]
+    damages += [whole + b"\0", struct.pack("<Q", 2**62) + whole[8:], whole[:8] + b"x" + whole[9:]]
+    for damaged in damages:
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"rnn\.safetensors: expected safetensors"):
+            load_model(path, MDNRNN)
+
+
+def test_a_header_cannot_ask_for_more_than_the_file_holds(tmp_path):
+    header = {"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}, "__metadata__": {"about": "{}"}}
+    text = json.dumps(header).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 64)
+    with pytest.raises(ValueError, match="expected safetensors"):
+        load_tensors(tmp_path / "a.safetensors")
+
+
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
+
+
+def test_nothing_is_ever_unpickled(tmp_path, monkeypatch):
+    path = tmp_path / "vae.safetensors"
+    for dump in (lambda: torch.save({"x": Trap()}, path), lambda: path.write_bytes(pickle.dumps(Trap()))):
+        dump()
+        with pytest.raises(ValueError, match="expected safetensors"):
+            load_model(path, ConvVAE)
+    save_model(path, make_vae(3))
+
+    def refuse(*_arguments, **_options):
+        pytest.fail("unpickled")
+
+    for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(owner, name, refuse)
+    load_model(path, ConvVAE)
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"x": torch.zeros(2)}, {})
+    before = path.read_bytes()
+
+    def half(_tensors, target, metadata):
+        target.write_bytes(before[:20])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(weights, "save_file", half)
+    with pytest.raises(OSError, match="disk full"):
+        save_tensors(path, {"x": torch.ones(2)}, {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    for bad in ({"a": float("nan")}, {"a": object()}):
+        with pytest.raises((ValueError, TypeError)):
+            write_json(path, bad)
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_text('{"a": ')
+    with pytest.raises(ValueError, match=r"a\.json: expected JSON"):
+        read_json(path)
+
+
+def test_training_goes_on_bit_for_bit(tmp_path):
+    """Adam's moments and its step count come back too."""
+
+    def train(model, optimizer, steps):
+        for step in steps:
+            torch.manual_seed(step)
+            z = torch.randn(2, 5, 4)
+            out, _ = model(z, z[..., :1])
+            optimizer.zero_grad()
+            (out.mean.square().mean() + out.done_logit.mean()).backward()
+            optimizer.step()
+
+    def new():
+        model = make_mdnrnn()
+        return model, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2, fused=True)
+
+    whole, optimizer = new()
+    train(whole, optimizer, range(6))
+    first, optimizer = new()
+    train(first, optimizer, range(3))
+    save_tensors(tmp_path / "a.safetensors", training_state(first, optimizer), {})
+    second, optimizer = new()
+    with torch.no_grad():
+        second.head.weight.zero_()
+    restore_training(second, optimizer, load_tensors(tmp_path / "a.safetensors")[0])
+    train(second, optimizer, range(3, 6))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value)
+    assert not torch.equal(first.head.weight, whole.head.weight)
