@@ -57,7 +57,7 @@ def test_help_of_a_stage_lists_its_settings(capsys, stage):
     text = help_of(capsys, stage.replace("_", "-"))
     for flag in [*flags(stage), "out", "again", "preset", "seed"]:
         assert f"--{flag}" in text
-    assert ("--environment.variant" in text) == (stage in ("collect", "check_dream", "evaluate"))
+    assert ("--environment.variant" in text) == (stage == "collect")
     assert "paper preset: " in text
 
 

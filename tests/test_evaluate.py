@@ -13,8 +13,8 @@ from conftest import interrupt, make_mdnrnn, mark_done, toy_config, write_world
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import read_json
 from worldmodels.dream import Dream
+from worldmodels.envs import play
 from worldmodels.envs.dream import DreamVectorEnv
-from worldmodels.envs.play import make, play_agent
 from worldmodels.envs.policies import constant
 from worldmodels.experiment import Experiment, versions
 from worldmodels.models.controller import Controller
@@ -73,7 +73,7 @@ def test_results_are_complete(evaluated):
 
 def test_scores_can_be_played_again_from_their_seeds(evaluated):
     results = read_json(evaluated / "results.json")
-    env = make(EnvironmentConfig())
+    env = play.make(EnvironmentConfig())
     for seed, score in zip(results["seeds"]["episodes"], results["never"]["scores"], strict=True):
         env.reset(seed=seed)
         steps, over = 0, False
@@ -106,11 +106,11 @@ def episodes_played(patch):
     """Numbers of the episodes that the agent is sent to play."""
     played = []
 
-    def play(environment, player, episodes, **options):
+    def play_agent(environment, player, episodes, **options):
         played.extend(episodes)
-        play_agent(environment, player, episodes, **options)
+        play.play_agent(environment, player, episodes, **options)
 
-    patch.setattr(evaluate, "play_agent", play)
+    patch.setattr(evaluate, "play_agent", play_agent)
     return played
 
 
@@ -159,6 +159,51 @@ def test_another_agent_or_game_is_played_anew(evaluated, tmp_path, monkeypatch):
     for other in ({**about, "seed": 1}, {**about, "environment": {**about["environment"], "variant": "modern"}}):
         assert evaluate._read_scores(path, other) == {}
     assert evaluate._read_scores(path, {**about, "controller": {**about["controller"], "generation": 3}}) == {}
+
+
+class Countdown:
+    """A game whose seed is its length; every frame shows how many steps are left, every step but the last pays 1."""
+
+    def reset(self, seed):
+        self.left = seed
+        return np.full((64, 64, 3), self.left, np.uint8), {}
+
+    def step(self, action):
+        assert action == [self.left]  # the action that was meant for this very frame
+        self.left -= 1
+        return np.full((64, 64, 3), self.left, np.uint8), float(self.left > 0), self.left == 0, False, {}
+
+    def close(self):
+        self.left = None
+
+
+class Spy:
+    """Answers every frame with what it shows, and keeps what it was told."""
+
+    def reset(self, batch, *, seed=0):
+        self.batch, self.seed, self.told = batch, seed, []
+
+    def act(self, frames, restart=None, episodes=None):
+        shown = frames[:, 0, 0, 0].astype(np.float32)
+        self.told += [(int(e), bool(r), int(left)) for e, r, left in zip(episodes, restart, shown, strict=True) if left]
+        assert len(frames) == self.batch
+        return shown[:, None]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 8])
+def test_an_agent_is_told_which_episode_every_frame_is_of(monkeypatch, slots):
+    lengths, envs = {3: 4, 4: 1, 5: 7, 8: 2, 9: 3}, []
+    monkeypatch.setattr(play, "make", lambda _: envs.append(Countdown()) or envs[-1])
+    monkeypatch.setattr(play, "episode_seed", lambda seed, purpose, episode: lengths[episode])
+    player, scores = Spy(), []
+    options = {"seed": 6, "purpose": "test", "slots": slots, "finished": lambda *score: scores.append(score)}
+    play.play_agent(EnvironmentConfig(), player, list(lengths), **options)
+    assert sorted(scores) == [(episode, length - 1.0) for episode, length in lengths.items()]
+    assert (player.batch, player.seed) == (slots, 6)
+    for episode, length in lengths.items():
+        told = [(restart, left) for number, restart, left in player.told if number == episode]
+        assert told == [(left == length, left) for left in range(length, 0, -1)]
+    assert [env.left for env in envs] == [None] * slots
 
 
 def starts(latent_size=4, rows=20):

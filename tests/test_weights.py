@@ -77,7 +77,7 @@ def test_weights_that_do_not_fit_their_config_are_refused(tmp_path):
         ({**model.state_dict(), "more": torch.zeros(1)}, model.config),
     ):
         save_tensors(path, tensors, {"model": "MDNRNN", "config": config})
-        with pytest.raises(ValueError, match=r"rnn\.safetensors: the weights do not fit the config"):
+        with pytest.raises(ValueError, match=r"rnn\.safetensors: the weights do not fit their config"):
             load_model(path, MDNRNN)
 
 
