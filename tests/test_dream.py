@@ -542,7 +542,9 @@ def test_gil_is_free_and_ctrl_c_stops():
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have been told to ignore it
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job may have been told to ignore it
     try:
         thread.start()
         with pytest.raises(KeyboardInterrupt):
