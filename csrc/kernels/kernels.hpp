@@ -79,15 +79,18 @@ struct Block {
 
 enum class Function { exp, log, tanh, sigmoid, sin_turns, cos_turns };
 
+// Does `rounds` rounds of independent multiply-adds in registers; returns the floating-point operations.
+using MultiplyAdds = double (*)(int rounds);
+
 struct Kernels {
     const char* name;
     int lanes;  // of one vector
     bool (*supported)();
     // Plays one step of the first `lanes` lanes; without a controller the actions are taken as they stand in
-    // x.
-    void (*step)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
+    // x. Returns the lanes it computed, idle ones included.
+    int (*step)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
     // The same with products of bfloat16, for a model packed so; null where the level has none.
-    void (*step_bfloat16)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
+    int (*step_bfloat16)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
     // The first latent of an episode: mu + exp(logvar / 2) * normal; mu, logvar, z: (latent).
     void (*start)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, int latent,
                   const float* mu, const float* logvar, float* z);
@@ -97,6 +100,8 @@ struct Kernels {
     // count).
     void (*draws)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode,
                   std::uint32_t step, std::uint32_t count, float* out);
+    MultiplyAdds multiply_adds;
+    MultiplyAdds multiply_adds_bfloat16;  // null where the level has none
 };
 
 // Levels this machine can run, plainest first.

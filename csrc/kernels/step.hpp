@@ -7,6 +7,7 @@
 struct Float32 {
     static constexpr int kPack = 1;  // inputs to a word
     static V broadcast(const float* p) { return splat(*p); }
+    static V one() { return splat(1.0F); }
     static V multiply_add(V w, V x, V sum) { return fma(w, x, sum); }
     static const float* inputs(const Block& block) { return block.x; }
     static const float* hidden(const Block& block) { return block.h; }
@@ -316,10 +317,10 @@ inline void sample_chosen(const ModelView& m, Block& block, int vectors) {
 }
 #endif
 
-// Plays one step of the first `lanes` lanes.
+// Plays one step of the first `lanes` lanes; returns how many it computed.
 template <class P>
-inline void step_lanes(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block,
-                       int lanes) {
+inline int step_lanes(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block,
+                      int lanes) {
     const int vectors = vectors_of(lanes);
     if (controller != nullptr) act(m, *controller, block, vectors);
     P::pack(block.x, m.inputs(), block.x_words, vectors);
@@ -343,4 +344,24 @@ inline void step_lanes(const ModelView& m, const ControllerView* controller, con
 #endif
     if (m.restart)
         for (int n = 0; n < vectors; ++n) store(block.x + (m.inputs() - 1) * kBlock + n * kLanes, V{});
+    return lanes <= kFewLanes ? few_lanes(lanes) : vectors * kLanes;
+}
+
+template <class P>
+inline double multiply_adds(int rounds) {
+    constexpr int kSums = 12;  // enough to fill two pipes of latency 4
+    V sums[kSums];
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i) sums[i] = splat(static_cast<float>(i));  // all different: none is left out
+    V x = P::one();
+    for (int round = 0; round < rounds; ++round) {
+        __asm__ volatile("" : "+m"(x));  // not a constant: nothing can be left out
+        const V w = x;
+#pragma GCC unroll 16
+        for (int i = 0; i < kSums; ++i) sums[i] = P::multiply_add(w, w, sums[i]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i) x += sums[i];
+    __asm__ volatile("" : : "m"(x));
+    return 2.0 * kSums * kLanes * P::kPack * rounds;
 }
