@@ -6,10 +6,11 @@ import importlib.util
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -60,21 +61,26 @@ class Row:
 
 def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
     """Makers of all cases, in the order of the table; a maker raises RuntimeError where its case cannot be played."""
-    precisions: list[Precision] = ["float32"] + (["bfloat16"] if "avx512_bf16" in simd_levels() else [])
+    precisions = available_precisions()
     threads = sorted({1, cores()})
     for world in (doom(), carracing()):
         for precision in precisions:
             for count in threads if world.name == "Doom" else threads[-1:]:
-                yield lambda w=world, p=precision, n=count: rollout_case(w, p, n)
+                yield partial(rollout_case, world, precision, count)
     for precision in precisions:
-        yield lambda p=precision: generation_case(doom(ends=True), p, cores())
+        yield partial(generation_case, doom(ends=True), precision, cores())
     for precision in precisions:
-        yield lambda p=precision: vector_env_case(doom(), p, cores())
+        yield partial(vector_env_case, doom(), precision, cores())
     for precision in precisions:
-        yield lambda p=precision: alone_case(doom(), p)
-    yield lambda: env_case(doom())
+        yield partial(alone_case, doom(), precision)
+    yield partial(env_case, doom())
     if peers:
         yield from peer_cases(doom())
+
+
+def available_precisions() -> list[Precision]:
+    """The precisions that this machine can dream in."""
+    return ["float32", "bfloat16"] if "avx512_bf16" in simd_levels() else ["float32"]
 
 
 def rollout_case(world: World, precision: Precision, threads: int, steps: int = 48) -> Case:
@@ -86,6 +92,7 @@ def rollout_case(world: World, precision: Precision, threads: int, steps: int = 
         result, computed = dream.counted_rollout(params, EPISODES, max_steps=steps, num_threads=threads)
         return int(result.lengths.sum()), computed
 
+    check_steps(play(), CANDIDATES * EPISODES * steps)
     return Case(f"{world.name}: rollout, fixed length", precision, threads, world.flops, "steps/s", play)
 
 
@@ -113,6 +120,7 @@ def vector_env_case(world: World, precision: Precision, threads: int, steps: int
             vector.step(actions)
         return steps * envs, steps * envs
 
+    check_steps(play(), envs * steps)
     return Case(f"{world.name}: VectorEnv of {envs}", precision, threads, world.flops, "steps/s", play)
 
 
@@ -146,23 +154,25 @@ def env_case(world: World, steps: int = 500) -> Case:
 def peer_cases(world: World) -> Iterator[Callable[[], Case]]:
     """The same world by other means."""
     batch = np.repeat(world.params(CANDIDATES), EPISODES, axis=0)
-    yield lambda: _peer_case(world, "NumPy, one at a time", NumPyDream(world, batch), "float32", 200)
+    yield partial(peer_case, world, "NumPy, one at a time", partial(NumPyDream, world, batch), "float32", 200)
     for compiled in (False, True):
         name = f"PyTorch {'compiled' if compiled else 'eager'}"
-        for precision in ("float32", "bfloat16"):
-            yield lambda n=name, p=precision, c=compiled: _peer_case(
-                world, n, TorchDream(world, batch, p, compiled=c), p, 24
-            )
+        for precision in get_args(Precision):
+            make = partial(TorchDream, world, batch, precision, compiled=compiled)
+            yield partial(peer_case, world, name, make, precision, 24)
     if importlib.util.find_spec("jax"):
-        yield lambda: _peer_case(world, "JAX, jit and scan", JAXDream(world, batch), "float32", 24)
-        yield lambda: _peer_case(world, "JAX, one dream", JAXDream(world, batch[:1]), "float32", 1000, unit="ms/step")
+        yield partial(peer_case, world, "JAX, jit and scan", partial(JAXDream, world, batch), "float32", 24)
+        alone = partial(JAXDream, world, batch[:1])
+        yield partial(peer_case, world, "JAX, one dream", alone, "float32", 1000, unit="ms/step")
 
 
-def _peer_case(
-    world: World, name: str, peer: Peer, precision: Precision, steps: int, unit: Unit = "steps/s"
+def peer_case(
+    world: World, name: str, make: Callable[[], Peer], precision: Precision, steps: int, unit: Unit = "steps/s"
 ) -> Case:
+    """A peer, checked and compiled."""
+    peer = make()
     check_greedy(world, lambda greedy, count: peer.play(count, 0.0)[:1], precision)
-    peer.play(steps, 1.0)  # compiles
+    peer.play(steps, 1.0)
 
     def play() -> tuple[int, int]:
         peer.play(steps, 1.0)
@@ -185,6 +195,17 @@ def check_greedy(world: World, last: Callable[[Any, int], Any], precision: Preci
         raise RuntimeError(f"a wrong answer: the latents are off by {error:.2g}")
 
 
+def check_steps(played: tuple[int, int], want: int) -> None:
+    """Checks that as many steps were played as asked, and that no fewer were computed.
+
+    Raises:
+        RuntimeError: not so.
+    """
+    steps, computed = played
+    if steps != want or computed < steps:
+        raise RuntimeError(f"a wrong answer: {steps} of {want} steps played, {computed} computed")
+
+
 def check_lengths(result: DreamResult) -> None:
     """Checks that a generation's lengths are the paper's.
 
@@ -196,16 +217,16 @@ def check_lengths(result: DreamResult) -> None:
         raise RuntimeError(f"a wrong answer: lengths of {mean:.0f} on average, {longest} at most")
 
 
-def measure(rounds: int, peers: bool, report: Callable[[str], None]) -> list[Row]:
+def measure(makers: Iterable[Callable[[], Case]], rounds: int, report: Callable[[str], None]) -> list[Row]:
     """Times all cases, one after the other in every round, each between two measurements of the peak.
 
     Args:
+        makers: of the cases, such as :func:`cases` gives.
         rounds: how often; the table holds medians.
-        peers: whether to time the peers too.
         report: called with a line of progress, and with the reason where a case cannot be played.
     """
     ready = []
-    for make in cases(peers):
+    for make in makers:
         try:
             case = make()
         except (RuntimeError, ImportError) as error:
@@ -242,7 +263,7 @@ def machine() -> dict[str, Any]:
 
     peaks = {
         f"{precision}, {count} threads": multiply_add_rate(precision, count, 0.5) / 1e9
-        for precision in (("float32", "bfloat16") if "avx512_bf16" in simd_levels() else ("float32",))
+        for precision in available_precisions()
         for count in sorted({1, cores()})
     }
     return {"cpu": _cpu(), "cores": cores(), "simd": simd_level(), "peak_gflops": peaks, "versions": versions()}

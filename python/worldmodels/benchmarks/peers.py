@@ -67,7 +67,7 @@ class NumPyDream:
             noise = rng.standard_normal(model.latent_size, dtype=np.float32) * np.float32(temperature**0.5)
             z = mean[each, component] + np.exp(logstd[each, component]) * noise
             restart = np.zeros(1, dtype=np.float32)
-        return z[None]
+        return np.asarray(z[None], dtype=np.float32)
 
 
 class TorchDream:
