@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -56,6 +56,19 @@ def parser() -> argparse.ArgumentParser:
         _add_section(one, stage, "")
         if stage == "collect":
             _add_section(one, "environment", "environment.")
+    play = commands.add_parser(
+        "play", help="an agent in the real game", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    _add_show(play)
+    play.add_argument(
+        "--variant", choices=CHOICES["environment", "variant"], default=argparse.SUPPRESS, help="rule set"
+    )
+    play.add_argument("--resolution", metavar="SIZE", default=argparse.SUPPRESS, help="screen that is rendered")
+    dream = commands.add_parser(
+        "dream", help="an agent in its dream", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    _add_show(dream)
+    dream.add_argument("--temperature", type=float, default=1.15, help="of the dream")
     bench = commands.add_parser(
         "bench",
         help="how fast the dream is here, beside NumPy, PyTorch and JAX",
@@ -66,6 +79,14 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", metavar="FILE", help="write the figures here too")
     commands.add_parser("info", help="versions, SIMD level, threads, devices")
     return top
+
+
+def _add_show(target: argparse.ArgumentParser) -> None:
+    target.add_argument("agent", help="an agent of the package (takecover), or a run folder")
+    target.add_argument("--episodes", type=int, default=1, help="episodes to score")
+    target.add_argument("--gif", metavar="FILE", help="write an animation of the first episode")
+    target.add_argument("--window", action="store_true", help="show the first episode in a window")
+    target.add_argument("--seed", type=int, default=0, help="of everything that is random")
 
 
 def _add_common(target: argparse.ArgumentParser) -> None:
@@ -103,6 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _info()
         elif options.command == "bench":
             _bench(options)
+        elif options.command in ("play", "dream"):
+            _show(options)
         else:
             _work(options)
     except KeyboardInterrupt:
@@ -148,6 +171,42 @@ def _work(options: argparse.Namespace) -> None:
     with Experiment(options.out, config, again=stages[0] if getattr(options, "again", False) else None) as experiment:
         for stage in stages:
             experiment.run(stage)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from worldmodels import show
+    from worldmodels.figures import save_animation
+
+    if options.episodes < 1:
+        raise ValueError(f"--episodes: expected one or more, got {options.episodes}")
+    if options.seed < 0:
+        raise ValueError(f"--seed: expected zero or more, got {options.seed}")
+    if options.gif and not Path(options.gif).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--gif: no such folder: {Path(options.gif).parent}")
+    if options.window:
+        show.check_display()
+    folder, config = show.source(options.agent)
+    if options.command == "dream":
+        about = f"{options.agent}, in its dream at temperature {options.temperature:g}"
+        scores = show.dream_scores(folder, options.episodes, temperature=options.temperature, seed=options.seed)
+    else:
+        environment = replace(
+            config.environment, **{key: vars(options)[key] for key in ("variant", "resolution") if key in options}
+        )
+        about = f"{options.agent}, {environment.id} ({environment.variant}, {environment.resolution})"
+        scores = show.play(folder, environment, options.episodes, seed=options.seed)
+    print(show.report_scores(about, scores))
+    if not (options.gif or options.window):
+        return
+    if options.command == "dream":
+        pictures, actions, _ = show.record_dream(folder, temperature=options.temperature, seed=options.seed)
+    else:
+        pictures, actions = show.record_play(folder, environment, seed=options.seed)
+    if options.gif:
+        save_animation(Path(options.gif), pictures, actions)
+        print(f"animation: {options.gif}")
+    if options.window:
+        show.window(pictures, actions, about)
 
 
 def _bench(options: argparse.Namespace) -> None:

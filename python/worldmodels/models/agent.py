@@ -13,7 +13,7 @@ from worldmodels import pretrained
 from worldmodels.data.weights import load_model, load_tensors
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.vae import ConvVAE
+from worldmodels.models.vae import ConvVAE, decode
 
 
 class Agent:
@@ -130,6 +130,38 @@ class Agent:
         )
         self._restart = np.zeros(batch, np.bool_)
         return actions
+
+
+class Recorder:
+    """An agent that plays in one slot and whose frames, latents and actions are kept."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.frames: list[npt.NDArray[np.uint8]] = []
+        self.latents: list[npt.NDArray[np.float32]] = []
+        self.actions: list[float] = []
+
+    def reset(self, batch: int, *, seed: int = 0) -> None:
+        """As the agent's."""
+        self._agent.reset(batch, seed=seed)
+
+    def act(
+        self,
+        frames: npt.NDArray[np.uint8],
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """As the agent's."""
+        actions = self._agent.act(frames, restart, episodes)
+        self.frames.append(frames[0].copy())
+        self.latents.append(self._agent.z[0].copy())
+        self.actions.append(float(actions[0, 0]))
+        return actions
+
+    def pictures(self, most: int | None = None) -> list[npt.NDArray[np.uint8]]:
+        """Every frame beside what V makes of it, (64, 128, 3) uint8; the first ``most`` of them."""
+        drawn = decode(self._agent.vae, np.stack(self.latents[:most]))
+        return [np.concatenate(pair, axis=1) for pair in zip(self.frames[:most], drawn, strict=True)]
 
 
 def load_controller(path: Path) -> tuple[Controller, npt.NDArray[np.float32], dict[str, Any]]:

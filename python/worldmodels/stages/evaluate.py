@@ -6,17 +6,13 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import atomic_path, write_json
 from worldmodels.envs.play import episode_seed, play_agent, play_policy
 from worldmodels.envs.policies import FIXED, HOLDING, RANDOM
 from worldmodels.experiment import Experiment, versions
 from worldmodels.figures import save_animation
-from worldmodels.models.agent import Agent
-from worldmodels.models.vae import decode
+from worldmodels.models.agent import Agent, Recorder
 from worldmodels.progress import Progress
 from worldmodels.stats import describe, table
 
@@ -102,42 +98,14 @@ def _agent_scores(experiment: Experiment) -> list[float]:
     return scores
 
 
-class _Recorder:
-    """An agent whose frames, latents and actions are kept."""
-
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-        self.frames: list[npt.NDArray[np.uint8]] = []
-        self.latents: list[npt.NDArray[np.float32]] = []
-        self.actions: list[float] = []
-
-    def reset(self, batch: int, *, seed: int = 0) -> None:
-        self._agent.reset(batch, seed=seed)
-
-    def act(
-        self,
-        frames: npt.NDArray[np.uint8],
-        restart: npt.NDArray[np.bool_] | None = None,
-        episodes: npt.NDArray[np.int64] | None = None,
-    ) -> npt.NDArray[np.float32]:
-        actions = self._agent.act(frames, restart, episodes)
-        self.frames.append(frames[0].copy())
-        self.latents.append(self._agent.z[0].copy())
-        self.actions.append(float(actions[0, 0]))
-        return actions
-
-
 def _record(experiment: Experiment) -> None:
     """Plays episode 0 once more, alone, and draws it: the frame, V's reconstruction and the action."""
     config = experiment.config
-    agent = Agent.load(experiment.folder)
-    recorder = _Recorder(agent)
+    recorder = Recorder(Agent.load(experiment.folder))
     environment = _environment(experiment)
     play_agent(environment, recorder, [0], seed=config.seed, purpose=PURPOSE, slots=1, finished=lambda *_: None)
-    steps = min(len(recorder.frames), config.evaluate.gif_steps)
-    drawn = decode(agent.vae, np.stack(recorder.latents[:steps]))
-    pictures = [np.concatenate(pair, axis=1) for pair in zip(recorder.frames[:steps], drawn, strict=True)]
-    save_animation(experiment.path("evaluate", "episode.gif"), pictures, recorder.actions[:steps])
+    steps = config.evaluate.gif_steps
+    save_animation(experiment.path("evaluate", "episode.gif"), recorder.pictures(steps), recorder.actions[:steps])
 
 
 def _read_scores(path: Any, about: dict[str, Any]) -> dict[int, float]:

@@ -1,0 +1,160 @@
+"""Show an agent in the real game, or in its dream: as a score, an animation or in a window."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels import pretrained
+from worldmodels.config import Config, EnvironmentConfig, from_dict
+from worldmodels.data.atomic import read_json
+from worldmodels.data.weights import load_model
+from worldmodels.dream import Dream
+from worldmodels.envs.play import play_agent
+from worldmodels.models.agent import Agent, Recorder, load_controller
+from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.progress import Progress
+from worldmodels.stats import describe
+
+Pictures = list[npt.NDArray[np.uint8]]
+_FRAMES_PER_SECOND = 35
+
+
+def source(name: str) -> tuple[Path, Config]:
+    """Where an agent lies and its settings: a world of the package by its name, or a run folder.
+
+    Raises:
+        FileNotFoundError: it is neither.
+    """
+    if name in pretrained.names():
+        return pretrained.folder(name), Config(experiment=name)
+    stored = Path(name) / "config.json"
+    if not stored.is_file():
+        raise FileNotFoundError(f"{name}: expected a run folder or one of {', '.join(pretrained.names())}")
+    return Path(name), from_dict(read_json(stored))
+
+
+def play(folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: int, slots: int = 16) -> dict[str, Any]:
+    """Plays the real game.
+
+    Args:
+        folder: of the agent.
+        environment: the real environment.
+        episodes: how many.
+        seed: of the game and of the sampled latents.
+        slots: environments played side by side.
+
+    Returns:
+        The scores as :func:`worldmodels.stats.describe` gives them.
+    """
+    scores: dict[int, float] = {}
+    progress = Progress("play", episodes, "episodes")
+
+    def finished(episode: int, score: float) -> None:
+        scores[episode] = score
+        progress.update(len(scores), f"mean {sum(scores.values()) / len(scores):.0f}")
+
+    play_agent(
+        environment,
+        Agent.load(folder),
+        range(episodes),
+        seed=seed,
+        purpose="play",
+        slots=min(slots, episodes),
+        finished=finished,
+    )
+    progress.close(episodes)
+    return describe([scores[episode] for episode in range(episodes)])
+
+
+def record_play(folder: Path, environment: EnvironmentConfig, *, seed: int) -> tuple[Pictures, list[float]]:
+    """Plays the first episode of :func:`play`: pictures of the frame beside V's reconstruction, and the actions."""
+    agent = Agent.load(folder)
+    recorder = Recorder(agent)
+    play_agent(environment, recorder, [0], seed=seed, purpose="play", slots=1, finished=lambda *_: None)
+    return recorder.pictures(), recorder.actions
+
+
+def record_dream(
+    folder: Path, *, temperature: float, seed: int, max_steps: int = 2100
+) -> tuple[Pictures, list[float], float]:
+    """Dreams one episode: V's pictures of the latents, the actions, and the return."""
+    controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
+    trace = Dream.load(folder, controller=controller, temperature=temperature, max_steps=max_steps).trace(
+        params, seed=seed
+    )
+    vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
+    return list(decode(vae, trace.z[:-1])), [float(action[0]) for action in trace.action], float(trace.reward.sum())
+
+
+def dream_scores(folder: Path, episodes: int, *, temperature: float, seed: int) -> dict[str, Any]:
+    """Returns of the agent's controller over many dreams, as :func:`worldmodels.stats.describe` gives them."""
+    controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
+    dream = Dream.load(folder, controller=controller, temperature=temperature)
+    return describe(dream.rollout(params[None], episodes, seed=seed).returns[0].tolist())
+
+
+def check_display() -> None:
+    """Asks whether a window can be opened.
+
+    Raises:
+        RuntimeError: it cannot.
+    """
+    pygame = _pygame()
+    try:
+        pygame.display.init()
+        driver = pygame.display.get_driver()
+    except pygame.error as error:
+        raise RuntimeError(f"--window: no display ({error}); use --gif FILE") from error
+    finally:
+        pygame.display.quit()
+    if driver in ("dummy", "offscreen") and "SDL_VIDEODRIVER" not in os.environ:
+        raise RuntimeError("--window: no display; use --gif FILE")
+
+
+def _pygame() -> Any:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    import pygame
+
+    return pygame
+
+
+def window(pictures: Pictures, actions: list[float], title: str, scale: int = 6) -> None:
+    """Shows pictures (64, W, 3) at the game's speed in a window; Escape or closing it ends the show."""
+    pygame = _pygame()
+    height, width = pictures[0].shape[0] * scale, pictures[0].shape[1] * scale
+    pygame.display.init()
+    try:
+        screen = pygame.display.set_mode((width, height + 4 * scale))
+        pygame.display.set_caption(title)
+        _loop(pygame, screen, pictures, actions, scale)
+    finally:
+        pygame.display.quit()
+
+
+def _loop(pygame: Any, screen: Any, pictures: Pictures, actions: list[float], scale: int) -> None:
+    clock = pygame.time.Clock()
+    height, width = pictures[0].shape[0] * scale, pictures[0].shape[1] * scale
+    for picture, action in zip(pictures, actions, strict=True):
+        for event in pygame.event.get():
+            if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE):
+                return
+        surface = pygame.surfarray.make_surface(picture.swapaxes(0, 1))
+        screen.blit(pygame.transform.scale(surface, (width, height)), (0, 0))
+        screen.fill("#111318", (0, height, width, 4 * scale))
+        left, right = sorted((width / 2, width / 2 * (1 + action)))
+        screen.fill("#fbbf24", (left, height + scale, max(1, right - left), 2 * scale))
+        pygame.display.flip()
+        clock.tick(_FRAMES_PER_SECOND)
+
+
+def report_scores(what: str, scores: dict[str, Any]) -> str:
+    """One line: the mean with its interval."""
+    low, high = scores["ci95"]
+    count = len(scores["scores"])
+    spread = f" +- {scores['std']:.0f}, 95 % interval {low:.0f} to {high:.0f}" if count > 1 else ""
+    return f"{what}: {scores['mean']:.0f}{spread} ({count} episode{'s' if count > 1 else ''})"

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from worldmodels import show
+from worldmodels.cli import main
+
+
+def test_dream_command(tmp_path, capsys):
+    gif = tmp_path / "dream.gif"
+    assert main(["dream", "takecover", "--episodes", "8", "--temperature", "1.3", "--gif", str(gif)]) == 0
+    out = capsys.readouterr().out
+    assert "takecover, in its dream at temperature 1.3: " in out and "(8 episodes)" in out
+    with Image.open(gif) as image:
+        assert image.is_animated and image.size == (256, 276)
+
+
+def test_play_command(tmp_path, capsys):
+    gif = tmp_path / "play.gif"
+    assert main(["play", "takecover", "--resolution", "160x120", "--gif", str(gif)]) == 0
+    score = float(capsys.readouterr().out.split("160x120): ")[1].split()[0])
+    assert 50 <= score <= 2100
+    with Image.open(gif) as image:
+        assert image.size == (512, 276)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dream", "nowhere"], "nowhere: expected a run folder or one of takecover"),
+        (["play", "takecover", "--episodes", "0"], "--episodes: expected one or more, got 0"),
+        (["dream", "takecover", "--seed", "-1"], "--seed: expected zero or more, got -1"),
+        (["dream", "takecover", "--gif", "/no/such/folder/x.gif"], "--gif: no such folder: /no/such/folder"),
+        (["dream", "takecover", "--temperature", "nan"], "temperature: "),
+    ],
+)
+def test_errors(arguments, message, capsys):
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_no_display_is_told_before_anything_is_played(capsys, monkeypatch):
+    for name in ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["dream", "takecover", "--window"]) == 1
+    captured = capsys.readouterr()
+    assert "--window: no display" in captured.err and captured.out == ""
+
+
+def test_window(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    show.check_display()
+    show.window([np.zeros((64, 64, 3), np.uint8)] * 3, [-1.0, 0.0, 0.5], "a title")
+
+
+def test_scores_in_words():
+    assert show.report_scores("x", {"scores": [7.0], "mean": 7.0, "std": 0.0, "ci95": [7.0, 7.0]}) == "x: 7 (1 episode)"
