@@ -82,7 +82,7 @@ inline V log(V x) {
     y = (y + (s + s)) + e * 0.693359375F;
     y = x < 0.0F ? splat(__builtin_nanf("")) : y;
     y = x == 0.0F ? splat(-__builtin_inff()) : y;
-    return (x == __builtin_inff()) | (x != x) ? x : y;
+    return ((x == __builtin_inff()) | (x != x)) ? x : y;
 }
 
 // tanh x = x P(x^2) / Q(x^2) on |x| <= 9.02, where it rounds to 1.
