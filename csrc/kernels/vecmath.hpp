@@ -16,6 +16,9 @@ inline U splat_bits(std::uint32_t x) {
 inline I as_int(V x) {
     return reinterpret_cast<I>(x);
 }
+inline U as_bits(V x) {
+    return reinterpret_cast<U>(x);
+}
 inline V as_float(I x) {
     return reinterpret_cast<V>(x);
 }
@@ -68,9 +71,9 @@ inline V exp(V x) {
 inline V log(V x) {
     const I small = x < 1.17549435e-38F;
     const V scaled = small ? x * 8388608.0F : x;
-    const I bits = as_int(scaled) - 0x3f3504f3;
-    const I exponent = bits >> 23;
-    const V m = as_float(as_int(scaled) - (exponent << 23));
+    const U bits = as_bits(scaled);  // unsigned: the sign bit of a negative x may carry
+    const I exponent = reinterpret_cast<I>(bits - 0x3f3504f3U) >> 23;
+    const V m = reinterpret_cast<V>(bits - (reinterpret_cast<U>(exponent) << 23));
     const V e = to_float(small ? exponent - 23 : exponent);
     const V s = (m - 1.0F) / (m + 1.0F);
     const V u = s * s;
@@ -118,7 +121,7 @@ inline void sincos_turns(V x, V& sine, V& cosine) {
     const V magic = splat(12582912.0F);
     const V t = fma(x, splat(4.0F), magic);
     const V r = fma(t - magic, splat(-0.25F), x);
-    const I quadrant = as_int(t) - as_int(magic);
+    const U quadrant = as_bits(t) - as_bits(magic);
     const V u = r * r;
     V s = splat(41.468956F);
     s = fma(s, u, splat(-76.69775F));
@@ -130,11 +133,11 @@ inline void sincos_turns(V x, V& sine, V& cosine) {
     c = fma(c, u, splat(64.93932F));
     c = fma(c, u, splat(-19.739208F));
     c = fma(c, u, splat(1.0F));
-    const I swap = (quadrant & 1) != 0;
+    const I swap = (quadrant & 1U) != 0U;
     const V a = swap ? c : s;
     const V b = swap ? s : c;
-    sine = (quadrant & 2) != 0 ? -a : a;
-    cosine = ((quadrant + 1) & 2) != 0 ? -b : b;
+    sine = (quadrant & 2U) != 0U ? -a : a;
+    cosine = ((quadrant + 1U) & 2U) != 0U ? -b : b;
 }
 
 // Philox4x32-10 (Salmon et al. 2011) on a vector of counters.

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -25,6 +26,11 @@ inline int finish(const char* suite) {
     else
         std::printf("%s: %d checks failed\n", suite, failures);
     return failures == 0 ? 0 : 1;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+    return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 // Uniform numbers by Philox: no library's distribution, no libm.

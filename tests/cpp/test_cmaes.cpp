@@ -1,7 +1,6 @@
 // CMA-ES without Python: its normals and products against long double and plain loops, bits that no number of
 // threads changes, and a run that finds a minimum with a Jacobi eigensolver in LAPACK's place.
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "check.hpp"
@@ -18,10 +17,6 @@ constexpr double kEps64 = 0x1p-52;
 
 std::size_t size(std::int64_t n) {
     return static_cast<std::size_t>(n);
-}
-
-bool same_bits(const std::vector<double>& a, const std::vector<double>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
 }
 
 void test_normals() {

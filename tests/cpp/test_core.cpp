@@ -26,8 +26,7 @@ struct Result {
     std::vector<float> returns;
     std::vector<std::int32_t> lengths;
     bool operator==(const Result& other) const {
-        return lengths == other.lengths &&
-               std::memcmp(returns.data(), other.returns.data(), returns.size() * sizeof(float)) == 0;
+        return lengths == other.lengths && same_bits(returns, other.returns);
     }
 };
 
@@ -118,8 +117,7 @@ void test_stepper(const Player& player, const Result& whole, int number) {
                   "an environment is an episode", player.kernels.name, number);
         }
         if (threads == 1) first = seen;
-        check(std::memcmp(seen.data(), first.data(), seen.size() * sizeof(float)) == 0,
-              "threads do not matter to environments", player.kernels.name, number);
+        check(same_bits(seen, first), "threads do not matter to environments", player.kernels.name, number);
     }
 }
 

@@ -2,7 +2,6 @@
 // draws, and whole steps, where an error may be the rounding of the sums that lead to it.
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <string>
 
 #include "check.hpp"
@@ -400,8 +399,7 @@ void test_steps(const Kernels& kernels, Precision precision, const World& world,
         }
         for (int lane = 0; lane < count; ++lane) {
             const auto equal = [&](const float* a, const float* b, int rows) {
-                const auto left = column(a, rows, lane), right = column(b, rows, lane);
-                return std::memcmp(left.data(), right.data(), left.size() * sizeof(float)) == 0;
+                return same_bits(column(a, rows, lane), column(b, rows, lane));
             };
             check(equal(some.block().x, full.block().x, static_cast<int>(world.inputs)) &&
                       equal(some.block().c, full.block().c, world.sizes.hidden) &&
