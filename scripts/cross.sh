@@ -10,5 +10,6 @@ for preset in core clang aarch64; do
   cmake --build --preset $preset
   ctest --preset $preset
 done
-printf '%s\n' "$(bits core)" "$(bits clang)" "$(bits aarch64 qemu-aarch64 -L /usr/aarch64-linux-gnu)" | tee /dev/stderr |
-  uniq | wc -l | grep -qx 1 || { echo "expected the same bits of GCC, Clang and aarch64" && exit 1; }
+all=$(bits core && bits clang && bits aarch64 qemu-aarch64 -L /usr/aarch64-linux-gnu)
+echo "$all"
+[[ $(sort -u <<<"$all" | wc -l) == 1 ]] || { echo "expected the same bits of GCC, Clang and aarch64" >&2 && exit 1; }

@@ -5,7 +5,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}
-preset() { echo "== C++ tests: $1" && cmake --preset "$@" >/dev/null && cmake --build --preset "$1" && ctest --preset "$1"; }
+preset() {
+  echo "== C++ tests: $1"
+  cmake --preset "$@" >/dev/null
+  cmake --build --preset "$1"
+  ctest --preset "$1"
+}
 
 # GCC's libgomp hides its barriers from the thread sanitizer, which would then report every parallel loop. Clang's
 # libomp tells it of them through Archer; a race planted among the tests shows that real ones are still reported.
@@ -19,7 +24,7 @@ for name in kernels core cmaes; do
   valgrind -q --error-exitcode=1 build/core/tests/cpp/test_"$name"
 done
 
-preset sanitize -DWORLDMODELS_BUILD_PYTHON=ON -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" \
+preset sanitize -DWORLDMODELS_BUILD_PYTHON=ON -DPython_EXECUTABLE="$(command -v "$python")" \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
 
 # The sources and the sanitized _core in one folder, and a Python that sees it first: a venv with the packages of
@@ -34,8 +39,10 @@ cp -r python/worldmodels/. "$site/worldmodels"
   >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sanitize.pth"
 
 # libstdc++ too: the sanitizer must see it before Python starts, or it cannot follow a C++ exception. Python itself
-# and what it loads leak by design.
-libraries="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so.6)"
-run() { LD_PRELOAD=$libraries ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 "$venv/bin/python" "$@"; }
+# and what it loads leak by design. pytest must leave file descriptor 2 alone, or it swallows the report.
+preload=$(printf '%s ' "$(g++ -print-file-name=libasan.so)" "$(g++ -print-file-name=libubsan.so)" \
+  "$(g++ -print-file-name=libstdc++.so.6)")
+run() { LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 "$venv/bin/python" "$@"; }
 run -c "import torch, worldmodels._core as c; assert c.__file__.startswith('$site'), c.__file__"
-run -m pytest -q -p no:cacheprovider -m "not slow" tests/test_{dream,dream_env,cmaes,kernels,rng,controller,weights,evolve}.py
+run -m pytest -q --capture=sys -p no:cacheprovider -m "not slow" \
+  tests/test_{dream,dream_env,cmaes,kernels,rng,controller,weights,evolve}.py
