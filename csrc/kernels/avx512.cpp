@@ -19,11 +19,9 @@ namespace {
 #include "kernels/probes.hpp"
 
 // Half a vector of lanes is faster, and the same bits, in vectors of 8.
-void step(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block, int lanes) {
-    if (lanes > kFewLanes && lanes <= kLanes / 2)
-        avx2_kernels.step(m, controller, s, block, lanes);
-    else
-        step_lanes<Float32>(m, controller, s, block, lanes);
+int step(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block, int lanes) {
+    if (lanes > kFewLanes && lanes <= kLanes / 2) return avx2_kernels.step(m, controller, s, block, lanes);
+    return step_lanes<Float32>(m, controller, s, block, lanes);
 }
 
 bool supported() {
@@ -37,9 +35,29 @@ bool bfloat16_supported() {
 
 }  // namespace
 
-constinit const Kernels avx512_kernels = {"avx512", kLanes, supported,   step,
-                                          nullptr,  start,  elementwise, draws};
-constinit const Kernels avx512_bf16_kernels = {"avx512_bf16",        kLanes, bfloat16_supported, step,
-                                               step_avx512_bfloat16, start,  elementwise,        draws};
+constinit const Kernels avx512_kernels = {
+    .name = "avx512",
+    .lanes = kLanes,
+    .supported = supported,
+    .step = step,
+    .step_bfloat16 = nullptr,
+    .start = start,
+    .elementwise = elementwise,
+    .draws = draws,
+    .multiply_adds = multiply_adds<Float32>,
+    .multiply_adds_bfloat16 = nullptr,
+};
+constinit const Kernels avx512_bf16_kernels = {
+    .name = "avx512_bf16",
+    .lanes = kLanes,
+    .supported = bfloat16_supported,
+    .step = step,
+    .step_bfloat16 = step_avx512_bfloat16,
+    .start = start,
+    .elementwise = elementwise,
+    .draws = draws,
+    .multiply_adds = multiply_adds<Float32>,
+    .multiply_adds_bfloat16 = multiply_adds_avx512_bfloat16,
+};
 
 }  // namespace worldmodels

@@ -40,7 +40,17 @@ bool supported() {
 
 }  // namespace
 
-constinit const Kernels baseline_kernels = {"baseline", kLanes, supported,   step_lanes<Float32>,
-                                            nullptr,    start,  elementwise, draws};
+constinit const Kernels baseline_kernels = {
+    .name = "baseline",
+    .lanes = kLanes,
+    .supported = supported,
+    .step = step_lanes<Float32>,
+    .step_bfloat16 = nullptr,
+    .start = start,
+    .elementwise = elementwise,
+    .draws = draws,
+    .multiply_adds = multiply_adds<Float32>,
+    .multiply_adds_bfloat16 = nullptr,
+};
 
 }  // namespace worldmodels

@@ -41,7 +41,17 @@ bool supported() {
 
 }  // namespace
 
-constinit const Kernels neon_kernels = {"neon",  kLanes, supported,   step_lanes<Float32>,
-                                        nullptr, start,  elementwise, draws};
+constinit const Kernels neon_kernels = {
+    .name = "neon",
+    .lanes = kLanes,
+    .supported = supported,
+    .step = step_lanes<Float32>,
+    .step_bfloat16 = nullptr,
+    .start = start,
+    .elementwise = elementwise,
+    .draws = draws,
+    .multiply_adds = multiply_adds<Float32>,
+    .multiply_adds_bfloat16 = nullptr,
+};
 
 }  // namespace worldmodels
