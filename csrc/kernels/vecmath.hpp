@@ -21,6 +21,9 @@ inline U counting(std::uint32_t first) {
 inline I as_int(V x) {
     return reinterpret_cast<I>(x);
 }
+inline U as_bits(V x) {
+    return reinterpret_cast<U>(x);
+}
 inline V as_float(I x) {
     return reinterpret_cast<V>(x);
 }
@@ -73,9 +76,9 @@ inline V exp(V x) {
 inline V log(V x) {
     const I small = x < 1.17549435e-38F;
     const V scaled = small ? x * 8388608.0F : x;
-    const I bits = as_int(scaled) - 0x3f3504f3;
-    const I exponent = bits >> 23;
-    const V m = as_float(as_int(scaled) - (exponent << 23));
+    const U bits = as_bits(scaled);  // unsigned: the sign bit of a negative x may carry
+    const I exponent = reinterpret_cast<I>(bits - 0x3f3504f3U) >> 23;
+    const V m = reinterpret_cast<V>(bits - (reinterpret_cast<U>(exponent) << 23));
     const V e = to_float(small ? exponent - 23 : exponent);
     const V s = (m - 1.0F) / (m + 1.0F);
     const V u = s * s;
@@ -87,7 +90,7 @@ inline V log(V x) {
     y = (y + (s + s)) + e * 0.693359375F;
     y = x < 0.0F ? splat(__builtin_nanf("")) : y;
     y = x == 0.0F ? splat(-__builtin_inff()) : y;
-    return (x == __builtin_inff()) | (x != x) ? x : y;
+    return ((x == __builtin_inff()) | (x != x)) ? x : y;
 }
 
 // tanh x = x P(x^2) / Q(x^2) on |x| <= 9.02, where it rounds to 1.
@@ -123,7 +126,7 @@ inline void sincos_turns(V x, V& sine, V& cosine) {
     const V magic = splat(12582912.0F);
     const V t = fma(x, splat(4.0F), magic);
     const V r = fma(t - magic, splat(-0.25F), x);
-    const I quadrant = as_int(t) - as_int(magic);
+    const U quadrant = as_bits(t) - as_bits(magic);
     const V u = r * r;
     V s = splat(41.468956F);
     s = fma(s, u, splat(-76.69775F));
@@ -135,11 +138,11 @@ inline void sincos_turns(V x, V& sine, V& cosine) {
     c = fma(c, u, splat(64.93932F));
     c = fma(c, u, splat(-19.739208F));
     c = fma(c, u, splat(1.0F));
-    const I swap = (quadrant & 1) != 0;
+    const I swap = (quadrant & 1U) != 0U;
     const V a = swap ? c : s;
     const V b = swap ? s : c;
-    sine = (quadrant & 2) != 0 ? -a : a;
-    cosine = ((quadrant + 1) & 2) != 0 ? -b : b;
+    sine = (quadrant & 2U) != 0U ? -a : a;
+    cosine = ((quadrant + 1U) & 2U) != 0U ? -b : b;
 }
 
 // Philox4x32-10 (Salmon et al. 2011) on a vector of counters.

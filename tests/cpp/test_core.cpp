@@ -1,108 +1,168 @@
 // The core without Python: Philox's published vectors, and rollouts whose bits do not depend on threads,
-// lanes or level. Meant to be run under sanitizers too.
-#include <cmath>
-#include <cstdio>
+// batch or level. `test_core bits` prints what must be equal on every architecture and compiler.
+#include <algorithm>
+#include <bit>
 #include <cstring>
-#include <random>
-#include <vector>
 
+#include "check.hpp"
 #include "core/dream.hpp"
-#include "core/rng.hpp"
+#include "world.hpp"
 
 namespace {
 
 using namespace worldmodels;
+using namespace worldmodels::test;
 
 static_assert(philox4x32({0, 0, 0, 0}, {0, 0}) ==
               std::array<std::uint32_t, 4>{0x6627E8D5U, 0xE169C58DU, 0xBC57AC4CU, 0x9B00DBD8U});
 static_assert(philox4x32({~0U, ~0U, ~0U, ~0U}, {~0U, ~0U}) ==
               std::array<std::uint32_t, 4>{0x408F276DU, 0x41C83B0EU, 0xA20BC7C6U, 0x6D5451FDU});
 
-int failures = 0;
-
-void check(bool good, const char* what, const char* level, int size) {
-    if (good) return;
-    ++failures;
-    std::printf("failed: %s (%s, case %d)\n", what, level, size);
-}
-
-std::vector<float> normals(std::size_t count, std::mt19937& rng) {
-    std::normal_distribution<float> normal(0.0F, 0.5F);
-    std::vector<float> out(count);
-    for (float& x : out) x = normal(rng);
-    return out;
-}
+constexpr std::uint32_t kCandidates = 7, kEpisodes = 11;
+constexpr std::uint64_t kSeed = 42;
+constexpr float kTemperature = 1.1F;
 
 struct Result {
     std::vector<float> returns;
     std::vector<std::int32_t> lengths;
     bool operator==(const Result& other) const {
-        return lengths == other.lengths &&
-               std::memcmp(returns.data(), other.returns.data(), returns.size() * sizeof(float)) == 0;
+        return lengths == other.lengths && same_bits(returns, other.returns);
     }
 };
 
-void test_sizes(const WorldModelSizes& s, const ControllerView& controller, int number) {
-    std::mt19937 rng(static_cast<unsigned>(number));
-    const std::size_t hidden = static_cast<std::size_t>(s.hidden),
-                      latent = static_cast<std::size_t>(s.latent);
-    const std::size_t inputs = static_cast<std::size_t>(s.latent + s.action + s.restart);
-    const std::size_t head = static_cast<std::size_t>(s.done + s.reward + 3 * s.latent * s.mixtures);
-    const auto input = normals(4 * hidden * inputs, rng), recurrent = normals(4 * hidden * hidden, rng);
-    const auto bias = normals(4 * hidden, rng), head_weight = normals(head * hidden, rng),
-               head_bias = normals(head, rng);
-    const auto mu = normals(3 * latent, rng), logvar = normals(3 * latent, rng);
-    const WorldModelWeights weights{input.data(), recurrent.data(), bias.data(), head_weight.data(),
-                                    head_bias.data()};
-    const std::size_t size = controller_size(controller, s.latent, s.hidden, s.action);
-    const auto params = normals(5 * size, rng);
-    const Levels levels = supported_levels();
-    for (const Precision precision : {Precision::float32, Precision::bfloat16}) {
-        const WorldModel model(s, weights, precision, mu.data(), logvar.data(), 3);
-        Result fused;
-        for (std::size_t l = 0; l < levels.count; ++l) {
-            const Kernels& kernels = *levels.begin[l];
-            if (precision == Precision::bfloat16 && kernels.step_bfloat16 == nullptr) continue;
-            const auto play = [&](std::uint32_t candidates, std::uint32_t episodes, int threads) {
-                Result result{std::vector<float>(candidates * episodes),
-                              std::vector<std::int32_t>(candidates * episodes)};
-                RolloutArgs args{};
-                args.params = params.data();
-                args.candidates = candidates;
-                args.episodes = episodes;
-                args.seed = 42;
-                args.temperature = 1.1F;
-                args.max_steps = 23;
-                args.threads = threads;
-                args.returns = result.returns.data();
-                args.lengths = result.lengths.data();
-                check(rollout_unchecked(kernels, model, controller, args, {}), "rollout is complete",
-                      kernels.name, number);
-                return result;
-            };
-            const Result whole = play(5, 11, 1);
-            check(whole == play(5, 11, 3), "threads do not matter", kernels.name, number);
-            for (std::uint32_t candidates = 1; candidates <= 4; ++candidates) {
-                const Result part = play(candidates, 11, 1);
-                check(std::equal(part.lengths.begin(), part.lengths.end(), whole.lengths.begin()) &&
-                          std::equal(part.returns.begin(), part.returns.end(), whole.returns.begin()),
-                      "the batch does not matter", kernels.name, number);
-            }
-            if (std::strcmp(kernels.name, "baseline") == 0) continue;
-            if (fused.returns.empty()) fused = whole;
-            check(fused == whole, "the level does not matter", kernels.name, number);
-        }
+struct Player {
+    const Kernels& kernels;
+    const World& world;
+    const WorldModel& model;
+
+    RolloutArgs args(std::uint32_t candidates, int threads, Result& result) const {
+        result = {std::vector<float>(candidates * kEpisodes, -1.0F),
+                  std::vector<std::int32_t>(candidates * kEpisodes, -1)};
+        RolloutArgs args{};
+        args.params = world.params.data();
+        args.candidates = candidates;
+        args.episodes = kEpisodes;
+        args.seed = kSeed;
+        args.temperature = kTemperature;
+        args.max_steps = 23;
+        args.threads = threads;
+        args.returns = result.returns.data();
+        args.lengths = result.lengths.data();
+        return args;
     }
+    Result play(std::uint32_t candidates, int threads) const {
+        Result result;
+        const RolloutArgs wanted = args(candidates, threads, result);
+        check(rollout_unchecked(kernels, model, world.controller, wanted, {}), "rollout is complete",
+              kernels.name, threads);
+        return result;
+    }
+};
+
+void test_rollouts(const Player& player, const Result& whole, int number) {
+    const char* const level = player.kernels.name;
+    for (const int threads : {2, 3, 8})
+        check(whole == player.play(kCandidates, threads), "threads do not matter", level, number);
+    for (std::uint32_t candidates = 1; candidates < kCandidates; ++candidates) {
+        const Result part = player.play(candidates, 1);
+        check(std::equal(part.lengths.begin(), part.lengths.end(), whole.lengths.begin()) &&
+                  std::equal(part.returns.begin(), part.returns.end(), whole.returns.begin()),
+              "the batch does not matter", level, number);
+    }
+    for (const int threads : {1, 3}) {
+        Result result;
+        RolloutArgs args = player.args(kCandidates, threads, result);
+        args.max_steps = 1 << 20;
+        int calls = 0;
+        const auto stop = [](void* context) { return ++*static_cast<int*>(context) == 1; };
+        if (!player.world.sizes.done)
+            check(!rollout_unchecked(player.kernels, player.model, player.world.controller, args,
+                                     {stop, &calls}) &&
+                      calls == 1,
+                  "the poll stops a rollout", level, number);
+    }
+}
+
+// Environments given the actions of recorded episodes dream the same; more of them than a block has lanes.
+void test_stepper(const Player& player, const Result& whole, int number) {
+    const ModelView& m = player.model.view();
+    const auto latent = static_cast<std::size_t>(m.latent), action = static_cast<std::size_t>(m.action);
+    constexpr std::size_t kSteps = 23, kEnvs = 2 * kBlock + 5;
+    std::vector<float> z((kSteps + 1) * latent), actions(kSteps * action), logits(kSteps), rewards(kSteps);
+    Record record{z.data(), actions.data(), m.done ? logits.data() : nullptr, rewards.data()};
+    Result result;
+    RolloutArgs args = player.args(1, 1, result);
+    args.episodes = 1;
+    args.record = &record;
+    rollout_unchecked(player.kernels, player.model, player.world.controller, args, {});
+    check(result.lengths[0] == whole.lengths[0] && result.returns[0] == whole.returns[0],
+          "recording changes nothing", player.kernels.name, number);
+
+    std::vector<float> first;
+    for (const int threads : {1, 3}) {
+        Stepper stepper(player.model, kEnvs);
+        const std::vector<std::uint32_t> episodes(kEnvs, 0);
+        bool mask[kEnvs], dones[kEnvs];
+        std::fill_n(mask, kEnvs, true);
+        stepper.reset_unchecked(player.kernels, kSeed, episodes.data(), mask);
+        const std::size_t features = latent + 2 * player.world.hidden;
+        std::vector<float> given(kEnvs * action), gained(kEnvs), seen(kEnvs * features);
+        for (std::size_t t = 0; t < static_cast<std::size_t>(result.lengths[0]); ++t) {
+            for (std::size_t i = 0; i < given.size(); ++i) given[i] = actions[t * action + i % action];
+            stepper.step_unchecked(player.kernels, kSeed, kTemperature, given.data(), threads, gained.data(),
+                                   dones);
+            stepper.observe_unchecked(true, true, threads, seen.data());
+            check(std::memcmp(seen.data(), z.data() + (t + 1) * latent, latent * sizeof(float)) == 0 &&
+                      gained[0] == rewards[t],
+                  "an environment is an episode", player.kernels.name, number);
+        }
+        if (threads == 1) first = seen;
+        check(same_bits(seen, first), "threads do not matter to environments", player.kernels.name, number);
+    }
+}
+
+std::uint64_t fingerprint(std::uint64_t hash, const Result& result) {  // FNV-1a
+    const auto mix = [&hash](std::uint32_t word) { hash = (hash ^ word) * 0x100000001B3U; };
+    for (const std::int32_t length : result.lengths) mix(static_cast<std::uint32_t>(length));
+    for (const float sum : result.returns) mix(std::bit_cast<std::uint32_t>(sum));
+    return hash;
 }
 
 }  // namespace
 
-int main() {
-    test_sizes({5, 2, 7, 3, true, true, true}, {true, true, true, false, 0}, 1);
-    test_sizes({1, 1, 1, 1, false, false, true}, {false, false, false, false, 0}, 2);
-    test_sizes({6, 3, 20, 5, false, false, true}, {false, true, true, true, 6}, 3);
-    test_sizes({11, 1, 31, 9, true, true, true}, {true, false, false, false, 0}, 4);
-    test_sizes({16, 1, 50, 8, true, true, true}, {true, true, false, false, 5}, 5);
-    std::printf(failures == 0 ? "core: all passed\n" : "core: %d failed\n", failures);
-    return failures == 0 ? 0 : 1;
+int main(int count, char** arguments) {
+    const bool only_bits = count == 2 && std::strcmp(arguments[1], "bits") == 0;
+    const Levels levels = supported_levels();
+    std::uint64_t plain = 0xCBF29CE484222325U, fused = plain;
+    int number = 0;
+    for (const auto& [sizes, controller] : kCases) {
+        const World world(sizes, controller, static_cast<std::uint64_t>(number), kCandidates);
+        for (const Precision precision : {Precision::float32, Precision::bfloat16}) {
+            const WorldModel model = world.model(precision);
+            Result first;
+            for (std::size_t l = 0; l < levels.count; ++l) {
+                const Player player{*levels.begin[l], world, model};
+                if (precision == Precision::bfloat16 && player.kernels.step_bfloat16 == nullptr) continue;
+                const Result whole = player.play(kCandidates, 1);
+                if (!only_bits) {
+                    test_rollouts(player, whole, number);
+                    test_stepper(player, whole, number);
+                }
+                if (l == 0) {
+                    plain = fingerprint(plain, whole);
+                    continue;
+                }
+                if (first.returns.empty()) {
+                    first = whole;
+                    if (precision == Precision::float32) fused = fingerprint(fused, whole);
+                }
+                check(first == whole, "the level does not matter", player.kernels.name, number);
+            }
+        }
+        ++number;
+    }
+    if (!only_bits) return finish("core");
+    std::printf("float32 rollouts, plain %016llx, fused %016llx\n", static_cast<unsigned long long>(plain),
+                static_cast<unsigned long long>(fused));
+    return failures;
 }
