@@ -133,3 +133,15 @@ def test_bad_arguments_are_named(agent):
         agent.act(frames(2).astype(np.float32))
     with pytest.raises(ValueError, match=r"restart: expected \(2,\) bool, got \(1,\)"):
         agent.act(frames(2), np.ones(1, np.bool_))
+
+
+def test_overruled_actions_are_taken_and_remembered(agent):
+    """NaN leaves the decision to the agent; whatever is taken is what M remembers."""
+    h = c = np.zeros((2, HIDDEN))
+    agent.reset(2, seed=5)
+    for step in range(4):
+        overrule = np.float32([[np.nan], [0.75]])
+        action = agent.act(frames(2, step), overrule=overrule)
+        own = np.tanh(np.concatenate([agent.z, c, h], axis=1) @ agent.params)
+        np.testing.assert_allclose(action[:, 0], [own[0], 0.75], atol=1e-5)
+        h, c = remember(agent.mdnrnn, agent.z, action, np.full(2, step == 0), h, c)

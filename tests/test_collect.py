@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import start, toy_config
+from conftest import start, toy_config, write_world
+from worldmodels import Controller
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs.play import episode_seed
 from worldmodels.envs.policies import FIXED, constant, held
 from worldmodels.experiment import Experiment
 from worldmodels.stages import collect
-from worldmodels.stages.collect import parse_policies
+from worldmodels.stages.collect import interruptions, parse_policies
+from worldmodels.stages.evolve import save_controller
 
 SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "held 1-10, left", "min_length": 120, "workers": 2}
 
@@ -200,6 +202,61 @@ def test_shares_are_followed(monkeypatch):
             return np.zeros((64, 64, 3), np.uint8), 1.0, True, False, {}
 
     config = toy_config(collect={"policies": "left:1, right:3"})
-    job = collect._Job(config.environment, config.collect, None, 0)
-    names = [collect._play(Game(), job, number).policy for number in range(1000)]
+    job = collect._Job(config.environment, config.collect, None, 0, 0)
+    names = [collect._play(Game(), job, number, None).policy for number in range(1000)]
     assert abs(names.count("right") / 1000 - 0.75) < 0.05
+
+
+@pytest.fixture(scope="module")
+def toy_agent(tmp_path_factory):
+    """A run folder with an agent that does something or other."""
+    folder = tmp_path_factory.mktemp("agent")
+    with Experiment(folder, toy_config()) as experiment:
+        write_world(experiment)
+        controller = Controller(4, 8, 1)
+        save_controller(experiment, controller, np.random.default_rng(1).normal(size=controller.size), {})
+    return folder
+
+
+def test_an_agent_collects_beside_included_episodes(tmp_path, toy_agent, undisturbed):
+    base, before = undisturbed
+    changes = {
+        "agent": str(toy_agent),
+        "policies": "agent, agent perturbed, agent interrupted",
+        "include": str(base),
+        "min_length": 1,
+    }
+    episodes = run(tmp_path / "one", **changes)
+    check_equal(episodes[:7], before)
+    mine = episodes[7:]
+    assert len(mine) == 7
+    assert {episode.policy for episode in mine} == {"agent", "agent perturbed", "agent interrupted"}
+    for episode in mine:
+        held = (np.diff(episode.actions[:, 0]) == 0).mean()
+        assert (held > 0.05) == (episode.policy == "agent interrupted")
+    assert (base / "episodes" / "00000.h5").stat().st_nlink == 2
+    check_equal(run(tmp_path / "two", **{**changes, "workers": 1}), episodes)
+
+
+def test_interruptions_hold_an_action_now_and_then():
+    stream = interruptions(np.random.default_rng(1), 2)
+    actions = np.stack(list(itertools.islice(stream, 4000)))
+    free = np.isnan(actions).all(axis=1)
+    assert (np.isnan(actions).any(axis=1) == free).all() and 0.6 < free.mean() < 0.85
+    assert np.nanmin(actions) >= -1 and np.nanmax(actions) <= 1 and np.nanstd(actions) > 0.4
+    runs = [len(list(group)) for pushed, group in itertools.groupby(free) if not pushed]
+    assert max(runs) <= 20 and len(runs) > 50
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policies": "agent"}, r"^collect\.agent: expected whose agent plays 'agent', got nothing"),
+        ({"policies": "agent", "agent": "/no/such/run"}, r"/no/such/run"),
+        ({"include": "/no/such/run"}, r"^collect\.include: expected a run folder with episodes, got /no/such/run"),
+    ],
+)
+def test_bad_agents_and_folders(tmp_path, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(tmp_path, **changes)
+    assert not list((tmp_path / "episodes").glob("*.h5"))

@@ -30,7 +30,11 @@ class CollectConfig:
     episodes: int = 10_000
     """number of episodes to keep"""
     policies: str = "held 1-10"
-    """names of fixed policies and their shares, such as 'held 1-10:4, held 1-60:2, left:1, right:1'"""
+    """names of policies and their shares, such as 'held 1-10:4, left:1, agent:2, agent perturbed:1'"""
+    agent: str = ""
+    """whose agent the policies 'agent', 'agent perturbed' and 'agent interrupted' are: a run folder, or takecover"""
+    include: str = ""
+    """run folder whose episodes come first in the store, beside those that are played"""
     min_length: int = 101
     """shorter episodes are dropped and played again with another seed"""
     shard_episodes: int = 25

@@ -116,7 +116,8 @@ class Experiment:
         if not path.is_file():
             return []
         then, now = read_json(path)["settings"], self._settings(stage)
-        return [name for name in now if then.get(name) != now[name]]
+        before = asdict(getattr(Config(), stage))  # a setting that did not exist yet had its default
+        return [name for name in now if then.get(name, before.get(name)) != now[name]]
 
     def _check_settings(self) -> None:
         for stage in STAGES:

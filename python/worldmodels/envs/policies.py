@@ -45,5 +45,8 @@ FIXED: dict[str, Policy] = {
     "left": constant(-1.0),
     "right": constant(1.0),
 }
+#: What an agent can do while collecting: play; play with a controller near its own, another one every episode; play,
+#: and now and then be pushed aside by an action held for a while.
+AGENT = ("agent", "agent perturbed", "agent interrupted")
 #: The paper's collecting policy, and random play.
 HOLDING, RANDOM = "held 1-10", "uniform"

@@ -89,6 +89,7 @@ class Agent:
         frames: npt.NDArray[np.uint8],
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
+        overrule: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Acts on a frame per slot and remembers it.
 
@@ -97,6 +98,7 @@ class Agent:
             restart: (B,) bool: slots whose frame is the first of an episode; None for only those just reset.
             episodes: (B,) numbers of the episodes that are played; where ``restart`` is True they choose the random
                 stream of the sampled latents. None for the numbers of the slots.
+            overrule: (B, A) float32 actions to take and remember instead of the agent's own; NaN where it decides.
 
         Returns:
             (B, A) float32 actions.
@@ -122,6 +124,8 @@ class Agent:
         keep = torch.from_numpy(~self._restart).float()[:, None]
         hidden, cell = (part * keep for part in self._state)
         actions = self.controller.act(self.params, self.controller.join(self.z, cell[0].numpy(), hidden[0].numpy()))
+        if overrule is not None:
+            actions = np.where(np.isnan(overrule), actions, overrule)
         _, self._state = self.mdnrnn(
             torch.from_numpy(self.z)[:, None],
             torch.from_numpy(actions)[:, None],

@@ -33,6 +33,11 @@ def folder(name: str) -> Path:
     return where
 
 
+def resolve(agent: str | Path) -> Path:
+    """The folder of a world of the package, given by its name, or a run folder as it is."""
+    return folder(str(agent)) if str(agent) in names() else Path(agent)
+
+
 def sha256(path: Path) -> str:
     """A file's SHA-256, hexadecimal."""
     with path.open("rb") as file:

@@ -6,8 +6,10 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -15,32 +17,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from worldmodels import pretrained
 from worldmodels.config import CollectConfig, EnvironmentConfig
+from worldmodels.data.atomic import atomic_path
 from worldmodels.data.episodes import Episode, EpisodeShard, EpisodeWriter, shard_path
-from worldmodels.envs.play import episode_seed, make
-from worldmodels.envs.policies import FIXED
+from worldmodels.envs.play import Frame, episode_seed, make
+from worldmodels.envs.policies import AGENT, FIXED, Action
 from worldmodels.experiment import Experiment
+from worldmodels.models.agent import Agent
 from worldmodels.progress import Progress
 from worldmodels.threads import cores
 
 _MAX_ATTEMPTS = 1000
 _MAX_DEATHS = 20
+_PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in standard deviations of theirs
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
     """Plays until every shard of the store is there; shards that are there already are kept."""
     config = experiment.config.collect
-    parse_policies(config.policies)
+    wanted = [name for name, _ in parse_policies(config.policies) if name in AGENT]
+    if wanted and not config.agent:
+        raise ValueError(f"collect.agent: expected whose agent plays '{wanted[0]}', got nothing")
+    if wanted:
+        Agent.load(pretrained.resolve(config.agent))  # what is missing there is told before any work
     folder = experiment.path("episodes")
     folder.mkdir(exist_ok=True)
     for stray in folder.glob("*.tmp"):
         stray.unlink()
+    first = _include(config, folder)
     shards = range(-(-config.episodes // config.shard_episodes))
-    todo = [shard for shard in shards if not shard_path(folder, shard).is_file()]
+    todo = [shard for shard in shards if not shard_path(folder, first + shard).is_file()]
     ready = sum(len(_episodes(config, shard)) for shard in shards) - sum(len(_episodes(config, s)) for s in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
-    _Pool(experiment, todo, progress, ready).run()
+    _Pool(experiment, first, todo, progress, ready).run()
     return _summary(folder, config)
 
 
@@ -57,12 +69,29 @@ def parse_policies(text: str) -> list[tuple[str, float]]:
             weight = float(share or 1)
         except ValueError:
             weight = 0.0
-        if name not in FIXED or not 0 < weight < float("inf"):
-            raise ValueError(
-                f"collect.policies: expected '<name>:<share>, ...' of {', '.join(FIXED)}, got {part.strip()!r}"
-            )
+        if name not in (*FIXED, *AGENT) or not 0 < weight < float("inf"):
+            known = ", ".join((*FIXED, *AGENT))
+            raise ValueError(f"collect.policies: expected '<name>:<share>, ...' of {known}, got {part.strip()!r}")
         parsed.append((name, weight))
     return parsed
+
+
+def _include(config: CollectConfig, folder: Path) -> int:
+    """Links the episodes of another run (copies them, on another disk); returns the number of their shards."""
+    if not config.include:
+        return 0
+    paths = sorted((Path(config.include) / "episodes").glob("*.h5"))
+    if not paths:
+        raise FileNotFoundError(f"collect.include: expected a run folder with episodes, got {config.include}")
+    for index, path in enumerate(paths):
+        to = shard_path(folder, index)
+        if not to.is_file():
+            try:
+                to.hardlink_to(path)
+            except OSError:
+                with atomic_path(to) as temporary:
+                    shutil.copyfile(path, temporary)
+    return len(paths)
 
 
 def _episodes(config: CollectConfig, shard: int) -> range:
@@ -95,7 +124,11 @@ class _Job:
     environment: EnvironmentConfig
     collect: CollectConfig
     folder: Path
+    first: int  # number of the first shard that is played
     seed: int
+
+    def path(self, shard: int) -> Path:
+        return shard_path(self.folder, self.first + shard)
 
 
 @dataclass
@@ -109,9 +142,10 @@ class _Worker:
 class _Pool:
     """Spawned workers that write one shard at a time; one that dies is replaced and its shard is done again."""
 
-    def __init__(self, experiment: Experiment, todo: list[int], progress: Progress, ready: int) -> None:
+    def __init__(self, experiment: Experiment, first: int, todo: list[int], progress: Progress, ready: int) -> None:
         config = experiment.config
-        self._job = _Job(config.environment, config.collect, experiment.path("episodes").absolute(), config.seed)
+        folder = experiment.path("episodes").absolute()
+        self._job = _Job(config.environment, config.collect, folder, first, config.seed)
         self._todo = todo[::-1]
         self._count = min(config.collect.workers or cores(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
@@ -178,7 +212,7 @@ class _Pool:
             )
             self._ready -= worker.episodes
             self._todo.append(worker.shard)
-            for stray in self._job.folder.glob(f"{shard_path(self._job.folder, worker.shard).name}.*.tmp"):
+            for stray in self._job.folder.glob(f"{self._job.path(worker.shard).name}.*.tmp"):
                 stray.unlink()
         self._workers.append(self._spawn())
 
@@ -197,12 +231,14 @@ def _work(pipe: Connection, job: _Job) -> None:
     os.setsid()  # Ctrl-C is for the parent, which ends this session with the game in it
     os.set_inheritable(pipe.fileno(), False)  # or the game would hold the pipe open after this process has died
     try:
+        torch.set_num_threads(1)
         env = make(job.environment)
+        agent = Agent.load(pretrained.resolve(job.collect.agent)) if job.collect.agent else None
         pipe.send(None)
         while (shard := pipe.recv()) is not None:
-            with EpisodeWriter(shard_path(job.folder, shard), env.action_space.shape[0]) as writer:  # type: ignore[index]
+            with EpisodeWriter(job.path(shard), env.action_space.shape[0]) as writer:  # type: ignore[index]
                 for episode in _episodes(job.collect, shard):
-                    played = _play(env, job, episode)
+                    played = _play(env, job, episode, agent)
                     writer.append(played)
                     pipe.send(len(played.frames))
             pipe.send(None)
@@ -213,20 +249,20 @@ def _work(pipe: Connection, job: _Job) -> None:
         pipe.send(RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}"))
 
 
-def _play(env: Any, job: _Job, number: int) -> Episode:
-    """Plays episode ``number``: what comes out depends on nothing but the seed and the number."""
+def _play(env: Any, job: _Job, number: int, agent: Agent | None) -> Episode:
+    """Plays episode ``number``: what comes out depends on nothing but the seed, the number and the agent."""
     config = job.collect
     names, weights = zip(*parse_policies(config.policies), strict=True)
     for attempt in range(_MAX_ATTEMPTS):
         seed = episode_seed(job.seed, "collect", number, attempt)
         rng = np.random.default_rng(seed)
         name = str(rng.choice(names, p=np.array(weights) / sum(weights)))
-        actions = FIXED[name](rng)
+        act = _player(name, rng, agent, seed)
         frames, taken, rewards = [], [], []
         frame, _ = env.reset(seed=seed)
         over = False
         while not over:
-            action = next(actions)
+            action = act(frame)
             frames.append(frame)
             taken.append(action)
             frame, reward, terminated, truncated, _ = env.step(action)
@@ -235,3 +271,30 @@ def _play(env: Any, job: _Job, number: int) -> Episode:
         if len(frames) >= config.min_length:
             return Episode(np.stack(frames), np.stack(taken), np.array(rewards, np.float32), terminated, name, seed)
     raise RuntimeError(f"collect.min_length: no episode of {config.min_length} frames in {_MAX_ATTEMPTS} attempts")
+
+
+def _player(name: str, rng: np.random.Generator, agent: Agent | None, seed: int) -> Callable[[Frame], Action]:
+    """A policy for one episode, from a (64, 64, 3) uint8 frame to an (A,) float32 action."""
+    if name in FIXED:
+        actions = FIXED[name](rng)
+        return lambda frame: next(actions)
+    assert agent is not None
+    own = agent.params
+    if name == "agent perturbed":
+        noise = rng.standard_normal(len(own)).astype(np.float32) * own.std() * rng.uniform(0, _PERTURBATION)
+        agent = Agent(agent.vae, agent.mdnrnn, agent.controller, own + noise.astype(np.float32))
+    agent.reset(1, seed=seed)
+    if name != "agent interrupted":
+        return lambda frame: agent.act(frame[None])[0]
+    pushes = interruptions(rng, agent.controller.action_size)
+    return lambda frame: agent.act(frame[None], overrule=next(pushes)[None])[0]
+
+
+def interruptions(rng: np.random.Generator, action_size: int) -> Iterator[Action]:
+    """Endless (A,) float32: NaN for 1 to 60 steps, an action uniform in [-1, 1] held for 1 to 20 steps, and again."""
+    while True:
+        for _ in range(rng.integers(1, 61)):
+            yield np.full(action_size, np.nan, np.float32)
+        push = rng.uniform(-1, 1, action_size).astype(np.float32)
+        for _ in range(rng.integers(1, 21)):
+            yield push
