@@ -76,7 +76,7 @@ void Cmaes::decompose() {
     state_.decomposed_at = state_.generation;
 }
 
-const std::vector<double>& Cmaes::ask(int threads) {
+const std::vector<double>& Cmaes::ask(const Kernels& kernels, int threads) {
     if (state_.asked) return state_.x;
     const std::int64_t n = parameters_.n;
     const std::int64_t rows = parameters_.popsize;
@@ -96,7 +96,7 @@ const std::vector<double>& Cmaes::ask(int threads) {
     if (separable_) {
         std::copy_n(stretched, rows * n, state_.y.data());
     } else {
-        matrix_product(stretched, state_.axes.data(), state_.y.data(), rows, n, n,
+        matrix_product(kernels, stretched, state_.axes.data(), state_.y.data(), rows, n, n,
                        threads);  // (39) y = B D z
     }
     for (std::int64_t i = 0; i < rows; ++i) {
@@ -141,7 +141,7 @@ void Cmaes::take_foreign(const double* solutions, int threads) {
     }
 }
 
-void Cmaes::tell(const double* solutions, const std::int64_t* rank, int threads) {
+void Cmaes::tell(const Kernels& kernels, const double* solutions, const std::int64_t* rank, int threads) {
     const CmaesParameters& p = parameters_;
     const std::int64_t n = p.n;
     const std::int64_t rows = p.popsize;
@@ -182,12 +182,12 @@ void Cmaes::tell(const double* solutions, const std::int64_t* rank, int threads)
     for (std::int64_t j = 0; j < n; ++j)
         s.pc[size(j)] = (1.0 - p.cc) * s.pc[size(j)] + pc_rate * y_mean[size(j)];  // (45)
 
-    adapt_covariance(weights.data(), stalled, threads);
+    adapt_covariance(kernels, weights.data(), stalled, threads);
     ++s.generation;
     s.asked = false;
 }
 
-void Cmaes::adapt_covariance(const double* row_weights, bool stalled, int threads) {
+void Cmaes::adapt_covariance(const Kernels& kernels, const double* row_weights, bool stalled, int threads) {
     const CmaesParameters& p = parameters_;
     const std::int64_t n = p.n;
     const std::int64_t rows = p.popsize;
@@ -217,7 +217,8 @@ void Cmaes::adapt_covariance(const double* row_weights, bool stalled, int thread
             }
         }
     } else {
-        symmetric_update(s.covariance.data(), n, decay, factor.data(), s.y.data(), rows + 1, threads);
+        symmetric_update(kernels, s.covariance.data(), n, decay, factor.data(), s.y.data(), rows + 1,
+                         threads);
     }
 }
 

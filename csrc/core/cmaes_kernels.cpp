@@ -1,4 +1,4 @@
-// Packing, tiling and threads of the products; the arithmetic of a tile is kernels/cmaes_tile.cpp.
+// Packing, tiling and threads of the products; the arithmetic of a tile is kernels/tile.hpp.
 #include "core/cmaes_kernels.hpp"
 
 #include <omp.h>
@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <vector>
-
-#include "kernels/cmaes_tile.hpp"
 
 namespace worldmodels {
 namespace {
@@ -54,9 +52,9 @@ int usable_threads(int wanted) {
     return getpid() == loaded_by ? std::max(1, wanted) : 1;
 }
 
-void matrix_product(const double* a, const double* b, double* out, std::int64_t rows, std::int64_t depth,
-                    std::int64_t columns, int threads) {
-    const TileProduct product = tile_product();
+void matrix_product(const Kernels& kernels, const double* a, const double* b, double* out, std::int64_t rows,
+                    std::int64_t depth, std::int64_t columns, int threads) {
+    const auto product = kernels.tile_product;
     const std::int64_t row_tiles = tiles(rows);
     const std::int64_t column_tiles = tiles(columns);
     const std::int64_t panel = depth * kTile;
@@ -91,9 +89,9 @@ void matrix_product(const double* a, const double* b, double* out, std::int64_t 
     }
 }
 
-void symmetric_update(double* c, std::int64_t n, double decay, const double* weights, const double* v,
-                      std::int64_t depth, int threads) {
-    const TileProduct product = tile_product();
+void symmetric_update(const Kernels& kernels, double* c, std::int64_t n, double decay, const double* weights,
+                      const double* v, std::int64_t depth, int threads) {
+    const auto product = kernels.tile_product;
     const std::int64_t count = tiles(n);
     const std::int64_t panel = depth * kTile;
     threads = usable_threads(threads);

@@ -9,6 +9,13 @@ namespace worldmodels {
 namespace {
 
 #include "kernels/avx512_vectors.hpp"
+
+constexpr int kTileRows = 8, kTileVectors = 1;
+using D = double __attribute__((vector_size(64), may_alias));
+
+inline D fma(D a, D b, D c) {
+    return _mm512_fmadd_pd(a, b, c);
+}
 //
 #include "kernels/vecmath.hpp"
 //
@@ -17,6 +24,8 @@ namespace {
 #include "kernels/step.hpp"
 //
 #include "kernels/probes.hpp"
+//
+#include "kernels/tile.hpp"
 
 // Half a vector of lanes is faster, and the same bits, in vectors of 8.
 void step(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block, int lanes) {
@@ -37,9 +46,12 @@ bool bfloat16_supported() {
 
 }  // namespace
 
-constinit const Kernels avx512_kernels = {"avx512", kLanes, supported,   step,
-                                          nullptr,  start,  elementwise, draws};
-constinit const Kernels avx512_bf16_kernels = {"avx512_bf16",        kLanes, bfloat16_supported, step,
-                                               step_avx512_bfloat16, start,  elementwise,        draws};
+constinit const Kernels avx512_kernels = {
+    "avx512", kLanes, supported, step, nullptr, start, tile_product, elementwise, draws,
+};
+constinit const Kernels avx512_bf16_kernels = {
+    "avx512_bf16", kLanes,       bfloat16_supported, step,  step_avx512_bfloat16,
+    start,         tile_product, elementwise,        draws,
+};
 
 }  // namespace worldmodels

@@ -8,11 +8,16 @@ namespace {
 constexpr int kLanes = 4;
 constexpr int kRows = 4, kRowsAlone = 4;  // rows at once, for two vectors of lanes and for one
 constexpr int kFewLanes = 1, kFewSums = 8;
+constexpr int kTileRows = 4, kTileVectors = 2;
 using V = float __attribute__((vector_size(16), may_alias));
 using I = std::int32_t __attribute__((vector_size(16), may_alias));
 using U = std::uint32_t __attribute__((vector_size(16), may_alias));
+using D = double __attribute__((vector_size(16), may_alias));
 
 inline V fma(V a, V b, V c) {
+    return a * b + c;
+}
+inline D fma(D a, D b, D c) {
     return a * b + c;
 }
 inline V sqrt(V x) {
@@ -33,6 +38,8 @@ inline U high_product(U a, std::uint32_t b) {
 #include "kernels/step.hpp"
 //
 #include "kernels/probes.hpp"
+//
+#include "kernels/tile.hpp"
 
 bool supported() {
     return true;
@@ -40,7 +47,8 @@ bool supported() {
 
 }  // namespace
 
-constinit const Kernels baseline_kernels = {"baseline", kLanes, supported,   step_lanes<Float32>,
-                                            nullptr,    start,  elementwise, draws};
+constinit const Kernels baseline_kernels = {
+    "baseline", kLanes, supported, step_lanes<Float32>, nullptr, start, tile_product, elementwise, draws,
+};
 
 }  // namespace worldmodels
