@@ -14,6 +14,9 @@ namespace {
 // Below this many multiplications a parallel region costs more than it saves.
 constexpr std::int64_t kParallelWork = 200'000;
 
+// Longest coordinate of a step in sigmas, so that squares stay finite.
+constexpr double kFar = 1e100;
+
 double norm(const double* v, std::int64_t n) {
     double square = 0.0;
     for (std::int64_t i = 0; i < n; ++i) square += v[i] * v[i];
@@ -121,7 +124,14 @@ void Cmaes::take_foreign(const double* solutions, int threads) {
         if (std::equal(x, x + n, state_.x.data() + i * n)) continue;
         double* y = state_.y.data() + i * n;
         double* z = state_.z.data() + i * n;
-        for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - state_.mean[size(j)]) / state_.sigma;
+        // quarters do not overflow; a step beyond kFar, to be shortened anyway, keeps its direction
+        double farthest = 0.0;
+        for (std::int64_t j = 0; j < n; ++j) {
+            y[j] = 0.25 * x[j] - 0.25 * state_.mean[size(j)];
+            farthest = std::max(farthest, std::abs(y[j]));
+        }
+        const double unit = std::max(0.25 * state_.sigma, farthest / kFar);
+        for (std::int64_t j = 0; j < n; ++j) y[j] /= unit;
         for (std::int64_t k = 0; k < n; ++k) {
             double along = y[k];
             if (!separable_) {

@@ -20,7 +20,7 @@ class Stopping:
     Attributes:
         limits: reason -> limit.
         best, median: of each generation's finite values, the last 20,000.
-        span: of the last generation's finite values.
+        span: of the last generation's values, inf where one was not finite.
         flat: generations in a row whose best three quarters were equal.
     """
 
@@ -39,7 +39,7 @@ class Stopping:
         self.median.append(float(np.median(ranked)))
         if len(self.best) > _LONGEST_HISTORY:
             del self.best[0], self.median[0]
-        self.span = float(ranked[-1]) - float(ranked[0])
+        self.span = float(ranked[-1]) - float(ranked[0]) if len(ranked) == popsize else math.inf
         quarter = int(0.75 * popsize)
         is_flat = len(ranked) > quarter and ranked[0] == ranked[quarter]
         self.flat = self.flat + 1 if is_flat else 0

@@ -47,5 +47,7 @@ def next_repeats(repeats: float, values: NDArray[np.float64], least: int, most: 
     values = values[np.isfinite(values).all(axis=1)]
     if len(values) < 2:
         return repeats
-    too_uncertain = rank_change(values[:, ::2].mean(axis=1), values[:, 1::2].mean(axis=1)) > 0
+    with np.errstate(over="ignore"):
+        halves = values[:, ::2].mean(axis=1), values[:, 1::2].mean(axis=1)
+    too_uncertain = rank_change(*halves) > 0
     return min(float(most), repeats * _GROWTH) if too_uncertain else max(float(least), repeats / _GROWTH)
