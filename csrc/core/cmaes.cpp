@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "core/cmaes_kernels.hpp"
-#include "core/cmaes_normals.hpp"
+#include "core/rng.hpp"
 
 namespace worldmodels {
 namespace {
@@ -88,19 +88,21 @@ const std::vector<double>& Cmaes::ask(const Kernels& kernels, int threads) {
 
     if (rows * n * (separable_ ? 30 : n) < kParallelWork) threads = 1;
     threads = usable_threads(threads);
+    const auto key = philox_key(seed_);
     double* stretched = state_.x.data();  // scales z, until x takes its place
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (std::int64_t i = 0; i < rows; ++i) {
         double* z = state_.z.data() + i * n;
-        fill_normals(seed_, static_cast<std::uint64_t>(state_.generation), static_cast<std::uint32_t>(i), n,
-                     z);  // (38)
+        kernels.normals(key.data(), static_cast<std::uint64_t>(state_.generation),
+                        static_cast<std::uint32_t>(i), n,
+                        z);  // (38)
         for (std::int64_t k = 0; k < n; ++k) stretched[i * n + k] = state_.scales[size(k)] * z[k];
     }
     if (separable_) {
         std::copy_n(stretched, rows * n, state_.y.data());
     } else {
-        matrix_product(kernels, stretched, state_.axes.data(), state_.y.data(), rows, n, n,
-                       threads);  // (39) y = B D z
+        matrix_product(kernels, stretched, state_.axes.data(), state_.y.data(), rows, n, n, threads,
+                       workspace_);  // (39) y = B D z
     }
     for (std::int64_t i = 0; i < rows; ++i) {
         for (std::int64_t j = 0; j < n; ++j) {
@@ -227,8 +229,8 @@ void Cmaes::adapt_covariance(const Kernels& kernels, const double* row_weights, 
             }
         }
     } else {
-        symmetric_update(kernels, s.covariance.data(), n, decay, factor.data(), s.y.data(), rows + 1,
-                         threads);
+        symmetric_update(kernels, s.covariance.data(), n, decay, factor.data(), s.y.data(), rows + 1, threads,
+                         workspace_);
     }
 }
 

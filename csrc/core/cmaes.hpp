@@ -57,7 +57,8 @@ class Cmaes {
     std::uint64_t seed_;
     bool separable_;
     SymmetricEigen eigen_;
-    std::vector<double> scratch_;
+    std::vector<double> scratch_;    // (n, n)
+    std::vector<double> workspace_;  // packed panels of the products
 };
 
 }  // namespace worldmodels

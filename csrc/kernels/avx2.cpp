@@ -48,6 +48,8 @@ inline V lookup(const float* table, I index) {
 #include "kernels/probes.hpp"
 //
 #include "kernels/tile.hpp"
+//
+#include "kernels/normals.hpp"
 
 bool supported() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -56,7 +58,7 @@ bool supported() {
 }  // namespace
 
 constinit const Kernels avx2_kernels = {
-    "avx2", kLanes, supported, step_lanes<Float32>, nullptr, start, tile_product, elementwise, draws,
+    "avx2", kLanes, supported, step_lanes<Float32>, nullptr, start, tile_product, normals, elementwise, draws,
 };
 
 }  // namespace worldmodels

@@ -26,6 +26,8 @@ inline D fma(D a, D b, D c) {
 #include "kernels/probes.hpp"
 //
 #include "kernels/tile.hpp"
+//
+#include "kernels/normals.hpp"
 
 // Half a vector of lanes is faster, and the same bits, in vectors of 8.
 void step(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block, int lanes) {
@@ -47,11 +49,11 @@ bool bfloat16_supported() {
 }  // namespace
 
 constinit const Kernels avx512_kernels = {
-    "avx512", kLanes, supported, step, nullptr, start, tile_product, elementwise, draws,
+    "avx512", kLanes, supported, step, nullptr, start, tile_product, normals, elementwise, draws,
 };
 constinit const Kernels avx512_bf16_kernels = {
-    "avx512_bf16", kLanes,       bfloat16_supported, step,  step_avx512_bfloat16,
-    start,         tile_product, elementwise,        draws,
+    "avx512_bf16", kLanes,  bfloat16_supported, step,  step_avx512_bfloat16, start,
+    tile_product,  normals, elementwise,        draws,
 };
 
 }  // namespace worldmodels

@@ -40,6 +40,8 @@ inline U high_product(U a, std::uint32_t b) {
 #include "kernels/probes.hpp"
 //
 #include "kernels/tile.hpp"
+//
+#include "kernels/normals.hpp"
 
 bool supported() {
     return true;
@@ -48,7 +50,8 @@ bool supported() {
 }  // namespace
 
 constinit const Kernels baseline_kernels = {
-    "baseline", kLanes, supported, step_lanes<Float32>, nullptr, start, tile_product, elementwise, draws,
+    "baseline", kLanes,       supported, step_lanes<Float32>, nullptr,
+    start,      tile_product, normals,   elementwise,         draws,
 };
 
 }  // namespace worldmodels

@@ -87,6 +87,10 @@ struct Kernels {
     // CMA-ES, doubles: out[r * kTile + c] = sum over k < depth of a[k * kTile + r] * b[k * kTile + c], in the
     // order of k.
     void (*tile_product)(std::int64_t depth, const double* a, const double* b, double* out);
+    // CMA-ES: out[0..count) ~ N(0, 1), a pure function of (key, generation, row), the same bits at every
+    // level: out[i] does not depend on count or on what was drawn before.
+    void (*normals)(const std::uint32_t key[2], std::uint64_t generation, std::uint32_t row,
+                    std::int64_t count, double* out);
     // out[i] = f(in[i]), for tests.
     void (*elementwise)(Function, const float* in, float* out, std::size_t count);
     // The two normals of the draws' words 0 and 1 and the two uniforms of words 2 and 3, for tests; out (4,

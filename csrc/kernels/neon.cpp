@@ -42,6 +42,8 @@ inline U high_product(U a, std::uint32_t b) {
 #include "kernels/probes.hpp"
 //
 #include "kernels/tile.hpp"
+//
+#include "kernels/normals.hpp"
 
 bool supported() {
     return true;
@@ -50,7 +52,7 @@ bool supported() {
 }  // namespace
 
 constinit const Kernels neon_kernels = {
-    "neon", kLanes, supported, step_lanes<Float32>, nullptr, start, tile_product, elementwise, draws,
+    "neon", kLanes, supported, step_lanes<Float32>, nullptr, start, tile_product, normals, elementwise, draws,
 };
 
 }  // namespace worldmodels
