@@ -123,6 +123,44 @@ def test_truncation_and_autoreset_mode():
     assert (observation[:, 5:] == 0).all() and (reward == 0).all() and (observation != first).any()
 
 
+def test_same_step_autoreset_plays_the_same_episodes():
+    made = arguments(done=True)
+    later = DreamVectorEnv(*made, num_envs=3, max_steps=9)
+    at_once = DreamVectorEnv(*made, num_envs=3, max_steps=9, autoreset_mode=AutoresetMode.SAME_STEP)
+    assert at_once.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    assert later.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+    streams = {}
+    for envs in (later, at_once):
+        observation, _ = envs.reset(seed=4)
+        steps = [[("start", observation[i])] for i in range(3)]
+        ended = np.zeros(3, bool)
+        for _ in range(40):
+            observation, reward, terminated, truncated, info = envs.step(np.full((3, 2), 0.25, np.float32))
+            for i in range(3):
+                if ended[i] and envs is later:
+                    steps[i].append(("start", observation[i]))
+                    continue
+                over = bool(terminated[i] or truncated[i])
+                last = info["final_obs"][i] if over and envs is at_once else observation[i]
+                steps[i].append((reward[i], last))
+                if over and envs is at_once:
+                    assert info["_final_obs"][i]
+                    steps[i].append(("start", observation[i]))
+            if envs is at_once and "_final_obs" in info:
+                assert (info["_final_obs"] == (terminated | truncated)).all()
+                assert (info["final_obs"][~info["_final_obs"]] == 0).all()
+            ended = (terminated | truncated) & ~ended
+        streams[envs] = steps
+    starts = 0
+    for one, other in zip(streams[later], streams[at_once], strict=True):
+        for (reward, observation), (reward_too, observation_too) in zip(one, other, strict=False):
+            assert reward == reward_too and (observation == observation_too).all()
+            starts += isinstance(reward, str)
+    assert starts > 6
+    with pytest.raises(ValueError, match=r"^autoreset_mode: "):
+        DreamVectorEnv(*made, autoreset_mode=AutoresetMode.DISABLED)
+
+
 def test_spaces():
     made = arguments(latent=4, action=3)
     envs = DreamVectorEnv(*made, num_envs=6, features="zh", action_low=[-1, 0, 0])

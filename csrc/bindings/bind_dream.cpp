@@ -8,6 +8,7 @@
 #include "bindings/arrays.hpp"
 #include "core/dream.hpp"
 #include "core/level.hpp"
+#include "core/peak.hpp"
 #include "core/rng.hpp"
 
 namespace worldmodels {
@@ -117,6 +118,8 @@ py::tuple rollout(const WorldModel& model, const ControllerView& controller, con
     py::array_t<std::int32_t> lengths(shape);
     args.returns = returns.mutable_data();
     args.lengths = lengths.mutable_data();
+    std::int64_t computed = 0;
+    args.computed = &computed;
     const Kernels& level = level_for(model.precision());
     bool complete = false;
     {
@@ -124,17 +127,19 @@ py::tuple rollout(const WorldModel& model, const ControllerView& controller, con
         complete = rollout_unchecked(level, model, controller, args, {interrupted, nullptr});
     }
     if (!complete) throw py::error_already_set();
-    return py::make_tuple(returns, lengths);
+    return py::make_tuple(returns, lengths, computed);
 }
 
 py::tuple trace(const WorldModel& model, const ControllerView& controller, const py::array& params,
-                long long episode, std::uint64_t seed, double temperature, long long max_steps) {
+                long long candidate, long long episode, std::uint64_t seed, double temperature,
+                long long max_steps) {
     const ModelView& m = model.view();
     float total = 0.0F;
     std::int32_t length = 0;
     RolloutArgs args{};
     args.params =
         checked_floats(params, "params", {controller_size(controller, m.latent, m.hidden, m.action)});
+    args.first_candidate = static_cast<std::uint32_t>(at_least(candidate, 0, "candidate"));
     args.first_episode = static_cast<std::uint32_t>(at_least(episode, 0, "episode"));
     args.candidates = args.episodes = 1;
     args.seed = seed;
@@ -143,6 +148,8 @@ py::tuple trace(const WorldModel& model, const ControllerView& controller, const
     args.threads = 1;
     args.returns = &total;
     args.lengths = &length;
+    std::int64_t computed = 0;
+    args.computed = &computed;
     const py::ssize_t steps = args.max_steps, latent = m.latent, action = m.action;
     py::array_t<float> z(std::vector<py::ssize_t>{steps + 1, latent}),
         actions(std::vector<py::ssize_t>{steps, action}), done_logit(m.done ? steps : 0), reward(steps);
@@ -225,6 +232,16 @@ py::array_t<float> elementwise(const std::string& level, const std::string& func
     throw py::value_error("function: unknown name '" + function + "'");
 }
 
+double multiply_add_rate(bool bfloat16, long long threads, double seconds) {
+    const int team = at_least(threads, 1, "num_threads");
+    if (!(seconds > 0.0 && seconds <= 60.0))
+        throw py::value_error("seconds: expected a number from 0 to 60, got " + std::to_string(seconds));
+    const Kernels& level = level_for(bfloat16 ? Precision::bfloat16 : Precision::float32);
+    const py::gil_scoped_release release;
+    return multiply_add_rate_unchecked(bfloat16 ? level.multiply_adds_bfloat16 : level.multiply_adds, team,
+                                       seconds);
+}
+
 py::array_t<float> draws(const std::string& level, std::uint64_t seed, std::uint32_t candidate,
                          std::uint32_t episode, std::uint32_t step, long long count) {
     const int blocks = at_least(count, 1, "count");
@@ -249,6 +266,7 @@ void bind_dream(pybind11::module_& m) {
     m.def("set_simd_level", &set_level, "name"_a);
     m.def("philox4x32", &philox4x32, "counter"_a, "key"_a);
     m.def("elementwise", &elementwise, "level"_a, "function"_a, "x"_a);
+    m.def("multiply_add_rate", &multiply_add_rate, "bfloat16"_a, "num_threads"_a, "seconds"_a);
     m.def("draws", &draws, "level"_a, "seed"_a, "candidate"_a, "episode"_a, "step"_a, "count"_a);
 
     py::class_<WorldModel, std::shared_ptr<WorldModel>>(m, "WorldModel")
@@ -259,8 +277,8 @@ void bind_dream(pybind11::module_& m) {
         .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a);
     m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, "episodes"_a, "seed"_a,
           "common_seeds"_a, "temperature"_a, "max_steps"_a, "num_threads"_a);
-    m.def("trace", &trace, "model"_a, "controller"_a, "params"_a, "episode"_a, "seed"_a, "temperature"_a,
-          "max_steps"_a);
+    m.def("trace", &trace, "model"_a, "controller"_a, "params"_a, "candidate"_a, "episode"_a, "seed"_a,
+          "temperature"_a, "max_steps"_a);
     py::class_<BoundStepper>(m, "DreamStepper")
         .def(py::init<std::shared_ptr<WorldModel>, long long>(), "model"_a, "num_envs"_a)
         .def("reset", &stepper_reset, "seed"_a, "episodes"_a, "mask"_a)

@@ -23,7 +23,7 @@ class Worker {
         while (active < share && take(queue, active)) ++active;
         while (active > 0 && !team.stopped()) {
             record_before();
-            step(kernels_, model_, &controller_, sampling, lanes_.block(), active);
+            computed_ += step(kernels_, model_, &controller_, sampling, lanes_.block(), active);
             record_after();
             for (int lane = active - 1; lane >= 0; --lane) {
                 if (!advance(lane) || take(queue, lane)) continue;
@@ -35,6 +35,8 @@ class Worker {
             team.tick(thread);
         }
     }
+
+    std::int64_t computed() const { return computed_; }
 
   private:
     struct Running {
@@ -48,8 +50,8 @@ class Worker {
         if (job >= std::int64_t{args_.candidates} * args_.episodes) return false;
         const auto candidate = static_cast<std::uint32_t>(job / args_.episodes);
         const auto episode = static_cast<std::uint32_t>(job % args_.episodes) + args_.first_episode;
-        lanes_.start(kernels_, model_, args_.seed, args_.common_seeds ? 0 : candidate, episode,
-                     args_.params + candidate * params_, lane);
+        const std::uint32_t stream = args_.common_seeds ? 0 : candidate + args_.first_candidate;
+        lanes_.start(kernels_, model_, args_.seed, stream, episode, args_.params + candidate * params_, lane);
         running_[lane] = {job, 0.0, 0};
         return true;
     }
@@ -89,6 +91,7 @@ class Worker {
     Lanes lanes_;
     std::size_t params_;
     Running running_[kBlock]{};
+    std::int64_t computed_ = 0;
 };
 
 }  // namespace
@@ -108,14 +111,16 @@ bool rollout_unchecked(const Kernels& kernels, const WorldModel& model, const Co
     Team team(poll);
     if (threads == 1) {
         workers[0].play(queue, share, team, 0);
-        return !team.stopped();
-    }
+    } else {
 #pragma omp parallel num_threads(threads)
-    {
-        const int thread = omp_get_thread_num();
-        workers[static_cast<std::size_t>(thread)].play(queue, share, team, thread);
-        team.finish(thread, omp_get_num_threads());
+        {
+            const int thread = omp_get_thread_num();
+            workers[static_cast<std::size_t>(thread)].play(queue, share, team, thread);
+            team.finish(thread, omp_get_num_threads());
+        }
     }
+    if (args.computed != nullptr)
+        for (const Worker& worker : workers) *args.computed += worker.computed();
     return !team.stopped();
 }
 

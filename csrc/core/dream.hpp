@@ -19,15 +19,16 @@ struct Record {
 struct RolloutArgs {
     const float* params;  // (candidates, controller size)
     std::uint32_t candidates, episodes;
-    std::uint32_t first_episode;
+    std::uint32_t first_candidate, first_episode;
     std::uint64_t seed;
     bool common_seeds;  // every candidate sees the draws of candidate 0
     float temperature;
     int max_steps;
     int threads;
-    Record* record;         // of the only episode, or null
-    float* returns;         // (candidates, episodes)
-    std::int32_t* lengths;  // (candidates, episodes)
+    Record* record;          // of the only episode, or null
+    float* returns;          // (candidates, episodes)
+    std::int32_t* lengths;   // (candidates, episodes)
+    std::int64_t* computed;  // (1), or null: adds the steps computed, idle lanes included
 };
 
 // Plays candidates x episodes; false when the poll asked to stop. Throws std::bad_alloc, std::runtime_error

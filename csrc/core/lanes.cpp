@@ -9,6 +9,11 @@
 namespace worldmodels {
 namespace {
 
+// Rows of a block that hold `count` floats.
+constexpr std::size_t in_rows(std::size_t count) {
+    return (count + kBlock - 1) / kBlock;
+}
+
 void copy_column(float* rows, std::size_t count, int from, int to) {
     for (std::size_t r = 0; r < count; ++r) rows[r * kBlock + to] = rows[r * kBlock + from];
 }
@@ -37,8 +42,11 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller) : view_(
         params_ = controller_size(*controller, view_.latent, view_.hidden, view_.action);
         units = static_cast<std::size_t>(controller->hidden_units);
     }
-    storage_ = aligned_floats(
-        (inputs + x_words + h_words + 3 * hidden + params_ + units + head + 2 * even + 3) * kBlock);
+    const std::size_t few_inputs = in_rows((inputs + hidden) * kMostFew);
+    const std::size_t few_gates = in_rows(4 * kMostFew * static_cast<std::size_t>(few_units(view_.hidden)));
+    storage_ = aligned_floats((inputs + x_words + h_words + 3 * hidden + params_ + units + few_inputs +
+                               few_gates + head + 2 * even + 3) *
+                              kBlock);
     float* next = storage_.get();
     const auto take = [&next](std::size_t rows) {
         float* const rows_begin = next;
@@ -53,6 +61,8 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller) : view_(
     block_.c = take(hidden);
     block_.params = take(params_);
     block_.units = take(units);
+    block_.few_inputs = take(few_inputs);
+    block_.few_gates = take(few_gates);
     block_.head = take(head);
     block_.noise = take(even);
     block_.component = reinterpret_cast<std::int32_t*>(take(even));

@@ -9,11 +9,11 @@ namespace worldmodels {
 // The draws of one dream: its seed and temperature.
 Sampling make_sampling(std::uint64_t seed, float temperature);
 
-// Plays one step of the first `lanes` lanes in the model's precision.
-inline void step(const Kernels& kernels, const WorldModel& model, const ControllerView* controller,
-                 const Sampling& sampling, Block& block, int lanes) {
+// Plays one step of the first `lanes` lanes in the model's precision; returns the lanes computed.
+inline int step(const Kernels& kernels, const WorldModel& model, const ControllerView* controller,
+                const Sampling& sampling, Block& block, int lanes) {
     const auto play = model.precision() == Precision::bfloat16 ? kernels.step_bfloat16 : kernels.step;
-    play(model.view(), controller, sampling, block, lanes);
+    return play(model.view(), controller, sampling, block, lanes);
 }
 
 class Lanes {

@@ -58,7 +58,18 @@ bool supported() {
 }  // namespace
 
 constinit const Kernels avx2_kernels = {
-    "avx2", kLanes, supported, step_lanes<Float32>, nullptr, start, tile_product, normals, elementwise, draws,
+    .name = "avx2",
+    .lanes = kLanes,
+    .supported = supported,
+    .step = step_lanes<Float32>,
+    .step_bfloat16 = nullptr,
+    .start = start,
+    .tile_product = tile_product,
+    .normals = normals,
+    .elementwise = elementwise,
+    .draws = draws,
+    .multiply_adds = multiply_adds<Float32>,
+    .multiply_adds_bfloat16 = nullptr,
 };
 
 }  // namespace worldmodels

@@ -30,11 +30,9 @@ inline D fma(D a, D b, D c) {
 #include "kernels/normals.hpp"
 
 // Half a vector of lanes is faster, and the same bits, in vectors of 8.
-void step(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block, int lanes) {
-    if (lanes > kFewLanes && lanes <= kLanes / 2)
-        avx2_kernels.step(m, controller, s, block, lanes);
-    else
-        step_lanes<Float32>(m, controller, s, block, lanes);
+int step(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block, int lanes) {
+    if (lanes > kFewLanes && lanes <= kLanes / 2) return avx2_kernels.step(m, controller, s, block, lanes);
+    return step_lanes<Float32>(m, controller, s, block, lanes);
 }
 
 bool supported() {
@@ -49,11 +47,32 @@ bool bfloat16_supported() {
 }  // namespace
 
 constinit const Kernels avx512_kernels = {
-    "avx512", kLanes, supported, step, nullptr, start, tile_product, normals, elementwise, draws,
+    .name = "avx512",
+    .lanes = kLanes,
+    .supported = supported,
+    .step = step,
+    .step_bfloat16 = nullptr,
+    .start = start,
+    .tile_product = tile_product,
+    .normals = normals,
+    .elementwise = elementwise,
+    .draws = draws,
+    .multiply_adds = multiply_adds<Float32>,
+    .multiply_adds_bfloat16 = nullptr,
 };
 constinit const Kernels avx512_bf16_kernels = {
-    "avx512_bf16", kLanes,  bfloat16_supported, step,  step_avx512_bfloat16, start,
-    tile_product,  normals, elementwise,        draws,
+    .name = "avx512_bf16",
+    .lanes = kLanes,
+    .supported = bfloat16_supported,
+    .step = step,
+    .step_bfloat16 = step_avx512_bfloat16,
+    .start = start,
+    .tile_product = tile_product,
+    .normals = normals,
+    .elementwise = elementwise,
+    .draws = draws,
+    .multiply_adds = multiply_adds<Float32>,
+    .multiply_adds_bfloat16 = multiply_adds_avx512_bfloat16,
 };
 
 }  // namespace worldmodels

@@ -29,6 +29,7 @@ struct Bfloat16 {
         __builtin_memcpy(&word, p, sizeof word);
         return as_float(splat_int(word));
     }
+    static V one() { return as_float(splat_int(0x3F803F80)); }
     static V multiply_add(V w, V x, V sum) {
         return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
     }
@@ -48,9 +49,13 @@ struct Bfloat16 {
 
 }  // namespace
 
-void step_avx512_bfloat16(const ModelView& m, const ControllerView* controller, const Sampling& s,
-                          Block& block, int lanes) {
-    step_lanes<Bfloat16>(m, controller, s, block, lanes);
+int step_avx512_bfloat16(const ModelView& m, const ControllerView* controller, const Sampling& s,
+                         Block& block, int lanes) {
+    return step_lanes<Bfloat16>(m, controller, s, block, lanes);
+}
+
+double multiply_adds_avx512_bfloat16(int rounds) {
+    return multiply_adds<Bfloat16>(rounds);
 }
 
 }  // namespace worldmodels

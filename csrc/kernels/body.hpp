@@ -6,19 +6,18 @@ inline int vectors_of(int lanes) {
     return (lanes + kLanes - 1) / kLanes;
 }
 
-// One unit's state from its gates: c' = sigmoid(f) c + sigmoid(i) tanh(g); h' = sigmoid(o) tanh(c'). Two
-// divisions.
-inline void lstm_unit(const float* gates, float* c, float* h) {
+// One unit's output from its gates i, f, g, o, which lie `stride` apart: c' = sigmoid(f) c + sigmoid(i)
+// tanh(g); h' = sigmoid(o) tanh(c'). Two divisions.
+inline V lstm_unit(const float* gates, int stride, V& c) {
     const Ratio i = tanh_ratio(load(gates) * 0.5F);
-    const Ratio f = tanh_ratio(load(gates + kBlock) * 0.5F);
-    const Ratio g = tanh_ratio(load(gates + 2 * kBlock));
-    const Ratio o = tanh_ratio(load(gates + 3 * kBlock) * 0.5F);
+    const Ratio f = tanh_ratio(load(gates + stride) * 0.5F);
+    const Ratio g = tanh_ratio(load(gates + 2 * stride));
+    const Ratio o = tanh_ratio(load(gates + 3 * stride) * 0.5F);
     const V ig = i.under * g.under;
-    const V kept = load(c) * (f.under + f.over) * ig;
-    const V next = fma((i.under + i.over) * g.over, f.under, kept) * 0.5F / (ig * f.under);
-    const Ratio t = tanh_ratio(next);
-    store(c, next);
-    store(h, (o.under + o.over) * t.over * 0.5F / (o.under * t.under));
+    const V kept = c * (f.under + f.over) * ig;
+    c = fma((i.under + i.over) * g.over, f.under, kept) * 0.5F / (ig * f.under);
+    const Ratio t = tanh_ratio(c);
+    return (o.under + o.over) * t.over * 0.5F / (o.under * t.under);
 }
 
 // Sums `count` features into R rows of a layer whose parameters are one column per lane.
@@ -81,24 +80,25 @@ inline void act(const ModelView& m, const ControllerView& c, Block& block, int v
 }
 
 // The component of one dimension: from softmax(logits / temperature) by inversion, or the first largest.
-inline I choose(const float* logits, int mixtures, V uniform, const Sampling& s) {
-    V largest = load(logits);
+// logit(k) gives component k's logits.
+template <class Logit>
+inline I choose(Logit logit, int mixtures, V uniform, const Sampling& s) {
+    V largest = logit(0);
     I best = I{};
     for (int k = 1; k < mixtures; ++k) {
-        const V logit = load(logits + k * kBlock);
-        const I more = logit > largest;
-        largest = more ? logit : largest;
+        const V next = logit(k);
+        const I more = next > largest;
+        largest = more ? next : largest;
         best = more ? splat_int(k) : best;
     }
     if (s.greedy) return best;
     V total = V{};
-    for (int k = 0; k < mixtures; ++k)
-        total += exp((load(logits + k * kBlock) - largest) * s.inverse_temperature);
+    for (int k = 0; k < mixtures; ++k) total += exp((logit(k) - largest) * s.inverse_temperature);
     const V target = uniform * total;
     V sum = V{};
     I component = I{};
     for (int k = 0; k + 1 < mixtures; ++k) {
-        sum += exp((load(logits + k * kBlock) - largest) * s.inverse_temperature);
+        sum += exp((logit(k) - largest) * s.inverse_temperature);
         component -= target >= sum;  // a true comparison is -1
     }
     return component;
@@ -116,10 +116,38 @@ inline void choose_components(const ModelView& m, const Sampling& s, Block& bloc
             const Draws draws =
                 draw(splat_bits(static_cast<std::uint32_t>(d / 2)), step, episode, candidate, s.key);
             for (int j = 0; j < 2 && d + j < m.latent; ++j) {
+                const float* const own = logits + (d + j) * m.mixtures * kBlock + at;
                 const I component =
-                    choose(logits + (d + j) * m.mixtures * kBlock + at, m.mixtures, draws.uniform[j], s);
+                    choose([own](int k) { return load(own + k * kBlock); }, m.mixtures, draws.uniform[j], s);
                 __builtin_memcpy(block.component + (d + j) * kBlock + at, &component, sizeof component);
                 store(block.noise + (d + j) * kBlock + at, draws.normal[j] * s.noise_scale);
+            }
+        }
+    }
+}
+
+// The same for few lanes: vectors of pairs of dimensions instead of lanes.
+inline void choose_components_few(const ModelView& m, const Sampling& s, Block& block, int lanes) {
+    for (int lane = 0; lane < lanes; ++lane) {
+        const float* const logits = block.head + m.score_row() * kBlock + lane;
+        const U step = splat_bits(block.step[lane]), episode = splat_bits(block.episode[lane]),
+                candidate = splat_bits(block.candidate[lane]);
+        for (int first = 0; first < m.latent; first += 2 * kLanes) {
+            const Draws draws =
+                draw(counting(static_cast<std::uint32_t>(first / 2)), step, episode, candidate, s.key);
+            for (int j = 0; j < 2; ++j) {
+                const auto logit = [&](int k) {
+                    V x = V{};
+                    for (int i = 0, d = first + j; i < kLanes && d < m.latent; ++i, d += 2)
+                        x[i] = logits[(d * m.mixtures + k) * kBlock];
+                    return x;
+                };
+                const I component = choose(logit, m.mixtures, draws.uniform[j], s);
+                const V noise = draws.normal[j] * s.noise_scale;
+                for (int i = 0, d = first + j; i < kLanes && d < m.latent; ++i, d += 2) {
+                    block.component[d * kBlock + lane] = component[i];
+                    block.noise[d * kBlock + lane] = noise[i];
+                }
             }
         }
     }

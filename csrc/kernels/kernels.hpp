@@ -15,11 +15,17 @@ inline constexpr int kTable =
     16;  // floats of a moment table: the means (or log stds) of a group of dimensions
 inline constexpr int kTableMixtures = 8;  // most mixtures for which moment tables are packed
 inline constexpr std::int64_t kTile = 8;  // rows and columns of a tile of CMA-ES's matrix products
+inline constexpr int kMostFew = 4;        // lanes that a kernel for few lanes takes
 inline constexpr float kLogstdMin = -8.0F, kLogstdMax = 8.0F;  // models/mdnrnn.py LOGSTD_RANGE
 
 // Dimensions that share a moment table.
 constexpr int table_dims(int mixtures) {
     return mixtures <= 5 ? 3 : 2;
+}
+
+// Length of a row of gates for few lanes: whole panels and whole vectors.
+constexpr int few_units(int hidden) {
+    return (hidden + 47) / 48 * 48;
 }
 
 // M, packed. Every panel is (1 + columns, kPanel) words: the biases, then one row per input column. In
@@ -54,16 +60,18 @@ struct Sampling {
 
 // The state of kBlock lanes; every buffer is (rows, kBlock), 64-byte aligned.
 struct Block {
-    float* x;        // (inputs): z, action, restart flag
-    float* h;        // (hidden)
-    float* x_words;  // (ceil(inputs / 2)): x as pairs of bfloat16; null in float32
-    float* h_words;  // (ceil(hidden / 2)): h as pairs of bfloat16; null in float32
-    float* h_next;   // (hidden): swapped with h by every step
-    float* c;        // (hidden)
-    float* params;   // (controller size)
-    float* units;    // (hidden_units)
-    float* head;     // ((score_panels + moment_panels) * kPanel): row 0 holds the done logit, then the reward
-    float* noise;    // (latent rounded up to even)
+    float* x;           // (inputs): z, action, restart flag
+    float* h;           // (hidden)
+    float* x_words;     // (ceil(inputs / 2)): x as pairs of bfloat16; null in float32
+    float* h_words;     // (ceil(hidden / 2)): h as pairs of bfloat16; null in float32
+    float* h_next;      // (hidden): swapped with h by every step
+    float* c;           // (hidden)
+    float* params;      // (controller size)
+    float* units;       // (hidden_units)
+    float* few_inputs;  // ((inputs + hidden) * kMostFew): without gaps, for few lanes
+    float* few_gates;   // (4 * kMostFew * few_units(hidden)): likewise
+    float* head;   // ((score_panels + moment_panels) * kPanel): row 0 holds the done logit, then the reward
+    float* noise;  // (latent rounded up to even)
     std::int32_t* component;   // (latent rounded up to even)
     std::uint32_t* candidate;  // (1)
     std::uint32_t* episode;    // (1)
@@ -72,15 +80,18 @@ struct Block {
 
 enum class Function { exp, log, tanh, sigmoid, sin_turns, cos_turns };
 
+// Does `rounds` rounds of independent multiply-adds in registers; returns the floating-point operations.
+using MultiplyAdds = double (*)(int rounds);
+
 struct Kernels {
     const char* name;
     int lanes;  // of one vector
     bool (*supported)();
     // Plays one step of the first `lanes` lanes; without a controller the actions are taken as they stand in
-    // x.
-    void (*step)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
+    // x. Returns the lanes it computed, idle ones included.
+    int (*step)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
     // The same with products of bfloat16, for a model packed so; null where the level has none.
-    void (*step_bfloat16)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
+    int (*step_bfloat16)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
     // The first latent of an episode: mu + exp(logvar / 2) * normal; mu, logvar, z: (latent).
     void (*start)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, int latent,
                   const float* mu, const float* logvar, float* z);
@@ -97,6 +108,8 @@ struct Kernels {
     // count).
     void (*draws)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode,
                   std::uint32_t step, std::uint32_t count, float* out);
+    MultiplyAdds multiply_adds;
+    MultiplyAdds multiply_adds_bfloat16;  // null where the level has none
 };
 
 // Levels this machine can run, plainest first.

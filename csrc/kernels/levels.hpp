@@ -12,6 +12,7 @@ extern const Kernels avx512_bf16_kernels;
 extern const Kernels neon_kernels;
 
 // Of avx512_bf16.cpp, the one file built with -mavx512bf16.
-void step_avx512_bfloat16(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
+int step_avx512_bfloat16(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
+double multiply_adds_avx512_bfloat16(int rounds);
 
 }  // namespace worldmodels

@@ -1,11 +1,5 @@
 // An episode's first latent, and what tests ask of a level. Included inside an ISA's anonymous namespace.
 
-inline U counting(std::uint32_t first) {
-    U x;
-    for (int lane = 0; lane < kLanes; ++lane) x[lane] = first + static_cast<std::uint32_t>(lane);
-    return x;
-}
-
 void draws(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, std::uint32_t step,
            std::uint32_t count, float* out) {
     for (std::uint32_t first = 0; first < count; first += kLanes) {

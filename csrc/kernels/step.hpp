@@ -7,6 +7,7 @@
 struct Float32 {
     static constexpr int kPack = 1;  // inputs to a word
     static V broadcast(const float* p) { return splat(*p); }
+    static V one() { return splat(1.0F); }
     static V multiply_add(V w, V x, V sum) { return fma(w, x, sum); }
     static const float* inputs(const Block& block) { return block.x; }
     static const float* hidden(const Block& block) { return block.h; }
@@ -19,7 +20,8 @@ constexpr int rows(int count) {
     return (count + P::kPack - 1) / P::kPack;
 }
 
-// Two stretches of inputs, each (count, kBlock) words: [z, action, restart] and h, or h alone.
+// Two stretches of inputs, each (count, stride) words: [z, action, restart] and h, or h alone. The stride is
+// kBlock, or for few lanes their number: a copy without gaps, which the first-level cache holds.
 struct Inputs {
     const float* first;
     int first_count;
@@ -27,13 +29,31 @@ struct Inputs {
     int second_count;
 };
 
+// Lanes that the kernel for few lanes computes at once.
+constexpr int few_lanes(int lanes) {
+    return lanes <= 2 ? lanes : kFewLanes;
+}
+
+inline const float* without_gaps(const float* rows, int count, int lanes, float* to) {
+    const int few = few_lanes(lanes);
+    for (int k = 0; k < count; ++k)
+        for (int l = 0; l < few; ++l) to[k * few + l] = rows[k * kBlock + l];
+    return to;
+}
+
 template <class P>
-inline Inputs lstm_inputs(const ModelView& m, const Block& block) {
-    return {P::inputs(block), rows<P>(m.inputs()), P::hidden(block), rows<P>(m.hidden)};
+inline Inputs lstm_inputs(const ModelView& m, const Block& block, int lanes) {
+    const int inputs = rows<P>(m.inputs()), hidden = rows<P>(m.hidden);
+    if (lanes > kFewLanes) return {P::inputs(block), inputs, P::hidden(block), hidden};
+    float* const after = block.few_inputs + inputs * few_lanes(lanes);
+    return {without_gaps(P::inputs(block), inputs, lanes, block.few_inputs), inputs,
+            without_gaps(P::hidden(block), hidden, lanes, after), hidden};
 }
 template <class P>
-inline Inputs head_inputs(const ModelView& m, const Block& block) {
-    return {P::hidden(block), rows<P>(m.hidden), nullptr, 0};
+inline Inputs head_inputs(const ModelView& m, const Block& block, int lanes) {
+    const int hidden = rows<P>(m.hidden);
+    if (lanes > kFewLanes) return {P::hidden(block), hidden, nullptr, 0};
+    return {without_gaps(P::hidden(block), hidden, lanes, block.few_inputs), hidden, nullptr, 0};
 }
 inline std::ptrdiff_t panel_size(const Inputs& in) {
     return std::ptrdiff_t{kPanel} * (1 + in.first_count + in.second_count);
@@ -92,7 +112,7 @@ inline __attribute__((always_inline)) std::ptrdiff_t accumulate_few(const float*
                                                                     std::ptrdiff_t stride, std::ptrdiff_t at,
                                                                     const float* in, int count,
                                                                     V (&acc)[G][kPanelVectors][L]) {
-    for (int k = 0; k < count; ++k, at += kPanel, in += kBlock) {
+    for (int k = 0; k < count; ++k, at += kPanel, in += L) {
         V x[L];
 #pragma GCC unroll 4
         for (int l = 0; l < L; ++l) x[l] = P::broadcast(in + l);
@@ -108,9 +128,10 @@ inline __attribute__((always_inline)) std::ptrdiff_t accumulate_few(const float*
     return at;
 }
 
-template <class P, int G, int L>
-inline void panels_few(const float* panels, const Inputs& in, float* out) {
+template <class P, int G, int L, class Put>
+inline void panels_few(const float* panels, const Inputs& in, int first, Put put) {
     const std::ptrdiff_t stride = panel_size(in);
+    panels += first * stride;
     V acc[G][kPanelVectors][L];
 #pragma GCC unroll 16
     for (int g = 0; g < G; ++g)
@@ -124,45 +145,86 @@ inline void panels_few(const float* panels, const Inputs& in, float* out) {
     for (int g = 0; g < G; ++g)
         for (int l = 0; l < L; ++l) {
             for (int v = 0; v < kPanelVectors; ++v) store(sums + v * kLanes, acc[g][v][l]);
-            for (int r = 0; r < kPanel; ++r) out[(g * kPanel + r) * kBlock + l] = sums[r];
+            for (int r = 0; r < kPanel; ++r) put(first + g, r, l, sums[r]);
         }
 }
 
-template <class P, int L>
-inline void all_panels_few(const float* panels, int count, const Inputs& in, float* out) {
+// Calls put(panel, row, lane, sum) for all rows of `count` panels.
+template <class P, int L, class Put>
+inline void all_panels_few(const float* panels, int count, const Inputs& in, Put put) {
     constexpr int G = kFewSums / (kPanelVectors * L);
     int p = 0;
-    for (; p + G <= count; p += G)
-        panels_few<P, G, L>(panels + p * panel_size(in), in, out + p * kPanel * kBlock);
-    for (; p < count; ++p) panels_few<P, 1, L>(panels + p * panel_size(in), in, out + p * kPanel * kBlock);
+    for (; p + G <= count; p += G) panels_few<P, G, L>(panels, in, p, put);
+    for (; p < count; ++p) panels_few<P, 1, L>(panels, in, p, put);
 }
 
-// out (count * kPanel, kBlock) = all rows of `count` panels.
-template <class P>
-inline void all_panels(const float* panels, int count, const Inputs& in, float* out, int lanes) {
-    if (lanes <= kFewLanes) {
-        if (lanes == 1) return all_panels_few<P, 1>(panels, count, in, out);
-        if (lanes == 2 || kFewLanes == 2) return all_panels_few<P, 2>(panels, count, in, out);
-        return all_panels_few<P, kFewLanes>(panels, count, in, out);
+// f<L>() for the number of lanes that the kernel for few lanes computes at once.
+template <class F>
+inline void with_few_lanes(int lanes, F f) {
+    switch (few_lanes(lanes)) {
+        case 1:
+            return f.template operator()<1>();
+        case 2:
+            return f.template operator()<(kFewLanes < 2 ? 1 : 2)>();
+        default:
+            return f.template operator()<kFewLanes>();
     }
+}
+
+// out (count * kPanel, kBlock) = all rows of `count` panels of the head.
+template <class P>
+inline void head_panels(const float* panels, int count, const Inputs& in, float* out, int lanes) {
+    if (lanes <= kFewLanes)
+        return with_few_lanes(lanes, [&]<int L>() {
+            all_panels_few<P, L>(panels, count, in, [out](int panel, int row, int lane, float sum) {
+                out[(panel * kPanel + row) * kBlock + lane] = sum;
+            });
+        });
     for (int p = 0; p < count; ++p)
         panel_lanes<P>(panels + p * panel_size(in), in, out + p * kPanel * kBlock, vectors_of(lanes));
 }
 
+// The LSTM of few lanes: gates (4, L, units), then vectors of units instead of lanes.
+template <class P, int L>
+inline void lstm_few(const ModelView& m, Block& block, const Inputs& in, int panels) {
+    const int units = few_units(m.hidden);
+    float* const gates = block.few_gates;
+    all_panels_few<P, L>(m.lstm, panels, in, [=](int panel, int row, int lane, float sum) {
+        gates[((row % 4) * L + lane) * units + panel * kPanelUnits + row / 4] = sum;
+    });
+    for (int lane = 0; lane < L; ++lane)
+        for (int unit = 0; unit < m.hidden; unit += kLanes) {
+            const int count = m.hidden - unit < kLanes ? m.hidden - unit : kLanes;
+            float* const c = block.c + unit * kBlock + lane;
+            float* const h = block.h_next + unit * kBlock + lane;
+            V state = V{};
+            for (int i = 0; i < count; ++i) state[i] = c[i * kBlock];
+            const V out = lstm_unit(gates + lane * units + unit, L * units, state);
+            for (int i = 0; i < count; ++i) {
+                c[i * kBlock] = state[i];
+                h[i * kBlock] = out[i];
+            }
+        }
+}
+
 template <class P>
 inline void lstm(const ModelView& m, Block& block, int lanes) {
-    constexpr int kAtOnce = 8;  // panels whose gates are kept: what the kernel for few lanes takes in one go
-    alignas(64) float gates[kAtOnce * kPanel * kBlock];
-    const Inputs in = lstm_inputs<P>(m, block);
-    const int panels = (m.hidden + kPanelUnits - 1) / kPanelUnits, at_once = lanes <= kFewLanes ? kAtOnce : 1;
-    for (int p = 0; p < panels; p += at_once) {
-        const int count = p + at_once <= panels ? at_once : panels - p;
-        all_panels<P>(m.lstm + p * panel_size(in), count, in, gates, lanes);
-        for (int u = 0; u < count * kPanelUnits && p * kPanelUnits + u < m.hidden; ++u)
-            for (int n = 0; n < vectors_of(lanes); ++n) {
-                const int at = (p * kPanelUnits + u) * kBlock + n * kLanes;
-                lstm_unit(gates + 4 * u * kBlock + n * kLanes, block.c + at, block.h_next + at);
-            }
+    const Inputs in = lstm_inputs<P>(m, block, lanes);
+    const int panels = (m.hidden + kPanelUnits - 1) / kPanelUnits;
+    if (lanes <= kFewLanes) {
+        with_few_lanes(lanes, [&]<int L>() { lstm_few<P, L>(m, block, in, panels); });
+    } else {
+        alignas(64) float gates[kPanel * kBlock];
+        for (int p = 0; p < panels; ++p) {
+            panel_lanes<P>(m.lstm + p * panel_size(in), in, gates, vectors_of(lanes));
+            for (int u = 0; u < kPanelUnits && p * kPanelUnits + u < m.hidden; ++u)
+                for (int n = 0; n < vectors_of(lanes); ++n) {
+                    const int at = (p * kPanelUnits + u) * kBlock + n * kLanes;
+                    V state = load(block.c + at);
+                    store(block.h_next + at, lstm_unit(gates + 4 * u * kBlock + n * kLanes, kBlock, state));
+                    store(block.c + at, state);
+                }
+        }
     }
     float* const swap = block.h;
     block.h = block.h_next;
@@ -172,10 +234,10 @@ inline void lstm(const ModelView& m, Block& block, int lanes) {
 // All means and log stds, then each lane's own: for levels without a table lookup, and many mixtures.
 template <class P>
 inline void sample_all(const ModelView& m, Block& block, int lanes) {
-    const Inputs in = head_inputs<P>(m, block);
+    const Inputs in = head_inputs<P>(m, block, lanes);
     const int vectors = vectors_of(lanes);
-    all_panels<P>(m.head + m.score_panels * panel_size(in), m.moment_panels, in,
-                  block.head + m.mean_row() * kBlock, lanes);
+    head_panels<P>(m.head + m.score_panels * panel_size(in), m.moment_panels, in,
+                   block.head + m.mean_row() * kBlock, lanes);
     const float* const means = block.head + m.mean_row() * kBlock;
     const float* const logstds = means + m.latent * m.mixtures * kBlock;
     for (int d = 0; d < m.latent; ++d)
@@ -255,18 +317,21 @@ inline void sample_chosen(const ModelView& m, Block& block, int vectors) {
 }
 #endif
 
-// Plays one step of the first `lanes` lanes.
+// Plays one step of the first `lanes` lanes; returns how many it computed.
 template <class P>
-inline void step_lanes(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block,
-                       int lanes) {
+inline int step_lanes(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block,
+                      int lanes) {
     const int vectors = vectors_of(lanes);
     if (controller != nullptr) act(m, *controller, block, vectors);
     P::pack(block.x, m.inputs(), block.x_words, vectors);
     P::pack(block.h, m.hidden, block.h_words, vectors);
     lstm<P>(m, block, lanes);
     P::pack(block.h, m.hidden, block.h_words, vectors);
-    all_panels<P>(m.head, m.score_panels, head_inputs<P>(m, block), block.head, lanes);
-    choose_components(m, s, block, vectors);
+    head_panels<P>(m.head, m.score_panels, head_inputs<P>(m, block, lanes), block.head, lanes);
+    if (lanes <= kFewLanes)
+        choose_components_few(m, s, block, lanes);
+    else
+        choose_components(m, s, block, vectors);
 #ifdef WORLDMODELS_LOOKUP
     if (m.moments == nullptr || lanes <= kFewLanes)
         sample_all<P>(m, block, lanes);
@@ -279,4 +344,25 @@ inline void step_lanes(const ModelView& m, const ControllerView* controller, con
 #endif
     if (m.restart)
         for (int n = 0; n < vectors; ++n) store(block.x + (m.inputs() - 1) * kBlock + n * kLanes, V{});
+    return lanes <= kFewLanes ? few_lanes(lanes) : vectors * kLanes;
+}
+
+template <class P>
+inline double multiply_adds(int rounds) {
+    constexpr int kSums = 12;  // enough to fill two pipes of latency 4
+    V sums[kSums];
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i)
+        sums[i] = splat(static_cast<float>(i));  // all different: none is left out
+    V x = P::one();
+    for (int round = 0; round < rounds; ++round) {
+        __asm__ volatile("" : "+m"(x));  // not a constant: nothing can be left out
+        const V w = x;
+#pragma GCC unroll 16
+        for (int i = 0; i < kSums; ++i) sums[i] = P::multiply_add(w, w, sums[i]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i) x += sums[i];
+    __asm__ volatile("" : : "m"(x));
+    return 2.0 * kSums * kLanes * P::kPack * rounds;
 }

@@ -13,6 +13,11 @@ inline I splat_int(std::int32_t x) {
 inline U splat_bits(std::uint32_t x) {
     return x - U{};
 }
+inline U counting(std::uint32_t first) {
+    U x;
+    for (int lane = 0; lane < kLanes; ++lane) x[lane] = first + static_cast<std::uint32_t>(lane);
+    return x;
+}
 inline I as_int(V x) {
     return reinterpret_cast<I>(x);
 }

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from worldmodels import __version__
@@ -55,6 +56,14 @@ def parser() -> argparse.ArgumentParser:
         _add_section(one, stage, "")
         if stage == "collect":
             _add_section(one, "environment", "environment.")
+    bench = commands.add_parser(
+        "bench",
+        help="how fast the dream is here, beside NumPy, PyTorch and JAX",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    bench.add_argument("--rounds", type=int, default=5, help="how often everything is timed; medians are printed")
+    bench.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="time the peers too")
+    bench.add_argument("--json", metavar="FILE", help="write the figures here too")
     commands.add_parser("info", help="versions, SIMD level, threads, devices")
     return top
 
@@ -92,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "info":
             _info()
+        elif options.command == "bench":
+            _bench(options)
         else:
             _work(options)
     except KeyboardInterrupt:
@@ -137,6 +148,21 @@ def _work(options: argparse.Namespace) -> None:
     with Experiment(options.out, config, again=stages[0] if getattr(options, "again", False) else None) as experiment:
         for stage in stages:
             experiment.run(stage)
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from worldmodels.benchmarks import measure
+    from worldmodels.data.atomic import write_json
+
+    if options.rounds < 1:
+        raise ValueError(f"--rounds: expected one or more, got {options.rounds}")
+    if options.json and not Path(options.json).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--json: no such folder: {Path(options.json).parent}")
+    rows = measure.measure(measure.cases(options.peers), options.rounds, lambda line: print(line, file=sys.stderr))
+    about = measure.machine()
+    print(measure.as_table(rows, about))
+    if options.json:
+        write_json(Path(options.json), measure.as_json(rows, about))
 
 
 def _info() -> None:

@@ -140,9 +140,28 @@ class Dream:
             RuntimeError: several threads are wanted in a process forked after such a call.
             KeyboardInterrupt: Ctrl-C, within a tenth of a second.
         """
+        return self.counted_rollout(
+            params, episodes, seed=seed, num_threads=num_threads, max_steps=max_steps, common_seeds=common_seeds
+        )[0]
+
+    def counted_rollout(
+        self,
+        params: npt.ArrayLike,
+        episodes: int = 16,
+        *,
+        seed: int = 0,
+        num_threads: int | None = None,
+        max_steps: int | None = None,
+        common_seeds: bool = False,
+    ) -> tuple[DreamResult, int]:
+        """As :meth:`rollout`, and the number of steps that were computed.
+
+        They are ``lengths.sum()`` plus those of lanes that had no episode left to play: episodes lie across the
+        lanes of SIMD vectors, and a vector is computed whole.
+        """
         if not isinstance(common_seeds, bool | np.bool_):
             raise TypeError(f"common_seeds: expected a bool, got {type(common_seeds).__name__}")
-        returns, lengths = _core.rollout(
+        returns, lengths, computed = _core.rollout(
             self._model,
             self._shape,
             float_array("params", params, ("P", self.controller.size)),
@@ -153,16 +172,26 @@ class Dream:
             self._max_steps(max_steps),
             check_threads(num_threads),
         )
-        return DreamResult(returns, lengths)
+        return DreamResult(returns, lengths), computed
 
     def trace(
-        self, params: npt.ArrayLike, *, episode: int = 0, seed: int = 0, max_steps: int | None = None
+        self,
+        params: npt.ArrayLike,
+        *,
+        candidate: int = 0,
+        episode: int = 0,
+        seed: int = 0,
+        max_steps: int | None = None,
     ) -> DreamTrace:
-        """Plays one episode and keeps its steps: candidate 0's ``episode`` of ``rollout(params[None], ...)``.
+        """Plays again one episode of a rollout, bit for bit, and keeps its steps.
+
+        ``trace(params[p], candidate=p, episode=e, seed=seed)`` is episode ``[p, e]`` of
+        ``rollout(params, episodes, seed=seed)``; with ``common_seeds``, every episode is one of candidate 0.
 
         Args:
             params: (N,) float32 or float64, flat parameters.
-            episode: which episode.
+            candidate: the row of the rollout.
+            episode: the column of the rollout.
             seed: as for :meth:`rollout`.
             max_steps: in place of the constructor's.
 
@@ -177,6 +206,7 @@ class Dream:
             self._model,
             self._shape,
             float_array("params", params, (self.controller.size,)),
+            check_integer("candidate", candidate, 0, 2**31 - 1),
             check_integer("episode", episode, 0, 2**31 - 1),
             check_seed(seed),
             self.temperature,
@@ -209,6 +239,24 @@ def set_simd_level(name: str) -> None:
         ValueError: this machine cannot run ``name``.
     """
     _core.set_simd_level(name)
+
+
+def multiply_add_rate(precision: Precision = "float32", num_threads: int | None = None, seconds: float = 0.2) -> float:
+    """Measures the machine's peak at the SIMD level in use, which a dream's speed is judged by.
+
+    Args:
+        precision: ``"float32"`` or ``"bfloat16"`` products.
+        num_threads: None for all cores this process may use.
+        seconds: how long to measure.
+
+    Returns:
+        Floating-point operations a second of independent multiply-adds in registers, each counted as two.
+
+    Raises:
+        ValueError: an argument does not fit.
+    """
+    check_precision(precision)
+    return _core.multiply_add_rate(precision == "bfloat16", check_threads(num_threads), seconds)
 
 
 def native_model(

@@ -81,10 +81,12 @@ class _Dreams:
     def step(self, actions: Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Steps all: rewards, terminations, truncations, each (N,)."""
         actions = np.asarray(actions)
-        if np.issubdtype(actions.dtype, np.integer):
-            actions = actions.astype(np.float32)
-        taken = float_array("actions", actions, (self.num_envs, self.action_size))
-        rewards, done = self.stepper.step(self.seed, self.temperature, taken, self.threads)
+        fits = actions.dtype == np.float32 and actions.shape == (self.num_envs, self.action_size)
+        if not (fits and actions.flags.c_contiguous):
+            if np.issubdtype(actions.dtype, np.integer):
+                actions = actions.astype(np.float32)
+            actions = float_array("actions", actions, (self.num_envs, self.action_size))
+        rewards, done = self.stepper.step(self.seed, self.temperature, actions, self.threads)
         self.lengths += 1
         return rewards, done, ~done & (self.lengths >= self.max_steps)
 
@@ -176,8 +178,10 @@ class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
 class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[Any]]):
     """Many dreams stepped by one native call; environment i plays ``Dream.rollout``'s candidate i.
 
-    Autoreset is next-step: the step after an episode's end ignores the action, starts the next episode and
-    returns its first observation with reward 0. Otherwise as :class:`DreamEnv`.
+    Autoreset is Gymnasium's ``NEXT_STEP`` (the step after an episode's end ignores the action, starts the next
+    episode and returns its first observation with reward 0) or ``SAME_STEP`` (the step that ends an episode
+    returns the first observation of the next one, and the last one in ``info["final_obs"]``, (N, F) float32 with
+    the mask ``info["_final_obs"]``). Otherwise as :class:`DreamEnv`.
 
     Args:
         mdnrnn: M; its weights are copied.
@@ -191,6 +195,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         action_high: scalar or (A,), the highest actions.
         precision: "float32" or "bfloat16", as for ``Dream``.
         num_threads: None for all cores this process may use.
+        autoreset_mode: ``AutoresetMode.NEXT_STEP`` or ``AutoresetMode.SAME_STEP``.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -212,7 +217,12 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         action_high: npt.ArrayLike = 1.0,
         precision: Precision = "float32",
         num_threads: int | None = None,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
+        if autoreset_mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+            raise ValueError(f"autoreset_mode: expected NEXT_STEP or SAME_STEP, got {autoreset_mode!r}")
+        self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
+        self._same_step = autoreset_mode is AutoresetMode.SAME_STEP
         self._dreams = _Dreams(
             mdnrnn,
             initial_mu,
@@ -248,14 +258,14 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
     def step(
         self, actions: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
-        """Plays one step; environments whose episode ended with the last step start their next one instead.
+        """Plays one step; with NEXT_STEP, environments whose episode has ended start their next one instead.
 
         Args:
             actions: (N, A) float32.
 
         Returns:
-            Observations (N, F) float32, rewards (N,) float32, terminations and truncations (N,) bool, and an
-            empty info.
+            Observations (N, F) float32, rewards (N,) float32, terminations and truncations (N,) bool, and the
+            info: empty, or with SAME_STEP the last observations of the episodes that ended.
         """
         if not self._seeded:
             raise gymnasium.error.ResetNeeded("call reset before step")
@@ -265,5 +275,13 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
             self._dreams.reset(starting)
             rewards[starting] = 0
             terminated[starting] = truncated[starting] = False
-        self._ended = terminated | truncated
-        return self._dreams.observe(), rewards, terminated, truncated, {}
+        ended = terminated | truncated
+        observations = self._dreams.observe()
+        info: dict[str, Any] = {}
+        if not self._same_step:
+            self._ended = ended
+        elif ended.any():
+            info = {"final_obs": np.where(ended[:, None], observations, np.float32(0)), "_final_obs": ended}
+            self._dreams.reset(ended)
+            observations = self._dreams.observe()
+        return observations, rewards, terminated, truncated, info

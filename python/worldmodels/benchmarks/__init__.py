@@ -1,0 +1,1 @@
+"""How fast the dream is: worlds of known size, peers that play the same world, and the table of both."""

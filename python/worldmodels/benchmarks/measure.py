@@ -1,0 +1,313 @@
+"""Speeds of the dream as shares of the machine's peak, beside peers in the same run, as a table and as JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from worldmodels.benchmarks.peers import JAXDream, NumPyDream, Peer, TorchDream
+from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom
+from worldmodels.dream import DreamResult, Precision, multiply_add_rate, simd_level, simd_levels
+from worldmodels.threads import cores
+
+_PEAK_SECONDS = 0.1
+_CHECKED_STEPS = 4
+Unit = Literal["steps/s", "ms/step"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to time. ``play`` returns the number of steps it played (and, for a generation, of steps computed)."""
+
+    name: str
+    precision: Precision
+    threads: int
+    flops: int
+    unit: Unit
+    play: Callable[[], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured: medians over the rounds.
+
+    Attributes:
+        name: what was played.
+        precision: of the products of M's weights.
+        threads: number of threads.
+        rate: steps per second.
+        milliseconds: of a step of the whole batch; None where throughput is what counts.
+        share: rate x operations of a step / the peak of float32 multiply-adds on as many threads.
+        waste: share of the computed steps that no episode needed.
+    """
+
+    name: str
+    precision: str
+    threads: int
+    rate: float
+    milliseconds: float | None
+    share: float
+    waste: float
+
+
+def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
+    """Makers of all cases, in the order of the table; a maker raises RuntimeError where its case cannot be played."""
+    precisions = available_precisions()
+    threads = sorted({1, cores()})
+    for world in (doom(), carracing()):
+        for precision in precisions:
+            for count in threads if world.name == "Doom" else threads[-1:]:
+                yield partial(rollout_case, world, precision, count)
+    for precision in precisions:
+        yield partial(generation_case, doom(ends=True), precision, cores())
+    for precision in precisions:
+        yield partial(vector_env_case, doom(), precision, cores())
+    for precision in precisions:
+        yield partial(alone_case, doom(), precision)
+    yield partial(env_case, doom())
+    if peers:
+        yield from peer_cases(doom())
+
+
+def available_precisions() -> list[Precision]:
+    """The precisions that this machine can dream in."""
+    return ["float32", "bfloat16"] if "avx512_bf16" in simd_levels() else ["float32"]
+
+
+def rollout_case(world: World, precision: Precision, threads: int, steps: int = 48) -> Case:
+    """64 controllers x 16 episodes of a fixed length."""
+    dream, params = world.dream(precision), world.params(CANDIDATES)
+    check_greedy(world, lambda greedy, steps: greedy.trace(params[0], max_steps=steps).z[-1:], precision)
+
+    def play() -> tuple[int, int]:
+        result, computed = dream.counted_rollout(params, EPISODES, max_steps=steps, num_threads=threads)
+        return int(result.lengths.sum()), computed
+
+    check_steps(play(), CANDIDATES * EPISODES * steps)
+    return Case(f"{world.name}: rollout, fixed length", precision, threads, world.flops, "steps/s", play)
+
+
+def generation_case(world: World, precision: Precision, threads: int) -> Case:
+    """64 controllers x 16 episodes that end by chance, 650 steps on average and 2100 at most."""
+    dream, params = world.dream(precision), world.params(CANDIDATES)
+    check_lengths(dream.rollout(params, EPISODES, num_threads=threads))
+
+    def play() -> tuple[int, int]:
+        result, computed = dream.counted_rollout(params, EPISODES, num_threads=threads)
+        return int(result.lengths.sum()), computed
+
+    return Case(f"{world.name}: rollout, uneven lengths", precision, threads, world.flops, "steps/s", play)
+
+
+def vector_env_case(world: World, precision: Precision, threads: int, steps: int = 32) -> Case:
+    """1024 environments stepped from Python, observations of z, c and h included."""
+    envs = CANDIDATES * EPISODES
+    vector = _vector_env(world, precision, envs, threads)
+    vector.reset(seed=0)
+    actions = np.zeros((envs, world.mdnrnn.action_size), dtype=np.float32)
+
+    def play() -> tuple[int, int]:
+        for _ in range(steps):
+            vector.step(actions)
+        return steps * envs, steps * envs
+
+    check_steps(play(), envs * steps)
+    return Case(f"{world.name}: VectorEnv of {envs}", precision, threads, world.flops, "steps/s", play)
+
+
+def alone_case(world: World, precision: Precision, steps: int = 1000) -> Case:
+    """One controller, one episode."""
+    dream, params = world.dream(precision), world.params(1)
+
+    def play() -> tuple[int, int]:
+        result, computed = dream.counted_rollout(params, 1, max_steps=steps, num_threads=1)
+        return int(result.lengths.sum()), computed
+
+    return Case(f"{world.name}: one dream", precision, 1, world.flops, "ms/step", play)
+
+
+def env_case(world: World, steps: int = 500) -> Case:
+    """One Gymnasium environment stepped from Python."""
+    from worldmodels.envs.dream import DreamEnv
+
+    env = DreamEnv(world.mdnrnn, world.initial_mu, world.initial_logvar)
+    env.reset(seed=0)
+    action = np.zeros(world.mdnrnn.action_size, dtype=np.float32)
+
+    def play() -> tuple[int, int]:
+        for _ in range(steps):
+            env.step(action)
+        return steps, steps
+
+    return Case(f"{world.name}: one Env", "float32", 1, world.flops, "ms/step", play)
+
+
+def peer_cases(world: World) -> Iterator[Callable[[], Case]]:
+    """The same world by other means."""
+    batch = np.repeat(world.params(CANDIDATES), EPISODES, axis=0)
+    yield partial(peer_case, world, "NumPy, one at a time", partial(NumPyDream, world, batch), "float32", 200)
+    for compiled in (False, True):
+        name = f"PyTorch {'compiled' if compiled else 'eager'}"
+        for precision in get_args(Precision):
+            make = partial(TorchDream, world, batch, precision, compiled=compiled)
+            yield partial(peer_case, world, name, make, precision, 24)
+    if importlib.util.find_spec("jax"):
+        yield partial(peer_case, world, "JAX, jit and scan", partial(JAXDream, world, batch), "float32", 24)
+        alone = partial(JAXDream, world, batch[:1])
+        yield partial(peer_case, world, "JAX, one dream", alone, "float32", 1000, unit="ms/step")
+
+
+def peer_case(
+    world: World, name: str, make: Callable[[], Peer], precision: Precision, steps: int, unit: Unit = "steps/s"
+) -> Case:
+    """A peer, checked and compiled."""
+    peer = make()
+    check_greedy(world, lambda greedy, count: peer.play(count, 0.0)[:1], precision)
+    peer.play(steps, 1.0)
+
+    def play() -> tuple[int, int]:
+        peer.play(steps, 1.0)
+        return steps * peer.lanes, steps * peer.lanes
+
+    return Case(f"{world.name}: {name}", precision, cores(), world.flops, unit, play)
+
+
+def check_greedy(world: World, last: Callable[[Any, int], Any], precision: Precision) -> None:
+    """Checks that at temperature 0 a player ends a few steps where the float32 dream does.
+
+    Raises:
+        RuntimeError: it does not.
+    """
+    params = world.params(CANDIDATES)
+    want = world.dream(temperature=0.0).trace(params[0], max_steps=_CHECKED_STEPS).z[-1]
+    got = last(world.dream(precision, temperature=0.0), _CHECKED_STEPS)[0]
+    error = float(np.abs(got - want).max())
+    if not error < (1e-5 if precision == "float32" else 2e-3):
+        raise RuntimeError(f"a wrong answer: the latents are off by {error:.2g}")
+
+
+def check_steps(played: tuple[int, int], want: int) -> None:
+    """Checks that as many steps were played as asked, and that no fewer were computed.
+
+    Raises:
+        RuntimeError: not so.
+    """
+    steps, computed = played
+    if steps != want or computed < steps:
+        raise RuntimeError(f"a wrong answer: {steps} of {want} steps played, {computed} computed")
+
+
+def check_lengths(result: DreamResult) -> None:
+    """Checks that a generation's lengths are the paper's.
+
+    Raises:
+        RuntimeError: they are not.
+    """
+    mean, longest = float(result.lengths.mean()), int(result.lengths.max())
+    if not (570 < mean < 730 and longest == LONGEST):
+        raise RuntimeError(f"a wrong answer: lengths of {mean:.0f} on average, {longest} at most")
+
+
+def measure(makers: Iterable[Callable[[], Case]], rounds: int, report: Callable[[str], None]) -> list[Row]:
+    """Times all cases, one after the other in every round, each between two measurements of the peak.
+
+    Args:
+        makers: of the cases, such as :func:`cases` gives.
+        rounds: how often; the table holds medians.
+        report: called with a line of progress, and with the reason where a case cannot be played.
+    """
+    ready = []
+    for make in makers:
+        try:
+            case = make()
+        except (RuntimeError, ImportError) as error:
+            report(f"left out: {str(error).splitlines()[0]}")
+            continue
+        report(f"ready: {case.name}, {case.precision}, {case.threads} threads")
+        ready.append(case)
+    found: dict[int, list[tuple[float, float, float, float]]] = {index: [] for index in range(len(ready))}
+    for number in range(rounds):
+        for index, case in enumerate(ready):
+            report(f"round {number + 1} of {rounds}: {case.name}, {case.precision}, {case.threads} threads")
+            found[index].append(time_case(case))
+    rows = []
+    for index, case in enumerate(ready):
+        rate, seconds, share, waste = (statistics.median(values) for values in zip(*found[index], strict=True))
+        milliseconds = 1e3 * seconds if case.unit == "ms/step" else None
+        rows.append(Row(case.name, case.precision, case.threads, rate, milliseconds, share, waste))
+    return rows
+
+
+def time_case(case: Case) -> tuple[float, float, float, float]:
+    """Steps per second, seconds per step, share of the peak, wasted share; the peak is measured before and after."""
+    before = multiply_add_rate("float32", case.threads, _PEAK_SECONDS)
+    start = time.perf_counter()
+    steps, computed = case.play()
+    seconds = time.perf_counter() - start
+    peak = (before + multiply_add_rate("float32", case.threads, _PEAK_SECONDS)) / 2
+    return steps / seconds, seconds / steps, steps * case.flops / seconds / peak, 1 - steps / computed
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    from worldmodels.experiment import versions
+
+    peaks = {
+        f"{precision}, {count} threads": multiply_add_rate(precision, count, 0.5) / 1e9
+        for precision in available_precisions()
+        for count in sorted({1, cores()})
+    }
+    return {"cpu": _cpu(), "cores": cores(), "simd": simd_level(), "peak_gflops": peaks, "versions": versions()}
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def as_json(rows: list[Row], about: dict[str, Any]) -> dict[str, Any]:
+    """Everything that was measured."""
+    return {"machine": about, "rows": [asdict(row) for row in rows]}
+
+
+def as_table(rows: list[Row], about: dict[str, Any]) -> str:
+    """The same as a Markdown table."""
+    peaks = ", ".join(f"{name} {value:.0f}" for name, value in about["peak_gflops"].items())
+    lines = [
+        f"{about['cpu']}, {about['cores']} cores, SIMD level {about['simd']}; peak GFLOP/s of multiply-adds: {peaks}",
+        "",
+        "| | precision | threads | steps/s | of the float32 peak | idle lanes |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        speed = f"{row.rate:,.0f}" if row.milliseconds is None else f"{row.rate:,.0f} ({row.milliseconds:.3f} ms)"
+        waste = f"{100 * row.waste:.1f} %" if "rollout" in row.name else ""
+        lines.append(f"| {row.name} | {row.precision} | {row.threads} | {speed} | {row.share:.2f} | {waste} |")
+    return "\n".join(lines)
+
+
+def _vector_env(world: World, precision: Precision, envs: int, threads: int) -> Any:
+    from worldmodels.envs.dream import DreamVectorEnv
+
+    return DreamVectorEnv(
+        world.mdnrnn,
+        world.initial_mu,
+        world.initial_logvar,
+        num_envs=envs,
+        max_steps=2**31 - 1,
+        precision=precision,
+        num_threads=threads,
+    )

@@ -1,0 +1,107 @@
+"""Worlds of the paper's sizes with random weights: what the arithmetic costs does not depend on their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from worldmodels.dream import Dream, Precision
+from worldmodels.models.controller import Controller
+from worldmodels.models.mdnrnn import MDNRNN
+
+CANDIDATES, EPISODES = 64, 16
+LONGEST = 2100
+_END = 1 / 682  # chance of an episode's end at a step: with the limit of 2100 steps, the mean length is 650
+
+
+@dataclass(frozen=True)
+class World:
+    """M, C's shape and one start; its dreams last as long as asked, or end by chance."""
+
+    name: str
+    mdnrnn: MDNRNN
+    controller: Controller
+    initial_mu: npt.NDArray[np.float32]
+    initial_logvar: npt.NDArray[np.float32]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one step in which every output is computed, multiply and add counted each."""
+        m = self.mdnrnn
+        head, hidden = m.head.weight.shape
+        inputs = m.lstm.input_size
+        return 2 * (4 * hidden * (inputs + hidden) + head * hidden + self.controller.size)
+
+    def dream(self, precision: Precision = "float32", temperature: float = 1.0) -> Dream:
+        """The native dream of this world."""
+        return Dream(
+            self.mdnrnn,
+            self.initial_mu,
+            self.initial_logvar,
+            self.controller,
+            temperature=temperature,
+            max_steps=LONGEST,
+            precision=precision,
+        )
+
+    def params(self, count: int) -> npt.NDArray[np.float32]:
+        """(count, N) float32 random controllers."""
+        rng = np.random.Generator(np.random.Philox(key=1))
+        return rng.normal(0.0, 0.1, (count, self.controller.size)).astype(np.float32)
+
+
+def doom(*, ends: bool = False) -> World:
+    """The sizes of the paper's VizDoom experiment (3.353 MFLOP a step).
+
+    Args:
+        ends: whether episodes end by chance, 650 steps on average and 2100 at most, like the paper's; without,
+            they go on.
+    """
+    model = _random(MDNRNN(64, 1, 512, restart_input=True, done_head=True, reward_head=False))
+    with torch.no_grad():
+        model.head.weight[0] = 0
+        model.head.bias[0] = -1e6
+        if ends:
+            _end_by_chance(model)
+    return _world("Doom", model, Controller(64, 512, 1))
+
+
+def carracing() -> World:
+    """The sizes of the paper's CarRacing experiment (1.4 MFLOP a step)."""
+    model = _random(MDNRNN(32, 3, 256, restart_input=False, done_head=False, reward_head=False))
+    return _world("CarRacing", model, Controller(32, 256, 3, features="zh", bias=True, squash="carracing"))
+
+
+def _random(model: MDNRNN) -> MDNRNN:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.05, 0.05, generator=generator)
+    return model
+
+
+def _world(name: str, model: MDNRNN, controller: Controller) -> World:
+    mu = np.random.Generator(np.random.Philox(key=2)).normal(size=(1, model.latent_size)).astype(np.float32)
+    return World(name, model, controller, mu, np.full_like(mu, -100.0))
+
+
+def _end_by_chance(model: MDNRNN) -> None:
+    """Latent 0 becomes N(0, 1), hidden unit 0 a monotone function of it, and the done logit a threshold on that."""
+    unit, scale, hidden = 0, 0.2, model.hidden_size
+    weight_ih, weight_hh = model.lstm.get_parameter("weight_ih_l0"), model.lstm.get_parameter("weight_hh_l0")
+    for gate, bias in enumerate((20.0, -20.0, 0.0, 20.0)):  # i open, f shut, g, o open
+        row = gate * hidden + unit
+        weight_ih[row] = weight_hh[row] = 0
+        model.lstm.get_parameter("bias_ih_l0")[row] = bias
+        model.lstm.get_parameter("bias_hh_l0")[row] = 0
+    weight_ih[2 * hidden + unit, 0] = scale
+    moments = slice(1 + model.mixtures, 1 + 3 * model.mixtures)  # means and log stds of latent 0
+    model.head.weight[moments] = 0
+    model.head.bias[moments] = 0
+    threshold = np.tanh(np.tanh(scale * NormalDist().inv_cdf(1 - _END)))
+    model.head.weight[0, unit] = 100.0
+    model.head.bias[0] = -100.0 * float(threshold)

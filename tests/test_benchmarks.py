@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodels import MDNRNN, Controller
+from worldmodels.benchmarks import measure, peers, worlds
+from worldmodels.cli import main
+from worldmodels.dream import multiply_add_rate, simd_level, simd_levels
+
+
+def small_world():
+    model = MDNRNN(4, 1, 8, restart_input=True, done_head=True)
+    with torch.no_grad():
+        model.head.weight[0] = 0
+        model.head.bias[0] = -100.0
+    mu = np.zeros((1, 4), np.float32)
+    return worlds.World("small", model, Controller(4, 8, 1), mu, np.full_like(mu, -100))
+
+
+def test_operations_of_a_step_are_the_papers():
+    assert worlds.doom().flops == 2 * (4 * 512 * (66 + 512) + 961 * 512 + 1088)
+    assert worlds.carracing().flops == 2 * (4 * 256 * (35 + 256) + 480 * 256 + 867)
+
+
+def test_uneven_lengths_are_the_papers_and_few_lanes_are_idle():
+    world = worlds.doom(ends=True)
+    result, computed = world.dream().counted_rollout(world.params(16), 16, max_steps=120)
+    ended = result.lengths < 120
+    expected = 1 - (1 - 1 / 682) ** 119
+    assert abs(ended.mean() - expected) < 4 * (expected * (1 - expected) / 256) ** 0.5
+    assert result.lengths.sum() <= computed <= 1.2 * result.lengths.sum()
+
+
+def test_counted_steps_are_exact_where_every_lane_is_used():
+    world = small_world()
+    result, computed = world.dream().counted_rollout(world.params(64), 4, max_steps=5, num_threads=1)
+    assert computed == result.lengths.sum() == 64 * 4 * 5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("make", [peers.NumPyDream, lambda w, p: peers.TorchDream(w, p, "float32", compiled=False)])
+def test_peers_play_the_same_dream(make, temperature):
+    world = small_world()
+    params = world.params(3)
+    peer = make(world, params)
+    last = peer.play(6, temperature)
+    assert last.shape == (peer.lanes, 4)
+    if temperature == 0:
+        want = world.dream(temperature=0.0).trace(params[0], max_steps=6).z[-1]
+        np.testing.assert_allclose(last[0], want, atol=1e-5)
+    else:  # one standard deviation of a latent is about 1
+        assert 0.1 < np.abs(last).mean() < 10
+
+
+def test_a_wrong_answer_is_told():
+    world = small_world()
+    with pytest.raises(RuntimeError, match=r"^a wrong answer: the latents are off by"):
+        measure.check_greedy(world, lambda dream, steps: np.ones((1, 4)), "float32")
+    with pytest.raises(RuntimeError, match=r"^a wrong answer: 3 of 4 steps"):
+        measure.check_steps((3, 4), 4)
+
+
+def test_table_and_json():
+    def impossible():
+        raise RuntimeError("no compiler\nand more")
+
+    lines = []
+    makers = [
+        lambda: measure.rollout_case(small_world(), "float32", 1, steps=4),
+        impossible,
+        lambda: measure.alone_case(small_world(), "float32", steps=7),
+        lambda: measure.vector_env_case(small_world(), "float32", 1, steps=3),
+        lambda: measure.env_case(small_world(), steps=5),
+    ]
+    rows = measure.measure(makers, 1, lines.append)
+    assert [row.name.partition(": ")[2] for row in rows] == [
+        "rollout, fixed length",
+        "one dream",
+        "VectorEnv of 1024",
+        "one Env",
+    ]
+    assert "left out: no compiler" in lines
+    about = {"cpu": "a CPU", "cores": 2, "simd": "avx2", "peak_gflops": {"float32, 1 threads": 100.0}}
+    table = measure.as_table(rows, about)
+    assert "| small: rollout, fixed length | float32 | 1 |" in table and "ms)" in table
+    assert json.loads(json.dumps(measure.as_json(rows, about)))["rows"][0]["rate"] > 0
+
+
+def test_peak_grows_with_the_level():
+    before = simd_level()
+    try:
+        rates = {}
+        for level in simd_levels():
+            measure_level(level, rates)
+        if "avx2" in rates:
+            assert rates["avx2"] > 1.2 * rates["baseline"]
+    finally:
+        measure_level(before, {})
+
+
+def measure_level(level, rates):
+    from worldmodels import set_simd_level
+
+    set_simd_level(level)
+    rates[level] = max(multiply_add_rate("float32", 1, 0.02) for _ in range(3))
+
+
+def test_command_line_errors(capsys, tmp_path):
+    assert main(["bench", "--rounds", "0"]) == 1
+    assert "--rounds: expected one or more, got 0" in capsys.readouterr().err
+    assert main(["bench", "--json", str(tmp_path / "missing" / "file.json")]) == 1
+    assert "--json: no such folder" in capsys.readouterr().err
