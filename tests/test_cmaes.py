@@ -17,6 +17,15 @@ import reference_cmaes as ref
 from worldmodels import _core
 from worldmodels.cmaes import CMAES
 
+LEVELS = _core.simd_levels()
+
+
+@pytest.fixture
+def any_level():
+    before = _core.simd_level()
+    yield
+    _core.set_simd_level(before)
+
 
 def run(function, n, x0=1.0, sigma0=1.0, seed=1, generations=None, **options):
     es = CMAES(np.full(n, x0), sigma0, seed=seed, num_threads=1, **options)
@@ -91,12 +100,19 @@ def test_philox_gives_the_published_answer():
     assert ref.philox4x32([0, 0, 0, 0], 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
 
-@pytest.mark.parametrize("n", [1, 7, 200])
+@pytest.mark.usefixtures("any_level")
+@pytest.mark.parametrize("n", [1, 7, 128, 200])
 def test_normals_are_those_of_the_reference(n):
+    """And the same bits at every level: of the first generation, whose C is the identity, all of `ask`."""
     seed = 2**64 - 59
-    es = CMAES(np.zeros(n), 1.0, popsize=5, seed=seed)
     expected = np.array([ref.normals(seed, 0, row, n) for row in range(5)])
-    np.testing.assert_allclose(es.ask(), expected, rtol=1e-13, atol=1e-14)
+    drawn = set()
+    for level in LEVELS:
+        _core.set_simd_level(level)
+        x = CMAES(np.zeros(n), 1.0, popsize=5, seed=seed).ask()
+        np.testing.assert_allclose(x, expected, rtol=1e-13, atol=1e-14)
+        drawn.add(x.tobytes())
+    assert len(drawn) == 1
 
 
 def test_normals_are_normal():
@@ -168,15 +184,6 @@ def test_one_generation_from_a_worn_in_state_is_the_tutorials(path, separable):
 
 
 # SIMD levels
-
-LEVELS = _core.simd_levels()
-
-
-@pytest.fixture
-def any_level():
-    before = _core.simd_level()
-    yield
-    _core.set_simd_level(before)
 
 
 def fused(a, b, c):

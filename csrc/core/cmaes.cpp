@@ -17,10 +17,18 @@ constexpr std::int64_t kParallelWork = 200'000;
 // Longest coordinate of a step in sigmas, so that squares stay finite.
 constexpr double kFar = 1e100;
 
+// Eight sums, so that additions need not wait for each other.
+double dot(const double* a, const double* b, std::int64_t n) {
+    double sum[8] = {};
+    std::int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int lane = 0; lane < 8; ++lane) sum[lane] += a[i + lane] * b[i + lane];
+    for (; i < n; ++i) sum[0] += a[i] * b[i];
+    return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+}
+
 double norm(const double* v, std::int64_t n) {
-    double square = 0.0;
-    for (std::int64_t i = 0; i < n; ++i) square += v[i] * v[i];
-    return std::sqrt(square);
+    return std::sqrt(dot(v, v, n));
 }
 
 std::size_t size(std::int64_t n) {
@@ -135,12 +143,7 @@ void Cmaes::take_foreign(const double* solutions, int threads) {
         const double unit = std::max(0.25 * state_.sigma, farthest / kFar);
         for (std::int64_t j = 0; j < n; ++j) y[j] /= unit;
         for (std::int64_t k = 0; k < n; ++k) {
-            double along = y[k];
-            if (!separable_) {
-                const double* axis = state_.axes.data() + k * n;
-                along = 0.0;
-                for (std::int64_t j = 0; j < n; ++j) along += axis[j] * y[j];
-            }
+            const double along = separable_ ? y[k] : dot(state_.axes.data() + k * n, y, n);
             z[k] = along / state_.scales[size(k)];
         }
         const double shrink = longest / norm(z, n);
