@@ -472,7 +472,7 @@ def test_a_bad_state_changes_nothing():
         "weight_decay": [-1.0, np.nan],
         "evaluations": [-1],
         "nonfinite": [-1, 10**6],
-        "best_history": [np.zeros((2, 2))],
+        "best_history": [np.zeros((2, 2)), np.zeros(2)],
         "limit.tolx": [np.array([np.nan])],
         "format": [2],
     }

@@ -1,11 +1,13 @@
-"""Checks of the arguments that several front doors of the native core share."""
+"""Checks of what callers hand to the front doors of the native core."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from worldmodels.threads import cores
 
@@ -31,3 +33,22 @@ def check_seed(seed: Any) -> int:
 def check_threads(num_threads: int | None) -> int:
     """Takes a number of threads, or None for all cores this process may use."""
     return cores() if num_threads is None else check_integer("num_threads", num_threads, 1, 4096)
+
+
+def float64_array(name: str, given: ArrayLike) -> NDArray[np.float64]:
+    """C-contiguous float64, or an error that names the argument."""
+    try:
+        array = np.asarray(given)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array, got rows of different lengths") from error
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
+
+
+def single_number(state: Mapping[str, Any], name: str) -> float:
+    """The number of an array of shape (1,)."""
+    array = float64_array(name, state[name])
+    if array.shape != (1,):
+        raise ValueError(f"{name}: expected (1,), got {array.shape}")
+    return float(array[0])

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from worldmodels._core import Cmaes
 from worldmodels._stopping import Stopping
 from worldmodels._uncertainty import next_repeats
-from worldmodels.checks import check_integer, check_seed, check_threads
+from worldmodels.checks import check_integer, check_seed, check_threads, float64_array, single_number
 
 Array = NDArray[np.float64]
 StateDict = dict[str, NDArray[Any] | int | float | str | bool]
@@ -117,7 +117,7 @@ class CMAES:
         tolstagnation: float | None = None,
         tolflatfitness: float = 3,
     ) -> None:
-        mean = _float_array("x0", x0)
+        mean = float64_array("x0", x0)
         if mean.ndim != 1 or mean.size == 0:
             raise ValueError(f"x0: expected (N,) with N >= 1, got {mean.shape}")
         if not np.isfinite(mean).all():
@@ -279,8 +279,8 @@ class CMAES:
             TypeError: not real numbers.
             RuntimeError: there was no `ask` since the last `tell`.
         """
-        x = _float_array("solutions", solutions)
-        f = _float_array("values", values)
+        x = float64_array("solutions", solutions)
+        f = float64_array("values", values)
         popsize, n = self.popsize, self._core.mean.size
         if x.shape != (popsize, n):
             raise ValueError(f"solutions: expected ({popsize}, {n}), got {x.shape}")
@@ -355,15 +355,10 @@ class CMAES:
             "nonfinite": self._nonfinite,
             "uncertainty": np.array(self._uncertainty),
             "repeats": self._repeats,
-            "flat": self._stopping.flat,
             "xbest": np.zeros((0, n)) if self._xbest is None else self._xbest[None].copy(),
             "fbest": np.array([self._fbest]),
-            "span": np.array([self._stopping.span]),
-            "best_history": np.array(self._stopping.best),
-            "median_history": np.array(self._stopping.median),
         }
-        state |= {f"limit.{name}": np.array([limit]) for name, limit in self._stopping.limits.items()}
-        return state
+        return state | self._stopping.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a run, its options and its seed included; only `num_threads` stays.
@@ -385,23 +380,20 @@ class CMAES:
         popsize = check_integer("popsize", state["popsize"], 2, _MOST_SOLUTIONS)
         seed, sigma0 = check_seed(state["seed"]), float(state["sigma0"])
         active, separable = bool(state["active"]), bool(state["separable"])
-        core = Cmaes(_float_array("mean", state["mean"]), sigma0, popsize, seed, active, separable)
+        core = Cmaes(float64_array("mean", state["mean"]), sigma0, popsize, seed, active, separable)
         numbers = {name: check_integer(name, state[name], 0, 2**63 - 1) for name in ("generation", "decomposed_at")}
         core.set_state({**state, **numbers, "sigma": float(state["sigma"])})
-        core.gap = _single(state, "gap")
+        core.gap = single_number(state, "gap")
         weight_decay = _checked_weight_decay(float(state["weight_decay"]))
         least, most = (int(bound) for bound in state["uncertainty"])
         uncertainty = (1, 1) if most == 1 else _checked_uncertainty(least, most)
         repeats = float(state["repeats"])
         if not uncertainty[0] <= repeats <= uncertainty[1]:
             raise ValueError(f"repeats: expected a number from {least} to {most}, got {repeats}")
-        stopping = Stopping({name: _single(state, f"limit.{name}") for name in self._stopping.limits})
-        stopping.span, stopping.flat = _single(state, "span"), check_integer("flat", state["flat"], 0, 2**63)
-        stopping.best = _history(state, "best_history")
-        stopping.median = _history(state, "median_history")
+        stopping = Stopping.of_state(self._stopping.limits.keys(), state)
         evaluations = check_integer("evaluations", state["evaluations"], 0, 2**63)
         nonfinite = check_integer("nonfinite", state["nonfinite"], 0, evaluations)
-        fbest, xbest = _single(state, "fbest"), _float_array("xbest", state["xbest"])
+        fbest, xbest = single_number(state, "fbest"), float64_array("xbest", state["xbest"])
         if xbest.shape not in ((0, n), (1, n)):
             raise ValueError(f"xbest: expected (0, {n}) or (1, {n}), got {xbest.shape}")
 
@@ -417,17 +409,6 @@ class CMAES:
         self._fbest = fbest
 
 
-def _float_array(name: str, given: ArrayLike) -> Array:
-    """C-contiguous float64, or an error that names the argument."""
-    try:
-        array = np.asarray(given)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an array, got rows of different lengths") from error
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
-    return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
-
-
 def _checked_weight_decay(weight_decay: float) -> float:
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay!r}")
@@ -438,19 +419,3 @@ def _checked_uncertainty(least: int, most: int) -> tuple[int, int]:
     """(least, most) evaluations of a solution."""
     least = check_integer("uncertainty", least, 2, _MOST_SOLUTIONS)
     return least, check_integer("uncertainty", most, least, _MOST_SOLUTIONS)
-
-
-def _history(state: Mapping[str, Any], name: str) -> list[float]:
-    """The numbers of an array of shape (T,)."""
-    array = _float_array(name, state[name])
-    if array.ndim != 1:
-        raise ValueError(f"{name}: expected (T,), got {array.shape}")
-    return [float(value) for value in array]
-
-
-def _single(state: Mapping[str, Any], name: str) -> float:
-    """The number of an array of shape (1,)."""
-    array = _float_array(name, state[name])
-    if array.shape != (1,):
-        raise ValueError(f"{name}: expected (1,), got {array.shape}")
-    return float(array[0])
