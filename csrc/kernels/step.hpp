@@ -352,7 +352,8 @@ inline double multiply_adds(int rounds) {
     constexpr int kSums = 12;  // enough to fill two pipes of latency 4
     V sums[kSums];
 #pragma GCC unroll 16
-    for (int i = 0; i < kSums; ++i) sums[i] = splat(static_cast<float>(i));  // all different: none is left out
+    for (int i = 0; i < kSums; ++i)
+        sums[i] = splat(static_cast<float>(i));  // all different: none is left out
     V x = P::one();
     for (int round = 0; round < rounds; ++round) {
         __asm__ volatile("" : "+m"(x));  // not a constant: nothing can be left out
