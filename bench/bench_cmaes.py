@@ -1,24 +1,33 @@
-"""CMA-ES beside its peers: time of a generation (ask and tell, decompositions included), N from 10 to 2000.
+"""CMA-ES beside its peers, beside the machine's limits and beside a generation of the dream.
 
-    pytest bench/bench_cmaes.py -s          all, prints the ratio to each peer that is installed
-    pytest bench/bench_cmaes.py -s -k 1088  the size of the Doom controller
+    pytest bench/bench_cmaes.py -s             all; each line says what it measured
+    pytest bench/bench_cmaes.py -s -k "1088"   the size of the Doom controller
+    pytest bench/bench_cmaes.py -s -k "share"  what CMA-ES adds to a dream generation
 
-The generations of ours and of the peers alternate in batches, so that a busy neighbour slows all of them.
+Times are those of a generation, ask and tell. What is compared alternates in batches, so that a busy neighbour
+slows all of it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
+import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from worldmodels.benchmarks.measure import available_precisions, rollout_case
+from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, doom
 from worldmodels.cmaes import CMAES
+from worldmodels.dream import multiply_add_rate
+from worldmodels.threads import cores
 
 POPSIZE = 64
 BATCHES = 3
+DREAM_STEPS = 650  # of an episode, on average
 
 Generation = Callable[[], float]
 
@@ -38,9 +47,14 @@ def seconds_of(step: Callable[[], np.ndarray], learn: Callable[[np.ndarray, np.n
     return asked - start + time.perf_counter() - told
 
 
-def ours(n: int) -> Generation:
-    es = CMAES(np.zeros(n), 0.1, popsize=POPSIZE, seed=1)
+def ours(n: int, gap: float | None = None) -> Generation:
+    es = CMAES(np.zeros(n), 0.1, popsize=POPSIZE, seed=1, gap=gap)
     return lambda: seconds_of(es.ask, es.tell)
+
+
+def ours_at_tutorials_gap(n: int) -> Generation:
+    """Decomposes five times as often: every 1 / (10 N (c1 + cmu)) generations, like pycma."""
+    return ours(n, CMAES(np.zeros(n), 0.1, popsize=POPSIZE).gap / 5)
 
 
 def pycma(n: int) -> Generation:
@@ -82,8 +96,13 @@ def evosax(n: int) -> Generation:
     return lambda: seconds_of(step, learn)
 
 
-# Peer, what it is called on PyPI, and how many generations it can be asked for at a large N.
-PEERS = [(pycma, "cma", 24), (cyberagent, "cmaes", 1), (evosax, "evosax", 12)]
+# What is beside ours, the package it needs, and how many generations it can be asked for at a large N.
+PEERS = [
+    (ours_at_tutorials_gap, "worldmodels", 24),
+    (pycma, "cma", 24),
+    (cyberagent, "cmaes", 1),
+    (evosax, "evosax", 12),
+]
 
 
 def answer_is_right(n: int) -> None:
@@ -106,7 +125,7 @@ def test_generation(n: int, benchmark) -> None:
     generation = ours(n)
     generations = max(16, int(CMAES(np.zeros(n), 0.1, popsize=POPSIZE).gap) + 1)  # one decomposition per batch
     peers = {
-        name: (make(n), slow if n > 500 else 50)
+        make.__name__: (make(n), slow if n > 500 else 50)
         for make, name, slow in PEERS
         if importlib.util.find_spec(name) is not None
     }
@@ -125,9 +144,75 @@ def test_generation(n: int, benchmark) -> None:
 
     benchmark.pedantic(batch, setup=others, rounds=BATCHES, warmup_rounds=0)
     mine = 1e3 * float(np.mean(own))
-    print(f"\nN = {n}: {mine:.2f} ms a generation over {generations * len(own)}", end="")
+    print(f"\nN = {n}: {mine:.2f} ms over {generations * len(own)} generations", end="")
     for name, times in theirs.items():
         theirs_ms = 1e3 * float(np.mean(times))
         benchmark.extra_info[f"{name}_ms"] = theirs_ms
         print(f"; {name} {theirs_ms:.2f} ms, ratio {mine / theirs_ms:.3f}", end="")
     print()
+
+
+def copy_rate() -> float:
+    """Bytes read and written per second by a copy that no cache holds, on one thread."""
+    source = np.ones(1 << 24)
+    target = np.empty_like(source)
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best
+
+
+@pytest.mark.parametrize("threads", sorted({1, cores()}))
+@pytest.mark.parametrize("n", [867, 1088, 2000])
+def test_without_decompositions(n: int, threads: int, benchmark) -> None:
+    """As a share of the peak of float64 multiply-adds (half that of float32), measured beside every batch."""
+    es = CMAES(np.zeros(n), 0.1, popsize=POPSIZE, seed=1, num_threads=threads, gap=math.inf)
+    flops = 2 * POPSIZE * n**2 + (POPSIZE + 1) * n**2 + 2 * n**2  # y = B D z, half of C's update, B z_mean
+    traffic = 8 * 3 * n**2  # the axes twice, half of C read and written
+    seconds: list[float] = []
+    peaks: list[float] = []
+
+    def batch() -> None:
+        peaks.append(multiply_add_rate("float32", threads, 0.05) / 2)
+        seconds.append(statistics.median(seconds_of(es.ask, es.tell) for _ in range(20)))
+
+    benchmark.pedantic(batch, rounds=5, warmup_rounds=1)
+    took = statistics.median(seconds)
+    share = statistics.median(flops / s / peak for s, peak in zip(seconds, peaks, strict=True))
+    copied = copy_rate()
+    benchmark.extra_info.update(milliseconds=1e3 * took, gflops=flops / took / 1e9, share_of_peak=share)
+    print(
+        f"\nN = {n}, {threads} threads, without decompositions: {1e3 * took:.2f} ms, {flops / took / 1e9:.1f} GFLOP/s, "
+        f"{share:.2f} of the peak of {statistics.median(peaks) / 1e9:.1f}; {traffic / took / 1e9:.1f} GB/s, "
+        f"{traffic / took / copied:.2f} of a copy's {copied / 1e9:.1f} on one thread"
+    )
+
+
+@pytest.mark.parametrize("n", [1088])
+def test_share_of_a_dream_generation(n: int, benchmark) -> None:
+    """64 candidates x 16 episodes x 650 steps, at the rate that the dream has in this process."""
+    precision = available_precisions()[-1]
+    case = rollout_case(doom(), precision, cores())
+    generation = ours(n)
+    generations = int(CMAES(np.zeros(n), 0.1, popsize=POPSIZE).gap) + 1
+    own: list[float] = []
+    rates: list[float] = []
+
+    def batch() -> None:
+        own.append(float(np.mean([generation() for _ in range(generations)])))
+
+    def dream() -> None:
+        start = time.perf_counter()
+        steps, _ = case.play()
+        rates.append(steps / (time.perf_counter() - start))
+
+    benchmark.pedantic(batch, setup=dream, rounds=BATCHES, warmup_rounds=1)
+    dreamt = CANDIDATES * EPISODES * DREAM_STEPS / statistics.median(rates)
+    share = statistics.median(own) / dreamt
+    benchmark.extra_info.update(dream_seconds=dreamt, share=share)
+    print(
+        f"\nN = {n}: {1e3 * statistics.median(own):.2f} ms, {100 * share:.2f} % of a dream generation of "
+        f"{dreamt:.2f} s ({precision}, {statistics.median(rates):,.0f} steps/s, {cores()} threads)"
+    )

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 
-def parameters(n, popsize):
-    """Table 1, as a dictionary."""
+def parameters(n, popsize, separable=False):
+    """Table 1, as a dictionary; separable learns C (n + 2) / 3 times as fast."""
     raw = np.log((popsize + 1) / 2) - np.log(np.arange(1, popsize + 1))
     mu = popsize // 2
     mueff = raw[:mu].sum() ** 2 / (raw[:mu] ** 2).sum()
@@ -17,6 +17,9 @@ def parameters(n, popsize):
     cs = (mueff + 2) / (n + mueff + 5)
     c1 = 2 / ((n + 1.3) ** 2 + mueff)
     cmu = min(1 - c1, 2 * (1 / 4 + mueff + 1 / mueff - 2) / ((n + 2) ** 2 + mueff))
+    if separable:
+        c1 *= (n + 2) / 3
+        cmu = min(1 - c1, cmu * (n + 2) / 3)
     least = min(1 + c1 / cmu, 1 + 2 * mueff_negative / (mueff + 2), (1 - c1 - cmu) / (n * cmu))
     weights = np.where(raw >= 0, raw / raw[raw > 0].sum(), 0.0)
     if negative.sum() < 0:
@@ -35,11 +38,15 @@ def parameters(n, popsize):
 
 
 class ReferenceCMAES:
-    """The update of Figure 6, decomposing C every generation; solutions come from outside."""
+    """The update of Figure 6, decomposing C every generation; solutions come from outside.
 
-    def __init__(self, x0, sigma0, popsize):
+    separable keeps the diagonal of C alone (Ros and Hansen 2008).
+    """
+
+    def __init__(self, x0, sigma0, popsize, separable=False):
         self.n = len(x0)
-        self.p = parameters(self.n, popsize)
+        self.separable = separable
+        self.p = parameters(self.n, popsize, separable)
         self.mean = np.array(x0, dtype=float)
         self.sigma = float(sigma0)
         self.C = np.eye(self.n)
@@ -69,6 +76,8 @@ class ReferenceCMAES:
             + p["c1"] * np.outer(self.pc, self.pc)
             + p["cmu"] * (y.T * w_circle) @ y
         )
+        if self.separable:
+            self.C = np.diag(np.diag(self.C))
         self.generation += 1
 
 

@@ -96,10 +96,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one(at):
     ("message", "arguments"),
     [
         ("scheme: expected 'ipop' or 'bipop', got 'x'", {"scheme": "x"}),
-        ("restarts: expected at least 0, got -1", {"restarts": -1}),
+        ("restarts: expected an integer from 0 to 30, got -1", {"restarts": -1}),
         ("spread: expected a number >= 0, got nan", {"spread": np.nan}),
     ],
 )
 def test_arguments_are_checked(message, arguments):
     with pytest.raises(ValueError, match=message):
         RestartingCMAES([0.0, 0.0], 1.0, **arguments)
+
+
+def test_a_bad_state_changes_nothing():
+    es = RestartingCMAES(np.full(3, 3.0), 1.0, popsize=6, seed=5, restarts=2, spread=1.0, num_threads=1)
+    run(es, rastrigin)
+    before = es.state_dict()
+    bad = {"scheme": "x", "regime": "x", "runs": -1, "x0": np.zeros(4), "xbest": np.zeros((2, 3)), "run.sigma": -1.0}
+    for key, value in bad.items():
+        with pytest.raises(ValueError):
+            es.load_state_dict({**before, key: value})
+    with pytest.raises(ValueError, match="expected the keys"):
+        es.load_state_dict({"runs": 1})
+    after = es.state_dict()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_repeats_are_those_of_the_present_run():
+    random = np.random.default_rng(0)
+    es = RestartingCMAES(np.ones(4), 1.0, popsize=6, seed=1, uncertainty=(2, 16), num_threads=1)
+    for _ in range(30):
+        x = es.ask()
+        es.tell(x, sphere(x)[:, None] + random.standard_normal((len(x), es.repeats)))
+    assert es.repeats > 2

@@ -11,15 +11,23 @@
 #include <string>
 
 #include "core/cmaes.hpp"
+#include "core/level.hpp"
 
 namespace py = pybind11;
 using worldmodels::Cmaes;
 using worldmodels::CmaesParameters;
 using worldmodels::CmaesState;
+using worldmodels::current_level;
+using worldmodels::find_level;
+using worldmodels::Kernels;
+using worldmodels::kTile;
 using Doubles = py::array_t<double, py::array::c_style>;
 using Integers = py::array_t<std::int64_t, py::array::c_style>;
 
 namespace {
+
+// dsyevd's workspace, 1 + 6 N + 2 N^2 doubles, is counted in 32 bits.
+constexpr py::ssize_t kMostFull = 32766;
 
 // SciPy exports its LAPACK as capsules whose name is the C signature; numba uses the same door. The name is
 // checked, so that a SciPy with other integers is refused instead of being called wrongly.
@@ -75,7 +83,25 @@ struct Guarded {
     std::mutex mutex;
     py::ssize_t n() const { return core.parameters().n; }
     py::ssize_t rows() const { return core.parameters().popsize; }
+    // Waits without the GIL: who has the lock may want the GIL.
+    std::unique_lock<std::mutex> lock() {
+        std::unique_lock held(mutex, std::try_to_lock);
+        if (!held.owns_lock()) {
+            const py::gil_scoped_release release;
+            held.lock();
+        }
+        return held;
+    }
 };
+
+// A getter of what `read` makes of the core.
+template <class Read>
+auto reader(Read read) {
+    return [read](Guarded& self) {
+        const auto lock = self.lock();
+        return read(self);
+    };
+}
 
 std::unique_ptr<Guarded> make(const Doubles& mean, double sigma, std::int64_t popsize, std::uint64_t seed,
                               bool active, bool separable) {
@@ -84,6 +110,11 @@ std::unique_ptr<Guarded> make(const Doubles& mean, double sigma, std::int64_t po
     if (mean.size() < 1) throw py::value_error("mean: expected at least one number, got none");
     if (popsize < 2) throw py::value_error("popsize: expected at least 2, got " + std::to_string(popsize));
     if (!(sigma > 0.0 && std::isfinite(sigma))) throw py::value_error("sigma: expected a positive number");
+    if (!separable && mean.size() > kMostFull) {
+        throw py::value_error("x0: expected at most " + std::to_string(kMostFull) +
+                              " numbers for a full C, got " + std::to_string(mean.size()) +
+                              ": use separable=True");
+    }
     CmaesParameters parameters = worldmodels::cmaes_parameters(mean.size(), popsize, active, separable);
     const std::vector<double> start(mean.data(), mean.data() + mean.size());
     return std::unique_ptr<Guarded>(
@@ -93,9 +124,10 @@ std::unique_ptr<Guarded> make(const Doubles& mean, double sigma, std::int64_t po
 Doubles ask(Guarded& self, int threads) {
     Doubles out({self.rows(), self.n()});
     double* to = out.mutable_data();
+    const Kernels& level = current_level();
     const py::gil_scoped_release release;  // the decomposition takes a tenth of a second at N = 1088
     const std::lock_guard lock(self.mutex);
-    const std::vector<double>& x = self.core.ask(threads);
+    const std::vector<double>& x = self.core.ask(level, threads);
     std::copy(x.begin(), x.end(), to);
     return out;
 }
@@ -112,13 +144,21 @@ void tell(Guarded& self, const Doubles& solutions, const Integers& rank, int thr
         }
         seen[static_cast<std::size_t>(place)] = true;
     }
-    if (!self.core.state().asked) throw std::runtime_error("tell: called before ask");
+    const Kernels& level = current_level();
     const py::gil_scoped_release release;
     const std::lock_guard lock(self.mutex);
-    self.core.tell(solutions.data(), rank.data(), threads);
+    if (!self.core.state().asked) throw std::runtime_error("tell: called before ask");
+    self.core.tell(level, solutions.data(), rank.data(), threads);
+}
+
+void skip(Guarded& self) {
+    const auto lock = self.lock();
+    if (!self.core.state().asked) throw std::runtime_error("tell: called before ask");
+    self.core.skip();
 }
 
 Doubles variances(Guarded& self) {
+    const auto lock = self.lock();
     const std::vector<double>& c = self.core.state().covariance;
     Doubles out(self.n());
     const py::ssize_t step = self.core.separable() ? 1 : self.n() + 1;
@@ -129,6 +169,7 @@ Doubles variances(Guarded& self) {
 
 Doubles axis(Guarded& self, py::ssize_t k) {
     if (k < 0 || k >= self.n()) throw py::index_error("axis: expected 0 <= k < N");
+    const auto lock = self.lock();
     Doubles out(self.n());
     std::fill_n(out.mutable_data(), self.n(), 0.0);
     if (self.core.separable()) {
@@ -140,6 +181,7 @@ Doubles axis(Guarded& self, py::ssize_t k) {
 }
 
 py::dict get_state(Guarded& self) {
+    const auto lock = self.lock();
     const CmaesState& s = self.core.state();
     const py::ssize_t n = self.n();
     const bool diagonal = self.core.separable();
@@ -172,7 +214,14 @@ void take(const py::dict& state, const char* name, const std::vector<py::ssize_t
     std::copy_n(from.data(), from.size(), to.begin());
 }
 
+void set_gap(Guarded& self, double gap) {
+    if (!(gap >= 0.0)) throw py::value_error("gap: expected a number >= 0, got " + std::to_string(gap));
+    const auto lock = self.lock();
+    self.core.gap() = gap;
+}
+
 void set_state(Guarded& self, const py::dict& state) {
+    const auto lock = self.lock();
     CmaesState next = self.core.state();  // a copy: a bad state leaves the good one alone
     const py::ssize_t n = self.n();
     const bool diagonal = self.core.separable();
@@ -193,32 +242,53 @@ void set_state(Guarded& self, const py::dict& state) {
     next.sigma = state["sigma"].cast<double>();
     next.generation = state["generation"].cast<std::int64_t>();
     next.decomposed_at = state["decomposed_at"].cast<std::int64_t>();
+    if (!(next.sigma > 0.0 && std::isfinite(next.sigma)))
+        throw py::value_error("sigma: expected a positive number, got " + std::to_string(next.sigma));
+    if (next.decomposed_at < 0 || next.decomposed_at > next.generation)
+        throw py::value_error("decomposed_at: expected 0 <= decomposed_at <= generation");
+    if (std::any_of(next.scales.begin(), next.scales.end(), [](double scale) { return !(scale > 0.0); }))
+        throw py::value_error("scales: expected positive numbers");
+    for (py::ssize_t i = 0; i < n; ++i) {
+        if (!(next.covariance[static_cast<std::size_t>(i * (diagonal ? 1 : n + 1))] > 0.0))
+            throw py::value_error("covariance: expected a positive diagonal");
+    }
     self.core.state() = std::move(next);
+}
+
+// out (8, 8) = a^T b for a, b (depth, 8), for tests.
+Doubles tile_product(const std::string& level, const Doubles& a, const Doubles& b) {
+    expect_shape("b", b, {a.shape(0), kTile});
+    expect_shape("a", a, {a.shape(0), kTile});
+    Doubles out({kTile, kTile});
+    find_level(level, "level").tile_product(a.shape(0), a.data(), b.data(), out.mutable_data());
+    return out;
 }
 
 }  // namespace
 
 void bind_cmaes(py::module_& m) {
+    m.def("tile_product", &tile_product, py::arg("level"), py::arg("a").noconvert(),
+          py::arg("b").noconvert());
     py::class_<Guarded>(m, "Cmaes")
         .def(py::init(&make), py::arg("mean").noconvert(), py::arg("sigma"), py::arg("popsize"),
              py::arg("seed"), py::arg("active"), py::arg("separable"))
         .def("ask", &ask, py::arg("threads"))
         .def("tell", &tell, py::arg("solutions").noconvert(), py::arg("rank").noconvert(), py::arg("threads"))
-        .def("skip", [](Guarded& self) { self.core.skip(); })
+        .def("skip", &skip)
         .def("variances", &variances)
         .def("axis", &axis, py::arg("k"))
         .def("get_state", &get_state)
         .def("set_state", &set_state, py::arg("state"))
-        .def_property_readonly("mean", [](Guarded& s) { return copy_out(s.core.state().mean, {s.n()}); })
-        .def_property_readonly("pc", [](Guarded& s) { return copy_out(s.core.state().pc, {s.n()}); })
-        .def_property_readonly("ps", [](Guarded& s) { return copy_out(s.core.state().ps, {s.n()}); })
-        .def_property_readonly("scales", [](Guarded& s) { return copy_out(s.core.state().scales, {s.n()}); })
-        .def_property_readonly("sigma", [](Guarded& s) { return s.core.state().sigma; })
-        .def_property_readonly("generation", [](Guarded& s) { return s.core.state().generation; })
-        .def_property_readonly("asked", [](Guarded& s) { return s.core.state().asked; })
-        .def_property(
-            "gap", [](Guarded& s) { return s.core.gap(); },
-            [](Guarded& s, double gap) { s.core.gap() = gap; })
+        .def_property_readonly("mean",
+                               reader([](Guarded& s) { return copy_out(s.core.state().mean, {s.n()}); }))
+        .def_property_readonly("pc", reader([](Guarded& s) { return copy_out(s.core.state().pc, {s.n()}); }))
+        .def_property_readonly("ps", reader([](Guarded& s) { return copy_out(s.core.state().ps, {s.n()}); }))
+        .def_property_readonly("scales",
+                               reader([](Guarded& s) { return copy_out(s.core.state().scales, {s.n()}); }))
+        .def_property_readonly("sigma", reader([](Guarded& s) { return s.core.state().sigma; }))
+        .def_property_readonly("generation", reader([](Guarded& s) { return s.core.state().generation; }))
+        .def_property_readonly("asked", reader([](Guarded& s) { return s.core.state().asked; }))
+        .def_property("gap", reader([](Guarded& s) { return s.core.gap(); }), &set_gap)
         .def_property_readonly("parameters", [](Guarded& s) {
             const CmaesParameters& p = s.core.parameters();
             py::dict out;

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "core/cmaes_kernels.hpp"
-#include "core/cmaes_normals.hpp"
+#include "core/rng.hpp"
 
 namespace worldmodels {
 namespace {
@@ -14,10 +14,21 @@ namespace {
 // Below this many multiplications a parallel region costs more than it saves.
 constexpr std::int64_t kParallelWork = 200'000;
 
+// Longest coordinate of a step in sigmas, so that squares stay finite.
+constexpr double kFar = 1e100;
+
+// Eight sums, so that additions need not wait for each other.
+double dot(const double* a, const double* b, std::int64_t n) {
+    double sum[8] = {};
+    std::int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int lane = 0; lane < 8; ++lane) sum[lane] += a[i + lane] * b[i + lane];
+    for (; i < n; ++i) sum[0] += a[i] * b[i];
+    return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+}
+
 double norm(const double* v, std::int64_t n) {
-    double square = 0.0;
-    for (std::int64_t i = 0; i < n; ++i) square += v[i] * v[i];
-    return std::sqrt(square);
+    return std::sqrt(dot(v, v, n));
 }
 
 std::size_t size(std::int64_t n) {
@@ -76,7 +87,7 @@ void Cmaes::decompose() {
     state_.decomposed_at = state_.generation;
 }
 
-const std::vector<double>& Cmaes::ask(int threads) {
+const std::vector<double>& Cmaes::ask(const Kernels& kernels, int threads) {
     if (state_.asked) return state_.x;
     const std::int64_t n = parameters_.n;
     const std::int64_t rows = parameters_.popsize;
@@ -85,19 +96,21 @@ const std::vector<double>& Cmaes::ask(int threads) {
 
     if (rows * n * (separable_ ? 30 : n) < kParallelWork) threads = 1;
     threads = usable_threads(threads);
+    const auto key = philox_key(seed_);
     double* stretched = state_.x.data();  // scales z, until x takes its place
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (std::int64_t i = 0; i < rows; ++i) {
         double* z = state_.z.data() + i * n;
-        fill_normals(seed_, static_cast<std::uint64_t>(state_.generation), static_cast<std::uint32_t>(i), n,
-                     z);  // (38)
+        kernels.normals(key.data(), static_cast<std::uint64_t>(state_.generation),
+                        static_cast<std::uint32_t>(i), n,
+                        z);  // (38)
         for (std::int64_t k = 0; k < n; ++k) stretched[i * n + k] = state_.scales[size(k)] * z[k];
     }
     if (separable_) {
         std::copy_n(stretched, rows * n, state_.y.data());
     } else {
-        matrix_product(stretched, state_.axes.data(), state_.y.data(), rows, n, n,
-                       threads);  // (39) y = B D z
+        matrix_product(kernels, stretched, state_.axes.data(), state_.y.data(), rows, n, n, threads,
+                       workspace_);  // (39) y = B D z
     }
     for (std::int64_t i = 0; i < rows; ++i) {
         for (std::int64_t j = 0; j < n; ++j) {
@@ -121,14 +134,16 @@ void Cmaes::take_foreign(const double* solutions, int threads) {
         if (std::equal(x, x + n, state_.x.data() + i * n)) continue;
         double* y = state_.y.data() + i * n;
         double* z = state_.z.data() + i * n;
-        for (std::int64_t j = 0; j < n; ++j) y[j] = (x[j] - state_.mean[size(j)]) / state_.sigma;
+        // quarters do not overflow; a step beyond kFar, to be shortened anyway, keeps its direction
+        double farthest = 0.0;
+        for (std::int64_t j = 0; j < n; ++j) {
+            y[j] = 0.25 * x[j] - 0.25 * state_.mean[size(j)];
+            farthest = std::max(farthest, std::abs(y[j]));
+        }
+        const double unit = std::max(0.25 * state_.sigma, farthest / kFar);
+        for (std::int64_t j = 0; j < n; ++j) y[j] /= unit;
         for (std::int64_t k = 0; k < n; ++k) {
-            double along = y[k];
-            if (!separable_) {
-                const double* axis = state_.axes.data() + k * n;
-                along = 0.0;
-                for (std::int64_t j = 0; j < n; ++j) along += axis[j] * y[j];
-            }
+            const double along = separable_ ? y[k] : dot(state_.axes.data() + k * n, y, n);
             z[k] = along / state_.scales[size(k)];
         }
         const double shrink = longest / norm(z, n);
@@ -141,7 +156,7 @@ void Cmaes::take_foreign(const double* solutions, int threads) {
     }
 }
 
-void Cmaes::tell(const double* solutions, const std::int64_t* rank, int threads) {
+void Cmaes::tell(const Kernels& kernels, const double* solutions, const std::int64_t* rank, int threads) {
     const CmaesParameters& p = parameters_;
     const std::int64_t n = p.n;
     const std::int64_t rows = p.popsize;
@@ -182,12 +197,12 @@ void Cmaes::tell(const double* solutions, const std::int64_t* rank, int threads)
     for (std::int64_t j = 0; j < n; ++j)
         s.pc[size(j)] = (1.0 - p.cc) * s.pc[size(j)] + pc_rate * y_mean[size(j)];  // (45)
 
-    adapt_covariance(weights.data(), stalled, threads);
+    adapt_covariance(kernels, weights.data(), stalled, threads);
     ++s.generation;
     s.asked = false;
 }
 
-void Cmaes::adapt_covariance(const double* row_weights, bool stalled, int threads) {
+void Cmaes::adapt_covariance(const Kernels& kernels, const double* row_weights, bool stalled, int threads) {
     const CmaesParameters& p = parameters_;
     const std::int64_t n = p.n;
     const std::int64_t rows = p.popsize;
@@ -217,7 +232,8 @@ void Cmaes::adapt_covariance(const double* row_weights, bool stalled, int thread
             }
         }
     } else {
-        symmetric_update(s.covariance.data(), n, decay, factor.data(), s.y.data(), rows + 1, threads);
+        symmetric_update(kernels, s.covariance.data(), n, decay, factor.data(), s.y.data(), rows + 1, threads,
+                         workspace_);
     }
 }
 

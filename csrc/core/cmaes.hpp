@@ -6,6 +6,7 @@
 
 #include "core/cmaes_parameters.hpp"
 #include "core/eigen.hpp"
+#include "kernels/kernels.hpp"
 
 namespace worldmodels {
 
@@ -32,10 +33,10 @@ class Cmaes {
           bool separable, Dsyevd dsyevd);
 
     // The solutions (popsize, n) of this generation; the same ones until tell or skip.
-    const std::vector<double>& ask(int threads);
+    const std::vector<double>& ask(const Kernels& kernels, int threads);
 
     // solutions (popsize, n), finite; rank[i] is the place of row i, 0 the best.
-    void tell(const double* solutions, const std::int64_t* rank, int threads);
+    void tell(const Kernels& kernels, const double* solutions, const std::int64_t* rank, int threads);
 
     // Ends a generation that taught nothing (no finite value): the distribution stays, the next ask draws
     // anew.
@@ -49,14 +50,15 @@ class Cmaes {
   private:
     void decompose();
     void take_foreign(const double* solutions, int threads);
-    void adapt_covariance(const double* row_weights, bool stalled, int threads);
+    void adapt_covariance(const Kernels& kernels, const double* row_weights, bool stalled, int threads);
 
     CmaesParameters parameters_;
     CmaesState state_;
     std::uint64_t seed_;
     bool separable_;
     SymmetricEigen eigen_;
-    std::vector<double> scratch_;
+    std::vector<double> scratch_;    // (n, n)
+    std::vector<double> workspace_;  // packed panels of the products
 };
 
 }  // namespace worldmodels

@@ -1,4 +1,4 @@
-// Packing, tiling and threads of the products; the arithmetic of a tile is kernels/cmaes_tile.cpp.
+// Packing, tiling and threads of the products; the arithmetic of a tile is kernels/tile.hpp.
 #include "core/cmaes_kernels.hpp"
 
 #include <omp.h>
@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <vector>
-
-#include "kernels/cmaes_tile.hpp"
 
 namespace worldmodels {
 namespace {
@@ -17,20 +15,20 @@ const pid_t loaded_by = getpid();  // the process whose OpenMP threads may exist
 // Tiles of columns packed together: they are neighbours in memory, so that a row is fetched once for all.
 constexpr std::int64_t kGroup = 4;
 
-// panels[q][k][0..8) = scale[k] * v[k, column + 8 q..column + 8 q + 8), q < count, zeros past the end; scale
-// may be null.
-void pack_columns(const double* v, const double* scale, std::int64_t depth, std::int64_t n,
-                  std::int64_t column, std::int64_t count, double* panels) {
+// panels[q][k][0..8) = v[k, column + 8 q..column + 8 q + 8), q < count, zeros past the end.
+void pack_columns(const double* v, std::int64_t depth, std::int64_t n, std::int64_t column,
+                  std::int64_t count, double* panels) {
+    constexpr std::int64_t kAhead = 16;  // rows; each is in another page, where no hardware looks ahead
     for (std::int64_t k = 0; k < depth; ++k) {
-        const double factor = scale == nullptr ? 1.0 : scale[k];
         for (std::int64_t q = 0; q < count; ++q) {
             const std::int64_t start = column + q * kTile;
             const double* from = v + k * n + start;
             double* to = panels + (q * depth + k) * kTile;
+            if (k + kAhead < depth) __builtin_prefetch(from + kAhead * n);
             if (start + kTile <= n) {
-                for (std::int64_t c = 0; c < kTile; ++c) to[c] = factor * from[c];
+                std::copy_n(from, kTile, to);
             } else {
-                for (std::int64_t c = 0; c < kTile; ++c) to[c] = start + c < n ? factor * from[c] : 0.0;
+                for (std::int64_t c = 0; c < kTile; ++c) to[c] = start + c < n ? from[c] : 0.0;
             }
         }
     }
@@ -48,38 +46,42 @@ std::int64_t tiles(std::int64_t length) {
     return (length + kTile - 1) / kTile;
 }
 
+double* room(std::vector<double>& workspace, std::int64_t size) {
+    if (workspace.size() < static_cast<std::size_t>(size)) workspace.resize(static_cast<std::size_t>(size));
+    return workspace.data();
+}
+
 }  // namespace
 
 int usable_threads(int wanted) {
     return getpid() == loaded_by ? std::max(1, wanted) : 1;
 }
 
-void matrix_product(const double* a, const double* b, double* out, std::int64_t rows, std::int64_t depth,
-                    std::int64_t columns, int threads) {
-    const TileProduct product = tile_product();
+void matrix_product(const Kernels& kernels, const double* a, const double* b, double* out, std::int64_t rows,
+                    std::int64_t depth, std::int64_t columns, int threads, std::vector<double>& workspace) {
+    const auto product = kernels.tile_product;
     const std::int64_t row_tiles = tiles(rows);
     const std::int64_t column_tiles = tiles(columns);
     const std::int64_t panel = depth * kTile;
     threads = usable_threads(threads);
     const std::int64_t groups = (column_tiles + kGroup - 1) / kGroup;
-    std::vector<double> left(static_cast<std::size_t>(row_tiles * panel));
-    std::vector<double> right(static_cast<std::size_t>(threads * kGroup * panel));
+    double* const left = room(workspace, (row_tiles + threads * kGroup) * panel);
+    double* const right = left + row_tiles * panel;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (std::int64_t i = 0; i < row_tiles; ++i)
-            pack_rows(a, rows, depth, i * kTile, left.data() + i * panel);
-        double* own = right.data() + omp_get_thread_num() * kGroup * panel;
+        for (std::int64_t i = 0; i < row_tiles; ++i) pack_rows(a, rows, depth, i * kTile, left + i * panel);
+        double* own = right + omp_get_thread_num() * kGroup * panel;
 #pragma omp for schedule(dynamic)
         for (std::int64_t group = 0; group < groups; ++group) {
             double tile[kTile * kTile];
             const std::int64_t first = group * kGroup;
             const std::int64_t count = std::min(kGroup, column_tiles - first);
-            pack_columns(b, nullptr, depth, columns, first * kTile, count, own);
+            pack_columns(b, depth, columns, first * kTile, count, own);
             for (std::int64_t i = 0; i < row_tiles; ++i) {
                 const std::int64_t height = std::min(kTile, rows - i * kTile);
                 for (std::int64_t q = 0; q < count; ++q) {
-                    product(depth, left.data() + i * panel, own + q * panel, tile);
+                    product(depth, left + i * panel, own + q * panel, tile);
                     const std::int64_t column = (first + q) * kTile;
                     const std::int64_t width = std::min(kTile, columns - column);
                     for (std::int64_t r = 0; r < height; ++r) {
@@ -91,22 +93,25 @@ void matrix_product(const double* a, const double* b, double* out, std::int64_t 
     }
 }
 
-void symmetric_update(double* c, std::int64_t n, double decay, const double* weights, const double* v,
-                      std::int64_t depth, int threads) {
-    const TileProduct product = tile_product();
+void symmetric_update(const Kernels& kernels, double* c, std::int64_t n, double decay, const double* weights,
+                      const double* v, std::int64_t depth, int threads, std::vector<double>& workspace) {
+    const auto product = kernels.tile_product;
     const std::int64_t count = tiles(n);
     const std::int64_t panel = depth * kTile;
     threads = usable_threads(threads);
-    std::vector<double> left(static_cast<std::size_t>(count * panel));
-    std::vector<double> right(static_cast<std::size_t>(count * panel));
+    double* const left = room(workspace, 2 * count * panel);
+    double* const right = left + count * panel;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (std::int64_t i = 0; i < count; i += kGroup) {
-            pack_columns(v, weights, depth, n, i * kTile, std::min(kGroup, count - i),
-                         left.data() + i * panel);
-            pack_columns(v, nullptr, depth, n, i * kTile, std::min(kGroup, count - i),
-                         right.data() + i * panel);
+            const std::int64_t packed = std::min(kGroup, count - i);
+            pack_columns(v, depth, n, i * kTile, packed, right + i * panel);
+            for (std::int64_t row = i * depth; row < (i + packed) * depth; ++row) {
+                const double weight = weights[row % depth];
+                for (std::int64_t s = 0; s < kTile; ++s)
+                    left[row * kTile + s] = weight * right[row * kTile + s];
+            }
         }
         // Long rows of tiles first, so that the threads end together.
 #pragma omp for schedule(dynamic)
@@ -115,7 +120,7 @@ void symmetric_update(double* c, std::int64_t n, double decay, const double* wei
             const std::int64_t height = std::min(kTile, n - i * kTile);
             double tile[kTile * kTile];
             for (std::int64_t j = 0; j <= i; ++j) {
-                product(depth, left.data() + i * panel, right.data() + j * panel, tile);
+                product(depth, left + i * panel, right + j * panel, tile);
                 for (std::int64_t r = 0; r < height; ++r) {
                     double* row = c + (i * kTile + r) * n + j * kTile;
                     const double* added = tile + r * kTile;

@@ -1,7 +1,11 @@
-// The three products of a CMA-ES generation that cost O(N^2) and more. The bits never depend on `threads`.
+// The three products of a CMA-ES generation that cost O(N^2) and more. The bits never depend on `threads`; a
+// `workspace` is kept from call to call, so that its pages are.
 #pragma once
 
 #include <cstdint>
+#include <vector>
+
+#include "kernels/kernels.hpp"
 
 namespace worldmodels {
 
@@ -10,12 +14,12 @@ namespace worldmodels {
 int usable_threads(int wanted);
 
 // out (rows, columns) = a (rows, depth) b (depth, columns), all row-major.
-void matrix_product(const double* a, const double* b, double* out, std::int64_t rows, std::int64_t depth,
-                    std::int64_t columns, int threads);
+void matrix_product(const Kernels& kernels, const double* a, const double* b, double* out, std::int64_t rows,
+                    std::int64_t depth, std::int64_t columns, int threads, std::vector<double>& workspace);
 
 // Lower triangle of c (n, n), row-major: c <- decay c + sum_k weights[k] v_k v_k^T, v (depth, n) row-major.
-void symmetric_update(double* c, std::int64_t n, double decay, const double* weights, const double* v,
-                      std::int64_t depth, int threads);
+void symmetric_update(const Kernels& kernels, double* c, std::int64_t n, double decay, const double* weights,
+                      const double* v, std::int64_t depth, int threads, std::vector<double>& workspace);
 
 // out (columns) = sum over k < rows of x[k] m[k, :], m (rows, columns) row-major.
 void weighted_rows(const double* x, const double* m, double* out, std::int64_t rows, std::int64_t columns,

@@ -11,12 +11,17 @@ namespace {
 constexpr int kLanes = 8;
 constexpr int kRows = 6, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
 constexpr int kFewLanes = 2, kFewSums = 8;
+constexpr int kTileRows = 4, kTileVectors = 2;
 using V = float __attribute__((vector_size(32), may_alias));
 using I = std::int32_t __attribute__((vector_size(32), may_alias));
 using U = std::uint32_t __attribute__((vector_size(32), may_alias));
+using D = double __attribute__((vector_size(32), may_alias));
 
 inline V fma(V a, V b, V c) {
     return _mm256_fmadd_ps(a, b, c);
+}
+inline D fma(D a, D b, D c) {
+    return _mm256_fmadd_pd(a, b, c);
 }
 inline V sqrt(V x) {
     return _mm256_sqrt_ps(x);
@@ -41,6 +46,10 @@ inline V lookup(const float* table, I index) {
 #include "kernels/step.hpp"
 //
 #include "kernels/probes.hpp"
+//
+#include "kernels/tile.hpp"
+//
+#include "kernels/normals.hpp"
 
 bool supported() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -55,6 +64,8 @@ constinit const Kernels avx2_kernels = {
     .step = step_lanes<Float32>,
     .step_bfloat16 = nullptr,
     .start = start,
+    .tile_product = tile_product,
+    .normals = normals,
     .elementwise = elementwise,
     .draws = draws,
     .multiply_adds = multiply_adds<Float32>,

@@ -9,6 +9,13 @@ namespace worldmodels {
 namespace {
 
 #include "kernels/avx512_vectors.hpp"
+
+constexpr int kTileRows = 8, kTileVectors = 1;
+using D = double __attribute__((vector_size(64), may_alias));
+
+inline D fma(D a, D b, D c) {
+    return _mm512_fmadd_pd(a, b, c);
+}
 //
 #include "kernels/vecmath.hpp"
 //
@@ -17,6 +24,10 @@ namespace {
 #include "kernels/step.hpp"
 //
 #include "kernels/probes.hpp"
+//
+#include "kernels/tile.hpp"
+//
+#include "kernels/normals.hpp"
 
 // Half a vector of lanes is faster, and the same bits, in vectors of 8.
 int step(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block, int lanes) {
@@ -42,6 +53,8 @@ constinit const Kernels avx512_kernels = {
     .step = step,
     .step_bfloat16 = nullptr,
     .start = start,
+    .tile_product = tile_product,
+    .normals = normals,
     .elementwise = elementwise,
     .draws = draws,
     .multiply_adds = multiply_adds<Float32>,
@@ -54,6 +67,8 @@ constinit const Kernels avx512_bf16_kernels = {
     .step = step,
     .step_bfloat16 = step_avx512_bfloat16,
     .start = start,
+    .tile_product = tile_product,
+    .normals = normals,
     .elementwise = elementwise,
     .draws = draws,
     .multiply_adds = multiply_adds<Float32>,

@@ -8,11 +8,16 @@ namespace {
 constexpr int kLanes = 4;
 constexpr int kRows = 4, kRowsAlone = 4;  // rows at once, for two vectors of lanes and for one
 constexpr int kFewLanes = 1, kFewSums = 8;
+constexpr int kTileRows = 4, kTileVectors = 2;
 using V = float __attribute__((vector_size(16), may_alias));
 using I = std::int32_t __attribute__((vector_size(16), may_alias));
 using U = std::uint32_t __attribute__((vector_size(16), may_alias));
+using D = double __attribute__((vector_size(16), may_alias));
 
 inline V fma(V a, V b, V c) {
+    return a * b + c;
+}
+inline D fma(D a, D b, D c) {
     return a * b + c;
 }
 inline V sqrt(V x) {
@@ -33,6 +38,10 @@ inline U high_product(U a, std::uint32_t b) {
 #include "kernels/step.hpp"
 //
 #include "kernels/probes.hpp"
+//
+#include "kernels/tile.hpp"
+//
+#include "kernels/normals.hpp"
 
 bool supported() {
     return true;
@@ -47,6 +56,8 @@ constinit const Kernels baseline_kernels = {
     .step = step_lanes<Float32>,
     .step_bfloat16 = nullptr,
     .start = start,
+    .tile_product = tile_product,
+    .normals = normals,
     .elementwise = elementwise,
     .draws = draws,
     .multiply_adds = multiply_adds<Float32>,

@@ -14,6 +14,7 @@ inline constexpr int kPanelUnits = 3;  // LSTM units of a panel
 inline constexpr int kTable =
     16;  // floats of a moment table: the means (or log stds) of a group of dimensions
 inline constexpr int kTableMixtures = 8;  // most mixtures for which moment tables are packed
+inline constexpr std::int64_t kTile = 8;  // rows and columns of a tile of CMA-ES's matrix products
 inline constexpr int kMostFew = 4;        // lanes that a kernel for few lanes takes
 inline constexpr float kLogstdMin = -8.0F, kLogstdMax = 8.0F;  // models/mdnrnn.py LOGSTD_RANGE
 
@@ -94,6 +95,13 @@ struct Kernels {
     // The first latent of an episode: mu + exp(logvar / 2) * normal; mu, logvar, z: (latent).
     void (*start)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, int latent,
                   const float* mu, const float* logvar, float* z);
+    // CMA-ES, doubles: out[r * kTile + c] = sum over k < depth of a[k * kTile + r] * b[k * kTile + c], in the
+    // order of k.
+    void (*tile_product)(std::int64_t depth, const double* a, const double* b, double* out);
+    // CMA-ES: out[0..count) ~ N(0, 1), a pure function of (key, generation, row), the same bits at every
+    // level: out[i] does not depend on count or on what was drawn before.
+    void (*normals)(const std::uint32_t key[2], std::uint64_t generation, std::uint32_t row,
+                    std::int64_t count, double* out);
     // out[i] = f(in[i]), for tests.
     void (*elementwise)(Function, const float* in, float* out, std::size_t count);
     // The two normals of the draws' words 0 and 1 and the two uniforms of words 2 and 3, for tests; out (4,

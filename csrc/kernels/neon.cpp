@@ -9,13 +9,19 @@ namespace {
 constexpr int kLanes = 4;
 constexpr int kRows = 12, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
 constexpr int kFewLanes = 2, kFewSums = 12;
+constexpr int kTileRows = 4, kTileVectors = 4;
 using V = float __attribute__((vector_size(16), may_alias));
 using I = std::int32_t __attribute__((vector_size(16), may_alias));
 using U = std::uint32_t __attribute__((vector_size(16), may_alias));
+using D = double __attribute__((vector_size(16), may_alias));
 
 inline V fma(V a, V b, V c) {
     return reinterpret_cast<V>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a),
                                          reinterpret_cast<float32x4_t>(b)));
+}
+inline D fma(D a, D b, D c) {
+    return reinterpret_cast<D>(vfmaq_f64(reinterpret_cast<float64x2_t>(c), reinterpret_cast<float64x2_t>(a),
+                                         reinterpret_cast<float64x2_t>(b)));
 }
 inline V sqrt(V x) {
     return reinterpret_cast<V>(vsqrtq_f32(reinterpret_cast<float32x4_t>(x)));
@@ -34,6 +40,10 @@ inline U high_product(U a, std::uint32_t b) {
 #include "kernels/step.hpp"
 //
 #include "kernels/probes.hpp"
+//
+#include "kernels/tile.hpp"
+//
+#include "kernels/normals.hpp"
 
 bool supported() {
     return true;
@@ -48,6 +58,8 @@ constinit const Kernels neon_kernels = {
     .step = step_lanes<Float32>,
     .step_bfloat16 = nullptr,
     .start = start,
+    .tile_product = tile_product,
+    .normals = normals,
     .elementwise = elementwise,
     .draws = draws,
     .multiply_adds = multiply_adds<Float32>,

@@ -75,6 +75,8 @@ class DreamStepper:
 
 # --- CMA-ES (bind_cmaes.cpp) ---
 
+def tile_product(level: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]: ...
+
 class Cmaes:
     gap: float
     def __init__(

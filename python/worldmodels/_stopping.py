@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from worldmodels.checks import check_integer, float64_array, single_number
 
 if TYPE_CHECKING:
     from worldmodels._core import Cmaes
@@ -20,7 +23,7 @@ class Stopping:
     Attributes:
         limits: reason -> limit.
         best, median: of each generation's finite values, the last 20,000.
-        span: of the last generation's finite values.
+        span: of the last generation's values, inf where one was not finite.
         flat: generations in a row whose best three quarters were equal.
     """
 
@@ -33,13 +36,34 @@ class Stopping:
         self.span = math.inf
         self.flat = 0
 
+    def state(self) -> dict[str, NDArray[np.float64] | int]:
+        """Everything, as arrays and integers; a limit's key is its name after `limit.`."""
+        return {
+            "flat": self.flat,
+            "span": np.array([self.span]),
+            "best_history": np.array(self.best),
+            "median_history": np.array(self.median),
+            **{f"limit.{name}": np.array([limit]) for name, limit in self.limits.items()},
+        }
+
+    @classmethod
+    def of_state(cls, names: Iterable[str], state: Mapping[str, Any]) -> Stopping:
+        """The one whose `state` this is, with these limits; ValueError where the state is none."""
+        stopping = cls({name: single_number(state, f"limit.{name}") for name in names})
+        stopping.span, stopping.flat = single_number(state, "span"), check_integer("flat", state["flat"], 0, 2**63)
+        best, median = (float64_array(name, state[name]) for name in ("best_history", "median_history"))
+        if best.ndim != 1 or best.shape != median.shape:
+            raise ValueError(f"best_history: expected (T,), as median_history, got {best.shape}, {median.shape}")
+        stopping.best, stopping.median = list(map(float, best)), list(map(float, median))
+        return stopping
+
     def record(self, ranked: NDArray[np.float64], popsize: int) -> None:
         """Notes a generation's finite values, ascending, at least one."""
         self.best.append(float(ranked[0]))
         self.median.append(float(np.median(ranked)))
         if len(self.best) > _LONGEST_HISTORY:
             del self.best[0], self.median[0]
-        self.span = float(ranked[-1]) - float(ranked[0])
+        self.span = float(ranked[-1]) - float(ranked[0]) if len(ranked) == popsize else math.inf
         quarter = int(0.75 * popsize)
         is_flat = len(ranked) > quarter and ranked[0] == ranked[quarter]
         self.flat = self.flat + 1 if is_flat else 0

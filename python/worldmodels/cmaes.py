@@ -17,12 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 from worldmodels._core import Cmaes
 from worldmodels._stopping import Stopping
 from worldmodels._uncertainty import next_repeats
-from worldmodels.threads import cores
+from worldmodels.checks import check_integer, check_seed, check_threads, float64_array, single_number
 
 Array = NDArray[np.float64]
 StateDict = dict[str, NDArray[Any] | int | float | str | bool]
 
 _FORMAT = 1
+_MOST_SOLUTIONS = 2**31 - 1
 
 
 class CMAESResult(NamedTuple):
@@ -55,9 +56,10 @@ class CMAES:
             solutions = es.ask()
             es.tell(solutions, [f(x) for x in solutions])
 
-    The same seed gives the same bits for any `num_threads`. C is decomposed by SciPy's LAPACK, held to one
-    thread so that OPENBLAS_NUM_THREADS and busy neighbours change neither bits nor time; another processor or
-    another SciPy can differ in the last bit.
+    The same seed gives the same bits for any `num_threads` and for the SIMD levels "avx2", "avx512" and
+    "avx512_bf16"; "baseline" has no fused multiply-add and other last bits. C is decomposed by SciPy's LAPACK,
+    which chooses its own instructions and is held to one thread, so that OPENBLAS_NUM_THREADS and busy
+    neighbours change neither bits nor time; another processor or another SciPy can differ in the last bit.
 
     Args:
         x0: (N,) start of the mean, finite.
@@ -82,7 +84,7 @@ class CMAES:
         tolupsigma: stop when sigma / sigma0 exceeds this times the longest axis of C.
         conditioncov: stop when the condition number of C exceeds this.
         tolstagnation: generations without progress of best and median before stopping, a fifth of all where
-            that is more; 100 + 100 N^1.5 / popsize when None, as in pycma; inf never stops.
+            that is more; 100 + 100 N^1.5 / popsize when None, as in pycma; above 20,000 never stops.
         tolflatfitness: stop after more than so many generations in a row whose best three quarters are equal.
 
     Raises:
@@ -115,7 +117,7 @@ class CMAES:
         tolstagnation: float | None = None,
         tolflatfitness: float = 3,
     ) -> None:
-        mean = _float_array("x0", x0)
+        mean = float64_array("x0", x0)
         if mean.ndim != 1 or mean.size == 0:
             raise ValueError(f"x0: expected (N,) with N >= 1, got {mean.shape}")
         if not np.isfinite(mean).all():
@@ -123,23 +125,17 @@ class CMAES:
         if not (math.isfinite(sigma0) and sigma0 > 0):
             raise ValueError(f"sigma0: expected a positive number, got {sigma0!r}")
         n = mean.size
-        popsize = 4 + math.floor(3 * math.log(n)) if popsize is None else int(popsize)  # (48)
-        if popsize < 2:
-            raise ValueError(f"popsize: expected at least 2, got {popsize}")
-        seed = secrets.randbits(63) if seed is None else int(seed)
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed: expected 0 <= seed < 2**64, got {seed}")
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"num_threads: expected at least 1, got {num_threads}")
-        if not (math.isfinite(weight_decay) and weight_decay >= 0):
-            raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay!r}")
-        self.num_threads = cores() if num_threads is None else int(num_threads)
+        if popsize is None:
+            popsize = 4 + math.floor(3 * math.log(n))  # (48)
+        popsize = check_integer("popsize", popsize, 2, _MOST_SOLUTIONS)
+        seed = secrets.randbits(63) if seed is None else check_seed(seed)
+        self.num_threads = check_threads(num_threads)
         self._sigma0 = float(sigma0)
         self._seed = seed
         self._active = bool(active)
         self._separable = bool(separable)
-        self._weight_decay = float(weight_decay)
-        self._uncertainty = _checked_uncertainty(uncertainty)
+        self._weight_decay = _checked_weight_decay(weight_decay)
+        self._uncertainty = (1, 1) if uncertainty is None else _checked_uncertainty(*uncertainty)
         self._repeats = float(self._uncertainty[0])
         self._stopping = Stopping(
             {
@@ -158,8 +154,6 @@ class CMAES:
         )
         self._core = Cmaes(mean, self._sigma0, popsize, seed, self._active, self._separable)
         if gap is not None:
-            if not gap >= 0:
-                raise ValueError(f"gap: expected a number >= 0, got {gap!r}")
             self._core.gap = float(gap)
         self._read_parameters()
 
@@ -271,8 +265,9 @@ class CMAES:
         """Updates the distribution.
 
         Values that are NaN or infinite rank worst and are counted; a generation without a finite value
-        changes nothing but the counters. Equal values rank by row. Rows that were not asked for take part
-        like the others, but steps longer than any sample would be are shortened (Hansen 2011).
+        changes nothing but the counters. Equal values rank by row, which is as good as drawing lots: the rows
+        of `ask` are drawn alike. Rows that were not asked for take part like the others, but steps longer
+        than any sample would be are shortened (Hansen 2011).
 
         Args:
             solutions: (popsize, N) finite, usually those of `ask`.
@@ -284,8 +279,8 @@ class CMAES:
             TypeError: not real numbers.
             RuntimeError: there was no `ask` since the last `tell`.
         """
-        x = _float_array("solutions", solutions)
-        f = _float_array("values", values)
+        x = float64_array("solutions", solutions)
+        f = float64_array("values", values)
         popsize, n = self.popsize, self._core.mean.size
         if x.shape != (popsize, n):
             raise ValueError(f"solutions: expected ({popsize}, {n}), got {x.shape}")
@@ -299,11 +294,11 @@ class CMAES:
         self._evaluations += f.size
         self._nonfinite += f.size - int(np.isfinite(f).sum())
         measured = f
-        if f.ndim == 2:
-            with np.errstate(invalid="ignore"):  # inf - inf
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf; too large for float64 is worst too
+            if f.ndim == 2:
                 f = f.mean(axis=1)
-        if self._weight_decay:
-            f = f + self._weight_decay * np.mean(np.square(x), axis=1)
+            if self._weight_decay:
+                f = f + self._weight_decay * np.mean(np.square(x), axis=1)
         f = np.where(np.isfinite(f), f, math.inf)
         order = np.argsort(f, kind="stable")
         ranked = f[order[: int(np.isfinite(f).sum())]]
@@ -360,15 +355,10 @@ class CMAES:
             "nonfinite": self._nonfinite,
             "uncertainty": np.array(self._uncertainty),
             "repeats": self._repeats,
-            "flat": self._stopping.flat,
             "xbest": np.zeros((0, n)) if self._xbest is None else self._xbest[None].copy(),
             "fbest": np.array([self._fbest]),
-            "span": np.array([self._stopping.span]),
-            "best_history": np.array(self._stopping.best),
-            "median_history": np.array(self._stopping.median),
         }
-        state |= {f"limit.{name}": np.array([limit]) for name, limit in self._stopping.limits.items()}
-        return state
+        return state | self._stopping.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a run, its options and its seed included; only `num_threads` stays.
@@ -387,19 +377,23 @@ class CMAES:
         n = self._core.mean.size
         if state["n"] != n:
             raise ValueError(f"state: expected N = {n}, got {state['n']}")
-        mean = _float_array("mean", state["mean"])
-        seed, sigma0 = int(state["seed"]), float(state["sigma0"])
+        popsize = check_integer("popsize", state["popsize"], 2, _MOST_SOLUTIONS)
+        seed, sigma0 = check_seed(state["seed"]), float(state["sigma0"])
         active, separable = bool(state["active"]), bool(state["separable"])
-        core = Cmaes(mean, sigma0, int(state["popsize"]), seed, active, separable)
-        core.set_state(dict(state))
-        core.gap = _single(state, "gap")
-        fbest = _single(state, "fbest")
-        stopping = Stopping({name: _single(state, f"limit.{name}") for name in self._stopping.limits})
-        stopping.span, stopping.flat = _single(state, "span"), int(state["flat"])
-        stopping.best = _float_array("best_history", state["best_history"]).tolist()
-        stopping.median = _float_array("median_history", state["median_history"]).tolist()
+        core = Cmaes(float64_array("mean", state["mean"]), sigma0, popsize, seed, active, separable)
+        numbers = {name: check_integer(name, state[name], 0, 2**63 - 1) for name in ("generation", "decomposed_at")}
+        core.set_state({**state, **numbers, "sigma": float(state["sigma"])})
+        core.gap = single_number(state, "gap")
+        weight_decay = _checked_weight_decay(float(state["weight_decay"]))
         least, most = (int(bound) for bound in state["uncertainty"])
-        xbest = _float_array("xbest", state["xbest"])
+        uncertainty = (1, 1) if most == 1 else _checked_uncertainty(least, most)
+        repeats = float(state["repeats"])
+        if not uncertainty[0] <= repeats <= uncertainty[1]:
+            raise ValueError(f"repeats: expected a number from {least} to {most}, got {repeats}")
+        stopping = Stopping.of_state(self._stopping.limits.keys(), state)
+        evaluations = check_integer("evaluations", state["evaluations"], 0, 2**63)
+        nonfinite = check_integer("nonfinite", state["nonfinite"], 0, evaluations)
+        fbest, xbest = single_number(state, "fbest"), float64_array("xbest", state["xbest"])
         if xbest.shape not in ((0, n), (1, n)):
             raise ValueError(f"xbest: expected (0, {n}) or (1, {n}), got {xbest.shape}")
 
@@ -407,39 +401,21 @@ class CMAES:
         self._read_parameters()
         self._seed, self._sigma0 = seed, sigma0
         self._active, self._separable = active, separable
-        self._weight_decay = float(state["weight_decay"])
-        self._uncertainty, self._repeats = (least, most), float(state["repeats"])
+        self._weight_decay = weight_decay
+        self._uncertainty, self._repeats = uncertainty, repeats
         self._stopping = stopping
-        self._evaluations = int(state["evaluations"])
-        self._nonfinite = int(state["nonfinite"])
+        self._evaluations, self._nonfinite = evaluations, nonfinite
         self._xbest = xbest[0].copy() if len(xbest) else None
         self._fbest = fbest
 
 
-def _float_array(name: str, given: ArrayLike) -> Array:
-    """C-contiguous float64, or an error that names the argument."""
-    try:
-        array = np.asarray(given)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an array, got rows of different lengths") from error
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
-    return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
+def _checked_weight_decay(weight_decay: float) -> float:
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay!r}")
+    return float(weight_decay)
 
 
-def _checked_uncertainty(bounds: tuple[int, int] | None) -> tuple[int, int]:
-    """(least, most) evaluations of a solution, (1, 1) for None."""
-    if bounds is None:
-        return 1, 1
-    least, most = (int(bound) for bound in bounds)
-    if not 2 <= least <= most:
-        raise ValueError(f"uncertainty: expected 2 <= least <= most, got {bounds!r}")
-    return least, most
-
-
-def _single(state: Mapping[str, Any], name: str) -> float:
-    """The number of an array of shape (1,)."""
-    array = _float_array(name, state[name])
-    if array.shape != (1,):
-        raise ValueError(f"{name}: expected (1,), got {array.shape}")
-    return float(array[0])
+def _checked_uncertainty(least: int, most: int) -> tuple[int, int]:
+    """(least, most) evaluations of a solution."""
+    least = check_integer("uncertainty", least, 2, _MOST_SOLUTIONS)
+    return least, check_integer("uncertainty", most, least, _MOST_SOLUTIONS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -13,10 +12,10 @@ import numpy.typing as npt
 import torch
 
 from worldmodels import _core, pretrained
+from worldmodels.checks import check_integer, check_seed, check_threads
 from worldmodels.data.weights import load_model, load_tensors
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
-from worldmodels.threads import cores
 
 FloatArray = npt.NDArray[np.floating]
 Precision = Literal["float32", "bfloat16"]
@@ -371,24 +370,6 @@ def float_array(name: str, value: npt.ArrayLike, shape: Sequence[int | str]) -> 
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def check_integer(name: str, value: Any, low: int, high: int) -> int:
-    """Takes a Python or NumPy integer from ``low`` to ``high``; TypeError or ValueError otherwise."""
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
-    if not low <= number <= high:
-        raise ValueError(f"{name}: expected an integer from {low} to {high}, got {number}")
-    return number
-
-
-def check_seed(seed: Any) -> int:
-    """Takes a seed from 0 to 2**64 - 1."""
-    return check_integer("seed", seed, 0, 2**64 - 1)
-
-
 def check_temperature(temperature: Any) -> float:
     """Takes a finite temperature of at least 0."""
     try:
@@ -398,11 +379,6 @@ def check_temperature(temperature: Any) -> float:
     if not 0 <= value <= float(np.finfo(np.float32).max) or math.isnan(value):
         raise ValueError(f"temperature: expected a finite number of at least 0, got {temperature!r}")
     return value
-
-
-def check_threads(num_threads: int | None) -> int:
-    """Takes a number of threads, or None for all cores this process may use."""
-    return cores() if num_threads is None else check_integer("num_threads", num_threads, 1, 4096)
 
 
 def check_precision(precision: Any) -> None:

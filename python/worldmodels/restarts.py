@@ -9,16 +9,21 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from worldmodels.checks import check_integer, check_seed
 from worldmodels.cmaes import CMAES, Array, CMAESResult, StateDict
 
 Scheme = Literal["ipop", "bipop"]
 
 _INNER = "run."  # prefix of the inner run's keys in the state
+_COUNTS = (
+    *("restarts", "seed", "first_popsize", "runs", "doublings", "spent_large", "spent_small"),
+    *("last_large", "evaluations", "iterations", "nonfinite"),
+)
 
 
 class RestartingCMAES:
@@ -34,7 +39,7 @@ class RestartingCMAES:
         x0: (N,) start of the first run.
         sigma0: step size of the first run and of all large ones.
         scheme: "ipop" or "bipop".
-        restarts: of the large regime, after the first run.
+        restarts: of the large regime, after the first run; at most 30.
         spread: runs after the first start from x0 + spread * N(0, I).
         popsize: of the first run.
         seed: of everything, 0 <= seed < 2**64; drawn from the system when None.
@@ -60,16 +65,14 @@ class RestartingCMAES:
         maxfevals: float = math.inf,
         **options: Any,
     ) -> None:
-        if scheme not in ("ipop", "bipop"):
+        if scheme not in get_args(Scheme):
             raise ValueError(f"scheme: expected 'ipop' or 'bipop', got {scheme!r}")
-        if restarts < 0:
-            raise ValueError(f"restarts: expected at least 0, got {restarts}")
         if not (math.isfinite(spread) and spread >= 0):
             raise ValueError(f"spread: expected a number >= 0, got {spread!r}")
         self._scheme: Scheme = scheme
-        self._restarts = int(restarts)
+        self._restarts = check_integer("restarts", restarts, 0, 30)
         self._spread = float(spread)
-        self._seed = secrets.randbits(63) if seed is None else int(seed)
+        self._seed = secrets.randbits(63) if seed is None else check_seed(seed)
         self._ftarget = float(ftarget)
         self._maxfevals = float(maxfevals)
         self._options = dict(options)
@@ -99,6 +102,11 @@ class RestartingCMAES:
     def sigma(self) -> float:
         """Step size of the present run."""
         return self._es.sigma
+
+    @property
+    def repeats(self) -> int:
+        """How often to evaluate each solution of this generation; 1 without `uncertainty`."""
+        return self._es.repeats
 
     @property
     def runs(self) -> int:
@@ -205,30 +213,38 @@ class RestartingCMAES:
         """Takes over a state; the `options` of the runs to come stay those given to this object.
 
         Raises:
-            ValueError: a missing key, another N, or an array of the wrong shape.
+            ValueError: a missing key, another N, or an array of the wrong shape. This object is then unchanged.
         """
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
             raise ValueError(f"state: expected the keys {missing}")
-        inner = {key.removeprefix(_INNER): value for key, value in state.items() if key.startswith(_INNER)}
-        self._es.load_state_dict(inner)
-        self._scheme = cast(Scheme, str(state["scheme"]))
-        self._restarts, self._spread = int(state["restarts"]), float(state["spread"])
-        self._seed, self._sigma0 = int(state["seed"]), float(state["sigma0"])
-        self._ftarget, self._maxfevals = float(state["ftarget"][0]), float(state["maxfevals"][0])
-        self._x0 = np.array(state["x0"], dtype=np.float64)
-        self._first_popsize = int(state["first_popsize"])
-        self._runs, self._doublings = int(state["runs"]), int(state["doublings"])
-        self._spent = {"large": int(state["spent_large"]), "small": int(state["spent_small"])}
-        self._regime, self._last_large = str(state["regime"]), int(state["last_large"])
-        self._budget = float(state["budget"][0])
-        xbest = np.array(state["xbest"], dtype=np.float64)
+        scheme, regime = str(state["scheme"]), str(state["regime"])
+        if scheme not in get_args(Scheme) or regime not in ("first", "large", "small"):
+            raise ValueError(f"state: expected a known scheme and regime, got {scheme!r} and {regime!r}")
+        counts = {name: check_integer(name, state[name], 0, 2**64 - 1) for name in _COUNTS}
+        infinite = {name: float(state[name][0]) for name in ("ftarget", "maxfevals", "budget", "fbest")}
+        x0, xbest = (np.array(state[name], dtype=np.float64) for name in ("x0", "xbest"))
+        if x0.shape != self._x0.shape or xbest.shape not in ((0, x0.size), (1, x0.size)):
+            raise ValueError(f"state: expected N = {self._x0.size}, got x0 {x0.shape} and xbest {xbest.shape}")
+        spread, sigma0 = float(state["spread"]), float(state["sigma0"])
+        self._es.load_state_dict(
+            {key.removeprefix(_INNER): value for key, value in state.items() if key.startswith(_INNER)}
+        )
+
+        self._scheme, self._regime = cast(Scheme, scheme), regime
+        self._restarts, self._seed = counts["restarts"], counts["seed"]
+        self._spread, self._sigma0, self._x0 = spread, sigma0, x0
+        self._ftarget, self._maxfevals = infinite["ftarget"], infinite["maxfevals"]
+        self._first_popsize, self._runs = counts["first_popsize"], counts["runs"]
+        self._doublings, self._last_large = counts["doublings"], counts["last_large"]
+        self._spent = {"large": counts["spent_large"], "small": counts["spent_small"]}
+        self._budget = infinite["budget"]
         self._finished = None
         if self._runs:
             self._finished = self._es.result._replace(
                 xbest=xbest[0] if len(xbest) else None,
-                fbest=float(state["fbest"][0]),
-                evaluations=int(state["evaluations"]),
-                iterations=int(state["iterations"]),
-                nonfinite=int(state["nonfinite"]),
+                fbest=infinite["fbest"],
+                evaluations=counts["evaluations"],
+                iterations=counts["iterations"],
+                nonfinite=counts["nonfinite"],
             )

@@ -6,7 +6,6 @@
 #include "check.hpp"
 #include "core/cmaes.hpp"
 #include "core/cmaes_kernels.hpp"
-#include "core/cmaes_normals.hpp"
 
 namespace {
 
@@ -19,12 +18,12 @@ std::size_t size(std::int64_t n) {
     return static_cast<std::size_t>(n);
 }
 
-void test_normals() {
+void test_normals(const Kernels& kernels) {
     constexpr std::uint64_t kSeed = 0x9876543210ABCDEFU, kGeneration = (std::uint64_t{5} << 32) + 17;
     constexpr std::uint32_t kRow = 3;
     constexpr long double kTau = 6.283185307179586476925L;
     std::vector<double> whole(1001);
-    fill_normals(kSeed, kGeneration, kRow, 1001, whole.data());
+    kernels.normals(philox_key(kSeed).data(), kGeneration, kRow, 1001, whole.data());
     for (std::uint32_t i = 0; i < 1001; ++i) {
         const auto bits = philox4x32({i / 2, kRow, static_cast<std::uint32_t>(kGeneration),
                                       static_cast<std::uint32_t>(kGeneration >> 32)},
@@ -35,17 +34,19 @@ void test_normals() {
         const long double radius = std::sqrt(-2.0L * std::log((unit(0) + 0.5L) * 0x1p-52L));
         const long double turn = kTau * unit(2) * 0x1p-52L;
         const double want = static_cast<double>(radius * (i % 2 == 0 ? std::cos(turn) : std::sin(turn)));
-        check(std::fabs(whole[i] - want) <= 8.0 * kEps64 * static_cast<double>(radius), "normals", "core", i);
+        check(std::fabs(whole[i] - want) <= 8.0 * kEps64 * static_cast<double>(radius), "normals",
+              kernels.name, i);
     }
     for (const std::int64_t count : {1, 2, 63, 64, 65, 128}) {
         std::vector<double> part(size(count) + 1, 7.0);
-        fill_normals(kSeed, kGeneration, kRow, count, part.data());
+        kernels.normals(philox_key(kSeed).data(), kGeneration, kRow, count, part.data());
         check(std::equal(part.begin(), part.end() - 1, whole.begin()) && part.back() == 7.0,
-              "the number of normals does not matter", "core", count);
+              "the number of normals does not matter", kernels.name, count);
     }
 }
 
-void test_products() {
+void test_products(const Kernels& kernels) {
+    std::vector<double> workspace;
     for (const std::int64_t rows : {1, 7, 8, 9, 33})
         for (const std::int64_t depth : {1, 8, 31})
             for (const std::int64_t columns : {1, 7, 8, 40}) {
@@ -55,9 +56,10 @@ void test_products() {
                 std::vector<double> first;
                 for (const int threads : {1, 2, 3}) {
                     std::vector<double> out(size(rows * columns));
-                    matrix_product(a.data(), b.data(), out.data(), rows, depth, columns, threads);
+                    matrix_product(kernels, a.data(), b.data(), out.data(), rows, depth, columns, threads,
+                                   workspace);
                     if (first.empty()) first = out;
-                    check(same_bits(out, first), "threads do not matter to a product", "core", threads);
+                    check(same_bits(out, first), "threads do not matter to a product", kernels.name, threads);
                 }
                 for (std::int64_t i = 0; i < rows; ++i)
                     for (std::int64_t j = 0; j < columns; ++j) {
@@ -69,7 +71,7 @@ void test_products() {
                         }
                         check(std::fabs(first[size(i * columns + j)] - sum) <=
                                   static_cast<double>(depth) * kEps64 * magnitude,
-                              "matrix product", "core", depth);
+                              "matrix product", kernels.name, depth);
                     }
             }
     for (const std::int64_t n : {1, 8, 9, 41})
@@ -80,17 +82,18 @@ void test_products() {
             std::vector<double> first, first_sum;
             for (const int threads : {1, 2, 3}) {
                 std::vector<double> out = c, sum(size(n));
-                symmetric_update(out.data(), n, 0.75, weights.data(), v.data(), depth, threads);
+                symmetric_update(kernels, out.data(), n, 0.75, weights.data(), v.data(), depth, threads,
+                                 workspace);
                 weighted_rows(x.data(), v.data(), sum.data(), depth, n, threads);
                 if (first.empty()) first = out, first_sum = sum;
                 check(same_bits(out, first) && same_bits(sum, first_sum),
-                      "threads do not matter to an update", "core", threads);
+                      "threads do not matter to an update", kernels.name, threads);
             }
             for (std::int64_t i = 0; i < n; ++i) {
                 double row_sum = 0.0;
                 for (std::int64_t k = 0; k < depth; ++k) row_sum += x[size(k)] * v[size(k * n + i)];
                 check(std::fabs(first_sum[size(i)] - row_sum) <= 4.0 * static_cast<double>(depth) * kEps64,
-                      "weighted rows", "core", n);
+                      "weighted rows", kernels.name, n);
                 for (std::int64_t j = 0; j < n; ++j) {
                     double want = c[size(i * n + j)];
                     if (j <= i) {
@@ -99,7 +102,8 @@ void test_products() {
                             want += weights[size(k)] * v[size(k * n + i)] * v[size(k * n + j)];
                     }
                     const double error = j <= i ? 4.0 * static_cast<double>(depth) * kEps64 : 0.0;
-                    check(std::fabs(first[size(i * n + j)] - want) <= error, "symmetric update", "core", n);
+                    check(std::fabs(first[size(i * n + j)] - want) <= error, "symmetric update", kernels.name,
+                          n);
                 }
             }
         }
@@ -158,12 +162,13 @@ struct Run {
     double best;
 };
 
-Run minimise(std::int64_t n, std::int64_t popsize, bool separable, int generations, int threads) {
+Run minimise(const Kernels& kernels, std::int64_t n, std::int64_t popsize, bool separable, int generations,
+             int threads) {
     Cmaes cmaes(cmaes_parameters(n, popsize, true, separable), std::vector<double>(size(n), 1.0), 0.5, 1,
                 separable, jacobi);
     double best = std::numeric_limits<double>::infinity();
     for (int g = 0; g < generations; ++g) {
-        std::vector<double> x = cmaes.ask(threads);
+        std::vector<double> x = cmaes.ask(kernels, threads);
         x[0] += 1e-3;  // a solution that was not asked for
         std::vector<double> values(size(popsize));
         for (std::int64_t i = 0; i < popsize; ++i) values[size(i)] = ellipsoid(x.data() + i * n, n);
@@ -173,7 +178,7 @@ Run minimise(std::int64_t n, std::int64_t popsize, bool separable, int generatio
                   [&](auto a, auto b) { return values[size(a)] < values[size(b)]; });
         for (std::int64_t place = 0; place < popsize; ++place) rank[size(order[size(place)])] = place;
         best = std::min(best, values[size(order[0])]);
-        cmaes.tell(x.data(), rank.data(), threads);
+        cmaes.tell(kernels, x.data(), rank.data(), threads);
     }
     return {cmaes.state().mean, best};
 }
@@ -181,17 +186,21 @@ Run minimise(std::int64_t n, std::int64_t popsize, bool separable, int generatio
 }  // namespace
 
 int main() {
-    test_normals();
-    test_products();
-    check(minimise(8, 12, false, 300, 1).best < 1e-9, "a minimum is found", "full", 8);
-    check(minimise(8, 12, true, 300, 1).best < 1e-9, "a minimum is found", "separable", 8);
-    for (const bool separable : {false, true}) {
-        const std::int64_t n = separable ? 1200 : 50,
-                           popsize = separable ? 200 : 100;  // large enough for threads
-        const Run first = minimise(n, popsize, separable, 4, 1);
-        for (const int threads : {2, 3})
-            check(same_bits(minimise(n, popsize, separable, 4, threads).mean, first.mean),
-                  "threads do not matter", separable ? "separable" : "full", threads);
+    const Levels levels = supported_levels();
+    for (std::size_t l = 0; l < levels.count; ++l) {
+        const Kernels& kernels = *levels.begin[l];
+        test_normals(kernels);
+        test_products(kernels);
+        check(minimise(kernels, 8, 12, false, 300, 1).best < 1e-9, "a minimum is found", "full", 8);
+        check(minimise(kernels, 8, 12, true, 300, 1).best < 1e-9, "a minimum is found", "separable", 8);
+        for (const bool separable : {false, true}) {
+            const std::int64_t n = separable ? 1200 : 50,
+                               popsize = separable ? 200 : 100;  // large enough for threads
+            const Run first = minimise(kernels, n, popsize, separable, 4, 1);
+            for (const int threads : {2, 3})
+                check(same_bits(minimise(kernels, n, popsize, separable, 4, threads).mean, first.mean),
+                      "threads do not matter", separable ? "separable" : "full", threads);
+        }
     }
     return finish("cmaes");
 }

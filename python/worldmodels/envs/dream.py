@@ -10,13 +10,11 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from worldmodels.checks import check_integer, check_seed, check_threads
 from worldmodels.dream import (
     Precision,
-    check_integer,
     check_precision,
-    check_seed,
     check_temperature,
-    check_threads,
     float_array,
     native_model,
 )
