@@ -1,11 +1,12 @@
-// The core without Python: Philox's published vectors, and rollouts whose bits do not depend on threads,
-// lanes or level. Meant to be run under sanitizers too.
+// The core without Python: Philox's published vectors, rollouts and CMA-ES whose bits do not depend on
+// threads, lanes or level. Meant to be run under sanitizers too.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <random>
 #include <vector>
 
+#include "core/cmaes.hpp"
 #include "core/dream.hpp"
 #include "core/rng.hpp"
 
@@ -95,6 +96,45 @@ void test_sizes(const WorldModelSizes& s, const ControllerView& controller, int 
     }
 }
 
+// CMA-ES without decompositions (they are LAPACK's), from axes and scales that make every product round.
+CmaesState evolve(const Kernels& kernels, std::int64_t n, std::int64_t popsize, bool separable, int threads) {
+    CmaesParameters parameters = cmaes_parameters(n, popsize, true, separable);
+    parameters.gap = 1e18;
+    Cmaes es(parameters, std::vector<double>(static_cast<std::size_t>(n), 0.5), 0.3, 7, separable, nullptr);
+    std::mt19937 rng(1);
+    std::normal_distribution<double> normal(0.0, 0.3);
+    for (double& x : es.state().axes) x = normal(rng);
+    std::vector<std::int64_t> rank(static_cast<std::size_t>(popsize));
+    for (std::size_t i = 0; i < rank.size(); ++i) rank[i] = static_cast<std::int64_t>(rank.size() - 1 - i);
+    for (int generation = 0; generation < 3; ++generation) {
+        std::vector<double> solutions = es.ask(kernels, threads);
+        if (generation == 1) solutions[0] += 1.7e308;  // was not asked for
+        es.tell(kernels, solutions.data(), rank.data(), threads);
+    }
+    es.ask(kernels, threads);
+    return es.state();
+}
+
+bool same(const CmaesState& a, const CmaesState& b) {
+    return a.x == b.x && a.covariance == b.covariance && a.ps == b.ps && a.pc == b.pc && a.sigma == b.sigma;
+}
+
+void test_cmaes(int n, int popsize, bool separable) {
+    const Levels levels = supported_levels();
+    CmaesState fused{};
+    for (std::size_t l = 0; l < levels.count; ++l) {
+        const Kernels& kernels = *levels.begin[l];
+        const CmaesState state = evolve(kernels, n, popsize, separable, 1);
+        check(same(state, evolve(kernels, n, popsize, separable, 3)), "CMA-ES: threads do not matter",
+              kernels.name, n);
+        for (const double x : state.x)
+            check(std::isfinite(x), "CMA-ES: solutions are finite", kernels.name, n);
+        if (std::strcmp(kernels.name, "baseline") == 0) continue;
+        if (fused.x.empty()) fused = state;
+        check(same(fused, state), "CMA-ES: the level does not matter", kernels.name, n);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -103,6 +143,12 @@ int main() {
     test_sizes({6, 3, 20, 5, false, false, true}, {false, true, true, true, 6}, 3);
     test_sizes({11, 1, 31, 9, true, true, true}, {true, false, false, false, 0}, 4);
     test_sizes({16, 1, 50, 8, true, true, true}, {true, true, false, false, 5}, 5);
+    for (const bool separable : {false, true}) {
+        test_cmaes(1, 2, separable);
+        test_cmaes(7, 9, separable);
+        test_cmaes(61, 64, separable);
+        test_cmaes(203, 37, separable);
+    }
     std::printf(failures == 0 ? "core: all passed\n" : "core: %d failed\n", failures);
     return failures == 0 ? 0 : 1;
 }
