@@ -19,7 +19,7 @@ __version__ = metadata.version("worldmodels")
 
 if TYPE_CHECKING:
     from worldmodels.cmaes import CMAES
-    from worldmodels.dream import Dream, DreamResult, DreamTrace, set_simd_level, simd_levels
+    from worldmodels.dream import Dream, DreamResult, DreamTrace, World, load_world, set_simd_level, simd_levels
     from worldmodels.models.agent import Agent
     from worldmodels.models.controller import Controller
     from worldmodels.models.mdnrnn import MDNRNN
@@ -33,6 +33,8 @@ _HOME = {
     "Dream": "worldmodels.dream",
     "DreamResult": "worldmodels.dream",
     "DreamTrace": "worldmodels.dream",
+    "World": "worldmodels.dream",
+    "load_world": "worldmodels.dream",
     "MDNRNN": "worldmodels.models.mdnrnn",
     "set_simd_level": "worldmodels.dream",
     "simd_levels": "worldmodels.dream",
@@ -47,7 +49,9 @@ __all__ = [
     "Dream",
     "DreamResult",
     "DreamTrace",
+    "World",
     "__version__",
+    "load_world",
     "set_simd_level",
     "simd_levels",
 ]

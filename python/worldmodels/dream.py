@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from worldmodels import _core
+from worldmodels import _core, pretrained
 from worldmodels.checks import check_integer, check_seed, check_threads
+from worldmodels.data.weights import load_model, load_tensors
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
 
@@ -48,6 +50,34 @@ class DreamTrace(NamedTuple):
     action: npt.NDArray[np.float32]
     done_logit: npt.NDArray[np.float32] | None
     reward: npt.NDArray[np.float32]
+
+
+class World(NamedTuple):
+    """What a dream is made of: the first arguments of :class:`Dream` and of the environment Dream-v0.
+
+    Attributes:
+        mdnrnn: M.
+        initial_mu: (K, Z) float32, means of the latents an episode may start from.
+        initial_logvar: (K, Z) float32, their log variances.
+    """
+
+    mdnrnn: MDNRNN
+    initial_mu: npt.NDArray[np.float32]
+    initial_logvar: npt.NDArray[np.float32]
+
+
+def load_world(run_folder: str | Path) -> World:
+    """Loads M and the starts of a run folder.
+
+    Raises:
+        FileNotFoundError: M has not been trained there yet.
+        ValueError: a file is damaged.
+    """
+    folder = Path(run_folder) / "rnn"
+    initial, _ = load_tensors(folder / "initial.safetensors")
+    return World(
+        load_model(folder / "rnn.safetensors", MDNRNN), initial["mu"].float().numpy(), initial["logvar"].float().numpy()
+    )
 
 
 class Dream:
@@ -110,6 +140,34 @@ class Dream:
             controller.hidden_units,
             controller.squash == "carracing",
         )
+
+    @classmethod
+    def load(cls, run_folder: str | Path, *, controller: Controller | None = None, **settings: Any) -> Dream:
+        """The dream of a run folder's M.
+
+        Args:
+            run_folder: where ``train-rnn`` has been completed.
+            controller: the shape of C; None for a linear one that sees [z, c, h].
+            **settings: the constructor's ``temperature``, ``max_steps`` and ``precision``.
+
+        Raises:
+            FileNotFoundError: M has not been trained there yet.
+            ValueError: a file is damaged, or an argument does not fit.
+        """
+        world = load_world(run_folder)
+        if controller is None:
+            model = world.mdnrnn
+            controller = Controller(model.latent_size, model.hidden_size, model.action_size)
+        return cls(*world, controller, **settings)
+
+    @classmethod
+    def pretrained(cls, name: str, *, controller: Controller | None = None, **settings: Any) -> Dream:
+        """The dream that comes with the package, ``"takecover"``; arguments as for :meth:`load`.
+
+        Raises:
+            ValueError: there is no such dream, a file is damaged, or an argument does not fit.
+        """
+        return cls.load(pretrained.folder(name), controller=controller, **settings)
 
     def rollout(
         self,

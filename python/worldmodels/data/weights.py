@@ -48,7 +48,7 @@ def save_model(path: Path, model: nn.Module, **about: Any) -> None:
 
 
 def load_model(path: Path, kind: type[Model]) -> Model:
-    """Builds the model that the file describes and fills it, on the CPU, in eval mode.
+    """Builds the model that the file describes and fills it, in float32, on the CPU, in eval mode.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -61,7 +61,7 @@ def load_model(path: Path, kind: type[Model]) -> Model:
     try:
         with torch.device("meta"):  # no memory yet: a config may promise more than the file holds
             model = kind(**about["config"])
-        model.load_state_dict(tensors, assign=True)
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: the weights do not fit their config: {error}") from error
     return model.eval()

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from worldmodels import pretrained
 from worldmodels.data.weights import load_model, load_tensors
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
@@ -54,6 +55,15 @@ class Agent:
         mdnrnn = load_model(folder / "rnn" / "rnn.safetensors", MDNRNN)
         controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
         return cls(vae, mdnrnn, controller, params)
+
+    @classmethod
+    def pretrained(cls, name: str) -> Agent:
+        """Loads the agent that comes with the package: ``"takecover"``.
+
+        Raises:
+            ValueError: there is no such agent, or a file is damaged.
+        """
+        return cls.load(pretrained.folder(name))
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
         """Forgets everything: ``batch`` episodes begin.

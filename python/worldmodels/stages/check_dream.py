@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from worldmodels.data.atomic import write_json
-from worldmodels.data.weights import load_model, load_tensors
+from worldmodels.dream import load_world
 from worldmodels.envs.dream import DreamVectorEnv
 from worldmodels.envs.play import play_policy
 from worldmodels.envs.policies import FIXED, Policy
 from worldmodels.experiment import Experiment
-from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.progress import Progress
 from worldmodels.stats import describe, table
 
@@ -24,12 +23,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     """Plays every fixed policy in both worlds at the temperature that C will be evolved at."""
     config, evolve = experiment.config.check_dream, experiment.config.evolve
     seed = experiment.config.seed
-    model = load_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN)
-    initial, _ = load_tensors(experiment.path("rnn", "initial.safetensors"))
     dreams = DreamVectorEnv(
-        model,
-        initial["mu"].numpy(),
-        initial["logvar"].numpy(),
+        *load_world(experiment.folder),
         num_envs=config.dream_episodes,
         temperature=evolve.temperature,
         max_steps=evolve.max_steps,

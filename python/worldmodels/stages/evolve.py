@@ -10,11 +10,10 @@ import torch
 
 from worldmodels.cmaes import CMAES
 from worldmodels.config import EvolveConfig
-from worldmodels.data.weights import load_model, load_tensors, save_model, save_tensors
-from worldmodels.dream import Dream
+from worldmodels.data.weights import load_tensors, save_model, save_tensors
+from worldmodels.dream import Dream, load_world
 from worldmodels.experiment import Experiment
 from worldmodels.models.controller import Controller
-from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.progress import Progress
 from worldmodels.threads import cores
 
@@ -85,8 +84,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
 def make_dream(experiment: Experiment) -> Dream:
     """The dream of a run folder's M, at the settings of its evolve stage."""
     config = experiment.config.evolve
-    model = load_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN)
-    initial, _ = load_tensors(experiment.path("rnn", "initial.safetensors"))
+    world = load_world(experiment.folder)
+    model = world.mdnrnn
     controller = Controller(
         model.latent_size,
         model.hidden_size,
@@ -96,9 +95,7 @@ def make_dream(experiment: Experiment) -> Dream:
         hidden_units=config.hidden_units,
     )
     return Dream(
-        model,
-        initial["mu"].numpy(),
-        initial["logvar"].numpy(),
+        *world,
         controller,
         temperature=config.temperature,
         max_steps=config.max_steps,

@@ -1,0 +1,35 @@
+"""Copies a run folder's V, M, C and starts into the package, in float16, with their hashes.
+
+    python scripts/ship_world.py runs/small takecover
+
+The model card (README.md beside the weights) is written by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from worldmodels.data.atomic import write_json
+from worldmodels.data.weights import load_tensors, save_tensors
+from worldmodels.pretrained import HASHES, sha256
+
+FILES = ("vae/vae.safetensors", "rnn/rnn.safetensors", "rnn/initial.safetensors", "evolve/controller.safetensors")
+
+
+def main(run: Path, name: str) -> None:
+    to = Path(__file__).parents[1] / "python" / "worldmodels" / "pretrained" / name
+    for file in FILES:
+        tensors, about = load_tensors(run / file)
+        half = {key: tensor.to(torch.float16) for key, tensor in tensors.items()}
+        if not all(tensor.isfinite().all() for tensor in half.values()):
+            raise ValueError(f"{run / file}: a weight is too large for float16")
+        save_tensors(to / file, half, about)
+        write_json((to / file).with_suffix(".json"), about)
+    write_json(to / HASHES, {file: sha256(to / file) for file in FILES})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
