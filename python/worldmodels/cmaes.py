@@ -56,10 +56,11 @@ class CMAES:
             solutions = es.ask()
             es.tell(solutions, [f(x) for x in solutions])
 
-    The same seed gives the same bits for any `num_threads` and for the SIMD levels "avx2", "avx512" and
-    "avx512_bf16"; "baseline" has no fused multiply-add and other last bits. C is decomposed by SciPy's LAPACK,
-    which chooses its own instructions and is held to one thread, so that OPENBLAS_NUM_THREADS and busy
-    neighbours change neither bits nor time; another processor or another SciPy can differ in the last bit.
+    The same seed gives the same bits for any `num_threads` and for the SIMD levels "avx2", "avx512",
+    "avx512_bf16" and "neon"; "baseline" has no fused multiply-add and other last bits. C is decomposed by
+    SciPy's LAPACK, which chooses its own instructions and is held to one thread, so that OPENBLAS_NUM_THREADS
+    and busy neighbours change neither bits nor time; another processor or another SciPy can differ in the last
+    bit.
 
     Args:
         x0: (N,) start of the mean, finite.
