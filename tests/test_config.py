@@ -26,7 +26,7 @@ ALL = [(experiment, name) for experiment, presets in PRESETS.items() for name in
 
 
 def test_there_is_a_section_for_every_stage():
-    assert set(SECTIONS) == {"environment", *STAGES}
+    assert set(SECTIONS) == {"environment", "iterate", *STAGES}
     assert set(PRESETS["takecover"]) == {"quick", "small", "paper"}
 
 

@@ -26,6 +26,14 @@ _ABOUT = {
 }
 
 
+_WHOLE = {
+    "run": "all stages; run again to resume",
+    "sweep": "one controller per temperature in the same dream: the paper's table",
+    "ablate": "controllers that see z, z and h, or all, in the same dream",
+    "iterate": "rounds of play with the agent, training on everything, and evolution in the new dream",
+}
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
@@ -34,13 +42,19 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
 
-    run = commands.add_parser(
-        "run", help="all stages; run again to resume", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    run.add_argument("experiment", choices=sorted(PRESETS), help="which experiment")
-    _add_common(run)
-    for section in section_names():
-        _add_section(run, section, f"{command(section)}.")
+    for name, about in _WHOLE.items():
+        whole = commands.add_parser(name, help=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        whole.add_argument("experiment", choices=sorted(PRESETS), help="which experiment")
+        _add_common(whole)
+        if name == "sweep":
+            whole.add_argument(
+                "--temperatures", type=float, nargs="+", default=[0.1, 0.5, 1.0, 1.15, 1.3], help="of the dreams"
+            )
+        for section in section_names():
+            if section != "iterate":
+                _add_section(whole, section, f"{command(section)}.")
+            elif name == "iterate":
+                _add_section(whole, section, "")
 
     for stage in STAGES:
         one = commands.add_parser(
@@ -156,7 +170,7 @@ def _work(options: argparse.Namespace) -> None:
         config = preset(options.experiment, wanted.get("preset", "paper"))
     else:
         config = stored
-        if options.command == "run":
+        if options.command in _WHOLE:
             wanted["experiment"] = options.experiment
         for key, value in wanted.items():
             if key != "seed" and getattr(stored, key) != value:
@@ -167,6 +181,17 @@ def _work(options: argparse.Namespace) -> None:
         config = Config(**{**vars(config), "seed": wanted["seed"]})
     config = override(config, changes)
 
+    if options.command in ("sweep", "ablate", "iterate"):
+        from worldmodels import studies
+
+        folder = Path(options.out)
+        if options.command == "sweep":
+            studies.sweep(folder, config, options.temperatures)
+        elif options.command == "ablate":
+            studies.ablate(folder, config)
+        else:
+            studies.iterate(folder, config)
+        return
     stages = STAGES if options.command == "run" else (options.command.replace("-", "_"),)
     with Experiment(options.out, config, again=stages[0] if getattr(options, "again", False) else None) as experiment:
         for stage in stages:

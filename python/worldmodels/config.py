@@ -61,6 +61,8 @@ class TrainVAEConfig:
     """nats per latent dimension that cost nothing"""
     kl_weight: float = 1.0
     """weight of the KL term; the paper's is 1"""
+    start: str = ""
+    """run folder, or takecover, whose V to go on from; empty for a new one"""
     validation: int = 2_000
     """frames of held-out episodes to validate on"""
     checkpoint_every: int = 250
@@ -113,6 +115,8 @@ class TrainRNNConfig:
     """gradients are clipped to this absolute value"""
     done_weight: float = 10.0
     """weight of the steps at which the episode ends, in the done loss"""
+    start: str = ""
+    """run folder, or takecover, whose M to go on from; empty for a new one"""
     validation: float = 0.05
     """share of the episodes that is held out"""
     checkpoint_every: int = 250
@@ -154,7 +158,9 @@ class EvolveConfig:
     episodes: int = 16
     """dream episodes per candidate"""
     sigma: float = 0.1
-    """initial step size; the mean starts at 0"""
+    """initial step size"""
+    start: str = ""
+    """run folder, or takecover, whose C is the first mean; empty for all zero"""
     seeds: str = "independent"
     """episode seeds in a generation: common (all candidates dream under the same) or independent"""
     weight_decay: float = 0.01
@@ -194,6 +200,28 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class IterateConfig:
+    """Rounds of play, training and evolution (worldmodels iterate)."""
+
+    rounds: int = 2
+    """rounds after the first run"""
+    episodes: int = 1_000
+    """new episodes in a round"""
+    policies: str = "agent:2, agent perturbed:1, agent interrupted:1"
+    """who plays them"""
+    vae_steps: int = 3_000
+    """batches that V goes on for"""
+    vae_lr: float = 3e-4
+    """V's learning rate"""
+    rnn_steps: int = 1_500
+    """batches that M goes on for"""
+    rnn_lr: float = 1e-3
+    """M's learning rate"""
+    generations: int = 60
+    """generations of C in the new dream, from the C of the round before"""
+
+
+@dataclass(frozen=True)
 class Config:
     """One experiment."""
 
@@ -209,6 +237,7 @@ class Config:
     evolve: EvolveConfig = field(default_factory=EvolveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    iterate: IterateConfig = field(default_factory=IterateConfig)
 
 
 SECTIONS = tuple(item.name for item in fields(Config) if dataclasses.is_dataclass(item.default_factory))

@@ -180,6 +180,32 @@ def reality_check(path: Path, policies: dict[str, Any], temperature: float) -> N
         _save(figure, path)
 
 
+def sweep(path: Path, results: list[dict[str, Any]], paper: dict[float, Any]) -> None:
+    """Survival in the dream and in the game over temperature, ours with 95 % intervals and the paper's."""
+    ours = sorted(results, key=lambda result: float(result["temperature"]))
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(8, 4))
+        for index, (world, colour) in enumerate((("dream", _BLUE), ("game", _ORANGE))):
+            x = [result["temperature"] for result in ours]
+            y = [result[world]["mean"] for result in ours]
+            error = [result[world]["ci95"][1] - result[world]["mean"] for result in ours]
+            axis.errorbar(x, y, yerr=error, color=colour, marker="o", markersize=5, capsize=3, label=f"{world}")
+            axis.plot(
+                list(paper),
+                [values[index][0] for values in paper.values()],
+                color=colour,
+                linestyle=":",
+                marker="s",
+                markersize=4,
+                alpha=0.7,
+                label=f"{world}, the paper's",
+            )
+        axis.set(title="What a dream's temperature does", xlabel="temperature", ylabel="steps survived")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+        _save(figure, path)
+
+
 def survival(path: Path, results: dict[str, Any]) -> None:
     """Histogram of survival in the real game: the agent, the random and the holding policy."""
     shown = (("random", "random play", _ORANGE), ("collecting", "holding policy", _GREEN), ("agent", "agent", _BLUE))

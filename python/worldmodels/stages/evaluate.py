@@ -12,8 +12,9 @@ from worldmodels.envs.play import episode_seed, play_agent, play_policy
 from worldmodels.envs.policies import FIXED, HOLDING, RANDOM
 from worldmodels.experiment import Experiment, versions
 from worldmodels.figures import save_animation
-from worldmodels.models.agent import Agent, Recorder
+from worldmodels.models.agent import Agent, Recorder, load_controller
 from worldmodels.progress import Progress
+from worldmodels.stages.evolve import make_dream
 from worldmodels.stats import describe, table
 
 PURPOSE = "evaluate"  # keeps these episodes apart from those of other stages
@@ -38,7 +39,10 @@ def run(experiment: Experiment) -> dict[str, Any]:
         )
         results[name] = {"policy": policy, **describe(lengths)}
     evolved = experiment.summary("evolve")
-    results["dream"] = {key: evolved[key] for key in ("score", "temperature", "generation")}
+    results["dream"] = {
+        **{key: evolved[key] for key in ("score", "temperature", "generation")},
+        "evaluation": describe(dream_scores(experiment)),
+    }
     results["environment"] = {**vars(environment), "max_steps": 2100}
     results["versions"] = versions()
     seeds = [episode_seed(config.seed, PURPOSE, episode) for episode in range(config.evaluate.episodes)]
@@ -48,6 +52,16 @@ def run(experiment: Experiment) -> dict[str, Any]:
     _record(experiment)
     print(format_table(results))
     return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in ("agent", *BESIDE)}
+
+
+def dream_scores(experiment: Experiment) -> list[float]:
+    """Returns of the agent's C in the dream it was evolved in, in episodes that chose nothing."""
+    _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
+    dream = make_dream(experiment)
+    episodes = experiment.config.evolve.evaluate_episodes
+    seed = episode_seed(experiment.config.seed, "evaluate in the dream", 0)
+    scores: list[float] = dream.rollout(params[None], episodes, seed=seed).returns[0].tolist()
+    return scores
 
 
 def _environment(experiment: Experiment) -> EnvironmentConfig:

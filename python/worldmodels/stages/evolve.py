@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from worldmodels import pretrained
 from worldmodels.cmaes import CMAES
 from worldmodels.config import EvolveConfig
 from worldmodels.data.weights import load_tensors, save_model, save_tensors
 from worldmodels.dream import Dream, load_world
 from worldmodels.experiment import Experiment
+from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.progress import Progress
 from worldmodels.threads import cores
@@ -27,7 +29,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     controller = dream.controller
     threads = config.threads or cores()
     es = CMAES(
-        np.zeros(controller.size),
+        first_mean(config, controller),
         config.sigma,
         popsize=config.popsize,
         seed=_seed(seed, "cma", 0),
@@ -79,6 +81,17 @@ def run(experiment: Experiment) -> dict[str, Any]:
     about = {"score": best_score, "generation": best_generation, "temperature": config.temperature}
     save_controller(experiment, controller, best, about)
     return {"parameters": controller.size, **about}
+
+
+def first_mean(config: EvolveConfig, controller: Controller) -> Params:
+    """Where CMA-ES starts: at zero, or at the C of the run that ``start`` names."""
+    if not config.start:
+        return np.zeros(controller.size)
+    path = pretrained.resolve(config.start) / "evolve" / "controller.safetensors"
+    found, params, _ = load_controller(path)
+    if found.size != controller.size:
+        raise ValueError(f"evolve.start: expected a C of {controller.size} parameters, got {found.size} in {path}")
+    return params.astype(np.float64)
 
 
 def make_dream(experiment: Experiment) -> Dream:

@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from worldmodels import pretrained
 from worldmodels.config import TrainRNNConfig
 from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.streams import Chunk, Streams
-from worldmodels.data.weights import load_tensors, restore_training, save_model, save_tensors, training_state
+from worldmodels.data.weights import (
+    load_model,
+    load_tensors,
+    restore_training,
+    save_model,
+    save_tensors,
+    training_state,
+)
 from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
 from worldmodels.models.training import LossGuard, autocast, cosine, device, seed_step
@@ -58,6 +66,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
         state = (tensors.pop("state.h").to(where), tensors.pop("state.c").to(where))
         restore_training(model, optimizer, tensors)
         first, epoch, chunk_index = about["step"], about["epoch"], about["chunk"]
+    elif config.start:
+        start = load_model(pretrained.resolve(config.start) / "rnn" / "rnn.safetensors", MDNRNN)
+        model.load_state_dict(start.state_dict())
     experiment.rewind_metrics("train-rnn", first)
 
     guard = LossGuard("train-rnn")

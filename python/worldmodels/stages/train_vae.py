@@ -10,9 +10,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from worldmodels import pretrained
 from worldmodels.config import TrainVAEConfig
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.data.weights import load_tensors, restore_training, save_model, save_tensors, training_state
+from worldmodels.data.weights import (
+    load_model,
+    load_tensors,
+    restore_training,
+    save_model,
+    save_tensors,
+    training_state,
+)
 from worldmodels.experiment import Experiment
 from worldmodels.models.training import LossGuard, autocast, cosine, device, seed_step
 from worldmodels.models.vae import ConvVAE, sample_latent, vae_loss
@@ -36,6 +44,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
         tensors, about = load_tensors(checkpoint)
         restore_training(model, optimizer, tensors)
         first = int(about["step"])
+    elif config.start:
+        start = load_model(pretrained.resolve(config.start) / "vae" / "vae.safetensors", ConvVAE)
+        model.load_state_dict(start.state_dict())
     experiment.rewind_metrics("train-vae", first)
 
     guard = LossGuard("train-vae")

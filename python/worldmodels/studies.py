@@ -1,0 +1,198 @@
+"""Studies over whole runs: a sweep of temperatures, what C may see, and the article's iterative procedure."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from worldmodels import figures
+from worldmodels.config import Config, override
+from worldmodels.data.atomic import atomic_path, read_json, write_json
+from worldmodels.experiment import STAGES, Experiment
+from worldmodels.stats import table
+
+#: Where the stages up to M write.
+_FOLDERS = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
+#: The paper's table of temperatures: survival in the dream and in the game, mean and standard deviation.
+PAPER = {
+    0.1: ((2086, 140), (193, 58)),
+    0.5: ((2060, 277), (196, 50)),
+    1.0: ((1145, 690), (868, 511)),
+    1.15: ((918, 546), (1092, 556)),
+    1.3: ((732, 269), (753, 139)),
+}
+Result = dict[str, Any]
+
+
+def sweep(folder: Path, config: Config, temperatures: Sequence[float]) -> list[Result]:
+    """Evolves one controller per temperature in the same M and plays the game with each.
+
+    Writes ``temperatures/<temperature>/`` (run folders), ``temperatures/sweep.json`` and ``temperatures/sweep.png``.
+
+    Args:
+        folder: the run folder; stages up to ``train-rnn`` are run if they are not done.
+        config: its settings.
+        temperatures: of the dreams.
+
+    Returns:
+        One result per temperature, in their order: ``temperature``, ``dream`` and ``game`` (each ``mean``, ``std``,
+        ``ci95``, ``scores``), ``generation``.
+    """
+    if not temperatures or len(set(temperatures)) != len(temperatures):
+        raise ValueError(f"--temperatures: expected different numbers, got {list(temperatures)}")
+    variants = {f"{value:g}": override(config, {"evolve": {"temperature": float(value)}}) for value in temperatures}
+    results = _variants(folder, config, "temperatures", variants)
+    for value, result in zip(temperatures, results, strict=True):
+        result["temperature"] = float(value)
+    write_json(folder / "temperatures" / "sweep.json", results)
+    figures.sweep(folder / "temperatures" / "sweep.png", results, PAPER)
+    print(sweep_table(results))
+    return results
+
+
+def sweep_table(results: Sequence[Result]) -> str:
+    """The paper's table with ours beside it."""
+    rows = []
+    for result in results:
+        paper = PAPER.get(result["temperature"])
+        rows.append(
+            [
+                f"{result['temperature']:g}",
+                _spread(result["dream"]),
+                *_scores(result["game"]),
+                *(f"{mean} +- {std}" for mean, std in paper or ()),
+                *([] if paper else ["", ""]),
+            ]
+        )
+    return table(["temperature", "dream", "game", "95 % interval", "paper: dream", "paper: game"], rows)
+
+
+def ablate(folder: Path, config: Config) -> list[Result]:
+    """Evolves a controller on z alone, on z and h, and on z, c and h in the same M, and plays the game with each.
+
+    Writes ``ablations/<features>/`` (run folders) and ``ablations/ablate.json``.
+
+    Returns:
+        One result per kind of controller: ``features``, ``parameters``, ``dream``, ``game``, ``generation``.
+    """
+    kinds = ("z", "zh", "zch")
+    variants = {kind: override(config, {"evolve": {"features": kind}}) for kind in kinds}
+    results = _variants(folder, config, "ablations", variants)
+    for kind, result in zip(kinds, results, strict=True):
+        result["features"] = kind
+    write_json(folder / "ablations" / "ablate.json", results)
+    rows = [[", ".join(r["features"]), str(r["parameters"]), _spread(r["dream"]), *_scores(r["game"])] for r in results]
+    print(table(["C sees", "parameters", "dream", "game", "95 % interval"], rows))
+    return results
+
+
+def iterate(folder: Path, config: Config) -> list[Result]:
+    """The article's iterative procedure: play with C, train V and M further on everything, evolve C in the new dream.
+
+    Round 0 is the run folder itself; round N is the run folder ``rounds/N``, whose episodes are those of the round
+    before and new ones played by its agent. C is never evolved anywhere but in a dream. Writes ``rounds/rounds.json``.
+
+    Args:
+        folder: the run folder; its stages are run if they are not done.
+        config: its settings; ``config.iterate`` are those of the rounds.
+
+    Returns:
+        One result per round, 0 first: ``round``, ``episodes``, ``dream``, ``game``, ``generation``.
+    """
+    settings = config.iterate
+    results = []
+    previous = folder
+    for number in range(settings.rounds + 1):
+        here, wanted = folder, config
+        if number > 0:
+            here = folder / "rounds" / str(number)
+            before = str(previous.absolute())
+            wanted = override(
+                replace(config, seed=config.seed + number),
+                {
+                    "collect": {
+                        "episodes": settings.episodes,
+                        "policies": settings.policies,
+                        "min_length": 1,
+                        "agent": before,
+                        "include": before,
+                    },
+                    "train_vae": {"steps": settings.vae_steps, "lr": settings.vae_lr, "start": before},
+                    "train_rnn": {"steps": settings.rnn_steps, "lr": settings.rnn_lr, "start": before},
+                    "evolve": {"generations": settings.generations, "start": before},
+                },
+            )
+        with Experiment(here, wanted) as experiment:
+            for stage in STAGES:
+                experiment.run(stage)
+            results.append({"round": number, "episodes": _episodes(experiment), **_result(experiment)})
+        write_json(folder / "rounds" / "rounds.json", results)
+        previous = here
+    rows = [[str(r["round"]), f"{r['episodes']:,}", _spread(r["dream"]), *_scores(r["game"])] for r in results]
+    print(table(["round", "episodes", "dream", "game", "95 % interval"], rows))
+    return results
+
+
+def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
+    """Gives a new run folder what completed stages of another one made, as hard links (copies, on another disk)."""
+    for stage in stages:
+        marker = base / "stages" / f"{stage}.json"
+        for path in [*sorted((base / _FOLDERS[stage]).glob("*")), marker]:
+            to = child / path.relative_to(base)
+            if to.exists() or path.name.endswith(".tmp"):
+                continue
+            to.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                to.hardlink_to(path)
+            except OSError:
+                with atomic_path(to) as temporary:
+                    shutil.copyfile(path, temporary)
+
+
+def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Config]) -> list[Result]:
+    """Runs evolve and evaluate with each of the settings, on the same V and M."""
+    shared = tuple(_FOLDERS)
+    with Experiment(folder, config) as experiment:
+        for stage in shared:
+            experiment.run(stage)
+        results = []
+        for name, settings in variants.items():
+            child = folder / kind / name
+            branch(folder, child, shared)
+            print(f"{kind}: {name}")
+            with Experiment(child, settings) as variant:
+                for stage in ("check_dream", "evolve", "evaluate"):
+                    variant.run(stage)
+                results.append(_result(variant))
+    return results
+
+
+def _result(experiment: Experiment) -> Result:
+    scores = read_json(experiment.path("results.json"))
+    evolved = experiment.summary("evolve")
+    return {
+        "dream": scores["dream"]["evaluation"],
+        "game": scores["agent"],
+        "generation": evolved["generation"],
+        "parameters": evolved["parameters"],
+    }
+
+
+def _episodes(experiment: Experiment) -> int:
+    from worldmodels.data.episodes import EpisodeStore
+
+    store = EpisodeStore(experiment.path("episodes"))
+    count = len(store.lengths)
+    store.close()
+    return count
+
+
+def _spread(scores: Result) -> str:
+    return f"{scores['mean']:.0f} +- {scores['std']:.0f}"
+
+
+def _scores(scores: Result) -> list[str]:
+    return [_spread(scores), "{:.0f} to {:.0f}".format(*scores["ci95"])]

@@ -1,0 +1,120 @@
+"""Studies at toy size: every variant is a run folder of its own, and what they share is there once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import toy_config, write_world
+from worldmodels import studies
+from worldmodels.cli import main
+from worldmodels.config import override
+from worldmodels.data.atomic import read_json
+from worldmodels.data.episodes import EpisodeStore
+from worldmodels.data.weights import load_tensors
+from worldmodels.experiment import Experiment
+from worldmodels.models.agent import Agent, load_controller
+
+ROUND = {
+    "rounds": 1,
+    "episodes": 3,
+    "policies": "agent, agent perturbed",
+    "vae_steps": 2,
+    "vae_lr": 1e-6,
+    "rnn_steps": 2,
+    "rnn_lr": 1e-6,
+    "generations": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run folder with V and M."""
+    folder = tmp_path_factory.mktemp("base")
+    with Experiment(folder, toy_config()) as experiment:
+        write_world(experiment)
+    return folder
+
+
+def test_sweep(base, capsys):
+    results = studies.sweep(base, toy_config(), [0.1, 1.3])
+    assert (
+        [result["temperature"] for result in results]
+        == [0.1, 1.3]
+        == [result["temperature"] for result in read_json(base / "temperatures" / "sweep.json")]
+    )
+    for result in results:
+        child = base / "temperatures" / f"{result['temperature']:g}"
+        assert (child / "rnn" / "rnn.safetensors").stat().st_ino == (base / "rnn" / "rnn.safetensors").stat().st_ino
+        with Experiment(child) as experiment:
+            assert experiment.config.evolve.temperature == result["temperature"]
+        assert len(result["game"]["scores"]) == 2 and len(result["dream"]["scores"]) == 4
+        assert Agent.load(child).params.shape == (result["parameters"],)
+    with Image.open(base / "temperatures" / "sweep.png") as image:
+        assert min(image.size) > 200
+    out = capsys.readouterr().out
+    assert "2086 +- 140" in out and "753 +- 139" in out
+    studies.sweep(base, toy_config(), [0.1])
+    assert "done before" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"^--temperatures: expected different numbers"):
+        studies.sweep(base, toy_config(), [1.0, 1.0])
+
+
+def test_ablate(base, capsys):
+    results = studies.ablate(base, toy_config())
+    assert [result["features"] for result in results] == ["z", "zh", "zch"]
+    assert [result["parameters"] for result in results] == [4, 12, 20]
+    assert "z, c, h" in capsys.readouterr().out
+
+
+def test_iterate(tmp_path, capsys):
+    config = override(toy_config(), {"iterate": ROUND})
+    results = studies.iterate(tmp_path, config)
+    assert [(result["round"], result["episodes"]) for result in results] == [(0, 6), (1, 9)]
+    one = tmp_path / "rounds" / "1"
+    store = EpisodeStore(one / "episodes")
+    episodes = list(store.episodes())
+    store.close()
+    assert [episode.policy.split()[0] for episode in episodes[6:]] == ["agent"] * 3
+    for part in ("vae/vae", "rnn/rnn"):  # two steps at a tiny rate: V and M go on from what they were
+        before, _ = load_tensors(tmp_path / f"{part}.safetensors")
+        after, _ = load_tensors(one / f"{part}.safetensors")
+        assert any((before[name] != after[name]).any() for name in before)
+        assert all((before[name] - after[name]).abs().max() < 1e-4 for name in before)
+    _, first, _ = load_controller(tmp_path / "evolve" / "controller.safetensors")
+    _, second, _ = load_controller(one / "evolve" / "controller.safetensors")
+    assert first.any() and (first != second).any()
+    assert read_json(tmp_path / "rounds" / "rounds.json") == results
+    capsys.readouterr()
+    assert studies.iterate(tmp_path, config) == results
+    assert capsys.readouterr().err.count("done before") == 16
+
+
+def test_evolution_starts_where_it_is_told(base, tmp_path):
+    with Experiment(base, toy_config()) as experiment:
+        experiment.run("evolve")
+    changed = toy_config(evolve={"start": str(base), "sigma": 1e-9, "generations": 1})
+    studies.branch(base, tmp_path, ("collect", "train_vae", "encode", "train_rnn"))
+    with Experiment(tmp_path, changed) as experiment:
+        experiment.run("evolve")
+    _, first, _ = load_controller(base / "evolve" / "controller.safetensors")
+    _, second, _ = load_controller(tmp_path / "evolve" / "controller.safetensors")
+    np.testing.assert_allclose(second, first, atol=1e-6)
+    with Experiment(tmp_path / "other", toy_config(evolve={"start": str(base), "features": "z"})) as experiment:
+        write_world(experiment)
+        with pytest.raises(ValueError, match=r"^evolve\.start: expected a C of 4 parameters, got 20"):
+            experiment.run("evolve")
+
+
+def test_command_line(base, capsys):
+    with Experiment(base, toy_config()):
+        pass
+    arguments = ["sweep", "takecover", "--out", str(base), "--temperatures", "0.1"]
+    assert main(arguments) == 0
+    assert "paper: dream" in capsys.readouterr().out
+    assert main([*arguments, "0.1"]) == 1
+    assert "--temperatures: " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["iterate", "--help"])
+    assert "--vae-steps" in capsys.readouterr().out
