@@ -145,3 +145,16 @@ def test_overruled_actions_are_taken_and_remembered(agent):
         own = np.tanh(np.concatenate([agent.z, c, h], axis=1) @ agent.params)
         np.testing.assert_allclose(action[:, 0], [own[0], 0.75], atol=1e-5)
         h, c = remember(agent.mdnrnn, agent.z, action, np.full(2, step == 0), h, c)
+
+
+def test_a_slot_may_have_a_controller_of_its_own(agent):
+    agent.reset(2, seed=5)
+    own = np.random.default_rng(3).normal(size=agent.controller.size).astype(np.float32)
+    agent.assign(1, own)
+    action = agent.act(frames(2))
+    features = np.concatenate([agent.z, np.zeros((2, 2 * HIDDEN))], axis=1)
+    np.testing.assert_allclose(action[:, 0], np.tanh([features[0] @ agent.params, features[1] @ own]), atol=1e-5)
+    agent.assign(1, None)
+    agent.reset(2, seed=5)
+    again = agent.act(frames(2))
+    np.testing.assert_allclose(again[:, 0], np.tanh(features @ agent.params), atol=1e-5)

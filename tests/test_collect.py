@@ -203,7 +203,7 @@ def test_shares_are_followed(monkeypatch):
 
     config = toy_config(collect={"policies": "left:1, right:3"})
     job = collect._Job(config.environment, config.collect, None, 0, 0)
-    names = [collect._play(Game(), job, number, None).policy for number in range(1000)]
+    names = [episode.policy for episode in collect._play([Game()], job, range(1000), None)]
     assert abs(names.count("right") / 1000 - 0.75) < 0.05
 
 

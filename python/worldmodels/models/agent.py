@@ -78,7 +78,15 @@ class Agent:
         self._state = self.mdnrnn.initial_state(batch)
         self._generators = [self._generator(slot) for slot in range(batch)]
         self._restart = np.ones(batch, np.bool_)
+        self._own: dict[int, npt.NDArray[np.float32]] = {}
         self.z = np.zeros((batch, self.vae.latent_size), np.float32)  # the latest latents, for those who look on
+
+    def assign(self, slot: int, params: npt.NDArray[np.float32] | None) -> None:
+        """Gives a slot a controller of its own, (controller.size,) float32, until the next reset; None: the agent's."""
+        if params is None:
+            self._own.pop(slot, None)
+        else:
+            self._own[slot] = params
 
     def _generator(self, episode: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, episode])
@@ -123,7 +131,10 @@ class Agent:
 
         keep = torch.from_numpy(~self._restart).float()[:, None]
         hidden, cell = (part * keep for part in self._state)
-        actions = self.controller.act(self.params, self.controller.join(self.z, cell[0].numpy(), hidden[0].numpy()))
+        features = self.controller.join(self.z, cell[0].numpy(), hidden[0].numpy())
+        actions = self.controller.act(self.params, features)
+        for own, params in self._own.items():
+            actions[own] = self.controller.act(params, features[own])
         if overrule is not None:
             actions = np.where(np.isnan(overrule), actions, overrule)
         _, self._state = self.mdnrnn(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from worldmodels import pretrained
@@ -32,6 +34,7 @@ from worldmodels.threads import cores
 
 _MAX_ATTEMPTS = 1000
 _MAX_DEATHS = 20
+_SLOTS = 8  # games that an agent plays side by side in one worker
 _PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in standard deviations of theirs
 
 
@@ -52,7 +55,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     todo = [shard for shard in shards if not shard_path(folder, first + shard).is_file()]
     ready = sum(len(_episodes(config, shard)) for shard in shards) - sum(len(_episodes(config, s)) for s in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
-    _Pool(experiment, first, todo, progress, ready).run()
+    _Pool(experiment, todo, progress, ready, first).run()
     return _summary(folder, config)
 
 
@@ -142,7 +145,7 @@ class _Worker:
 class _Pool:
     """Spawned workers that write one shard at a time; one that dies is replaced and its shard is done again."""
 
-    def __init__(self, experiment: Experiment, first: int, todo: list[int], progress: Progress, ready: int) -> None:
+    def __init__(self, experiment: Experiment, todo: list[int], progress: Progress, ready: int, first: int = 0) -> None:
         config = experiment.config
         folder = experiment.path("episodes").absolute()
         self._job = _Job(config.environment, config.collect, folder, first, config.seed)
@@ -232,24 +235,88 @@ def _work(pipe: Connection, job: _Job) -> None:
     os.set_inheritable(pipe.fileno(), False)  # or the game would hold the pipe open after this process has died
     try:
         torch.set_num_threads(1)
-        env = make(job.environment)
         agent = Agent.load(pretrained.resolve(job.collect.agent)) if job.collect.agent else None
+        envs = [make(job.environment) for _ in range(1 if agent is None else _SLOTS)]
         pipe.send(None)
         while (shard := pipe.recv()) is not None:
-            with EpisodeWriter(job.path(shard), env.action_space.shape[0]) as writer:  # type: ignore[index]
-                for episode in _episodes(job.collect, shard):
-                    played = _play(env, job, episode, agent)
+            with EpisodeWriter(job.path(shard), envs[0].action_space.shape[0]) as writer:  # type: ignore[index]
+                for played in _play(envs, job, _episodes(job.collect, shard), agent):
                     writer.append(played)
                     pipe.send(len(played.frames))
             pipe.send(None)
-        env.close()
+        for env in envs:
+            env.close()
     except (KeyboardInterrupt, BrokenPipeError, EOFError):
         pass
     except Exception as error:
         pipe.send(RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}"))
 
 
-def _play(env: Any, job: _Job, number: int, agent: Agent | None) -> Episode:
+class _Turn(NamedTuple):
+    """What a policy knows before its action.
+
+    Attributes:
+        frame: (64, 64, 3) uint8.
+        overrule: (A,) float32, NaN where the agent decides.
+        params: (N,) float32, the agent's controller in this episode; None for its own.
+        seed: of the episode.
+        first: whether the episode begins.
+    """
+
+    frame: Frame
+    overrule: Action
+    params: npt.NDArray[np.float32] | None
+    seed: int
+    first: bool
+
+
+def _play(envs: list[Any], job: _Job, numbers: range, agent: Agent | None) -> Iterator[Episode]:
+    """Plays episodes, one in every environment at a time, and yields them in their order."""
+    waiting = list(reversed(numbers))
+    running: dict[int, tuple[int, Generator[_Turn, Action, Episode]]] = {}  # slot: episode, player
+    turns: dict[int, _Turn] = {}
+    done: dict[int, Episode] = {}
+    following = numbers.start
+    if agent is not None:
+        agent.reset(len(envs))
+
+    def begin(slot: int) -> None:
+        running.pop(slot, None)
+        turns.pop(slot, None)
+        if waiting:
+            number = waiting.pop()
+            running[slot] = number, _play_one(envs[slot], job, number, agent)
+            turns[slot] = next(running[slot][1])
+
+    for slot in range(len(envs)):
+        begin(slot)
+    while running:
+        actions = _decide(turns, agent, len(envs))
+        for slot, (number, player) in list(running.items()):
+            try:
+                turns[slot] = player.send(actions[slot])
+            except StopIteration as end:
+                done[number] = end.value
+                begin(slot)
+        while following in done:
+            yield done.pop(following)
+            following += 1
+
+
+def _decide(turns: dict[int, _Turn], agent: Agent | None, slots: int) -> dict[int, Action]:
+    """The action of every slot; the agent's batch keeps its size, so that episodes do not depend on each other."""
+    if agent is None:
+        return {slot: turn.overrule for slot, turn in turns.items()}
+    size = agent.controller.action_size
+    frames, overrule = np.zeros((slots, 64, 64, 3), np.uint8), np.zeros((slots, size), np.float32)
+    restart, seeds = np.zeros(slots, np.bool_), np.zeros(slots, np.int64)
+    for slot, turn in turns.items():
+        frames[slot], overrule[slot], restart[slot], seeds[slot] = turn.frame, turn.overrule, turn.first, turn.seed
+        agent.assign(slot, turn.params)
+    return dict(enumerate(agent.act(frames, restart, seeds, overrule)))
+
+
+def _play_one(env: Any, job: _Job, number: int, agent: Agent | None) -> Generator[_Turn, Action, Episode]:
     """Plays episode ``number``: what comes out depends on nothing but the seed, the number and the agent."""
     config = job.collect
     names, weights = zip(*parse_policies(config.policies), strict=True)
@@ -257,12 +324,13 @@ def _play(env: Any, job: _Job, number: int, agent: Agent | None) -> Episode:
         seed = episode_seed(job.seed, "collect", number, attempt)
         rng = np.random.default_rng(seed)
         name = str(rng.choice(names, p=np.array(weights) / sum(weights)))
-        act = _player(name, rng, agent, seed)
-        frames, taken, rewards = [], [], []
+        overrule, params = _policy(name, rng, agent)
+        frames: list[Frame] = []
+        taken, rewards = [], []
         frame, _ = env.reset(seed=seed)
         over = False
         while not over:
-            action = act(frame)
+            action = yield _Turn(frame, next(overrule), params, seed, not frames)
             frames.append(frame)
             taken.append(action)
             frame, reward, terminated, truncated, _ = env.step(action)
@@ -273,21 +341,20 @@ def _play(env: Any, job: _Job, number: int, agent: Agent | None) -> Episode:
     raise RuntimeError(f"collect.min_length: no episode of {config.min_length} frames in {_MAX_ATTEMPTS} attempts")
 
 
-def _player(name: str, rng: np.random.Generator, agent: Agent | None, seed: int) -> Callable[[Frame], Action]:
-    """A policy for one episode, from a (64, 64, 3) uint8 frame to an (A,) float32 action."""
+def _policy(
+    name: str, rng: np.random.Generator, agent: Agent | None
+) -> tuple[Iterator[Action], npt.NDArray[np.float32] | None]:
+    """The actions of one episode, NaN where the agent decides, and the agent's controller if it is not its own."""
     if name in FIXED:
-        actions = FIXED[name](rng)
-        return lambda frame: next(actions)
+        return FIXED[name](rng), None
     assert agent is not None
-    own = agent.params
+    size, params = agent.controller.action_size, None
     if name == "agent perturbed":
-        noise = rng.standard_normal(len(own)).astype(np.float32) * own.std() * rng.uniform(0, _PERTURBATION)
-        agent = Agent(agent.vae, agent.mdnrnn, agent.controller, own + noise.astype(np.float32))
-    agent.reset(1, seed=seed)
-    if name != "agent interrupted":
-        return lambda frame: agent.act(frame[None])[0]
-    pushes = interruptions(rng, agent.controller.action_size)
-    return lambda frame: agent.act(frame[None], overrule=next(pushes)[None])[0]
+        noise = rng.standard_normal(len(agent.params)) * agent.params.std() * rng.uniform(0, _PERTURBATION)
+        params = agent.params + noise.astype(np.float32)
+    if name == "agent interrupted":
+        return interruptions(rng, size), None
+    return itertools.repeat(np.full(size, np.nan, np.float32)), params
 
 
 def interruptions(rng: np.random.Generator, action_size: int) -> Iterator[Action]:
