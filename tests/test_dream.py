@@ -409,6 +409,8 @@ BAD_ROLLOUTS = [
     ({"params": np.zeros((0, 38))}, ValueError, "^params: "),
     ({"params": np.zeros((2, 38), int)}, ValueError, "^params: .* int64$"),
     ({"params": np.zeros((2, 38), complex)}, ValueError, "^params: "),
+    ({"params": [[0.0], [0.0, 1.0]]}, ValueError, "^params: expected an array"),
+    ({"params": torch.zeros(2, 38, requires_grad=True)}, ValueError, "^params: expected an array"),
     ({"params": np.full((2, 38), np.nan)}, ValueError, "^params: expected finite"),
     ({"params": np.full((2, 38), np.inf)}, ValueError, "^params: expected finite"),
     ({"params": np.full((2, 38), 1e300)}, ValueError, "^params: expected finite"),
@@ -530,10 +532,11 @@ def test_two_python_threads_at_once():
         np.testing.assert_array_equal(result, want)
 
 
-def test_gil_is_free_and_ctrl_c_stops():
-    """Another Python thread runs during a long rollout, and interrupts it."""
-    dream, _ = make_dream(make_model(64, 1, 128, 5, done=False), max_steps=10**6)
-    params = make_params(dream, 4)
+@pytest.mark.parametrize(("hidden_units", "max_steps"), [(0, 10**6), (2000, 1)])
+def test_gil_is_free_and_ctrl_c_stops(hidden_units, max_steps):
+    """Another Python thread runs during a long rollout, and interrupts it; large controllers take long to start."""
+    dream, _ = make_dream(make_model(64, 1, 128, 5, done=False), max_steps=max_steps, hidden_units=hidden_units)
+    params = make_params(dream, 1)
     sent = []
 
     def interrupt():
@@ -548,7 +551,7 @@ def test_gil_is_free_and_ctrl_c_stops():
     try:
         thread.start()
         with pytest.raises(KeyboardInterrupt):
-            dream.rollout(params, episodes=32)
+            dream.rollout(params, episodes=10**5, num_threads=1)
         stopped = time.perf_counter()
     finally:
         signal.signal(signal.SIGINT, before)
@@ -558,12 +561,16 @@ def test_gil_is_free_and_ctrl_c_stops():
 
 FORK = """
 import json, os, sys, warnings
+import torch
 sys.path.insert(0, sys.argv[1])
 warnings.simplefilter("ignore")
+torch.set_num_threads(2)
 from test_dream import make_dream, make_model, make_params
 dream, _ = make_dream(make_model(), max_steps=5)
 params = make_params(dream, 40)
-want = dream.rollout(params, num_threads=2).returns
+want = dream.rollout(params, num_threads=2 if sys.argv[2] == "dream" else 1).returns
+if sys.argv[2] == "torch":
+    torch.ones(10**6).exp()
 read, write = os.pipe()
 if os.fork() == 0:
     out = {"single": bool((dream.rollout(params, num_threads=1).returns == want).all())}
@@ -579,9 +586,10 @@ print(os.read(read, 10000).decode())
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
-def test_fork_is_refused():
+@pytest.mark.parametrize("threads_of", ["dream", "torch"])  # who used OpenMP's threads before the fork
+def test_fork_is_refused(threads_of):
     run = subprocess.run(
-        [sys.executable, "-c", FORK, str(Path(__file__).parent)],
+        [sys.executable, "-c", FORK, str(Path(__file__).parent), threads_of],
         capture_output=True,
         text=True,
         check=True,

@@ -195,3 +195,6 @@ def test_errors():
         DreamEnv(*made, features="hz")
     with pytest.raises(ValueError, match=r"^num_envs: "):
         DreamVectorEnv(*made, num_envs=0)
+    for bad in ({"action_low": [0, 0, 0]}, {"action_low": 2}, {"action_low": np.nan}):
+        with pytest.raises(ValueError, match=r"^action_low: "):
+            DreamVectorEnv(*made, **bad)

@@ -20,13 +20,13 @@ class Worker {
     void play(std::atomic<std::int64_t>& queue, int share, Team& team, int thread) {
         const Sampling sampling = make_sampling(args_.seed, args_.temperature);
         int active = 0;
-        while (active < share && take(queue, active)) ++active;
+        while (active < share && take(queue, active, team, thread)) ++active;
         while (active > 0 && !team.stopped()) {
             record_before();
             computed_ += step(kernels_, model_, &controller_, sampling, lanes_.block(), active);
             record_after();
-            for (int lane = active - 1; lane >= 0; --lane) {
-                if (!advance(lane) || take(queue, lane)) continue;
+            for (int lane = active - 1; lane >= 0 && !team.stopped(); --lane) {
+                if (!advance(lane) || take(queue, lane, team, thread)) continue;
                 if (lane != --active) {  // lanes stay in front, so that a step can leave out whole vectors
                     lanes_.move(active, lane);
                     running_[lane] = running_[active];
@@ -45,7 +45,10 @@ class Worker {
         int length;
     };
 
-    bool take(std::atomic<std::int64_t>& queue, int lane) {
+    // Starts the next episode in a lane; false when there is none, or to stop.
+    bool take(std::atomic<std::int64_t>& queue, int lane, Team& team, int thread) {
+        team.tick(thread);  // a large controller's parameters take their time
+        if (team.stopped()) return false;
         const std::int64_t job = queue.fetch_add(1, std::memory_order_relaxed);
         if (job >= std::int64_t{args_.candidates} * args_.episodes) return false;
         const auto candidate = static_cast<std::uint32_t>(job / args_.episodes);

@@ -6,17 +6,18 @@
 #include <stdexcept>
 
 namespace worldmodels {
+namespace {
+
+const pid_t loaded_by = getpid();
+
+}  // namespace
 
 void check_not_forked(int threads) {
-    static std::atomic<pid_t> owner{0};
-    if (threads < 2) return;
-    pid_t expected = 0;
-    const pid_t self = getpid();
-    if (!owner.compare_exchange_strong(expected, self) && expected != self)
+    if (threads > 1 && getpid() != loaded_by)
         throw std::runtime_error(
-            "this process was forked after its parent had used several threads here, and such threads do not "
-            "survive a "
-            "fork: start workers with the 'spawn' method, or pass num_threads=1 in the forked process");
+            "this process was forked from one that had loaded worldmodels, and OpenMP's threads, which "
+            "PyTorch uses too, do not survive a fork: start workers with the 'spawn' method, or pass "
+            "num_threads=1 in the forked process");
 }
 
 void Team::tick(int thread) {

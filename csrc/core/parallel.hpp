@@ -14,8 +14,8 @@ struct Poll {
     void* context = nullptr;
 };
 
-// Throws std::runtime_error when this process was forked after its parent had started threads here, and more
-// than one thread is wanted: OpenMP's pool does not survive a fork.
+// Throws std::runtime_error when this process was forked from the one that loaded the library, and more than
+// one thread is wanted: OpenMP's pool, which PyTorch uses too, does not survive a fork.
 void check_not_forked(int threads);
 
 // One parallel call: remembers whether to stop; the calling thread polls while it works and while it waits.

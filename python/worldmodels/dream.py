@@ -195,7 +195,7 @@ class Dream:
         Raises:
             TypeError: an argument is of the wrong kind.
             ValueError: an argument does not fit; nothing has been played.
-            RuntimeError: several threads are wanted in a process forked after such a call.
+            RuntimeError: several threads are wanted in a process forked from one that had imported this package.
             KeyboardInterrupt: Ctrl-C, within a tenth of a second.
         """
         return self.counted_rollout(
@@ -357,9 +357,13 @@ def float_array(name: str, value: npt.ArrayLike, shape: Sequence[int | str]) -> 
     """Converts floats to contiguous float32 of a shape; a letter in it stands for any size of at least one.
 
     Raises:
-        ValueError: the shape or the kind of number is another one, or a number is too large for float32.
+        ValueError: the value is no array, its shape or kind of number is another one, or a number is too large for
+            float32.
     """
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths, tensors NumPy cannot take
+        raise ValueError(f"{name}: expected an array, {error}") from error
     fits = array.ndim == len(shape) and all(
         got > 0 if isinstance(want, str) else got == want for got, want in zip(array.shape, shape, strict=False)
     )

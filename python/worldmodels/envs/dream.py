@@ -96,7 +96,14 @@ class _Dreams:
 
 
 def _action_space(action_size: int, low: npt.ArrayLike, high: npt.ArrayLike) -> gymnasium.spaces.Box:
-    bounds = [np.broadcast_to(np.asarray(bound, dtype=np.float32), (action_size,)) for bound in (low, high)]
+    bounds = []
+    for name, bound in (("action_low", low), ("action_high", high)):
+        array = np.asarray(bound, dtype=np.float32)
+        if array.shape not in ((), (action_size,)) or np.isnan(array).any():
+            raise ValueError(f"{name}: expected a number or ({action_size},) of them, got {bound!r}")
+        bounds.append(np.broadcast_to(array, (action_size,)))
+    if (bounds[0] > bounds[1]).any():
+        raise ValueError(f"action_low: expected at most action_high, got {low!r} and {high!r}")
     return gymnasium.spaces.Box(bounds[0], bounds[1], (action_size,), np.float32)
 
 
