@@ -251,7 +251,7 @@ class Dream:
             candidate: the row of the rollout.
             episode: the column of the rollout.
             seed: as for :meth:`rollout`.
-            max_steps: in place of the constructor's.
+            max_steps: in place of the constructor's; at most 2**24, so that the steps can be kept.
 
         Returns:
             :class:`DreamTrace`.
