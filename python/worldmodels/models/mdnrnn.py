@@ -184,10 +184,18 @@ class MDNRNN(nn.Module):
         return MDNOutput(logits.log_softmax(dim=-1), mean, logstd.clamp(*LOGSTD_RANGE), done_logit, reward)
 
 
-def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Negative log likelihood of the next latents, averaged over dimensions, steps and batch.
+def mdn_nll(out: MDNOutput, z_next: Tensor) -> Tensor:
+    """Negative log likelihood of the next latents: (B, T, Z) nats.
 
     ``-logsumexp_k(logmix_k + log N(z_next; mean_k, exp(logstd_k)))``
+    """
+    scaled = (z_next.unsqueeze(-1) - out.mean) * torch.exp(-out.logstd)
+    log_prob = out.logmix - 0.5 * scaled.square() - out.logstd - 0.5 * math.log(2 * math.pi)
+    return -torch.logsumexp(log_prob, dim=-1)
+
+
+def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Tensor:
+    """:func:`mdn_nll` averaged over dimensions, steps and batch.
 
     Args:
         out: M's prediction.
@@ -197,9 +205,7 @@ def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Ten
     Returns:
         () nats per latent dimension.
     """
-    scaled = (z_next.unsqueeze(-1) - out.mean) * torch.exp(-out.logstd)
-    log_prob = out.logmix - 0.5 * scaled.square() - out.logstd - 0.5 * math.log(2 * math.pi)
-    loss = -torch.logsumexp(log_prob, dim=-1)  # (B, T, Z)
+    loss = mdn_nll(out, z_next)  # (B, T, Z)
     if valid is None:
         return loss.mean()
     weight = valid.unsqueeze(-1).to(loss.dtype)

@@ -1,0 +1,274 @@
+"""How good V and M are on held-out episodes: moving pixels, calibration, rollouts that run free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from worldmodels.data.episodes import EpisodeStore
+from worldmodels.data.latents import Latents
+from worldmodels.data.streams import Streams
+from worldmodels.models.mdnrnn import MDNRNN, MDNOutput, State, mdn_nll
+from worldmodels.models.training import on_device, seed_step
+from worldmodels.models.vae import ConvVAE, decode, sample_latent
+
+#: Classes of pixels: least and most difference to the previous frame, in levels of 0-255, of any colour.
+PIXELS = {"all": (0, 255), "still": (0, 0), "moving": (1, 255), "moving much": (32, 255)}
+#: Edges of the bins of predicted probabilities; deaths are rare, so they are closer at the lower end.
+BINS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+#: Steps at which free-running rollouts are compared with what came.
+HORIZONS = (1, 10, 50, 100)
+
+_CONTEXT = 20  # frames that M sees at least, before it runs free
+
+
+def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """V's squared error per pixel (colours in [0, 1], summed over the three), by how much the pixel has changed.
+
+    Args:
+        model: V; frames are decoded from mu.
+        store: the episodes.
+        frames: (N,) frames to use; those that begin an episode have no previous frame and are left out.
+
+    Returns:
+        ``frames``, their number, and ``pixels``: for every class of :data:`PIXELS` its ``share`` of all pixels, V's
+        ``error``, the error of the ``mean_picture`` of these frames, and how much of that V ``explained``. None where
+        a class has no pixel.
+    """
+    starts = np.cumsum([0, *store.lengths[:-1]])
+    frames = frames[~np.isin(frames, starts)]
+    if len(frames) == 0:
+        return {"frames": 0, "pixels": {}}
+    mean = np.zeros((64, 64, 3))
+    for part in np.array_split(frames, -(-len(frames) // 256)):
+        mean += store.read(part).sum(axis=0, dtype=np.float64) / len(frames)
+    sums = {name: np.zeros(3) for name in PIXELS}  # pixels, V's error, the mean picture's
+    where = next(model.parameters()).device
+    for part in np.array_split(frames, -(-len(frames) // 256)):
+        now, before = store.read(part), store.read(part - 1)
+        with torch.inference_mode():
+            x = on_device(now, where).permute(0, 3, 1, 2).float() / 255
+            drawn = model.decode(model.encode(x)[0])
+            errors = (drawn - x).square().sum(dim=1).cpu().numpy()  # (B, 64, 64)
+        others = np.square(now / 255 - mean / 255).sum(axis=3)
+        change = np.abs(now.astype(np.int16) - before).max(axis=3)
+        for name, (low, high) in PIXELS.items():
+            chosen = (low <= change) & (change <= high)
+            sums[name] += chosen.sum(), errors[chosen].sum(), others[chosen].sum()
+    total = sums["all"][0]
+    table = {}
+    for name, (count, error, other) in sums.items():
+        table[name] = {
+            "share": float(count / total),
+            "error": _ratio(error, count),
+            "mean_picture": _ratio(other, count),
+            "explained": None if other == 0 else float(1 - error / other),
+        }
+    return {"frames": len(frames), "pixels": table}
+
+
+def _ratio(value: float, count: float) -> float | None:
+    return float(value / count) if count else None
+
+
+def calibration(
+    probability: npt.NDArray[np.float32], done: npt.NDArray[np.bool_], weight: float = 1.0
+) -> list[dict[str, float]]:
+    """How often the end follows at each predicted level.
+
+    Args:
+        probability: (N,) predicted.
+        done: (N,) whether the episode ended.
+        weight: of the ends in the loss. A model that is right then says w p / (w p + 1 - p) where ends have
+            probability p; ``expected`` takes that back.
+
+    Returns:
+        For every bin of :data:`BINS` that is not empty: ``low``, ``high``, ``count``, the means of what was
+        ``predicted`` and ``expected``, and the frequency that was ``observed``.
+    """
+    expected = probability / (probability + weight * (1 - probability))
+    number = np.clip(np.searchsorted(BINS, probability, side="right") - 1, 0, len(BINS) - 2)
+    rows = []
+    for bin_number in np.unique(number):
+        chosen = number == bin_number
+        rows.append(
+            {
+                "low": BINS[bin_number],
+                "high": BINS[bin_number + 1],
+                "count": int(chosen.sum()),
+                "predicted": float(probability[chosen].mean()),
+                "expected": float(expected[chosen].mean()),
+                "observed": float(done[chosen].mean()),
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def predictions(model: MDNRNN, streams: Streams, done_weight: float) -> dict[str, Any]:
+    """M one step ahead, teacher-forced.
+
+    Returns:
+        ``z``: nats per dimension; ``z_noise``: the part of it that is the noise of V's own sampling, which no M could
+        predict; ``z_dimensions``: Z of each; ``done``: the :func:`calibration`, where M has a done head.
+    """
+    where = next(model.parameters()).device
+    seed_step(0, "quality", 0)
+    state = model.initial_state(streams.batch)
+    nll, noise, count = torch.zeros(2, model.latent_size, device=where), 0.0, 0.0
+    logits, ends = [], []
+    for chunk in streams.epoch(0):
+        mu, logvar = on_device(chunk.mu, where), on_device(chunk.logvar, where)
+        z = sample_latent(mu, logvar)
+        out, state = model(z[:, :-1], on_device(chunk.action, where), on_device(chunk.restart, where), state)
+        has_next = on_device(chunk.has_next, where).unsqueeze(-1)
+        nll[0] += (mdn_nll(out, z[:, 1:]) * has_next).sum(dim=(0, 1))
+        nll[1] += (logvar[:, 1:] * has_next).sum(dim=(0, 1))
+        count += float(chunk.has_next.sum())
+        if out.done_logit is not None:
+            known = chunk.knows_end > 0
+            logits.append(out.done_logit.cpu().numpy()[known])
+            ends.append(chunk.done[known] > 0)
+    per_dimension = (nll[0] / max(count, 1)).tolist()
+    noise = 0.5 * math.log(2 * math.pi * math.e) + 0.5 * float(nll[1].mean()) / max(count, 1)
+    found: dict[str, Any] = {
+        "z": float(np.mean(per_dimension)),
+        "z_noise": noise,
+        "z_dimensions": per_dimension,
+    }
+    if logits:
+        probability = 1 / (1 + np.exp(-np.concatenate(logits).astype(np.float64)))
+        found["done"] = calibration(probability.astype(np.float32), np.concatenate(ends), done_weight)
+    return found
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where rollouts begin: the last frame that M sees, in episodes that go on behind it.
+
+    Attributes:
+        first: (N,) frame at which the episode begins.
+        last: (N,) frame M runs free from.
+        end: (N,) last frame of the episode.
+    """
+
+    first: npt.NDArray[np.int64]
+    last: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+
+
+def choose_starts(latents: Latents, episodes: npt.NDArray[np.int64], count: int) -> Starts:
+    """At most ``count`` starts, one an episode, drawn where the longest horizon fits if it fits anywhere."""
+    lengths = latents.lengths[episodes]
+    chosen = episodes[lengths > 1]
+    if len(chosen) > count:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, count).astype(int)]
+    rng = np.random.default_rng(0)
+    lengths, first = latents.lengths[chosen], latents.starts[chosen]
+    low = np.minimum(_CONTEXT, lengths - 1) - 1
+    high = np.maximum(low, lengths - 1 - HORIZONS[-1])
+    last = first + rng.integers(low, high, endpoint=True)
+    return Starts(first, last, first + lengths - 1)
+
+
+@torch.no_grad()
+def run_free(model: MDNRNN, latents: Latents, starts: Starts, steps: int, *, sample: bool) -> npt.NDArray[np.float32]:
+    """Lets M run free: it sees the episodes up to the starts, then its own latents and the real actions.
+
+    Args:
+        model: M.
+        latents: the real ones.
+        starts: N places.
+        steps: how far.
+        sample: feed and return a sample of the mixture; False for its mean.
+
+    Returns:
+        (N, steps, Z) latents; behind an episode's end the last action is repeated.
+    """
+    where = next(model.parameters()).device
+    seed_step(0, "rollouts", 0)
+    # The contexts end together: the episode begins, and the state is zeroed, somewhere in the row.
+    context = int((starts.last - starts.first).max()) + 1
+    index = starts.last[:, None] - np.arange(context)[::-1]
+    restart = (index == starts.first[:, None]).astype(np.float32)
+    index = np.maximum(index, starts.first[:, None])
+    z = on_device(latents.mu[index].astype(np.float32), where)
+    out, state = model(z, on_device(latents.actions[index], where), on_device(restart, where))
+    last = MDNOutput(out.logmix[:, -1:], out.mean[:, -1:], out.logstd[:, -1:], None, None)
+    found = [_next(last, sample)]
+    for step in range(1, steps):
+        action = latents.actions[np.minimum(starts.last + step, starts.end)][:, None]
+        out, state = _one(model, found[-1], on_device(action, where), state)
+        found.append(_next(out, sample))
+    return torch.cat(found, dim=1).cpu().numpy()
+
+
+def _one(model: MDNRNN, z: Tensor, action: Tensor, state: State) -> tuple[MDNOutput, State]:
+    out, state = model(z, action, None, state)
+    return out, state
+
+
+def _next(out: MDNOutput, sample: bool) -> Tensor:
+    """The mean of the mixture, or a sample of it: (B, 1, Z)."""
+    weights = out.logmix.exp()
+    if not sample:
+        return (weights * out.mean).sum(dim=-1)
+    chosen = torch.multinomial(weights.flatten(0, -2), 1).reshape(*weights.shape[:-1], 1)
+    mean, logstd = (part.gather(-1, chosen).squeeze(-1) for part in (out.mean, out.logstd))
+    return mean + logstd.exp() * torch.randn_like(mean)
+
+
+def rollouts(
+    model: MDNRNN,
+    latents: Latents,
+    episodes: npt.NDArray[np.int64],
+    count: int = 64,
+    *,
+    vae: ConvVAE | None = None,
+    store: EpisodeStore | None = None,
+    horizons: Sequence[int] = HORIZONS,
+) -> list[dict[str, Any]]:
+    """Free-running rollouts against what came, ``horizons`` steps behind their start.
+
+    Returns:
+        For every horizon that some episode reaches: ``steps``, the number of rollouts ``count``, and the mean squared
+        errors per dimension of z of the mixture's ``mean``, of a ``sample``, of z that ``stays`` what it was at the
+        start, and of the ``average`` z. With V and the frames also the squared errors of the pictures (summed over
+        pixels, colours in [0, 1]): ``picture_mean``, ``picture_sample``, ``picture_stays`` (the start's real frame)
+        and ``picture_v``, V's own of the real z, which no M could be below.
+    """
+    starts = choose_starts(latents, episodes, count)
+    if len(starts.last) == 0:
+        return []
+    reach = int((starts.end - starts.last).max())
+    reached = [steps for steps in horizons if steps <= reach]
+    free = {name: run_free(model, latents, starts, reached[-1], sample=name == "sample") for name in ("mean", "sample")}
+    average = latents.mu[np.concatenate([np.arange(a, b + 1) for a, b in zip(starts.first, starts.end, strict=True)])]
+    average = average.mean(axis=0, dtype=np.float64).astype(np.float32)
+    table = []
+    for steps in reached:
+        there = starts.last + steps <= starts.end
+        at, now = starts.last[there], starts.last[there] + steps
+        truth = latents.mu[now].astype(np.float32)
+        drawn = {name: z[there, steps - 1] for name, z in free.items()}
+        guesses = {**drawn, "stays": latents.mu[at].astype(np.float32), "average": average}
+        row: dict[str, Any] = {"steps": steps, "count": int(there.sum())}
+        row |= {name: float(np.square(guess - truth).mean()) for name, guess in guesses.items()}
+        if vae is not None and store is not None:
+            frames, before = store.read(now), store.read(at)
+            pictures = {**{name: decode(vae, z) for name, z in drawn.items()}, "stays": before, "v": decode(vae, truth)}
+            row |= {f"picture_{name}": _picture_error(picture, frames) for name, picture in pictures.items()}
+        table.append(row)
+    return table
+
+
+def _picture_error(drawn: npt.NDArray[np.uint8], real: npt.NDArray[np.uint8]) -> float:
+    difference = (drawn.astype(np.float64) - real) / 255
+    return float(np.square(difference).sum(axis=(1, 2, 3)).mean())
