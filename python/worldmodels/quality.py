@@ -26,6 +26,7 @@ BINS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0
 #: Steps at which free-running rollouts are compared with what came.
 HORIZONS = (1, 10, 50, 100)
 
+_FRAMES = 1000  # of V's measure
 _CONTEXT = 20  # frames that M sees at least, before it runs free
 
 
@@ -35,7 +36,8 @@ def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.i
     Args:
         model: V; frames are decoded from mu.
         store: the episodes.
-        frames: (N,) frames to use; those that begin an episode have no previous frame and are left out.
+        frames: (N,) frames to use, at most a thousand of them; those that begin an episode have no previous frame
+            and are left out.
 
     Returns:
         ``frames``, their number, and ``pixels``: for every class of :data:`PIXELS` its ``share`` of all pixels, V's
@@ -46,18 +48,19 @@ def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.i
     frames = frames[~np.isin(frames, starts)]
     if len(frames) == 0:
         return {"frames": 0, "pixels": {}}
-    mean = np.zeros((64, 64, 3))
-    for part in np.array_split(frames, -(-len(frames) // 256)):
-        mean += store.read(part).sum(axis=0, dtype=np.float64) / len(frames)
+    if len(frames) > _FRAMES:
+        frames = frames[np.linspace(0, len(frames) - 1, _FRAMES).astype(int)]
+    real, previous = store.read(frames), store.read(frames - 1)
+    mean = real.mean(axis=0, dtype=np.float64) / 255
     sums = {name: np.zeros(3) for name in PIXELS}  # pixels, V's error, the mean picture's
     where = next(model.parameters()).device
-    for part in np.array_split(frames, -(-len(frames) // 256)):
-        now, before = store.read(part), store.read(part - 1)
+    for start in range(0, len(frames), 250):
+        now, before = real[start : start + 250], previous[start : start + 250]
         with torch.inference_mode():
             x = on_device(now, where).permute(0, 3, 1, 2).float() / 255
             drawn = model.decode(model.encode(x)[0])
             errors = (drawn - x).square().sum(dim=1).cpu().numpy()  # (B, 64, 64)
-        others = np.square(now / 255 - mean / 255).sum(axis=3)
+        others = np.square(now / 255 - mean).sum(axis=3)
         change = np.abs(now.astype(np.int16) - before).max(axis=3)
         for name, (low, high) in PIXELS.items():
             chosen = (low <= change) & (change <= high)
@@ -239,10 +242,11 @@ def rollouts(
 
     Returns:
         For every horizon that some episode reaches: ``steps``, the number of rollouts ``count``, and the mean squared
-        errors per dimension of z of the mixture's ``mean``, of a ``sample``, of z that ``stays`` what it was at the
-        start, and of the ``average`` z. With V and the frames also the squared errors of the pictures (summed over
-        pixels, colours in [0, 1]): ``picture_mean``, ``picture_sample``, ``picture_stays`` (the start's real frame)
-        and ``picture_v``, V's own of the real z, which no M could be below.
+        errors per dimension of z (against mu) of the mixture's ``mean``, of a ``sample`` (which has the noise of V's
+        sampling in it), of z that ``stays`` what it was at the start, and of the ``average`` z. With V and the frames
+        also the squared errors of the pictures (summed over pixels, colours in [0, 1]): ``picture_mean``,
+        ``picture_sample``, ``picture_stays`` (the start's real frame) and ``picture_v``, V's own of the real z, which
+        no M could be below.
     """
     starts = choose_starts(latents, episodes, count)
     if len(starts.last) == 0:
@@ -272,3 +276,44 @@ def rollouts(
 def _picture_error(drawn: npt.NDArray[np.uint8], real: npt.NDArray[np.uint8]) -> float:
     difference = (drawn.astype(np.float64) - real) / 255
     return float(np.square(difference).sum(axis=(1, 2, 3)).mean())
+
+
+def format_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> str:
+    """V's and M's measures as text."""
+
+    def number(value: float | None, digits: int = 4) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    lines = [f"V, {vae['frames']:,} frames".ljust(26) + "of all pixels   error/pixel   mean picture   explained"]
+    for name, row in vae["pixels"].items():
+        label = f"{name} pixels" if name != "moving much" else f"moving over {PIXELS[name][0]}/255"
+        lines.append(
+            f"{label:<26}{number(row['share'], 3):>13}{number(row['error'], 5):>14}"
+            f"{number(row['mean_picture'], 5):>15}{number(row['explained'], 3):>12}"
+        )
+    lines += [
+        "",
+        f"M, one step ahead: {rnn['z']:.3f} nats per dimension, {rnn['z_noise']:.3f} of them the noise of V's sampling",
+        f"  best dimension {min(rnn['z_dimensions']):.3f}, worst {max(rnn['z_dimensions']):.3f}",
+    ]
+    if "done" in rnn:
+        lines += ["", f"{'M, predicted end':<20}{'steps':>9}{'predicted':>12}{'unweighted':>12}{'observed':>12}"]
+        for row in rnn["done"]:
+            label = f"{row['low']:g} to {row['high']:g}"
+            lines.append(
+                f"{label:<20}{row['count']:>9,}{row['predicted']:>12.5f}{row['expected']:>12.5f}{row['observed']:>12.5f}"
+            )
+    columns = ("mean", "sample", "stays", "average")
+    lines += ["", "M free-running, mean squared error per dimension of z"]
+    lines.append(f"{'steps':>6}{'rollouts':>10}" + "".join(f"{name:>10}" for name in columns))
+    for row in rnn["rollouts"]:
+        lines.append(f"{row['steps']:>6}{row['count']:>10}" + "".join(f"{row[name]:>10.4f}" for name in columns))
+    pictured = [row for row in rnn["rollouts"] if "picture_mean" in row]
+    if pictured:
+        columns = ("mean", "sample", "stays", "v")
+        lines += ["", "the same, squared error per picture"]
+        lines.append(f"{'steps':>6}{'rollouts':>10}" + "".join(f"{name:>10}" for name in columns))
+        for row in pictured:
+            errors = "".join(f"{row[f'picture_{name}']:>10.2f}" for name in columns)
+            lines.append(f"{row['steps']:>6}{row['count']:>10}" + errors)
+    return "\n".join(lines)
