@@ -12,6 +12,8 @@ from torch.nn import functional as F
 #: The head's log standard deviations are clamped to this range, in training and in the dream alike.
 LOGSTD_RANGE = (-8.0, 8.0)
 
+_MANY = 256  # steps from which sorting the head's rows costs less than it gains
+
 State = tuple[Tensor, Tensor]
 
 
@@ -138,7 +140,7 @@ class MDNRNN(nn.Module):
         """
         self._check(z, action, restart, state)
         hidden, state = self._unroll(z, action, restart, state)
-        return self._read_head(self.head(hidden)), state
+        return self._read_head(hidden), state
 
     def _check(self, z: Tensor, action: Tensor, restart: Tensor | None, state: State | None) -> None:
         if z.ndim != 3 or z.shape[2] != self.latent_size or z.shape[1] == 0:
@@ -173,15 +175,27 @@ class MDNRNN(nn.Module):
             outputs.append(output)
         return (torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]), state
 
-    def _read_head(self, out: Tensor) -> MDNOutput:
-        """Splits the head's (B, T, O) output; everything after it is float32."""
-        out = out.float()
+    def _read_head(self, hidden: Tensor) -> MDNOutput:
+        """The head's say of (B, T, H); everything behind its product is float32."""
+        before = self.done_head + self.reward_head
+        sizes = (self.latent_size, 3, self.mixtures)
+        weight, bias = self.head.weight, self.head.bias
+        many = hidden.shape[0] * hidden.shape[1] >= _MANY
+        if many:  # Z innermost: the mixture's sums then run over whole vectors
+            weight, bias = (
+                torch.cat([part[:before], part[before:].unflatten(0, sizes).movedim(0, 2).flatten(0, 2)])
+                for part in (weight, bias)
+            )
+        out = F.linear(hidden, weight, bias).float()
         done_logit = out[..., 0] if self.done_head else None
         reward = out[..., int(self.done_head)] if self.reward_head else None
-        mixture = out[..., self.done_head + self.reward_head :]
-        mixture = mixture.reshape(*out.shape[:2], self.latent_size, 3, self.mixtures)
-        logits, mean, logstd = mixture.unbind(dim=-2)
-        return MDNOutput(logits.log_softmax(dim=-1), mean, logstd.clamp(*LOGSTD_RANGE), done_logit, reward)
+        mixture = out[..., before:]
+        mixture = mixture.unflatten(-1, (*sizes[1:], sizes[0]) if many else sizes)
+        logits, mean, logstd = mixture.unbind(dim=-3 if many else -2)  # (B, T, K, Z) or (B, T, Z, K)
+        logmix, logstd = logits.log_softmax(dim=-2 if many else -1), logstd.clamp(*LOGSTD_RANGE)
+        if many:
+            logmix, mean, logstd = (part.transpose(-1, -2) for part in (logmix, mean, logstd))
+        return MDNOutput(logmix, mean, logstd, done_logit, reward)
 
 
 def mdn_nll(out: MDNOutput, z_next: Tensor) -> Tensor:

@@ -16,11 +16,13 @@ class PointDeconvolution(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, C, 1, 1) to (B, D, K, K)."""
-        channels, (height, width) = self.out_channels, self.kernel_size
-        weight = self.weight.permute(2, 3, 1, 0).reshape(height * width * channels, self.in_channels)
-        bias = None if self.bias is None else self.bias.repeat(height * width)
-        out = F.linear(x.flatten(1), weight, bias)
-        return out.reshape(-1, height, width, channels).permute(0, 3, 1, 2)  # channels last
+        height, width = self.kernel_size
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (C, K K D), a view where the weight is channels last
+        out = x.flatten(1) @ weight
+        out = out.reshape(-1, height, width, self.out_channels)
+        if self.bias is not None:
+            out = out + self.bias.to(out.dtype)
+        return out.permute(0, 3, 1, 2)  # channels last
 
 
 class ConvVAE(nn.Module):
