@@ -179,18 +179,19 @@ class MDNRNN(nn.Module):
         """The head's say of (B, T, H); everything behind its product is float32."""
         before = self.done_head + self.reward_head
         sizes = (self.latent_size, 3, self.mixtures)
-        weight, bias = self.head.weight, self.head.bias
+        weight: Tensor = self.head.weight
+        bias: Tensor = self.head.bias
         many = hidden.shape[0] * hidden.shape[1] >= _MANY
         if many:  # Z innermost: the mixture's sums then run over whole vectors
             weight, bias = (
-                torch.cat([part[:before], part[before:].unflatten(0, sizes).movedim(0, 2).flatten(0, 2)])
+                torch.cat([part[:before], part[before:].reshape(*sizes, -1).movedim(0, 2).reshape(-1, *part.shape[1:])])
                 for part in (weight, bias)
             )
         out = F.linear(hidden, weight, bias).float()
         done_logit = out[..., 0] if self.done_head else None
         reward = out[..., int(self.done_head)] if self.reward_head else None
         mixture = out[..., before:]
-        mixture = mixture.unflatten(-1, (*sizes[1:], sizes[0]) if many else sizes)
+        mixture = mixture.reshape(*out.shape[:2], *((*sizes[1:], sizes[0]) if many else sizes))
         logits, mean, logstd = mixture.unbind(dim=-3 if many else -2)  # (B, T, K, Z) or (B, T, Z, K)
         logmix, logstd = logits.log_softmax(dim=-2 if many else -1), logstd.clamp(*LOGSTD_RANGE)
         if many:
