@@ -120,14 +120,17 @@ def test_streams_are_whole_episodes_end_to_end():
     valid = np.concatenate([chunk.valid for chunk in chunks], axis=1) > 0
     starts = np.cumsum([0, *LENGTHS[:-1]])
     for stream, there in zip(rows, valid, strict=True):
-        assert there.tolist() == sorted(there, reverse=True)  # what is masked is at the end
         position = 0
-        while position < there.sum():
-            assert stream[position] in starts  # an episode begins where the last one ended
+        while position < len(stream) and there[position:].any():
+            assert position % 8 == 0
+            assert stream[position] in starts
             length = LENGTHS[int(np.flatnonzero(starts == stream[position])[0])]
-            part = stream[position : position + length]
-            np.testing.assert_array_equal(part, np.arange(part[0], part[0] + length))
-            position += length
+            part = slice(position, position + length)
+            np.testing.assert_array_equal(stream[part], np.arange(stream[position], stream[position] + length))
+            assert there[part].all()
+            position += -(-length // 8) * 8
+            assert not there[part.stop : position].any()  # an episode begins at the next multiple of 8
+        assert not there[position:].any()
 
 
 def test_streams_end_together():
@@ -137,7 +140,7 @@ def test_streams_end_together():
     for epoch in range(3):
         chunks = list(Streams(latents, np.arange(400), 100, 64, seed=0).epoch(epoch))
         assert sum(chunk.valid.sum() for chunk in chunks) == lengths.sum()
-        assert sum(chunk.valid.size for chunk in chunks) < 1.05 * lengths.sum()
+        assert sum(chunk.valid.size for chunk in chunks) < 1.08 * lengths.sum()
 
 
 def test_only_the_episodes_asked_for_are_dealt():

@@ -114,4 +114,4 @@ class Pieces:
             self.rows //= 2  # outside the except block: the error holds on to the memory
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            print(f"{text}; going on with {self.rows}, the gradient stays the same ({self._setting})", file=sys.stderr)
+            print(f"{text}; going on with {self.rows}, the result stays the same ({self._setting})", file=sys.stderr)
