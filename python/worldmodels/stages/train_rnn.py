@@ -28,6 +28,7 @@ from worldmodels.ranks import Ranks, synchronised
 from worldmodels.stages.loop import LOG_EVERY, Loop
 
 _INITIAL = 1000  # first frames kept for the dream to start from, as many as the paper's
+_MEASURED = 250  # held-out episodes whose every step the measures of quality look at
 _SHEET = (4, 12, 5)  # of a sheet of dreams: episodes, pictures of each, steps between them
 
 
@@ -308,7 +309,10 @@ def _quality(
         print(f"train-rnn: {store.folder} is not what was encoded: rollouts are compared in z alone", file=sys.stderr)
         store.close()
         store = None
-    figures = quality.predictions(model, validation, experiment.config.train_rnn.done_weight)
+    config = experiment.config.train_rnn
+    some = held_out[np.linspace(0, len(held_out) - 1, min(_MEASURED, len(held_out))).astype(int)]
+    streams = Streams(latents, some, validation.batch, config.sequence, experiment.config.seed)
+    figures = quality.predictions(model, streams, config.done_weight)
     figures["rollouts"] = quality.rollouts(model, latents, held_out, vae=vae, store=store)
     if store is not None:
         store.close()
