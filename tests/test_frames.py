@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from conftest import make_episode, write_store
+from conftest import environment, make_episode, write_store
 from worldmodels.data.episodes import EpisodeStore, shard_path
 from worldmodels.data.frames import FrameReader, Order
 
@@ -76,3 +82,36 @@ def test_a_damaged_frame_is_named(tmp_path, workers):
         with FrameReader(store, Order(np.arange(11), 11, seed=0), 0, 3, workers=workers) as reader:
             list(reader)
     store.close()
+
+
+READING = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from worldmodels.data.episodes import EpisodeStore
+from worldmodels.data.frames import FrameReader, Order
+
+if __name__ == "__main__":
+    store = EpisodeStore(Path(sys.argv[1]))
+    with FrameReader(store, Order(np.arange(50), 8, seed=0), 0, 100, workers=1) as reader:
+        next(iter(reader))
+        print(*reader._pool._processes, flush=True)
+        time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_reading_process_ends_with_its_parent(store, tmp_path, how):
+    script = tmp_path / "reading.py"
+    script.write_text(READING)
+    line = [sys.executable, str(script), str(store.folder)]
+    parent = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    reader = Path(f"/proc/{int(parent.stdout.readline())}")
+    assert reader.exists()
+    parent.send_signal(how)
+    _, said = parent.communicate(timeout=30)  # ends when the reader has closed its end too
+    assert said.count("Traceback") == (how == signal.SIGINT)  # the script's own; the reader says nothing
+    deadline = time.monotonic() + 10
+    while reader.exists() and "Z (" not in (reader / "status").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not reader.exists() or "Z (" in (reader / "status").read_text()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import connection
 from pathlib import Path
 from types import TracebackType
 
@@ -112,8 +116,18 @@ _opened: EpisodeStore  # of a reading process
 
 
 def _open(folder: Path) -> None:
+    """Begins a reading process: Ctrl-C is its parent's affair, and it ends when the parent does, however that ends."""
     global _opened
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _opened = EpisodeStore(folder)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _read(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
