@@ -10,6 +10,7 @@ import torch
 
 from conftest import make_episode, make_latents, make_mdnrnn, make_vae, mark_done, toy_config, write_store
 from worldmodels.config import TrainRNNConfig
+from worldmodels.data import latents as latents_module
 from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.streams import Streams
 from worldmodels.data.weights import save_model
@@ -33,6 +34,12 @@ def test_round_trip_over_several_files(tmp_path):
         np.testing.assert_array_equal(getattr(read, name), expected)
     assert read.mu.dtype == np.float16
     assert read.starts.tolist() == [0, 3, 7]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 100])
+def test_files_are_read_in_parts(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(latents_module, "_ROWS", rows)
+    test_round_trip_over_several_files(tmp_path)
 
 
 def test_damaged_latents_are_refused(tmp_path):

@@ -338,6 +338,15 @@ def test_a_sheet_is_drawn_every_epoch(tmp_path, stage):
         assert pixels.std() > 10
 
 
+def test_v_is_compiled_only_when_asked(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    for wanted in (False, True):
+        with prepare(tmp_path / str(wanted), "train_vae", compile=wanted, steps=1) as experiment:
+            experiment.run("train_vae")
+        assert len(compiled) == wanted
+
+
 def test_tensorboard_is_an_option(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with prepare(tmp_path, "train_rnn", tensorboard=True) as experiment:

@@ -27,6 +27,7 @@ BINS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0
 HORIZONS = (1, 10, 50, 100)
 
 _FRAMES = 1000  # of V's measure
+_AT_ONCE = 100  # steps of context, to bound memory
 _CONTEXT = 20  # frames that M sees at least, before it runs free
 
 
@@ -202,20 +203,19 @@ def run_free(model: MDNRNN, latents: Latents, starts: Starts, steps: int, *, sam
     index = starts.last[:, None] - np.arange(context)[::-1]
     restart = (index == starts.first[:, None]).astype(np.float32)
     index = np.maximum(index, starts.first[:, None])
-    z = on_device(latents.mu[index].astype(np.float32), where)
-    out, state = model(z, on_device(latents.actions[index], where), on_device(restart, where))
+    state: State | None = None
+    for begin in range(0, context, _AT_ONCE):
+        part = index[:, begin : begin + _AT_ONCE]
+        z, action = latents.mu[part].astype(np.float32), latents.actions[part]
+        flags = restart[:, begin : begin + _AT_ONCE]
+        out, state = model(on_device(z, where), on_device(action, where), on_device(flags, where), state)
     last = MDNOutput(out.logmix[:, -1:], out.mean[:, -1:], out.logstd[:, -1:], None, None)
     found = [_next(last, sample)]
     for step in range(1, steps):
         action = latents.actions[np.minimum(starts.last + step, starts.end)][:, None]
-        out, state = _one(model, found[-1], on_device(action, where), state)
+        out, state = model(found[-1], on_device(action, where), None, state)
         found.append(_next(out, sample))
     return torch.cat(found, dim=1).cpu().numpy()
-
-
-def _one(model: MDNRNN, z: Tensor, action: Tensor, state: State) -> tuple[MDNOutput, State]:
-    out, state = model(z, action, None, state)
-    return out, state
 
 
 def _next(out: MDNOutput, sample: bool) -> Tensor:

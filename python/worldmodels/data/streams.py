@@ -75,13 +75,13 @@ class Streams:
         self._sequence, self._align = sequence, align
         ends = latents.starts + latents.lengths - 1
         total = len(latents.mu)
-        self._first = np.zeros(total, np.float32)
-        self._first[latents.starts] = 1
-        self._last = np.zeros(total, np.float32)
-        self._last[ends] = 1
-        self._done = np.zeros(total, np.float32)
+        self._first = np.zeros(total, np.bool_)
+        self._first[latents.starts] = True
+        self._last = np.zeros(total, np.bool_)
+        self._last[ends] = True
+        self._done = np.zeros(total, np.bool_)
         self._done[ends] = latents.terminated
-        self._cut = np.zeros(total, np.float32)
+        self._cut = np.zeros(total, np.bool_)
         self._cut[ends] = ~latents.terminated
 
     def epoch(self, epoch: int) -> Iterator[Chunk]:
@@ -122,7 +122,7 @@ class Streams:
             self._first[rows] * valid,
             latents.rewards[rows],
             self._done[rows] * valid,
-            (1 - self._last[rows]) * valid,
-            (1 - self._cut[rows]) * valid,
+            ~self._last[rows] * valid,
+            ~self._cut[rows] * valid,
             valid,
         )
