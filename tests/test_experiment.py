@@ -7,7 +7,7 @@ import json
 import pytest
 
 from conftest import mark_done, toy_config
-from worldmodels.data.atomic import read_json
+from worldmodels.data.atomic import read_json, write_json
 from worldmodels.experiment import STAGES, Experiment, versions
 
 BUILT_ON = ("collect", "train_vae", "encode", "train_rnn", "evolve")
@@ -200,3 +200,25 @@ def test_markers_by_hand_are_markers(tmp_path):
         mark_done(experiment, "collect", "train_vae", summary={"score": 3})
         assert experiment.is_done("train_vae")
         assert experiment.summary("train_vae") == {"score": 3}
+
+
+def test_a_setting_younger_than_a_run_had_its_default(tmp_path, ran):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        for stage in BUILT_ON[:2]:
+            experiment.run(stage)
+        marker = read_json(experiment.marker("train_vae"))
+        del marker["settings"]["patience"], marker["settings"]["keep"]
+        write_json(experiment.marker("train_vae"), marker)
+    with Experiment(tmp_path, toy_config()) as experiment:
+        assert experiment.is_done("train_vae")
+    with pytest.raises(ValueError, match=r"train-vae was done there with other settings \(patience\)"):
+        Experiment(tmp_path, toy_config(train_vae={"patience": 3}))
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": 3}, {"workers": 2}, {"tensorboard": True}])
+def test_settings_of_the_machine_may_change(tmp_path, ran, change):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        for stage in BUILT_ON[:2]:
+            experiment.run(stage)
+    with Experiment(tmp_path, toy_config(train_vae=change)) as experiment:
+        assert experiment.is_done("train_vae")

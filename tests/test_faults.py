@@ -25,7 +25,7 @@ from worldmodels.experiment import STAGES, Experiment
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.training import DivergedError
 from worldmodels.progress import Progress
-from worldmodels.stages import collect, evaluate, train_rnn, train_vae
+from worldmodels.stages import collect, evaluate, loop
 
 
 def engines():
@@ -256,11 +256,10 @@ def test_fewer_generations_than_were_run_are_refused(tmp_path, ran):
 @pytest.mark.parametrize("stage", ["train_vae", "train_rnn"])
 def test_a_checkpoint_is_never_of_a_model_that_has_diverged(tmp_path, stage):
     """The step that ruins the weights is the one before the checkpoint: its own loss was still good."""
-    module = {"train_vae": train_vae, "train_rnn": train_rnn}[stage]
     folder = test_training.FILES[stage][0]
     with test_training.prepare(tmp_path, stage, checkpoint_every=1) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            interrupt(patch, module, "save_tensors", 1, after=True)
+            interrupt(patch, loop, "save_tensors", 1, after=True)
             experiment.run(stage)
     with test_training.prepare(tmp_path, stage, checkpoint_every=1, lr=1e30) as experiment:
         with pytest.raises(DivergedError):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from conftest import make_episode, make_latents, make_mdnrnn, make_vae, mark_done, toy_config, write_store
 from worldmodels.config import TrainRNNConfig
+from worldmodels.data import latents as latents_module
 from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.streams import Streams
 from worldmodels.data.weights import save_model
 from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import done_loss, mdn_loss
-from worldmodels.stages.train_rnn import _from, chunk_losses
+from worldmodels.ranks import Ranks
+from worldmodels.stages.train_rnn import _from, chunk_losses, gradient
 
 LENGTHS = [5, 12, 1, 7, 9, 2, 16, 3, 8, 11]
 TERMINATED = [True, False, True, True, False, True, True, False, True, True]
@@ -30,6 +34,12 @@ def test_round_trip_over_several_files(tmp_path):
         np.testing.assert_array_equal(getattr(read, name), expected)
     assert read.mu.dtype == np.float16
     assert read.starts.tolist() == [0, 3, 7]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 100])
+def test_files_are_read_in_parts(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(latents_module, "_ROWS", rows)
+    test_round_trip_over_several_files(tmp_path)
 
 
 def test_damaged_latents_are_refused(tmp_path):
@@ -83,6 +93,7 @@ def numbers(chunk):
 
 @pytest.mark.parametrize(("batch", "sequence"), [(1, 4), (3, 5), (4, 100), (30, 1)])
 def test_chunks_say_the_truth_about_every_frame(batch, sequence):
+    """Each of which comes exactly once an epoch."""
     latents = make_latents(LENGTHS, TERMINATED)
     total = sum(LENGTHS)
     ends = np.cumsum(LENGTHS) - 1
@@ -94,36 +105,49 @@ def test_chunks_say_the_truth_about_every_frame(batch, sequence):
         for chunk in streams.epoch(epoch):
             rows = numbers(chunk)
             assert rows.shape == (min(batch, 10), chunk.action.shape[1] + 1)
-            now, following = rows[:, :-1], rows[:, 1:]
-            seen += now.ravel().tolist()
-            np.testing.assert_array_equal(chunk.restart, np.isin(now, starts))
-            np.testing.assert_array_equal(chunk.has_next, ~np.isin(now, ends))
-            np.testing.assert_array_equal(chunk.done, np.isin(now, np.setdiff1d(ends, cut)))
-            np.testing.assert_array_equal(chunk.knows_end, ~np.isin(now, cut))
+            assert rows.shape[1] <= sequence + 1
+            now, following, valid = rows[:, :-1], rows[:, 1:], chunk.valid > 0
+            seen += now[valid].tolist()
+            np.testing.assert_array_equal(chunk.restart, np.isin(now, starts) & valid)
+            np.testing.assert_array_equal(chunk.has_next, ~np.isin(now, ends) & valid)
+            np.testing.assert_array_equal(chunk.done, np.isin(now, np.setdiff1d(ends, cut)) & valid)
+            np.testing.assert_array_equal(chunk.knows_end, ~np.isin(now, cut) & valid)
             inside = chunk.has_next > 0
             np.testing.assert_array_equal(following[inside], now[inside] + 1)
-            np.testing.assert_array_equal(chunk.action, latents.actions[now])
-            np.testing.assert_array_equal(chunk.reward, latents.rewards[now])
-            np.testing.assert_array_equal(chunk.mu[:, :-1], latents.mu[now])
+            np.testing.assert_array_equal(chunk.action[valid], latents.actions[now[valid]])
+            np.testing.assert_array_equal(chunk.reward[valid], latents.rewards[now[valid]])
+            np.testing.assert_array_equal(chunk.mu[:, :-1][valid], latents.mu[now[valid]])
             np.testing.assert_array_equal(chunk.logvar[:, 1:][inside], latents.logvar[now[inside] + 1])
-        assert len(seen) == len(set(seen))
-        assert set(seen) <= set(range(total))
-        if batch == 1:
-            assert len(seen) == total - total % sequence
+        assert sorted(seen) == list(range(total))
 
 
 def test_streams_are_whole_episodes_end_to_end():
-    streams = Streams(make_latents(LENGTHS), np.arange(10), 3, 4, seed=0)
-    rows = np.concatenate([numbers(chunk)[:, :-1] for chunk in streams.epoch(0)], axis=1)
+    chunks = list(Streams(make_latents(LENGTHS), np.arange(10), 3, 4, seed=0).epoch(0))
+    rows = np.concatenate([numbers(chunk)[:, :-1] for chunk in chunks], axis=1)
+    valid = np.concatenate([chunk.valid for chunk in chunks], axis=1) > 0
     starts = np.cumsum([0, *LENGTHS[:-1]])
-    for stream in rows:
+    for stream, there in zip(rows, valid, strict=True):
         position = 0
-        while position < len(stream):
-            assert stream[position] in starts  # an episode begins where the last one ended
+        while position < len(stream) and there[position:].any():
+            assert position % 8 == 0
+            assert stream[position] in starts
             length = LENGTHS[int(np.flatnonzero(starts == stream[position])[0])]
-            part = stream[position : position + length]
-            np.testing.assert_array_equal(part, np.arange(part[0], part[0] + len(part)))
-            position += length
+            part = slice(position, position + length)
+            np.testing.assert_array_equal(stream[part], np.arange(stream[position], stream[position] + length))
+            assert there[part].all()
+            position += -(-length // 8) * 8
+            assert not there[part.stop : position].any()  # an episode begins at the next multiple of 8
+        assert not there[position:].any()
+
+
+def test_streams_end_together():
+    """4 of 100 episodes of 1 to 199 steps each: what is masked is a few steps, not half an episode."""
+    lengths = np.random.default_rng(0).integers(1, 200, 400)
+    latents = make_latents(lengths.tolist())
+    for epoch in range(3):
+        chunks = list(Streams(latents, np.arange(400), 100, 64, seed=0).epoch(epoch))
+        assert sum(chunk.valid.sum() for chunk in chunks) == lengths.sum()
+        assert sum(chunk.valid.size for chunk in chunks) < 1.08 * lengths.sum()
 
 
 def test_only_the_episodes_asked_for_are_dealt():
@@ -192,6 +216,11 @@ def slow_losses(model, latents, rows, config):
     return sum(z_terms) / len(z_terms), sum(done_terms) / len(done_terms)
 
 
+def frames(chunk):
+    """Those that count."""
+    return set(numbers(chunk)[:, :-1][chunk.valid > 0].tolist())
+
+
 @pytest.mark.parametrize("sequence", [1000, 5])
 def test_losses_equal_the_slow_loop_over_episodes(sequence):
     """Also where the state is carried from chunk to chunk."""
@@ -202,23 +231,75 @@ def test_losses_equal_the_slow_loop_over_episodes(sequence):
     with torch.no_grad():
         for chunk in streams.epoch(0):
             losses, state, _ = chunk_losses(model, chunk, state, config)
-            z, done = slow_losses(model, latents, set(numbers(chunk)[:, :-1].ravel().tolist()), config)
+            z, done = slow_losses(model, latents, frames(chunk), config)
             assert losses.z.item() == pytest.approx(z.item(), rel=1e-4)
             assert losses.done.item() == pytest.approx(done.item(), rel=1e-4)
             assert losses.total.item() == pytest.approx((z + done).item(), rel=1e-4)
 
 
-def test_gradients_equal_those_of_the_slow_loop():
+def slow_gradients(model, latents, chunk, config):
+    """Gradients of a chunk, episode by episode, one step at a time; nothing flows back over the chunk's beginning."""
+    z_terms, done_terms = [], []
+    for row, stream in enumerate(numbers(chunk)[:, :-1]):
+        valid = chunk.valid[row] > 0
+        frame = int(stream[0])
+        episode = int(np.searchsorted(latents.starts, frame, side="right")) - 1
+        state = None
+        with torch.no_grad():  # what of the episode was in the chunks before
+            for earlier in range(int(latents.starts[episode]), frame):
+                z = torch.from_numpy(latents.mu[earlier : earlier + 1].astype(np.float32))
+                flag = torch.tensor([[float(earlier == latents.starts[episode])]])
+                _, state = model(z[None], torch.from_numpy(latents.actions[earlier])[None, None], flag, state)
+        for frame in stream[valid].tolist():
+            episode = int(np.searchsorted(latents.starts, frame, side="right")) - 1
+            first, length = int(latents.starts[episode]), int(latents.lengths[episode])
+            state = None if frame == first else state
+            z = torch.from_numpy(latents.mu[frame : frame + 2].astype(np.float32))
+            action = torch.from_numpy(latents.actions[frame])[None, None]
+            out, state = model(z[None, :1], action, torch.tensor([[float(frame == first)]]), state)
+            last = frame == first + length - 1
+            if not last:
+                z_terms.append(mdn_loss(out, z[None, 1:]))
+            if not last or latents.terminated[episode]:
+                done_terms.append(done_loss(out.done_logit, torch.tensor([[float(last)]]), config.done_weight))
+    model.zero_grad()
+    (sum(z_terms) / len(z_terms) + sum(done_terms) / len(done_terms)).backward()
+    return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("at_once", [3, 2])
+@pytest.mark.parametrize("sequence", [1000, 5])
+def test_gradients_equal_those_of_the_slow_loop(sequence, at_once):
+    """With episodes that end, begin and are carried on in the middle of chunks, and streams that end early."""
+    latents = certain_latents(LENGTHS, TERMINATED)
+    model, config = make_mdnrnn(4, 8), TrainRNNConfig(precision="float32")
+    state = model.initial_state(3)
+    for chunk in Streams(latents, np.arange(10), 3, sequence, seed=1).epoch(0):
+        noise = torch.randn(chunk.mu.shape)
+        _, state = gradient(model, chunk, noise, state, config, at_once, Ranks())
+        fast = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        slow = slow_gradients(model, latents, chunk, config)
+        for a, b in zip(fast, slow, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_slow_loop_would_notice():
+    """Without the restart, without the weight of the ends, or one frame off, the gradients are others."""
     latents = certain_latents(LENGTHS, TERMINATED)
     model, config = make_mdnrnn(4, 8), TrainRNNConfig(precision="float32")
     (chunk,) = Streams(latents, np.arange(10), 3, 1000, seed=1).epoch(0)
-    chunk_losses(model, chunk, model.initial_state(3), config)[0].total.backward()
-    fast = [p.grad.clone() for p in model.parameters() if p.requires_grad]
-    model.zero_grad()
-    sum(slow_losses(model, latents, set(numbers(chunk)[:, :-1].ravel().tolist()), config)).backward()
-    slow = [p.grad for p in model.parameters() if p.requires_grad]
-    for a, b in zip(fast, slow, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    slow = slow_gradients(model, latents, chunk, config)
+    flagless = chunk.restart * (np.arange(chunk.restart.shape[1]) == 0)
+    changed = [
+        (replace(chunk, restart=flagless.astype(np.float32)), config),
+        (chunk, replace(config, done_weight=1.0)),
+        (replace(chunk, has_next=chunk.valid), config),
+        (replace(chunk, knows_end=chunk.valid), config),
+    ]
+    for other, settings in changed:
+        gradient(model, other, torch.randn(chunk.mu.shape), model.initial_state(3), settings, 3, Ranks())
+        fast = [p.grad for p in model.parameters() if p.requires_grad]
+        assert max(float((a - b).abs().max()) for a, b in zip(fast, slow, strict=True)) > 1e-3
 
 
 def test_latents_are_sampled_anew_and_once():

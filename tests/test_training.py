@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from conftest import interrupt, make_episode, make_latents, mark_done, metrics, toy_config, write_store
-from worldmodels.config import TrainRNNConfig
+from conftest import interrupt, make_episode, make_latents, make_vae, mark_done, metrics, toy_config, write_store
+from worldmodels.config import TrainRNNConfig, TrainVAEConfig
 from worldmodels.data.episodes import Episode, EpisodeStore
+from worldmodels.data.frames import Order
 from worldmodels.data.latents import Latents
 from worldmodels.data.streams import Streams
-from worldmodels.data.weights import load_model, load_tensors
+from worldmodels.data.weights import load_model, load_tensors, save_model
 from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.training import DivergedError, LossGuard, cosine, seed_step
-from worldmodels.models.vae import ConvVAE
-from worldmodels.stages import train_rnn, train_vae
+from worldmodels.models.training import DivergedError, LossGuard, Pieces, cosine, seed_step
+from worldmodels.models.vae import ConvVAE, vae_loss
+from worldmodels.ranks import Ranks
+from worldmodels.stages import loop, train_rnn, train_vae
 from worldmodels.stages.train_rnn import learning_rate
 
 LENGTHS = [7, 12, 9, 14, 8, 11]
 MODULES = {"train_vae": train_vae, "train_rnn": train_rnn}
+OWNERS = {"save_tensors": loop, "save_model": loop, "hand_on": loop.Loop}
+CPU_ALLOCATION = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
 FILES = {"train_vae": ("vae", "vae.safetensors"), "train_rnn": ("rnn", "rnn.safetensors")}
 EARLIER = {"train_vae": ("collect",), "train_rnn": ("collect", "train_vae", "encode")}
 SETTINGS = {
@@ -82,13 +89,14 @@ def uninterrupted(request, precision, tmp_path_factory):
         ("save_tensors", 1, True),
         ("save_tensors", 2, False),
         ("save_model", 1, False),
+        ("hand_on", 1, False),
     ],
 )
 def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, uninterrupted, precision, name, call, after):
     stage, expected = uninterrupted
     with prepare(tmp_path, stage, precision=precision) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            interrupt(patch, MODULES[stage], name, call, after=after)
+            interrupt(patch, OWNERS.get(name, MODULES[stage]), name, call, after=after)
             experiment.run(stage)
         assert not experiment.path(*FILES[stage]).exists()
     torch.manual_seed(12345)  # a new process knows nothing of the old one's generator
@@ -117,7 +125,7 @@ def test_a_diverging_loss_stops_and_the_checkpoint_is_kept(tmp_path, stage):
         expected = outcome(experiment, stage)
     with prepare(tmp_path / "bad", stage) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            interrupt(patch, MODULES[stage], "save_tensors", 1, after=True)
+            interrupt(patch, loop, "save_tensors", 1, after=True)
             experiment.run(stage)
         kept = experiment.path(*checkpoint).read_bytes()
     with prepare(tmp_path / "bad", stage, lr=1e30) as experiment:
@@ -174,13 +182,13 @@ def test_frames_are_held_out_by_episode_and_read_once_an_epoch(tmp_path):
     assert train.tolist() == list(range(sum(LENGTHS[:-1])))
     assert len(held_out) == 5
     assert (held_out.min(), held_out.max()) == (sum(LENGTHS[:-1]), sum(LENGTHS) - 1)
-    order = train_vae._Order(train, 8, seed=0)
+    order = Order(train, 8, seed=0)
     rows = np.concatenate([order.batch(step) for step in range(25)])  # four epochs of 50
     for epoch in range(4):
         assert sorted(rows[50 * epoch : 50 * (epoch + 1)]) == train.tolist()
     assert (rows[:50] != rows[50:100]).any()
     for step in (24, 3, 6):  # and any batch can be found again
-        np.testing.assert_array_equal(train_vae._Order(train, 8, seed=0).batch(step), rows[8 * step : 8 * step + 8])
+        np.testing.assert_array_equal(Order(train, 8, seed=0).batch(step), rows[8 * step : 8 * step + 8])
 
 
 def test_gradients_are_clipped_by_value():
@@ -190,29 +198,182 @@ def test_gradients_are_clipped_by_value():
         model = train_rnn.build(config, latents)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         chunk = next(Streams(latents, np.arange(6), 2, 8, 0).epoch(0))
-        train_rnn._step(model, optimizer, chunk, model.initial_state(2), 1e-3, config)
+        pieces = Pieces("train-rnn", "streams", 2, "--micro-steps")
+        train_rnn._step(model, optimizer, chunk, model.initial_state(2), 1e-3, config, pieces, Ranks())
         largest = max(p.grad.abs().max().item() for p in model.parameters() if p.requires_grad)
         assert largest == pytest.approx(clip)
 
 
-def test_a_batch_in_small_pieces_gives_the_same_gradient():
-    """Latents without spread, as every piece draws numbers of its own; recordings that were cut off are among them."""
-    latents = make_latents(LENGTHS, [True, False, True, True, False, True], latent_size=4)
-    latents = Latents(**{**vars(latents), "logvar": np.full_like(latents.logvar, -80)})
-    chunk = next(Streams(latents, np.arange(6), 5, 7, 0).epoch(0))
-    found = []
-    for micro_steps in (1000, 14, 1):  # all five streams at once, two, one
-        config = TrainRNNConfig(
-            hidden_size=8, mixtures=2, clip=1e9, precision="float32", reward_head=True, micro_steps=micro_steps
-        )
-        torch.manual_seed(0)
-        model = train_rnn.build(config, latents)
-        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-        losses, state = train_rnn._step(model, optimizer, chunk, model.initial_state(5), 1e-3, config)
-        found.append([*losses, *state, *(p.grad for p in model.parameters() if p.requires_grad)])
+def check_gradients(found):
     for others in found[1:]:
         for one, other in zip(found[0], others, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 + 1e-5 * one.abs().max())
+
+
+def test_a_batch_of_m_in_small_pieces_gives_the_same_gradient():
+    """Recordings that were cut off and streams that end early are among them; every piece takes its own noise."""
+    latents = make_latents(LENGTHS, [True, False, True, True, False, True], latent_size=4)
+    chunk = list(Streams(latents, np.arange(6), 5, 7, 0).epoch(0))[1]
+    assert 0 < chunk.valid.sum() < chunk.valid.size
+    config = TrainRNNConfig(hidden_size=8, mixtures=2, precision="float32", reward_head=True)
+    torch.manual_seed(0)
+    model, noise = train_rnn.build(config, latents), torch.randn(chunk.mu.shape)
+    state = (torch.randn(1, 5, 8), torch.randn(1, 5, 8))
+    found = []
+    for at_once in (5, 2, 1):
+        losses, after = train_rnn.gradient(model, chunk, noise, state, config, at_once, Ranks())
+        found.append([*losses, *after, *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
+    check_gradients(found)
+    whole, _, _ = train_rnn.chunk_losses(model, chunk, state, config, noise)
+    np.testing.assert_allclose(torch.stack(whole).detach(), torch.stack([*found[0][:4]]), rtol=1e-5)
+
+
+def test_a_batch_of_v_in_small_pieces_gives_the_same_gradient():
+    config = TrainVAEConfig(batch=5, latent_size=4, precision="float32")
+    model, noise = make_vae(4), torch.randn(5, 4)
+    frames = make_episode(5).frames
+    found = []
+    for at_once in (5, 2, 1):
+        losses = train_vae.gradient(model, frames, noise, config, at_once, Ranks())
+        found.append([losses, *(p.grad.clone() for p in model.parameters())])
+    check_gradients(found)
+    x = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
+    expected = vae_loss(*(lambda out: (out[0], x, *out[1:]))(model(x, noise)))
+    np.testing.assert_allclose(torch.stack(expected).detach(), found[0][0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), CPU_ALLOCATION])
+@pytest.mark.parametrize("stage", list(MODULES))
+def test_out_of_memory_halves_the_pieces_and_the_result_is_the_same(tmp_path, capsys, monkeypatch, stage, error):
+    """In the first step there is room for a piece of one only; float32, so that the sums are all that may differ."""
+    steps = {"steps": 2, "precision": "float32", "checkpoint_every": 2}
+    steps |= {"batch": 4} if stage == "train_vae" else {"micro_steps": 8}
+    with prepare(tmp_path / "roomy", stage, **steps) as experiment:
+        experiment.run(stage)
+        expected = outcome(experiment, stage)
+    name = "vae_loss" if stage == "train_vae" else "chunk_losses"
+    real = getattr(MODULES[stage], name)
+
+    def full(*arguments, **options):
+        if len(arguments[0 if stage == "train_vae" else 1].mu if stage == "train_rnn" else arguments[0]) > 1:
+            raise error
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(MODULES[stage], name, full)
+    with prepare(tmp_path / "full", stage, **steps) as experiment:
+        experiment.run(stage)
+        found = outcome(experiment, stage)
+    said = capsys.readouterr().err
+    unit = "frames" if stage == "train_vae" else "streams"
+    assert f"{stage.replace('_', '-')}: out of memory with 2 {unit} at once; going on with 1" in said
+    assert "Traceback" not in said
+    for (tensors, _), (others, _) in zip(found[0], expected[0], strict=True):
+        for key in tensors:
+            if key.startswith("model.") or "." not in key:
+                np.testing.assert_allclose(tensors[key], others[key], rtol=1e-3, atol=2e-4)
+
+
+def test_out_of_memory_with_nothing_to_halve_is_explained():
+    def never(rows):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken(rows):
+        raise RuntimeError("something else")
+
+    pieces = Pieces("train-vae", "frames", 4, "--micro-batch")
+    with pytest.raises(RuntimeError, match=r"out of memory with 1 frames at once; there is nothing to halve"):
+        pieces.run(never)
+    assert pieces.rows == 1
+    with pytest.raises(RuntimeError, match="something else"):
+        pieces.run(broken)
+    with pytest.raises(RuntimeError, match=r"out of memory with 4 frames at once; set --micro-batch below that"):
+        Pieces("train-vae", "frames", 4, "--micro-batch", retry=False).run(never)
+
+
+@pytest.mark.parametrize("stage", list(MODULES))
+def test_the_best_weights_are_handed_on_and_patience_ends_the_training(tmp_path, monkeypatch, stage):
+    """Validation says 500, 300, 400, 400: the second is the best, and after two that are worse it stops."""
+    criterion = "loss" if stage == "train_vae" else "total"
+    settings = {"steps": 12, "checkpoint_every": 2}
+
+    def run(name, **changes):
+        values = iter([500.0, 300.0, 400.0, 400.0, 600.0, 600.0, 600.0])
+        real = MODULES[stage].validate
+        with monkeypatch.context() as patch:
+            patch.setattr(MODULES[stage], "validate", lambda *arguments: {**real(*arguments), criterion: next(values)})
+            with prepare(tmp_path / name, stage, **{**settings, **changes}) as experiment:
+                experiment.run(stage)
+                return outcome(experiment, stage)
+
+    (kept, checkpoint, *_), lines, summary = run("best", patience=2)
+    assert (summary["steps"], summary["kept_step"], summary[criterion]) == (8, 4, 300.0)
+    assert kept[1]["steps"] == 4
+    assert checkpoint[1]["step"] == 8
+    assert [line["step"] for line in lines if f"validation_{criterion}" in line] == [2, 4, 6, 8]
+    assert any((kept[0][name] != checkpoint[0][f"model.{name}"]).any() for name in kept[0])
+    best, about = load_tensors(tmp_path / "best" / FILES[stage][0] / "best.safetensors")
+    assert about["steps"] == 4
+    assert all(torch.equal(best[name], kept[0][name]) for name in best)
+
+    (kept, checkpoint, *_), _, summary = run("last", keep="last")
+    assert (summary["steps"], summary["kept_step"], summary[criterion]) == (12, 12, 600.0)
+    assert all(torch.equal(kept[0][name], checkpoint[0][f"model.{name}"]) for name in kept[0])
+
+
+@pytest.mark.parametrize("stage", list(MODULES))
+def test_a_sheet_is_drawn_every_epoch(tmp_path, stage):
+    """And at every validation; an epoch of V is 50 frames, one of M's 24 steps in chunks of 10."""
+    settings = {"steps": 9, "batch": 20} if stage == "train_vae" else {"steps": 6, "sequence": 10}
+    with prepare(tmp_path, stage, checkpoint_every=100, **settings) as experiment:
+        if stage == "train_rnn":
+            save_model(experiment.path("vae", "vae.safetensors"), make_vae(4))
+        experiment.run(stage)
+        sheets = sorted(experiment.path(FILES[stage][0], "sheets").iterdir())
+        epochs = 4 if stage == "train_vae" else experiment.summary(stage)["epochs"] + 1
+    assert [sheet.name for sheet in sheets] == [f"epoch_{epoch:04d}.png" for epoch in range(1, epochs + 1)]
+    for sheet in sheets:
+        with Image.open(sheet) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        assert pixels.shape[0] >= 2 * 64 * 2
+        assert pixels.std() > 10
+
+
+def test_v_is_compiled_only_when_asked(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    for wanted in (False, True):
+        with prepare(tmp_path / str(wanted), "train_vae", compile=wanted, steps=1) as experiment:
+            experiment.run("train_vae")
+        assert len(compiled) == wanted
+
+
+def test_tensorboard_is_an_option(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with prepare(tmp_path, "train_rnn", tensorboard=True) as experiment:
+        with pytest.raises(RuntimeError, match=r"pip install 'worldmodels\[tensorboard\]'"):
+            experiment.run("train_rnn")
+    written = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            written.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def close(self):
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    with prepare(tmp_path, "train_rnn", tensorboard=True) as experiment:
+        experiment.run("train_rnn")
+        lines = metrics(experiment, "train-rnn")
+    assert written[0] == (str(tmp_path / "tensorboard"), 1)
+    assert written[-1] == "closed"
+    for line in lines:
+        for name in ("z", "lr", "validation_total"):
+            if name in line:
+                assert (f"train-rnn/{name}", line[name], line["step"]) in written
 
 
 def picture(channel):

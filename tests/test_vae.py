@@ -93,6 +93,55 @@ def test_encoder_and_decoder_equal_numpy():
     np.testing.assert_allclose(got, y, rtol=1e-4, atol=1e-5)
 
 
+class Plain(nn.Module):
+    """The decoder with torch's own transposed convolutions."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.layers = [
+            nn.ConvTranspose2d(layer.in_channels, layer.out_channels, layer.kernel_size, stride=2)
+            if isinstance(layer, nn.ConvTranspose2d)
+            else layer
+            for layer in decoder
+        ]
+        for own, layer in zip(self.layers, decoder, strict=True):
+            own.load_state_dict(layer.state_dict())
+
+    def forward(self, z):
+        for layer in self.layers:
+            z = layer(z)
+        return z
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_fast_transposed_convolutions_equal_those_of_torch(precision, layout):
+    """Outputs, and the gradients of z and of every weight and bias."""
+    vae = make_vae(4)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            if parameter.ndim == 1:
+                parameter.copy_(torch.linspace(-0.2, 0.2, len(parameter)))
+    plain = Plain(vae.decoder)
+    vae.to(memory_format=layout)
+    z, target = torch.randn(6, 4), torch.rand(6, 3, 64, 64)
+    found = []
+    for decoder in (vae.decoder, plain):
+        x = z.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            out = decoder(x)
+        assert out.dtype == precision
+        (out.float() - target).square().sum().backward()
+        layers = decoder.layers if decoder is plain else decoder
+        found.append([out.float(), x.grad, *(p.grad.clone() for layer in layers for p in layer.parameters())])
+        for layer in layers:
+            layer.zero_grad()
+    assert len(found[0]) == 2 + 10
+    for one, other in zip(*found, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() < (1e-5 if precision == torch.float32 else 0.05) * other.norm()
+
+
 @torch.no_grad()
 def test_forward_samples(vae):
     x = frames(2)

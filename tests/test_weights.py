@@ -8,6 +8,7 @@ import struct
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from conftest import make_mdnrnn, make_vae
 from worldmodels.data import weights
@@ -185,3 +186,42 @@ def test_training_goes_on_bit_for_bit(tmp_path):
     for name, value in whole.state_dict().items():
         assert torch.equal(second.state_dict()[name], value)
     assert not torch.equal(first.head.weight, whole.head.weight)
+
+
+def test_a_full_disk_is_an_os_error_and_the_old_file_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    save_tensors(path, {"a": torch.ones(3)}, {"step": 1})
+    before = path.read_bytes()
+
+    def full(tensors, file, metadata):
+        file.write_bytes(b"half of it")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(OSError, match=r"checkpoint\.safetensors: cannot be written: .*No space left on device"):
+        save_tensors(path, {"a": torch.zeros(3)}, {"step": 2})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_adams_state_takes_the_layout_of_its_parameter():
+    """Fused Adam goes through memory in order, whatever the strides say."""
+
+    def steps(model, optimizer, count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+
+    x, models = torch.randn(2, 3, 8, 8), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(3, 4, 4).to(memory_format=torch.channels_last)
+        models.append((model, torch.optim.Adam(model.parameters(), lr=0.1, fused=True)))
+    steps(*models[0], 5)
+    kept = {name: tensor.clone().contiguous() for name, tensor in training_state(*models[0]).items()}
+    steps(*models[0], 5)
+    restore_training(*models[1], kept)
+    steps(*models[1], 5)
+    for one, other in zip(models[0][0].parameters(), models[1][0].parameters(), strict=True):
+        assert torch.equal(one, other)

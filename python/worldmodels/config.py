@@ -52,7 +52,9 @@ class TrainVAEConfig:
     steps: int = 30_000
     """batches to train on"""
     batch: int = 100
-    """frames in a batch"""
+    """frames in a batch (under torchrun of all processes together)"""
+    micro_batch: int = 0
+    """frames whose gradient is computed at once, to bound memory; 0 for the whole batch; the gradient is the same"""
     lr: float = 1e-4
     """Adam's learning rate (its peak, with schedule 'cosine')"""
     schedule: str = "constant"
@@ -66,9 +68,19 @@ class TrainVAEConfig:
     validation: int = 2_000
     """frames of held-out episodes to validate on"""
     checkpoint_every: int = 250
-    """steps between checkpoints"""
+    """steps between checkpoints; each comes with a validation and a sheet of reconstructions"""
+    patience: int = 0
+    """validations without a new best after which training stops; 0 for never"""
+    keep: str = "best"
+    """which weights are handed on: the best by validation, or the last"""
     precision: str = "bfloat16"
     """bfloat16 (autocast) or float32"""
+    compile: bool = False
+    """torch.compile V: a minute at the start, fewer kernels afterwards; for GPUs"""
+    workers: int = 0
+    """processes that read frames ahead; 0 for a thread of this one; the batches are the same"""
+    tensorboard: bool = False
+    """write TensorBoard files beside metrics.jsonl, into tensorboard/ of the run folder"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ class TrainRNNConfig:
     steps: int = 24_400
     """batches to train on"""
     batch: int = 100
-    """streams of concatenated episodes in a batch"""
+    """streams of concatenated episodes in a batch (under torchrun of all processes together)"""
     sequence: int = 500
     """steps of every stream in a batch; the state is carried on from batch to batch"""
     micro_steps: int = 5_000
@@ -120,9 +132,15 @@ class TrainRNNConfig:
     validation: float = 0.05
     """share of the episodes that is held out"""
     checkpoint_every: int = 250
-    """steps between checkpoints"""
+    """steps between checkpoints; each comes with a validation and a sheet of dreams beside reality"""
+    patience: int = 0
+    """validations without a new best after which training stops; 0 for never"""
+    keep: str = "best"
+    """which weights are handed on: the best by validation, or the last"""
     precision: str = "bfloat16"
     """bfloat16 (autocast) or float32"""
+    tensorboard: bool = False
+    """write TensorBoard files beside metrics.jsonl, into tensorboard/ of the run folder"""
 
 
 @dataclass(frozen=True)
@@ -249,9 +267,20 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("evolve", "features"): ("z", "zh", "zc", "zch"),
     ("evolve", "seeds"): ("common", "independent"),
     ("evolve", "precision"): ("float32", "bfloat16"),
+    **{(stage, "keep"): ("best", "last") for stage in ("train_vae", "train_rnn")},
     **{(stage, "precision"): ("float32", "bfloat16") for stage in ("train_vae", "encode", "train_rnn")},
 }
-_MAY_BE_ZERO = {"workers", "threads", "hidden_units", "weight_decay", "min_length", "temperature", "kl_tolerance"}
+_MAY_BE_ZERO = {
+    "workers",
+    "threads",
+    "hidden_units",
+    "weight_decay",
+    "min_length",
+    "temperature",
+    "kl_tolerance",
+    "micro_batch",
+    "patience",
+}
 
 
 def _takecover() -> dict[str, Config]:

@@ -19,6 +19,7 @@ from typing import Any
 import worldmodels
 from worldmodels.config import Config, from_dict, to_dict
 from worldmodels.data.atomic import atomic_path, read_json, write_json
+from worldmodels.ranks import launched
 
 #: The stages in their order; each is the function ``run(experiment)`` of a module in ``worldmodels.stages``.
 STAGES = ("collect", "train_vae", "encode", "train_rnn", "check_dream", "evolve", "evaluate", "report")
@@ -29,11 +30,22 @@ DEPENDENTS = {"evolve": ("evaluate", "report"), "check_dream": ("report",), "eva
 #: Settings that may grow after a stage is complete: it goes on from where it stopped.
 EXTENDABLE = {("evolve", "generations")}
 #: Settings that say how a stage uses the machine, not what comes out.
-MACHINE = {("collect", "workers"), ("evolve", "threads")}
+MACHINE = {
+    ("collect", "workers"),
+    ("evolve", "threads"),
+    ("train_vae", "micro_batch"),
+    ("train_vae", "workers"),
+    ("train_vae", "compile"),
+    ("train_vae", "tensorboard"),
+    ("train_rnn", "micro_steps"),
+    ("train_rnn", "tensorboard"),
+}
+#: Stages that several processes of one torchrun launch may share.
+PARALLEL = ("train_vae", "train_rnn")
 
 
 class Experiment:
-    """A run folder, locked for this process.
+    """A run folder, locked for this process (under torchrun: for the processes of this launch; rank 0 writes).
 
     Layout: ``config.json``, ``metrics.jsonl``, ``results.json``, ``stages/<stage>.json`` (a stage that is complete,
     with its settings, versions and figures), ``episodes/``, ``vae/``, ``latents/``, ``rnn/``, ``check_dream/``,
@@ -52,6 +64,12 @@ class Experiment:
 
     def __init__(self, folder: str | Path, config: Config | None = None, *, again: str | None = None) -> None:
         self.folder = Path(folder)
+        self.ranks = launched()
+        self.ranks.join()
+        if not self.ranks.first:
+            self.ranks.wait()  # until rank 0 has the lock and has written the settings
+            self.config = config if config is not None else from_dict(read_json(self.folder / "config.json"))
+            return
         stored = self.folder / "config.json"
         if config is None and not stored.is_file():
             raise FileNotFoundError(f"{self.folder}: no config.json there; start a run with `worldmodels run`")
@@ -72,6 +90,7 @@ class Experiment:
         except BaseException:
             self._lock.close()
             raise
+        self.ranks.wait()
 
     @staticmethod
     def stored_config(folder: str | Path) -> Config | None:
@@ -85,7 +104,9 @@ class Experiment:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.close()
+        if self.ranks.first:
+            self._lock.close()
+        self.ranks.leave()
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder."""
@@ -116,7 +137,7 @@ class Experiment:
         if not path.is_file():
             return []
         then, now = read_json(path)["settings"], self._settings(stage)
-        before = asdict(getattr(Config(), stage))  # a setting that did not exist yet had its default
+        before = asdict(type(getattr(self.config, stage))())  # a setting that is younger than the run had its default
         return [name for name in now if then.get(name, before.get(name)) != now[name]]
 
     def _check_settings(self) -> None:
@@ -154,34 +175,44 @@ class Experiment:
 
         Raises:
             FileNotFoundError: a stage that it builds on is not complete.
+            ValueError: several processes were launched for a stage of one.
         """
-        if self.is_done(stage):
-            print(f"{command(stage):>12}  done before", file=sys.stderr)
+        if self.ranks.size > 1 and stage not in PARALLEL:
+            commands = " and ".join(command(name) for name in PARALLEL)
+            raise ValueError(f"torchrun: expected {commands}, which share their batches, got {command(stage)}")
+        done = self.ranks.told(self.is_done(stage))
+        if done:
+            if self.ranks.first:
+                print(f"{command(stage):>12}  done before", file=sys.stderr)
             return
         for earlier in STAGES[: STAGES.index(stage)]:
             if (earlier not in LEAVES or stage == "report") and not self.marker(earlier).is_file():
                 raise FileNotFoundError(
                     f"{self.folder}: `worldmodels {command(stage)}` needs what `worldmodels {command(earlier)}` makes"
                 )
-        for dependent in DEPENDENTS.get(stage, ()):
+        for dependent in DEPENDENTS.get(stage, ()) if self.ranks.first else ():
             self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
         summary = importlib.import_module(f"worldmodels.stages.{stage}").run(self)
-        write_json(
-            self.marker(stage),
-            {
-                "stage": stage,
-                "settings": self._settings(stage),
-                "summary": summary,
-                "began": began,
-                "seconds": round(time.monotonic() - clock, 2),
-                "peak_memory_mb": _peak_memory_mb(),
-                "versions": versions(),
-            },
-        )
+        if self.ranks.first:
+            write_json(
+                self.marker(stage),
+                {
+                    "stage": stage,
+                    "settings": self._settings(stage),
+                    "summary": summary,
+                    "began": began,
+                    "seconds": round(time.monotonic() - clock, 2),
+                    "peak_memory_mb": _peak_memory_mb(),
+                    "versions": versions(),
+                },
+            )
+        self.ranks.wait()
 
     def log(self, stage: str, **values: Any) -> None:
         """Appends a line to metrics.jsonl."""
+        if not self.ranks.first:
+            return
         with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
 
@@ -196,7 +227,7 @@ class Experiment:
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
         """Drops a stage's lines after ``last``: they were logged after the checkpoint that is resumed from."""
         path = self.path("metrics.jsonl")
-        if not path.is_file():
+        if not path.is_file() or not self.ranks.first:
             return
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -128,6 +128,36 @@ def losses(path: Path, vae: list[dict[str, Any]], rnn: list[dict[str, Any]]) -> 
         _save(figure, path)
 
 
+def quality(path: Path, vae: dict[str, Any], rnn: dict[str, Any]) -> None:
+    """V's error by how much pixels move, calibration of M's ends, and M's free-running error over the steps."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(15, 3.6))
+        shown = {name: row for name, row in vae["pixels"].items() if row["error"] is not None}
+        place = np.arange(len(shown))
+        for shift, key, label, colour in ((-0.2, "error", "V", _BLUE), (0.2, "mean_picture", "mean picture", _MUTED)):
+            axes[0].bar(place + shift, [row[key] for row in shown.values()], 0.38, color=colour, label=label)
+        axes[0].set_xticks(place, list(shown))
+        axes[0].grid(visible=False, axis="x")
+        axes[0].set(title="V: squared error per pixel", yscale="log")
+        bins = [row for row in rnn.get("done", []) if row["observed"] > 0]
+        axes[1].plot([1e-4, 1], [1e-4, 1], color=_MUTED, linewidth=1)
+        for key, label, colour in (("predicted", "as M says", _ORANGE), ("expected", "without the weight", _BLUE)):
+            axes[1].plot([row[key] for row in bins], [row["observed"] for row in bins], "o-", color=colour, label=label)
+        axes[1].set(
+            title="M: probability of the end", xlabel="predicted", ylabel="observed", xscale="log", yscale="log"
+        )
+        steps = [row["steps"] for row in rnn["rollouts"]]
+        lines = (("mean", "M", _BLUE), ("stays", "the last frame stays", _ORANGE), ("average", "average z", _MUTED))
+        for key, label, colour in lines:
+            axes[2].plot(steps, [row[key] for row in rnn["rollouts"]], "o-", color=colour, label=label)
+        axes[2].set(title="M free-running: squared error of z", xlabel="steps", xscale="log")
+        axes[2].set_ylim(bottom=0)
+        for axis in axes:
+            axis.legend()
+        figure.tight_layout()
+        _save(figure, path)
+
+
 def evolution(path: Path, lines: list[dict[str, Any]], temperature: float) -> None:
     """Best, mean and worst of the population and the evaluation of the mean over generations."""
     generations = [line["generation"] for line in lines]

@@ -14,12 +14,14 @@ class Progress:
         total: number of units.
         unit: what is counted, in the plural.
         start: units that were done before.
+        shown: False to say nothing (a rank that is not the first).
     """
 
-    def __init__(self, label: str, total: int, unit: str, start: int = 0) -> None:
+    def __init__(self, label: str, total: int, unit: str, start: int = 0, *, shown: bool = True) -> None:
         self._label, self._total, self._unit = label, total, unit
         self._first, self._began = start, time.monotonic()
-        self._live = sys.stderr.isatty()
+        self._quiet = not shown
+        self._live = sys.stderr.isatty() and shown
         self._shown = self._began if not self._live else 0.0
         self._width = 0
 
@@ -43,6 +45,8 @@ class Progress:
             print(file=sys.stderr)
 
     def _print(self, done: int, note: str) -> None:
+        if self._quiet:
+            return
         seconds = max(self.seconds, 1e-9)
         rate = (done - self._first) / seconds
         text = f"{self._label:>12}  {done:,}/{self._total:,} {self._unit}"

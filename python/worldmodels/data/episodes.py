@@ -181,6 +181,7 @@ class EpisodeStore:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.paths = sorted(folder.glob("*.h5"))
         if not self.paths:
             raise FileNotFoundError(f"{folder}: expected episode shards (*.h5), got none")
@@ -197,12 +198,24 @@ class EpisodeStore:
         return np.concatenate([shard.lengths for shard in self.shards])
 
     def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Reads frames: (B,) indices below ``len(self)``, in any order, to (B, 64, 64, 3) uint8."""
+        """Reads frames: (B,) indices below ``len(self)``, in any order, to (B, 64, 64, 3) uint8.
+
+        Raises:
+            OSError: a frame is damaged.
+        """
         frames = np.empty((len(indices), *FRAME), np.uint8)
         shards = np.searchsorted(self.starts, indices, side="right") - 1
+        one = h5py.h5s.create_simple((1, *FRAME))
         for row in np.argsort(indices):
-            shard = shards[row]
-            frames[row] = self.shards[shard].frames[indices[row] - self.starts[shard]]
+            shard = int(shards[row])
+            place = int(indices[row] - self.starts[shard])
+            data = self.shards[shard].frames.id  # below h5py's indexing, which costs as much as the reading
+            space = data.get_space()
+            space.select_hyperslab((place, 0, 0, 0), (1, *FRAME))
+            try:
+                data.read(one, space, frames[row : row + 1])
+            except OSError as error:
+                raise OSError(f"{self.paths[shard]}: frame {place} is damaged: {error}") from error
         return frames
 
     def episodes(self) -> Iterator[Episode]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from worldmodels.data.atomic import atomic_path
 
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
 _PER_EPISODE = ("lengths", "terminated")
 _KEYS = _PER_FRAME + _PER_EPISODE
+_ROWS = 1 << 16  # frames read at once
 
 
 @dataclass(frozen=True)
@@ -63,28 +66,39 @@ def load_latents(folder: Path) -> Latents:
     whole: dict[str, Any] = {}
     episodes: dict[str, list[Any]] = {key: [] for key in _PER_EPISODE}
     for path, start, stop in zip(paths, starts, starts[1:], strict=False):
-        part = _read(path)
-        for key in _PER_FRAME:
-            if key not in whole:  # filled part by part: it is never twice in memory
-                whole[key] = np.empty((starts[-1], *part[key].shape[1:]), part[key].dtype)
-            whole[key][start:stop] = part[key]
-        for key in _PER_EPISODE:
-            episodes[key].append(part[key])
+        for key, part in _read_episodes(path).items():
+            episodes[key].append(part)
+        for begin in range(0, stop - start, _ROWS):  # opened anew for each part: what is mapped counts as memory
+            with _opened(path) as file:
+                for key in _PER_FRAME:
+                    part = file.get_slice(key)[begin : min(begin + _ROWS, stop - start)]
+                    if key not in whole:
+                        whole[key] = np.empty((starts[-1], *part.shape[1:]), part.dtype)
+                    whole[key][start + begin : start + begin + len(part)] = part
     return Latents(**whole, **{key: np.concatenate(parts) for key, parts in episodes.items()})
 
 
-def _frames(path: Path) -> int:
-    """Frames in a file, from its header alone."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="np") as file:
-            return int(file.get_slice("mu").get_shape()[0])
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path}: expected latents, got {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """One file, checked."""
-    part: dict[str, Any] = load_file(path)
-    if set(part) != set(_KEYS) or any(len(part[key]) != part["lengths"].sum() for key in _PER_FRAME):
-        raise ValueError(f"{path}: expected {', '.join(_KEYS)} that fit each other, got {sorted(part)}")
+def _frames(path: Path) -> int:
+    """Frames in a file, from its header alone."""
+    with _opened(path) as file:
+        return int(file.get_slice("mu").get_shape()[0])
+
+
+def _read_episodes(path: Path) -> dict[str, Any]:
+    """What a file says of its episodes, checked against the rest of it."""
+    with _opened(path) as file:
+        names = set(file.keys())
+        part = {key: file.get_tensor(key) for key in _PER_EPISODE if key in names}
+        frames = {key: file.get_slice(key).get_shape()[0] for key in _PER_FRAME if key in names}
+    if names != set(_KEYS) or any(size != part["lengths"].sum() for size in frames.values()):
+        raise ValueError(f"{path}: expected {', '.join(_KEYS)} that fit each other, got {sorted(names)}")
     return part

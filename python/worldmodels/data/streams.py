@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ class Chunk:
         done: (B, T) float32, 1 where the episode ended with this step.
         has_next: (B, T) float32, 0 at an episode's last frame: nothing follows there.
         knows_end: (B, T) float32, 0 where a recording was cut off: whether it would have ended is unknown.
+        valid: (B, T) float32, 0 between episodes and behind a stream's end: nothing counts there.
     """
 
     mu: npt.NDArray[np.float32]
@@ -34,56 +35,82 @@ class Chunk:
     done: npt.NDArray[np.float32]
     has_next: npt.NDArray[np.float32]
     knows_end: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.float32]
+
+    def rows(self, rows: slice) -> Chunk:
+        """Some of the streams."""
+        return Chunk(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 class Streams:
     """Deals shuffled episodes to ``batch`` streams and cuts them into chunks.
 
-    Every epoch deals anew (each episode to the stream that is shortest so far). Streams are cut to whole chunks of
-    the shortest one, so the ends of the longer ones are left out, others in every epoch.
+    Every epoch deals anew, each episode to the stream that is shortest so far, the last ones longest first so that
+    the streams end together. Every frame comes once an epoch; what a stream is short of the longest one is masked.
+    So are the steps up to the next multiple of ``align`` behind every episode: M runs its LSTM from one column in
+    which some stream restarts to the next, and this makes such columns few.
 
     Args:
         latents: the encoded episodes.
         episodes: (E,) numbers of the episodes to use.
         batch: streams; fewer if there are fewer episodes.
-        sequence: steps T of a chunk; fewer if the streams are shorter.
+        sequence: steps T of a chunk; the last of an epoch may have fewer.
         seed: of the order.
+        align: episodes begin at multiples of this many steps of their stream.
     """
 
-    def __init__(self, latents: Latents, episodes: npt.NDArray[np.int64], batch: int, sequence: int, seed: int) -> None:
+    def __init__(
+        self,
+        latents: Latents,
+        episodes: npt.NDArray[np.int64],
+        batch: int,
+        sequence: int,
+        seed: int,
+        align: int = 8,
+    ) -> None:
         if len(episodes) == 0:
             raise ValueError("episodes: expected at least one, got none")
         self._latents, self._episodes, self._seed = latents, episodes, seed
         self.batch = min(batch, len(episodes))
-        self._sequence = sequence
+        self._sequence, self._align = sequence, align
         ends = latents.starts + latents.lengths - 1
         total = len(latents.mu)
-        self._first = np.zeros(total, np.float32)
-        self._first[latents.starts] = 1
-        self._last = np.zeros(total, np.float32)
-        self._last[ends] = 1
-        self._done = np.zeros(total, np.float32)
+        self._first = np.zeros(total, np.bool_)
+        self._first[latents.starts] = True
+        self._last = np.zeros(total, np.bool_)
+        self._last[ends] = True
+        self._done = np.zeros(total, np.bool_)
         self._done[ends] = latents.terminated
-        self._cut = np.zeros(total, np.float32)
+        self._cut = np.zeros(total, np.bool_)
         self._cut[ends] = ~latents.terminated
 
     def epoch(self, epoch: int) -> Iterator[Chunk]:
         """The chunks of one epoch, in order; state goes from each to the next and starts at zero."""
         rng = np.random.default_rng([self._seed, epoch])
-        streams: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(self.batch)]
+        streams: list[list[int]] = [[] for _ in range(self.batch)]
         filled = np.zeros(self.batch, np.int64)
-        for episode in rng.permutation(self._episodes):
+        order = rng.permutation(self._episodes)
+        last = order[-4 * self.batch :]
+        last[:] = last[np.argsort(-self._latents.lengths[last], kind="stable")]
+        for episode in order:
             shortest = int(filled.argmin())
-            start, length = int(self._latents.starts[episode]), int(self._latents.lengths[episode])
-            streams[shortest].append(np.arange(start, start + length))
-            filled[shortest] += length
-        steps = int(filled.min())
-        sequence = min(self._sequence, steps)
-        index = np.stack([np.concatenate(parts)[:steps] for parts in streams])  # (B, steps)
-        for start in range(0, steps - sequence + 1, sequence):
-            yield self._chunk(index[:, start : start + sequence])
+            streams[shortest].append(episode)
+            filled[shortest] += -(-self._latents.lengths[episode] // self._align) * self._align
+        steps = int(filled.max())
+        index, valid = np.zeros((self.batch, steps), np.int64), np.zeros((self.batch, steps), np.float32)
+        for row, episodes in enumerate(streams):
+            at = 0
+            for episode in rng.permutation(episodes):
+                start, length = int(self._latents.starts[episode]), int(self._latents.lengths[episode])
+                index[row, at : at + length], valid[row, at : at + length] = np.arange(start, start + length), 1
+                index[row, at + length :] = start + length - 1
+                at += -(-length // self._align) * self._align
+        used = int(np.flatnonzero(valid.max(axis=0))[-1]) + 1
+        for start in range(0, used, self._sequence):
+            part = slice(start, min(start + self._sequence, used))
+            yield self._chunk(index[:, part], valid[:, part])
 
-    def _chunk(self, rows: npt.NDArray[np.int64]) -> Chunk:
+    def _chunk(self, rows: npt.NDArray[np.int64], valid: npt.NDArray[np.float32]) -> Chunk:
         """The chunk at (B, T) frame numbers. Where an episode goes on, its next frame is the next number."""
         latents = self._latents
         following = np.minimum(rows[:, -1:] + 1, len(latents.mu) - 1)
@@ -92,9 +119,10 @@ class Streams:
             latents.mu[wide].astype(np.float32),
             latents.logvar[wide].astype(np.float32),
             latents.actions[rows],
-            self._first[rows],
+            self._first[rows] * valid,
             latents.rewards[rows],
-            self._done[rows],
-            1 - self._last[rows],
-            1 - self._cut[rows],
+            self._done[rows] * valid,
+            ~self._last[rows] * valid,
+            ~self._cut[rows] * valid,
+            valid,
         )

@@ -20,7 +20,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
     """Writes a safetensors file, atomically; ``about`` (JSON) goes into its header."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(flat, temporary, metadata={"about": json.dumps(about)})
+        try:
+            save_file(flat, temporary, metadata={"about": json.dumps(about)})
+        except SafetensorError as error:  # a full disk is one
+            raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,3 +90,7 @@ def restore_training(model: nn.Module, optimizer: torch.optim.Optimizer, tensors
             _, index, name = key.split(".", 2)
             states.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, kept in optimizer.state.items():  # in the parameter's layout: fused Adam goes by memory
+        for name, value in kept.items():
+            if value.shape == parameter.shape:
+                kept[name] = torch.empty_like(parameter).copy_(value)

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 #: The head's log standard deviations are clamped to this range, in training and in the dream alike.
 LOGSTD_RANGE = (-8.0, 8.0)
 
+_MANY = 256  # steps from which sorting the head's rows costs less than it gains
+
 State = tuple[Tensor, Tensor]
 
 
@@ -138,7 +140,7 @@ class MDNRNN(nn.Module):
         """
         self._check(z, action, restart, state)
         hidden, state = self._unroll(z, action, restart, state)
-        return self._read_head(self.head(hidden)), state
+        return self._read_head(hidden), state
 
     def _check(self, z: Tensor, action: Tensor, restart: Tensor | None, state: State | None) -> None:
         if z.ndim != 3 or z.shape[2] != self.latent_size or z.shape[1] == 0:
@@ -173,21 +175,42 @@ class MDNRNN(nn.Module):
             outputs.append(output)
         return (torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]), state
 
-    def _read_head(self, out: Tensor) -> MDNOutput:
-        """Splits the head's (B, T, O) output; everything after it is float32."""
-        out = out.float()
+    def _read_head(self, hidden: Tensor) -> MDNOutput:
+        """The head's say of (B, T, H); everything behind its product is float32."""
+        before = self.done_head + self.reward_head
+        sizes = (self.latent_size, 3, self.mixtures)
+        weight: Tensor = self.head.weight
+        bias: Tensor = self.head.bias
+        many = hidden.shape[0] * hidden.shape[1] >= _MANY
+        if many:  # Z innermost: the mixture's sums then run over whole vectors
+            weight, bias = (
+                torch.cat([part[:before], part[before:].reshape(*sizes, -1).movedim(0, 2).reshape(-1, *part.shape[1:])])
+                for part in (weight, bias)
+            )
+        out = F.linear(hidden, weight, bias).float()
         done_logit = out[..., 0] if self.done_head else None
         reward = out[..., int(self.done_head)] if self.reward_head else None
-        mixture = out[..., self.done_head + self.reward_head :]
-        mixture = mixture.reshape(*out.shape[:2], self.latent_size, 3, self.mixtures)
-        logits, mean, logstd = mixture.unbind(dim=-2)
-        return MDNOutput(logits.log_softmax(dim=-1), mean, logstd.clamp(*LOGSTD_RANGE), done_logit, reward)
+        mixture = out[..., before:]
+        mixture = mixture.reshape(*out.shape[:2], *((*sizes[1:], sizes[0]) if many else sizes))
+        logits, mean, logstd = mixture.unbind(dim=-3 if many else -2)  # (B, T, K, Z) or (B, T, Z, K)
+        logmix, logstd = logits.log_softmax(dim=-2 if many else -1), logstd.clamp(*LOGSTD_RANGE)
+        if many:
+            logmix, mean, logstd = (part.transpose(-1, -2) for part in (logmix, mean, logstd))
+        return MDNOutput(logmix, mean, logstd, done_logit, reward)
+
+
+def mdn_nll(out: MDNOutput, z_next: Tensor) -> Tensor:
+    """Negative log likelihood of the next latents: (B, T, Z) nats.
+
+    ``-logsumexp_k(logmix_k + log N(z_next; mean_k, exp(logstd_k)))``
+    """
+    scaled = (z_next.unsqueeze(-1) - out.mean) * torch.exp(-out.logstd)
+    log_prob = out.logmix - 0.5 * scaled.square() - out.logstd - 0.5 * math.log(2 * math.pi)
+    return -torch.logsumexp(log_prob, dim=-1)
 
 
 def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Negative log likelihood of the next latents, averaged over dimensions, steps and batch.
-
-    ``-logsumexp_k(logmix_k + log N(z_next; mean_k, exp(logstd_k)))``
+    """:func:`mdn_nll` averaged over dimensions, steps and batch.
 
     Args:
         out: M's prediction.
@@ -197,9 +220,7 @@ def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Ten
     Returns:
         () nats per latent dimension.
     """
-    scaled = (z_next.unsqueeze(-1) - out.mean) * torch.exp(-out.logstd)
-    log_prob = out.logmix - 0.5 * scaled.square() - out.logstd - 0.5 * math.log(2 * math.pi)
-    loss = -torch.logsumexp(log_prob, dim=-1)  # (B, T, Z)
+    loss = mdn_nll(out, z_next)  # (B, T, Z)
     if valid is None:
         return loss.mean()
     weight = valid.unsqueeze(-1).to(loss.dtype)

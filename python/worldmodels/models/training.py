@@ -1,11 +1,20 @@
-"""What training V and training M have in common: device, precision, schedule, seeds, and when to stop."""
+"""What training V and training M have in common: device, precision, schedule, seeds, memory, and when to stop."""
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
+
+from worldmodels.ranks import launched
+
+Result = TypeVar("Result")
 
 
 class DivergedError(RuntimeError):
@@ -13,13 +22,19 @@ class DivergedError(RuntimeError):
 
 
 def device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where there is one (under torchrun this process's own), else the CPU."""
+    return torch.device("cuda", launched().local) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def autocast(where: torch.device, precision: str) -> torch.autocast:
     """bfloat16 autocast, or nothing for float32."""
     return torch.autocast(where.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def on_device(array: npt.NDArray[Any], where: torch.device) -> Tensor:
+    """An array as a tensor on a device; to a GPU from pinned memory, without waiting for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else tensor
 
 
 def cosine(step: int, steps: int, low: float, high: float) -> float:
@@ -56,3 +71,47 @@ class LossGuard:
                 f"{self._stage}: the loss is {loss:g} at step {step} (it began at {self._first}); the last good "
                 f"checkpoint is kept. Try a learning rate below {lr:g} or precision float32."
             )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+class Pieces:
+    """How many rows are computed at once: halved whenever memory runs out, with a message.
+
+    Args:
+        stage: named in the messages.
+        unit: what the rows are, in the plural.
+        rows: to begin with.
+        setting: what to set to begin with less.
+        retry: whether to go on; False where other processes would wait for this one.
+    """
+
+    def __init__(self, stage: str, unit: str, rows: int, setting: str, *, retry: bool = True) -> None:
+        self.rows = rows
+        self._stage, self._unit, self._setting, self._retry = stage, unit, setting, retry
+
+    def run(self, attempt: Callable[[int], Result]) -> Result:
+        """Calls ``attempt(rows)`` until it fits; it must start anew every time.
+
+        Raises:
+            RuntimeError: it does not fit, and there is nothing to halve.
+        """
+        while True:
+            try:
+                return attempt(self.rows)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                text = f"{self._stage}: out of memory with {self.rows} {self._unit} at once"
+                if self.rows == 1 or not self._retry:
+                    advice = "there is nothing to halve" if self.rows == 1 else f"set {self._setting} below that"
+                    raise RuntimeError(f"{text}; {advice}. The last checkpoint is kept.") from None
+            self.rows //= 2  # outside the except block: the error holds on to the memory
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            print(f"{text}; going on with {self.rows}, the result stays the same ({self._setting})", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from worldmodels.data.episodes import EpisodeShard, EpisodeStore
 from worldmodels.data.latents import Latents
 from worldmodels.data.weights import load_model
 from worldmodels.experiment import Experiment
-from worldmodels.models.training import autocast, device
+from worldmodels.models.training import Pieces, autocast, device
 from worldmodels.models.vae import ConvVAE
 from worldmodels.progress import Progress
 from worldmodels.stages.train_vae import to_input
@@ -23,6 +24,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     config = experiment.config.encode
     store = EpisodeStore(experiment.path("episodes"))
     model = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE).to(device())
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pieces = Pieces("encode", "frames", config.batch, "--batch")
     folder = experiment.path("latents")
     targets = [folder / f"{path.stem}.safetensors" for path in store.paths]
     done = sum(int(s.lengths.sum()) for s, target in zip(store.shards, targets, strict=True) if target.is_file())
@@ -30,7 +33,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     for shard, target in zip(store.shards, targets, strict=True):
         if target.is_file():
             continue
-        mu, logvar = encode_shard(model, shard, config.batch, config.precision)
+        mu, logvar = pieces.run(partial(encode_shard, model, shard, precision=config.precision))
         Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
         done += len(mu)
         progress.update(done)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worldmodels import figures
+from worldmodels import figures, quality
 from worldmodels.data.atomic import atomic_path, read_json
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.weights import load_model
@@ -33,10 +33,13 @@ def run(experiment: Experiment) -> dict[str, Any]:
     _draw_frames(experiment, folder / "frames.png")
     dreamed = _draw_dream(experiment, folder / "dream_strip.png", folder / "dream.gif")
     figures.losses(folder / "losses.png", experiment.metrics("train-vae"), experiment.metrics("train-rnn"))
+    measured = _quality(experiment)
+    if measured:
+        figures.quality(folder / "quality.png", *measured)
     figures.evolution(folder / "evolution.png", experiment.metrics("evolve"), experiment.config.evolve.temperature)
     figures.reality_check(folder / "reality_check.png", check["policies"], check["temperature"])
     figures.survival(folder / "survival.png", results)
-    page = _page(experiment, folder, results, check, dreamed)
+    page = _page(experiment, folder, results, check, dreamed, measured)
     with atomic_path(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"report: {folder / 'index.html'}")
@@ -76,7 +79,22 @@ def _draw_dream(experiment: Experiment, strip: Path, animation: Path) -> int:
     return length
 
 
-def _page(experiment: Experiment, folder: Path, results: dict[str, Any], check: dict[str, Any], dreamed: int) -> str:
+def _quality(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What train-vae and train-rnn measured of V and of M; None for a run that is older than these measures."""
+    paths = experiment.path("vae", "quality.json"), experiment.path("rnn", "quality.json")
+    if not all(path.is_file() for path in paths):
+        return None
+    return read_json(paths[0]), read_json(paths[1])
+
+
+def _page(
+    experiment: Experiment,
+    folder: Path,
+    results: dict[str, Any],
+    check: dict[str, Any],
+    dreamed: int,
+    measured: tuple[dict[str, Any], dict[str, Any]] | None,
+) -> str:
     config = experiment.config
     agent, random, holding = (results[name] for name in ("agent", "random", "collecting"))
     beats = "beats" if agent["ci95"][0] > random["ci95"][1] else "does not clearly beat"
@@ -123,6 +141,18 @@ def _page(experiment: Experiment, folder: Path, results: dict[str, Any], check: 
         picture(folder / "evolution.png", "Steps survived in the dream by every generation of CMA-ES."),
         "<h2>Training</h2>",
         picture(folder / "losses.png", "Losses of V and of M, in training and on held-out episodes."),
+        "<h2>How good V and M are on episodes they have not seen</h2>",
+        *(
+            [
+                picture(
+                    folder / "quality.png",
+                    "V's error on pixels that move; how often the end follows at each predicted level; M running free.",
+                ),
+                f"<pre>{html.escape(quality.format_tables(*measured))}</pre>",
+            ]
+            if measured
+            else ["<p>Not measured: V and M were trained by an earlier version.</p>"]
+        ),
         "<h2>How it was made</h2>",
         f"<pre>{'<br>'.join(times)}\n\n{html.escape(versions)}\n\nseed {config.seed}; settings: config.json</pre>",
     ]

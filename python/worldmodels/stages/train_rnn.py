@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from worldmodels import pretrained
+from worldmodels import quality, sheets
 from worldmodels.config import TrainRNNConfig
+from worldmodels.data.atomic import write_json
+from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.streams import Chunk, Streams
-from worldmodels.data.weights import (
-    load_model,
-    load_tensors,
-    restore_training,
-    save_model,
-    save_tensors,
-    training_state,
-)
+from worldmodels.data.weights import load_model, save_tensors
 from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
-from worldmodels.models.training import LossGuard, autocast, cosine, device, seed_step
-from worldmodels.models.vae import sample_latent
+from worldmodels.models.training import LossGuard, Pieces, autocast, cosine, device, on_device, seed_step
+from worldmodels.models.vae import ConvVAE, decode, sample_latent
 from worldmodels.progress import Progress
+from worldmodels.ranks import Ranks, synchronised
+from worldmodels.stages.loop import LOG_EVERY, Loop
 
-_LOG_EVERY = 25
 _INITIAL = 1000  # first frames kept for the dream to start from, as many as the paper's
+_MEASURED = 250  # held-out episodes whose every step the measures of quality look at
+_SHEET = (4, 12, 5)  # of a sheet of dreams: episodes, pictures of each, steps between them
 
 
 class Losses(NamedTuple):
@@ -45,68 +43,77 @@ class Losses(NamedTuple):
 
 def run(experiment: Experiment) -> dict[str, Any]:
     """Trains for ``steps`` batches, from the last checkpoint if there is one."""
-    config, seed = experiment.config.train_rnn, experiment.config.seed
+    config, seed, ranks = experiment.config.train_rnn, experiment.config.seed, experiment.ranks
     latents = load_latents(experiment.path("latents"))
-    held_out = max(1, round(config.validation * len(latents.lengths)))
-    if held_out >= len(latents.lengths):
-        raise ValueError(f"collect.episodes: expected at least 2 to hold one out, got {len(latents.lengths)}")
-    numbers = np.arange(len(latents.lengths))
-    streams = Streams(latents, numbers[:-held_out], config.batch, config.sequence, seed)
-    rows = max(1, config.micro_steps // config.sequence)
-    validation = Streams(latents, numbers[-held_out:], min(rows, config.batch), config.sequence, seed)
+    training, held_out = split_episodes(latents, config.validation)
+    streams = Streams(latents, training, config.batch, config.sequence, seed)
+    at_once = max(1, config.micro_steps // config.sequence)
+    validation = Streams(latents, held_out, min(at_once, config.batch), config.sequence, seed)
     where = device()
     seed_step(seed, "rnn-init", 0)
     model = build(config, latents).to(where)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
+    loop = Loop(experiment, "train-rnn", "rnn", model, optimizer, config)
+    network = ranks.wrap(model)
 
-    checkpoint = experiment.path("rnn", "checkpoint.safetensors")
-    first, epoch, chunk_index, state = 0, 0, 0, model.initial_state(streams.batch)
-    if checkpoint.is_file():
-        tensors, about = load_tensors(checkpoint)
-        state = (tensors.pop("state.h").to(where), tensors.pop("state.c").to(where))
-        restore_training(model, optimizer, tensors)
-        first, epoch, chunk_index = about["step"], about["epoch"], about["chunk"]
-    elif config.start:
-        start = load_model(pretrained.resolve(config.start) / "rnn" / "rnn.safetensors", MDNRNN)
-        model.load_state_dict(start.state_dict())
-    experiment.rewind_metrics("train-rnn", first)
-
+    rows = ranks.share(streams.batch)
+    pieces = Pieces("train-rnn", "streams", at_once, "--micro-steps", retry=ranks.size == 1)
+    state = _part(model.initial_state(streams.batch), rows)
+    if loop.tensors:
+        state = _part((loop.tensors["state.h"].to(where), loop.tensors["state.c"].to(where)), rows)
+    epoch, chunk_index = loop.place.get("epoch", 0), loop.place.get("chunk", 0)
     guard = LossGuard("train-rnn")
-    progress = Progress("train-rnn", config.steps, "batches", start=first)
-    figures: dict[str, float] = {}
-    frames = 0
-    step = first
-    chunks = _from(streams, epoch, chunk_index)
-    while step < config.steps:
+    first = loop.step
+    progress = Progress("train-rnn", config.steps, "batches", start=first, shown=ranks.first)
+    frames = 0.0
+    chunks = _ahead(_from(streams, epoch, chunk_index))
+    while not loop.over:
         epoch, chunk_index, chunk = next(chunks)
         if chunk_index == 0:
-            state = model.initial_state(streams.batch)
-        lr = learning_rate(config, step)
-        seed_step(seed, "train-rnn", step)
-        losses, state = _step(model, optimizer, chunk, state, lr, config)
-        frames += chunk.restart.size
-        step += 1
-        last = step == config.steps
-        if step % _LOG_EVERY == 0 or last:
-            guard.check(losses.total.item(), step, lr)
-            values = {name: value.item() for name, value in losses._asdict().items()}
-            rate = frames / progress.seconds
-            experiment.log("train-rnn", step=step, epoch=epoch, lr=lr, **values, seconds=round(progress.seconds, 2))
-            progress.update(step, f"{rate:,.0f} steps/s, z {values['z']:.3f}, done {values['done']:.4f}")
-        if step % config.checkpoint_every == 0 or last:
-            figures = validate(model, validation, config)
-            guard.check(figures["total"], step, lr)
-            experiment.log("train-rnn", step=step, **{f"validation_{k}": v for k, v in figures.items()})
-            tensors = {**training_state(model, optimizer), "state.h": state[0], "state.c": state[1]}
-            save_tensors(checkpoint, tensors, {"step": step, "epoch": epoch, "chunk": chunk_index + 1, **figures})
-    if not figures:
-        figures = validate(model, validation, config)
-    note = ", ".join(f"{name} {figures[name]:.3f}" for name in ("z", "done_recall") if name in figures)
-    progress.close(config.steps, f"validation {note}")
-    _save_initial(experiment, latents)
-    save_model(experiment.path("rnn", "rnn.safetensors"), model, steps=config.steps, validation=figures)
+            state = _part(model.initial_state(streams.batch), rows)
+            if ranks.first and loop.step > first:
+                _draw(experiment, model, latents, held_out, epoch)
+        lr = learning_rate(config, loop.step)
+        seed_step(seed, "train-rnn", loop.step)
+        losses, state = _step(network, optimizer, chunk, state, lr, config, pieces, ranks)
+        frames += float(chunk.valid.sum())
+        loop.step += 1
+        if loop.due(LOG_EVERY):
+            values = dict(zip(Losses._fields, ranks.total(torch.stack(losses)).tolist(), strict=True))
+            guard.check(values["total"], loop.step, lr)
+            loop.log(epoch=epoch, lr=lr, **values, seconds=round(progress.seconds, 2))
+            speed = frames / progress.seconds
+            progress.update(loop.step, f"{speed:,.0f} steps/s, z {values['z']:.3f}, done {values['done']:.4f}")
+        if loop.due(config.checkpoint_every):
+            figures = ranks.told(validate(model, validation, config) if ranks.first else {})
+            guard.check(figures["total"], loop.step, lr)
+            hidden, cell = _whole(state, rows, streams.batch, ranks)
+            place = {"epoch": epoch, "chunk": chunk_index + 1}
+            loop.validated(figures, figures["total"], place, **{"state.h": hidden, "state.c": cell})
+            if ranks.first:
+                _draw(experiment, model, latents, held_out, epoch + 1)
+    if not loop.figures:
+        loop.figures = ranks.told(validate(model, validation, config) if ranks.first else {})
+    summary = loop.choose()
+    note = ", ".join(f"{name} {summary[name]:.3f}" for name in ("z", "done_recall") if name in summary)
+    progress.close(loop.step, f"validation {note}")
+    if ranks.first:
+        summary["quality"] = _quality(experiment, model, latents, held_out, validation)
+        write_json(experiment.path("rnn", "quality.json"), summary["quality"])
+        _save_initial(experiment, latents)
+        loop.hand_on(summary)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"epochs": round(epoch, 2), "parameters": parameters, **figures}
+    return {"epochs": epoch, "parameters": parameters, **summary}
+
+
+def split_episodes(latents: Latents, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers of the episodes to train on and, from the end, of those that are held out."""
+    count = len(latents.lengths)
+    held_out = max(1, round(share * count))
+    if held_out >= count:
+        raise ValueError(f"collect.episodes: expected at least 2 to hold one out, got {count}")
+    numbers = np.arange(count)
+    return numbers[:-held_out], numbers[-held_out:]
 
 
 def build(config: TrainRNNConfig, latents: Latents) -> MDNRNN:
@@ -138,75 +145,203 @@ def _from(streams: Streams, epoch: int, chunk: int) -> Iterator[tuple[int, int, 
         epoch, chunk = epoch + 1, 0
 
 
+def _ahead(chunks: Iterator[tuple[int, int, Chunk]]) -> Iterator[tuple[int, int, Chunk]]:
+    """The same, the next one gathered by a thread while this one is trained on."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, chunks)
+        while True:
+            chunk = following.result()
+            following = reader.submit(next, chunks)
+            yield chunk
+
+
 def chunk_losses(
-    model: MDNRNN, chunk: Chunk, state: State, config: TrainRNNConfig
+    network: nn.Module, chunk: Chunk, state: State, config: TrainRNNConfig, noise: Tensor | None = None
 ) -> tuple[Losses, State, Tensor | None]:
     """Samples the chunk's latents and computes the losses; also returns the state after it and the done logits."""
     where = state[0].device
-    parts = {field.name: torch.from_numpy(getattr(chunk, field.name)).to(where) for field in fields(chunk)}
-    z = sample_latent(parts["mu"], parts["logvar"])
+    mu, logvar, action, restart, reward_seen, done, has_next, knows_end, valid = (
+        on_device(part, where) for part in vars(chunk).values()
+    )
+    z = sample_latent(mu, logvar, noise)
     with autocast(where, config.precision):
-        out, state = model(z[:, :-1], parts["action"], parts["restart"], state)
+        out, state = network(z[:, :-1], action, restart, state)
     state = (state[0].float(), state[1].float())
-    z_loss = mdn_loss(out, z[:, 1:], parts["has_next"])
+    z_loss = mdn_loss(out, z[:, 1:], has_next)
     zero = z_loss.new_zeros(())
-    ends = zero
+    ends = reward = zero
     if out.done_logit is not None:
-        ends = done_loss(out.done_logit, parts["done"], config.done_weight, parts["knows_end"])
-    reward = zero if out.reward is None else F.mse_loss(out.reward, parts["reward"])
+        ends = done_loss(out.done_logit, done, config.done_weight, knows_end)
+    if out.reward is not None:
+        reward = ((out.reward - reward_seen).square() * valid).sum() / valid.sum().clamp(min=1)
     return Losses(z_loss + ends + reward, z_loss, ends, reward), state, out.done_logit
 
 
 def _step(
-    model: MDNRNN, optimizer: torch.optim.Optimizer, chunk: Chunk, state: State, lr: float, config: TrainRNNConfig
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    chunk: Chunk,
+    state: State,
+    lr: float,
+    config: TrainRNNConfig,
+    pieces: Pieces,
+    ranks: Ranks,
 ) -> tuple[Losses, State]:
-    """One step of Adam; the returned state is detached."""
+    """One step of Adam on this process's streams; returns its part of the losses, and its state, detached."""
     optimizer.param_groups[0]["lr"] = lr
-    optimizer.zero_grad()
-    batch, steps = chunk.restart.shape
-    rows = max(1, config.micro_steps // steps)
-    sums = [torch.zeros((), device=state[0].device) for _ in Losses._fields]
-    states = []
-    for start in range(0, batch, rows):
-        group = slice(start, min(start + rows, batch))
-        part = Chunk(*(getattr(chunk, field.name)[group] for field in fields(chunk)))
-        losses, after, _ = chunk_losses(model, part, (state[0][:, group], state[1][:, group]), config)
-        # Each mean weighs as much as its group has of what it is a mean over: the sum is the whole batch's.
-        z = losses.z * float(part.has_next.sum() / max(chunk.has_next.sum(), 1))
-        done = losses.done * float(part.knows_end.sum() / max(chunk.knows_end.sum(), 1))
-        reward = losses.reward * (len(part.restart) / batch)
-        total = z + done + reward
-        total.backward()
-        sums = [so_far + value.detach() for so_far, value in zip(sums, (total, z, done, reward), strict=True)]
-        states.append((after[0].detach(), after[1].detach()))
-    torch.nn.utils.clip_grad_value_(model.parameters(), config.clip)
+    # of the whole batch, so that any pieces and any number of processes take the same numbers
+    noise = torch.randn(chunk.mu.shape, device=state[0].device)[ranks.share(len(chunk.mu))]
+    losses, state = pieces.run(lambda rows: gradient(network, chunk, noise, state, config, rows, ranks))
+    torch.nn.utils.clip_grad_value_(network.parameters(), config.clip)
     optimizer.step()
+    return losses, state
+
+
+def gradient(
+    network: nn.Module,
+    chunk: Chunk,
+    noise: Tensor,
+    state: State,
+    config: TrainRNNConfig,
+    at_once: int,
+    ranks: Ranks,
+) -> tuple[Losses, State]:
+    """Leaves the gradient of the whole batch's loss in the parameters, computed ``at_once`` streams at a time.
+
+    Args:
+        network: M, or its DistributedDataParallel.
+        chunk: of all processes together.
+        noise: (B, T + 1, Z) of the sampling, for this process's streams.
+        state: of this process's streams.
+        config: of the loss.
+        at_once: streams in a piece.
+        ranks: the processes.
+
+    Returns:
+        This process's part of the batch's losses, and its state after the chunk, detached.
+    """
+    network.zero_grad()
+    mine = chunk.rows(ranks.share(len(chunk.mu)))
+    batch = len(mine.mu)
+    sums = torch.zeros(len(Losses._fields), device=noise.device)
+    states = []
+    for start in range(0, batch, at_once):
+        group = slice(start, min(start + at_once, batch))
+        part = mine.rows(group)
+        with synchronised(network, group.stop == batch):
+            losses, after, _ = chunk_losses(network, part, _part(state, group), config, noise[group])
+            # Each mean weighs as much as its group has of what it is a mean over: the sum is the whole batch's.
+            z = losses.z * float(part.has_next.sum() / max(chunk.has_next.sum(), 1))
+            done = losses.done * float(part.knows_end.sum() / max(chunk.knows_end.sum(), 1))
+            reward = losses.reward * float(part.valid.sum() / max(chunk.valid.sum(), 1))
+            total = z + done + reward
+            # DistributedDataParallel takes the mean over the processes, and the batch's loss is their sum
+            (total * ranks.size).backward()  # type: ignore[no-untyped-call]
+        sums += torch.stack([total, z, done, reward]).detach()
+        states.append((after[0].detach(), after[1].detach()))
     hidden, cell = (torch.cat(parts, dim=1) for parts in zip(*states, strict=True))
     return Losses(*sums), (hidden, cell)
+
+
+def _part(state: State, rows: slice) -> State:
+    """The state of some streams."""
+    return state[0][:, rows], state[1][:, rows]
+
+
+def _whole(state: State, rows: slice, batch: int, ranks: Ranks) -> State:
+    """The state of all processes' streams."""
+    parts = []
+    for part in state:
+        whole = part.new_zeros(1, batch, part.shape[2])
+        whole[:, rows] = part
+        parts.append(ranks.total(whole))
+    return parts[0], parts[1]
 
 
 @torch.no_grad()
 def validate(model: MDNRNN, streams: Streams, config: TrainRNNConfig) -> dict[str, float]:
     """Losses on held-out episodes, and how the done decision (logit > 0) fares: recall, and false alarms a step."""
+    pieces = Pieces("train-rnn", "streams", streams.batch, "--micro-steps")
+    return pieces.run(lambda rows: _validate(model, streams, config, rows))
+
+
+def _validate(model: MDNRNN, streams: Streams, config: TrainRNNConfig, at_once: int) -> dict[str, float]:
     seed_step(0, "validate-rnn", 0)
     state = model.initial_state(streams.batch)
-    sums: dict[str, float] = {}
-    chunks = hits = deaths = alarms = steps = 0
+    sums, counts = dict.fromkeys(("z", "done", "reward"), 0.0), dict.fromkeys(("z", "done", "reward"), 0.0)
+    hits = deaths = alarms = steps = 0
     for chunk in streams.epoch(0):
-        losses, state, logit = chunk_losses(model, chunk, state, config)
-        for name, value in losses._asdict().items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-        chunks += 1
-        if logit is not None:
-            said, truth = logit.cpu().numpy() > 0, chunk.done > 0
-            hits += int((said & truth).sum())
-            deaths += int(truth.sum())
-            alarms += int((said & ~truth).sum())
-            steps += int((~truth).sum())
-    figures = {name: value / chunks for name, value in sums.items()}
+        noise = torch.randn(chunk.mu.shape, device=state[0].device)
+        states = []
+        for start in range(0, streams.batch, at_once):
+            rows = slice(start, start + at_once)
+            part = chunk.rows(rows)
+            losses, after, logit = chunk_losses(model, part, _part(state, rows), config, noise[rows])
+            states.append(after)
+            for name, mask in (("z", part.has_next), ("done", part.knows_end), ("reward", part.valid)):
+                sums[name] += float(getattr(losses, name)) * float(mask.sum())
+                counts[name] += float(mask.sum())
+            if logit is not None:
+                said, truth, known = logit.cpu().numpy() > 0, part.done > 0, part.knows_end > 0
+                hits += int((said & truth).sum())
+                deaths += int(truth.sum())
+                alarms += int((said & ~truth & known).sum())
+                steps += int((~truth & known).sum())
+        state = (torch.cat([a for a, _ in states], dim=1), torch.cat([b for _, b in states], dim=1))
+    figures = {name: value / max(counts[name], 1) for name, value in sums.items()}
+    figures = {"total": sum(figures.values()), **figures}
     if model.done_head:
         figures |= {"done_recall": hits / max(deaths, 1), "done_false_alarms": alarms / max(steps, 1)}
     return figures
+
+
+def _quality(
+    experiment: Experiment,
+    model: MDNRNN,
+    latents: Latents,
+    held_out: npt.NDArray[np.int64],
+    validation: Streams,
+) -> dict[str, Any]:
+    """What :mod:`worldmodels.quality` measures of M; the pictures too, where V and the frames are there."""
+    vae = _vae(experiment)
+    store = EpisodeStore(experiment.path("episodes")) if any(experiment.path("episodes").glob("*.h5")) else None
+    if store is not None and not np.array_equal(store.lengths, latents.lengths):
+        print(f"train-rnn: {store.folder} is not what was encoded: rollouts are compared in z alone", file=sys.stderr)
+        store.close()
+        store = None
+    config = experiment.config.train_rnn
+    some = held_out[np.linspace(0, len(held_out) - 1, min(_MEASURED, len(held_out))).astype(int)]
+    streams = Streams(latents, some, validation.batch, config.sequence, experiment.config.seed)
+    figures = quality.predictions(model, streams, config.done_weight)
+    figures["rollouts"] = quality.rollouts(model, latents, held_out, vae=vae, store=store)
+    if store is not None:
+        store.close()
+    return figures
+
+
+def _vae(experiment: Experiment) -> ConvVAE | None:
+    path = experiment.path("vae", "vae.safetensors")
+    return load_model(path, ConvVAE).to(device()) if path.is_file() else None
+
+
+def _draw(experiment: Experiment, model: MDNRNN, latents: Latents, held_out: npt.NDArray[np.int64], epoch: int) -> None:
+    """The sheet of an epoch: what came, as V draws it, above what M dreams from the same start with the same actions.
+
+    There is none where there is no V to draw.
+    """
+    vae = _vae(experiment)
+    episodes, count, every = _SHEET
+    starts = quality.choose_starts(latents, held_out, episodes)
+    if vae is None or len(starts.last) == 0:
+        return
+    ahead = every * np.arange(count)
+    dreamed = quality.run_free(model, latents, starts, int(ahead[-1]) + 1, sample=True)
+    rows = []
+    for number in range(len(starts.last)):
+        shown = ahead[starts.last[number] + 1 + ahead <= starts.end[number]]
+        rows.append(decode(vae, latents.mu[starts.last[number] + 1 + shown].astype(np.float32)))
+        rows.append(decode(vae, dreamed[number, ahead]))
+    sheets.save(experiment.path("rnn", "sheets", f"epoch_{epoch:04d}.png"), rows)
 
 
 def _save_initial(experiment: Experiment, latents: Latents) -> None:

@@ -2,84 +2,87 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from worldmodels import pretrained
+from worldmodels import quality, sheets
 from worldmodels.config import TrainVAEConfig
+from worldmodels.data.atomic import write_json
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.data.weights import (
-    load_model,
-    load_tensors,
-    restore_training,
-    save_model,
-    save_tensors,
-    training_state,
-)
+from worldmodels.data.frames import FrameReader, Order
 from worldmodels.experiment import Experiment
-from worldmodels.models.training import LossGuard, autocast, cosine, device, seed_step
-from worldmodels.models.vae import ConvVAE, sample_latent, vae_loss
+from worldmodels.models.training import LossGuard, Pieces, autocast, cosine, device, on_device, seed_step
+from worldmodels.models.vae import ConvVAE, decode, vae_loss
 from worldmodels.progress import Progress
+from worldmodels.ranks import Ranks, synchronised
+from worldmodels.stages.loop import LOG_EVERY, Loop
 
-_LOG_EVERY = 25
+_SHEET = 12  # frames on a sheet
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
     """Trains for ``steps`` batches, from the last checkpoint if there is one."""
-    config = experiment.config.train_vae
+    config, seed, ranks = experiment.config.train_vae, experiment.config.seed, experiment.ranks
     store = EpisodeStore(experiment.path("episodes"))
     train, held_out = split_frames(store, config.validation)
     where = device()
-    seed_step(experiment.config.seed, "vae-init", 0)
+    seed_step(seed, "vae-init", 0)
     model = ConvVAE(config.latent_size).to(where)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    checkpoint = experiment.path("vae", "checkpoint.safetensors")
-    first = 0
-    if checkpoint.is_file():
-        tensors, about = load_tensors(checkpoint)
-        restore_training(model, optimizer, tensors)
-        first = int(about["step"])
-    elif config.start:
-        start = load_model(pretrained.resolve(config.start) / "vae" / "vae.safetensors", ConvVAE)
-        model.load_state_dict(start.state_dict())
-    experiment.rewind_metrics("train-vae", first)
+    loop = Loop(experiment, "train-vae", "vae", model, optimizer, config)
+    network = torch.compile(model) if config.compile else model
+    network = ranks.wrap(network)  # type: ignore[arg-type]
 
     guard = LossGuard("train-vae")
-    order = _Order(train, config.batch, experiment.config.seed)
-    progress = Progress("train-vae", config.steps, "batches", start=first)
-    validation: dict[str, float] = {}
-    with ThreadPoolExecutor(1) as reader:
-        batch: Future[npt.NDArray[np.uint8]] = reader.submit(lambda: store.read(order.batch(first)))
-        for step in range(first, config.steps):
-            frames = to_input(batch.result(), where)
-            if step + 1 < config.steps:
-                batch = reader.submit(lambda indices: store.read(indices), order.batch(step + 1))
-            lr = cosine(step, config.steps, 0.02 * config.lr, config.lr) if config.schedule == "cosine" else config.lr
-            loss, squared_error, kl = _step(model, optimizer, frames, lr, config, experiment.config.seed, step)
-            done = step + 1
-            if done % _LOG_EVERY == 0 or done == config.steps:
-                guard.check(loss.item(), done, lr)
-                values = {"loss": loss.item(), "squared_error": squared_error.item(), "kl": kl.item(), "lr": lr}
-                experiment.log("train-vae", step=done, **values, seconds=round(progress.seconds, 2))
-                rate = (done - first) * config.batch / progress.seconds
-                note = f"{rate:,.0f} frames/s, squared error {values['squared_error']:.1f}, KL {values['kl']:.1f}"
-                progress.update(done, note)
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                validation = validate(model, store.read(held_out), config)
-                guard.check(validation["squared_error"] + config.kl_weight * validation["kl"], done, lr)
-                experiment.log("train-vae", step=done, **{f"validation_{k}": v for k, v in validation.items()})
-                save_tensors(checkpoint, training_state(model, optimizer), {"step": done, **validation})
-    progress.close(config.steps, f"validation squared error {validation.get('squared_error', float('nan')):.2f}")
-    if not validation:
-        validation = validate(model, store.read(held_out), config)
-    save_model(experiment.path("vae", "vae.safetensors"), model, steps=config.steps, validation=validation)
+    order = Order(train, config.batch, seed)
+    rows = ranks.share(config.batch)
+    at_once = config.micro_batch or rows.stop - rows.start
+    pieces = Pieces("train-vae", "frames", at_once, "--micro-batch", retry=ranks.size == 1)
+    first = loop.step
+    progress = Progress("train-vae", config.steps, "batches", start=first, shown=ranks.first)
+    with FrameReader(store, order, first, config.steps, rows, config.workers) as batches:
+        for frames in batches:
+            if loop.over:
+                break
+            lr = rate(config, loop.step)
+            losses = _step(network, optimizer, frames, lr, config, seed, loop.step, pieces, ranks)
+            loop.step += 1
+            if loop.due(LOG_EVERY):
+                loss, squared_error, kl = ranks.total(losses).tolist()
+                guard.check(loss, loop.step, lr)
+                loop.log(loss=loss, squared_error=squared_error, kl=kl, lr=lr, seconds=round(progress.seconds, 2))
+                speed = (loop.step - first) * config.batch / progress.seconds
+                note = f"{speed:,.0f} frames/s, squared error {squared_error:.1f}, KL {kl:.1f}"
+                progress.update(loop.step, note)
+            if loop.due(config.checkpoint_every):
+                figures = validated(model, store, held_out, config, ranks)
+                guard.check(figures["loss"], loop.step, lr)
+                loop.validated(figures, figures["loss"], {})
+            epoch = order.epoch(loop.step - 1) + 1
+            if ranks.first and (loop.due(config.checkpoint_every) or order.epoch(loop.step) >= epoch):
+                _draw(experiment, model, store, held_out, epoch)
+    if not loop.figures:
+        loop.figures = validated(model, store, held_out, config, ranks)
+    summary = loop.choose()
+    progress.close(loop.step, f"validation squared error {summary['squared_error']:.2f}")
+    if ranks.first:
+        summary["quality"] = quality.reconstruction(model, store, held_out)
+        write_json(experiment.path("vae", "quality.json"), summary["quality"])
+        loop.hand_on(summary)
     store.close()
-    return {"frames": len(train), "parameters": sum(p.numel() for p in model.parameters()), **validation}
+    return {"frames": len(train), "parameters": sum(p.numel() for p in model.parameters()), **summary}
+
+
+def rate(config: TrainVAEConfig, step: int) -> float:
+    """The learning rate at a step."""
+    if config.schedule == "cosine":
+        return cosine(step, config.steps, 0.02 * config.lr, config.lr)
+    return config.lr
 
 
 def split_frames(store: EpisodeStore, validation: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -96,75 +99,109 @@ def split_frames(store: EpisodeStore, validation: int) -> tuple[npt.NDArray[np.i
     return np.arange(first), held_out
 
 
-class _Order:
-    """The frames of every batch: a new permutation every epoch, found again from the step alone."""
-
-    def __init__(self, indices: npt.NDArray[np.int64], batch: int, seed: int) -> None:
-        self._indices, self._batch, self._seed = indices, batch, seed
-        self._epoch, self._permutation = -1, indices
-
-    def _at(self, position: int) -> tuple[npt.NDArray[np.int64], int]:
-        epoch, offset = divmod(position, len(self._indices))
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self._seed, epoch])
-            self._epoch, self._permutation = epoch, rng.permutation(self._indices)
-        return self._permutation, offset
-
-    def batch(self, step: int) -> npt.NDArray[np.int64]:
-        parts: list[npt.NDArray[np.int64]] = []
-        position, missing = step * self._batch, self._batch
-        while missing:
-            permutation, offset = self._at(position)
-            parts.append(permutation[offset : offset + missing])
-            position += len(parts[-1])
-            missing -= len(parts[-1])
-        return np.concatenate(parts)
-
-
 def to_input(frames: npt.NDArray[np.uint8], where: torch.device) -> Tensor:
-    """(B, 64, 64, 3) uint8 frames to V's (B, 3, 64, 64) float32 in [0, 1] on a device."""
-    return torch.from_numpy(frames).to(where).permute(0, 3, 1, 2).float().div_(255)
+    """(B, 64, 64, 3) uint8 frames to V's (B, 3, 64, 64) float32 in [0, 1] on a device, channels last."""
+    return on_device(frames, where).permute(0, 3, 1, 2).float().div_(255)
 
 
 def _step(
-    model: ConvVAE,
+    network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    frames: Tensor,
+    frames: npt.NDArray[np.uint8],
     lr: float,
     config: TrainVAEConfig,
     seed: int,
     step: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of Adam; returns (loss, squared error, KL), each ()."""
+    pieces: Pieces,
+    ranks: Ranks,
+) -> Tensor:
+    """One step of Adam on this process's frames; returns its part of (loss, squared error, KL)."""
+    where = next(network.parameters()).device
     optimizer.param_groups[0]["lr"] = lr
     seed_step(seed, "train-vae", step)
-    with autocast(frames.device, config.precision):
-        recon, mu, logvar = model(frames)
-    loss, squared_error, kl = vae_loss(recon, frames, mu, logvar, config.kl_tolerance, config.kl_weight)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    # of the whole batch, so that any pieces and any number of processes take the same numbers
+    noise = torch.randn(config.batch, config.latent_size, device=where)[ranks.share(config.batch)]
+    losses = pieces.run(lambda rows: gradient(network, frames, noise, config, rows, ranks))
     optimizer.step()
-    return loss.detach(), squared_error.detach(), kl.detach()
+    return losses
+
+
+def gradient(
+    network: nn.Module,
+    frames: npt.NDArray[np.uint8],
+    noise: Tensor,
+    config: TrainVAEConfig,
+    at_once: int,
+    ranks: Ranks,
+) -> Tensor:
+    """Leaves the gradient of the whole batch's loss in the parameters, computed ``at_once`` frames at a time.
+
+    Args:
+        network: V, or its DistributedDataParallel.
+        frames: (B, 64, 64, 3) uint8, this process's part of the batch.
+        noise: (B, Z) of the sampling.
+        config: of the loss; its ``batch`` is that of all processes together.
+        at_once: frames in a piece.
+        ranks: the processes.
+
+    Returns:
+        (3,) this process's part of the batch's loss, squared error and KL.
+    """
+    network.zero_grad()
+    x = to_input(frames, noise.device)
+    sums = torch.zeros(3, device=noise.device)
+    for start in range(0, len(frames), at_once):
+        part = slice(start, min(start + at_once, len(frames)))
+        with synchronised(network, part.stop == len(frames)):
+            with autocast(noise.device, config.precision):
+                recon, mu, logvar = network(x[part], noise[part])
+            losses = vae_loss(recon, x[part], mu, logvar, config.kl_tolerance, config.kl_weight)
+            share = (part.stop - part.start) / config.batch
+            # DistributedDataParallel takes the mean over the processes, and the batch's loss is their sum
+            (losses[0] * (share * ranks.size)).backward()  # type: ignore[no-untyped-call]
+        sums += share * torch.stack(losses).detach()
+    return sums
+
+
+def validated(
+    model: ConvVAE, store: EpisodeStore, held_out: npt.NDArray[np.int64], config: TrainVAEConfig, ranks: Ranks
+) -> dict[str, float]:
+    """What :func:`validate` finds in the first process, told to all."""
+    figures = validate(model, store.read(held_out), config) if ranks.first else {}
+    told: dict[str, float] = ranks.told(figures)
+    return told
 
 
 @torch.no_grad()
 def validate(model: ConvVAE, frames: npt.NDArray[np.uint8], config: TrainVAEConfig) -> dict[str, float]:
-    """Squared error (with a sampled z), KL, and how many latents carry more than 0.05 nats, on held-out frames."""
+    """Loss, squared error (with a sampled z), KL, and how many latents carry over 0.05 nats, on held-out frames."""
     where = next(model.parameters()).device
     seed_step(0, "validate-vae", 0)
-    errors, means, logvars = [], [], []
-    for start in range(0, len(frames), 250):
-        x = to_input(frames[start : start + 250], where)
-        with autocast(where, config.precision):
-            mu, logvar = model.encode(x)
-            recon = model.decode(sample_latent(mu, logvar))
-        errors.append((recon.float() - x).square().sum(dim=(1, 2, 3)))
-        means.append(mu.float())
-        logvars.append(logvar.float())
-    mu, logvar = torch.cat(means), torch.cat(logvars)
-    kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean(dim=0)  # (Z,)
-    return {
-        "squared_error": float(torch.cat(errors).mean()),
-        "kl": float(kl.sum()),
-        "active_latents": int((kl > 0.05).sum()),
-    }
+    noise = torch.randn(len(frames), model.latent_size, device=where)
+    pieces = Pieces("train-vae", "frames", 250, "--validation")
+
+    def measure(at_once: int) -> tuple[Tensor, Tensor]:
+        losses, kls = [], []
+        for start in range(0, len(frames), at_once):
+            x = to_input(frames[start : start + at_once], where)
+            with autocast(where, config.precision):
+                recon, mu, logvar = model(x, noise[start : start + at_once])
+            mu, logvar = mu.float(), logvar.float()
+            losses.append(len(x) * torch.stack(vae_loss(recon, x, mu, logvar, config.kl_tolerance, config.kl_weight)))
+            kls.append(0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(dim=0))  # (Z,)
+        return torch.stack(losses).sum(dim=0) / len(frames), torch.stack(kls).sum(dim=0) / len(frames)
+
+    losses, kl = pieces.run(measure)
+    names = ("loss", "squared_error", "kl")
+    return {**dict(zip(names, losses.tolist(), strict=True)), "active_latents": int((kl > 0.05).sum())}
+
+
+@torch.no_grad()
+def _draw(
+    experiment: Experiment, model: ConvVAE, store: EpisodeStore, held_out: npt.NDArray[np.int64], epoch: int
+) -> None:
+    """The sheet of an epoch: held-out frames above V's reconstructions."""
+    real = store.read(held_out[np.linspace(0, len(held_out) - 1, min(_SHEET, len(held_out))).astype(int)])
+    mu, _ = model.encode(to_input(real, next(model.parameters()).device))
+    path = experiment.path("vae", "sheets", f"epoch_{epoch:04d}.png")
+    sheets.save(path, [real, decode(model, mu.cpu().numpy())])
