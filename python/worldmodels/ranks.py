@@ -93,7 +93,9 @@ def synchronised(model: nn.Module, now: bool) -> AbstractContextManager[None]:
 
 
 def launched() -> Ranks:
-    """What torchrun says in the environment; one process if it says nothing."""
+    """What torchrun says in the environment; one process if it says nothing (or not where to meet)."""
+    if "MASTER_ADDR" not in os.environ:
+        return Ranks()
     rank, size, local = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
