@@ -50,6 +50,8 @@ inline V lookup(const float* table, I index) {
 #include "kernels/tile.hpp"
 //
 #include "kernels/normals.hpp"
+//
+#include "kernels/table.hpp"
 
 bool supported() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -57,19 +59,6 @@ bool supported() {
 
 }  // namespace
 
-constinit const Kernels avx2_kernels = {
-    .name = "avx2",
-    .lanes = kLanes,
-    .supported = supported,
-    .step = step_lanes<Float32>,
-    .step_bfloat16 = nullptr,
-    .start = start,
-    .tile_product = tile_product,
-    .normals = normals,
-    .elementwise = elementwise,
-    .draws = draws,
-    .multiply_adds = multiply_adds<Float32>,
-    .multiply_adds_bfloat16 = nullptr,
-};
+constinit const Kernels avx2_kernels = level("avx2", supported);
 
 }  // namespace worldmodels

@@ -28,6 +28,8 @@ inline D fma(D a, D b, D c) {
 #include "kernels/tile.hpp"
 //
 #include "kernels/normals.hpp"
+//
+#include "kernels/table.hpp"
 
 // Half a vector of lanes is faster, and the same bits, in vectors of 8.
 int step(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block, int lanes) {
@@ -44,35 +46,20 @@ bool bfloat16_supported() {
     return supported() && __builtin_cpu_supports("avx512bf16");
 }
 
+constexpr Kernels own_step(Kernels kernels) {
+    kernels.step = step;
+    return kernels;
+}
+constexpr Kernels with_bfloat16(Kernels kernels) {
+    kernels.step_bfloat16 = step_avx512_bfloat16;
+    kernels.multiply_adds_bfloat16 = multiply_adds_avx512_bfloat16;
+    return kernels;
+}
+
 }  // namespace
 
-constinit const Kernels avx512_kernels = {
-    .name = "avx512",
-    .lanes = kLanes,
-    .supported = supported,
-    .step = step,
-    .step_bfloat16 = nullptr,
-    .start = start,
-    .tile_product = tile_product,
-    .normals = normals,
-    .elementwise = elementwise,
-    .draws = draws,
-    .multiply_adds = multiply_adds<Float32>,
-    .multiply_adds_bfloat16 = nullptr,
-};
-constinit const Kernels avx512_bf16_kernels = {
-    .name = "avx512_bf16",
-    .lanes = kLanes,
-    .supported = bfloat16_supported,
-    .step = step,
-    .step_bfloat16 = step_avx512_bfloat16,
-    .start = start,
-    .tile_product = tile_product,
-    .normals = normals,
-    .elementwise = elementwise,
-    .draws = draws,
-    .multiply_adds = multiply_adds<Float32>,
-    .multiply_adds_bfloat16 = multiply_adds_avx512_bfloat16,
-};
+constinit const Kernels avx512_kernels = own_step(level("avx512", supported));
+constinit const Kernels avx512_bf16_kernels =
+    with_bfloat16(own_step(level("avx512_bf16", bfloat16_supported)));
 
 }  // namespace worldmodels

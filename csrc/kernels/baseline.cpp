@@ -42,6 +42,8 @@ inline U high_product(U a, std::uint32_t b) {
 #include "kernels/tile.hpp"
 //
 #include "kernels/normals.hpp"
+//
+#include "kernels/table.hpp"
 
 bool supported() {
     return true;
@@ -49,19 +51,6 @@ bool supported() {
 
 }  // namespace
 
-constinit const Kernels baseline_kernels = {
-    .name = "baseline",
-    .lanes = kLanes,
-    .supported = supported,
-    .step = step_lanes<Float32>,
-    .step_bfloat16 = nullptr,
-    .start = start,
-    .tile_product = tile_product,
-    .normals = normals,
-    .elementwise = elementwise,
-    .draws = draws,
-    .multiply_adds = multiply_adds<Float32>,
-    .multiply_adds_bfloat16 = nullptr,
-};
+constinit const Kernels baseline_kernels = level("baseline", supported);
 
 }  // namespace worldmodels
