@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from worldmodels.config import TrainRNNConfig, TrainVAEConfig, preset
+from worldmodels.config import TrainRNNConfig, TrainVAEConfig
 from worldmodels.data.episodes import Episode, EpisodeStore, EpisodeWriter, shard_path
 from worldmodels.data.frames import FrameReader, Order
 from worldmodels.data.latents import Latents
@@ -37,6 +37,7 @@ from worldmodels.models.training import Pieces, autocast, seed_step
 from worldmodels.models.vae import ConvVAE, vae_loss
 from worldmodels.ranks import Ranks
 from worldmodels.stages import train_rnn, train_vae
+from worldmodels.tasks import preset
 
 ROUNDS = 5
 CPU = torch.device("cpu")

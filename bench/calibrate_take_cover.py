@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from worldmodels.config import EnvironmentConfig
 from worldmodels.envs.play import play_policy
-from worldmodels.envs.policies import FIXED, HOLDING
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.stats import describe, table
+from worldmodels.tasks.takecover import POLICIES
 
 RESOLUTIONS = ("640x480", "320x240", "160x120")
 
@@ -23,7 +23,7 @@ RESOLUTIONS = ("640x480", "320x240", "160x120")
 def scores(episodes: int) -> None:
     """Prints the survival of every fixed policy in both variants."""
     rows = []
-    for name, policy in FIXED.items():
+    for name, policy in POLICIES.items():
         cells = []
         for variant in ("paper", "modern"):
             environment = EnvironmentConfig(variant=variant)
@@ -37,7 +37,7 @@ def scores(episodes: int) -> None:
 def play(resolution: str, seed: int) -> tuple[npt.NDArray[np.float64], float]:
     """One episode of the holding policy: frames (T, 64, 64, 3) and seconds."""
     env = TakeCoverEnv(resolution=resolution)
-    actions = FIXED[HOLDING](np.random.default_rng(seed))
+    actions = POLICIES["held 1-10"](np.random.default_rng(seed))
     frames = [env.reset(seed=seed)[0]]
     began, over = time.perf_counter(), False
     while not over:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodels.config import Config, override, preset
+from worldmodels.config import Config, override
 from worldmodels.data.episodes import Episode, EpisodeWriter, shard_path
 from worldmodels.data.latents import Latents
 from worldmodels.data.weights import save_model, save_tensors
 from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
+from worldmodels.tasks import preset
 
 #: Settings under which every stage takes seconds.
 TOY: dict[str, dict[str, Any]] = {

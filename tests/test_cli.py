@@ -14,8 +14,9 @@ import pytest
 from conftest import TOY, command, environment
 from worldmodels import __version__
 from worldmodels.cli import main
-from worldmodels.config import SECTIONS, Config, preset
+from worldmodels.config import SECTIONS, Config
 from worldmodels.experiment import STAGES, Experiment
+from worldmodels.tasks import preset
 
 COMMANDS = [stage.replace("_", "-") for stage in STAGES]
 
@@ -191,7 +192,7 @@ def test_what_goes_wrong_in_a_stage_is_explained(tmp_path, monkeypatch, capsys, 
 
 HOLDER = """
 import sys
-from worldmodels.config import preset
+from worldmodels.tasks import preset
 from worldmodels.experiment import Experiment
 with Experiment(sys.argv[1], preset("takecover", "paper")):
     print("held", flush=True)

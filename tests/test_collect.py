@@ -17,11 +17,12 @@ from conftest import start, toy_config, write_world
 from worldmodels import Controller
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs.play import episode_seed
-from worldmodels.envs.policies import FIXED, constant, held
+from worldmodels.envs.policies import constant, held
 from worldmodels.experiment import Experiment
 from worldmodels.stages import collect
 from worldmodels.stages.collect import interruptions, parse_policies
 from worldmodels.stages.evolve import save_controller
+from worldmodels.tasks.takecover import POLICIES
 
 SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "held 1-10, left", "min_length": 120, "workers": 2}
 
@@ -162,7 +163,7 @@ def test_held_actions_last_as_long_as_they_should():
 
 def test_fixed_policies():
     def first(name, count=400):
-        stream = FIXED[name](np.random.default_rng(0))
+        stream = POLICIES[name](np.random.default_rng(0))
         return [float(next(stream)[0]) for _ in range(count)]
 
     assert set(first("never")) == {0.0}
@@ -181,14 +182,14 @@ def test_fixed_policies():
 
 
 def test_policies_are_read_with_their_shares():
-    assert parse_policies("held 1-10") == [("held 1-10", 1.0)]
-    assert parse_policies(" left : 2,right:0.5 ") == [("left", 2.0), ("right", 0.5)]
+    assert parse_policies("held 1-10", POLICIES) == [("held 1-10", 1.0)]
+    assert parse_policies(" left : 2,right:0.5 ", POLICIES) == [("left", 2.0), ("right", 0.5)]
 
 
 @pytest.mark.parametrize("text", ["", "left,", "hover", "left:0", "left:-1", "left:much", "left:inf", "left:nan"])
 def test_bad_policies_are_named(text):
     with pytest.raises(ValueError, match=r"collect\.policies: expected '<name>:<share>, \.\.\.' of uniform, "):
-        parse_policies(text)
+        parse_policies(text, POLICIES)
 
 
 def test_shares_are_followed(monkeypatch):
@@ -202,7 +203,7 @@ def test_shares_are_followed(monkeypatch):
             return np.zeros((64, 64, 3), np.uint8), 1.0, True, False, {}
 
     config = toy_config(collect={"policies": "left:1, right:3"})
-    job = collect._Job(config.environment, config.collect, None, 0, 0)
+    job = collect._Job(config.experiment, config.environment, config.collect, None, 0, 0)
     names = [episode.policy for episode in collect._play([Game()], job, range(1000), None)]
     assert abs(names.count("right") / 1000 - 0.75) < 0.05
 

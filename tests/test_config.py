@@ -7,27 +7,26 @@ import json
 
 import pytest
 
+from worldmodels import tasks
 from worldmodels.config import (
     CHOICES,
-    PRESETS,
     SECTIONS,
     Config,
     field_help,
     from_dict,
     override,
-    preset,
     to_dict,
 )
-from worldmodels.envs.policies import FIXED
 from worldmodels.experiment import STAGES
 from worldmodels.stages.collect import parse_policies
+from worldmodels.tasks import preset
 
-ALL = [(experiment, name) for experiment, presets in PRESETS.items() for name in presets]
+ALL = [(experiment, name) for experiment in tasks.names() for name in tasks.get(experiment).presets]
 
 
 def test_there_is_a_section_for_every_stage():
     assert set(SECTIONS) == {"environment", "iterate", *STAGES}
-    assert set(PRESETS["takecover"]) == {"quick", "small", "paper"}
+    assert set(tasks.get("takecover").presets) == {"quick", "small", "paper"}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -45,7 +44,8 @@ def test_presets_go_through_json(experiment, name):
     config = preset(experiment, name)
     assert (config.experiment, config.preset) == (experiment, name)
     assert from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False))) == config
-    assert {policy for policy, _ in parse_policies(config.collect.policies)} <= set(FIXED)
+    known = tasks.get(experiment).policies
+    assert {policy for policy, _ in parse_policies(config.collect.policies, known)} <= set(known)
 
 
 def test_the_paper_preset_has_the_papers_numbers():
@@ -97,7 +97,7 @@ def test_override_changes_what_it_is_told_and_nothing_else():
         ("train_rnn", "schedule", "constant", "expected one of exponential, cosine"),
         ("train_rnn", "precision", "float64", "expected one of float32, bfloat16"),
         ("collect", "workers", -1, "expected zero or more, got -1"),
-        ("environment", "variant", "hard", "expected one of paper, modern, got 'hard'"),
+        ("environment", "variant", "hard", "expected one of (empty), paper, modern, got 'hard'"),
     ],
 )
 def test_bad_settings_are_named(section, name, value, wanted):

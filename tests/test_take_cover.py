@@ -15,8 +15,8 @@ import worldmodels  # noqa: F401 (registers the environments)
 from conftest import environment
 from worldmodels.config import EnvironmentConfig
 from worldmodels.envs.play import play_policy
-from worldmodels.envs.policies import FIXED
 from worldmodels.envs.take_cover import TakeCoverEnv
+from worldmodels.tasks.takecover import POLICIES
 
 
 @pytest.fixture(scope="module", params=["paper", "modern"])
@@ -197,11 +197,12 @@ def test_bad_actions_are_named(paper, action):
 
 def test_policies_play_the_same_episodes_in_any_number_of_slots():
     lengths = [
-        play_policy(EnvironmentConfig(), FIXED["held 1-10"], 3, seed=1, purpose="test", slots=slots) for slots in (1, 3)
+        play_policy(EnvironmentConfig(), POLICIES["held 1-10"], 3, seed=1, purpose="test", slots=slots)
+        for slots in (1, 3)
     ]
     assert lengths[0] == lengths[1]
     assert len(set(lengths[0])) == 3
-    other = play_policy(EnvironmentConfig(), FIXED["held 1-10"], 3, seed=1, purpose="else", slots=3)
+    other = play_policy(EnvironmentConfig(), POLICIES["held 1-10"], 3, seed=1, purpose="else", slots=3)
     assert other != lengths[0]
 
 

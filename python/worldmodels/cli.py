@@ -9,8 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from worldmodels import __version__
-from worldmodels.config import CHOICES, PRESETS, Config, field_help, override, preset
+from worldmodels import __version__, tasks
+from worldmodels.config import CHOICES, Config, field_help, override
 from worldmodels.experiment import STAGES, Experiment, command, section_names, versions
 from worldmodels.threads import cores
 
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
     for name, about in _WHOLE.items():
         whole = commands.add_parser(name, help=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        whole.add_argument("experiment", choices=sorted(PRESETS), help="which experiment")
+        whole.add_argument("experiment", choices=tasks.names(), help="which experiment")
         _add_common(whole)
         if name == "sweep":
             whole.add_argument(
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
             command(stage), help=_ABOUT[stage], formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         one.add_argument(
-            "--experiment", choices=sorted(PRESETS), default="takecover", help="in a new folder: which experiment"
+            "--experiment", choices=tasks.names(), default="takecover", help="in a new folder: which experiment"
         )
         _add_common(one)
         one.add_argument(
@@ -104,7 +104,7 @@ def _add_show(target: argparse.ArgumentParser) -> None:
 
 
 def _add_common(target: argparse.ArgumentParser) -> None:
-    names = sorted({name for presets in PRESETS.values() for name in presets})
+    names = sorted({name for experiment in tasks.names() for name in tasks.get(experiment).presets})
     target.add_argument("--out", required=True, metavar="FOLDER", help="the run folder")
     target.add_argument(
         "--preset", choices=names, default=argparse.SUPPRESS, help="in a new folder: its settings (default: paper)"
@@ -167,7 +167,7 @@ def _work(options: argparse.Namespace) -> None:
     stored = Experiment.stored_config(options.out)
     wanted: dict[str, Any] = {key: chosen[key] for key in ("preset", "seed") if key in chosen}
     if stored is None:
-        config = preset(options.experiment, wanted.get("preset", "paper"))
+        config = tasks.preset(options.experiment, wanted.get("preset", "paper"))
     else:
         config = stored
         if options.command in _WHOLE:

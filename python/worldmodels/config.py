@@ -1,4 +1,4 @@
-"""Every setting of every stage, as frozen dataclasses, and the presets. The line under a field is its help text."""
+"""Every setting of every stage, as frozen dataclasses. The line under a field is its help text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class EnvironmentConfig:
     id: str = "worldmodels/TakeCover-v0"
     """Gymnasium id"""
     variant: str = "paper"
-    """rule set: paper or modern"""
+    """TakeCover's rule set: paper or modern; empty where there is nothing to choose"""
     resolution: str = "160x120"
-    """screen that is rendered before the resize to 64x64 (the authors': 640x480)"""
+    """TakeCover's screen before the resize to 64x64 (the authors': 640x480); empty where there is nothing to choose"""
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class Config:
 
 SECTIONS = tuple(item.name for item in fields(Config) if dataclasses.is_dataclass(item.default_factory))
 CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
-    ("environment", "variant"): ("paper", "modern"),
+    ("environment", "variant"): ("", "paper", "modern"),
     ("evaluate", "variant"): ("", "paper", "modern"),
     ("train_vae", "schedule"): ("constant", "cosine"),
     ("train_rnn", "schedule"): ("exponential", "cosine"),
@@ -281,45 +281,6 @@ _MAY_BE_ZERO = {
     "micro_batch",
     "patience",
 }
-
-
-def _takecover() -> dict[str, Config]:
-    paper = Config()
-    exploring = "held 1-10:4, held 1-60:2, left:1, right:1"
-    quick = replace(
-        paper,
-        preset="quick",
-        collect=CollectConfig(episodes=2_000, policies=exploring, min_length=1),
-        train_vae=TrainVAEConfig(steps=4_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
-        train_rnn=TrainRNNConfig(steps=1_000, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
-        check_dream=CheckDreamConfig(episodes=60),
-        evolve=EvolveConfig(generations=20, episodes=8, seeds="common", evaluate_every=5, evaluate_episodes=256),
-    )
-    small = replace(
-        paper,
-        preset="small",
-        collect=CollectConfig(episodes=5_000, policies=exploring, min_length=1),
-        train_vae=TrainVAEConfig(steps=40_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
-        train_rnn=TrainRNNConfig(steps=12_000, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
-        evolve=EvolveConfig(generations=300, seeds="common"),
-    )
-    return {"quick": quick, "small": small, "paper": paper}
-
-
-PRESETS: dict[str, dict[str, Config]] = {"takecover": _takecover()}
-
-
-def preset(experiment: str, name: str) -> Config:
-    """The settings of a preset.
-
-    Raises:
-        ValueError: no such experiment or preset.
-    """
-    if experiment not in PRESETS:
-        raise ValueError(f"experiment: expected one of {', '.join(PRESETS)}, got {experiment!r}")
-    if name not in PRESETS[experiment]:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS[experiment])}, got {name!r}")
-    return PRESETS[experiment][name]
 
 
 def field_help(section: type) -> dict[str, str]:
@@ -389,7 +350,9 @@ def _check(section: str, name: str, value: Any, hints: dict[str, type]) -> None:
         raise ValueError(f"{section}.{name}: expected {kind.__name__}, got {value!r}")
     allowed = CHOICES.get((section, name))
     if allowed and value not in allowed:
-        raise ValueError(f"{section}.{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        raise ValueError(
+            f"{section}.{name}: expected one of {', '.join(name or '(empty)' for name in allowed)}, got {value!r}"
+        )
     if (section, name) == ("train_rnn", "validation") and value >= 1:
         raise ValueError(f"{section}.{name}: expected a share below 1, got {value!r}")
     if kind in (int, float) and not (value > 0 or (name in _MAY_BE_ZERO and value == 0)):

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import worldmodels
+from worldmodels import tasks
 from worldmodels.config import Config, from_dict, to_dict
 from worldmodels.data.atomic import atomic_path, read_json, write_json
 from worldmodels.ranks import launched
@@ -107,6 +108,11 @@ class Experiment:
         if self.ranks.first:
             self._lock.close()
         self.ranks.leave()
+
+    @property
+    def task(self) -> tasks.Task:
+        """What is played."""
+        return tasks.get(self.config.experiment)
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder."""

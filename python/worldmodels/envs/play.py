@@ -32,8 +32,8 @@ class Player(Protocol):
 def make(environment: EnvironmentConfig, **options: Any) -> gymnasium.Env[Frame, npt.NDArray[np.float32]]:
     """Makes the real environment of an experiment, without Gymnasium's wrappers."""
     register()
-    if environment.id == "worldmodels/TakeCover-v0":
-        options = {"variant": environment.variant, "resolution": environment.resolution, **options}
+    chosen = {"variant": environment.variant, "resolution": environment.resolution}
+    options = {**{name: value for name, value in chosen.items() if value}, **options}
     return gymnasium.make(environment.id, disable_env_checker=True, **options).unwrapped
 
 
@@ -45,7 +45,7 @@ def episode_seed(seed: int, purpose: str, episode: int, attempt: int = 0) -> int
 
 def play_policy(
     environment: EnvironmentConfig, policy: Policy, episodes: int, *, seed: int, purpose: str, slots: int
-) -> list[int]:
+) -> list[float]:
     """Plays episodes with a policy that looks at nothing.
 
     Args:
@@ -57,9 +57,9 @@ def play_policy(
         slots: environments that are played side by side.
 
     Returns:
-        Length of every episode.
+        Return of every episode.
     """
-    lengths = [0] * episodes
+    returns = [0.0] * episodes
 
     def work(slot: int) -> None:
         env = make(environment)
@@ -70,8 +70,8 @@ def play_policy(
                 env.reset(seed=number)
                 over = False
                 while not over:
-                    _, _, terminated, truncated, _ = env.step(next(actions))
-                    lengths[episode] += 1
+                    _, reward, terminated, truncated, _ = env.step(next(actions))
+                    returns[episode] += float(reward)
                     over = terminated or truncated
         finally:
             env.close()
@@ -80,7 +80,7 @@ def play_policy(
     with ThreadPoolExecutor(slots) as pool:  # the game is a process of its own: threads are enough to drive it
         for job in [pool.submit(work, slot) for slot in range(slots)]:
             job.result()
-    return lengths
+    return returns
 
 
 def play_agent(

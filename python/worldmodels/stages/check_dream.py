@@ -11,7 +11,7 @@ from worldmodels.data.atomic import write_json
 from worldmodels.dream import load_world
 from worldmodels.envs.dream import DreamVectorEnv
 from worldmodels.envs.play import play_policy
-from worldmodels.envs.policies import FIXED, Policy
+from worldmodels.envs.policies import Policy
 from worldmodels.experiment import Experiment
 from worldmodels.progress import Progress
 from worldmodels.stats import describe, table
@@ -22,7 +22,7 @@ _SUSPICIOUS = 1.5  # a dream this many times kinder (or harder) than the game is
 def run(experiment: Experiment) -> dict[str, Any]:
     """Plays every fixed policy in both worlds at the temperature that C will be evolved at."""
     config, evolve = experiment.config.check_dream, experiment.config.evolve
-    seed = experiment.config.seed
+    seed, policies = experiment.config.seed, experiment.task.policies
     dreams = DreamVectorEnv(
         *load_world(experiment.folder),
         num_envs=config.dream_episodes,
@@ -30,9 +30,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
         max_steps=evolve.max_steps,
         features="z",
     )
-    progress = Progress("check-dream", len(FIXED), "policies")
+    progress = Progress("check-dream", len(policies), "policies")
     results = {}
-    for number, (name, policy) in enumerate(FIXED.items()):
+    for number, (name, policy) in enumerate(policies.items()):
         dream = play_dreams(dreams, policy, seed=seed)
         game = play_policy(
             experiment.config.environment,
@@ -44,7 +44,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         )
         results[name] = {"dream": describe(dream), "game": describe(game)}
         progress.update(number + 1)
-    progress.close(len(FIXED))
+    progress.close(len(policies))
     warnings = [text for name, worlds in results.items() if (text := judge(name, worlds))]
     write_json(
         experiment.path("check_dream", "check_dream.json"),
@@ -59,19 +59,19 @@ def run(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def play_dreams(dreams: DreamVectorEnv, policy: Policy, *, seed: int) -> list[int]:
-    """Length of one free-running dream in every environment of ``dreams``, played by a fixed policy."""
+def play_dreams(dreams: DreamVectorEnv, policy: Policy, *, seed: int) -> list[float]:
+    """Return of one free-running dream in every environment of ``dreams``, played by a fixed policy."""
     count = dreams.num_envs
     streams = [policy(np.random.default_rng([seed, number])) for number in range(count)]
-    lengths = np.zeros(count, np.int64)
+    returns = np.zeros(count)
     alive = np.ones(count, np.bool_)
     dreams.reset(seed=seed)
     while alive.any():
         actions = np.stack([next(stream) for stream in streams])
-        _, _, terminated, truncated, _ = dreams.step(actions)
-        lengths += alive
+        _, rewards, terminated, truncated, _ = dreams.step(actions)
+        returns += alive * rewards
         alive &= ~(terminated | truncated)
-    return [int(length) for length in lengths]
+    return [float(value) for value in returns]
 
 
 def judge(name: str, worlds: dict[str, Any]) -> str | None:

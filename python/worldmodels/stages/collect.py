@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worldmodels import pretrained
+from worldmodels import pretrained, tasks
 from worldmodels.config import CollectConfig, EnvironmentConfig
 from worldmodels.data.atomic import atomic_path
 from worldmodels.data.episodes import Episode, EpisodeShard, EpisodeWriter, shard_path
 from worldmodels.envs.play import Frame, episode_seed, make
-from worldmodels.envs.policies import AGENT, FIXED, Action
+from worldmodels.envs.policies import AGENT, Action, Policy
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent
 from worldmodels.progress import Progress
@@ -41,7 +41,7 @@ _PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in stand
 def run(experiment: Experiment) -> dict[str, Any]:
     """Plays until every shard of the store is there; shards that are there already are kept."""
     config = experiment.config.collect
-    wanted = [name for name, _ in parse_policies(config.policies) if name in AGENT]
+    wanted = [name for name, _ in parse_policies(config.policies, experiment.task.policies) if name in AGENT]
     if wanted and not config.agent:
         raise ValueError(f"collect.agent: expected whose agent plays '{wanted[0]}', got nothing")
     if wanted:
@@ -59,8 +59,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     return _summary(folder, config)
 
 
-def parse_policies(text: str) -> list[tuple[str, float]]:
-    """Reads 'held 1-10:4, left:1' as names with shares.
+def parse_policies(text: str, policies: Mapping[str, Policy]) -> list[tuple[str, float]]:
+    """Reads 'held 1-10:4, left:1' as names with shares; the names are those of ``policies`` and of what an agent does.
 
     Raises:
         ValueError: an unknown name or a share that is no positive number.
@@ -72,8 +72,8 @@ def parse_policies(text: str) -> list[tuple[str, float]]:
             weight = float(share or 1)
         except ValueError:
             weight = 0.0
-        if name not in (*FIXED, *AGENT) or not 0 < weight < float("inf"):
-            known = ", ".join((*FIXED, *AGENT))
+        if name not in (*policies, *AGENT) or not 0 < weight < float("inf"):
+            known = ", ".join((*policies, *AGENT))
             raise ValueError(f"collect.policies: expected '<name>:<share>, ...' of {known}, got {part.strip()!r}")
         parsed.append((name, weight))
     return parsed
@@ -124,6 +124,7 @@ def _summary(folder: Path, config: CollectConfig) -> dict[str, Any]:
 class _Job:
     """What a worker needs to know; sent to it once."""
 
+    experiment: str
     environment: EnvironmentConfig
     collect: CollectConfig
     folder: Path
@@ -148,7 +149,7 @@ class _Pool:
     def __init__(self, experiment: Experiment, todo: list[int], progress: Progress, ready: int, first: int = 0) -> None:
         config = experiment.config
         folder = experiment.path("episodes").absolute()
-        self._job = _Job(config.environment, config.collect, folder, first, config.seed)
+        self._job = _Job(config.experiment, config.environment, config.collect, folder, first, config.seed)
         self._todo = todo[::-1]
         self._count = min(config.collect.workers or cores(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
@@ -319,12 +320,13 @@ def _decide(turns: dict[int, _Turn], agent: Agent | None, slots: int) -> dict[in
 def _play_one(env: Any, job: _Job, number: int, agent: Agent | None) -> Generator[_Turn, Action, Episode]:
     """Plays episode ``number``: what comes out depends on nothing but the seed, the number and the agent."""
     config = job.collect
-    names, weights = zip(*parse_policies(config.policies), strict=True)
+    policies = tasks.get(job.experiment).policies
+    names, weights = zip(*parse_policies(config.policies, policies), strict=True)
     for attempt in range(_MAX_ATTEMPTS):
         seed = episode_seed(job.seed, "collect", number, attempt)
         rng = np.random.default_rng(seed)
         name = str(rng.choice(names, p=np.array(weights) / sum(weights)))
-        overrule, params = _policy(name, rng, agent)
+        overrule, params = (policies[name](rng), None) if name in policies else _agent_policy(name, rng, agent)
         frames: list[Frame] = []
         taken, rewards = [], []
         frame, _ = env.reset(seed=seed)
@@ -341,12 +343,10 @@ def _play_one(env: Any, job: _Job, number: int, agent: Agent | None) -> Generato
     raise RuntimeError(f"collect.min_length: no episode of {config.min_length} frames in {_MAX_ATTEMPTS} attempts")
 
 
-def _policy(
+def _agent_policy(
     name: str, rng: np.random.Generator, agent: Agent | None
 ) -> tuple[Iterator[Action], npt.NDArray[np.float32] | None]:
     """The actions of one episode, NaN where the agent decides, and the agent's controller if it is not its own."""
-    if name in FIXED:
-        return FIXED[name](rng), None
     assert agent is not None
     size, params = agent.controller.action_size, None
     if name == "agent perturbed":

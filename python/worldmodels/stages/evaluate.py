@@ -9,7 +9,6 @@ from typing import Any
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import atomic_path, write_json
 from worldmodels.envs.play import episode_seed, play_agent, play_policy
-from worldmodels.envs.policies import FIXED, HOLDING, RANDOM
 from worldmodels.experiment import Experiment, versions
 from worldmodels.figures import save_animation
 from worldmodels.models.agent import Agent, Recorder, load_controller
@@ -18,32 +17,30 @@ from worldmodels.stages.evolve import make_dream
 from worldmodels.stats import describe, table
 
 PURPOSE = "evaluate"  # keeps these episodes apart from those of other stages
-#: Names in results.json of the policies beside the agent.
-BESIDE = {"random": RANDOM, "collecting": HOLDING, "never": "never", "left": "left", "right": "right"}
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
     """Plays the agent's episodes (those that were not played before), then the policies', and writes results.json."""
-    config = experiment.config
+    config, task = experiment.config, experiment.task
     environment = _environment(experiment)
     scores = _agent_scores(experiment)
     results: dict[str, Any] = {"agent": describe(scores)}
-    for name, policy in BESIDE.items():
-        lengths = play_policy(
+    for name, policy in task.beside.items():
+        returns = play_policy(
             environment,
-            FIXED[policy],
+            task.policies[policy],
             config.evaluate.episodes,
             seed=config.seed,
             purpose=PURPOSE,
             slots=config.evaluate.environments,
         )
-        results[name] = {"policy": policy, **describe(lengths)}
+        results[name] = {"policy": policy, **describe(returns)}
     evolved = experiment.summary("evolve")
     results["dream"] = {
         **{key: evolved[key] for key in ("score", "temperature", "generation")},
         "evaluation": describe(dream_scores(experiment)),
     }
-    results["environment"] = {**vars(environment), "max_steps": 2100}
+    results["environment"] = {**vars(environment), "max_steps": task.max_steps}
     results["versions"] = versions()
     seeds = [episode_seed(config.seed, PURPOSE, episode) for episode in range(config.evaluate.episodes)]
     results["seeds"] = {"seed": config.seed, "episodes": seeds}
@@ -51,7 +48,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     write_json(experiment.path("results.json"), results)
     _record(experiment)
     print(format_table(results))
-    return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in ("agent", *BESIDE)}
+    return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in ("agent", *task.beside)}
 
 
 def dream_scores(experiment: Experiment) -> list[float]:
@@ -140,8 +137,8 @@ def _read_scores(path: Any, about: dict[str, Any]) -> dict[int, float]:
 def format_table(results: dict[str, Any]) -> str:
     """The table of scores for the terminal."""
     rows = []
-    for name in ("agent", *BESIDE):
-        entry = results[name]
+    players = {name: entry for name, entry in results.items() if name == "agent" or "policy" in entry}
+    for name, entry in players.items():
         low, high = entry["ci95"]
         policy = entry.get("policy", name)
         label = name if policy == name else f"{name} ({policy})"

@@ -106,6 +106,7 @@ def make_dream(experiment: Experiment) -> Dream:
         features=config.features,  # type: ignore[arg-type]
         bias=config.bias,
         hidden_units=config.hidden_units,
+        squash=experiment.task.squash,
     )
     return Dream(
         *world,

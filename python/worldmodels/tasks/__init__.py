@@ -1,0 +1,82 @@
+"""The experiments: each is one module that says what is played, with which policies and with which settings."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+from worldmodels.config import Config
+from worldmodels.envs.policies import Policy
+from worldmodels.models.controller import Squash
+
+#: Packages of others add experiments by an entry point of this group: ``name = "their.module"``.
+GROUP = "worldmodels.tasks"
+
+
+@dataclass(frozen=True)
+class Task:
+    """An experiment: the ``TASK`` of a module that is named like it.
+
+    Attributes:
+        name: on the command line, and of the module.
+        env_id: Gymnasium id of the real environment; its frames are (64, 64, 3) uint8.
+        actions: a name for every action, in their order.
+        max_steps: longest real episode, in steps.
+        policies: policies that look at nothing, by name: to collect with, and to ask whether the dream can be trusted.
+        beside: those that are scored beside the agent: name in ``results.json`` -> policy. ``"random"`` and
+            ``"collecting"`` are always there.
+        presets: settings by name.
+        score: what a return counts, for tables and axes.
+        frames_per_second: the real speed, for animations.
+        threshold: an action moves the player where its absolute value is above this; for pictures.
+        squash: how C's outputs become actions.
+    """
+
+    name: str
+    env_id: str
+    actions: tuple[str, ...]
+    max_steps: int
+    policies: Mapping[str, Policy]
+    beside: Mapping[str, str]
+    presets: Mapping[str, Config]
+    score: str
+    frames_per_second: int
+    threshold: float = 0.0
+    squash: Squash = "tanh"
+
+
+def names() -> list[str]:
+    """Names of the experiments: the modules here, and those of other packages."""
+    own = {module.name for module in pkgutil.iter_modules(__path__)}
+    return sorted(own | {entry.name for entry in metadata.entry_points(group=GROUP)})
+
+
+def get(name: str) -> Task:
+    """The experiment of a name.
+
+    Raises:
+        ValueError: there is none, or its module has no fitting ``TASK``.
+    """
+    if name not in names():
+        raise ValueError(f"experiment: expected one of {', '.join(names())}, got {name!r}")
+    others = {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
+    module = importlib.import_module(others.get(name, f"{__name__}.{name}"))
+    task = getattr(module, "TASK", None)
+    if not isinstance(task, Task) or task.name != name:
+        raise ValueError(f"{module.__name__}: expected TASK, a Task named {name!r}, got {task!r:.100}")
+    return task
+
+
+def preset(experiment: str, name: str) -> Config:
+    """The settings of a preset.
+
+    Raises:
+        ValueError: no such experiment or preset.
+    """
+    presets = get(experiment).presets
+    if name not in presets:
+        raise ValueError(f"preset: expected one of {', '.join(presets)}, got {name!r}")
+    return presets[name]

@@ -1,0 +1,55 @@
+"""VizDoom TakeCover: C evolves inside the dream, then survives in the game."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from worldmodels.config import CheckDreamConfig, CollectConfig, Config, EvolveConfig, TrainRNNConfig, TrainVAEConfig
+from worldmodels.envs.policies import constant, held
+from worldmodels.tasks import Task
+
+POLICIES = {
+    "uniform": held(1, 1),
+    "held 1-10": held(1, 10),
+    "held 1-60": held(1, 60),
+    "never": constant(0.0),
+    "left": constant(-1.0),
+    "right": constant(1.0),
+}
+
+
+def _presets() -> dict[str, Config]:
+    paper = Config()
+    exploring = "held 1-10:4, held 1-60:2, left:1, right:1"
+    quick = replace(
+        paper,
+        preset="quick",
+        collect=CollectConfig(episodes=2_000, policies=exploring, min_length=1),
+        train_vae=TrainVAEConfig(steps=4_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
+        train_rnn=TrainRNNConfig(steps=1_000, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
+        check_dream=CheckDreamConfig(episodes=60),
+        evolve=EvolveConfig(generations=20, episodes=8, seeds="common", evaluate_every=5, evaluate_episodes=256),
+    )
+    small = replace(
+        paper,
+        preset="small",
+        collect=CollectConfig(episodes=5_000, policies=exploring, min_length=1),
+        train_vae=TrainVAEConfig(steps=40_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
+        train_rnn=TrainRNNConfig(steps=12_000, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
+        evolve=EvolveConfig(generations=300, seeds="common"),
+    )
+    return {"quick": quick, "small": small, "paper": paper}
+
+
+TASK = Task(
+    name="takecover",
+    env_id="worldmodels/TakeCover-v0",
+    actions=("left / right",),
+    max_steps=2100,
+    policies=POLICIES,
+    beside={"random": "uniform", "collecting": "held 1-10", "never": "never", "left": "left", "right": "right"},
+    presets=_presets(),
+    score="steps survived",
+    frames_per_second=35,
+    threshold=1 / 3,
+)
