@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from conftest import TOY, command, environment
-from worldmodels import __version__
+from worldmodels import __version__, pretrained
 from worldmodels.cli import main
 from worldmodels.config import SECTIONS, Config
-from worldmodels.experiment import STAGES, Experiment
+from worldmodels.experiment import MAKERS, STAGES, Experiment
 from worldmodels.tasks import preset
 
 COMMANDS = [stage.replace("_", "-") for stage in STAGES]
@@ -50,7 +50,7 @@ def test_help_of_run_lists_every_setting_of_every_stage(capsys):
         for flag in flags(section):
             assert (f"--{section.replace('_', '-')}.{flag}" in text) == (section != "iterate")
     assert "--seed" in text
-    assert "{paper,quick,small}" in text
+    assert "{paper,pretrained,quick,small}" in text
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -99,6 +99,47 @@ def test_a_stage_alone_goes_on_with_the_settings_of_the_folder(tmp_path, ran):
 def test_the_paper_preset_is_the_default(tmp_path, ran):
     assert main(["collect", "--out", str(tmp_path)]) == 0
     assert ran["collect"] == preset("takecover", "paper")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "folder", "world"),
+    [
+        (["run", "takecover"], "pretrained", "takecover", "takecover"),
+        (["run", "takecover", "--from-scratch"], "quick", "takecover-quick", ""),
+        (["run", "takecover", "--from-scratch", "--preset", "small"], "small", "takecover-small", ""),
+        (["run", "takecover", "--preset", "paper"], "paper", "takecover-paper", ""),
+        (["run", "takecover", "--preset", "quick", "--world", "takecover"], "quick", "takecover-quick", "takecover"),
+    ],
+)
+def test_a_run_takes_the_shipped_world_unless_it_is_told_to_train(
+    tmp_path, monkeypatch, ran, arguments, name, folder, world
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 0
+    config = Experiment.stored_config(Path("runs", folder))
+    assert (config.preset, config.world) == (name, world)
+    assert set(ran) == set(STAGES) - (set(MAKERS) if world else set())
+
+
+def test_a_taken_world_is_not_trained(tmp_path, monkeypatch, ran, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "takecover"]) == 0
+    shipped = pretrained.folder("takecover")
+    for file in ("vae/vae.safetensors", "rnn/rnn.safetensors", "rnn/initial.safetensors"):
+        assert (tmp_path / "runs" / "takecover" / file).read_bytes() == (shipped / file).read_bytes()
+    assert "taken from the world takecover" in capsys.readouterr().err
+    line = refused(capsys, "run", "takecover", "--from-scratch", "--out", "runs/takecover")
+    assert "--from-scratch: expected a run that trains V and M, got one that takes them: takecover" in line
+    for arguments in (["train-rnn", "--again"], ["run", "takecover", "--train-rnn.steps", "9"]):
+        line = refused(capsys, *arguments, "--out", "runs/takecover")
+        assert "train-rnn: nothing to do in runs/takecover, which takes V and M from takecover" in line
+    assert "--world: " in refused(capsys, "run", "takecover", "--world", "elsewhere")
+    assert "iterate: expected a run that trains V and M" in refused(
+        capsys, "iterate", "takecover", "--out", "runs/takecover"
+    )
+    assert "world: expected vae/vae.safetensors in nowhere" in refused(
+        capsys, "run", "takecover", "--world", "nowhere", "--out", "other"
+    )
 
 
 def refused(capsys, *arguments):
@@ -161,7 +202,7 @@ def test_other_settings_of_a_finished_stage_are_refused(tmp_path, ran, capsys):
 
 def test_again_discards_and_repeats(tmp_path, ran):
     out = ["--out", str(tmp_path)]
-    assert main(["run", "takecover", *out]) == 0
+    assert main(["run", "takecover", "--from-scratch", *out]) == 0
     ran.clear()
     assert main(["train-rnn", *out, "--again", "--hidden-size", "7"]) == 0
     assert list(ran) == ["train_rnn"]

@@ -26,7 +26,7 @@ ALL = [(experiment, name) for experiment in tasks.names() for name in tasks.get(
 
 def test_there_is_a_section_for_every_stage():
     assert set(SECTIONS) == {"environment", "iterate", *STAGES}
-    assert set(tasks.get("takecover").presets) == {"quick", "small", "paper"}
+    assert set(tasks.get("takecover").presets) == {"pretrained", "quick", "small", "paper"}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -95,7 +95,7 @@ def test_override_changes_what_it_is_told_and_nothing_else():
         ("train_rnn", "micro_steps", 0, "expected more than zero, got 0"),
         ("train_vae", "tensorboard", 1, "expected bool, got 1"),
         ("train_rnn", "schedule", "constant", "expected one of exponential, cosine"),
-        ("train_rnn", "precision", "float64", "expected one of float32, bfloat16"),
+        ("train_rnn", "precision", "float64", "expected one of auto, float32, bfloat16"),
         ("collect", "workers", -1, "expected zero or more, got -1"),
         ("environment", "variant", "hard", "expected one of (empty), paper, modern, got 'hard'"),
     ],

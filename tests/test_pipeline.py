@@ -27,7 +27,7 @@ FLAGS = [
 def ran(tmp_path_factory):
     """`worldmodels run takecover`, with no display to draw on."""
     folder = tmp_path_factory.mktemp("pipeline")
-    done = command("run", "takecover", "--out", "toy", "--seed", "3", *FLAGS, cwd=folder)
+    done = command("run", "takecover", "--from-scratch", "--out", "toy", "--seed", "3", *FLAGS, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -38,7 +38,14 @@ def test_every_stage_is_done(ran):
     assert sorted(path.stem for path in (run / "stages").iterdir()) == sorted(STAGES)
     assert [path.name for path in folder.iterdir()] == ["toy"]
     assert not list(run.rglob("*.tmp"))
-    for title in ("fixed policy", "player", "agent", "random (uniform)", "collecting (held 1-10)"):
+    for title in (
+        "fixed policy",
+        "player",
+        "agent",
+        "before (first generation)",
+        "random (uniform)",
+        "collecting (held 1-10)",
+    ):
         assert title in done.stdout
     for stage in STAGES[:-1]:
         assert stage.replace("_", "-") in done.stderr

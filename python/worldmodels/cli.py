@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from worldmodels import __version__, tasks
 from worldmodels.config import CHOICES, Config, field_help, override
-from worldmodels.experiment import STAGES, Experiment, command, section_names, versions
+from worldmodels.experiment import MAKERS, STAGES, Experiment, command, section_names, versions
 from worldmodels.threads import cores
 
 _ABOUT = {
@@ -27,7 +27,7 @@ _ABOUT = {
 
 
 _WHOLE = {
-    "run": "all stages; run again to resume",
+    "run": "all stages (TakeCover's V and M come with the package unless --from-scratch); run again to resume",
     "sweep": "one controller per temperature in the same dream: the paper's table",
     "ablate": "controllers that see z, z and h, or all, in the same dream",
     "iterate": "rounds of play with the agent, training on everything, and evolution in the new dream",
@@ -45,7 +45,10 @@ def parser() -> argparse.ArgumentParser:
     for name, about in _WHOLE.items():
         whole = commands.add_parser(name, help=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         whole.add_argument("experiment", choices=tasks.names(), help="which experiment")
-        _add_common(whole)
+        _add_common(whole, out="runs/<experiment>, with the preset behind it if one is given")
+        whole.add_argument(
+            "--from-scratch", action="store_true", help="train V and M too: the preset quick, unless --preset says more"
+        )
         if name == "sweep":
             whole.add_argument(
                 "--temperatures", type=float, nargs="+", default=[0.1, 0.5, 1.0, 1.15, 1.3], help="of the dreams"
@@ -103,11 +106,19 @@ def _add_show(target: argparse.ArgumentParser) -> None:
     target.add_argument("--seed", type=int, default=0, help="of everything that is random")
 
 
-def _add_common(target: argparse.ArgumentParser) -> None:
+def _add_common(target: argparse.ArgumentParser, out: str = "") -> None:
     names = sorted({name for experiment in tasks.names() for name in tasks.get(experiment).presets})
-    target.add_argument("--out", required=True, metavar="FOLDER", help="the run folder")
+    where = f"the run folder (default: {out})" if out else "the run folder"
+    target.add_argument("--out", required=not out, default=argparse.SUPPRESS, metavar="FOLDER", help=where)
+    usual = "the experiment's own" if out else "paper"
     target.add_argument(
-        "--preset", choices=names, default=argparse.SUPPRESS, help="in a new folder: its settings (default: paper)"
+        "--preset", choices=names, default=argparse.SUPPRESS, help=f"in a new folder: its settings (default: {usual})"
+    )
+    target.add_argument(
+        "--world",
+        metavar="NAME",
+        default=argparse.SUPPRESS,
+        help="in a new folder: take V and M from here, a world of the package (takecover) or a run folder",
     )
     target.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of everything that is random (default: 0)")
 
@@ -164,38 +175,64 @@ def _work(options: argparse.Namespace) -> None:
         section, dot, name = key.partition(".")
         if dot:
             changes.setdefault(section, {})[name] = value
-    stored = Experiment.stored_config(options.out)
-    wanted: dict[str, Any] = {key: chosen[key] for key in ("preset", "seed") if key in chosen}
-    if stored is None:
-        config = tasks.preset(options.experiment, wanted.get("preset", "paper"))
-    else:
-        config = stored
-        if options.command in _WHOLE:
-            wanted["experiment"] = options.experiment
-        for key, value in wanted.items():
-            if key != "seed" and getattr(stored, key) != value:
-                raise ValueError(f"--{key}: {options.out} holds a run of {key} {getattr(stored, key)!r}, got {value!r}")
-    if "seed" in wanted:
-        if wanted["seed"] < 0:
-            raise ValueError(f"--seed: expected zero or more, got {wanted['seed']}")
-        config = Config(**{**vars(config), "seed": wanted["seed"]})
-    config = override(config, changes)
+    out = Path(chosen.get("out") or _folder(options))
+    config = override(_config(options, out), changes)
+    stage = options.command.replace("-", "_")
+    trained = [section for section in MAKERS if section in changes or section == stage]
+    if config.world and trained:
+        raise ValueError(
+            f"{command(trained[0])}: nothing to do in {out}, which takes V and M from {config.world}; "
+            "use another --out, and --from-scratch with `worldmodels run`"
+        )
 
     if options.command in ("sweep", "ablate", "iterate"):
         from worldmodels import studies
 
-        folder = Path(options.out)
         if options.command == "sweep":
-            studies.sweep(folder, config, options.temperatures)
+            studies.sweep(out, config, options.temperatures)
         elif options.command == "ablate":
-            studies.ablate(folder, config)
+            studies.ablate(out, config)
         else:
-            studies.iterate(folder, config)
+            studies.iterate(out, config)
         return
     stages = STAGES if options.command == "run" else (options.command.replace("-", "_"),)
-    with Experiment(options.out, config, again=stages[0] if getattr(options, "again", False) else None) as experiment:
+    with Experiment(out, config, again=stages[0] if getattr(options, "again", False) else None) as experiment:
         for stage in stages:
             experiment.run(stage)
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    """Where a run lies that was not told where."""
+    name = getattr(options, "preset", "quick" if options.from_scratch else "")
+    return Path("runs", f"{options.experiment}-{name}" if name else options.experiment)
+
+
+def _config(options: argparse.Namespace, out: Path) -> Config:
+    """The settings to start from: those in the folder, or in a new one those of its preset."""
+    chosen = vars(options)
+    whole, scratch = options.command in _WHOLE, chosen.get("from_scratch", False)
+    wanted: dict[str, Any] = {key: chosen[key] for key in ("preset", "seed", "world") if key in chosen}
+    stored = Experiment.stored_config(out)
+    if stored is None:
+        usual = tasks.get(options.experiment).preset if whole else "paper"
+        if whole and (scratch or options.command == "iterate") and tasks.preset(options.experiment, usual).world:
+            usual = "quick"
+        config = tasks.preset(options.experiment, wanted.get("preset", usual))
+        config = replace(config, world=wanted.get("world", config.world))
+    else:
+        config = stored
+        if whole:
+            wanted["experiment"] = options.experiment
+        for key, value in wanted.items():
+            if key != "seed" and getattr(stored, key) != value:
+                raise ValueError(f"--{key}: {out} holds a run of {key} {getattr(stored, key)!r}, got {value!r}")
+    if scratch and config.world:
+        raise ValueError(f"--from-scratch: expected a run that trains V and M, got one that takes them: {config.world}")
+    if "seed" in wanted:
+        if wanted["seed"] < 0:
+            raise ValueError(f"--seed: expected zero or more, got {wanted['seed']}")
+        config = replace(config, seed=wanted["seed"])
+    return config
 
 
 def _show(options: argparse.Namespace) -> None:

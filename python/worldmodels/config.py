@@ -73,8 +73,8 @@ class TrainVAEConfig:
     """validations without a new best after which training stops; 0 for never"""
     keep: str = "best"
     """which weights are handed on: the best by validation, or the last"""
-    precision: str = "bfloat16"
-    """bfloat16 (autocast) or float32"""
+    precision: str = "auto"
+    """bfloat16 (autocast), float32, or auto: bfloat16 where the device computes in it, float32 elsewhere"""
     compile: bool = False
     """torch.compile V: a minute at the start, fewer kernels afterwards; for GPUs"""
     workers: int = 0
@@ -89,8 +89,8 @@ class EncodeConfig:
 
     batch: int = 256
     """frames encoded at once"""
-    precision: str = "bfloat16"
-    """bfloat16 (autocast) or float32"""
+    precision: str = "auto"
+    """bfloat16 (autocast), float32, or auto: bfloat16 where the device computes in it, float32 elsewhere"""
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ class TrainRNNConfig:
     """validations without a new best after which training stops; 0 for never"""
     keep: str = "best"
     """which weights are handed on: the best by validation, or the last"""
-    precision: str = "bfloat16"
-    """bfloat16 (autocast) or float32"""
+    precision: str = "auto"
+    """bfloat16 (autocast), float32, or auto: bfloat16 where the device computes in it, float32 elsewhere"""
     tensorboard: bool = False
     """write TensorBoard files beside metrics.jsonl, into tensorboard/ of the run folder"""
 
@@ -205,6 +205,8 @@ class EvaluateConfig:
     """rule set to play; empty for the one that was collected in"""
     resolution: str = ""
     """screen to render; empty for the one that was collected in"""
+    curve_episodes: int = 0
+    """episodes that every evaluated mean plays in the real environment too, for the curve over generations"""
     gif_steps: int = 700
     """longest recording of one episode (evaluate/episode.gif)"""
 
@@ -246,6 +248,7 @@ class Config:
     experiment: str = "takecover"
     preset: str = "paper"
     seed: int = 0
+    world: str = ""  # a world of the package, or a run folder, whose V and M are taken; empty to train them
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     train_vae: TrainVAEConfig = field(default_factory=TrainVAEConfig)
@@ -258,6 +261,7 @@ class Config:
     iterate: IterateConfig = field(default_factory=IterateConfig)
 
 
+TOP = ("experiment", "preset", "seed", "world")
 SECTIONS = tuple(item.name for item in fields(Config) if dataclasses.is_dataclass(item.default_factory))
 CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("environment", "variant"): ("", "paper", "modern"),
@@ -268,7 +272,7 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("evolve", "seeds"): ("common", "independent"),
     ("evolve", "precision"): ("float32", "bfloat16"),
     **{(stage, "keep"): ("best", "last") for stage in ("train_vae", "train_rnn")},
-    **{(stage, "precision"): ("float32", "bfloat16") for stage in ("train_vae", "encode", "train_rnn")},
+    **{(stage, "precision"): ("auto", "float32", "bfloat16") for stage in ("train_vae", "encode", "train_rnn")},
 }
 _MAY_BE_ZERO = {
     "workers",
@@ -280,6 +284,7 @@ _MAY_BE_ZERO = {
     "kl_tolerance",
     "micro_batch",
     "patience",
+    "curve_episodes",
 }
 
 
@@ -313,10 +318,11 @@ def from_dict(values: dict[str, Any]) -> Config:
     known = {item.name for item in fields(Config)}
     if not isinstance(values, dict) or not set(values) <= known:
         raise ValueError(f"config: expected the keys {sorted(known)}, got {values!r:.200}")
-    top = {name: values[name] for name in ("experiment", "preset", "seed") if name in values}
+    top = {name: values[name] for name in TOP if name in values}
     for name, value in top.items():
         kind = int if name == "seed" else str
-        if not isinstance(value, kind) or isinstance(value, bool) or value == "" or (kind is int and int(value) < 0):
+        empty = value == "" and name != "world"
+        if not isinstance(value, kind) or isinstance(value, bool) or empty or (kind is int and int(value) < 0):
             raise ValueError(f"{name}: expected {'zero or more' if name == 'seed' else 'a name'}, got {value!r:.100}")
     config = Config(**top)
     return override(config, {name: values[name] for name in SECTIONS if name in values})

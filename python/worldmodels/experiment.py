@@ -17,13 +17,20 @@ from types import TracebackType
 from typing import Any
 
 import worldmodels
-from worldmodels import tasks
-from worldmodels.config import Config, from_dict, to_dict
+from worldmodels import pretrained, tasks
+from worldmodels.config import TOP, Config, from_dict, to_dict
 from worldmodels.data.atomic import atomic_path, read_json, write_json
 from worldmodels.ranks import launched
 
 #: The stages in their order; each is the function ``run(experiment)`` of a module in ``worldmodels.stages``.
 STAGES = ("collect", "train_vae", "encode", "train_rnn", "check_dream", "evolve", "evaluate", "report")
+#: Stages that make V and M, and the folders they write to.
+MAKERS = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
+#: What a run takes of a finished world: weights, the dream's starts, and what was measured of them.
+_TAKEN = {
+    "train_vae": ("vae.safetensors", "vae.json", "quality.json"),
+    "train_rnn": ("rnn.safetensors", "rnn.json", "initial.safetensors", "quality.json"),
+}
 #: Stages that nothing builds on: they may be repeated with other settings at any time.
 LEAVES = ("check_dream", "evaluate", "report")
 #: Stages to repeat when a stage is repeated or goes on: what they made is of something that is no more.
@@ -131,6 +138,8 @@ class Experiment:
         fields_now = asdict(getattr(self.config, stage))
         settings = {name: value for name, value in fields_now.items() if (stage, name) not in MACHINE}
         settings["seed"] = self.config.seed
+        if self.config.world and stage in MAKERS:
+            settings["world"] = self.config.world
         if stage in ("collect", "check_dream", "evaluate"):
             settings["environment"] = asdict(self.config.environment)
         if stage == "check_dream":
@@ -169,10 +178,9 @@ class Experiment:
 
     def _discard(self, stage: str) -> None:
         """Removes what a stage and all stages after it have written."""
-        folders = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
         for later in STAGES[STAGES.index(stage) :]:
             self.marker(later).unlink(missing_ok=True)
-            shutil.rmtree(self.path(folders.get(later, later)), ignore_errors=True)
+            shutil.rmtree(self.path(MAKERS.get(later, later)), ignore_errors=True)
             self.rewind_metrics(command(later), 0)
         self.path("results.json").unlink(missing_ok=True)
 
@@ -199,7 +207,10 @@ class Experiment:
         for dependent in DEPENDENTS.get(stage, ()) if self.ranks.first else ():
             self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
-        summary = importlib.import_module(f"worldmodels.stages.{stage}").run(self)
+        if self.config.world and stage in MAKERS:
+            summary = self._take(stage)
+        else:
+            summary = importlib.import_module(f"worldmodels.stages.{stage}").run(self)
         if self.ranks.first:
             write_json(
                 self.marker(stage),
@@ -214,6 +225,21 @@ class Experiment:
                 },
             )
         self.ranks.wait()
+
+    def _take(self, stage: str) -> dict[str, Any]:
+        """In place of a stage that makes V or M: copies what it made in the run's ``world``."""
+        source = pretrained.resolve(self.config.world)
+        folder = MAKERS[stage]
+        for name in _TAKEN.get(stage, ()):
+            path = source / folder / name
+            if not path.is_file() and name.endswith(".safetensors"):
+                raise FileNotFoundError(f"world: expected {folder}/{name} in {source}")
+            if path.is_file():
+                self.path(folder).mkdir(exist_ok=True)
+                with atomic_path(self.path(folder, name)) as temporary:
+                    shutil.copyfile(path, temporary)
+        print(f"{command(stage):>12}  taken from the world {self.config.world}", file=sys.stderr)
+        return {"world": self.config.world}
 
     def log(self, stage: str, **values: Any) -> None:
         """Appends a line to metrics.jsonl."""
@@ -280,4 +306,4 @@ def versions() -> dict[str, str]:
 
 def section_names() -> list[str]:
     """Names of the config's sections, the environment first."""
-    return [item.name for item in fields(Config) if item.name not in ("experiment", "preset", "seed")]
+    return [item.name for item in fields(Config) if item.name not in TOP]

@@ -158,8 +158,8 @@ def quality(path: Path, vae: dict[str, Any], rnn: dict[str, Any]) -> None:
         _save(figure, path)
 
 
-def evolution(path: Path, lines: list[dict[str, Any]], temperature: float) -> None:
-    """Best, mean and worst of the population and the evaluation of the mean over generations."""
+def evolution(path: Path, lines: list[dict[str, Any]], temperature: float, curve: list[dict[str, Any]]) -> None:
+    """Best, mean and worst of the population and the evaluation of the mean over generations; its score in the game."""
     generations = [line["generation"] for line in lines]
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(9, 4))
@@ -179,6 +179,17 @@ def evolution(path: Path, lines: list[dict[str, Any]], temperature: float) -> No
             linewidth=1.6,
             label="mean, evaluated",
         )
+        if curve:
+            axis.errorbar(
+                [point["generation"] for point in curve],
+                [point["game"]["mean"] for point in curve],
+                yerr=[point["game"]["mean"] - point["game"]["ci95"][0] for point in curve],
+                color=_ORANGE,
+                marker="s",
+                markersize=4,
+                capsize=3,
+                label="mean, in the game",
+            )
         axis.set(
             title=f"Evolution of C inside the dream (temperature {temperature})",
             xlabel="generation",

@@ -11,11 +11,9 @@ from typing import Any
 from worldmodels import figures
 from worldmodels.config import Config, override
 from worldmodels.data.atomic import atomic_path, read_json, write_json
-from worldmodels.experiment import STAGES, Experiment
+from worldmodels.experiment import MAKERS, STAGES, Experiment
 from worldmodels.stats import table
 
-#: Where the stages up to M write.
-_FOLDERS = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
 #: The paper's table of temperatures: survival in the dream and in the game, mean and standard deviation.
 PAPER = {
     0.1: ((2086, 140), (193, 58)),
@@ -102,6 +100,8 @@ def iterate(folder: Path, config: Config) -> list[Result]:
     Returns:
         One result per round, 0 first: ``round``, ``episodes``, ``dream``, ``game``, ``generation``.
     """
+    if config.world:
+        raise ValueError(f"iterate: expected a run that trains V and M, got one that takes them from {config.world}")
     settings = config.iterate
     results = []
     previous = folder
@@ -140,7 +140,7 @@ def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
     """Gives a new run folder what completed stages of another one made, as hard links (copies, on another disk)."""
     for stage in stages:
         marker = base / "stages" / f"{stage}.json"
-        for path in [*sorted((base / _FOLDERS[stage]).glob("*")), marker]:
+        for path in [*sorted((base / MAKERS[stage]).glob("*")), marker]:
             to = child / path.relative_to(base)
             if to.exists() or path.name.endswith(".tmp"):
                 continue
@@ -154,7 +154,7 @@ def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
 
 def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Config]) -> list[Result]:
     """Runs evolve and evaluate with each of the settings, on the same V and M."""
-    shared = tuple(_FOLDERS)
+    shared = tuple(MAKERS)
     with Experiment(folder, config) as experiment:
         for stage in shared:
             experiment.run(stage)

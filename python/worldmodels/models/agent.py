@@ -147,6 +147,34 @@ class Agent:
         return actions
 
 
+class Candidates:
+    """V and M with a controller of its own in every episode.
+
+    Args:
+        agent: of the V, the M and the shape of C.
+        params: (P, agent.controller.size) float32; episode e is played with row e % P.
+    """
+
+    def __init__(self, agent: Agent, params: npt.NDArray[np.float32]) -> None:
+        self._agent, self._params = agent, params
+
+    def reset(self, batch: int, *, seed: int = 0) -> None:
+        """As the agent's."""
+        self._agent.reset(batch, seed=seed)
+
+    def act(
+        self,
+        frames: npt.NDArray[np.uint8],
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """As the agent's; ``restart`` and ``episodes`` are needed."""
+        assert restart is not None and episodes is not None
+        for slot in np.flatnonzero(restart):
+            self._agent.assign(int(slot), self._params[episodes[slot] % len(self._params)])
+        return self._agent.act(frames, restart, episodes)
+
+
 class Recorder:
     """An agent that plays in one slot and whose frames, latents and actions are kept."""
 

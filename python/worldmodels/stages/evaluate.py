@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels import figures
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import atomic_path, write_json
-from worldmodels.envs.play import episode_seed, play_agent, play_policy
+from worldmodels.envs.play import Player, episode_seed, play_agent, play_policy
 from worldmodels.experiment import Experiment, versions
-from worldmodels.figures import save_animation
-from worldmodels.models.agent import Agent, Recorder, load_controller
+from worldmodels.models.agent import Agent, Candidates, Recorder, load_controller
+from worldmodels.models.vae import decode
 from worldmodels.progress import Progress
-from worldmodels.stages.evolve import make_dream
+from worldmodels.stages.evolve import Means, make_dream, make_search
 from worldmodels.stats import describe, table
 
 PURPOSE = "evaluate"  # keeps these episodes apart from those of other stages
+BEFORE = "first generation"  # what the entry "before" of results.json plays
+_PICTURES = 12  # frames that are drawn beside what V makes of them
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
-    """Plays the agent's episodes (those that were not played before), then the policies', and writes results.json."""
+    """Plays the agent's episodes (those that were not played before), then those beside it; writes results.json.
+
+    Beside it: controllers of the first generation, one an episode, that is, before anything was evolved; policies that
+    look at nothing; and, with ``curve_episodes``, every mean that was evaluated on the way.
+    """
     config, task = experiment.config, experiment.task
     environment = _environment(experiment)
-    scores = _agent_scores(experiment)
-    results: dict[str, Any] = {"agent": describe(scores)}
+    episodes = config.evaluate.episodes
+    agent = Agent.load(experiment.folder)
+    results: dict[str, Any] = {"agent": describe(_scores(experiment, "episodes", agent, episodes))}
+    first = Candidates(agent, first_generation(experiment))
+    results["before"] = {"policy": BEFORE, **describe(_scores(experiment, "before", first, episodes))}
     for name, policy in task.beside.items():
         returns = play_policy(
             environment,
             task.policies[policy],
-            config.evaluate.episodes,
+            episodes,
             seed=config.seed,
             purpose=PURPOSE,
             slots=config.evaluate.environments,
@@ -40,15 +54,36 @@ def run(experiment: Experiment) -> dict[str, Any]:
         **{key: evolved[key] for key in ("score", "temperature", "generation")},
         "evaluation": describe(dream_scores(experiment)),
     }
+    if config.evaluate.curve_episodes:
+        results["curve"] = _curve(experiment, agent)
     results["environment"] = {**vars(environment), "max_steps": task.max_steps}
     results["versions"] = versions()
-    seeds = [episode_seed(config.seed, PURPOSE, episode) for episode in range(config.evaluate.episodes)]
+    seeds = [episode_seed(config.seed, PURPOSE, episode) for episode in range(episodes)]
     results["seeds"] = {"seed": config.seed, "episodes": seeds}
     results["preset"] = config.preset
     write_json(experiment.path("results.json"), results)
     _record(experiment)
     print(format_table(results))
-    return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in ("agent", *task.beside)}
+    players = ("agent", "before", *task.beside)
+    return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in players}
+
+
+def first_generation(experiment: Experiment) -> npt.NDArray[np.float32]:
+    """(popsize, N) the candidates that the evolution began with."""
+    config = experiment.config
+    controller, _, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
+    return make_search(config.evolve, controller, config.seed, 1).ask().astype(np.float32)
+
+
+def _curve(experiment: Experiment, agent: Agent) -> list[dict[str, Any]]:
+    """Every evaluated mean in the real environment: ``generation``, ``dream`` (its score there) and ``game``."""
+    means = Means(experiment.path("evolve", "means.safetensors"), experiment.config.evolve.generations)
+    count, episodes = len(means.params), experiment.config.evaluate.curve_episodes
+    scores = _scores(experiment, "curve", Candidates(agent, np.stack(means.params)), count * episodes)
+    return [
+        {"generation": generation, "dream": score, "game": describe(scores[index::count])}
+        for index, (generation, score) in enumerate(zip(means.generations, means.scores, strict=True))
+    ]
 
 
 def dream_scores(experiment: Experiment) -> list[float]:
@@ -71,17 +106,18 @@ def _environment(experiment: Experiment) -> EnvironmentConfig:
     )
 
 
-def _agent_scores(experiment: Experiment) -> list[float]:
-    """Scores of the agent's episodes; each is written down as soon as it is known."""
+def _scores(experiment: Experiment, name: str, player: Player, episodes: int) -> list[float]:
+    """Scores of a player's episodes; each goes to ``evaluate/<name>.jsonl`` as soon as it is known."""
     config = experiment.config
-    path = experiment.path("evaluate", "episodes.jsonl")
+    path = experiment.path("evaluate", f"{name}.jsonl")
     path.parent.mkdir(exist_ok=True)
     environment = _environment(experiment)
     about = {"environment": vars(environment), "seed": config.seed, "controller": experiment.summary("evolve")}
     known = _read_scores(path, about)
-    wanted = range(config.evaluate.episodes)
+    wanted = range(episodes)
     todo = [episode for episode in wanted if episode not in known]
-    progress = Progress("evaluate", len(wanted), "episodes", start=len(wanted) - len(todo))
+    label = "evaluate" if name == "episodes" else f"evaluate, {name}"
+    progress = Progress(label, len(wanted), "episodes", start=len(wanted) - len(todo))
     lines = [about, *({"episode": episode, "score": score} for episode, score in known.items())]
     with atomic_path(path) as temporary:  # without a line that a crash has cut off
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -97,7 +133,7 @@ def _agent_scores(experiment: Experiment) -> list[float]:
         if todo:
             play_agent(
                 environment,
-                Agent.load(experiment.folder),
+                player,
                 todo,
                 seed=config.seed,
                 purpose=PURPOSE,
@@ -110,13 +146,26 @@ def _agent_scores(experiment: Experiment) -> list[float]:
 
 
 def _record(experiment: Experiment) -> None:
-    """Plays episode 0 once more, alone, and draws it: the frame, V's reconstruction and the action."""
+    """Plays episode 0 once more, alone, and draws it: its frames, V's reconstructions and the actions."""
     config = experiment.config
-    recorder = Recorder(Agent.load(experiment.folder))
+    agent = Agent.load(experiment.folder)
+    recorder = Recorder(agent)
     environment = _environment(experiment)
     play_agent(environment, recorder, [0], seed=config.seed, purpose=PURPOSE, slots=1, finished=lambda *_: None)
     steps = config.evaluate.gif_steps
-    save_animation(experiment.path("evaluate", "episode.gif"), recorder.pictures(steps), recorder.actions[:steps])
+    figures.save_animation(
+        experiment.path("evaluate", "episode.gif"), recorder.pictures(steps), recorder.actions[:steps]
+    )
+    chosen = liveliest(recorder.frames, _PICTURES)
+    drawn = decode(agent.vae, np.stack([recorder.latents[index] for index in chosen]))
+    figures.frames(experiment.path("evaluate", "frames.png"), np.stack([recorder.frames[i] for i in chosen]), drawn)
+
+
+def liveliest(frames: list[npt.NDArray[np.uint8]], count: int) -> list[int]:
+    """Of every one of ``count`` stretches of an episode, the frame that differs most from the one before it."""
+    parts = np.array_split(np.arange(1, len(frames)), min(count, max(len(frames) - 1, 1)))
+    moved = [np.abs(now.astype(np.int16) - before).mean() for before, now in itertools.pairwise(frames)]
+    return [int(part[np.argmax([moved[index - 1] for index in part])]) for part in parts if len(part)] or [0]
 
 
 def _read_scores(path: Any, about: dict[str, Any]) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     dream = make_dream(experiment)
     controller = dream.controller
     threads = config.threads or cores()
-    es = CMAES(
-        first_mean(config, controller),
-        config.sigma,
-        popsize=config.popsize,
-        seed=_seed(seed, "cma", 0),
-        num_threads=threads,
-        weight_decay=config.weight_decay,
-    )
+    es = make_search(config, controller, seed, threads)
     checkpoint = experiment.path("evolve", "checkpoint.safetensors")
     best, best_score, best_generation, first = np.zeros(controller.size), -np.inf, 0, 0
     if checkpoint.is_file():
@@ -45,6 +39,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **about["es"]})
     experiment.rewind_metrics("evolve", first, key="generation")
 
+    means = Means(experiment.path("evolve", "means.safetensors"), first)
     progress = Progress("evolve", config.generations, "generations", start=first)
     clock = 0.0
     for generation in range(first + 1, config.generations + 1):
@@ -68,6 +63,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         if generation % config.evaluate_every == 0 or generation == config.generations:
             score = evaluate_mean(dream, es.mean, config, seed, threads)
             line["evaluation"] = score
+            means.add(generation, score, es.mean)
             if score > best_score:
                 best, best_score, best_generation = es.mean.copy(), score, generation
         elapsed, clock = progress.seconds - clock, progress.seconds
@@ -81,6 +77,49 @@ def run(experiment: Experiment) -> dict[str, Any]:
     about = {"score": best_score, "generation": best_generation, "temperature": config.temperature}
     save_controller(experiment, controller, best, about)
     return {"parameters": controller.size, **about}
+
+
+def make_search(config: EvolveConfig, controller: Controller, seed: int, threads: int) -> CMAES:
+    """CMA-ES as it is before the first generation."""
+    return CMAES(
+        first_mean(config, controller),
+        config.sigma,
+        popsize=config.popsize,
+        seed=_seed(seed, "cma", 0),
+        num_threads=threads,
+        weight_decay=config.weight_decay,
+    )
+
+
+class Means:
+    """The means that were evaluated, in ``evolve/means.safetensors``: what the distribution believed over time.
+
+    Args:
+        path: the file.
+        last: the generation that is gone on from; later ones are dropped.
+    """
+
+    def __init__(self, path: Path, last: int) -> None:
+        self._path = path
+        self.generations: list[int] = []
+        self.scores: list[float] = []
+        self.params: list[npt.NDArray[np.float32]] = []
+        if path.is_file():
+            tensors, about = load_tensors(path)
+            for values in zip(about["generations"], about["scores"], tensors["params"].numpy(), strict=True):
+                if values[0] <= last:
+                    self._append(*values)
+
+    def _append(self, generation: int, score: float, params: npt.NDArray[np.float32]) -> None:
+        self.generations.append(generation)
+        self.scores.append(score)
+        self.params.append(params)
+
+    def add(self, generation: int, score: float, mean: Params) -> None:
+        """Keeps a mean, (N,), and its score in the dream."""
+        self._append(generation, score, mean.astype(np.float32))
+        params = torch.from_numpy(np.stack(self.params))  # (G, N)
+        save_tensors(self._path, {"params": params}, {"generations": self.generations, "scores": self.scores})
 
 
 def first_mean(config: EvolveConfig, controller: Controller) -> Params:

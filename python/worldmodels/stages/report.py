@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from worldmodels import figures, quality
 from worldmodels.data.atomic import atomic_path, read_json
-from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.weights import load_model
 from worldmodels.experiment import STAGES, Experiment, command
 from worldmodels.models.agent import load_controller
@@ -21,7 +19,6 @@ from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.stages.check_dream import format_table as dream_table
 from worldmodels.stages.evaluate import format_table as score_table
 from worldmodels.stages.evolve import make_dream
-from worldmodels.stages.train_vae import split_frames, to_input
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
@@ -30,13 +27,14 @@ def run(experiment: Experiment) -> dict[str, Any]:
     check = read_json(experiment.path("check_dream", "check_dream.json"))
     folder = experiment.path("report")
     folder.mkdir(exist_ok=True)
-    _draw_frames(experiment, folder / "frames.png")
     dreamed = _draw_dream(experiment, folder / "dream_strip.png", folder / "dream.gif")
-    figures.losses(folder / "losses.png", experiment.metrics("train-vae"), experiment.metrics("train-rnn"))
+    if not experiment.config.world:
+        figures.losses(folder / "losses.png", experiment.metrics("train-vae"), experiment.metrics("train-rnn"))
     measured = _quality(experiment)
     if measured:
         figures.quality(folder / "quality.png", *measured)
-    figures.evolution(folder / "evolution.png", experiment.metrics("evolve"), experiment.config.evolve.temperature)
+    temperature, curve = experiment.config.evolve.temperature, results.get("curve", [])
+    figures.evolution(folder / "evolution.png", experiment.metrics("evolve"), temperature, curve)
     figures.reality_check(folder / "reality_check.png", check["policies"], check["temperature"])
     figures.survival(folder / "survival.png", results)
     page = _page(experiment, folder, results, check, dreamed, measured)
@@ -44,24 +42,6 @@ def run(experiment: Experiment) -> dict[str, Any]:
         temporary.write_text(page, encoding="utf-8")
     print(f"report: {folder / 'index.html'}")
     return {"page": "report/index.html", "dreamed_steps": dreamed}
-
-
-def _draw_frames(experiment: Experiment, path: Path, count: int = 12) -> None:
-    """Real held-out frames in which much moves (fireballs, monsters), beside what V makes of them."""
-    store = EpisodeStore(experiment.path("episodes"))
-    _, held_out = split_frames(store, 2000)
-    chosen = []
-    for part in np.array_split(held_out, count):  # the liveliest frame of every stretch
-        around = part[:: max(1, len(part) // 40)]
-        around = around[around > 0]
-        now, before = (store.read(around - back).astype(np.int16) for back in (0, 1))
-        chosen.append(around[np.abs(now - before).mean(axis=(1, 2, 3)).argmax()])
-    real = store.read(np.array(chosen))
-    store.close()
-    vae = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)
-    with torch.inference_mode():
-        mu, _ = vae.encode(to_input(real, torch.device("cpu")))
-    figures.frames(path, real, decode(vae, mu.numpy()))
 
 
 def _draw_dream(experiment: Experiment, strip: Path, animation: Path) -> int:
@@ -96,12 +76,13 @@ def _page(
     measured: tuple[dict[str, Any], dict[str, Any]] | None,
 ) -> str:
     config = experiment.config
-    agent, random, holding = (results[name] for name in ("agent", "random", "collecting"))
+    agent, before, random, holding = (results[name] for name in ("agent", "before", "random", "collecting"))
     beats = "beats" if agent["ci95"][0] > random["ci95"][1] else "does not clearly beat"
     verdict = (
         f"The agent survives {agent['mean']:.0f} steps in the real game (95 % interval {agent['ci95'][0]:.0f} to "
         f"{agent['ci95'][1]:.0f}, {len(agent['scores'])} episodes); it {beats} random play at {random['mean']:.0f} and "
-        f"stands beside the holding policy at {holding['mean']:.0f}. Its controller was evolved in the dream alone, "
+        f"stands beside the holding policy at {holding['mean']:.0f}; the controllers that the evolution began with "
+        f"survive {before['mean']:.0f}. Its controller was evolved in the dream alone, "
         f"where it scores {results['dream']['score']:.0f} at temperature {results['dream']['temperature']}."
     )
     warnings = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in check["warnings"])
@@ -129,7 +110,7 @@ def _page(
             "Episode 0: what the agent sees, what V makes of it, and which way it steps.",
         ),
         "<h2>What V sees</h2>",
-        picture(folder / "frames.png", "Real frames of held-out episodes above V's reconstructions."),
+        picture(experiment.path("evaluate", "frames.png"), "Its liveliest real frames above what V makes of them."),
         "<h2>The dream</h2>",
         picture(folder / "dream.gif", "The evolved controller in its dream; no game is running."),
         picture(folder / "dream_strip.png", f"The same dream from its first to its last of {dreamed} steps."),
@@ -140,7 +121,9 @@ def _page(
         "<h2>Evolution</h2>",
         picture(folder / "evolution.png", "Steps survived in the dream by every generation of CMA-ES."),
         "<h2>Training</h2>",
-        picture(folder / "losses.png", "Losses of V and of M, in training and on held-out episodes."),
+        f"<p>V and M were taken from the world {html.escape(config.world)}.</p>"
+        if config.world
+        else picture(folder / "losses.png", "Losses of V and of M, in training and on held-out episodes."),
         "<h2>How good V and M are on episodes they have not seen</h2>",
         *(
             [

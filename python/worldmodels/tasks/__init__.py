@@ -33,6 +33,7 @@ class Task:
         frames_per_second: the real speed, for animations.
         threshold: an action moves the player where its absolute value is above this; for pictures.
         squash: how C's outputs become actions.
+        preset: the one of a new run that names none; ``quick`` in its place with ``--from-scratch``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Task:
     frames_per_second: int
     threshold: float = 0.0
     squash: Squash = "tanh"
+    preset: str = "quick"
 
 
 def names() -> list[str]:

@@ -38,7 +38,14 @@ def _presets() -> dict[str, Config]:
         train_rnn=TrainRNNConfig(steps=12_000, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
         evolve=EvolveConfig(generations=300, seeds="common"),
     )
-    return {"quick": quick, "small": small, "paper": paper}
+    pretrained = replace(
+        paper,
+        preset="pretrained",
+        world="takecover",
+        check_dream=CheckDreamConfig(episodes=40),
+        evolve=EvolveConfig(generations=16, episodes=8, seeds="common", evaluate_every=4, evaluate_episodes=256),
+    )
+    return {"pretrained": pretrained, "quick": quick, "small": small, "paper": paper}
 
 
 TASK = Task(
@@ -52,4 +59,5 @@ TASK = Task(
     score="steps survived",
     frames_per_second=35,
     threshold=1 / 3,
+    preset="pretrained",
 )
