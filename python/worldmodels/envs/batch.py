@@ -32,14 +32,19 @@ class Batch(Protocol):
 
     Attributes:
         slots: number of them.
-        action_space: of one environment.
     """
 
     slots: int
-    action_space: gymnasium.spaces.Box
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        """Of one environment."""
 
     def expect(self, seeds: Iterable[int]) -> None:
-        """Says which episodes will be reset to, in about this order. Only a hint: some back ends prepare them."""
+        """Says which episodes will be reset to, in about this order, and that all slots are given up until then.
+
+        Only a hint: some back ends prepare the episodes.
+        """
 
     def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
         """Starts episodes: (n,) different slots and their n seeds to first frames (n, 64, 64, 3) uint8."""
@@ -130,10 +135,13 @@ class _Row:
         self._of, self._options = environment, options
         self._env: gymnasium.Env[Frame, Floats] | None = None
 
-    def reset(self, seed: int) -> Frame:
+    def open(self) -> gymnasium.Env[Frame, Floats]:
         if self._env is None:
             self._env = make(self._of, **self._options)
-        return self._env.reset(seed=int(seed))[0]
+        return self._env
+
+    def reset(self, seed: int) -> Frame:
+        return self.open().reset(seed=int(seed))[0]
 
     def step(self, action: Floats) -> tuple[Frame, float, bool, bool]:
         assert self._env is not None, "reset comes before step"
@@ -151,8 +159,12 @@ class ThreadBatch:
     def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
         self.slots = slots
         self._rows = [_Row(environment, options) for _ in range(slots)]
-        self.action_space = _action_space(environment, options)
         self._threads = ThreadPoolExecutor(workers) if workers > 1 else None
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        """Of one environment."""
+        return _box(self._rows[0].open())
 
     def expect(self, seeds: Iterable[int]) -> None:
         """Nothing is prepared."""
@@ -181,12 +193,10 @@ class ThreadBatch:
             row.close()
 
 
-def _action_space(environment: EnvironmentConfig, options: dict[str, Any]) -> gymnasium.spaces.Box:
-    env = make(environment, **options)
+def _box(env: gymnasium.Env[Frame, Floats]) -> gymnasium.spaces.Box:
     space = env.action_space
-    env.close()
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-        raise ValueError(f"{environment.id}: expected a Box of shape (A,) as its action space, got {space}")
+        raise ValueError(f"{type(env).__name__}: expected a Box of shape (A,) as its action space, got {space}")
     return space
 
 
@@ -222,17 +232,24 @@ class ProcessBatch:
 
     def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
         self.slots = slots
-        self.action_space = _action_space(environment, options)
-        self._shared = _Shared(slots, self.action_space.shape[0])
+        env = make(environment, **options)
+        self._action_space = _box(env)
+        env.close()
+        self._shared = _Shared(slots, self._action_space.shape[0])
         context = multiprocessing.get_context("spawn")
         self._workers = []
         for number in range(workers):
             ours, theirs = context.Pipe()
-            about = (number, workers, slots, self.action_space.shape[0], self._shared.memory.name)
+            about = (number, workers, slots, self._action_space.shape[0], self._shared.memory.name)
             process = context.Process(target=_serve, args=(theirs, about, environment, options), daemon=True)
             process.start()
             theirs.close()
             self._workers.append((process, ours))
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        """Of one environment."""
+        return self._action_space
 
     def expect(self, seeds: Iterable[int]) -> None:
         """Nothing is prepared."""

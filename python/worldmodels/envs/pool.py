@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from worldmodels.envs.screen import Frame, shrink
 #: Our environments that EnvPool has: its name of them, and how many of the screen's rows are looked at.
 TASKS = {"worldmodels/CarRacing-v0": ("CarRacing-v3", 84)}
 
+_BOUNDS = {"CarRacing-v3": ((-1.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
 _CHUNK = 128  # episodes whose games are made at once; each takes 3 MB from its start until the last of them has ended
 
 
@@ -57,19 +59,34 @@ class EnvPoolBatch:
         self._expected: list[int] = []
         self._pools: list[_Pool] = []
         self._where: list[tuple[_Pool, int] | None] = [None] * slots
-        self.action_space: gymnasium.spaces.Box = self._make([0]).single_action_space
+        self._low, self._high = (np.array(bound, np.float32) for bound in _BOUNDS[self._name])
 
     def _make(self, seeds: Sequence[int]) -> Any:
         import envpool
 
         threads = min(self._workers, len(seeds))
-        return envpool.make(
-            self._name, env_type="gymnasium", num_envs=len(seeds), num_threads=threads, seed=list(map(int, seeds))
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its spaces are float64
+            return envpool.make(
+                self._name, env_type="gymnasium", num_envs=len(seeds), num_threads=threads, seed=list(map(int, seeds))
+            )
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        """Of one environment."""
+        return gymnasium.spaces.Box(self._low, self._high)
 
     def expect(self, seeds: Iterable[int]) -> None:
-        """Says which episodes will be reset to, in about this order, so that their games are made together."""
+        """Says which episodes will be reset to, in about this order, so that their games are made together.
+
+        What is being played is given up.
+        """
         self._expected = list(seeds)[::-1]
+        for slot in range(self.slots):  # whatever is played there has been given up
+            self._leave(slot)
+        for pool in self._pools:
+            pool.games.close()
+        self._pools = []
 
     def _add_pool(self, seeds: list[int]) -> _Pool:
         free: dict[int, list[int]] = {}
@@ -134,7 +151,7 @@ class EnvPoolBatch:
     ) -> tuple[Frame, npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Plays one step: (n,) slots and (n, 3) actions to frames, rewards, terminated and truncated."""
         chosen = [int(slot) for slot in np.asarray(slots)]
-        actions = np.clip(actions, self.action_space.low, self.action_space.high)
+        actions = np.clip(actions, self._low, self._high)
         groups = self._grouped(chosen)
         for pool, rows, games in groups:  # all are sent before any is waited for
             pool.games.send(actions[rows], games)

@@ -9,11 +9,11 @@ from typing import Any
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import atomic_path, write_json
 from worldmodels.envs.play import episode_seed, play_agent, play_policy
+from worldmodels.evaluators.dream import make_dream
 from worldmodels.experiment import Experiment, versions
 from worldmodels.figures import save_animation
 from worldmodels.models.agent import Agent, Recorder, load_controller
 from worldmodels.progress import Progress
-from worldmodels.stages.evolve import make_dream
 from worldmodels.stats import describe, table
 
 PURPOSE = "evaluate"  # keeps these episodes apart from those of other stages

@@ -15,12 +15,12 @@ from worldmodels import figures, quality
 from worldmodels.data.atomic import atomic_path, read_json
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.weights import load_model
+from worldmodels.evaluators.dream import make_dream
 from worldmodels.experiment import STAGES, Experiment, command
 from worldmodels.models.agent import load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.stages.check_dream import format_table as dream_table
 from worldmodels.stages.evaluate import format_table as score_table
-from worldmodels.stages.evolve import make_dream
 from worldmodels.stages.train_vae import split_frames, to_input
 
 
