@@ -38,7 +38,7 @@ class CollectConfig:
     include: str = ""
     """run folder whose episodes come first in the store, beside those that are played"""
     ignore_done: bool = False
-    """play on to the longest episode where the environment would end it (CarRacing, as the authors do; Gymnasium only)"""
+    """play on where the environment would end the episode (CarRacing in Gymnasium, as the authors do)"""
     min_length: int = 101
     """shorter episodes are dropped and played again with another seed"""
     shard_episodes: int = 25
@@ -78,7 +78,7 @@ class TrainVAEConfig:
     keep: str = "best"
     """which weights are handed on: the best by validation, or the last"""
     precision: str = "bfloat16"
-    """bfloat16 (autocast) or float32"""
+    """bfloat16 (autocast, where the device has it) or float32"""
     compile: bool = False
     """torch.compile V: a minute at the start, fewer kernels afterwards; for GPUs"""
     workers: int = 0
@@ -94,7 +94,7 @@ class EncodeConfig:
     batch: int = 256
     """frames encoded at once"""
     precision: str = "bfloat16"
-    """bfloat16 (autocast) or float32"""
+    """bfloat16 (autocast, where the device has it) or float32"""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class TrainRNNConfig:
     keep: str = "best"
     """which weights are handed on: the best by validation, or the last"""
     precision: str = "bfloat16"
-    """bfloat16 (autocast) or float32"""
+    """bfloat16 (autocast, where the device has it) or float32"""
     tensorboard: bool = False
     """write TensorBoard files beside metrics.jsonl, into tensorboard/ of the run folder"""
 

@@ -87,7 +87,9 @@ def backend(environment: EnvironmentConfig) -> str:
             have = ", ".join(pool.TASKS)
             raise ValueError(f"environment.backend: EnvPool has {have}; expected gymnasium for {environment.id}")
         if not pool.installed():
-            raise ModuleNotFoundError("environment.backend: envpool is not installed: pip install 'worldmodels[envpool]'")
+            raise ModuleNotFoundError(
+                "environment.backend: envpool is not installed: pip install 'worldmodels[envpool]'"
+            )
     if environment.backend:
         return environment.backend
     return "envpool" if environment.id in pool.TASKS and pool.installed() else "gymnasium"

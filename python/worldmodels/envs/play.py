@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.config import EnvironmentConfig
-from worldmodels.envs.batch import make, make_batch
+from worldmodels.envs import pool
+from worldmodels.envs.batch import backend, make, make_batch
 from worldmodels.envs.policies import Action, Policy
 from worldmodels.envs.screen import Frame
 
@@ -24,6 +25,15 @@ class Player(Protocol):
         self, frames: Frame, restart: npt.NDArray[np.bool_] | None = None, episodes: npt.NDArray[np.int64] | None = None
     ) -> npt.NDArray[np.float32]:
         """(B, 64, 64, 3) uint8 frames to (B, A) actions; ``restart`` marks the slots where an episode begins."""
+
+
+def describe_environment(environment: EnvironmentConfig) -> str:
+    """The environment in a few words: its id and what was chosen."""
+    chosen = [environment.variant, environment.resolution]
+    if environment.id in pool.TASKS:
+        chosen.append("EnvPool" if backend(environment) == "envpool" else "Gymnasium")
+    text = ", ".join(part for part in chosen if part)
+    return f"{environment.id} ({text})" if text else environment.id
 
 
 def episode_seed(seed: int, purpose: str, episode: int, attempt: int = 0) -> int:

@@ -136,7 +136,9 @@ class EnvPoolBatch:
         """(pool, rows of the request, its games), the games in ascending order as EnvPool answers them."""
         groups = []
         for pool in self._pools:
-            found = [(place[1], row) for row, slot in enumerate(slots) if (place := self._where[slot]) and place[0] is pool]
+            found = [
+                (place[1], row) for row, slot in enumerate(slots) if (place := self._where[slot]) and place[0] is pool
+            ]
             if found:
                 games, rows = zip(*sorted(found), strict=True)
                 groups.append((pool, list(rows), np.array(games, np.int32)))

@@ -38,9 +38,7 @@ class DreamEvaluator:
         self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, told: Told
     ) -> Played:
         """As :class:`worldmodels.evaluators.Evaluator` says."""
-        played = self.dream.rollout(
-            params, episodes, seed=seed, num_threads=self._threads, common_seeds=common_seeds
-        )
+        played = self.dream.rollout(params, episodes, seed=seed, num_threads=self._threads, common_seeds=common_seeds)
         told(played.lengths.size, played.lengths.size, int(played.lengths.sum()))
         return Played(played.returns, played.lengths, {})
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import atomic_path, write_json
-from worldmodels.envs.play import episode_seed, play_agent, play_policy
+from worldmodels.envs.batch import backend
+from worldmodels.envs.play import describe_environment, episode_seed, play_agent, play_policy, record
 from worldmodels.evaluators.dream import make_dream
 from worldmodels.experiment import Experiment, versions
 from worldmodels.figures import save_animation
@@ -36,11 +37,19 @@ def run(experiment: Experiment) -> dict[str, Any]:
         )
         results[name] = {"policy": policy, **describe(returns)}
     evolved = experiment.summary("evolve")
-    results["dream"] = {
-        **{key: evolved[key] for key in ("score", "temperature", "generation")},
-        "evaluation": describe(dream_scores(experiment)),
+    scored = task.dreams_are_scored(config)
+    results["evolved"] = {
+        "inside": config.evolve.inside,
+        "score": evolved["score"],
+        "generation": evolved["generation"],
     }
-    results["environment"] = {**vars(environment), "max_steps": task.max_steps}
+    results["dream"] = {
+        **({"score": evolved["score"]} if config.evolve.inside == "dream" else {}),
+        "temperature": config.evolve.temperature,
+        "generation": evolved["generation"],
+        "evaluation": describe(dream_scores(experiment)) if scored else None,
+    }
+    results["environment"] = {**vars(environment), "backend": backend(environment), "max_steps": task.max_steps}
     results["versions"] = versions()
     seeds = [episode_seed(config.seed, PURPOSE, episode) for episode in range(config.evaluate.episodes)]
     results["seeds"] = {"seed": config.seed, "episodes": seeds}
@@ -77,7 +86,8 @@ def _agent_scores(experiment: Experiment) -> list[float]:
     path = experiment.path("evaluate", "episodes.jsonl")
     path.parent.mkdir(exist_ok=True)
     environment = _environment(experiment)
-    about = {"environment": vars(environment), "seed": config.seed, "controller": experiment.summary("evolve")}
+    played = {**vars(environment), "backend": backend(environment)}
+    about = {"environment": played, "seed": config.seed, "controller": experiment.summary("evolve")}
     known = _read_scores(path, about)
     wanted = range(config.evaluate.episodes)
     todo = [episode for episode in wanted if episode not in known]
@@ -111,12 +121,19 @@ def _agent_scores(experiment: Experiment) -> list[float]:
 
 def _record(experiment: Experiment) -> None:
     """Plays episode 0 once more, alone, and draws it: the frame, V's reconstruction and the action."""
-    config = experiment.config
+    config, task = experiment.config, experiment.task
     recorder = Recorder(Agent.load(experiment.folder))
-    environment = _environment(experiment)
-    play_agent(environment, recorder, [0], seed=config.seed, purpose=PURPOSE, slots=1, finished=lambda *_: None)
+    number = episode_seed(config.seed, PURPOSE, 0)
+    recorded = record(_environment(experiment), recorder, seed=config.seed, episode_seed=number)
+    write_json(experiment.path("evaluate", "episode.json"), recorded)
     steps = config.evaluate.gif_steps
-    save_animation(experiment.path("evaluate", "episode.gif"), recorder.pictures(steps), recorder.actions[:steps])
+    save_animation(
+        experiment.path("evaluate", "episode.gif"),
+        recorder.pictures(steps),
+        recorder.actions[:steps],
+        frames_per_second=task.frames_per_second,
+        threshold=task.threshold,
+    )
 
 
 def _read_scores(path: Any, about: dict[str, Any]) -> dict[int, float]:
@@ -134,6 +151,9 @@ def _read_scores(path: Any, about: dict[str, Any]) -> dict[int, float]:
     return {int(line["episode"]): float(line["score"]) for line in lines[1:]}
 
 
+_SHOWN = ("id", "variant", "resolution", "backend")
+
+
 def format_table(results: dict[str, Any]) -> str:
     """The table of scores for the terminal."""
     rows = []
@@ -146,5 +166,5 @@ def format_table(results: dict[str, Any]) -> str:
             [label, str(len(entry["scores"])), f"{entry['mean']:.0f} +- {entry['std']:.0f}", f"{low:.0f} to {high:.0f}"]
         )
     environment = results["environment"]
-    title = f"{environment['id']}, variant {environment['variant']}, {environment['resolution']}"
+    title = describe_environment(EnvironmentConfig(**{key: environment.get(key, "") for key in _SHOWN}))
     return f"{title}\n{table(['player', 'episodes', 'score', '95 % interval'], rows)}"

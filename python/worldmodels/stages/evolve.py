@@ -134,7 +134,13 @@ def _seed(seed: int, purpose: str, generation: int) -> int:
 
 
 def _save(
-    path: Any, es: CMAES, generation: int, best: Params, best_score: float, best_generation: int, evaluator: dict[str, Any]
+    path: Any,
+    es: CMAES,
+    generation: int,
+    best: Params,
+    best_score: float,
+    best_generation: int,
+    evaluator: dict[str, Any],
 ) -> None:
     """Writes one checkpoint: the whole state of CMA-ES, the best mean so far and whom they were played with."""
     state = es.state_dict()

@@ -52,4 +52,15 @@ TASK = Task(
     score="steps survived",
     frames_per_second=35,
     threshold=1 / 3,
+    survival=True,
+    ablations={
+        "z": {"evolve": {"features": "z"}},
+        "z, h": {"evolve": {"features": "zh"}},
+        "z, c, h": {"evolve": {"features": "zch"}},
+        "z, c, h, in the game": {"evolve": {"features": "zch", "inside": "environment"}},
+        "z, c, h, M untrained, in the game": {
+            "train_rnn": {"steps": 0},
+            "evolve": {"features": "zch", "inside": "environment"},
+        },
+    },
 )
