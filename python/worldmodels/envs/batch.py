@@ -123,10 +123,13 @@ def make_batch(environment: EnvironmentConfig, slots: int, *, workers: int | Non
 def _threads(env_id: str) -> bool:
     """Whether threads are enough to step an environment in parallel: its metadata say so."""
     register()
-    entry = gymnasium.spec(env_id).entry_point
+    package, _, name = env_id.rpartition(":")
+    if package:
+        importlib.import_module(package)
+    entry = gymnasium.spec(name).entry_point
     if isinstance(entry, str):
-        module, _, name = entry.partition(":")
-        entry = getattr(importlib.import_module(module), name)
+        module, _, kind = entry.partition(":")
+        entry = getattr(importlib.import_module(module), kind)
     return bool(getattr(entry, "metadata", {}).get("threads", False))
 
 

@@ -50,7 +50,7 @@ class CarRacingEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         self.render_mode = render_mode
         self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
         self.action_space = gymnasium.spaces.Box(np.array(LOW, np.float32), np.array(HIGH, np.float32))
-        self._game = CarRacing(render_mode=render_mode)
+        self._game: Any = CarRacing(render_mode=render_mode)
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
@@ -58,7 +58,7 @@ class CarRacingEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         super().reset(seed=seed)
         self._steps = 0
         screen, _ = self._game.reset(seed=int(self.np_random.integers(2**31)) if seed is None else seed)
-        track = np.array([[x, y] for _, _, x, y in self._game.track], np.float32)  # type: ignore[attr-defined]
+        track = np.array([[x, y] for _, _, x, y in self._game.track], np.float32)
         return shrink(screen[:ROWS]), {"track": track, "position": self._position()}
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
@@ -73,7 +73,6 @@ class CarRacingEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         return shrink(screen[:ROWS]), float(reward), terminated, truncated, {"position": self._position()}
 
     def _position(self) -> npt.NDArray[np.float32]:
-        assert self._game.car is not None
         return np.array(self._game.car.hull.position, np.float32)
 
     def render(self) -> Frame | None:

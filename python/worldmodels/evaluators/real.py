@@ -130,7 +130,7 @@ class RealEvaluator:
             block = block.to(self._device)
             before = torch.zeros(2, 1, _BLOCK, state.shape[2], device=self._device)
             before[:, 0, :count] = state[:, start : start + count]
-            z_part, action, flag = block.split([z.shape[1], actions.shape[1], 1], dim=1)
+            z_part, action, flag = torch.split(block, [z.shape[1], actions.shape[1], 1], dim=1)
             moved = self.mdnrnn.remember(z_part[:, None], action[:, None], flag, (before[0], before[1]))
             for part, value in zip(after, moved, strict=True):
                 part[start : start + count] = value[0, :count]

@@ -57,4 +57,4 @@ class RandomAgent:
         """The action (A,) float32 on the next frame (64, 64, 3) uint8 of the episode."""
         with np.errstate(over="ignore", invalid="ignore"):
             action = self._agent.act(frame[None])[0]
-        return np.nan_to_num(action, nan=0.0)
+        return np.where(np.isfinite(action), action, np.float32(0))

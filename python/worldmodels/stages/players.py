@@ -219,7 +219,7 @@ def _agent_policy(
     return itertools.repeat(np.full(size, np.nan, np.float32)), params
 
 
-def interruptions(rng: np.random.Generator, low: Action, high: Action) -> Iterator[Action]:
+def interruptions(rng: np.random.Generator, low: npt.NDArray[Any], high: npt.NDArray[Any]) -> Iterator[Action]:
     """Endless (A,) float32: NaN for 1 to 60 steps, an action uniform in its space held for 1 to 20 steps, and again."""
     while True:
         for _ in range(rng.integers(1, 61)):
