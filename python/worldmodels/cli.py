@@ -20,7 +20,7 @@ _ABOUT = {
     "encode": "encode every frame with V",
     "train_rnn": "train M, the model of what comes next",
     "check_dream": "compare fixed policies in the dream and in the game",
-    "evolve": "evolve C inside the dream",
+    "evolve": "evolve C inside the dream, or in the real environment",
     "evaluate": "play the real game with the agent and with policies beside it",
     "report": "draw the pictures and the page",
 }
@@ -29,7 +29,7 @@ _ABOUT = {
 _WHOLE = {
     "run": "all stages (TakeCover's V and M come with the package unless --from-scratch); run again to resume",
     "sweep": "one controller per temperature in the same dream: the paper's table",
-    "ablate": "controllers that see z, z and h, or all, in the same dream",
+    "ablate": "controllers that see z, z and h, and so on, and an untrained M: what is it that helps?",
     "iterate": "rounds of play with the agent, training on everything, and evolution in the new dream",
 }
 
@@ -237,6 +237,7 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
 
 def _show(options: argparse.Namespace) -> None:
     from worldmodels import show
+    from worldmodels.envs.play import describe_environment
     from worldmodels.figures import save_animation
 
     if options.episodes < 1:
@@ -248,6 +249,7 @@ def _show(options: argparse.Namespace) -> None:
     if options.window:
         show.check_display()
     folder, config = show.source(options.agent)
+    task = tasks.get(config.experiment)
     if options.command == "dream":
         about = f"{options.agent}, in its dream at temperature {options.temperature:g}"
         scores = show.dream_scores(folder, options.episodes, temperature=options.temperature, seed=options.seed)
@@ -255,7 +257,7 @@ def _show(options: argparse.Namespace) -> None:
         environment = replace(
             config.environment, **{key: vars(options)[key] for key in ("variant", "resolution") if key in options}
         )
-        about = f"{options.agent}, {environment.id} ({environment.variant}, {environment.resolution})"
+        about = f"{options.agent}, {describe_environment(environment)}"
         scores = show.play(folder, environment, options.episodes, seed=options.seed)
     print(show.report_scores(about, scores))
     if not (options.gif or options.window):
@@ -265,10 +267,11 @@ def _show(options: argparse.Namespace) -> None:
     else:
         pictures, actions = show.record_play(folder, environment, seed=options.seed)
     if options.gif:
-        save_animation(Path(options.gif), pictures, actions)
+        fps = task.frames_per_second
+        save_animation(Path(options.gif), pictures, actions, frames_per_second=fps, threshold=task.threshold)
         print(f"animation: {options.gif}")
     if options.window:
-        show.window(pictures, actions, about)
+        show.window(pictures, actions, about, frames_per_second=task.frames_per_second)
 
 
 def _bench(options: argparse.Namespace) -> None:

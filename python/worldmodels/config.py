@@ -21,6 +21,8 @@ class EnvironmentConfig:
     """TakeCover's rule set: paper or modern; empty where there is nothing to choose"""
     resolution: str = "160x120"
     """TakeCover's screen before the resize to 64x64 (the authors': 640x480); empty where there is nothing to choose"""
+    backend: str = ""
+    """who steps it: gymnasium, envpool, or empty for the fastest that is installed"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class CollectConfig:
     """whose agent the policies 'agent', 'agent perturbed' and 'agent interrupted' are: a run folder, or takecover"""
     include: str = ""
     """run folder whose episodes come first in the store, beside those that are played"""
+    ignore_done: bool = False
+    """play on where the environment would end the episode (CarRacing in Gymnasium, as the authors do)"""
     min_length: int = 101
     """shorter episodes are dropped and played again with another seed"""
     shard_episodes: int = 25
@@ -108,7 +112,7 @@ class TrainRNNConfig:
     reward_head: bool = False
     """predict the reward"""
     steps: int = 24_400
-    """batches to train on"""
+    """batches to train on; 0 for an M that stays as it was initialised"""
     batch: int = 100
     """streams of concatenated episodes in a batch (under torchrun of all processes together)"""
     sequence: int = 500
@@ -157,8 +161,10 @@ class CheckDreamConfig:
 
 @dataclass(frozen=True)
 class EvolveConfig:
-    """C, evolved by CMA-ES inside the dream."""
+    """C, evolved by CMA-ES inside the dream, or in the real environment."""
 
+    inside: str = "dream"
+    """where candidates are tried: dream or environment (the real one)"""
     features: str = "zch"
     """what C sees: z, zh, zc or zch"""
     bias: bool = False
@@ -168,29 +174,31 @@ class EvolveConfig:
     temperature: float = 1.15
     """temperature of the dream (the reality check uses it too)"""
     max_steps: int = 2100
-    """longest dream"""
+    """longest episode, dreamed or real"""
     generations: int = 2_000
     """generations of CMA-ES"""
     popsize: int = 64
     """candidates in a generation"""
     episodes: int = 16
-    """dream episodes per candidate"""
+    """episodes per candidate"""
     sigma: float = 0.1
     """initial step size"""
     start: str = ""
     """run folder, or takecover, whose C is the first mean; empty for all zero"""
     seeds: str = "independent"
-    """episode seeds in a generation: common (all candidates dream under the same) or independent"""
+    """episode seeds in a generation: common (all candidates play under the same) or independent"""
     weight_decay: float = 0.01
     """penalty weight_decay * mean(x^2) on the cost (the released code subtracts it: a slip of sign)"""
     evaluate_every: int = 25
     """generations between evaluations of the distribution's mean; the best mean is kept"""
     evaluate_episodes: int = 1024
-    """dream episodes in such an evaluation"""
+    """episodes in such an evaluation"""
     precision: str = "float32"
     """arithmetic of the dream"""
     threads: int = 0
-    """threads of the dream; 0 for one per core"""
+    """threads of the dream, or workers of the real environment; 0 for one per core"""
+    environments: int = 64
+    """real environments stepped side by side, where inside is environment"""
 
 
 @dataclass(frozen=True)
@@ -268,6 +276,8 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("evaluate", "variant"): ("", "paper", "modern"),
     ("train_vae", "schedule"): ("constant", "cosine"),
     ("train_rnn", "schedule"): ("exponential", "cosine"),
+    ("environment", "backend"): ("", "gymnasium", "envpool"),
+    ("evolve", "inside"): ("dream", "environment"),
     ("evolve", "features"): ("z", "zh", "zc", "zch"),
     ("evolve", "seeds"): ("common", "independent"),
     ("evolve", "precision"): ("float32", "bfloat16"),
@@ -361,8 +371,9 @@ def _check(section: str, name: str, value: Any, hints: dict[str, type]) -> None:
         )
     if (section, name) == ("train_rnn", "validation") and value >= 1:
         raise ValueError(f"{section}.{name}: expected a share below 1, got {value!r}")
-    if kind in (int, float) and not (value > 0 or (name in _MAY_BE_ZERO and value == 0)):
-        low = "zero or more" if name in _MAY_BE_ZERO else "more than zero"
+    zero = name in _MAY_BE_ZERO or (section, name) == ("train_rnn", "steps")
+    if kind in (int, float) and not (value > 0 or (zero and value == 0)):
+        low = "zero or more" if zero else "more than zero"
         raise ValueError(f"{section}.{name}: expected {low}, got {value!r}")
     if kind is float and not math.isfinite(value):
         raise ValueError(f"{section}.{name}: expected a finite number, got {value!r}")

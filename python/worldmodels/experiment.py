@@ -18,7 +18,7 @@ from typing import Any
 
 import worldmodels
 from worldmodels import pretrained, tasks
-from worldmodels.config import TOP, Config, from_dict, to_dict
+from worldmodels.config import TOP, Config, EnvironmentConfig, from_dict, to_dict
 from worldmodels.data.atomic import atomic_path, read_json, write_json
 from worldmodels.ranks import launched
 
@@ -41,6 +41,7 @@ EXTENDABLE = {("evolve", "generations")}
 MACHINE = {
     ("collect", "workers"),
     ("evolve", "threads"),
+    ("evolve", "environments"),
     ("train_vae", "micro_batch"),
     ("train_vae", "workers"),
     ("train_vae", "compile"),
@@ -152,7 +153,10 @@ class Experiment:
         if not path.is_file():
             return []
         then, now = read_json(path)["settings"], self._settings(stage)
-        before = asdict(type(getattr(self.config, stage))())  # a setting that is younger than the run had its default
+        # a setting that is younger than the run had its default
+        before = asdict(type(getattr(self.config, stage))())
+        if "environment" in then:
+            then["environment"] = {**asdict(EnvironmentConfig()), **then["environment"]}
         return [name for name in now if then.get(name, before.get(name)) != now[name]]
 
     def _check_settings(self) -> None:
@@ -296,7 +300,7 @@ def _peak_memory_mb() -> dict[str, int]:
 def versions() -> dict[str, str]:
     """Versions of everything that can change a result."""
     found = {"worldmodels": worldmodels.__version__, "python": platform.python_version(), "machine": platform.machine()}
-    for name in ("torch", "numpy", "scipy", "gymnasium", "vizdoom", "h5py"):
+    for name in ("torch", "numpy", "scipy", "gymnasium", "vizdoom", "envpool", "h5py"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -45,28 +45,40 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def save_animation(path: Path, pictures: Sequence[Pictures], actions: Sequence[float], scale: int = 4) -> None:
-    """Writes a GIF at the game's 35 frames a second (every second frame): pictures with the action below.
+def save_animation(
+    path: Path,
+    pictures: Sequence[Pictures],
+    actions: Sequence[npt.NDArray[np.float32]],
+    scale: int = 4,
+    *,
+    frames_per_second: int = 35,
+    threshold: float = 1 / 3,
+) -> None:
+    """Writes a GIF at the game's speed (every second frame): pictures with the actions below.
 
     Args:
         path: where to.
         pictures: (64, W, 3) uint8 each.
-        actions: in [-1, 1], one per picture: the bar goes left or right with it, bright where it moves the player.
+        actions: (A,) in [-1, 1], one per picture: A bars go left or right, bright where they move the player.
         scale: pixels per pixel.
+        frames_per_second: the game's speed.
+        threshold: bars are bright above this.
     """
     bar = 5 * scale
     images = []
     for picture, action in list(zip(pictures, actions, strict=True))[::2]:
         height, width = picture.shape[0] * scale, picture.shape[1] * scale
-        image = Image.new("RGB", (width, height + bar), "#111318")
+        image = Image.new("RGB", (width, height + bar * len(action)), "#111318")
         image.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST))
-        middle, end = width / 2, width / 2 * (1 + action)
-        colour = "#fbbf24" if abs(action) > 1 / 3 else "#4b5563"
-        ImageDraw.Draw(image).rectangle((min(middle, end), height + 4, max(middle, end), height + bar - 4), fill=colour)
+        for number, value in enumerate(map(float, action)):
+            top, (left, right) = height + bar * number, sorted((width / 2, width / 2 * (1 + value)))
+            colour = "#fbbf24" if abs(value) > threshold else "#4b5563"
+            ImageDraw.Draw(image).rectangle((left, top + 4, right, top + bar - 4), fill=colour)
         images.append(image.quantize(128, method=Image.Quantize.FASTOCTREE))
+    duration = round(2000 / frames_per_second)
     with atomic_path(path) as temporary:
         images[0].save(
-            temporary, format="GIF", save_all=True, append_images=images[1:], duration=57, loop=0, optimize=False
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=False
         )
 
 
@@ -103,21 +115,28 @@ def film_strip(path: Path, pictures: Pictures, steps: Sequence[int]) -> None:
         _save(figure, path)
 
 
+def _columns(points: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    """Pairs as two lists; two empty ones of none."""
+    return [x for x, _ in points], [y for _, y in points]
+
+
 def losses(path: Path, vae: list[dict[str, Any]], rnn: list[dict[str, Any]]) -> None:
     """Loss curves of V and M, training and validation."""
     panels: list[tuple[str, list[dict[str, Any]], str, str]] = [
         ("V: squared error per frame", vae, "squared_error", "log"),
         ("V: KL (nats)", vae, "kl", "linear"),
         ("M: -log p(z) per dimension (nats)", rnn, "z", "linear"),
-        ("M: done loss", rnn, "done", "log"),
     ]
+    for title, key in (("M: done loss", "done"), ("M: squared error of the reward", "reward")):
+        if any(line.get(key, 0) > 0 for line in rnn):  # M has that head
+            panels.append((title, rnn, key, "log"))
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, 4, figsize=(15, 3.2))
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.75 * len(panels), 3.2))
         for axis, (title, lines, key, scale) in zip(axes, panels, strict=True):
             train = [(line["step"], line[key]) for line in lines if key in line]
             valid = [(line["step"], line[f"validation_{key}"]) for line in lines if f"validation_{key}" in line]
-            axis.plot(*zip(*train, strict=True), color=_BLUE, alpha=0.75, linewidth=1, label="training")
-            axis.plot(*zip(*valid, strict=True), color=_ORANGE, marker="o", markersize=3, label="held out")
+            axis.plot(*_columns(train), color=_BLUE, alpha=0.75, linewidth=1, label="training")
+            axis.plot(*_columns(valid), color=_ORANGE, marker="o", markersize=3, label="held out")
             axis.set(title=title, xlabel="batches", yscale=scale)
             values = sorted(value for _, value in train)
             if scale == "linear" and len(values) > 20:
@@ -158,8 +177,8 @@ def quality(path: Path, vae: dict[str, Any], rnn: dict[str, Any]) -> None:
         _save(figure, path)
 
 
-def evolution(path: Path, lines: list[dict[str, Any]], temperature: float, curve: list[dict[str, Any]]) -> None:
-    """Best, mean and worst of the population and the evaluation of the mean over generations; its score in the game."""
+def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, curve: list[dict[str, Any]]) -> None:
+    """Best, mean and worst of the population, the evaluation of the mean over generations; and its real score."""
     generations = [line["generation"] for line in lines]
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(9, 4))
@@ -172,7 +191,7 @@ def evolution(path: Path, lines: list[dict[str, Any]], temperature: float, curve
             )
         evaluations = [(line["generation"], line["evaluation"]) for line in lines if "evaluation" in line]
         axis.plot(
-            *zip(*evaluations, strict=True),
+            *_columns(evaluations),
             color=_INK,
             marker="o",
             markersize=4,
@@ -188,20 +207,17 @@ def evolution(path: Path, lines: list[dict[str, Any]], temperature: float, curve
                 marker="s",
                 markersize=4,
                 capsize=3,
-                label="mean, in the game",
+                label="mean, in the real environment",
             )
-        axis.set(
-            title=f"Evolution of C inside the dream (temperature {temperature})",
-            xlabel="generation",
-            ylabel="steps survived",
-        )
-        axis.set_ylim(bottom=0)
+        axis.set(title=title, xlabel="generation", ylabel=score)
+        if min(line["worst"] for line in lines) >= 0:
+            axis.set_ylim(bottom=0)
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         _save(figure, path)
 
 
-def reality_check(path: Path, policies: dict[str, Any], temperature: float) -> None:
-    """Survival of fixed policies in the dream and in the game, with 95 % intervals."""
+def reality_check(path: Path, policies: dict[str, Any], temperature: float, score: str) -> None:
+    """Scores of fixed policies in the dream and in the game, with 95 % intervals."""
     names = list(policies)
     place = np.arange(len(names))
     with plt.rc_context(_STYLE):
@@ -214,9 +230,7 @@ def reality_check(path: Path, policies: dict[str, Any], temperature: float) -> N
             )
         axis.set_xticks(place, names)
         axis.grid(visible=False, axis="x")
-        axis.set(
-            title=f"Fixed policies in the dream (temperature {temperature}) and in the game", ylabel="steps survived"
-        )
+        axis.set(title=f"Fixed policies in the dream (temperature {temperature}) and in the game", ylabel=score)
         axis.legend()
         _save(figure, path)
 
@@ -247,11 +261,16 @@ def sweep(path: Path, results: list[dict[str, Any]], paper: dict[float, Any]) ->
         _save(figure, path)
 
 
-def survival(path: Path, results: dict[str, Any]) -> None:
-    """Histogram of survival in the real game: the agent, the random and the holding policy."""
-    shown = (("random", "random play", _ORANGE), ("collecting", "holding policy", _GREEN), ("agent", "agent", _BLUE))
+def scores(path: Path, results: dict[str, Any], score: str) -> None:
+    """Histogram of scores in the real game: the agent, the random and the collecting policy."""
+    shown = (
+        ("random", f"random play ({results['random']['policy']})", _ORANGE),
+        ("collecting", f"collecting ({results['collecting']['policy']})", _GREEN),
+        ("agent", "agent", _BLUE),
+    )
     top = max(max(results[name]["scores"]) for name, _, _ in shown)
-    bins = np.linspace(0, top + 1, 36).tolist()
+    bottom = min(0, *(min(results[name]["scores"]) for name, _, _ in shown))
+    bins = np.linspace(bottom, top + 1, 36).tolist()
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(8, 3.8))
         for name, label, colour in shown:
@@ -266,9 +285,38 @@ def survival(path: Path, results: dict[str, Any]) -> None:
             )
             axis.axvline(entry["mean"], color=colour, linewidth=1.6)
         axis.set(
-            title=f"Survival in the real game ({len(results['agent']['scores'])} episodes each)",
-            xlabel="steps survived",
+            title=f"Scores in the real game ({len(results['agent']['scores'])} episodes each)",
+            xlabel=score,
             ylabel="episodes",
         )
         axis.legend()
+        _save(figure, path)
+
+
+def episode(path: Path, recorded: dict[str, Any], score: str) -> None:
+    """The return of an episode as it adds up, and the way that was driven, where the environment says where one is.
+
+    Args:
+        path: where to.
+        recorded: as :func:`worldmodels.envs.play.record` gives it.
+        score: what a return counts.
+    """
+    driven = "track" in recorded
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, 1 + driven, figsize=(6 + 5 * driven, 4.2), squeeze=False)
+        axis = axes[0, 0]
+        axis.plot(np.cumsum(recorded["rewards"]), color=_BLUE, linewidth=1.6)
+        axis.set(title="Return of one episode as it adds up", xlabel="step", ylabel=score)
+        if driven:
+            axis = axes[0, 1]
+            track, way = np.array(recorded["track"]), np.array(recorded["positions"])
+            axis.plot(*np.concatenate([track, track[:1]]).T, color=_GRID, linewidth=9, solid_joinstyle="round")
+            axis.plot(*way.T, color=_BLUE, linewidth=1.4)
+            axis.plot(*way[0], "o", color=_GREEN, label="start")
+            axis.plot(*way[-1], "s", color=_RED, label="end")
+            axis.set(title="The way that was driven", xticks=[], yticks=[])
+            axis.set_aspect("equal")
+            axis.grid(visible=False)
+            axis.legend()
+        figure.tight_layout()
         _save(figure, path)

@@ -14,14 +14,14 @@ from worldmodels.config import Config, EnvironmentConfig, from_dict
 from worldmodels.data.atomic import read_json
 from worldmodels.data.weights import load_model
 from worldmodels.dream import Dream
-from worldmodels.envs.play import play_agent
+from worldmodels.envs.play import episode_seed, play_agent, record
 from worldmodels.models.agent import Agent, Recorder, load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.progress import Progress
 from worldmodels.stats import describe
 
 Pictures = list[npt.NDArray[np.uint8]]
-_FRAMES_PER_SECOND = 35
+Actions = list[npt.NDArray[np.float32]]
 
 
 def source(name: str) -> tuple[Path, Config]:
@@ -71,24 +71,24 @@ def play(folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: i
     return describe([scores[episode] for episode in range(episodes)])
 
 
-def record_play(folder: Path, environment: EnvironmentConfig, *, seed: int) -> tuple[Pictures, list[float]]:
+def record_play(folder: Path, environment: EnvironmentConfig, *, seed: int) -> tuple[Pictures, Actions]:
     """Plays the first episode of :func:`play`: pictures of the frame beside V's reconstruction, and the actions."""
     agent = Agent.load(folder)
     recorder = Recorder(agent)
-    play_agent(environment, recorder, [0], seed=seed, purpose="play", slots=1, finished=lambda *_: None)
+    record(environment, recorder, seed=seed, episode_seed=episode_seed(seed, "play", 0))
     return recorder.pictures(), recorder.actions
 
 
 def record_dream(
     folder: Path, *, temperature: float, seed: int, max_steps: int = 2100
-) -> tuple[Pictures, list[float], float]:
+) -> tuple[Pictures, Actions, float]:
     """Dreams one episode: V's pictures of the latents, the actions, and the return."""
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
     trace = Dream.load(folder, controller=controller, temperature=temperature, max_steps=max_steps).trace(
         params, seed=seed
     )
     vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
-    return list(decode(vae, trace.z[:-1])), [float(action[0]) for action in trace.action], float(trace.reward.sum())
+    return list(decode(vae, trace.z[:-1])), list(trace.action), float(trace.reward.sum())
 
 
 def dream_scores(folder: Path, episodes: int, *, temperature: float, seed: int) -> dict[str, Any]:
@@ -123,20 +123,27 @@ def _pygame() -> Any:
     return pygame
 
 
-def window(pictures: Pictures, actions: list[float], title: str, scale: int = 6) -> None:
+def window(
+    pictures: Pictures,
+    actions: Actions,
+    title: str,
+    scale: int = 6,
+    *,
+    frames_per_second: int = 35,
+) -> None:
     """Shows pictures (64, W, 3) at the game's speed in a window; Escape or closing it ends the show."""
     pygame = _pygame()
     height, width = pictures[0].shape[0] * scale, pictures[0].shape[1] * scale
     pygame.display.init()
     try:
-        screen = pygame.display.set_mode((width, height + 4 * scale))
+        screen = pygame.display.set_mode((width, height + 4 * scale * len(actions[0])))
         pygame.display.set_caption(title)
-        _loop(pygame, screen, pictures, actions, scale)
+        _loop(pygame, screen, pictures, actions, scale, frames_per_second)
     finally:
         pygame.display.quit()
 
 
-def _loop(pygame: Any, screen: Any, pictures: Pictures, actions: list[float], scale: int) -> None:
+def _loop(pygame: Any, screen: Any, pictures: Pictures, actions: Actions, scale: int, frames_per_second: int) -> None:
     clock = pygame.time.Clock()
     height, width = pictures[0].shape[0] * scale, pictures[0].shape[1] * scale
     for picture, action in zip(pictures, actions, strict=True):
@@ -145,11 +152,12 @@ def _loop(pygame: Any, screen: Any, pictures: Pictures, actions: list[float], sc
                 return
         surface = pygame.surfarray.make_surface(picture.swapaxes(0, 1))
         screen.blit(pygame.transform.scale(surface, (width, height)), (0, 0))
-        screen.fill("#111318", (0, height, width, 4 * scale))
-        left, right = sorted((width / 2, width / 2 * (1 + action)))
-        screen.fill("#fbbf24", (left, height + scale, max(1, right - left), 2 * scale))
+        screen.fill("#111318", (0, height, width, 4 * scale * len(action)))
+        for number, value in enumerate(map(float, action)):
+            left, right = sorted((width / 2, width / 2 * (1 + value)))
+            screen.fill("#fbbf24", (left, height + (4 * number + 1) * scale, max(1, right - left), 2 * scale))
         pygame.display.flip()
-        clock.tick(_FRAMES_PER_SECOND)
+        clock.tick(frames_per_second)
 
 
 def report_scores(what: str, scores: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worldmodels import figures
+from worldmodels import figures, tasks
 from worldmodels.config import Config, override
 from worldmodels.data.atomic import atomic_path, read_json, write_json
 from worldmodels.experiment import MAKERS, STAGES, Experiment
@@ -69,21 +69,40 @@ def sweep_table(results: Sequence[Result]) -> str:
 
 
 def ablate(folder: Path, config: Config) -> list[Result]:
-    """Evolves a controller on z alone, on z and h, and on z, c and h in the same M, and plays the game with each.
+    """Evolves the kinds of controllers that the experiment compares, and plays the game with each.
 
-    Writes ``ablations/<features>/`` (run folders) and ``ablations/ablate.json``.
+    Variants share every stage that they do not change; one with an untrained M has an M of its own. Writes
+    ``ablations/<variant>/`` (run folders) and ``ablations/ablate.json``.
 
     Returns:
-        One result per kind of controller: ``features``, ``parameters``, ``dream``, ``game``, ``generation``.
+        One result per variant: ``variant``, ``features``, ``parameters``, ``inside``, ``dream`` (None where M predicts
+        no reward), ``game``, ``generation``.
+
+    Raises:
+        ValueError: the experiment compares nothing.
     """
-    kinds = ("z", "zh", "zch")
-    variants = {kind: override(config, {"evolve": {"features": kind}}) for kind in kinds}
+    kinds = tasks.get(config.experiment).ablations
+    if not kinds:
+        raise ValueError(f"experiment: expected one with ablations, got {config.experiment!r}, which names none")
+    variants = {
+        name: override(config, {section: dict(values) for section, values in changes.items()})
+        for name, changes in kinds.items()
+    }
     results = _variants(folder, config, "ablations", variants)
-    for kind, result in zip(kinds, results, strict=True):
-        result["features"] = kind
+    for (name, settings), result in zip(variants.items(), results, strict=True):
+        result |= {"variant": name, "features": settings.evolve.features, "inside": settings.evolve.inside}
     write_json(folder / "ablations" / "ablate.json", results)
-    rows = [[", ".join(r["features"]), str(r["parameters"]), _spread(r["dream"]), *_scores(r["game"])] for r in results]
-    print(table(["C sees", "parameters", "dream", "game", "95 % interval"], rows))
+    rows = [
+        [
+            r["variant"],
+            str(r["parameters"]),
+            r["inside"],
+            _spread(r["dream"]) if r["dream"] else "",
+            *_scores(r["game"]),
+        ]
+        for r in results
+    ]
+    print(table(["C sees", "parameters", "evolved in", "dream", "game", "95 % interval"], rows))
     return results
 
 
@@ -153,19 +172,21 @@ def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
 
 
 def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Config]) -> list[Result]:
-    """Runs evolve and evaluate with each of the settings, on the same V and M."""
-    shared = tuple(MAKERS)
+    """Runs what is left to run with each of the settings, on the stages before that they have in common."""
     with Experiment(folder, config) as experiment:
-        for stage in shared:
+        for stage in MAKERS:
             experiment.run(stage)
         results = []
         for name, settings in variants.items():
-            child = folder / kind / name
+            child = folder / kind / name.replace(", ", "_").replace(" ", "-")
+            same = [getattr(settings, stage) == getattr(config, stage) for stage in MAKERS]
+            shared = [stage for number, stage in enumerate(MAKERS, 1) if all(same[:number])]
             branch(folder, child, shared)
             print(f"{kind}: {name}")
             with Experiment(child, settings) as variant:
-                for stage in ("check_dream", "evolve", "evaluate"):
-                    variant.run(stage)
+                for stage in STAGES[: STAGES.index("report")]:
+                    if stage != "check_dream" or settings.evolve.inside == "dream":
+                        variant.run(stage)
                 results.append(_result(variant))
     return results
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Registers worldmodels/TakeCover-v0 and worldmodels/Dream-v0 with Gymnasium, once."""
+    """Registers the environments of the experiments and worldmodels/Dream-v0 with Gymnasium, once."""
     import gymnasium
 
     entries = {
         "worldmodels/TakeCover-v0": {"entry_point": "worldmodels.envs.take_cover:TakeCoverEnv"},
+        "worldmodels/CarRacing-v0": {"entry_point": "worldmodels.envs.car_racing:CarRacingEnv"},
         "worldmodels/Dream-v0": {
             "entry_point": "worldmodels.envs.dream:DreamEnv",
             "vector_entry_point": "worldmodels.envs.dream:DreamVectorEnv",

@@ -1,20 +1,18 @@
-"""Playing the real environment: one episode at a time for policies that look at nothing, many at once for an agent."""
+"""Playing the real environment: many episodes side by side, with policies that look at nothing or with an agent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 
 from worldmodels.config import EnvironmentConfig
-from worldmodels.envs import register
-from worldmodels.envs.policies import Policy
-
-Frame = npt.NDArray[np.uint8]
+from worldmodels.envs import pool
+from worldmodels.envs.batch import backend, make, make_batch
+from worldmodels.envs.policies import Action, Policy
+from worldmodels.envs.screen import Frame
 
 
 class Player(Protocol):
@@ -29,12 +27,13 @@ class Player(Protocol):
         """(B, 64, 64, 3) uint8 frames to (B, A) actions; ``restart`` marks the slots where an episode begins."""
 
 
-def make(environment: EnvironmentConfig, **options: Any) -> gymnasium.Env[Frame, npt.NDArray[np.float32]]:
-    """Makes the real environment of an experiment, without Gymnasium's wrappers."""
-    register()
-    chosen = {"variant": environment.variant, "resolution": environment.resolution}
-    options = {**{name: value for name, value in chosen.items() if value}, **options}
-    return gymnasium.make(environment.id, disable_env_checker=True, **options).unwrapped
+def describe_environment(environment: EnvironmentConfig) -> str:
+    """The environment in a few words: its id and what was chosen."""
+    chosen = [environment.variant, environment.resolution]
+    if environment.id in pool.TASKS:
+        chosen.append("EnvPool" if backend(environment) == "envpool" else "Gymnasium")
+    text = ", ".join(part for part in chosen if part)
+    return f"{environment.id} ({text})" if text else environment.id
 
 
 def episode_seed(seed: int, purpose: str, episode: int, attempt: int = 0) -> int:
@@ -60,26 +59,32 @@ def play_policy(
         Return of every episode.
     """
     returns = [0.0] * episodes
+    seeds = [episode_seed(seed, purpose, episode) for episode in range(episodes)]
+    batch = make_batch(environment, min(slots, episodes))
+    batch.expect(seeds)
+    waiting = list(reversed(range(episodes)))
+    playing: dict[int, tuple[int, Iterator[Action]]] = {}  # slot: episode, its actions
 
-    def work(slot: int) -> None:
-        env = make(environment)
-        try:
-            for episode in range(slot, episodes, slots):
-                number = episode_seed(seed, purpose, episode)
-                actions = policy(np.random.default_rng(number))
-                env.reset(seed=number)
-                over = False
-                while not over:
-                    _, reward, terminated, truncated, _ = env.step(next(actions))
-                    returns[episode] += float(reward)
-                    over = terminated or truncated
-        finally:
-            env.close()
+    def begin(slots: list[int]) -> None:
+        for slot in slots:
+            playing.pop(slot, None)
+        fresh = {slot: waiting.pop() for slot in slots if waiting}
+        if fresh:
+            batch.reset(list(fresh), [seeds[episode] for episode in fresh.values()])
+        for slot, episode in fresh.items():
+            playing[slot] = episode, policy(np.random.default_rng(seeds[episode]))
 
-    slots = min(slots, episodes)
-    with ThreadPoolExecutor(slots) as pool:  # the game is a process of its own: threads are enough to drive it
-        for job in [pool.submit(work, slot) for slot in range(slots)]:
-            job.result()
+    try:
+        begin(list(range(batch.slots)))
+        while playing:
+            busy = list(playing)
+            actions = np.stack([next(playing[slot][1]) for slot in busy])
+            _, rewards, terminated, truncated = batch.step(busy, actions)
+            for slot, reward in zip(busy, rewards, strict=True):
+                returns[playing[slot][0]] += float(reward)
+            begin([slot for slot, over in zip(busy, terminated | truncated, strict=True) if over])
+    finally:
+        batch.close()
     return returns
 
 
@@ -107,38 +112,69 @@ def play_agent(
         slots: environments in the batch.
         finished: called with an episode's number and its score.
     """
+    seeds = {episode: episode_seed(seed, purpose, episode) for episode in episodes}
+    batch = make_batch(environment, slots)
+    batch.expect(seeds.values())
     waiting = list(reversed(episodes))
-    envs = [make(environment) for _ in range(slots)]
     current = np.full(slots, -1, np.int64)
     scores = np.zeros(slots)
     frames = np.zeros((slots, 64, 64, 3), np.uint8)
     restart = np.zeros(slots, np.bool_)
     player.reset(slots, seed=seed)
 
-    def begin(slot: int) -> None:
-        current[slot] = waiting.pop() if waiting else -1
-        scores[slot], restart[slot], frames[slot] = 0, True, 0
-        if current[slot] >= 0:
-            frames[slot] = envs[slot].reset(seed=episode_seed(seed, purpose, int(current[slot])))[0]
-
-    def step(slot: int) -> bool:
-        frame, reward, terminated, truncated, _ = envs[slot].step(actions[slot])
-        frames[slot] = frame
-        scores[slot] += float(reward)
-        return terminated or truncated
+    def begin(slots: npt.NDArray[np.int64]) -> None:
+        scores[slots], restart[slots], frames[slots] = 0, True, 0
+        for slot in slots:
+            current[slot] = waiting.pop() if waiting else -1
+        fresh = slots[current[slots] >= 0]
+        if len(fresh):
+            frames[fresh] = batch.reset(fresh, [seeds[int(episode)] for episode in current[fresh]])
 
     try:
-        for slot in range(slots):
-            begin(slot)
-        with ThreadPoolExecutor(min(slots, 4)) as pool:
-            while (current >= 0).any():
-                actions = player.act(frames, restart, np.maximum(current, 0))
-                restart[:] = False
-                busy = [int(slot) for slot in np.flatnonzero(current >= 0)]
-                for slot, over in zip(busy, list(pool.map(step, busy)), strict=True):
-                    if over:
-                        finished(int(current[slot]), float(scores[slot]))
-                        begin(slot)
+        begin(np.arange(slots))
+        while (current >= 0).any():
+            actions = player.act(frames, restart, np.maximum(current, 0))
+            restart[:] = False
+            busy = np.flatnonzero(current >= 0)
+            frames[busy], rewards, terminated, truncated = batch.step(busy, actions[busy])
+            scores[busy] += rewards
+            ended = busy[terminated | truncated]
+            for slot in ended:
+                finished(int(current[slot]), float(scores[slot]))
+            begin(ended)
     finally:
-        for env in envs:
-            env.close()
+        batch.close()
+
+
+def record(environment: EnvironmentConfig, player: Player, *, seed: int, episode_seed: int) -> dict[str, Any]:
+    """Plays one episode alone, in Gymnasium's environment whoever steps the others.
+
+    Args:
+        environment: the real environment.
+        player: the agent.
+        seed: of the experiment.
+        episode_seed: of the environment.
+
+    Returns:
+        ``rewards``: of every step; and from an environment that says where the player is (``"track"`` in the info of
+        ``reset``, ``"position"`` in that of every step) also ``track`` and ``positions``, lists of [x, y].
+    """
+    env = make(environment)
+    try:
+        player.reset(1, seed=seed)
+        frame, info = env.reset(seed=episode_seed)
+        found: dict[str, Any] = {"rewards": []}
+        if "track" in info:
+            found |= {"track": info["track"].tolist(), "positions": [info["position"].tolist()]}
+        restart, over = np.ones(1, np.bool_), False
+        while not over:
+            action = player.act(frame[None], restart, np.zeros(1, np.int64))[0]
+            restart = np.zeros(1, np.bool_)
+            frame, reward, terminated, truncated, info = env.step(action)
+            found["rewards"].append(float(reward))
+            if "track" in found:
+                found["positions"].append(info["position"].tolist())
+            over = terminated or truncated
+    finally:
+        env.close()
+    return found

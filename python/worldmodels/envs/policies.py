@@ -36,6 +36,31 @@ def constant(*values: float) -> Policy:
     return actions
 
 
+def brownian(step: float, action_size: int = 1) -> Policy:
+    """A random walk that starts uniform in [-1, 1] and takes normal steps of the given size, held inside [-1, 1]."""
+    if not 0 < step < float("inf"):
+        raise ValueError(f"step: expected a finite number above zero, got {step}")
+
+    def actions(rng: np.random.Generator) -> Iterator[Action]:
+        action = rng.uniform(-1, 1, size=action_size)
+        while True:
+            yield action.astype(np.float32)
+            action = np.clip(action + step * rng.standard_normal(action_size), -1, 1)
+
+    return actions
+
+
+def mapped(policy: Policy, function: Callable[[Action], Action]) -> Policy:
+    """A policy whose every action is put through a function."""
+
+    def actions(rng: np.random.Generator) -> Iterator[Action]:
+        return map(function, policy(rng))
+
+    return actions
+
+
+#: Collects as the authors did in CarRacing: V, M and C are noise, drawn anew for every episode.
+RANDOM_AGENT = "random agent"
 #: What an agent can do while collecting: play; play with a controller near its own, another one every episode; play,
 #: and now and then be pushed aside by an action held for a while.
 AGENT = ("agent", "agent perturbed", "agent interrupted")

@@ -12,9 +12,9 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import vizdoom
-from PIL import Image
 
-Frame = npt.NDArray[np.uint8]
+from worldmodels.envs.screen import Frame, shrink
+
 Variant = Literal["paper", "modern"]
 
 MAX_STEPS = 2100
@@ -44,7 +44,7 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
     Source: Ha & Schmidhuber (2018), section 4; the released code's doomreal.py.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 35}  # noqa: RUF012 (Gymnasium's own convention)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 35, "threads": True}  # noqa: RUF012 (Gymnasium's own convention)
 
     def __init__(self, variant: Variant = "paper", resolution: str = "160x120", render_mode: str | None = None) -> None:
         if variant not in get_args(Variant):
@@ -101,8 +101,7 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         rows = self._screen.shape[0]
         if self.variant == "paper":
             rows = round(rows * _HUD_FREE)
-        # Pillow's bilinear filter averages over the source area when it shrinks: the authors' own resize.
-        return np.asarray(Image.fromarray(self._screen[:rows]).resize((64, 64), Image.Resampling.BILINEAR))
+        return shrink(self._screen[:rows])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Starts an episode; the same seed and actions give the same frames."""

@@ -182,7 +182,7 @@ class Recorder:
         self._agent = agent
         self.frames: list[npt.NDArray[np.uint8]] = []
         self.latents: list[npt.NDArray[np.float32]] = []
-        self.actions: list[float] = []
+        self.actions: list[npt.NDArray[np.float32]] = []
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
         """As the agent's."""
@@ -198,7 +198,7 @@ class Recorder:
         actions = self._agent.act(frames, restart, episodes)
         self.frames.append(frames[0].copy())
         self.latents.append(self._agent.z[0].copy())
-        self.actions.append(float(actions[0, 0]))
+        self.actions.append(actions[0])
         return actions
 
     def pictures(self, most: int | None = None) -> list[npt.NDArray[np.uint8]]:

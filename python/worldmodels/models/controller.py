@@ -136,6 +136,37 @@ class Controller:
             if self.bias:
                 out = out + parts[layer + 1]
             out = np.tanh(out, dtype=np.float32)
+        return self._squashed(out)
+
+    def act_each(self, params: FloatArray, features: FloatArray) -> npt.NDArray[np.float32]:
+        """Computes actions of many controllers, one each.
+
+        Args:
+            params: (B, size), the parameters of row b's controller.
+            features: (B, feature_size), what it sees.
+
+        Returns:
+            (B, action_size) float32.
+        """
+        params, features = np.asarray(params, np.float32), np.asarray(features, np.float32)
+        if params.shape != (len(features), self.size) or features.shape != (len(params), self.feature_size):
+            raise ValueError(
+                f"params, features: expected (B, {self.size}) and (B, {self.feature_size}), "
+                f"got {params.shape} and {features.shape}"
+            )
+        out: FloatArray = features
+        start = 0
+        for rows, columns in self.layer_shapes:
+            weight = params[:, start : start + rows * columns].reshape(-1, rows, columns)
+            start += rows * columns
+            out = np.einsum("brf,bf->br", weight, out)
+            if self.bias:
+                out = out + params[:, start : start + rows]
+                start += rows
+            out = np.tanh(out, dtype=np.float32)
+        return self._squashed(out)
+
+    def _squashed(self, out: FloatArray) -> npt.NDArray[np.float32]:
         if self.squash == "carracing":
             out = np.stack([out[..., 0], (out[..., 1] + 1) / 2, np.maximum(out[..., 2], 0)], axis=-1)
         return out.astype(np.float32, copy=False)

@@ -22,7 +22,13 @@ _SUSPICIOUS = 1.5  # a dream this many times kinder (or harder) than the game is
 def run(experiment: Experiment) -> dict[str, Any]:
     """Plays every fixed policy in both worlds at the temperature that C will be evolved at."""
     config, evolve = experiment.config.check_dream, experiment.config.evolve
-    seed, policies = experiment.config.seed, experiment.task.policies
+    seed, task = experiment.config.seed, experiment.task
+    policies = task.policies
+    if not task.dreams_are_scored(experiment.config):
+        print("check-dream: M has no reward head, so that a dream has no score to compare", file=sys.stderr)
+        path = experiment.path("check_dream", "check_dream.json")
+        write_json(path, {"temperature": evolve.temperature, "policies": {}, "warnings": []})
+        return {"warnings": []}
     dreams = DreamVectorEnv(
         *load_world(experiment.folder),
         num_envs=config.dream_episodes,
@@ -45,7 +51,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
         results[name] = {"dream": describe(dream), "game": describe(game)}
         progress.update(number + 1)
     progress.close(len(policies))
-    warnings = [text for name, worlds in results.items() if (text := judge(name, worlds))]
+    means = [worlds["game"]["mean"] for worlds in results.values()]
+    spread = None if task.survival else max(means) - min(means)
+    warnings = [text for name, worlds in results.items() if (text := judge(name, worlds, task.score, spread))]
     write_json(
         experiment.path("check_dream", "check_dream.json"),
         {"temperature": evolve.temperature, "policies": results, "warnings": warnings},
@@ -74,29 +82,37 @@ def play_dreams(dreams: DreamVectorEnv, policy: Policy, *, seed: int) -> list[fl
     return [float(value) for value in returns]
 
 
-def judge(name: str, worlds: dict[str, Any]) -> str | None:
-    """A warning if a policy fares differently in the dream than in the game, by more than chance explains."""
+def judge(name: str, worlds: dict[str, Any], score: str, spread: float | None = None) -> str | None:
+    """A warning if a policy fares differently in the dream than in the game, by more than chance explains.
+
+    Args:
+        name: of the policy.
+        worlds: its scores in both.
+        score: what they count.
+        spread: how far apart the policies' scores in the game are: half of that is much. None where scores are
+            steps survived, of which a factor of one and a half is much.
+    """
     dream, game = worlds["dream"], worlds["game"]
-    ratio = dream["mean"] / game["mean"]
     apart = dream["ci95"][0] > game["ci95"][1] or game["ci95"][0] > dream["ci95"][1]
-    if not apart or 1 / _SUSPICIOUS < ratio < _SUSPICIOUS:
+    if spread is None:
+        near = 1 / _SUSPICIOUS < dream["mean"] / game["mean"] < _SUSPICIOUS
+    else:
+        near = abs(dream["mean"] - game["mean"]) < spread / 2
+    if not apart or near:
         return None
-    if ratio > 1:
-        return (
-            f"policy '{name}' survives {dream['mean']:.0f} steps in the dream and {game['mean']:.0f} in the game: the "
-            f"dream has a hole there that a controller can find. Collect more episodes in which that happens, train M "
-            f"longer, or raise the temperature."
+    both = f"policy '{name}': {dream['mean']:.0f} {score} in the dream and {game['mean']:.0f} in the game: "
+    if dream["mean"] > game["mean"]:
+        return both + (
+            "the dream has a hole there that a controller can find. Collect more episodes in which that happens, train "
+            "M longer, or raise the temperature."
         )
-    return (
-        f"policy '{name}' survives {dream['mean']:.0f} steps in the dream and {game['mean']:.0f} in the game: the "
-        f"dream is harder than the game there. Train M longer, or lower the temperature."
-    )
+    return both + "the dream is harder than the game there. Train M longer, or lower the temperature."
 
 
 def format_table(results: dict[str, Any]) -> str:
-    """The table of survival for the terminal."""
+    """The table of scores for the terminal."""
     rows = []
     for name, worlds in results.items():
         cells = [f"{worlds[world]['mean']:.0f} +- {worlds[world]['std']:.0f}" for world in ("dream", "game")]
-        rows.append([name, *cells, f"{worlds['dream']['mean'] / worlds['game']['mean']:.2f}"])
-    return table(["fixed policy", "dream", "game", "dream/game"], rows)
+        rows.append([name, *cells, f"{worlds['dream']['mean'] - worlds['game']['mean']:+.0f}"])
+    return table(["fixed policy", "dream", "game", "difference"], rows)

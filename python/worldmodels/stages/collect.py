@@ -1,41 +1,37 @@
-"""Collect: fixed policies play the real game in spawned workers, and every frame goes to the episode store."""
+"""Collect: policies play the real environment in spawned workers, and every frame goes to the episode store."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from worldmodels import pretrained, tasks
-from worldmodels.config import CollectConfig, EnvironmentConfig
+from worldmodels import pretrained
+from worldmodels.config import CollectConfig
 from worldmodels.data.atomic import atomic_path
-from worldmodels.data.episodes import Episode, EpisodeShard, EpisodeWriter, shard_path
-from worldmodels.envs.play import Frame, episode_seed, make
-from worldmodels.envs.policies import AGENT, Action, Policy
+from worldmodels.data.episodes import EpisodeShard, EpisodeWriter, shard_path
+from worldmodels.envs.batch import backend, make_batch
+from worldmodels.envs.policies import AGENT
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent
 from worldmodels.progress import Progress
+from worldmodels.stages.players import Job, parse_policies, play
 from worldmodels.threads import cores
 
-_MAX_ATTEMPTS = 1000
 _MAX_DEATHS = 20
-_SLOTS = 8  # games that an agent plays side by side in one worker
-_PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in standard deviations of theirs
+_SLOTS = 8  # environments that are played side by side in one worker, by an agent or in EnvPool
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
@@ -57,26 +53,6 @@ def run(experiment: Experiment) -> dict[str, Any]:
     progress = Progress("collect", config.episodes, "episodes", start=ready)
     _Pool(experiment, todo, progress, ready, first).run()
     return _summary(folder, config)
-
-
-def parse_policies(text: str, policies: Mapping[str, Policy]) -> list[tuple[str, float]]:
-    """Reads 'held 1-10:4, left:1' as names with shares; the names are those of ``policies`` and of what an agent does.
-
-    Raises:
-        ValueError: an unknown name or a share that is no positive number.
-    """
-    parsed = []
-    for part in text.split(","):
-        name, _, share = (piece.strip() for piece in part.partition(":"))
-        try:
-            weight = float(share or 1)
-        except ValueError:
-            weight = 0.0
-        if name not in (*policies, *AGENT) or not 0 < weight < float("inf"):
-            known = ", ".join((*policies, *AGENT))
-            raise ValueError(f"collect.policies: expected '<name>:<share>, ...' of {known}, got {part.strip()!r}")
-        parsed.append((name, weight))
-    return parsed
 
 
 def _include(config: CollectConfig, folder: Path) -> int:
@@ -120,21 +96,6 @@ def _summary(folder: Path, config: CollectConfig) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a worker needs to know; sent to it once."""
-
-    experiment: str
-    environment: EnvironmentConfig
-    collect: CollectConfig
-    folder: Path
-    first: int  # number of the first shard that is played
-    seed: int
-
-    def path(self, shard: int) -> Path:
-        return shard_path(self.folder, self.first + shard)
-
-
 @dataclass
 class _Worker:
     process: SpawnProcess
@@ -149,7 +110,7 @@ class _Pool:
     def __init__(self, experiment: Experiment, todo: list[int], progress: Progress, ready: int, first: int = 0) -> None:
         config = experiment.config
         folder = experiment.path("episodes").absolute()
-        self._job = _Job(config.experiment, config.environment, config.collect, folder, first, config.seed)
+        self._job = Job(config, folder, first)
         self._todo = todo[::-1]
         self._count = min(config.collect.workers or cores(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
@@ -230,138 +191,25 @@ def _kill(worker: _Worker) -> None:
     worker.process.join()
 
 
-def _work(pipe: Connection, job: _Job) -> None:
+def _work(pipe: Connection, job: Job) -> None:
     """A worker: asks for shards until there are none."""
     os.setsid()  # Ctrl-C is for the parent, which ends this session with the game in it
     os.set_inheritable(pipe.fileno(), False)  # or the game would hold the pipe open after this process has died
     try:
         torch.set_num_threads(1)
         agent = Agent.load(pretrained.resolve(job.collect.agent)) if job.collect.agent else None
-        envs = [make(job.environment) for _ in range(1 if agent is None else _SLOTS)]
+        slots = _SLOTS if agent is not None or backend(job.environment) == "envpool" else 1
+        batch = make_batch(job.environment, slots, workers=1, **job.options)
+        (action_size,) = batch.action_space.shape
         pipe.send(None)
         while (shard := pipe.recv()) is not None:
-            with EpisodeWriter(job.path(shard), envs[0].action_space.shape[0]) as writer:  # type: ignore[index]
-                for played in _play(envs, job, _episodes(job.collect, shard), agent):
+            with EpisodeWriter(job.path(shard), action_size) as writer:
+                for played in play(batch, job, _episodes(job.collect, shard), agent):
                     writer.append(played)
                     pipe.send(len(played.frames))
             pipe.send(None)
-        for env in envs:
-            env.close()
+        batch.close()
     except (KeyboardInterrupt, BrokenPipeError, EOFError):
         pass
     except Exception as error:
         pipe.send(RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}"))
-
-
-class _Turn(NamedTuple):
-    """What a policy knows before its action.
-
-    Attributes:
-        frame: (64, 64, 3) uint8.
-        overrule: (A,) float32, NaN where the agent decides.
-        params: (N,) float32, the agent's controller in this episode; None for its own.
-        seed: of the episode.
-        first: whether the episode begins.
-    """
-
-    frame: Frame
-    overrule: Action
-    params: npt.NDArray[np.float32] | None
-    seed: int
-    first: bool
-
-
-def _play(envs: list[Any], job: _Job, numbers: range, agent: Agent | None) -> Iterator[Episode]:
-    """Plays episodes, one in every environment at a time, and yields them in their order."""
-    waiting = list(reversed(numbers))
-    running: dict[int, tuple[int, Generator[_Turn, Action, Episode]]] = {}  # slot: episode, player
-    turns: dict[int, _Turn] = {}
-    done: dict[int, Episode] = {}
-    following = numbers.start
-    if agent is not None:
-        agent.reset(len(envs))
-
-    def begin(slot: int) -> None:
-        running.pop(slot, None)
-        turns.pop(slot, None)
-        if waiting:
-            number = waiting.pop()
-            running[slot] = number, _play_one(envs[slot], job, number, agent)
-            turns[slot] = next(running[slot][1])
-
-    for slot in range(len(envs)):
-        begin(slot)
-    while running:
-        actions = _decide(turns, agent, len(envs))
-        for slot, (number, player) in list(running.items()):
-            try:
-                turns[slot] = player.send(actions[slot])
-            except StopIteration as end:
-                done[number] = end.value
-                begin(slot)
-        while following in done:
-            yield done.pop(following)
-            following += 1
-
-
-def _decide(turns: dict[int, _Turn], agent: Agent | None, slots: int) -> dict[int, Action]:
-    """The action of every slot; the agent's batch keeps its size, so that episodes do not depend on each other."""
-    if agent is None:
-        return {slot: turn.overrule for slot, turn in turns.items()}
-    size = agent.controller.action_size
-    frames, overrule = np.zeros((slots, 64, 64, 3), np.uint8), np.zeros((slots, size), np.float32)
-    restart, seeds = np.zeros(slots, np.bool_), np.zeros(slots, np.int64)
-    for slot, turn in turns.items():
-        frames[slot], overrule[slot], restart[slot], seeds[slot] = turn.frame, turn.overrule, turn.first, turn.seed
-        agent.assign(slot, turn.params)
-    return dict(enumerate(agent.act(frames, restart, seeds, overrule)))
-
-
-def _play_one(env: Any, job: _Job, number: int, agent: Agent | None) -> Generator[_Turn, Action, Episode]:
-    """Plays episode ``number``: what comes out depends on nothing but the seed, the number and the agent."""
-    config = job.collect
-    policies = tasks.get(job.experiment).policies
-    names, weights = zip(*parse_policies(config.policies, policies), strict=True)
-    for attempt in range(_MAX_ATTEMPTS):
-        seed = episode_seed(job.seed, "collect", number, attempt)
-        rng = np.random.default_rng(seed)
-        name = str(rng.choice(names, p=np.array(weights) / sum(weights)))
-        overrule, params = (policies[name](rng), None) if name in policies else _agent_policy(name, rng, agent)
-        frames: list[Frame] = []
-        taken, rewards = [], []
-        frame, _ = env.reset(seed=seed)
-        over = False
-        while not over:
-            action = yield _Turn(frame, next(overrule), params, seed, not frames)
-            frames.append(frame)
-            taken.append(action)
-            frame, reward, terminated, truncated, _ = env.step(action)
-            rewards.append(reward)
-            over = terminated or truncated
-        if len(frames) >= config.min_length:
-            return Episode(np.stack(frames), np.stack(taken), np.array(rewards, np.float32), terminated, name, seed)
-    raise RuntimeError(f"collect.min_length: no episode of {config.min_length} frames in {_MAX_ATTEMPTS} attempts")
-
-
-def _agent_policy(
-    name: str, rng: np.random.Generator, agent: Agent | None
-) -> tuple[Iterator[Action], npt.NDArray[np.float32] | None]:
-    """The actions of one episode, NaN where the agent decides, and the agent's controller if it is not its own."""
-    assert agent is not None
-    size, params = agent.controller.action_size, None
-    if name == "agent perturbed":
-        noise = rng.standard_normal(len(agent.params)) * agent.params.std() * rng.uniform(0, _PERTURBATION)
-        params = agent.params + noise.astype(np.float32)
-    if name == "agent interrupted":
-        return interruptions(rng, size), None
-    return itertools.repeat(np.full(size, np.nan, np.float32)), params
-
-
-def interruptions(rng: np.random.Generator, action_size: int) -> Iterator[Action]:
-    """Endless (A,) float32: NaN for 1 to 60 steps, an action uniform in [-1, 1] held for 1 to 20 steps, and again."""
-    while True:
-        for _ in range(rng.integers(1, 61)):
-            yield np.full(action_size, np.nan, np.float32)
-        push = rng.uniform(-1, 1, action_size).astype(np.float32)
-        for _ in range(rng.integers(1, 21)):
-            yield push

@@ -13,12 +13,14 @@ import numpy.typing as npt
 from worldmodels import figures
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import atomic_path, write_json
-from worldmodels.envs.play import Player, episode_seed, play_agent, play_policy
+from worldmodels.envs.batch import backend
+from worldmodels.envs.play import Player, describe_environment, episode_seed, play_agent, play_policy, record
+from worldmodels.evaluators.dream import make_dream
 from worldmodels.experiment import Experiment, versions
 from worldmodels.models.agent import Agent, Candidates, Recorder, load_controller
 from worldmodels.models.vae import decode
 from worldmodels.progress import Progress
-from worldmodels.stages.evolve import Means, make_dream, make_search
+from worldmodels.stages.evolve import Means, make_search
 from worldmodels.stats import describe, table
 
 PURPOSE = "evaluate"  # keeps these episodes apart from those of other stages
@@ -50,13 +52,21 @@ def run(experiment: Experiment) -> dict[str, Any]:
         )
         results[name] = {"policy": policy, **describe(returns)}
     evolved = experiment.summary("evolve")
-    results["dream"] = {
-        **{key: evolved[key] for key in ("score", "temperature", "generation")},
-        "evaluation": describe(dream_scores(experiment)),
+    scored = task.dreams_are_scored(config)
+    results["evolved"] = {
+        "inside": config.evolve.inside,
+        "score": evolved["score"],
+        "generation": evolved["generation"],
     }
     if config.evaluate.curve_episodes:
         results["curve"] = _curve(experiment, agent)
-    results["environment"] = {**vars(environment), "max_steps": task.max_steps}
+    results["dream"] = {
+        **({"score": evolved["score"]} if config.evolve.inside == "dream" else {}),
+        "temperature": config.evolve.temperature,
+        "generation": evolved["generation"],
+        "evaluation": describe(dream_scores(experiment)) if scored else None,
+    }
+    results["environment"] = {**vars(environment), "backend": backend(environment), "max_steps": task.max_steps}
     results["versions"] = versions()
     seeds = [episode_seed(config.seed, PURPOSE, episode) for episode in range(episodes)]
     results["seeds"] = {"seed": config.seed, "episodes": seeds}
@@ -72,7 +82,7 @@ def first_generation(experiment: Experiment) -> npt.NDArray[np.float32]:
     """(popsize, N) the candidates that the evolution began with."""
     config = experiment.config
     controller, _, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
-    return make_search(config.evolve, controller, config.seed, 1).ask().astype(np.float32)
+    return make_search(config.evolve, controller, config.seed).ask().astype(np.float32)
 
 
 def _curve(experiment: Experiment, agent: Agent) -> list[dict[str, Any]]:
@@ -112,7 +122,8 @@ def _scores(experiment: Experiment, name: str, player: Player, episodes: int) ->
     path = experiment.path("evaluate", f"{name}.jsonl")
     path.parent.mkdir(exist_ok=True)
     environment = _environment(experiment)
-    about = {"environment": vars(environment), "seed": config.seed, "controller": experiment.summary("evolve")}
+    played = {**vars(environment), "backend": backend(environment)}
+    about = {"environment": played, "seed": config.seed, "controller": experiment.summary("evolve")}
     known = _read_scores(path, about)
     wanted = range(episodes)
     todo = [episode for episode in wanted if episode not in known]
@@ -147,14 +158,19 @@ def _scores(experiment: Experiment, name: str, player: Player, episodes: int) ->
 
 def _record(experiment: Experiment) -> None:
     """Plays episode 0 once more, alone, and draws it: its frames, V's reconstructions and the actions."""
-    config = experiment.config
+    config, task = experiment.config, experiment.task
     agent = Agent.load(experiment.folder)
     recorder = Recorder(agent)
-    environment = _environment(experiment)
-    play_agent(environment, recorder, [0], seed=config.seed, purpose=PURPOSE, slots=1, finished=lambda *_: None)
+    number = episode_seed(config.seed, PURPOSE, 0)
+    recorded = record(_environment(experiment), recorder, seed=config.seed, episode_seed=number)
+    write_json(experiment.path("evaluate", "episode.json"), recorded)
     steps = config.evaluate.gif_steps
     figures.save_animation(
-        experiment.path("evaluate", "episode.gif"), recorder.pictures(steps), recorder.actions[:steps]
+        experiment.path("evaluate", "episode.gif"),
+        recorder.pictures(steps),
+        recorder.actions[:steps],
+        frames_per_second=task.frames_per_second,
+        threshold=task.threshold,
     )
     chosen = liveliest(recorder.frames, _PICTURES)
     drawn = decode(agent.vae, np.stack([recorder.latents[index] for index in chosen]))
@@ -183,6 +199,9 @@ def _read_scores(path: Any, about: dict[str, Any]) -> dict[int, float]:
     return {int(line["episode"]): float(line["score"]) for line in lines[1:]}
 
 
+_SHOWN = ("id", "variant", "resolution", "backend")
+
+
 def format_table(results: dict[str, Any]) -> str:
     """The table of scores for the terminal."""
     rows = []
@@ -195,5 +214,5 @@ def format_table(results: dict[str, Any]) -> str:
             [label, str(len(entry["scores"])), f"{entry['mean']:.0f} +- {entry['std']:.0f}", f"{low:.0f} to {high:.0f}"]
         )
     environment = results["environment"]
-    title = f"{environment['id']}, variant {environment['variant']}, {environment['resolution']}"
+    title = describe_environment(EnvironmentConfig(**{key: environment.get(key, "") for key in _SHOWN}))
     return f"{title}\n{table(['player', 'episodes', 'score', '95 % interval'], rows)}"

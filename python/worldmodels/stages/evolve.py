@@ -1,4 +1,4 @@
-"""Evolve C: CMA-ES asks, the dream answers, generation by generation."""
+"""Evolve C: CMA-ES asks, an evaluator answers, generation by generation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worldmodels import pretrained
 from worldmodels.cmaes import CMAES
 from worldmodels.config import EvolveConfig
 from worldmodels.data.weights import load_tensors, save_model, save_tensors
-from worldmodels.dream import Dream, load_world
+from worldmodels.evaluators import Evaluator, Told, make_evaluator
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
@@ -25,15 +25,24 @@ Params = npt.NDArray[np.float64]
 
 def run(experiment: Experiment) -> dict[str, Any]:
     """Evolves for ``generations``, from the last checkpoint if there is one; keeps the best evaluated mean."""
+    evaluator = make_evaluator(experiment)
+    try:
+        return _evolve(experiment, evaluator)
+    finally:
+        evaluator.close()
+
+
+def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
     config, seed = experiment.config.evolve, experiment.config.seed
-    dream = make_dream(experiment)
-    controller = dream.controller
-    threads = config.threads or cores()
-    es = make_search(config, controller, seed, threads)
+    controller = evaluator.controller
+    es = make_search(config, controller, seed)
     checkpoint = experiment.path("evolve", "checkpoint.safetensors")
     best, best_score, best_generation, first = np.zeros(controller.size), -np.inf, 0, 0
     if checkpoint.is_file():
         tensors, about = load_tensors(checkpoint)
+        played_with = about.get("evaluator", evaluator.about)
+        if played_with != evaluator.about:
+            raise ValueError(f"{checkpoint}: expected to go on with {played_with}, got {evaluator.about}")
         best = tensors.pop("best").numpy()
         best_score, best_generation, first = about["best_score"], about["best_generation"], about["generation"]
         es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **about["es"]})
@@ -44,12 +53,12 @@ def run(experiment: Experiment) -> dict[str, Any]:
     clock = 0.0
     for generation in range(first + 1, config.generations + 1):
         candidates = es.ask()
-        played = dream.rollout(
+        played = evaluator.play(
             candidates,
             config.episodes,
             seed=_seed(seed, "dream", generation),
-            num_threads=threads,
             common_seeds=config.seeds == "common",
+            told=_teller(progress, generation, evaluator, clock),
         )
         scores = played.returns.mean(axis=1, dtype=np.float64)  # (popsize,)
         es.tell(candidates, -scores)
@@ -60,33 +69,35 @@ def run(experiment: Experiment) -> dict[str, Any]:
             "sigma": float(es.sigma),
             "steps": int(played.lengths.sum()),
         }
+        speed = line["steps"] / max(progress.seconds - clock, 1e-9)
+        if played.profile:
+            line["profile"] = {name: round(seconds, 2) for name, seconds in played.profile.items()}
         if generation % config.evaluate_every == 0 or generation == config.generations:
-            score = evaluate_mean(dream, es.mean, config, seed, threads)
+            score = evaluate_mean(evaluator, es.mean, config, seed, _teller(progress, generation, evaluator))
             line["evaluation"] = score
             means.add(generation, score, es.mean)
             if score > best_score:
                 best, best_score, best_generation = es.mean.copy(), score, generation
         elapsed, clock = progress.seconds - clock, progress.seconds
         experiment.log("evolve", generation=generation, **line, seconds=round(elapsed, 3))
-        _save(checkpoint, es, generation, best, best_score, best_generation)
+        _save(checkpoint, es, generation, best, best_score, best_generation, evaluator.about)
         progress.update(
-            generation,
-            f"best {line['best']:.0f}, mean {line['mean']:.0f}, {line['steps'] / elapsed:,.0f} dream steps/s",
+            generation, f"best {line['best']:.0f}, mean {line['mean']:.0f}, {speed:,.0f} {evaluator.unit}/s"
         )
     progress.close(config.generations, f"best mean {best_score:.0f}, of generation {best_generation}")
-    about = {"score": best_score, "generation": best_generation, "temperature": config.temperature}
+    about = {"score": best_score, "generation": best_generation, **evaluator.about}
     save_controller(experiment, controller, best, about)
     return {"parameters": controller.size, **about}
 
 
-def make_search(config: EvolveConfig, controller: Controller, seed: int, threads: int) -> CMAES:
+def make_search(config: EvolveConfig, controller: Controller, seed: int) -> CMAES:
     """CMA-ES as it is before the first generation."""
     return CMAES(
         first_mean(config, controller),
         config.sigma,
         popsize=config.popsize,
         seed=_seed(seed, "cma", 0),
-        num_threads=threads,
+        num_threads=config.threads or cores(),
         weight_decay=config.weight_decay,
     )
 
@@ -122,6 +133,19 @@ class Means:
         save_tensors(self._path, {"params": params}, {"generations": self.generations, "scores": self.scores})
 
 
+def _teller(progress: Progress, generation: int, evaluator: Evaluator, began: float | None = None) -> Told:
+    """Shows how far a generation is, or the evaluation behind it."""
+    start = progress.seconds if began is None else began
+    what = "evaluation of the mean" if began is None else f"generation {generation}"
+
+    def told(ended: int, total: int, steps: int) -> None:
+        if ended < total:
+            speed = steps / max(progress.seconds - start, 1e-9)
+            progress.update(generation - 1, f"{what}: {ended}/{total} episodes, {speed:,.0f} {evaluator.unit}/s")
+
+    return told
+
+
 def first_mean(config: EvolveConfig, controller: Controller) -> Params:
     """Where CMA-ES starts: at zero, or at the C of the run that ``start`` names."""
     if not config.start:
@@ -133,32 +157,13 @@ def first_mean(config: EvolveConfig, controller: Controller) -> Params:
     return params.astype(np.float64)
 
 
-def make_dream(experiment: Experiment) -> Dream:
-    """The dream of a run folder's M, at the settings of its evolve stage."""
-    config = experiment.config.evolve
-    world = load_world(experiment.folder)
-    model = world.mdnrnn
-    controller = Controller(
-        model.latent_size,
-        model.hidden_size,
-        model.action_size,
-        features=config.features,  # type: ignore[arg-type]
-        bias=config.bias,
-        hidden_units=config.hidden_units,
-        squash=experiment.task.squash,
-    )
-    return Dream(
-        *world,
-        controller,
-        temperature=config.temperature,
-        max_steps=config.max_steps,
-        precision=config.precision,  # type: ignore[arg-type]
-    )
-
-
-def evaluate_mean(dream: Dream, mean: Params, config: EvolveConfig, seed: int, threads: int) -> float:
+def evaluate_mean(
+    evaluator: Evaluator, mean: Params, config: EvolveConfig, seed: int, told: Told = lambda *_: None
+) -> float:
     """Mean return of the distribution's mean; the same episodes every time, so that means compare."""
-    played = dream.rollout(mean[None], config.evaluate_episodes, seed=_seed(seed, "evaluate", 0), num_threads=threads)
+    played = evaluator.play(
+        mean[None], config.evaluate_episodes, seed=_seed(seed, "evaluate", 0), common_seeds=False, told=told
+    )
     return float(played.returns.mean(dtype=np.float64))
 
 
@@ -167,14 +172,23 @@ def _seed(seed: int, purpose: str, generation: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-def _save(path: Any, es: CMAES, generation: int, best: Params, best_score: float, best_generation: int) -> None:
-    """Writes one checkpoint: the whole state of CMA-ES and the best mean so far."""
+def _save(
+    path: Any,
+    es: CMAES,
+    generation: int,
+    best: Params,
+    best_score: float,
+    best_generation: int,
+    evaluator: dict[str, Any],
+) -> None:
+    """Writes one checkpoint: the whole state of CMA-ES, the best mean so far and whom they were played with."""
     state = es.state_dict()
     arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
     about = {
         "generation": generation,
         "best_score": best_score,
         "best_generation": best_generation,
+        "evaluator": evaluator,
         "es": {name: value for name, value in state.items() if not isinstance(value, np.ndarray)},
     }
     save_tensors(path, {**arrays, "best": torch.from_numpy(best)}, about)

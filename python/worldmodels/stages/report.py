@@ -13,12 +13,12 @@ import numpy.typing as npt
 from worldmodels import figures, quality
 from worldmodels.data.atomic import atomic_path, read_json
 from worldmodels.data.weights import load_model
+from worldmodels.evaluators.dream import make_dream
 from worldmodels.experiment import STAGES, Experiment, command
 from worldmodels.models.agent import load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.stages.check_dream import format_table as dream_table
 from worldmodels.stages.evaluate import format_table as score_table
-from worldmodels.stages.evolve import make_dream
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
@@ -28,15 +28,23 @@ def run(experiment: Experiment) -> dict[str, Any]:
     folder = experiment.path("report")
     folder.mkdir(exist_ok=True)
     dreamed = _draw_dream(experiment, folder / "dream_strip.png", folder / "dream.gif")
-    if not experiment.config.world:
+    config, score = experiment.config, experiment.task.score
+    if not config.world:
         figures.losses(folder / "losses.png", experiment.metrics("train-vae"), experiment.metrics("train-rnn"))
     measured = _quality(experiment)
     if measured:
         figures.quality(folder / "quality.png", *measured)
-    temperature, curve = experiment.config.evolve.temperature, results.get("curve", [])
-    figures.evolution(folder / "evolution.png", experiment.metrics("evolve"), temperature, curve)
-    figures.reality_check(folder / "reality_check.png", check["policies"], check["temperature"])
-    figures.survival(folder / "survival.png", results)
+    where = f"inside the dream (temperature {config.evolve.temperature})"
+    curve = results.get("curve", [])
+    if config.evolve.inside == "environment":
+        where = "in the real environment"
+    figures.evolution(folder / "evolution.png", experiment.metrics("evolve"), f"Evolution of C {where}", score, curve)
+    if check["policies"]:
+        figures.reality_check(folder / "reality_check.png", check["policies"], check["temperature"], score)
+    figures.scores(folder / "scores.png", results, score)
+    recorded = experiment.path("evaluate", "episode.json")
+    if recorded.is_file():
+        figures.episode(folder / "episode.png", read_json(recorded), score)
     page = _page(experiment, folder, results, check, dreamed, measured)
     with atomic_path(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -48,14 +56,21 @@ def _draw_dream(experiment: Experiment, strip: Path, animation: Path) -> int:
     """One dream of the evolved controller, as a strip and as an animation; returns its length."""
     config = experiment.config
     _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
-    trace = make_dream(experiment).trace(params, seed=config.seed)
+    trace = make_dream(experiment).trace(params, seed=config.seed, max_steps=min(config.evolve.max_steps, 2**20))
     vae = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)
     length = len(trace.action)
     steps = np.unique(np.linspace(0, length, 24).astype(int))
     figures.film_strip(strip, decode(vae, trace.z[steps]), [int(step) for step in steps])
     shown = min(length, config.report.dream_steps)
     moving: list[npt.NDArray[np.uint8]] = list(decode(vae, trace.z[:shown]))
-    figures.save_animation(animation, moving, [float(action[0]) for action in trace.action[:shown]])
+    task = experiment.task
+    figures.save_animation(
+        animation,
+        moving,
+        list(trace.action[:shown]),
+        frames_per_second=task.frames_per_second,
+        threshold=task.threshold,
+    )
     return length
 
 
@@ -76,15 +91,22 @@ def _page(
     measured: tuple[dict[str, Any], dict[str, Any]] | None,
 ) -> str:
     config = experiment.config
-    agent, before, random, holding = (results[name] for name in ("agent", "before", "random", "collecting"))
+    agent, before, random, collecting = (results[name] for name in ("agent", "before", "random", "collecting"))
     beats = "beats" if agent["ci95"][0] > random["ci95"][1] else "does not clearly beat"
+    score, dream = experiment.task.score, results["dream"]
     verdict = (
-        f"The agent survives {agent['mean']:.0f} steps in the real game (95 % interval {agent['ci95'][0]:.0f} to "
+        f"The agent scores {agent['mean']:.0f} {score} in the real game (95 % interval {agent['ci95'][0]:.0f} to "
         f"{agent['ci95'][1]:.0f}, {len(agent['scores'])} episodes); it {beats} random play at {random['mean']:.0f} and "
-        f"stands beside the holding policy at {holding['mean']:.0f}; the controllers that the evolution began with "
-        f"survive {before['mean']:.0f}. Its controller was evolved in the dream alone, "
-        f"where it scores {results['dream']['score']:.0f} at temperature {results['dream']['temperature']}."
+        f"stands beside the policy {results['collecting']['policy']} at {collecting['mean']:.0f}; the controllers that "
+        f"the evolution began with score {before['mean']:.0f}. "
     )
+    if config.evolve.inside == "dream":
+        verdict += (
+            f"Its controller was evolved in the dream alone, where it scores {dream['score']:.0f} at temperature "
+            f"{dream['temperature']}."
+        )
+    else:
+        verdict += f"Its controller was evolved in the real environment, to {results['evolved']['score']:.0f}."
     warnings = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in check["warnings"])
     times = []
     for stage in STAGES:
@@ -99,15 +121,25 @@ def _page(
             f'<figure><img src="data:image/{kind};base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
         )
 
+    actions = ", ".join(experiment.task.actions)
     parts = [
         f"<h1>World Models: {html.escape(config.experiment)}, preset {html.escape(config.preset)}</h1>",
         f"<p class=verdict>{html.escape(verdict)}</p>",
         "<h2>In the real game</h2>",
-        picture(folder / "survival.png", "How long the agent, the holding policy and random play survive."),
+        picture(folder / "scores.png", "Scores of the agent, of the policy that collected and of random play."),
         f"<pre>{html.escape(score_table(results))}</pre>",
         picture(
             experiment.path("evaluate", "episode.gif"),
-            "Episode 0: what the agent sees, what V makes of it, and which way it steps.",
+            f"One episode: what the agent sees, what V makes of it, and its actions ({actions}).",
+        ),
+        *(
+            [
+                picture(
+                    folder / "episode.png", "The same episode: its return as it adds up, and the way where it is known."
+                )
+            ]
+            if (folder / "episode.png").is_file()
+            else []
         ),
         "<h2>What V sees</h2>",
         picture(experiment.path("evaluate", "frames.png"), "Its liveliest real frames above what V makes of them."),
@@ -115,11 +147,17 @@ def _page(
         picture(folder / "dream.gif", "The evolved controller in its dream; no game is running."),
         picture(folder / "dream_strip.png", f"The same dream from its first to its last of {dreamed} steps."),
         "<h2>Can the dream be trusted?</h2>",
-        warnings or "<p>Every fixed policy fares in the dream about as it does in the game.</p>",
-        picture(folder / "reality_check.png", "Policies that look at nothing, in both worlds, with 95 % intervals."),
-        f"<pre>{html.escape(dream_table(check['policies']))}</pre>",
+        *(
+            [
+                warnings or "<p>Every fixed policy fares in the dream about as it does in the game.</p>",
+                picture(folder / "reality_check.png", "Policies that look at nothing, in both worlds, 95 % intervals."),
+                f"<pre>{html.escape(dream_table(check['policies']))}</pre>",
+            ]
+            if check["policies"]
+            else ["<p>M predicts no reward, so that there is no score of a dream to compare.</p>"]
+        ),
         "<h2>Evolution</h2>",
-        picture(folder / "evolution.png", "Steps survived in the dream by every generation of CMA-ES."),
+        picture(folder / "evolution.png", "What every generation of CMA-ES scores."),
         "<h2>Training</h2>",
         f"<p>V and M were taken from the world {html.escape(config.world)}.</p>"
         if config.world

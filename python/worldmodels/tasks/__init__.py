@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
+from typing import Any
 
 from worldmodels.config import Config
 from worldmodels.envs.policies import Policy
@@ -34,6 +35,8 @@ class Task:
         threshold: an action moves the player where its absolute value is above this; for pictures.
         squash: how C's outputs become actions.
         preset: the one of a new run that names none; ``quick`` in its place with ``--from-scratch``.
+        survival: whether every step is worth 1, so that a dream is scored without a reward head.
+        ablations: what ``worldmodels ablate`` compares: the settings that make each variant, by its name.
     """
 
     name: str
@@ -48,6 +51,12 @@ class Task:
     threshold: float = 0.0
     squash: Squash = "tanh"
     preset: str = "quick"
+    survival: bool = False
+    ablations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+    def dreams_are_scored(self, config: Config) -> bool:
+        """Whether M says what a step is worth, or need not."""
+        return self.survival or config.train_rnn.reward_head
 
 
 def names() -> list[str]:

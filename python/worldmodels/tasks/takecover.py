@@ -60,4 +60,15 @@ TASK = Task(
     frames_per_second=35,
     threshold=1 / 3,
     preset="pretrained",
+    survival=True,
+    ablations={
+        "z": {"evolve": {"features": "z"}},
+        "z, h": {"evolve": {"features": "zh"}},
+        "z, c, h": {"evolve": {"features": "zch"}},
+        "z, c, h, in the game": {"evolve": {"features": "zch", "inside": "environment"}},
+        "z, c, h, M untrained, in the game": {
+            "train_rnn": {"steps": 0},
+            "evolve": {"features": "zch", "inside": "environment"},
+        },
+    },
 )

@@ -1,0 +1,343 @@
+"""Many real environments stepped as one batch: in EnvPool, in threads or in spawned processes."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels.config import EnvironmentConfig
+from worldmodels.envs import pool, register
+from worldmodels.envs.screen import Frame
+from worldmodels.threads import cores
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Step = tuple[Frame, Floats, Bools, Bools]
+
+
+class Batch(Protocol):
+    """Slots in which episodes are played side by side.
+
+    An episode depends on its seed and on its actions, not on its slot and not on what else is played. Whoever plays
+    resets a slot that is over; nothing is reset by itself, and a slot that is over is not stepped.
+
+    Attributes:
+        slots: number of them.
+    """
+
+    slots: int
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        """Of one environment."""
+
+    def expect(self, seeds: Iterable[int]) -> None:
+        """Says which episodes will be reset to, in about this order, and that all slots are given up until then.
+
+        Only a hint: some back ends prepare the episodes.
+        """
+
+    def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
+        """Starts episodes: (n,) different slots and their n seeds to first frames (n, 64, 64, 3) uint8."""
+
+    def step(self, slots: npt.ArrayLike, actions: Floats) -> Step:
+        """Plays one step in some slots.
+
+        Args:
+            slots: (n,) different slots.
+            actions: (n, A) float32.
+
+        Returns:
+            frames (n, 64, 64, 3) uint8, rewards (n,) float32, terminated (n,) and truncated (n,) bool.
+        """
+
+    def close(self) -> None:
+        """Ends the environments."""
+
+
+def make(environment: EnvironmentConfig, **options: Any) -> gymnasium.Env[Frame, Floats]:
+    """Makes the real environment of an experiment, without Gymnasium's wrappers."""
+    register()
+    chosen = {"variant": environment.variant, "resolution": environment.resolution}
+    options = {**{name: value for name, value in chosen.items() if value}, **options}
+    return gymnasium.make(environment.id, disable_env_checker=True, **options).unwrapped
+
+
+def backend(environment: EnvironmentConfig) -> str:
+    """Who steps the environment: what the settings say, or the fastest that is installed.
+
+    Returns:
+        ``"envpool"`` or ``"gymnasium"``.
+
+    Raises:
+        ValueError: EnvPool is wanted and does not have this environment.
+        ModuleNotFoundError: EnvPool is wanted and not installed.
+    """
+    if environment.backend == "envpool":
+        if environment.id not in pool.TASKS:
+            have = ", ".join(pool.TASKS)
+            raise ValueError(f"environment.backend: EnvPool has {have}; expected gymnasium for {environment.id}")
+        if not pool.installed():
+            raise ModuleNotFoundError(
+                "environment.backend: envpool is not installed: pip install 'worldmodels[envpool]'"
+            )
+    if environment.backend:
+        return environment.backend
+    return "envpool" if environment.id in pool.TASKS and pool.installed() else "gymnasium"
+
+
+def make_batch(environment: EnvironmentConfig, slots: int, *, workers: int | None = None, **options: Any) -> Batch:
+    """Makes a batch of environments.
+
+    Args:
+        environment: the real environment; its ``backend`` chooses EnvPool or Gymnasium.
+        slots: episodes that are played side by side.
+        workers: threads or processes; None for one per core. One means: in this thread (with EnvPool: in one other).
+        **options: of the environment's constructor; EnvPool takes none.
+
+    Raises:
+        ValueError: a number is out of range, or EnvPool is asked for what it does not have.
+    """
+    workers = cores() if workers is None else workers
+    for name, value in (("slots", slots), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if backend(environment) == "envpool":
+        if options:
+            raise ValueError(f"{', '.join(options)}: EnvPool has no such option, use --environment.backend gymnasium")
+        return pool.EnvPoolBatch(environment.id, slots, workers)
+    if min(slots, workers) == 1 or _threads(environment.id):
+        return ThreadBatch(environment, slots, min(slots, workers), options)
+    return ProcessBatch(environment, slots, min(slots, workers), options)
+
+
+def _threads(env_id: str) -> bool:
+    """Whether threads are enough to step an environment in parallel: its metadata say so."""
+    register()
+    package, _, name = env_id.rpartition(":")
+    if package:
+        importlib.import_module(package)
+    entry = gymnasium.spec(name).entry_point
+    if isinstance(entry, str):
+        module, _, kind = entry.partition(":")
+        entry = getattr(importlib.import_module(module), kind)
+    return bool(getattr(entry, "metadata", {}).get("threads", False))
+
+
+class _Row:
+    """One slot of a batch that is made of Gymnasium environments."""
+
+    def __init__(self, environment: EnvironmentConfig, options: dict[str, Any]) -> None:
+        self._of, self._options = environment, options
+        self._env: gymnasium.Env[Frame, Floats] | None = None
+
+    def open(self) -> gymnasium.Env[Frame, Floats]:
+        if self._env is None:
+            self._env = make(self._of, **self._options)
+        return self._env
+
+    def reset(self, seed: int) -> Frame:
+        return self.open().reset(seed=int(seed))[0]
+
+    def step(self, action: Floats) -> tuple[Frame, float, bool, bool]:
+        assert self._env is not None, "reset comes before step"
+        frame, reward, terminated, truncated, _ = self._env.step(action)
+        return frame, float(reward), bool(terminated), bool(truncated)
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+
+
+class ThreadBatch:
+    """Gymnasium environments in threads of this process: right for those that wait for a process of their own."""
+
+    def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
+        self.slots = slots
+        self._rows = [_Row(environment, options) for _ in range(slots)]
+        self._threads = ThreadPoolExecutor(workers) if workers > 1 else None
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        """Of one environment."""
+        return _box(self._rows[0].open())
+
+    def expect(self, seeds: Iterable[int]) -> None:
+        """Nothing is prepared."""
+
+    def _map(self, work: Any, jobs: list[Any]) -> list[Any]:
+        if self._threads is None or len(jobs) == 1:
+            return [work(job) for job in jobs]
+        return list(self._threads.map(work, jobs))
+
+    def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
+        """As :class:`Batch` says."""
+        jobs = list(zip(np.asarray(slots).tolist(), seeds, strict=True))
+        return np.stack(self._map(lambda job: self._rows[job[0]].reset(job[1]), jobs))
+
+    def step(self, slots: npt.ArrayLike, actions: Floats) -> Step:
+        """As :class:`Batch` says."""
+        jobs = list(zip(np.asarray(slots).tolist(), actions, strict=True))
+        frames, rewards, *ends = zip(*self._map(lambda job: self._rows[job[0]].step(job[1]), jobs), strict=True)
+        return np.stack(frames), np.array(rewards, np.float32), np.array(ends[0]), np.array(ends[1])
+
+    def close(self) -> None:
+        """Ends the environments."""
+        if self._threads is not None:
+            self._threads.shutdown()
+        for row in self._rows:
+            row.close()
+
+
+def _box(env: gymnasium.Env[Frame, Floats]) -> gymnasium.spaces.Box:
+    space = env.action_space
+    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+        raise ValueError(f"{type(env).__name__}: expected a Box of shape (A,) as its action space, got {space}")
+    return space
+
+
+class _Shared:
+    """The arrays of a :class:`ProcessBatch`, in memory that its processes share."""
+
+    def __init__(self, slots: int, action_size: int, name: str | None = None) -> None:
+        kinds: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+            "frames": ((slots, 64, 64, 3), np.uint8),
+            "actions": ((slots, action_size), np.float32),
+            "rewards": ((slots,), np.float32),
+            "ends": ((slots, 2), np.bool_),
+        }
+        sizes = {key: int(np.prod(shape)) * np.dtype(kind).itemsize for key, (shape, kind) in kinds.items()}
+        starts = dict(zip(sizes, np.cumsum([0, *(-(-size // 64) * 64 for size in sizes.values())]), strict=False))
+        self.memory = SharedMemory(name, create=name is None, size=sum(sizes.values()) + 64 * len(sizes))
+        for key, (shape, kind) in kinds.items():
+            array: npt.NDArray[Any] = np.ndarray(shape, kind, self.memory.buf, int(starts[key]))
+            setattr(self, key, array)
+
+    frames: Frame
+    actions: Floats
+    rewards: Floats
+    ends: Bools
+
+    def close(self) -> None:
+        del self.frames, self.actions, self.rewards, self.ends  # views of the memory
+        self.memory.close()
+
+
+class ProcessBatch:
+    """Gymnasium environments in spawned processes; worker w has the slots w, w + W, w + 2 W, ..."""
+
+    def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
+        self.slots = slots
+        env = make(environment, **options)
+        self._action_space = _box(env)
+        env.close()
+        self._shared = _Shared(slots, self._action_space.shape[0])
+        context = multiprocessing.get_context("spawn")
+        self._workers = []
+        for number in range(workers):
+            ours, theirs = context.Pipe()
+            about = (number, workers, slots, self._action_space.shape[0], self._shared.memory.name)
+            process = context.Process(target=_serve, args=(theirs, about, environment, options), daemon=True)
+            process.start()
+            theirs.close()
+            self._workers.append((process, ours))
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        """Of one environment."""
+        return self._action_space
+
+    def expect(self, seeds: Iterable[int]) -> None:
+        """Nothing is prepared."""
+
+    def _tell(self, what: str, jobs: dict[int, Any]) -> None:
+        """Gives every worker its slots and waits for all; the first error of a worker is raised."""
+        count = len(self._workers)
+        asked = []
+        for number, (process, pipe) in enumerate(self._workers):
+            mine = {slot: job for slot, job in jobs.items() if slot % count == number}
+            if mine:
+                try:
+                    pipe.send((what, mine))
+                except OSError as error:
+                    raise RuntimeError(f"environment: a worker died (exit code {process.exitcode})") from error
+                asked.append((process, pipe))
+        errors = []
+        for process, pipe in asked:
+            try:
+                answer = pipe.recv()
+            except (EOFError, OSError):
+                process.join(1)
+                answer = RuntimeError(f"environment: a worker died (exit code {process.exitcode})")
+            if answer is not None:
+                errors.append(answer)
+        if errors:
+            raise errors[0]
+
+    def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
+        """As :class:`Batch` says."""
+        chosen = np.asarray(slots)
+        self._tell("reset", dict(zip(chosen.tolist(), map(int, seeds), strict=True)))
+        return np.array(self._shared.frames[chosen])
+
+    def step(self, slots: npt.ArrayLike, actions: Floats) -> Step:
+        """As :class:`Batch` says."""
+        chosen = np.asarray(slots)
+        self._shared.actions[chosen] = actions
+        self._tell("step", dict.fromkeys(chosen.tolist()))
+        shared = self._shared
+        ends = shared.ends[chosen]
+        return np.array(shared.frames[chosen]), np.array(shared.rewards[chosen]), ends[:, 0], ends[:, 1]
+
+    def close(self) -> None:
+        """Ends the processes and frees the shared memory."""
+        if not self._workers:
+            return
+        for _, pipe in self._workers:
+            pipe.close()
+        for process, _ in self._workers:
+            process.join(5)
+            process.kill()
+            process.join()
+        self._workers = []
+        memory = self._shared.memory
+        self._shared.close()
+        memory.unlink()
+
+
+def _serve(
+    pipe: Connection, about: tuple[int, int, int, int, str], environment: EnvironmentConfig, options: dict[str, Any]
+) -> None:
+    """A worker: plays its slots until the pipe is closed."""
+    number, workers, slots, action_size, name = about
+    shared = _Shared(slots, action_size, name)
+    rows = {slot: _Row(environment, options) for slot in range(number, slots, workers)}
+    try:
+        while True:
+            what, jobs = pipe.recv()
+            try:
+                for slot, job in jobs.items():
+                    if what == "reset":
+                        shared.frames[slot] = rows[slot].reset(job)
+                    else:
+                        frame, reward, *ends = rows[slot].step(shared.actions[slot].copy())
+                        shared.frames[slot], shared.rewards[slot], shared.ends[slot] = frame, reward, ends
+            except Exception as error:
+                pipe.send(RuntimeError(f"environment: a worker failed: {type(error).__name__}: {error}"))
+            else:
+                pipe.send(None)
+    except (EOFError, OSError, KeyboardInterrupt):
+        pass
+    finally:
+        for row in rows.values():
+            row.close()
+        shared.close()

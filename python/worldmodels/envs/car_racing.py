@@ -1,0 +1,86 @@
+"""The real CarRacing: drive along a track that is new in every episode."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels.envs.screen import Frame, shrink
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+from gymnasium.envs.box2d.car_racing import CarRacing
+
+MAX_STEPS = 1000
+#: Of the 96 rows of the screen; the rest are the dashboard, which the authors cut off too.
+ROWS = 84
+LOW, HIGH = (-1.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+class CarRacingEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
+    """``worldmodels/CarRacing-v0``: Gymnasium's CarRacing-v3 as the paper sees it.
+
+    Observation: (64, 64, 3) uint8 RGB, the top 84 of 96 rows, resized. Action: (3,) float32: steering in [-1, 1]
+    (right is positive), gas in [0, 1], brake in [0, 1]; values outside are clipped. Reward: -0.1 a step and 1000 / N
+    for every one of the N tiles of the track that is visited for the first time; -100 where the car leaves the field.
+    Terminated behind a whole lap and outside the field, truncated after 1000 steps.
+
+    ``reset``'s info has ``"track"``, (N, 2) float32, the middle of the road; every step's has ``"position"``, (2,)
+    float32, where the car is. Nothing is drawn on a display.
+
+    Args:
+        ignore_done: play on to the 1000th step whatever happens, as the authors do while they collect.
+        render_mode: ``"rgb_array"``: :meth:`render` returns a picture of 400 x 600; or None.
+
+    Raises:
+        ValueError: an unknown render mode.
+
+    Source: Ha & Schmidhuber (2018), section 3; the released code's carracing/env.py.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 (Gymnasium's own convention)
+
+    def __init__(self, ignore_done: bool = False, render_mode: str | None = None) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        self.ignore_done = ignore_done
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Box(np.array(LOW, np.float32), np.array(HIGH, np.float32))
+        self._game: Any = CarRacing(render_mode=render_mode)
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
+        """Starts an episode on a new track; the same seed and actions give the same frames."""
+        super().reset(seed=seed)
+        self._steps = 0
+        screen, _ = self._game.reset(seed=int(self.np_random.integers(2**31)) if seed is None else seed)
+        track = np.array([[x, y] for _, _, x, y in self._game.track], np.float32)
+        return shrink(screen[:ROWS]), {"track": track, "position": self._position()}
+
+    def step(self, action: npt.NDArray[np.float32]) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
+        """Drives for a fiftieth of a second."""
+        value = np.asarray(action, dtype=np.float32)
+        if value.shape != (3,) or not np.isfinite(value).all():
+            raise ValueError(f"action: expected (3,) finite numbers, got {action!r}")
+        screen, reward, terminated, _, _ = self._game.step(np.clip(value, LOW, HIGH))
+        self._steps += 1
+        terminated = bool(terminated) and not self.ignore_done
+        truncated = not terminated and self._steps >= MAX_STEPS
+        return shrink(screen[:ROWS]), float(reward), terminated, truncated, {"position": self._position()}
+
+    def _position(self) -> npt.NDArray[np.float32]:
+        return np.array(self._game.car.hull.position, np.float32)
+
+    def render(self) -> Frame | None:
+        """The whole picture, (400, 600, 3) uint8, in mode ``"rgb_array"``."""
+        if self.render_mode is None:
+            return None
+        return np.asarray(self._game.render(), np.uint8)
+
+    def close(self) -> None:
+        """Frees the game."""
+        self._game.close()

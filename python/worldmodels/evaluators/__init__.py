@@ -1,0 +1,85 @@
+"""Where candidates for C are tried: one small interface, the dream and the real environment behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels.experiment import Experiment
+from worldmodels.models.controller import Controller
+from worldmodels.models.mdnrnn import MDNRNN
+
+#: Told now and then: episodes that have ended, episodes in all, steps so far.
+Told = Callable[[int, int, int], None]
+
+
+class Played(NamedTuple):
+    """What candidates achieved.
+
+    Attributes:
+        returns: (P, E) float32, the sum of rewards of each episode.
+        lengths: (P, E) int32, steps of each episode.
+        profile: seconds that each part of the work took; empty where there is but one.
+    """
+
+    returns: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.int32]
+    profile: Mapping[str, float]
+
+
+class Evaluator(Protocol):
+    """Plays candidates' episodes.
+
+    Attributes:
+        controller: the shape of C.
+        unit: what a step is called, in the plural.
+        about: what is to be known beside a score; two evaluators of equal ``about`` and seeds give equal scores.
+    """
+
+    controller: Controller
+    unit: str
+    about: dict[str, Any]
+
+    def play(
+        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, told: Told
+    ) -> Played:
+        """Plays every candidate's episodes.
+
+        Args:
+            params: (P, N), a candidate's flat parameters per row.
+            episodes: E, episodes per candidate.
+            seed: of everything that is random, from 0 to 2**63 - 1.
+            common_seeds: whether all candidates meet the same chance.
+            told: called now and then while it goes on.
+        """
+
+    def close(self) -> None:
+        """Frees what is in use."""
+
+
+def make_evaluator(experiment: Experiment) -> Evaluator:
+    """The evaluator that a run's settings choose: ``evolve.inside``."""
+    if experiment.config.evolve.inside == "dream":
+        from worldmodels.evaluators.dream import DreamEvaluator
+
+        return DreamEvaluator.of(experiment)
+    from worldmodels.evaluators.real import RealEvaluator
+
+    return RealEvaluator.of(experiment)
+
+
+def make_controller(experiment: Experiment, model: MDNRNN) -> Controller:
+    """The shape of C that a run's settings choose, for its M."""
+    config = experiment.config.evolve
+    return Controller(
+        model.latent_size,
+        model.hidden_size,
+        model.action_size,
+        features=config.features,  # type: ignore[arg-type]
+        bias=config.bias,
+        hidden_units=config.hidden_units,
+        squash=experiment.task.squash,
+    )

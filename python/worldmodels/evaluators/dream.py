@@ -1,0 +1,59 @@
+"""Candidates are tried in M's dream, by the native core."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels.dream import Dream, load_world
+from worldmodels.evaluators import Played, Told, make_controller
+from worldmodels.experiment import Experiment
+from worldmodels.threads import cores
+
+
+class DreamEvaluator:
+    """An :class:`worldmodels.evaluators.Evaluator` that dreams.
+
+    Args:
+        dream: M, the starts and the shape of C.
+        threads: of the native core; the results do not depend on it.
+    """
+
+    unit = "dream steps"
+
+    def __init__(self, dream: Dream, threads: int) -> None:
+        self.dream = dream
+        self.controller = dream.controller
+        self.about: dict[str, Any] = {"inside": "dream", "temperature": dream.temperature}
+        self._threads = threads
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> DreamEvaluator:
+        """The one of a run folder, at the settings of its evolve stage."""
+        return cls(make_dream(experiment), experiment.config.evolve.threads or cores())
+
+    def play(
+        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, told: Told
+    ) -> Played:
+        """As :class:`worldmodels.evaluators.Evaluator` says."""
+        played = self.dream.rollout(params, episodes, seed=seed, num_threads=self._threads, common_seeds=common_seeds)
+        told(played.lengths.size, played.lengths.size, int(played.lengths.sum()))
+        return Played(played.returns, played.lengths, {})
+
+    def close(self) -> None:
+        """Nothing is in use."""
+
+
+def make_dream(experiment: Experiment) -> Dream:
+    """The dream of a run folder's M, at the settings of its evolve stage."""
+    config = experiment.config.evolve
+    world = load_world(experiment.folder)
+    return Dream(
+        *world,
+        make_controller(experiment, world.mdnrnn),
+        temperature=config.temperature,
+        max_steps=config.max_steps,
+        precision=config.precision,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,236 @@
+"""Candidates are tried in the real environment: their episodes are one stream through a batch of environments."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from worldmodels.config import EnvironmentConfig
+from worldmodels.data.weights import load_model
+from worldmodels.envs.batch import Batch, backend, make_batch
+from worldmodels.envs.play import episode_seed
+from worldmodels.envs.screen import Frame
+from worldmodels.evaluators import Played, Told, make_controller
+from worldmodels.experiment import Experiment
+from worldmodels.models.controller import Controller
+from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.training import autocast, device
+from worldmodels.models.vae import ConvVAE
+from worldmodels.threads import cores
+
+_BLOCK = 64  # rows that V and M compute at once, always: how a row is rounded depends on how many there are
+_NOISE = 64  # steps whose noise is drawn at once
+
+Floats = npt.NDArray[np.float32]
+Slots = npt.NDArray[np.int64]
+
+
+class RealEvaluator:
+    """An :class:`worldmodels.evaluators.Evaluator` that plays the real environment.
+
+    Every step, V encodes the frames of all slots in one batch, z is sampled, every slot's own candidate acts, and M's
+    LSTM moves the slots' memories on (not at all where C sees z alone; M's head is never asked). A slot whose episode
+    is over takes the next one, whoever's it is. An episode is what its seed and its candidate make of it: the noise
+    of its latents comes from its seed, and rows are computed in blocks of a fixed size, so that neither the number of
+    slots nor what else is played changes a bit. Other back ends, precisions, devices and machines do.
+
+    Args:
+        vae: V.
+        mdnrnn: M.
+        controller: the shape of C.
+        environment: the real environment.
+        slots: environments side by side.
+        workers: threads or processes that step them.
+        max_steps: the longest episode.
+        precision: of V: ``"bfloat16"`` (autocast) or ``"float32"``.
+    """
+
+    unit = "frames"
+
+    def __init__(
+        self,
+        vae: ConvVAE,
+        mdnrnn: MDNRNN,
+        controller: Controller,
+        environment: EnvironmentConfig,
+        *,
+        slots: int,
+        workers: int,
+        max_steps: int,
+        precision: str,
+    ) -> None:
+        where = device()
+        self.vae = vae.to(where, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.mdnrnn = mdnrnn.to(where).eval()
+        self.controller = controller
+        self.about: dict[str, Any] = {"inside": "environment", "backend": backend(environment)}
+        self._environment, self._slots, self._workers = environment, slots, workers
+        self._max_steps, self._precision, self._device = max_steps, precision, where
+        self._batch: Batch | None = None
+        self._remembers = controller.features != "z"
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> RealEvaluator:
+        """The one of a run folder, at the settings of its evolve stage."""
+        config = experiment.config
+        model = load_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN)
+        return cls(
+            load_model(experiment.path("vae", "vae.safetensors"), ConvVAE),
+            model,
+            make_controller(experiment, model),
+            config.environment,
+            slots=config.evolve.environments,
+            workers=config.evolve.threads or cores(),
+            max_steps=config.evolve.max_steps,
+            precision=config.encode.precision,
+        )
+
+    def play(
+        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, told: Told
+    ) -> Played:
+        """As :class:`worldmodels.evaluators.Evaluator` says."""
+        if self._batch is None:
+            self._batch = make_batch(self._environment, self._slots, workers=self._workers)
+        stream = _Stream(self, self._batch, np.asarray(params, np.float32), episodes, seed, common_seeds)
+        with torch.inference_mode():
+            while stream.running:
+                if stream.step():
+                    told(stream.ended, stream.total, stream.steps)
+        return Played(stream.returns.astype(np.float32), stream.lengths, stream.profile)
+
+    def encode(self, frames: Frame) -> tuple[Floats, Floats]:
+        """(n, 64, 64, 3) uint8 frames to mu and the standard deviation, each (n, Z) float32."""
+        parts = []
+        for start in range(0, len(frames), _BLOCK):
+            block = np.zeros((_BLOCK, *frames.shape[1:]), np.uint8)
+            count = len(frames[start : start + _BLOCK])
+            block[:count] = frames[start : start + _BLOCK]
+            x = torch.from_numpy(block).to(self._device).permute(0, 3, 1, 2).float().div_(255)
+            with autocast(self._device, self._precision):
+                mu, logvar = self.vae.encode(x)
+            parts.append(torch.stack([mu.float(), (0.5 * logvar.float()).exp()])[:, :count].cpu())
+        mu, std = torch.cat(parts, dim=1).numpy()
+        return mu, std
+
+    def remember(self, z: Floats, actions: Floats, restart: npt.NDArray[np.bool_], state: Tensor) -> Tensor:
+        """Moves memories on: state (2, n, H), h and c, to the state after (z, action), on the device."""
+        rows = np.concatenate([z, actions, restart[:, None]], axis=1, dtype=np.float32)
+        after = torch.empty_like(state)
+        for start in range(0, len(rows), _BLOCK):
+            count = len(rows[start : start + _BLOCK])
+            block = torch.zeros(_BLOCK, rows.shape[1])
+            block[:count] = torch.from_numpy(rows[start : start + _BLOCK])
+            block = block.to(self._device)
+            before = torch.zeros(2, 1, _BLOCK, state.shape[2], device=self._device)
+            before[:, 0, :count] = state[:, start : start + count]
+            z_part, action, flag = torch.split(block, [z.shape[1], actions.shape[1], 1], dim=1)
+            moved = self.mdnrnn.remember(z_part[:, None], action[:, None], flag, (before[0], before[1]))
+            for part, value in zip(after, moved, strict=True):
+                part[start : start + count] = value[0, :count]
+        return after
+
+    def close(self) -> None:
+        """Ends the environments."""
+        if self._batch is not None:
+            self._batch.close()
+            self._batch = None
+
+
+class _Stream:
+    """The episodes of one population on their way through the slots."""
+
+    def __init__(
+        self, evaluator: RealEvaluator, batch: Batch, params: Floats, episodes: int, seed: int, common_seeds: bool
+    ) -> None:
+        self._evaluator, self._batch, self._params = evaluator, batch, params
+        self._population, self.total = len(params), len(params) * episodes
+        # Job j is episode j // P of candidate j % P.
+        numbers = np.arange(self.total) // self._population
+        if not common_seeds:
+            numbers += episodes * (np.arange(self.total) % self._population)
+        self._seeds = [episode_seed(seed, "evolve", int(number)) for number in numbers]
+        batch.expect(self._seeds)
+        model = evaluator.mdnrnn
+        slots = batch.slots
+        self._next = 0
+        self._job = np.full(slots, -1, np.int64)
+        self._age = np.zeros(slots, np.int64)
+        self._score = np.zeros(slots)
+        self._frames = np.zeros((slots, 64, 64, 3), np.uint8)
+        self._own = np.zeros((slots, params.shape[1]), np.float32)
+        self._noise = np.zeros((slots, _NOISE, model.latent_size), np.float32)
+        self._random: list[np.random.Generator] = [np.random.default_rng(0)] * slots
+        self._state = torch.zeros(2, slots, model.hidden_size, device=evaluator._device)
+        self.returns = np.zeros((self._population, episodes))
+        self.lengths = np.zeros((self._population, episodes), np.int32)
+        self.profile = dict.fromkeys(("environment", "V", "C", "M"), 0.0)
+        self.ended = self.steps = 0
+        self._begin(np.arange(slots))
+
+    @property
+    def running(self) -> bool:
+        return self.ended < self.total
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.profile[what] += time.perf_counter() - began
+
+    def _begin(self, slots: Slots) -> None:
+        """Gives free slots the next episodes, as long as there are any."""
+        fresh = slots[: self.total - self._next]
+        self._job[slots] = -1
+        if len(fresh) == 0:
+            return
+        self._job[fresh] = np.arange(self._next, self._next + len(fresh))
+        self._next += len(fresh)
+        self._age[fresh], self._score[fresh] = 0, 0
+        self._own[fresh] = self._params[self._job[fresh] % self._population]
+        self._state[:, fresh] = 0
+        seeds = [self._seeds[job] for job in self._job[fresh]]
+        for slot, seed in zip(fresh, seeds, strict=True):
+            self._random[slot] = np.random.default_rng([seed, 1])
+        with self._timed("environment"):
+            self._frames[fresh] = self._batch.reset(fresh, seeds)
+
+    def _latents(self, busy: Slots) -> Floats:
+        for slot in busy[self._age[busy] % _NOISE == 0]:
+            self._noise[slot] = self._random[slot].standard_normal(self._noise.shape[1:], np.float32)
+        mu, std = self._evaluator.encode(self._frames[busy])
+        return mu + std * self._noise[busy, self._age[busy] % _NOISE]
+
+    def step(self) -> bool:
+        """Plays one step in every slot that has an episode; whether one of them has ended."""
+        evaluator, controller = self._evaluator, self._evaluator.controller
+        busy = np.flatnonzero(self._job >= 0)
+        with self._timed("V"):
+            z = self._latents(busy)
+        with self._timed("C"):
+            hidden, cell = self._state[:, busy].cpu().numpy()
+            actions = controller.act_each(self._own[busy], controller.join(z, cell, hidden))
+        with self._timed("M"):
+            if evaluator._remembers:
+                restart = self._age[busy] == 0
+                self._state[:, busy] = evaluator.remember(z, actions, restart, self._state[:, busy])
+        with self._timed("environment"):
+            self._frames[busy], rewards, terminated, truncated = self._batch.step(busy, actions)
+        self._score[busy] += rewards
+        self._age[busy] += 1
+        self.steps += len(busy)
+        over = busy[terminated | truncated | (self._age[busy] >= evaluator._max_steps)]
+        if len(over) == 0:
+            return False
+        episode, candidate = np.divmod(self._job[over], self._population)
+        self.returns[candidate, episode] = self._score[over]
+        self.lengths[candidate, episode] = self._age[over]
+        self.ended += len(over)
+        self._begin(over)
+        return True

@@ -1,0 +1,229 @@
+"""Whoever plays while episodes are collected: policies that look at nothing, agents, agents that are noise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels import tasks
+from worldmodels.config import CollectConfig, Config, EnvironmentConfig
+from worldmodels.data.episodes import Episode, shard_path
+from worldmodels.envs.batch import Batch
+from worldmodels.envs.play import episode_seed
+from worldmodels.envs.policies import AGENT, RANDOM_AGENT, Action, Policy
+from worldmodels.envs.screen import Frame
+from worldmodels.models.agent import Agent
+from worldmodels.models.random_agent import RandomAgent
+
+_MAX_ATTEMPTS = 1000
+_PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in standard deviations of theirs
+
+
+def parse_policies(text: str, policies: Mapping[str, Policy]) -> list[tuple[str, float]]:
+    """Reads 'held 1-10:4, left:1' as names with shares; the names are those of ``policies`` and of what an agent does.
+
+    Raises:
+        ValueError: an unknown name or a share that is no positive number.
+    """
+    parsed = []
+    for part in text.split(","):
+        name, _, share = (piece.strip() for piece in part.partition(":"))
+        try:
+            weight = float(share or 1)
+        except ValueError:
+            weight = 0.0
+        if name not in (*policies, RANDOM_AGENT, *AGENT) or not 0 < weight < float("inf"):
+            known = ", ".join((*policies, RANDOM_AGENT, *AGENT))
+            raise ValueError(f"collect.policies: expected '<name>:<share>, ...' of {known}, got {part.strip()!r}")
+        parsed.append((name, weight))
+    return parsed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know; sent to it once."""
+
+    config: Config
+    folder: Path
+    first: int  # number of the first shard that is played
+
+    @property
+    def collect(self) -> CollectConfig:
+        """The stage's settings."""
+        return self.config.collect
+
+    @property
+    def seed(self) -> int:
+        """Of the experiment."""
+        return self.config.seed
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the environment, beside those that its settings are."""
+        return {"ignore_done": True} if self.collect.ignore_done else {}
+
+    @property
+    def environment(self) -> EnvironmentConfig:
+        """The settings of now; EnvPool cannot ignore an end."""
+        environment = self.config.environment
+        if self.collect.ignore_done and not environment.backend:
+            return replace(environment, backend="gymnasium")
+        return environment
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard that is played."""
+        return shard_path(self.folder, self.first + shard)
+
+
+class _Turn(NamedTuple):
+    """What a policy knows before its action.
+
+    Attributes:
+        frame: (64, 64, 3) uint8.
+        overrule: (A,) float32, NaN where the agent decides.
+        params: (N,) float32, the agent's controller in this episode; None for its own.
+        seed: of the episode.
+        first: whether the episode begins.
+    """
+
+    frame: Frame
+    overrule: Action
+    params: npt.NDArray[np.float32] | None
+    seed: int
+    first: bool
+
+
+def play(batch: Batch, job: Job, numbers: range, agent: Agent | None) -> Iterator[Episode]:
+    """Plays episodes, one in every slot at a time, and yields them in their order."""
+    batch.expect([episode_seed(job.seed, "collect", number) for number in numbers])
+    waiting = list(reversed(numbers))
+    running: dict[int, tuple[int, _Player]] = {}  # slot: episode, player
+    turns: dict[int, _Turn] = {}
+    done: dict[int, Episode] = {}
+    following = numbers.start
+    if agent is not None:
+        agent.reset(batch.slots)
+
+    def start(slot: int) -> None:
+        """The episode that the slot's player asks for."""
+        seed = next(running[slot][1])
+        assert isinstance(seed, int)
+        turn = running[slot][1].send(batch.reset([slot], [seed])[0])
+        assert isinstance(turn, _Turn)
+        turns[slot] = turn
+
+    def begin(slot: int) -> None:
+        running.pop(slot, None)
+        turns.pop(slot, None)
+        if waiting:
+            number = waiting.pop()
+            running[slot] = number, _play_one(job, number, batch.action_space, agent)
+            start(slot)
+
+    for slot in range(batch.slots):
+        begin(slot)
+    while running:
+        actions = _decide(turns, agent, batch.slots)
+        busy = list(running)
+        outcomes = batch.step(busy, np.stack([actions[slot] for slot in busy]))
+        for slot, *outcome in zip(busy, *outcomes, strict=True):
+            number, player = running[slot]
+            try:
+                turn = player.send((actions[slot], *outcome))
+            except StopIteration as end:
+                done[number] = end.value
+                begin(slot)
+            else:
+                if isinstance(turn, _Turn):
+                    turns[slot] = turn
+                else:  # an attempt that was too short
+                    start(slot)
+        while following in done:
+            yield done.pop(following)
+            following += 1
+
+
+def _decide(turns: dict[int, _Turn], agent: Agent | None, slots: int) -> dict[int, Action]:
+    """The action of every slot; the agent's batch keeps its size, so that episodes do not depend on each other."""
+    if agent is None:
+        return {slot: turn.overrule for slot, turn in turns.items()}
+    size = agent.controller.action_size
+    frames, overrule = np.zeros((slots, 64, 64, 3), np.uint8), np.zeros((slots, size), np.float32)
+    restart, seeds = np.zeros(slots, np.bool_), np.zeros(slots, np.int64)
+    for slot, turn in turns.items():
+        frames[slot], overrule[slot], restart[slot], seeds[slot] = turn.frame, turn.overrule, turn.first, turn.seed
+        agent.assign(slot, turn.params)
+    return dict(enumerate(agent.act(frames, restart, seeds, overrule)))
+
+
+#: Yields the seed of an episode and is sent its first frame; then yields turns and is sent what came of each (action,
+#: frame, reward, terminated, truncated), or None instead of a turn where another attempt is needed.
+_Player = Generator[Any, Any, Episode]
+
+
+def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent | None) -> _Player:
+    """Plays episode ``number``: what comes out depends on nothing but the seed, the number and the agent."""
+    config, task = job.collect, tasks.get(job.config.experiment)
+    names, weights = zip(*parse_policies(config.policies, task.policies), strict=True)
+    for attempt in range(_MAX_ATTEMPTS):
+        seed = episode_seed(job.seed, "collect", number, attempt)
+        rng = np.random.default_rng(seed)
+        name = str(rng.choice(names, p=np.array(weights) / sum(weights)))
+        params, chance = None, None
+        if name in task.policies:
+            overrule = task.policies[name](rng)
+        elif name == RANDOM_AGENT:
+            chance = RandomAgent(job.config, len(space.low), task.squash)
+            chance.draw(rng)
+            overrule = itertools.repeat(np.zeros(len(space.low), np.float32))
+        else:
+            overrule, params = _agent_policy(name, rng, agent, space)
+        frames: list[Frame] = []
+        taken, rewards = [], []
+        frame = yield seed
+        over = False
+        while not over:
+            wanted = next(overrule) if chance is None else chance.act(frame)
+            frames.append(frame)
+            action, frame, reward, terminated, truncated = yield _Turn(
+                frames[-1], wanted, params, seed, len(frames) == 1
+            )
+            taken.append(action)
+            rewards.append(reward)
+            over = terminated or truncated
+        if len(frames) >= config.min_length:
+            rewarded = np.array(rewards, np.float32)
+            return Episode(np.stack(frames), np.stack(taken), rewarded, bool(terminated), name, seed)
+        yield None
+    raise RuntimeError(f"collect.min_length: no episode of {config.min_length} frames in {_MAX_ATTEMPTS} attempts")
+
+
+def _agent_policy(
+    name: str, rng: np.random.Generator, agent: Agent | None, space: gymnasium.spaces.Box
+) -> tuple[Iterator[Action], npt.NDArray[np.float32] | None]:
+    """The actions of one episode, NaN where the agent decides, and the agent's controller if it is not its own."""
+    assert agent is not None
+    size, params = agent.controller.action_size, None
+    if name == "agent perturbed":
+        noise = rng.standard_normal(len(agent.params)) * agent.params.std() * rng.uniform(0, _PERTURBATION)
+        params = agent.params + noise.astype(np.float32)
+    if name == "agent interrupted":
+        return interruptions(rng, space.low, space.high), None
+    return itertools.repeat(np.full(size, np.nan, np.float32)), params
+
+
+def interruptions(rng: np.random.Generator, low: npt.NDArray[Any], high: npt.NDArray[Any]) -> Iterator[Action]:
+    """Endless (A,) float32: NaN for 1 to 60 steps, an action uniform in its space held for 1 to 20 steps, and again."""
+    while True:
+        for _ in range(rng.integers(1, 61)):
+            yield np.full(len(low), np.nan, np.float32)
+        push = rng.uniform(low, high).astype(np.float32)
+        for _ in range(rng.integers(1, 21)):
+            yield push

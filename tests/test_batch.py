@@ -1,0 +1,150 @@
+"""Batches: an episode is what its seed and its actions make of it, in any back end, in any slot."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from toy_env import ToyEnv
+from worldmodels.config import EnvironmentConfig
+from worldmodels.envs import batch as batches
+from worldmodels.envs import pool
+from worldmodels.envs.batch import ProcessBatch, ThreadBatch, backend, make_batch
+
+TOY = EnvironmentConfig(id="toy_env:Toy-v0", variant="", resolution="")
+CARS = EnvironmentConfig(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
+needs_envpool = pytest.mark.skipif(not pool.installed(), reason="EnvPool is not installed")
+
+
+def make_toy(kind, slots, bonus=0.0):
+    if kind == "threads":
+        return ThreadBatch(TOY, slots, 2, {"bonus": bonus})
+    return ProcessBatch(TOY, slots, min(2, slots), {"bonus": bonus})
+
+
+def actions_of(number, steps, size):
+    return np.random.default_rng(number).uniform(0, 1, (steps, size)).astype(np.float32)
+
+
+def play(batch, seeds, steps, expect=True):
+    """Plays every seed for at most so many steps: per episode its frames, rewards and how it ended."""
+    if expect:
+        batch.expect(seeds)
+    size = batch.action_space.shape[0]
+    waiting, running, found = list(range(len(seeds)))[::-1], {}, {}
+
+    def begin(slot):
+        running.pop(slot, None)
+        if waiting:
+            running[slot] = number = waiting.pop()
+            found[number] = [batch.reset([slot], [seeds[number]])[0]], [], None
+
+    for slot in range(batch.slots):
+        begin(slot)
+    while running:
+        busy = list(running)[::-1]  # in no order in particular
+        chosen = [actions_of(running[slot], steps, size)[len(found[running[slot]][1])] for slot in busy]
+        for slot, frame, reward, *ends in zip(busy, *batch.step(busy, np.stack(chosen)), strict=True):
+            frames, rewards, _ = found[running[slot]]
+            frames.append(frame)
+            rewards.append(reward)
+            found[running[slot]] = frames, rewards, tuple(map(bool, ends))
+            if any(ends) or len(rewards) == steps:
+                begin(slot)
+    batch.close()
+    return [(np.stack(found[n][0]), np.array(found[n][1]), found[n][2]) for n in range(len(seeds))]
+
+
+def check_equal(some, others):
+    for (frames, rewards, ends), (frames2, rewards2, ends2) in zip(some, others, strict=True):
+        np.testing.assert_array_equal(frames, frames2)
+        np.testing.assert_array_equal(rewards, rewards2)
+        assert ends == ends2
+
+
+@pytest.mark.parametrize(("kind", "slots"), [("threads", 1), ("threads", 3), ("processes", 1), ("processes", 5)])
+def test_episodes_are_those_of_the_environment_itself(kind, slots):
+    seeds = [4, 11, 3, 8, 0, 3]
+    expected = []
+    for number, seed in enumerate(seeds):
+        env, rewards, ends = ToyEnv(bonus=0.5), [], []
+        frames = [env.reset(seed=seed)[0]]
+        for action in actions_of(number, 10, 2):
+            frame, reward, *ends, _ = env.step(action)
+            frames.append(frame)
+            rewards.append(np.float32(reward))
+            if any(ends):
+                break
+        assert len(rewards) == 2 + seed % 5
+        expected.append((np.stack(frames), np.array(rewards), tuple(ends)))
+    check_equal(play(make_toy(kind, slots, bonus=0.5), seeds, 10), expected)
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_in_a_worker_is_raised_here():
+    batch = make_toy("processes", 3)
+    batch.reset([0, 1, 2], [1, 2, 3])
+    actions = np.zeros((3, 2), np.float32)
+    actions[1, 1] = 7
+    with pytest.raises(RuntimeError, match="a worker failed: ValueError: seven"):
+        batch.step([0, 1, 2], actions)
+    actions[1, 1] = 0
+    batch.step([0, 1, 2], actions)  # the workers have not lost step
+    actions[2, 1] = 8
+    with pytest.raises(RuntimeError, match=r"a worker died \(exit code 3\)"):
+        batch.step([0, 1, 2], actions)
+    batch.close()
+    batch.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_the_back_end_is_the_fastest_there_is(monkeypatch):
+    assert backend(TOY) == "gymnasium"
+    for installed in (True, False):
+        monkeypatch.setattr(pool, "installed", lambda there=installed: there)
+        anyone = EnvironmentConfig(id=CARS.id, variant="", resolution="")
+        assert backend(anyone) == ("envpool" if installed else "gymnasium")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'worldmodels\[envpool\]'"):
+        backend(CARS)
+    with pytest.raises(ValueError, match=r"^environment\.backend: EnvPool has worldmodels/CarRacing-v0"):
+        backend(EnvironmentConfig(backend="envpool"))
+
+
+def test_kinds_of_batches(monkeypatch):
+    assert isinstance(make_batch(EnvironmentConfig(), 2, workers=2), ThreadBatch)  # TakeCover is a process of its own
+    assert isinstance(make_batch(TOY, 4, workers=1), ThreadBatch)
+    made = make_batch(TOY, 4, workers=2)
+    assert isinstance(made, ProcessBatch)
+    made.close()
+    with pytest.raises(ValueError, match=r"^slots: expected at least 1, got 0"):
+        make_batch(TOY, 0)
+    monkeypatch.setattr(batches, "backend", lambda _: "envpool")
+    with pytest.raises(ValueError, match=r"^ignore_done: EnvPool has no such option"):
+        make_batch(CARS, 1, ignore_done=True)
+
+
+@needs_envpool
+def test_envpool_plays_the_same_whatever_the_slots():
+    seeds, steps = [5, 6, 7, 5], 12
+    wide = play(make_batch(CARS, 4, workers=2), seeds, steps)
+    check_equal(play(make_batch(CARS, 1, workers=1), seeds, steps), wide)
+    check_equal(play(make_batch(CARS, 3, workers=2), seeds, steps, expect=False), wide)
+    first = [frames[0] for frames, _, _ in wide]
+    assert (first[0] == first[3]).all()
+    assert (first[0] != first[1]).any() and (first[1] != first[2]).any()
+    assert all(rewards.shape == (steps,) and rewards.max() > 1 for _, rewards, _ in wide)  # tiles under the car
+
+
+@needs_envpool
+def test_envpool_games_are_left_when_they_are_over(monkeypatch):
+    """Few are alive at a time, and one seed twice is two games."""
+    monkeypatch.setattr(pool, "_CHUNK", 2)
+    made = []
+    make = pool.EnvPoolBatch._make
+    monkeypatch.setattr(pool.EnvPoolBatch, "_make", lambda self, seeds: made.append(len(seeds)) or make(self, seeds))
+    batch = make_batch(CARS, 2, workers=1)
+    play(batch, [9, 9, 9, 8, 7], 2)
+    assert made == [2, 2, 1]
+    assert batch._pools == []
