@@ -1,4 +1,4 @@
-"""Copies a run folder's V, M, C and starts into the package, in float16, with their hashes.
+"""Copies a run folder's V, M, C and starts into the package, in float16, with hashes and what was measured of them.
 
     python scripts/ship_world.py runs/small takecover
 
@@ -7,6 +7,7 @@ The model card (README.md beside the weights) is written by hand.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from worldmodels.data.atomic import write_json
 from worldmodels.data.weights import load_tensors, save_tensors
 from worldmodels.pretrained import HASHES, sha256
 
+MEASURED = ("vae/quality.json", "rnn/quality.json")
 FILES = ("vae/vae.safetensors", "rnn/rnn.safetensors", "rnn/initial.safetensors", "evolve/controller.safetensors")
 
 
@@ -28,6 +30,8 @@ def main(run: Path, name: str) -> None:
             raise ValueError(f"{run / file}: a weight is too large for float16")
         save_tensors(to / file, half, about)
         write_json((to / file).with_suffix(".json"), about)
+    for file in MEASURED:
+        shutil.copyfile(run / file, to / file)
     write_json(to / HASHES, {file: sha256(to / file) for file in FILES})
 
 

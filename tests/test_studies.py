@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import toy_config, write_world
-from worldmodels import studies
+from worldmodels import load_world, pretrained, studies
 from worldmodels.cli import main
 from worldmodels.config import override
 from worldmodels.data.atomic import read_json
@@ -118,3 +120,14 @@ def test_command_line(base, capsys):
     with pytest.raises(SystemExit):
         main(["iterate", "--help"])
     assert "--vae-steps" in capsys.readouterr().out
+
+
+def test_an_untrained_model_stands_in_for_the_taken_worlds(tmp_path):
+    config = replace(toy_config(train_rnn={"steps": 0}), world="takecover")
+    with Experiment(tmp_path, config) as experiment:
+        for stage in ("collect", "train_vae", "encode", "train_rnn"):
+            experiment.run(stage)
+    shipped, made = load_world(pretrained.folder("takecover")), load_world(tmp_path)
+    assert made.mdnrnn.config == shipped.mdnrnn.config
+    assert (made.mdnrnn.head.weight != shipped.mdnrnn.head.weight).any()
+    np.testing.assert_array_equal(made.initial_mu, shipped.initial_mu)

@@ -211,7 +211,8 @@ class Experiment:
         for dependent in DEPENDENTS.get(stage, ()) if self.ranks.first else ():
             self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
-        if self.config.world and stage in MAKERS:
+        taken = self.config.world and stage in MAKERS
+        if taken and not (stage == "train_rnn" and self.config.train_rnn.steps == 0):
             summary = self._take(stage)
         else:
             summary = importlib.import_module(f"worldmodels.stages.{stage}").run(self)

@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from worldmodels.benchmarks.peers import JAXDream, NumPyDream, Peer, TorchDream
-from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom
-from worldmodels.dream import DreamResult, Precision, multiply_add_rate, simd_level, simd_levels
+from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom, shipped
+from worldmodels.dream import Dream, DreamResult, Precision, multiply_add_rate, simd_level, simd_levels
 from worldmodels.threads import cores
 
 _PEAK_SECONDS = 0.1
@@ -70,6 +70,8 @@ def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
     for precision in precisions:
         yield partial(generation_case, doom(ends=True), precision, cores())
     for precision in precisions:
+        yield partial(shipped_case, precision, cores())
+    for precision in precisions:
         yield partial(vector_env_case, doom(), precision, cores())
     for precision in precisions:
         yield partial(alone_case, doom(), precision)
@@ -98,14 +100,25 @@ def rollout_case(world: World, precision: Precision, threads: int, steps: int = 
 
 def generation_case(world: World, precision: Precision, threads: int) -> Case:
     """64 controllers x 16 episodes that end by chance, 650 steps on average and 2100 at most."""
-    dream, params = world.dream(precision), world.params(CANDIDATES)
-    check_lengths(dream.rollout(params, EPISODES, num_threads=threads))
+    case = _generation(f"{world.name}: rollout, uneven lengths", world, world.dream(precision), threads)
+    check_lengths(world.dream(precision).rollout(world.params(CANDIDATES), EPISODES, num_threads=threads))
+    return case
+
+
+def shipped_case(precision: Precision, threads: int) -> Case:
+    """A real generation: 64 controllers around the shipped one x 16 episodes, temperature 1.15, ended by M."""
+    world = shipped()
+    return _generation(f"{world.name}: a generation", world, world.dream(precision, temperature=1.15), threads)
+
+
+def _generation(name: str, world: World, dream: Dream, threads: int) -> Case:
+    params = world.params(CANDIDATES)
 
     def play() -> tuple[int, int]:
         result, computed = dream.counted_rollout(params, EPISODES, num_threads=threads)
         return int(result.lengths.sum()), computed
 
-    return Case(f"{world.name}: rollout, uneven lengths", precision, threads, world.flops, "steps/s", play)
+    return Case(name, dream.precision, threads, world.flops, "steps/s", play)
 
 
 def vector_env_case(world: World, precision: Precision, threads: int, steps: int = 32) -> Case:

@@ -1,4 +1,4 @@
-"""Worlds of the paper's sizes with random weights: what the arithmetic costs does not depend on their values."""
+"""Worlds of the paper's sizes with random weights, as the arithmetic costs the same; and the one that is shipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worldmodels.dream import Dream, Precision
+from worldmodels import pretrained
+from worldmodels.dream import Dream, Precision, load_world
+from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 
@@ -20,13 +22,14 @@ _END = 1 / 682  # chance of an episode's end at a step: with the limit of 2100 s
 
 @dataclass(frozen=True)
 class World:
-    """M, C's shape and one start; its dreams last as long as asked, or end by chance."""
+    """M, C's shape and starts; its dreams last as long as asked, end by chance, or as M says."""
 
     name: str
     mdnrnn: MDNRNN
     controller: Controller
     initial_mu: npt.NDArray[np.float32]
     initial_logvar: npt.NDArray[np.float32]
+    centre: npt.NDArray[np.float32] | None = None  # (N,) of the controllers; None for zeros
 
     @property
     def flops(self) -> int:
@@ -51,7 +54,8 @@ class World:
     def params(self, count: int) -> npt.NDArray[np.float32]:
         """(count, N) float32 random controllers."""
         rng = np.random.Generator(np.random.Philox(key=1))
-        return rng.normal(0.0, 0.1, (count, self.controller.size)).astype(np.float32)
+        around = 0.0 if self.centre is None else self.centre
+        return (around + rng.normal(0.0, 0.1, (count, self.controller.size))).astype(np.float32)
 
 
 def doom(*, ends: bool = False) -> World:
@@ -74,6 +78,14 @@ def carracing() -> World:
     """The sizes of the paper's CarRacing experiment (1.4 MFLOP a step)."""
     model = _random(MDNRNN(32, 3, 256, restart_input=False, done_head=False, reward_head=False))
     return _world("CarRacing", model, Controller(32, 256, 3, features="zh", bias=True, squash="carracing"))
+
+
+def shipped(name: str = "takecover") -> World:
+    """A world of the package, with a population around its own controller."""
+    folder = pretrained.folder(name)
+    controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
+    world = load_world(folder)
+    return World("Doom, shipped", world.mdnrnn, controller, world.initial_mu, world.initial_logvar, params)
 
 
 def _random(model: MDNRNN) -> MDNRNN:

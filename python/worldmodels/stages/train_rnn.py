@@ -12,13 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from worldmodels import quality, sheets
+from worldmodels import pretrained, quality, sheets
 from worldmodels.config import TrainRNNConfig
 from worldmodels.data.atomic import write_json
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.streams import Chunk, Streams
-from worldmodels.data.weights import load_model, save_tensors
+from worldmodels.data.weights import load_model, load_tensors, save_model, save_tensors
 from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
 from worldmodels.models.training import LossGuard, Pieces, autocast, cosine, device, on_device, seed_step
@@ -44,6 +44,8 @@ class Losses(NamedTuple):
 def run(experiment: Experiment) -> dict[str, Any]:
     """Trains for ``steps`` batches, from the last checkpoint if there is one."""
     config, seed, ranks = experiment.config.train_rnn, experiment.config.seed, experiment.ranks
+    if experiment.config.world:
+        return _untrained(experiment)
     latents = load_latents(experiment.path("latents"))
     training, held_out = split_episodes(latents, config.validation)
     streams = Streams(latents, training, config.batch, config.sequence, seed)
@@ -104,6 +106,17 @@ def run(experiment: Experiment) -> dict[str, Any]:
         loop.hand_on(summary)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"epochs": epoch, "parameters": parameters, **summary}
+
+
+def _untrained(experiment: Experiment) -> dict[str, Any]:
+    """An M like that of the run's world before any training, with the world's starts."""
+    source = pretrained.resolve(experiment.config.world) / "rnn"
+    shape: dict[str, Any] = load_model(source / "rnn.safetensors", MDNRNN).config
+    seed_step(experiment.config.seed, "rnn-init", 0)
+    experiment.path("rnn").mkdir(exist_ok=True)
+    save_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN(**shape), steps=0)
+    save_tensors(experiment.path("rnn", "initial.safetensors"), *load_tensors(source / "initial.safetensors"))
+    return {"world": experiment.config.world, "steps": 0}
 
 
 def split_episodes(latents: Latents, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
