@@ -50,7 +50,9 @@ def test_no_display_is_told_before_anything_is_played(capsys, monkeypatch):
 def test_window(monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     show.check_display()
-    show.window([np.zeros((64, 64, 3), np.uint8)] * 3, [-1.0, 0.0, 0.5], "a title")
+    show.window(
+        [np.zeros((64, 64, 3), np.uint8)] * 3, [np.array([value, 0.2], np.float32) for value in (-1, 0, 0.5)], "a title"
+    )
 
 
 def test_scores_in_words():
