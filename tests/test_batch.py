@@ -118,10 +118,10 @@ def test_kinds_of_batches(monkeypatch):
     made = make_batch(TOY, 4, workers=2)
     assert isinstance(made, ProcessBatch)
     made.close()
-    with pytest.raises(ValueError, match="^slots: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^slots: expected at least 1, got 0"):
         make_batch(TOY, 0)
     monkeypatch.setattr(batches, "backend", lambda _: "envpool")
-    with pytest.raises(ValueError, match="^ignore_done: EnvPool has no such option"):
+    with pytest.raises(ValueError, match=r"^ignore_done: EnvPool has no such option"):
         make_batch(CARS, 1, ignore_done=True)
 
 

@@ -100,5 +100,5 @@ def test_bad_actions_are_named(env, action):
     env.reset(seed=1)
     with pytest.raises(ValueError, match=r"^action: expected \(3,\) finite numbers"):
         env.step(np.array(action))
-    with pytest.raises(ValueError, match="^render_mode: expected None or 'rgb_array', got 'human'"):
+    with pytest.raises(ValueError, match=r"^render_mode: expected None or 'rgb_array', got 'human'"):
         CarRacingEnv(render_mode="human")

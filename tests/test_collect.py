@@ -231,7 +231,7 @@ def test_brownian_actions_walk():
     steps = np.diff(actions, axis=0)[np.abs(actions[:-1]).max(axis=1) < 0.7]
     assert steps.std() == pytest.approx(0.05, rel=0.03) and abs(steps.mean()) < 0.002
     assert np.abs(np.corrcoef(actions[:, 0], actions[:, 1])[0, 1]) < 0.2
-    with pytest.raises(ValueError, match="^step: expected a finite number above zero, got 0"):
+    with pytest.raises(ValueError, match=r"^step: expected a finite number above zero, got 0"):
         brownian(0)
 
 

@@ -83,7 +83,7 @@ def test_scores_are_those_of_one_episode_after_the_other(common, shape):
 
 
 def test_slots_and_workers_change_no_bit():
-    params = np.random.default_rng(0).normal(0, 1, (3, 16)).astype(np.float32)
+    params = np.random.default_rng(0).normal(0, 1, (3, 32)).astype(np.float32)
     expected = None
     for slots, workers in ((1, 1), (2, 1), (9, 1), (5, 2)):
         evaluator = make_evaluator(slots=slots, workers=workers)
@@ -98,7 +98,7 @@ def test_slots_and_workers_change_no_bit():
 
 def test_equal_candidates_under_common_seeds():
     evaluator = make_evaluator(slots=4, max_steps=3)
-    params = np.tile(np.random.default_rng(0).normal(0, 1, 16).astype(np.float32), (3, 1))
+    params = np.tile(np.random.default_rng(0).normal(0, 1, 32).astype(np.float32), (3, 1))
     common = evaluator.play(params, 4, seed=1, common_seeds=True, told=quiet)
     assert (common.returns == common.returns[:1]).all()
     assert common.lengths.max() == 3
@@ -109,7 +109,7 @@ def test_equal_candidates_under_common_seeds():
 
 def test_progress_is_told():
     evaluator, told = make_evaluator(slots=2), []
-    played = evaluator.play(np.zeros((2, 16)), 3, seed=1, common_seeds=True, told=lambda *now: told.append(now))
+    played = evaluator.play(np.zeros((2, 32)), 3, seed=1, common_seeds=True, told=lambda *now: told.append(now))
     assert [ended for ended, _, _ in told] == sorted({ended for ended, _, _ in told})
     assert told[-1] == (6, 6, played.lengths.sum())
     assert set(played.profile) == {"environment", "V", "C", "M"}
