@@ -184,3 +184,11 @@ def test_cars_get_what_the_environment_pays(back_end):
     batch.close()
     np.testing.assert_allclose(played.returns, paid, rtol=1e-6)
     assert paid > 1
+
+
+def test_bad_arguments_are_named():
+    evaluator = make_evaluator()
+    with pytest.raises(ValueError, match=r"^params: expected \(P, 32\), got \(2, 31\)"):
+        evaluator.play(np.zeros((2, 31)), 1, seed=0, common_seeds=True, told=quiet)
+    with pytest.raises(ValueError, match=r"^episodes: expected at least 1, got 0"):
+        evaluator.play(np.zeros((2, 32)), 0, seed=0, common_seeds=True, told=quiet)
