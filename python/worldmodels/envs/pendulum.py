@@ -71,4 +71,4 @@ class PendulumEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         self._game.close()
 
 
-gymnasium.register("worldmodels/Pendulum-v0", entry_point=PendulumEnv)
+gymnasium.register("worldmodels/Pendulum-v0", entry_point="worldmodels.envs.pendulum:PendulumEnv")
