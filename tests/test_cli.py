@@ -50,7 +50,7 @@ def test_help_of_run_lists_every_setting_of_every_stage(capsys):
         for flag in flags(section):
             assert (f"--{section.replace('_', '-')}.{flag}" in text) == (section != "iterate")
     assert "--seed" in text
-    assert "{paper,pretrained,quick,small}" in text
+    assert "{dream,paper,pretrained,quick,small}" in text
 
 
 @pytest.mark.parametrize("stage", STAGES)

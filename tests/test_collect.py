@@ -10,6 +10,7 @@ import signal
 import time
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -17,11 +18,11 @@ from conftest import start, toy_config, write_world
 from worldmodels import Controller
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs.play import episode_seed
-from worldmodels.envs.policies import constant, held
+from worldmodels.envs.policies import brownian, constant, held
 from worldmodels.experiment import Experiment
-from worldmodels.stages import collect
-from worldmodels.stages.collect import interruptions, parse_policies
+from worldmodels.stages import players
 from worldmodels.stages.evolve import save_controller
+from worldmodels.stages.players import interruptions, parse_policies
 from worldmodels.tasks.takecover import POLICIES
 
 SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "held 1-10, left", "min_length": 120, "workers": 2}
@@ -192,20 +193,46 @@ def test_bad_policies_are_named(text):
         parse_policies(text, POLICIES)
 
 
-def test_shares_are_followed(monkeypatch):
+def test_shares_are_followed():
     """By the episodes' own seeds; checked on a game that ends at once."""
 
-    class Game:
-        def reset(self, seed):
-            return np.zeros((64, 64, 3), np.uint8), {}
+    class Games:
+        slots = 2
+        action_space = gymnasium.spaces.Box(-1, 1, (1,))
 
-        def step(self, action):
-            return np.zeros((64, 64, 3), np.uint8), 1.0, True, False, {}
+        def expect(self, seeds):
+            self.seeds = seeds
+
+        def reset(self, slots, seeds):
+            assert set(seeds) <= set(self.seeds)
+            return np.zeros((len(slots), 64, 64, 3), np.uint8)
+
+        def step(self, slots, actions):
+            none = np.zeros(len(slots), np.bool_)
+            return np.zeros((len(slots), 64, 64, 3), np.uint8), none + np.float32(1), ~none, none
 
     config = toy_config(collect={"policies": "left:1, right:3"})
-    job = collect._Job(config.experiment, config.environment, config.collect, None, 0, 0)
-    names = [episode.policy for episode in collect._play([Game()], job, range(1000), None)]
+    names = [episode.policy for episode in players.play(Games(), players.Job(config, None, 0), range(1000), None)]
     assert abs(names.count("right") / 1000 - 0.75) < 0.05
+
+
+def test_interruptions_stay_in_the_action_space():
+    stream = interruptions(np.random.default_rng(1), np.array([-1.0, 0.0]), np.array([1.0, 0.5]))
+    pushes = np.stack([action for action in itertools.islice(stream, 2000) if not np.isnan(action).any()])
+    assert -1 <= pushes[:, 0].min() < -0.5 and 0.5 < pushes[:, 0].max() <= 1
+    assert 0 <= pushes[:, 1].min() < 0.1 and 0.4 < pushes[:, 1].max() <= 0.5
+
+
+def test_brownian_actions_walk():
+    """Steps are normal where no bound is near, and the walk forgets where it began."""
+    stream = brownian(0.05, 2)(np.random.default_rng(0))
+    actions = np.stack(list(itertools.islice(stream, 20_000)))
+    assert actions.shape == (20_000, 2) and actions.dtype == np.float32 and np.abs(actions).max() <= 1
+    steps = np.diff(actions, axis=0)[np.abs(actions[:-1]).max(axis=1) < 0.7]
+    assert steps.std() == pytest.approx(0.05, rel=0.03) and abs(steps.mean()) < 0.002
+    assert np.abs(np.corrcoef(actions[:, 0], actions[:, 1])[0, 1]) < 0.2
+    with pytest.raises(ValueError, match=r"^step: expected a finite number above zero, got 0"):
+        brownian(0)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +267,7 @@ def test_an_agent_collects_beside_included_episodes(tmp_path, toy_agent, undistu
 
 
 def test_interruptions_hold_an_action_now_and_then():
-    stream = interruptions(np.random.default_rng(1), 2)
+    stream = interruptions(np.random.default_rng(1), np.array([-1, -1]), np.array([1, 1]))
     actions = np.stack(list(itertools.islice(stream, 4000)))
     free = np.isnan(actions).all(axis=1)
     assert (np.isnan(actions).any(axis=1) == free).all() and 0.6 < free.mean() < 0.85

@@ -125,7 +125,7 @@ def test_choices_exist_and_hold_the_defaults():
     ("experiment", "name", "message"),
     [
         ("pong", "paper", "experiment: expected one of .*takecover.*, got 'pong'"),
-        ("takecover", "tiny", "preset: expected one of quick, small, paper, got 'tiny'"),
+        ("takecover", "tiny", "preset: expected one of pretrained, quick, small, paper, got 'tiny'"),
     ],
 )
 def test_unknown_presets_are_named(experiment, name, message):

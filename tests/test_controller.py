@@ -111,3 +111,18 @@ def test_bad_arrays_are_named():
         controller.act(np.zeros(8), np.zeros((2, 7)))
     with pytest.raises(ValueError, match=r"weights: expected shapes \[\(1, 8\)\], got \[\(8, 1\)\]"):
         controller.flatten([np.zeros((8, 1))])
+
+
+@pytest.mark.parametrize("features", ["z", "zh", "zc", "zch"])
+@pytest.mark.parametrize(("bias", "hidden_units"), [(False, 0), (True, 0), (True, 7), (False, 7)])
+def test_many_controllers_act_as_each_of_them(features, bias, hidden_units):
+    controller = wm.Controller(5, 6, 3, features, bias, hidden_units, "carracing")
+    rng = np.random.default_rng(0)
+    params = rng.normal(size=(4, controller.size)).astype(np.float32)
+    seen = rng.normal(size=(4, controller.feature_size)).astype(np.float32)
+    actions = controller.act_each(params, seen)
+    assert actions.shape == (4, 3) and actions.dtype == np.float32
+    np.testing.assert_allclose(actions, np.stack(list(map(controller.act, params, seen))), atol=1e-5)
+    np.testing.assert_array_equal(controller.act_each(params[2:], seen[2:]), actions[2:])  # whoever else acts
+    with pytest.raises(ValueError, match=r"^params, features: expected \(B, "):
+        controller.act_each(params[:3], seen)

@@ -13,7 +13,7 @@ from conftest import interrupt, make_mdnrnn, mark_done, toy_config, write_world
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import read_json
 from worldmodels.dream import Dream
-from worldmodels.envs import play
+from worldmodels.envs import batch, play
 from worldmodels.envs.dream import DreamVectorEnv
 from worldmodels.envs.policies import constant
 from worldmodels.experiment import Experiment, versions
@@ -62,6 +62,7 @@ def test_results_are_complete(evaluated):
         "id": "worldmodels/TakeCover-v0",
         "variant": "paper",
         "resolution": "160x120",
+        "backend": "gymnasium",
         "max_steps": 2100,
     }
     assert results["versions"] == versions()
@@ -195,7 +196,7 @@ class Spy:
 @pytest.mark.parametrize("slots", [1, 2, 3, 8])
 def test_an_agent_is_told_which_episode_every_frame_is_of(monkeypatch, slots):
     lengths, envs = {3: 4, 4: 1, 5: 7, 8: 2, 9: 3}, []
-    monkeypatch.setattr(play, "make", lambda _: envs.append(Countdown()) or envs[-1])
+    monkeypatch.setattr(batch, "make", lambda _: envs.append(Countdown()) or envs[-1])
     monkeypatch.setattr(play, "episode_seed", lambda seed, purpose, episode: lengths[episode])
     player, scores = Spy(), []
     options = {"seed": 6, "purpose": "test", "slots": slots, "finished": lambda *score: scores.append(score)}
@@ -205,7 +206,7 @@ def test_an_agent_is_told_which_episode_every_frame_is_of(monkeypatch, slots):
     for episode, length in lengths.items():
         told = [(restart, left) for number, restart, left in player.told if number == episode]
         assert told == [(left == length, left) for left in range(length, 0, -1)]
-    assert [env.left for env in envs] == [None] * slots
+    assert [env.left for env in envs] == [None] * min(slots, 5)
 
 
 def starts(latent_size=4, rows=20):
@@ -241,12 +242,26 @@ def worlds(dream, game):
         ((200, 10), (190, 10), None),
         ((290, 10), (200, 10), None),  # within one and a half
         ((400, 150), (200, 60), None),  # could be chance
-        ((765, 20), (173, 10), "'left' survives 765 steps in the dream and 173 in the game: the dream has a hole"),
+        ((765, 20), (173, 10), "'left': 765 steps survived in the dream and 173 in the game: the dream has a hole"),
         ((100, 5), (200, 10), "the dream is harder than the game"),
     ],
 )
 def test_a_dream_that_cannot_be_trusted_is_named(dream, game, said):
-    text = check_dream.judge("left", worlds(dream, game))
+    text = check_dream.judge("left", worlds(dream, game), "steps survived")
+    assert text is None if said is None else said in text
+
+
+@pytest.mark.parametrize(
+    ("dream", "game", "said"),
+    [
+        ((30, 5), (-40, 5), None),  # 70 apart, of policies that are 200 apart
+        ((90, 5), (-40, 5), "'left': 90 points in the dream and -40 in the game: the dream has a hole"),
+        ((-140, 5), (-40, 5), "the dream is harder than the game"),
+        ((90, 150), (-40, 5), None),
+    ],
+)
+def test_scores_below_zero_are_compared_too(dream, game, said):
+    text = check_dream.judge("left", worlds(dream, game), "points", 200)
     assert text is None if said is None else said in text
 
 

@@ -15,6 +15,7 @@ from conftest import command, interrupt, metrics, start, toy_config, write_world
 from worldmodels.cmaes import CMAES
 from worldmodels.config import override
 from worldmodels.dream import Dream
+from worldmodels.evaluators.dream import DreamEvaluator, make_dream
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
@@ -130,7 +131,7 @@ def test_metrics_say_what_the_dream_gave(tmp_path, uninterrupted):
     assert summary["parameters"] == 4 + 2 * 8
 
     with prepare(tmp_path) as experiment:
-        dream, config = evolve.make_dream(experiment), experiment.config.evolve
+        dream, config = make_dream(experiment), experiment.config.evolve
     es = CMAES(np.zeros(20), config.sigma, popsize=6, seed=evolve._seed(0, "cma", 0), weight_decay=config.weight_decay)
     means = {}
     for line in lines:
@@ -154,8 +155,8 @@ def test_the_controller_is_the_mean_that_was_evaluated(tmp_path, uninterrupted):
     assert params.shape == (20,)
     assert about["score"] == uninterrupted[2]["score"]
     with prepare(tmp_path / "run") as experiment:
-        dream, config = evolve.make_dream(experiment), experiment.config.evolve
-    again = evolve.evaluate_mean(dream, params.astype(np.float64), config, 0, 1)
+        dream, config = make_dream(experiment), experiment.config.evolve
+    again = evolve.evaluate_mean(DreamEvaluator(dream, 1), params.astype(np.float64), config, 0)
     assert again == about["score"]
 
 
@@ -164,7 +165,7 @@ def test_selection_makes_dreams_longer(tmp_path):
     with prepare(tmp_path, generations=30, popsize=16, episodes=8, max_steps=100, sigma=0.5) as experiment:
         experiment.run("evolve")
         lines = experiment.metrics("evolve")
-        dream = evolve.make_dream(experiment)
+        dream = make_dream(experiment)
     drawn = np.random.default_rng(0).normal(0, 0.5, (200, 20))
     random = dream.rollout(drawn, 8, seed=1, num_threads=1).returns.mean(axis=1)
     late = np.mean([line["mean"] for line in lines[-5:]])

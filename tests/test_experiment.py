@@ -22,6 +22,21 @@ def ran(monkeypatch):
     return ran
 
 
+def test_episodes_serve_whoever_steps_the_environment(tmp_path, ran):
+    """Another back end discards nothing, and a setting that is younger than a run is no difference."""
+    with Experiment(tmp_path, toy_config()) as experiment:
+        experiment.run("collect")
+        experiment.run("train_vae")
+        marker = experiment.marker("check_dream")
+        write_json(marker, {"settings": {**experiment._settings("check_dream")}, "summary": {}})
+        old = read_json(marker)
+        del old["settings"]["environment"]["backend"]
+        write_json(marker, old)
+        assert experiment.is_done("check_dream")
+    with Experiment(tmp_path, toy_config(environment={"backend": "gymnasium"})) as experiment:
+        assert experiment.is_done("collect") and not experiment.is_done("check_dream")
+
+
 def test_a_stage_is_done_once_and_says_how(tmp_path, ran, capsys):
     config = toy_config(seed=4)
     with Experiment(tmp_path / "new" / "run", config) as experiment:
@@ -36,7 +51,9 @@ def test_a_stage_is_done_once_and_says_how(tmp_path, ran, capsys):
     assert capsys.readouterr().err == "     collect  done before\n"
     assert marker["stage"] == "collect"
     assert marker["settings"]["seed"] == 4
-    assert marker["settings"]["environment"] == vars(config.environment)
+    assert marker["settings"]["environment"] == {
+        name: value for name, value in vars(config.environment).items() if name != "backend"
+    }
     assert marker["settings"]["episodes"] == config.collect.episodes
     assert marker["versions"] == versions()
     assert marker["seconds"] >= 0

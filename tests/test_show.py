@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldmodels import show
+from worldmodels import figures, show
 from worldmodels.cli import main
 
 
@@ -50,8 +50,36 @@ def test_no_display_is_told_before_anything_is_played(capsys, monkeypatch):
 def test_window(monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     show.check_display()
-    show.window([np.zeros((64, 64, 3), np.uint8)] * 3, [-1.0, 0.0, 0.5], "a title")
+    show.window(
+        [np.zeros((64, 64, 3), np.uint8)] * 3, [np.array([value, 0.2], np.float32) for value in (-1, 0, 0.5)], "a title"
+    )
 
 
 def test_scores_in_words():
     assert show.report_scores("x", {"scores": [7.0], "mean": 7.0, "std": 0.0, "ci95": [7.0, 7.0]}) == "x: 7 (1 episode)"
+
+
+def test_every_action_has_its_bar(tmp_path):
+    """Three actions at 50 frames a second: the bars go right, left and nowhere; every second frame is shown."""
+    path = tmp_path / "drive.gif"
+    pictures = [np.full((64, 64, 3), 10 * number, np.uint8) for number in range(6)]
+    action = np.array([1.0, -0.5, 0.0], np.float32)
+    figures.save_animation(path, pictures, [action] * 6, frames_per_second=50, threshold=0.75)
+    with Image.open(path) as image:
+        assert (image.size, image.n_frames, image.info["duration"]) == ((256, 256 + 3 * 20), 3, 40)
+        page = np.asarray(image.convert("RGB")).astype(int)
+    lit = np.abs(page[256 + 10 :: 20] - page[256, 0]).sum(axis=2) > 60  # the middle of every bar: (3, 256)
+    assert lit[0, 130:].all() and not lit[0, :126].any()
+    assert lit[1, 66:126].all() and not lit[1, :62].any() and not lit[1, 130:].any()
+    assert lit[2].sum() <= 3
+    assert page[256 + 10, 200, 0] > page[256 + 30, 100, 0] + 100  # bright and dim
+
+
+def test_an_episode_is_drawn_with_and_without_a_track(tmp_path):
+    recorded = {"rewards": [1.0, -2.0, 3.0]}
+    figures.episode(tmp_path / "plain.png", recorded, "points")
+    angles = np.linspace(0, 6, 50)
+    way = np.stack([np.cos(angles), np.sin(angles)], axis=1).tolist()
+    figures.episode(tmp_path / "driven.png", {**recorded, "track": way, "positions": way[:20]}, "points")
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "driven.png") as driven:
+        assert driven.size[0] > 1.5 * plain.size[0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import toy_config, write_world
-from worldmodels import load_world, pretrained, studies
+from conftest import make_latents, toy_config, write_world
+from worldmodels import Controller, load_world, pretrained, studies, tasks
 from worldmodels.cli import main
 from worldmodels.config import override
 from worldmodels.data.atomic import read_json
@@ -63,11 +63,46 @@ def test_sweep(base, capsys):
         studies.sweep(base, toy_config(), [1.0, 1.0])
 
 
-def test_ablate(base, capsys):
+def test_ablate(base, capsys, monkeypatch):
+    """Who is not trained has an M of its own; whoever is evolved for real never sees the dream."""
+    ablations = {
+        "z": {"evolve": {"features": "z"}},
+        "z, c, h": {"evolve": {"features": "zch"}},
+        "M untrained, in the game": {"train_rnn": {"steps": 0}, "evolve": {"inside": "environment", "max_steps": 3}},
+    }
+    task = dataclasses.replace(tasks.get("takecover"), ablations=ablations)
+    monkeypatch.setattr(tasks, "get", lambda _: task)
+    with Experiment(base, toy_config()) as experiment:
+        save_latents(experiment)
     results = studies.ablate(base, toy_config())
-    assert [result["features"] for result in results] == ["z", "zh", "zch"]
-    assert [result["parameters"] for result in results] == [4, 12, 20]
-    assert "z, c, h" in capsys.readouterr().out
+    assert [result["variant"] for result in results] == list(ablations)
+    assert [result["parameters"] for result in results] == [4, 20, 4 + 2 * 16]
+    assert [result["inside"] for result in results] == ["dream", "dream", "environment"]
+    assert "M untrained, in the game" in capsys.readouterr().out
+    trained, own = (base / place / "rnn" / "rnn.safetensors" for place in (".", "ablations/M-untrained_in-the-game"))
+    assert (base / "ablations" / "z_c_h" / "rnn" / "rnn.safetensors").stat().st_ino == trained.stat().st_ino
+    assert own.stat().st_ino != trained.stat().st_ino
+    assert not (own.parents[1] / "check_dream").exists()
+    with Experiment(own.parents[1]) as experiment:
+        assert experiment.summary("train_rnn")["steps"] == 0 and experiment.metrics("train-rnn") == []
+
+
+def test_the_experiments_compare_what_the_paper_does():
+    """The paper's parameter counts, of CarRacing's controllers."""
+    sizes = {}
+    for name, changes in tasks.get("carracing").ablations.items():
+        evolve = override(tasks.preset("carracing", "paper"), changes).evolve
+        sizes[name] = Controller(32, 256, 3, evolve.features, evolve.bias, evolve.hidden_units, "carracing").size
+    assert sizes == {"z": 99, "z, 40 hidden": 1443, "z, h": 867, "z, h, M untrained": 867}
+    for name, changes in tasks.get("takecover").ablations.items():
+        assert override(tasks.preset("takecover", "paper"), changes).evolve.features == name.split(", M")[0].split(
+            ", in"
+        )[0].replace(", ", "")
+
+
+def save_latents(experiment):
+    """What encode would have made, so that an M can be made there."""
+    make_latents([12, 9, 15, 8], latent_size=4).save(experiment.path("latents", "00000.safetensors"))
 
 
 def test_iterate(tmp_path, capsys):
@@ -123,7 +158,7 @@ def test_command_line(base, capsys):
 
 
 def test_an_untrained_model_stands_in_for_the_taken_worlds(tmp_path):
-    config = replace(toy_config(train_rnn={"steps": 0}), world="takecover")
+    config = dataclasses.replace(toy_config(train_rnn={"steps": 0}), world="takecover")
     with Experiment(tmp_path, config) as experiment:
         for stage in ("collect", "train_vae", "encode", "train_rnn"):
             experiment.run(stage)

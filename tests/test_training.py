@@ -19,6 +19,7 @@ from worldmodels.data.latents import Latents
 from worldmodels.data.streams import Streams
 from worldmodels.data.weights import load_model, load_tensors, save_model
 from worldmodels.experiment import Experiment
+from worldmodels.models import training
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.training import DivergedError, LossGuard, Pieces, cosine, seed_step
 from worldmodels.models.vae import ConvVAE, vae_loss
@@ -442,3 +443,11 @@ def test_one_episode_is_not_enough(tmp_path, stage):
         mark_done(experiment, *EARLIER[stage])
         with pytest.raises(ValueError, match=r"collect\.episodes: expected at least 2 to hold one out"):
             experiment.run(stage)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_used_where_the_device_has_it(monkeypatch, has):
+    monkeypatch.setattr(training, "_has_bfloat16", lambda _: has)
+    for precision, expected in (("bfloat16", has), ("float32", False)):
+        with training.autocast(torch.device("cpu"), precision):
+            assert torch.is_autocast_enabled("cpu") == expected

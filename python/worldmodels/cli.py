@@ -85,7 +85,9 @@ def parser() -> argparse.ArgumentParser:
         "dream", help="an agent in its dream", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     _add_show(dream)
-    dream.add_argument("--temperature", type=float, default=1.15, help="of the dream")
+    dream.add_argument(
+        "--temperature", type=float, default=argparse.SUPPRESS, help="of the dream (default: that of its evolution)"
+    )
     bench = commands.add_parser(
         "bench",
         help="how fast the dream is here, beside NumPy, PyTorch and JAX",
@@ -251,8 +253,12 @@ def _show(options: argparse.Namespace) -> None:
     folder, config = show.source(options.agent)
     task = tasks.get(config.experiment)
     if options.command == "dream":
-        about = f"{options.agent}, in its dream at temperature {options.temperature:g}"
-        scores = show.dream_scores(folder, options.episodes, temperature=options.temperature, seed=options.seed)
+        temperature = vars(options).get("temperature", config.evolve.temperature)
+        chosen = {"temperature": temperature, "seed": options.seed, "max_steps": config.evolve.max_steps}
+        about = f"{options.agent}, in its dream at temperature {temperature:g}"
+        scores = show.dream_scores(folder, options.episodes, **chosen)
+        if not task.dreams_are_scored(config):
+            about += ", in steps (M has no reward head)"
     else:
         environment = replace(
             config.environment, **{key: vars(options)[key] for key in ("variant", "resolution") if key in options}
@@ -263,7 +269,7 @@ def _show(options: argparse.Namespace) -> None:
     if not (options.gif or options.window):
         return
     if options.command == "dream":
-        pictures, actions, _ = show.record_dream(folder, temperature=options.temperature, seed=options.seed)
+        pictures, actions, _ = show.record_dream(folder, **chosen)
     else:
         pictures, actions = show.record_play(folder, environment, seed=options.seed)
     if options.gif:

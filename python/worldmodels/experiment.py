@@ -143,6 +143,8 @@ class Experiment:
             settings["world"] = self.config.world
         if stage in ("collect", "check_dream", "evaluate"):
             settings["environment"] = asdict(self.config.environment)
+        if stage == "collect":  # episodes serve whoever played them
+            settings["environment"].pop("backend")
         if stage == "check_dream":
             settings["temperature"] = self.config.evolve.temperature
         return settings
@@ -156,7 +158,8 @@ class Experiment:
         # a setting that is younger than the run had its default
         before = asdict(type(getattr(self.config, stage))())
         if "environment" in then:
-            then["environment"] = {**asdict(EnvironmentConfig()), **then["environment"]}
+            young = {name: asdict(EnvironmentConfig())[name] for name in now["environment"]}
+            then["environment"] = {**young, **then["environment"]}
         return [name for name in now if then.get(name, before.get(name)) != now[name]]
 
     def _check_settings(self) -> None:

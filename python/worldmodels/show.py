@@ -91,10 +91,12 @@ def record_dream(
     return list(decode(vae, trace.z[:-1])), list(trace.action), float(trace.reward.sum())
 
 
-def dream_scores(folder: Path, episodes: int, *, temperature: float, seed: int) -> dict[str, Any]:
+def dream_scores(
+    folder: Path, episodes: int, *, temperature: float, seed: int, max_steps: int = 2100
+) -> dict[str, Any]:
     """Returns of the agent's controller over many dreams, as :func:`worldmodels.stats.describe` gives them."""
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
-    dream = Dream.load(folder, controller=controller, temperature=temperature)
+    dream = Dream.load(folder, controller=controller, temperature=temperature, max_steps=max_steps)
     return describe(dream.rollout(params[None], episodes, seed=seed).returns[0].tolist())
 
 

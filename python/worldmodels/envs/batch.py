@@ -115,8 +115,10 @@ def make_batch(environment: EnvironmentConfig, slots: int, *, workers: int | Non
         if options:
             raise ValueError(f"{', '.join(options)}: EnvPool has no such option, use --environment.backend gymnasium")
         return pool.EnvPoolBatch(environment.id, slots, workers)
-    if min(slots, workers) == 1 or _threads(environment.id):
-        return ThreadBatch(environment, slots, min(slots, workers), options)
+    if min(slots, workers) == 1:
+        return ThreadBatch(environment, slots, 1, options)
+    if _threads(environment.id):  # twice as many: while one waits for its game, another resizes its frame
+        return ThreadBatch(environment, slots, min(slots, 2 * workers), options)
     return ProcessBatch(environment, slots, min(slots, workers), options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import gymnasium
@@ -12,7 +13,9 @@ import numpy.typing as npt
 from worldmodels.envs.screen import Frame, shrink
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-from gymnasium.envs.box2d.car_racing import CarRacing
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Box2D's types warn as they are made, and crash where warnings are errors
+    from gymnasium.envs.box2d.car_racing import CarRacing
 
 MAX_STEPS = 1000
 #: Of the 96 rows of the screen; the rest are the dashboard, which the authors cut off too.

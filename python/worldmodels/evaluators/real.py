@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from worldmodels.models.vae import ConvVAE
 from worldmodels.threads import cores
 
 _BLOCK = 64  # rows that V and M compute at once, always: how a row is rounded depends on how many there are
+_TELL = 50  # steps after which progress is told, if no episode has ended before
 _NOISE = 64  # steps whose noise is drawn at once
 
 Floats = npt.NDArray[np.float32]
@@ -95,14 +97,25 @@ class RealEvaluator:
     def play(
         self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, told: Told
     ) -> Played:
-        """As :class:`worldmodels.evaluators.Evaluator` says."""
+        """As :class:`worldmodels.evaluators.Evaluator` says.
+
+        Raises:
+            ValueError: a shape or a number does not fit.
+        """
+        params = np.asarray(params, np.float32)
+        if params.ndim != 2 or params.shape[1] != self.controller.size or len(params) == 0:
+            raise ValueError(f"params: expected (P, {self.controller.size}), got {params.shape}")
+        if episodes < 1:
+            raise ValueError(f"episodes: expected at least 1, got {episodes}")
         if self._batch is None:
             self._batch = make_batch(self._environment, self._slots, workers=self._workers)
-        stream = _Stream(self, self._batch, np.asarray(params, np.float32), episodes, seed, common_seeds)
+        stream = _Stream(self, self._batch, params, episodes, seed, common_seeds)
         with torch.inference_mode():
-            while stream.running:
-                if stream.step():
+            for number in itertools.count(1):
+                if stream.step() or number % _TELL == 0:
                     told(stream.ended, stream.total, stream.steps)
+                if not stream.running:
+                    break
         return Played(stream.returns.astype(np.float32), stream.lengths, stream.profile)
 
     def encode(self, frames: Frame) -> tuple[Floats, Floats]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from worldmodels.config import Config
 from worldmodels.models.agent import Agent
@@ -13,12 +14,21 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
 
 _LARGEST = 0.01  # scale of the Cauchy distribution
+_BOUNDS = 1e6, 20.0  # of weights and of mu, and of logvar: such weights overflow otherwise, and NaN is no action
+
+
+class _BoundedVAE(ConvVAE):
+    """A V whose latents stay finite whatever its weights are."""
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = (part.nan_to_num() for part in super().encode(x))
+        return mu.clamp(-_BOUNDS[0], _BOUNDS[0]), logvar.clamp(-_BOUNDS[1], _BOUNDS[1])
 
 
 class RandomAgent:
     """V, M and C with weights of a Cauchy distribution, whose scale is uniform in [0, 0.01] and drawn anew by `draw`.
 
-    Such weights have no bound, so numbers may overflow on the way; an action that is none then becomes zero.
+    The largest of such weights have no bound; latents are clipped, so that actions saturate instead of becoming NaN.
 
     Args:
         config: the sizes of V, M and C are those of its ``train_vae``, ``train_rnn`` and ``evolve``.
@@ -30,7 +40,7 @@ class RandomAgent:
 
     def __init__(self, config: Config, action_size: int, squash: Squash) -> None:
         latent_size, rnn, c = config.train_vae.latent_size, config.train_rnn, config.evolve
-        self._vae = ConvVAE(latent_size)
+        self._vae = _BoundedVAE(latent_size)
         self._mdnrnn = MDNRNN(latent_size, action_size, rnn.hidden_size, 1, restart_input=rnn.restart_input)
         self._controller = Controller(
             latent_size,
@@ -47,14 +57,15 @@ class RandomAgent:
         scale = rng.uniform(0, _LARGEST)
         for part in (self._vae.encoder, self._vae.mu, self._vae.logvar, self._mdnrnn.lstm):  # what acting needs
             for weight in part.parameters():
-                drawn = scale * rng.standard_cauchy(tuple(weight.shape))
-                weight.data.copy_(torch.from_numpy(np.clip(drawn, -1e6, 1e6).astype(np.float32)))
-        params = np.clip(scale * rng.standard_cauchy(self._controller.size), -1e6, 1e6)
+                weight.data.copy_(torch.from_numpy(_cauchy(rng, scale, tuple(weight.shape))))
+        params = _cauchy(rng, scale, (self._controller.size,))
         self._agent = Agent(self._vae, self._mdnrnn, self._controller, params)
         self._agent.reset(1, seed=int(rng.integers(2**31)))
 
     def act(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The action (A,) float32 on the next frame (64, 64, 3) uint8 of the episode."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            action = self._agent.act(frame[None])[0]
-        return np.where(np.isfinite(action), action, np.float32(0))
+        return self._agent.act(frame[None])[0]
+
+
+def _cauchy(rng: np.random.Generator, scale: float, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    return np.clip(scale * rng.standard_cauchy(shape), -_BOUNDS[0], _BOUNDS[0]).astype(np.float32)

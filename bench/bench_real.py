@@ -1,0 +1,90 @@
+"""How fast C evolves in the real environment: the whole loop beside its environments alone and V's encoder alone.
+
+    python bench/bench_real.py --environments 96
+
+Prints frames a second of each, the loop's share of the slower of the two, and where the loop's time goes. V, M and C
+have the paper's sizes and no training: the work is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+from worldmodels import MDNRNN, Controller, ConvVAE, tasks
+from worldmodels.envs.batch import make_batch
+from worldmodels.envs.play import describe_environment
+from worldmodels.evaluators.real import RealEvaluator
+from worldmodels.threads import cores
+
+
+def environments_alone(environment, slots, steps, actions):
+    batch = make_batch(environment, slots)
+    everyone, seeds = np.arange(slots), list(range(slots))
+    batch.expect(seeds)
+    batch.reset(everyone, seeds)
+    began = time.perf_counter()
+    for _ in range(steps):
+        batch.step(everyone, actions)
+    speed = slots * steps / (time.perf_counter() - began)
+    batch.close()
+    return speed
+
+
+def encoder_alone(evaluator, slots, rounds=20):
+    frames = np.random.default_rng(0).integers(0, 256, (slots, 64, 64, 3), dtype=np.uint8)
+    evaluator.encode(frames)
+    began = time.perf_counter()
+    for _ in range(rounds):
+        evaluator.encode(frames)
+    return slots * rounds / (time.perf_counter() - began)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", default="carracing")
+    parser.add_argument("--environments", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--precision", default="bfloat16")
+    options = parser.parse_args()
+    task = tasks.get(options.experiment)
+    config = task.presets["paper"]
+    rnn, evolve = config.train_rnn, config.evolve
+    latent, size = config.train_vae.latent_size, len(task.actions)
+    controller = Controller(
+        latent, rnn.hidden_size, size, evolve.features, evolve.bias, evolve.hidden_units, task.squash
+    )
+    slots = options.environments
+    evaluator = RealEvaluator(
+        ConvVAE(latent),
+        MDNRNN(latent, size, rnn.hidden_size, restart_input=rnn.restart_input),
+        controller,
+        config.environment,
+        slots=slots,
+        workers=cores(),
+        max_steps=options.steps,
+        precision=options.precision,
+    )
+    calm = np.zeros(controller.size)  # does not steer
+    actions = np.tile(controller.act(calm, np.zeros(controller.feature_size)), (slots, 1))
+    alone = environments_alone(config.environment, slots, options.steps, actions)
+    encoding = encoder_alone(evaluator, slots)
+    began, cpu = time.perf_counter(), time.process_time()
+    played = evaluator.play(calm[None], 2 * slots, seed=0, common_seeds=False, told=lambda *_: None)
+    seconds = time.perf_counter() - began
+    busy = (time.process_time() - cpu) / seconds / cores()
+    evaluator.close()
+    loop = played.lengths.sum() / seconds
+    assert played.lengths.max() <= options.steps and loop > 0
+    print(f"{describe_environment(config.environment)}, {slots} environments, {cores()} cores")
+    print(f"environments alone  {alone:8,.0f} frames/s")
+    print(f"V's encoder alone   {encoding:8,.0f} frames/s")
+    print(f"the whole loop      {loop:8,.0f} frames/s, {loop / min(alone, encoding):.2f} of the slower of the two")
+    parts = ", ".join(f"{name} {value / seconds:.0%}" for name, value in played.profile.items())
+    print(f"its time            {parts}; this process keeps {busy:.0%} of the cores busy")
+
+
+if __name__ == "__main__":
+    main()

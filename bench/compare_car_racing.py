@@ -1,0 +1,72 @@
+"""Do scores in EnvPool's CarRacing compare with those in Gymnasium's? The same agent or policies in both.
+
+    python bench/compare_car_racing.py --agent runs/car --episodes 100
+
+Prints scores with 95 % intervals in both back ends and how much the frames of fixed actions differ. The tracks are not
+the same ones: the back ends make other random numbers of a seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from worldmodels import Agent, tasks
+from worldmodels.envs.batch import make_batch
+from worldmodels.envs.play import play_agent, play_policy
+from worldmodels.stats import describe, table
+
+
+def frames(environment, episodes=20, steps=60):
+    """Mean and standard deviation of colours, and of their change from frame to frame, with half gas straight on."""
+    batch = make_batch(environment, episodes)
+    everyone, seen = np.arange(episodes), []
+    batch.reset(everyone, list(range(episodes)))
+    for _ in range(steps):
+        seen.append(batch.step(everyone, np.tile(np.array([[0, 0.3, 0]], np.float32), (episodes, 1)))[0])
+    batch.close()
+    film = np.stack(seen[30:]).astype(np.float64)
+    return [*film.mean(axis=(0, 1, 2, 3)), film.std(), np.abs(np.diff(film, axis=0)).mean()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--agent", help="run folder of an agent")
+    parser.add_argument("--episodes", type=int, default=100)
+    options = parser.parse_args()
+    task = tasks.get("carracing")
+    rows, looks = [], []
+    for name in ("gymnasium", "envpool"):
+        environment = replace(task.presets["paper"].environment, backend=name)
+        looks.append([name, *(f"{value:.2f}" for value in frames(environment))])
+        scores = {}
+        for policy in ("uniform", "brownian", "never"):
+            played = play_policy(
+                environment, task.policies[policy], options.episodes, seed=0, purpose="compare", slots=16
+            )
+            scores[policy] = played
+        if options.agent:
+            mine = {}
+            play_agent(
+                environment,
+                Agent.load(Path(options.agent)),
+                range(options.episodes),
+                seed=0,
+                purpose="compare",
+                slots=16,
+                finished=mine.__setitem__,
+            )
+            scores["agent"] = [mine[episode] for episode in range(options.episodes)]
+        for player, values in scores.items():
+            found = describe(values)
+            interval = "{:.0f} to {:.0f}".format(*found["ci95"])
+            rows.append([player, name, f"{found['mean']:.0f} +- {found['std']:.0f}", interval])
+    print(table(["player", "back end", "score", "95 % interval"], sorted(rows)))
+    print(table(["frames", "red", "green", "blue", "std", "change"], looks))
+
+
+if __name__ == "__main__":
+    main()

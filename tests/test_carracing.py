@@ -1,0 +1,139 @@
+"""The CarRacing experiment: its numbers, its policies, and the authors' way to collect."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from conftest import TOY
+from worldmodels import MDNRNN, Controller, tasks
+from worldmodels.config import EnvironmentConfig, override
+from worldmodels.data.episodes import EpisodeStore
+from worldmodels.envs import pool
+from worldmodels.envs.car_racing import HIGH, LOW
+from worldmodels.experiment import STAGES, Experiment
+from worldmodels.models.random_agent import RandomAgent
+from worldmodels.stages import collect, players
+
+TASK = tasks.get("carracing")
+
+
+def test_the_paper_preset_is_the_papers():
+    config = TASK.presets["paper"]
+    rnn, evolve = config.train_rnn, config.evolve
+    model = MDNRNN(32, 3, rnn.hidden_size, rnn.mixtures, restart_input=rnn.restart_input, done_head=rnn.done_head)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 422_368
+    assert config.train_vae.latent_size == 32
+    controller = Controller(32, 256, 3, evolve.features, evolve.bias, evolve.hidden_units, TASK.squash)
+    assert controller.size == 867
+    assert (config.collect.episodes, config.collect.ignore_done) == (10_000, True)
+    assert (rnn.sequence, rnn.batch, rnn.reward_head) == (999, 100, False)
+    assert (evolve.popsize, evolve.episodes, evolve.sigma, evolve.inside) == (64, 16, 0.1, "environment")
+    assert (evolve.max_steps, evolve.evaluate_every, evolve.evaluate_episodes) == (1000, 25, 1024)
+
+
+def test_presets_hold_together():
+    for name, config in TASK.presets.items():
+        assert (config.preset, config.experiment) == (name, "carracing")
+        players.parse_policies(config.collect.policies, TASK.policies)
+        assert TASK.dreams_are_scored(config) == (config.evolve.inside == "dream") == (name == "dream")
+    assert set(TASK.beside.values()) <= set(TASK.policies)
+
+
+@pytest.mark.parametrize("name", list(TASK.policies))
+def test_policies_stay_on_the_pedals(name):
+    stream = TASK.policies[name](np.random.default_rng(0))
+    actions = np.stack(list(itertools.islice(stream, 3000)))
+    assert actions.shape == (3000, 3) and actions.dtype == np.float32
+    assert (actions >= LOW).all() and (actions <= HIGH).all()
+    if name in ("uniform", "held 1-20", "brownian"):
+        assert (actions.std(axis=0) > 0.2).all()
+        assert 0.3 < (actions[:, 2] == 0).mean() < 0.7
+
+
+def test_noise_acts():
+    """Every draw is another agent; its actions are actions, however large its weights are."""
+    config = override(TASK.presets["paper"], {"train_rnn": {"hidden_size": 8}, "train_vae": {"latent_size": 4}})
+    agent = RandomAgent(config, 3, "carracing")
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    seen = []
+    for seed in (1, 2, 3, 1):
+        agent.draw(np.random.default_rng(seed))
+        actions = np.stack([agent.act(frame) for frame in frames])
+        assert actions.shape == (3, 3) and (actions >= LOW).all() and (actions <= HIGH).all()
+        seen.append(actions)
+    np.testing.assert_array_equal(seen[0], seen[3])
+    assert len({actions.tobytes() for actions in seen}) == 3
+
+
+class Cars:
+    """Games of three steps."""
+
+    slots = 2
+
+    def __init__(self, environment, slots, *, workers, **options):
+        import gymnasium
+
+        self.action_space = gymnasium.spaces.Box(np.array(LOW, np.float32), np.array(HIGH, np.float32))
+        self.ages = {}
+
+    def expect(self, seeds):
+        pass
+
+    def reset(self, slots, seeds):
+        self.ages.update(dict.fromkeys(slots, 0))
+        return np.full((len(slots), 64, 64, 3), 100, np.uint8)
+
+    def step(self, slots, actions):
+        assert (actions >= LOW).all() and (actions <= HIGH).all()
+        for slot in slots:
+            self.ages[slot] += 1
+        over = np.array([self.ages[slot] == 3 for slot in slots])
+        return np.full((len(slots), 64, 64, 3), 100, np.uint8), np.ones(len(slots), np.float32), ~over & over, over
+
+
+def test_noise_collects():
+    config = override(
+        TASK.presets["paper"],
+        {
+            "train_rnn": {"hidden_size": 8},
+            "train_vae": {"latent_size": 4},
+            "collect": {"policies": "random agent:3, brownian:1"},
+        },
+    )
+    job = players.Job(config, None, 0)
+    assert job.environment.backend == "gymnasium" and job.options == {"ignore_done": True}
+    episodes = list(players.play(Cars(None, 2, workers=1), job, range(12), None))
+    assert {episode.policy for episode in episodes} == {"random agent", "brownian"}
+    assert all(episode.actions.shape == (3, 3) and not episode.terminated for episode in episodes)
+    assert len({episode.actions.tobytes() for episode in episodes}) == 12
+    with pytest.raises(ValueError, match=r"^collect\.policies: .*random agent"):
+        players.parse_policies("noise", TASK.policies)
+    assert collect.parse_policies is players.parse_policies
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pool.installed(), reason="EnvPool is not installed")
+def test_the_whole_of_it_at_toy_size(tmp_path):
+    """Evolved in the real environment, with three-dimensional actions in every picture."""
+    toy = {
+        **TOY,
+        "collect": {"episodes": 2, "shard_episodes": 1, "workers": 1},
+        "evolve": {**TOY["evolve"], "max_steps": 5, "environments": 4, "evaluate_episodes": 2},
+        "evaluate": {"episodes": 2, "environments": 2, "gif_steps": 20},
+    }
+    config = override(TASK.presets["quick"], toy)
+    assert config.environment == EnvironmentConfig(id=TASK.env_id, variant="", resolution="")
+    with Experiment(tmp_path, config) as experiment:
+        for stage in STAGES:
+            experiment.run(stage)
+        store = EpisodeStore(tmp_path / "episodes")
+        assert store.shards[0].actions.shape[1] == 3
+        store.close()
+        assert experiment.summary("evolve")["backend"] == "envpool"
+    for name in ("episode", "scores", "evolution", "frames"):
+        assert (tmp_path / "report" / f"{name}.png").stat().st_size > 1000
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "steering, gas, brake" in page and "evolved in the real environment" in page

@@ -1,0 +1,88 @@
+"""The recipe of docs/add_environment.md, followed to its end at toy size."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from conftest import TOY, command
+from worldmodels import Agent, tasks
+from worldmodels.data.atomic import read_json
+from worldmodels.data.episodes import EpisodeStore
+from worldmodels.envs import pendulum
+from worldmodels.envs.pendulum import PendulumEnv
+from worldmodels.experiment import STAGES, Experiment
+
+FLAGS = [
+    text
+    for section, settings in {**TOY, "evolve": {**TOY["evolve"], "max_steps": 20}}.items()
+    for name, value in settings.items()
+    for text in (f"--{section}.{name}".replace("_", "-"), str(value))
+]
+
+
+def test_rewards_are_gymnasiums():
+    env, truth = PendulumEnv(), gymnasium.make("Pendulum-v1", disable_env_checker=True).unwrapped
+    frame, _ = env.reset(seed=3)
+    truth.reset(seed=3)
+    truth.state = env._game.state.copy()
+    assert frame.shape == (64, 64, 3) and frame.dtype == np.uint8
+    for torque in (0.5, -1.0, 0.25):
+        following, reward, *_ = env.step(np.array([torque], np.float32))
+        assert reward == pytest.approx(truth.step(np.array([2 * torque]))[1])
+    assert (following != frame).any()
+    with pytest.raises(ValueError, match=r"^action: expected \(1,\) finite numbers"):
+        env.step(np.zeros(2))
+    env.close()
+
+
+def test_the_seed_is_the_episode(monkeypatch):
+    monkeypatch.setattr(pendulum, "MAX_STEPS", 2)
+    episodes = []
+    for seed in (1, 2, 1):
+        env = PendulumEnv()
+        frames = [env.reset(seed=seed)[0]]
+        for truncated in (False, True):
+            frame, _, *ends, _ = env.step(np.ones(1, np.float32))
+            assert ends == [False, truncated]
+            frames.append(frame)
+        episodes.append(np.stack(frames))
+        env.close()
+    np.testing.assert_array_equal(episodes[0], episodes[2])
+    assert (episodes[0][0] != episodes[1][0]).any()
+
+
+def test_the_whole_of_it_at_toy_size(tmp_path):
+    done = command("run", "pendulum", "--preset", "quick", "--out", "toy", *FLAGS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "toy"
+    assert sorted(path.stem for path in (run / "stages").iterdir()) == sorted(STAGES)
+    results = read_json(run / "results.json")
+    assert results["environment"]["id"] == tasks.get("pendulum").env_id
+    assert all(-200 * 16.3 < score < 0 for score in results["agent"]["scores"])
+    store = EpisodeStore(run / "episodes")
+    assert set(store.lengths) == {200}
+    assert all(episode.rewards.min() > -16.3 and episode.rewards.max() <= 0 for episode in store.episodes())
+    store.close()
+    with Experiment(run) as experiment:
+        evolved = experiment.summary("evolve")
+        assert evolved["inside"] == "dream" and evolved["score"] != -20  # M's rewards, not one for every step
+        assert "no reward head" not in done.stderr
+    assert Agent.load(run).controller.action_size == 1
+    assert (run / "report" / "reality_check.png").stat().st_size > 1000
+
+
+def test_the_recipe_names_what_is_there():
+    """Files, settings and policies of the text exist."""
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "add_environment.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:python|tests)/[\w/]+\.py)`", text):
+        assert (root / path).is_file(), path
+    config = tasks.preset("pendulum", "quick")
+    for section, name in re.findall(r"`(train_rnn|evolve)\.(\w+)`", text):
+        assert hasattr(getattr(config, section), name)
+    assert {"uniform", "held 1-20", "never"} <= set(tasks.get("pendulum").policies)
