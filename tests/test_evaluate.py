@@ -17,10 +17,11 @@ from worldmodels.envs import batch, play
 from worldmodels.envs.dream import DreamVectorEnv
 from worldmodels.envs.policies import constant
 from worldmodels.experiment import Experiment, versions
+from worldmodels.models.agent import Agent, Candidates
 from worldmodels.models.controller import Controller
 from worldmodels.progress import Progress
 from worldmodels.stages import check_dream, evaluate
-from worldmodels.stages.evolve import save_controller
+from worldmodels.stages.evolve import Means, save_controller
 
 SETTINGS = {"episodes": 3, "environments": 2, "gif_steps": 40}
 EVOLVED = {"parameters": 20, "score": 50.0, "generation": 2, "temperature": 1.15}
@@ -48,7 +49,7 @@ def evaluated(tmp_path_factory):
 
 def test_results_are_complete(evaluated):
     results = read_json(evaluated / "results.json")
-    for name in ("agent", "random", "collecting", "never", "left", "right"):
+    for name in ("agent", "before", "random", "collecting", "never", "left", "right"):
         scores = results[name]["scores"]
         assert len(scores) == 3
         assert all(score == int(score) and 20 < score <= 2100 for score in scores)
@@ -57,6 +58,7 @@ def test_results_are_complete(evaluated):
         low, high = results[name]["ci95"]
         assert low <= results[name]["mean"] <= high
     assert len({tuple(results[name]["scores"]) for name in ("agent", "random", "collecting", "never")}) == 4
+    assert results["before"]["policy"] == "first generation" and "curve" not in results
     assert (results["random"]["policy"], results["collecting"]["policy"]) == ("uniform", "held 1-10")
     assert results["environment"] == {
         "id": "worldmodels/TakeCover-v0",
@@ -106,11 +108,12 @@ def without_policies(patch):
 
 
 def episodes_played(patch):
-    """Numbers of the episodes that the agent is sent to play."""
+    """Numbers of the episodes that the agent itself is sent to play."""
     played = []
 
     def play_agent(environment, player, episodes, **options):
-        played.extend(episodes)
+        if isinstance(player, Agent):
+            played.extend(episodes)
         play.play_agent(environment, player, episodes, **options)
 
     patch.setattr(evaluate, "play_agent", play_agent)
@@ -152,6 +155,45 @@ def test_a_run_that_is_cut_off_keeps_its_episodes(evaluated, tmp_path, monkeypat
     assert sorted([*played, kept]) == [0, 1, 2]
     assert kept not in played
     assert read_json(tmp_path / "results.json")["agent"]["scores"] == expected
+
+
+def test_the_curve_is_of_every_evaluated_mean(tmp_path, monkeypatch):
+    without_policies(monkeypatch)
+    with prepare(tmp_path, curve_episodes=2) as experiment:
+        agent = Agent.load(experiment.folder)
+        means = Means(experiment.path("evolve", "means.safetensors"), 0)
+        for generation, params in ((1, np.zeros(20)), (2, agent.params)):
+            means.add(generation, 10.0 * generation, params)
+        experiment.run("evaluate")
+    results = read_json(tmp_path / "results.json")
+    curve = results["curve"]
+    assert [(point["generation"], point["dream"]) for point in curve] == [(1, 10.0), (2, 20.0)]
+    assert [len(point["game"]["scores"]) for point in curve] == [2, 2]
+    # Episode e is of mean e % 2: number 1 was the agent's own, and so are its score and its seed.
+    assert curve[1]["game"]["scores"][0] == results["agent"]["scores"][1]
+
+
+def test_every_episode_is_played_by_its_own_candidate(tmp_path):
+    """The actions are those of agents that are made of one candidate each."""
+    with prepare(tmp_path) as experiment:
+        agent = Agent.load(experiment.folder)
+    params = np.random.default_rng(5).normal(0, 1, (3, 20)).astype(np.float32)
+    frames = np.random.default_rng(6).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    restart, episodes = np.ones(4, np.bool_), np.array([7, 0, 2, 4])
+    many = Candidates(Agent.load(tmp_path), params)
+    many.reset(4, seed=1)
+    actions = many.act(frames, restart, episodes)
+    for slot, episode in enumerate(episodes):
+        alone = Agent(agent.vae, agent.mdnrnn, agent.controller, params[episode % 3])
+        alone.reset(4, seed=1)
+        np.testing.assert_allclose(alone.act(frames, restart, episodes)[slot], actions[slot], atol=1e-5)
+
+
+def test_the_liveliest_frames_are_those_that_differ_most_from_the_one_before():
+    frames = [np.zeros((64, 64, 3), np.uint8) for _ in range(9)]
+    frames[3][:], frames[6][:] = 9, 5
+    assert evaluate.liveliest(frames, 2) == [3, 6]
+    assert evaluate.liveliest(frames[:1], 4) == [0]
 
 
 def test_another_agent_or_game_is_played_anew(evaluated, tmp_path, monkeypatch):

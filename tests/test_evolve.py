@@ -40,9 +40,9 @@ def prepare(folder, **changes):
 
 
 def outcome(experiment):
-    """The controller's very bytes, the logged lines and what the stage reports."""
-    weights = experiment.path("evolve", "controller.safetensors").read_bytes()
-    return weights, metrics(experiment, "evolve"), experiment.summary("evolve")
+    """The controller's very bytes, the logged lines, what the stage reports and the evaluated means."""
+    weights, means = (experiment.path("evolve", f"{name}.safetensors").read_bytes() for name in ("controller", "means"))
+    return weights, metrics(experiment, "evolve"), experiment.summary("evolve"), means
 
 
 @pytest.fixture(scope="module")
