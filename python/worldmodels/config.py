@@ -355,6 +355,8 @@ def _check(section: str, name: str, value: Any, hints: dict[str, type]) -> None:
         )
     if (section, name) == ("train_rnn", "validation") and value >= 1:
         raise ValueError(f"{section}.{name}: expected a share below 1, got {value!r}")
+    if kind is float and isinstance(value, int) and abs(value) > 2**1000:
+        raise ValueError(f"{section}.{name}: expected a finite number, got an integer beyond float64")
     if kind in (int, float) and not (value > 0 or (name in _MAY_BE_ZERO and value == 0)):
         low = "zero or more" if name in _MAY_BE_ZERO else "more than zero"
         raise ValueError(f"{section}.{name}: expected {low}, got {value!r}")
