@@ -680,7 +680,7 @@ def test_shapes_and_types_are_checked():
         (r"x0: expected \(N,\)", {"x0": []}),
         (r"x0: expected finite", {"x0": [np.nan]}),
         (r"sigma0: expected a positive number, got 0", {"sigma0": 0}),
-        (r"sigma0: expected a positive number, got nan", {"sigma0": np.nan}),
+        (r"sigma0: expected a number, got nan", {"sigma0": np.nan}),
         (r"popsize: expected an integer from 2 to 2147483647, got 1", {"popsize": 1}),
         (r"seed: expected an integer from 0 to 18446744073709551615, got -1", {"seed": -1}),
         (r"seed: expected an integer from 0", {"seed": 2**64}),
@@ -692,7 +692,7 @@ def test_shapes_and_types_are_checked():
         (r"gap: expected a number >= 0, got nan", {"gap": np.nan}),
         (r"uncertainty: expected an integer from 2 to 2147483647, got 1", {"uncertainty": (1, 4)}),
         (r"uncertainty: expected an integer from 5 to 2147483647, got 4", {"uncertainty": (5, 4)}),
-        (r"stop criteria: expected numbers", {"tolx": np.nan}),
+        (r"tolx: expected a number, got nan", {"tolx": np.nan}),
     ],
 )
 def test_arguments_are_checked(message, arguments):

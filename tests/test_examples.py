@@ -2,7 +2,9 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -22,3 +24,25 @@ def test_ppo_in_the_dream(example, capsys):
     out = capsys.readouterr().out
     assert "before: " in out and "after:  " in out and "steps survived over 1 episodes" in out
     assert "ep_rew_mean" in out
+
+
+def test_evolve_in_the_dream(example, capsys):
+    example("evolve_in_the_dream.py", "--generations", "3", "--popsize", "8", "--episodes", "4")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == [f"generation {i}" for i in range(3)]
+    assert lines[3].startswith("standing still survives ") and "the evolved mean " in lines[3]
+
+
+def test_cmaes_on_a_function(example, capsys):
+    example("cmaes_on_a_function.py", "--dimensions", "5")
+    out = capsys.readouterr().out
+    assert "stopped by {'ftarget': 1e-10}" in out
+    assert out.splitlines()[-1].endswith("lies at [1. 1. 1. 1. 1.]")
+
+
+def test_look_inside(example, capsys, tmp_path):
+    path = tmp_path / "inside.png"
+    example("look_inside.py", "--steps", "30", "--latents", "2", "--step", "3", "--out", str(path))
+    with Image.open(path) as picture:
+        assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 50
+    assert "the picture hangs most on the latents " in capsys.readouterr().out

@@ -48,11 +48,12 @@ const T* checked(const py::array& array, const char* name, std::initializer_list
         got += (axis > 0 ? ", " : "") + std::to_string(array.shape(axis));
     const bool typed = py::isinstance<py::array_t<T>>(array);
     const bool packed = (array.flags() & py::array::c_style) != 0;
-    if (!fits || !typed || !packed)
+    const bool aligned = (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+    if (!fits || !typed || !packed || !aligned)
         throw py::value_error(std::string(name) + ": expected " + tuple_text(wanted, shape.size()) + " " +
                               dtype + ", got " + tuple_text(got, static_cast<std::size_t>(array.ndim())) +
                               " " + py::str(array.dtype()).cast<std::string>() +
-                              (packed ? "" : ", not contiguous"));
+                              (packed ? "" : ", not contiguous") + (aligned ? "" : ", not aligned"));
     return static_cast<const T*>(array.data());
 }
 

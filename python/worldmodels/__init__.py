@@ -1,19 +1,24 @@
 """World Models (Ha & Schmidhuber, 2018): learn a dream of a game, evolve a controller inside it, play for real.
 
-Names are loaded when first used, so that `import worldmodels` is quick and needs neither torch nor a game. Where
-Gymnasium is installed, the environments are registered with it.
+Names are loaded when first used, so that `import worldmodels` is quick and needs neither PyTorch nor a game. The
+environments are registered with Gymnasium as soon as it is imported, before this package or after it.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from worldmodels import _openmp
+from worldmodels.envs import register_with_gymnasium
+
 # Idle OpenMP threads that spin slow every other process of a busy machine, and torch's own threads most of all.
 # Only takes effect where no OpenMP runtime is loaded yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+_openmp.share()
+register_with_gymnasium()
 
 __version__ = metadata.version("worldmodels")
 
@@ -65,6 +70,12 @@ def __getattr__(name: str) -> Any:
     except ImportError as error:
         if error.name != "worldmodels._core":
             raise
+        if not isinstance(error, ModuleNotFoundError):  # it is there, but something that it needs is not
+            raise ImportError(
+                f"the native core worldmodels._core cannot be loaded: {error}. For libgomp.so.1, install the system's "
+                "OpenMP runtime (Debian: libgomp1) or a PyTorch that brings it under this name (2.7 or newer)",
+                name="worldmodels._core",
+            ) from error
         raise ImportError(
             "the native core worldmodels._core is missing: install the package with `pip install .` "
             "(in the source folder, Python finds the sources first: run from elsewhere, or install editable with "
@@ -77,9 +88,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-if importlib.util.find_spec("gymnasium"):
-    from worldmodels.envs import register
-
-    register()

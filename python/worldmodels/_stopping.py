@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worldmodels.checks import check_integer, float64_array, single_number
+from worldmodels.checks import check_integer, check_real, float64_array, single_number
 
 if TYPE_CHECKING:
     from worldmodels._core import Cmaes
@@ -27,10 +27,8 @@ class Stopping:
         flat: generations in a row whose best three quarters were equal.
     """
 
-    def __init__(self, limits: dict[str, float]) -> None:
-        if any(math.isnan(limit) for limit in limits.values()):
-            raise ValueError(f"stop criteria: expected numbers, got {limits}")
-        self.limits = limits
+    def __init__(self, limits: Mapping[str, Any]) -> None:
+        self.limits = {name: check_real(name, limit, finite=False) for name, limit in limits.items()}
         self.best: list[float] = []
         self.median: list[float] = []
         self.span = math.inf
@@ -50,7 +48,8 @@ class Stopping:
     def of_state(cls, names: Iterable[str], state: Mapping[str, Any]) -> Stopping:
         """The one whose `state` this is, with these limits; ValueError where the state is none."""
         stopping = cls({name: single_number(state, f"limit.{name}") for name in names})
-        stopping.span, stopping.flat = single_number(state, "span"), check_integer("flat", state["flat"], 0, 2**63)
+        stopping.span = check_real("span", single_number(state, "span"), finite=False)
+        stopping.flat = check_integer("flat", state["flat"], 0, 2**63)
         best, median = (float64_array(name, state[name]) for name in ("best_history", "median_history"))
         if best.ndim != 1 or best.shape != median.shape:
             raise ValueError(f"best_history: expected (T,), as median_history, got {best.shape}, {median.shape}")

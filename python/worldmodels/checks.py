@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -25,25 +26,58 @@ def check_integer(name: str, value: Any, low: int, high: int) -> int:
     return number
 
 
+def check_real(name: str, value: Any, low: float = -math.inf, *, finite: bool = True) -> float:
+    """Takes a real number of at least ``low``, never NaN; infinities only where not ``finite``."""
+    above = "" if low == -math.inf else f" >= {low:g}"
+    try:
+        if isinstance(value, str | bytes):  # float would read them
+            raise TypeError
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number{above}, got an integer beyond float64") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r:.100}") from None
+    if math.isnan(number) or number < low or (finite and math.isinf(number)):
+        kind = "a finite number" if math.isinf(number) else "a number"
+        raise ValueError(f"{name}: expected {kind}{above}, got {number}")
+    return number
+
+
 def check_seed(seed: Any) -> int:
     """Takes a seed from 0 to 2**64 - 1."""
     return check_integer("seed", seed, 0, 2**64 - 1)
 
 
 def check_threads(num_threads: int | None) -> int:
-    """Takes a number of threads, or None for all cores this process may use."""
-    return cores() if num_threads is None else check_integer("num_threads", num_threads, 1, 4096)
+    """Takes a number of threads, or None for all cores this process may use; at most 64, or as many as there are cores.
+
+    More would gain nothing, and OpenMP ends the process where the system refuses it a thread.
+    """
+    if num_threads is None:
+        return cores()
+    return min(check_integer("num_threads", num_threads, 1, 4096), max(64, cores()))
 
 
 def float64_array(name: str, given: ArrayLike) -> NDArray[np.float64]:
-    """C-contiguous float64, or an error that names the argument."""
+    """C-contiguous float64 where the processor wants it, or an error that names the argument."""
     try:
         array = np.asarray(given)
     except ValueError as error:
         raise ValueError(f"{name}: expected an array, got rows of different lengths") from error
+    except (TypeError, RuntimeError) as error:  # tensors NumPy cannot take
+        raise TypeError(f"{name}: expected an array, {error}") from error
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
-    return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
+    with np.errstate(over="ignore"):  # too large for float64 becomes inf
+        return np.require(array, np.float64, ["C", "A"])
+
+
+def single_flag(state: Mapping[str, Any], name: str) -> bool:
+    """A bool, plain or as an array of no dimension."""
+    value = np.asarray(state[name])
+    if value.shape != () or value.dtype != np.bool_:
+        raise TypeError(f"{name}: expected a bool, got {state[name]!r:.100}")
+    return bool(value)
 
 
 def single_number(state: Mapping[str, Any], name: str) -> float:

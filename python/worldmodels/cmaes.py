@@ -17,13 +17,23 @@ from numpy.typing import ArrayLike, NDArray
 from worldmodels._core import Cmaes
 from worldmodels._stopping import Stopping
 from worldmodels._uncertainty import next_repeats
-from worldmodels.checks import check_integer, check_seed, check_threads, float64_array, single_number
+from worldmodels.checks import (
+    check_integer,
+    check_real,
+    check_seed,
+    check_threads,
+    float64_array,
+    single_flag,
+    single_number,
+)
 
 Array = NDArray[np.float64]
 StateDict = dict[str, NDArray[Any] | int | float | str | bool]
 
 _FORMAT = 1
+_ARRAYS = ("mean", "ps", "pc", "covariance", "axes", "scales", "pending_z", "pending_y", "pending_x")
 _MOST_SOLUTIONS = 2**31 - 1
+_MOST_STORED = 2**26  # numbers of a generation that a stored state may ask for: nothing in it is as large
 
 
 class CMAESResult(NamedTuple):
@@ -123,39 +133,37 @@ class CMAES:
             raise ValueError(f"x0: expected (N,) with N >= 1, got {mean.shape}")
         if not np.isfinite(mean).all():
             raise ValueError("x0: expected finite numbers")
-        if not (math.isfinite(sigma0) and sigma0 > 0):
-            raise ValueError(f"sigma0: expected a positive number, got {sigma0!r}")
+        self._sigma0 = _checked_sigma("sigma0", sigma0)
         n = mean.size
         if popsize is None:
             popsize = 4 + math.floor(3 * math.log(n))  # (48)
         popsize = check_integer("popsize", popsize, 2, _MOST_SOLUTIONS)
         seed = secrets.randbits(63) if seed is None else check_seed(seed)
         self.num_threads = check_threads(num_threads)
-        self._sigma0 = float(sigma0)
         self._seed = seed
         self._active = bool(active)
         self._separable = bool(separable)
-        self._weight_decay = _checked_weight_decay(weight_decay)
+        self._weight_decay = check_real("weight_decay", weight_decay, 0)
         self._uncertainty = (1, 1) if uncertainty is None else _checked_uncertainty(*uncertainty)
         self._repeats = float(self._uncertainty[0])
         self._stopping = Stopping(
             {
-                "ftarget": float(ftarget),
-                "maxiter": float(100 + 150 * (n + 3) ** 2 // popsize**0.5 if maxiter is None else maxiter),
-                "maxfevals": float(maxfevals),
-                "tolfun": float(tolfun),
-                "tolfunhist": float(tolfunhist),
-                "tolx": float(tolx),
-                "tolfacupx": float(tolfacupx),
-                "tolupsigma": float(tolupsigma),
-                "conditioncov": float(conditioncov),
-                "tolstagnation": float(100 + 100 * n**1.5 / popsize if tolstagnation is None else tolstagnation),
-                "tolflatfitness": float(tolflatfitness),
+                "ftarget": ftarget,
+                "maxiter": 100 + 150 * (n + 3) ** 2 // popsize**0.5 if maxiter is None else maxiter,
+                "maxfevals": maxfevals,
+                "tolfun": tolfun,
+                "tolfunhist": tolfunhist,
+                "tolx": tolx,
+                "tolfacupx": tolfacupx,
+                "tolupsigma": tolupsigma,
+                "conditioncov": conditioncov,
+                "tolstagnation": 100 + 100 * n**1.5 / popsize if tolstagnation is None else tolstagnation,
+                "tolflatfitness": tolflatfitness,
             }
         )
         self._core = Cmaes(mean, self._sigma0, popsize, seed, self._active, self._separable)
         if gap is not None:
-            self._core.gap = float(gap)
+            self._core.gap = check_real("gap", gap, 0, finite=False)
         self._read_parameters()
 
         self._evaluations = 0
@@ -373,22 +381,27 @@ class CMAES:
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
             raise ValueError(f"state: expected the keys {missing}")
-        if state["format"] != _FORMAT:
+        if check_integer("format", state["format"], 0, 2**63) != _FORMAT:
             raise ValueError(f"state: expected format {_FORMAT}, got {state['format']}")
         n = self._core.mean.size
-        if state["n"] != n:
+        if check_integer("n", state["n"], 1, 2**63) != n:
             raise ValueError(f"state: expected N = {n}, got {state['n']}")
-        popsize = check_integer("popsize", state["popsize"], 2, _MOST_SOLUTIONS)
-        seed, sigma0 = check_seed(state["seed"]), float(state["sigma0"])
-        active, separable = bool(state["active"]), bool(state["separable"])
+        most_rows = max(_MOST_STORED // n, self.popsize, 2)
+        popsize = check_integer("popsize", state["popsize"], 2, min(most_rows, _MOST_SOLUTIONS))
+        seed, sigma0 = check_seed(state["seed"]), _checked_sigma("sigma0", state["sigma0"])
+        active, separable = single_flag(state, "active"), single_flag(state, "separable")
         core = Cmaes(float64_array("mean", state["mean"]), sigma0, popsize, seed, active, separable)
         numbers = {name: check_integer(name, state[name], 0, 2**63 - 1) for name in ("generation", "decomposed_at")}
-        core.set_state({**state, **numbers, "sigma": float(state["sigma"])})
-        core.gap = single_number(state, "gap")
-        weight_decay = _checked_weight_decay(float(state["weight_decay"]))
-        least, most = (int(bound) for bound in state["uncertainty"])
+        arrays = {name: float64_array(name, state[name]) for name in _ARRAYS}
+        core.set_state({**arrays, **numbers, "sigma": _checked_sigma("sigma", state["sigma"])})
+        core.gap = check_real("gap", single_number(state, "gap"), 0, finite=False)
+        weight_decay = check_real("weight_decay", state["weight_decay"], 0)
+        bounds = float64_array("uncertainty", state["uncertainty"])
+        if bounds.shape != (2,) or not np.isfinite(bounds).all():
+            raise ValueError(f"uncertainty: expected two numbers, got {bounds.shape}")
+        least, most = map(int, bounds)
         uncertainty = (1, 1) if most == 1 else _checked_uncertainty(least, most)
-        repeats = float(state["repeats"])
+        repeats = check_real("repeats", state["repeats"])
         if not uncertainty[0] <= repeats <= uncertainty[1]:
             raise ValueError(f"repeats: expected a number from {least} to {most}, got {repeats}")
         stopping = Stopping.of_state(self._stopping.limits.keys(), state)
@@ -397,6 +410,9 @@ class CMAES:
         fbest, xbest = single_number(state, "fbest"), float64_array("xbest", state["xbest"])
         if xbest.shape not in ((0, n), (1, n)):
             raise ValueError(f"xbest: expected (0, {n}) or (1, {n}), got {xbest.shape}")
+
+        if not (xbest.size == 0 or np.isfinite(xbest).all()) or math.isnan(fbest):
+            raise ValueError("xbest: expected finite numbers and a value fbest that is a number")
 
         self._core = core
         self._read_parameters()
@@ -410,10 +426,12 @@ class CMAES:
         self._fbest = fbest
 
 
-def _checked_weight_decay(weight_decay: float) -> float:
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay: expected a number >= 0, got {weight_decay!r}")
-    return float(weight_decay)
+def _checked_sigma(name: str, sigma: Any) -> float:
+    """A positive, finite step size."""
+    number = check_real(name, sigma)
+    if number <= 0:
+        raise ValueError(f"{name}: expected a positive number, got {number:g}")
+    return number
 
 
 def _checked_uncertainty(least: int, most: int) -> tuple[int, int]:

@@ -371,6 +371,8 @@ def _check(section: str, name: str, value: Any, hints: dict[str, type]) -> None:
         )
     if (section, name) == ("train_rnn", "validation") and value >= 1:
         raise ValueError(f"{section}.{name}: expected a share below 1, got {value!r}")
+    if kind is float and isinstance(value, int) and abs(value) > 2**1000:
+        raise ValueError(f"{section}.{name}: expected a finite number, got an integer beyond float64")
     zero = name in _MAY_BE_ZERO or (section, name) == ("train_rnn", "steps")
     if kind in (int, float) and not (value > 0 or (zero and value == 0)):
         low = "zero or more" if zero else "more than zero"

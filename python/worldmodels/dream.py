@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from worldmodels import _core, pretrained
-from worldmodels.checks import check_integer, check_seed, check_threads
+from worldmodels.checks import check_integer, check_real, check_seed, check_threads
 from worldmodels.data.weights import load_model, load_tensors
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
@@ -74,10 +73,14 @@ def load_world(run_folder: str | Path) -> World:
         ValueError: a file is damaged.
     """
     folder = Path(run_folder) / "rnn"
-    initial, _ = load_tensors(folder / "initial.safetensors")
-    return World(
-        load_model(folder / "rnn.safetensors", MDNRNN), initial["mu"].float().numpy(), initial["logvar"].float().numpy()
-    )
+    mdnrnn = load_model(folder / "rnn.safetensors", MDNRNN)
+    path = folder / "initial.safetensors"
+    starts, _ = load_tensors(path)
+    found = {name: tuple(tensor.shape) for name, tensor in starts.items()}
+    rows = found.get("mu", (0,))[0] if found.get("mu") else 0
+    if rows < 1 or any(found.get(name) != (rows, mdnrnn.latent_size) for name in ("mu", "logvar")):
+        raise ValueError(f"{path}: expected mu and logvar, each (K, {mdnrnn.latent_size}), got {found}")
+    return World(mdnrnn, starts["mu"].float().numpy(), starts["logvar"].float().numpy())
 
 
 class Dream:
@@ -371,23 +374,20 @@ def float_array(name: str, value: npt.ArrayLike, shape: Sequence[int | str]) -> 
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name}: expected ({wanted}) float32, got {array.shape} {array.dtype}")
     with np.errstate(over="ignore"):  # too large becomes inf, which the core refuses by name
-        return np.ascontiguousarray(array, dtype=np.float32)
+        return np.require(array, np.float32, ["C", "A"])
 
 
 def check_temperature(temperature: Any) -> float:
     """Takes a finite temperature of at least 0."""
-    try:
-        value = float(temperature)
-    except (TypeError, ValueError):
-        raise TypeError(f"temperature: expected a number, got {temperature!r}") from None
-    if not 0 <= value <= float(np.finfo(np.float32).max) or math.isnan(value):
+    value = check_real("temperature", temperature, 0)
+    if value > float(np.finfo(np.float32).max):
         raise ValueError(f"temperature: expected a finite number of at least 0, got {temperature!r}")
     return value
 
 
 def check_precision(precision: Any) -> None:
     """Takes a precision that this build and machine have."""
-    if precision not in get_args(Precision):
+    if not isinstance(precision, str) or precision not in get_args(Precision):
         raise ValueError(f"precision: expected one of {', '.join(get_args(Precision))}, got {precision!r}")
     if precision == "bfloat16" and "avx512_bf16" not in simd_levels():
         raise ValueError("precision: bfloat16 needs a CPU with AVX-512 BF16, use 'float32'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import json
+import math
 import platform
 import resource
 import shutil
@@ -132,8 +133,15 @@ class Experiment:
 
     def summary(self, stage: str) -> dict[str, Any]:
         """What a complete stage reported; empty if it is not complete."""
+        return dict(self._marked(stage)["summary"]) if self.marker(stage).is_file() else {}
+
+    def _marked(self, stage: str) -> dict[str, Any]:
+        """What the marker of a complete stage says."""
         path = self.marker(stage)
-        return dict(read_json(path)["summary"]) if path.is_file() else {}
+        marked = read_json(path)
+        if not (isinstance(marked, dict) and all(isinstance(marked.get(key), dict) for key in ("settings", "summary"))):
+            raise ValueError(f"{path}: expected a stage's settings and summary, got {marked!r:.200}")
+        return marked
 
     def _settings(self, stage: str) -> dict[str, Any]:
         fields_now = asdict(getattr(self.config, stage))
@@ -154,7 +162,7 @@ class Experiment:
         path = self.marker(stage)
         if not path.is_file():
             return []
-        then, now = read_json(path)["settings"], self._settings(stage)
+        then, now = self._marked(stage)["settings"], self._settings(stage)
         # a setting that is younger than the run had its default
         before = asdict(type(getattr(self.config, stage))())
         if "environment" in then:
@@ -176,7 +184,7 @@ class Experiment:
     def _extends(self, stage: str, name: str) -> bool:
         """Whether a changed setting only makes a complete stage go on."""
         return (stage, name) in EXTENDABLE and bool(
-            self._settings(stage)[name] > read_json(self.marker(stage))["settings"][name]
+            self._settings(stage)[name] > self._marked(stage)["settings"].get(name, math.inf)
         )
 
     def is_done(self, stage: str) -> bool:
@@ -261,7 +269,7 @@ class Experiment:
         path = self.path("metrics.jsonl")
         if not path.is_file():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
         return [value for value in map(_parse, lines) if value and value.get("stage") == stage]
 
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
@@ -270,19 +278,20 @@ class Experiment:
         if not path.is_file() or not self.ranks.first:
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             value = _parse(line)
-            if value and not (value.get("stage") == stage and value.get(key, last + 1) > last):
-                kept.append(line + "\n")
+            number = (value or {}).get(key, last + 1)
+            if value and not (value.get("stage") == stage and not (isinstance(number, int | float) and number <= last)):
+                kept.append(line + b"\n")
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(kept))
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that was cut off by a crash."""
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for one that was cut off by a crash or is damaged."""
     try:
         value = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

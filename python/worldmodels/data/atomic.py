@@ -34,5 +34,5 @@ def read_json(path: Path) -> Any:
     """Reads JSON; an unreadable file is an error that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from error

@@ -16,6 +16,7 @@ from worldmodels.data.atomic import atomic_path
 
 FORMAT = "worldmodels-episodes-1"
 FRAME = (64, 64, 3)
+_KINDS = {"frames": np.uint8, "actions": np.float32, "rewards": np.float32, "lengths": np.int64, "terminated": np.bool_}
 
 
 @dataclass(frozen=True)
@@ -142,24 +143,41 @@ class EpisodeShard:
     def __init__(self, path: Path) -> None:
         try:
             self._file = h5py.File(path, "r", rdcc_nbytes=0)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path}: expected an episode shard, got {error}") from error
         try:
             self._read(path)
-        except (OSError, KeyError, RuntimeError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        except Exception as error:  # HDF5 says what it finds in a damaged file in many ways
             self._file.close()
+            if type(error) is ValueError and str(error).startswith(f"{path}: "):
+                raise
             raise ValueError(f"{path}: expected an episode shard, got {error!r}") from error
 
     def _read(self, path: Path) -> None:
         file = self._file
         if file.attrs.get("format") != FORMAT:
             raise ValueError(f"{path}: expected format {FORMAT!r}, got {file.attrs.get('format')!r}")
+        for name, kind in _KINDS.items():
+            data = file[name]
+            if data.dtype != kind:
+                raise ValueError(f"{path}: expected {name} of {np.dtype(kind)}, got {data.dtype}")
+            if name != "frames" and data.nbytes > path.stat().st_size:  # chunks that were never written take no room
+                raise ValueError(f"{path}: expected {name} that lie in the file, got {data.shape} of them")
         self.frames = file["frames"]
         self.lengths: npt.NDArray[np.int64] = file["lengths"][:]
-        total = int(self.lengths.sum())
-        sizes = {name: file[name].shape[0] for name in ("frames", "actions", "rewards")}
-        if any(size != total for size in sizes.values()):
-            raise ValueError(f"{path}: expected {total} steps as the lengths say, got {sizes}")
+        lengths, total = self.lengths, len(file["rewards"])
+        if not lengths.size or not ((lengths > 0) & (lengths <= total)).all() or lengths.sum() != total:
+            raise ValueError(f"{path}: expected lengths above 0 that add up to {total} steps, got {lengths!s:.200}")
+        shapes = {name: file[name].shape for name in ("frames", "actions", "terminated", "policies")}
+        actions = (total, *shapes["actions"][1:2])
+        expected = {
+            "frames": (total, *FRAME),
+            "actions": actions,
+            "terminated": lengths.shape,
+            "policies": lengths.shape,
+        }
+        if shapes != expected or len(actions) != 2:
+            raise ValueError(f"{path}: expected {total} steps of {lengths.size} episodes, got {shapes}")
         self.actions: npt.NDArray[np.float32] = file["actions"][:]
         self.rewards: npt.NDArray[np.float32] = file["rewards"][:]
         self.terminated: npt.NDArray[np.bool_] = file["terminated"][:]

@@ -57,17 +57,21 @@ def load_latents(folder: Path) -> Latents:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or of other sizes than the first.
     """
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise FileNotFoundError(f"{folder}: expected latents (*.safetensors), got none")
-    starts = np.cumsum([0, *map(_frames, paths)])
     whole: dict[str, Any] = {}
     episodes: dict[str, list[Any]] = {key: [] for key in _PER_EPISODE}
-    for path, start, stop in zip(paths, starts, starts[1:], strict=False):
+    sizes = _sizes(paths[0])
+    for path in paths:
+        if _sizes(path) != sizes:
+            raise ValueError(f"{path}: expected (Z, A) = {sizes} as in {paths[0].name}, got {_sizes(path)}")
         for key, part in _read_episodes(path).items():
             episodes[key].append(part)
+    starts = np.cumsum([0, *(int(lengths.sum()) for lengths in episodes["lengths"])])
+    for path, start, stop in zip(paths, starts, starts[1:], strict=False):
         for begin in range(0, stop - start, _ROWS):  # opened anew for each part: what is mapped counts as memory
             with _opened(path) as file:
                 for key in _PER_FRAME:
@@ -87,18 +91,35 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path}: expected latents, got {error}") from error
 
 
-def _frames(path: Path) -> int:
-    """Frames in a file, from its header alone."""
+def _sizes(path: Path) -> tuple[int, int]:
+    """(Z, A) of a file, from its header, in which every shape and kind of number is checked."""
     with _opened(path) as file:
-        return int(file.get_slice("mu").get_shape()[0])
+        names = set(file.keys())
+        if names != set(_KEYS):
+            raise ValueError(f"{path}: expected {', '.join(_KEYS)}, got {sorted(names)!s:.500}")
+        found = {key: (file.get_slice(key).get_dtype(), tuple(file.get_slice(key).get_shape())) for key in _KEYS}
+    shapes = {key: shape for key, (_, shape) in found.items()}
+    frames, latent = (*shapes["mu"], 0, 0)[:2]
+    action, episodes = (*shapes["actions"], 0, 0)[1], shapes["lengths"][:1]
+    expected = {
+        "mu": ("F16", (frames, latent)),
+        "logvar": ("F16", (frames, latent)),
+        "actions": ("F32", (frames, action)),
+        "rewards": ("F32", (frames,)),
+        "lengths": ("I64", episodes),
+        "terminated": ("BOOL", episodes),
+    }
+    if found != expected or not episodes:
+        raise ValueError(f"{path}: expected latents that fit each other, {expected}, got {found!s:.500}")
+    return latent, action
 
 
 def _read_episodes(path: Path) -> dict[str, Any]:
-    """What a file says of its episodes, checked against the rest of it."""
+    """What a file of good shapes says of its episodes."""
     with _opened(path) as file:
-        names = set(file.keys())
-        part = {key: file.get_tensor(key) for key in _PER_EPISODE if key in names}
-        frames = {key: file.get_slice(key).get_shape()[0] for key in _PER_FRAME if key in names}
-    if names != set(_KEYS) or any(size != part["lengths"].sum() for size in frames.values()):
-        raise ValueError(f"{path}: expected {', '.join(_KEYS)} that fit each other, got {sorted(names)}")
+        part = {key: file.get_tensor(key) for key in _PER_EPISODE}
+        frames = file.get_slice("rewards").get_shape()[0]
+    lengths = part["lengths"]
+    if not lengths.size or not ((lengths > 0) & (lengths <= frames)).all() or lengths.sum() != frames:
+        raise ValueError(f"{path}: expected lengths above 0 that add up to the {frames} frames, got {lengths!s:.200}")
     return part

@@ -32,6 +32,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged or holds something else.
+        MemoryError: there is no room for what it holds.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -39,7 +40,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the header is anybody's: JSON of any depth, kinds of number that PyTorch lacks
         raise ValueError(f"{path}: expected safetensors written by worldmodels, got {error!r}") from error
 
 
@@ -65,8 +68,10 @@ def load_model(path: Path, kind: type[Model]) -> Model:
         with torch.device("meta"):  # no memory yet: a config may promise more than the file holds
             model = kind(**about["config"])
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: the weights do not fit their config: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # the config is anybody's: sizes of any sign and length
+        raise ValueError(f"{path}: the weights do not fit their config: {error!s:.500}") from error
     return model.eval()
 
 

@@ -14,4 +14,4 @@ def shrink(screen: Frame) -> Frame:
 
     Pillow's bilinear filter averages over the source area when it shrinks: the authors' own resize.
     """
-    return np.asarray(Image.fromarray(screen).resize((64, 64), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(screen).resize((64, 64), Image.Resampling.BILINEAR))

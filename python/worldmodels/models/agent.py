@@ -208,6 +208,17 @@ class Recorder:
 
 
 def load_controller(path: Path) -> tuple[Controller, npt.NDArray[np.float32], dict[str, Any]]:
-    """Reads a controller: its shape, its (N,) parameters and what is known about it."""
+    """Reads a controller: its shape, its (N,) float32 parameters and what is known about it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged or holds something else.
+    """
     tensors, about = load_tensors(path)
-    return Controller(**about["config"]), tensors["params"].numpy().astype(np.float32), about
+    try:
+        controller, params = Controller(**about["config"]), tensors["params"].float().numpy()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a controller, got {error!r:.500}") from error
+    if params.shape != (controller.size,):
+        raise ValueError(f"{path}: expected ({controller.size},) parameters as its config says, got {params.shape}")
+    return controller, params, about

@@ -40,7 +40,8 @@ class MDNRNN(nn.Module):
 
     The mixture is per latent dimension (no correlations). Trainable parameters count what the paper's table counts:
     one bias per gate; the forget gate's +1 of TensorFlow's BasicLSTM is the frozen ``lstm.bias_hh_l0``.
-    The head's rows are [done logit] [reward] then, per latent dimension, K logits, K means, K log stds.
+    The head's rows are the done logit and the reward, where it has them, then per latent dimension K logits, K means
+    and K log stds.
 
     Args:
         latent_size: length Z of z.
@@ -78,6 +79,9 @@ class MDNRNN(nn.Module):
         for name, value in sizes.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        for name, flag in (("restart_input", restart_input), ("done_head", done_head), ("reward_head", reward_head)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"{name}: expected a bool, got {flag!r}")
         self.latent_size = latent_size
         self.action_size = action_size
         self.hidden_size = hidden_size

@@ -68,4 +68,5 @@ class RandomAgent:
 
 
 def _cauchy(rng: np.random.Generator, scale: float, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    return np.clip(scale * rng.standard_cauchy(shape), -_BOUNDS[0], _BOUNDS[0]).astype(np.float32)
+    weights: npt.NDArray[np.float64] = np.clip(scale * rng.standard_cauchy(shape), -_BOUNDS[0], _BOUNDS[0])
+    return weights.astype(np.float32)

@@ -1,0 +1,31 @@
+"""CMA-ES alone: minimise a function of a vector, here Rosenbrock's curved valley, and go on from a saved state."""
+
+import argparse
+
+import numpy as np
+
+import worldmodels as wm
+
+options = argparse.ArgumentParser(description=__doc__)
+options.add_argument("--dimensions", type=int, default=10)
+options.add_argument("--seed", type=int, default=1)
+chosen = options.parse_args()
+
+
+def rosenbrock(x):
+    """Zero at (1, ..., 1), at the end of a narrow valley; x (..., N)."""
+    return (100 * (x[..., 1:] - x[..., :-1] ** 2) ** 2 + (1 - x[..., :-1]) ** 2).sum(axis=-1)
+
+
+es = wm.CMAES(np.zeros(chosen.dimensions), 0.5, seed=chosen.seed, ftarget=1e-10)
+while not es.stop():
+    solutions = es.ask()  # (popsize, N)
+    es.tell(solutions, rosenbrock(solutions))  # any list of numbers will do; NaN and infinity rank worst
+    if es.iterations % 100 == 0:
+        print(f"generation {es.iterations}: best {es.result.fbest:.3g}, sigma {es.sigma:.3g}")
+        state = es.state_dict()  # arrays and numbers: all that a run needs to go on, bit for bit
+        es = wm.CMAES(np.zeros(chosen.dimensions), 0.5)
+        es.load_state_dict(state)
+
+print(f"stopped by {es.stop()} after {es.result.evaluations} evaluations")
+print(f"the best of all, {es.result.fbest:.3g}, lies at {np.round(es.result.xbest, 4)}")

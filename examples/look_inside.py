@@ -1,0 +1,94 @@
+"""Look inside V and M: a dream as V draws it, what single latents mean to V, and the mixture M predicts for one step.
+
+    python examples/look_inside.py --out inside.png                     the world that comes with the package
+    python examples/look_inside.py --world runs/quick --out inside.png  your own
+
+Rows from above: frames of one dream; V's picture of its first latent when one number of z at a time goes from -3 to 3
+(the latents that change the picture most); for those latents, M's density of the next value and where the dream went.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+
+import worldmodels as wm
+from worldmodels import pretrained
+from worldmodels.data.weights import load_model
+from worldmodels.models.vae import decode
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+options.add_argument("--world", default="takecover", help="a world of the package, or a run folder")
+options.add_argument("--temperature", type=float, default=1.0)
+options.add_argument("--steps", type=int, default=200, help="of the dream, at most")
+options.add_argument("--step", type=int, default=20, help="whose mixture is drawn")
+options.add_argument("--latents", type=int, default=4, help="how many latents to look at")
+options.add_argument("--out", type=Path, default=Path("inside.png"))
+chosen = options.parse_args()
+
+folder = pretrained.resolve(chosen.world)
+vae = load_model(folder / "vae" / "vae.safetensors", wm.ConvVAE)
+world = wm.load_world(folder)
+mdnrnn = world.mdnrnn
+
+# A dream of a controller that stands still: z (T + 1, Z), action (T, A).
+controller = wm.Controller(mdnrnn.latent_size, mdnrnn.hidden_size, mdnrnn.action_size)
+dream = wm.Dream(*world, controller, temperature=chosen.temperature, max_steps=chosen.steps)
+trace = dream.trace(np.zeros(controller.size), seed=2)
+length = len(trace.action)
+
+# V: which latents change the picture most, seen from the dream's first latent.
+values = np.linspace(-3, 3, 12, dtype=np.float32)
+traversals = np.repeat(trace.z[None, :1], mdnrnn.latent_size, 0).repeat(len(values), 1)  # (Z, 12, Z)
+for latent in range(mdnrnn.latent_size):
+    traversals[latent, :, latent] = values
+ends = decode(vae, traversals[:, [0, -1]].reshape(-1, mdnrnn.latent_size)).astype(np.float32)
+change = np.abs(ends[0::2] - ends[1::2]).mean(axis=(1, 2, 3))
+liveliest = np.argsort(-change)[: chosen.latents]
+
+# M: teacher-forced over the dream up to the step, then its mixture (Z, K) for the latent that came next.
+step = min(chosen.step, length - 1)
+restart = torch.zeros(1, step + 1)
+restart[0, 0] = 1
+with torch.inference_mode():
+    out, _ = mdnrnn(
+        torch.from_numpy(trace.z[None, : step + 1]), torch.from_numpy(trace.action[None, : step + 1]), restart
+    )
+logmix, mean, logstd = (part[0, -1].numpy() for part in (out.logmix, out.mean, out.logstd))
+
+rows = 1 + 2 * len(liveliest)
+figure = plt.figure(figsize=(12, 1.15 * rows + 0.5), layout="constrained")
+grid = figure.add_gridspec(rows, len(values))
+shown = np.linspace(0, length, len(values)).astype(int)
+for column, (at, picture) in enumerate(zip(shown, decode(vae, trace.z[shown]), strict=True)):
+    axes = figure.add_subplot(grid[0, column])
+    axes.imshow(picture)
+    axes.set_title(f"step {at}", fontsize=8)
+    axes.set_axis_off()
+for row, latent in enumerate(liveliest):
+    for column, picture in enumerate(decode(vae, traversals[latent])):
+        axes = figure.add_subplot(grid[1 + row, column])
+        axes.imshow(picture)
+        axes.set_title(f"z{latent} = {values[column]:.1f}", fontsize=8)
+        axes.set_axis_off()
+    axes = figure.add_subplot(grid[1 + len(liveliest) + row, :])
+    std = np.exp(logstd[latent])
+    low, high = (mean[latent] - 4 * std).min(), (mean[latent] + 4 * std).max()
+    x = np.linspace(low, high, 400)[:, None]
+    parts = np.exp(logmix[latent] - 0.5 * ((x - mean[latent]) / std) ** 2) / (std * np.sqrt(2 * np.pi))
+    axes.plot(x, parts, color="0.7", linewidth=0.8)
+    axes.plot(x, parts.sum(axis=1), color="tab:blue")
+    axes.axvline(trace.z[step + 1, latent], color="tab:orange", linestyle="--")
+    axes.set_yticks([])
+    axes.set_ylabel(f"z{latent}", rotation=0, labelpad=14)
+axes.set_xlabel(f"M's mixture for what follows step {step} (grey: its components), and where the dream went (dashed)")
+figure.savefig(chosen.out, dpi=110)
+
+print(f"a dream of {length} steps; the picture hangs most on the latents {', '.join(map(str, liveliest))}")
+print(f"{np.exp(logmix).max(axis=1).mean():.2f} is the mean weight of the likeliest component at step {step}")
+print(f"wrote {chosen.out}")

@@ -1,0 +1,162 @@
+"""Importing: quick, alone, in either order, and with one OpenMP runtime."""
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+
+import worldmodels
+
+HEAVY = ("torch", "gymnasium", "vizdoom")
+
+
+def run(code, *, env=None):
+    """What a fresh interpreter prints last, as JSON."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_is_quick_and_loads_nothing_heavy():
+    code = f"""
+import json, sys, time
+began = time.perf_counter()
+import worldmodels
+seconds = time.perf_counter() - began
+dir(worldmodels)
+print(json.dumps([seconds, [name for name in {HEAVY} if name in sys.modules]]))
+"""
+    fastest, loaded = min(run(code) for _ in range(3))
+    assert loaded == []
+    assert fastest < 1
+
+
+@pytest.mark.parametrize("name", ["CMAES", "Controller", "__version__"])
+def test_what_needs_no_torch_loads_none(name):
+    code = (
+        f"import json, sys, worldmodels as wm; wm.{name}; print(json.dumps([n for n in {HEAVY} if n in sys.modules]))"
+    )
+    assert run(code) == []
+
+
+def test_names_are_all_there_for_people_and_for_type_checkers():
+    assert set(worldmodels.__all__) <= set(dir(worldmodels))
+    for name in worldmodels.__all__:
+        assert getattr(worldmodels, name).__class__ is not None
+    checked = next(
+        node
+        for node in ast.parse(inspect.getsource(worldmodels)).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    seen = {alias.name: line.module for line in checked.body for alias in line.names}
+    assert seen == worldmodels._HOME
+    assert set(seen) | {"__version__"} == set(worldmodels.__all__)
+    with pytest.raises(AttributeError, match="'worldmodels' has no attribute 'Dreams'"):
+        worldmodels.Dreams  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import worldmodels, gymnasium",
+        "import gymnasium, worldmodels",
+        "import worldmodels.envs.policies, gymnasium",
+        "import importlib.util, worldmodels; importlib.util.find_spec('gymnasium'); import gymnasium",
+    ],
+)
+def test_environments_are_registered_in_either_order(imports):
+    code = f"""
+import json
+{imports}
+ids = sorted(name for name in gymnasium.registry if name.startswith("worldmodels/"))
+plain = type(gymnasium.__spec__.loader) is type(json.__spec__.loader)
+print(json.dumps([ids, plain and gymnasium.__loader__ is gymnasium.__spec__.loader]))
+"""
+    ids, plain = run(code)
+    assert {"worldmodels/Dream-v0", "worldmodels/TakeCover-v0"} <= set(ids)
+    assert plain  # nothing of us is left on Gymnasium's module
+
+
+def test_gymnasium_imports_the_package_that_an_id_names():
+    code = """
+import json, sys, gymnasium
+assert "worldmodels" not in sys.modules
+try:
+    gymnasium.make("worldmodels:worldmodels/Dream-v0")
+except TypeError as error:  # found; but a dream is made of something
+    print(json.dumps(str(error)))
+"""
+    assert "'mdnrnn'" in run(code)
+
+
+def test_a_missing_gymnasium_is_missed_only_when_it_is_asked_for():
+    code = """
+import json, sys
+sys.modules["gymnasium"] = None
+import worldmodels
+try:
+    import gymnasium
+except ModuleNotFoundError as error:
+    print(json.dumps(error.name))
+"""
+    assert run(code) == "gymnasium"
+
+
+RUNTIMES = """
+import pathlib
+maps = pathlib.Path("/proc/self/maps").read_text().split()
+runtimes = sorted({path for path in maps if path.startswith("/") and "omp" in path.rsplit("/", 1)[1].split(".")[0]
+                   and path.rsplit("/", 1)[1].startswith(("libgomp", "libomp", "libiomp"))})
+"""
+ROUNDS = """
+import time, numpy as np
+dream = worldmodels.Dream.pretrained("takecover", max_steps=20)
+params = np.zeros((16, dream.controller.size))
+a = torch.ones(256, 256)
+def fastest(work, rounds=60):
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+timed = [fastest(lambda: dream.rollout(params, 4)), fastest(lambda: [a @ a for _ in range(10)])]
+"""
+ORDERS = {
+    "core first": "import json, worldmodels, worldmodels._core, torch",
+    "torch first": "import json, torch, worldmodels, worldmodels._core",
+    "by name": "import json, worldmodels, torch",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("order", ORDERS)
+def test_one_openmp_runtime_serves_torch_and_the_core(order):
+    code = f"""
+{ORDERS[order]}
+import numpy as np
+es = worldmodels.CMAES(np.zeros(64), 1.0, seed=1, num_threads=2)
+es.ask()
+torch.set_num_threads(2)
+torch.ones(512, 512) @ torch.ones(512, 512)
+{RUNTIMES}
+print(json.dumps(runtimes))
+"""
+    assert len(run(code)) == 1, run(code)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_neither_is_slower_for_being_imported_second():
+    """The fastest of many short rounds of both, in processes that take turns."""
+    found = {order: [] for order in ("core first", "torch first")}
+    for _ in range(2):
+        for order, times in found.items():
+            times.append(run(f"{ORDERS[order]}\n{ROUNDS}\nprint(json.dumps(timed))"))
+    for what in (0, 1):
+        core_first, torch_first = (min(times[what] for times in found[order]) for order in found)
+        print(f"{('rollout', 'matmul')[what]}: core first {core_first:.4f} s, torch first {torch_first:.4f} s")
+        assert max(core_first, torch_first) < 1.5 * min(core_first, torch_first)
