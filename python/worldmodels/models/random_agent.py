@@ -64,7 +64,8 @@ class RandomAgent:
 
     def act(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The action (A,) float32 on the next frame (64, 64, 3) uint8 of the episode."""
-        return self._agent.act(frame[None])[0]
+        action: npt.NDArray[np.float32] = self._agent.act(frame[None])[0]
+        return action
 
 
 def _cauchy(rng: np.random.Generator, scale: float, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
