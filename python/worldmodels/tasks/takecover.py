@@ -42,8 +42,8 @@ def _presets() -> dict[str, Config]:
         paper,
         preset="pretrained",
         world="takecover",
-        check_dream=CheckDreamConfig(episodes=40),
-        evolve=EvolveConfig(generations=16, episodes=8, seeds="common", evaluate_every=4, evaluate_episodes=256),
+        check_dream=CheckDreamConfig(episodes=30, dream_episodes=128),
+        evolve=EvolveConfig(generations=12, episodes=8, seeds="common", evaluate_every=4, evaluate_episodes=256),
     )
     return {"pretrained": pretrained, "quick": quick, "small": small, "paper": paper}
 
