@@ -121,5 +121,7 @@ def _read_episodes(path: Path) -> dict[str, Any]:
         frames = file.get_slice("rewards").get_shape()[0]
     lengths = part["lengths"]
     if not lengths.size or not ((lengths > 0) & (lengths <= frames)).all() or lengths.sum() != frames:
-        raise ValueError(f"{path}: expected lengths above 0 that add up to the {frames} frames, got {lengths!s:.200}")
+        raise ValueError(
+            f"{path}: expected {', '.join(_KEYS)} that fit each other, got {frames} frames, lengths {lengths!s:.200}"
+        )
     return part
