@@ -17,6 +17,7 @@ from worldmodels.config import (
     override,
     to_dict,
 )
+from worldmodels.envs.policies import RANDOM_AGENT
 from worldmodels.experiment import STAGES
 from worldmodels.stages.collect import parse_policies
 from worldmodels.tasks import preset
@@ -45,7 +46,7 @@ def test_presets_go_through_json(experiment, name):
     assert (config.experiment, config.preset) == (experiment, name)
     assert from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False))) == config
     known = tasks.get(experiment).policies
-    assert {policy for policy, _ in parse_policies(config.collect.policies, known)} <= set(known)
+    assert {policy for policy, _ in parse_policies(config.collect.policies, known)} <= {*known, RANDOM_AGENT}
 
 
 def test_the_paper_preset_has_the_papers_numbers():
