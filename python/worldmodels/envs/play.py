@@ -168,7 +168,9 @@ def record(environment: EnvironmentConfig, player: Player, *, seed: int, episode
             found |= {"track": info["track"].tolist(), "positions": [info["position"].tolist()]}
         restart, over = np.ones(1, np.bool_), False
         while not over:
-            action = player.act(frame[None], restart, np.zeros(1, np.int64))[0]
+            action = player.act(np.array(frame[None]), restart, np.zeros(1, np.int64))[
+                0
+            ]  # a copy: torch wants to write
             restart = np.zeros(1, np.bool_)
             frame, reward, terminated, truncated, info = env.step(action)
             found["rewards"].append(float(reward))

@@ -72,6 +72,7 @@ def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
         speed = line["steps"] / max(progress.seconds - clock, 1e-9)
         if played.profile:
             line["profile"] = {name: round(seconds, 2) for name, seconds in played.profile.items()}
+            line["profile"][f"{evaluator.unit}/s"] = round(speed)
         if generation % config.evaluate_every == 0 or generation == config.generations:
             score = evaluate_mean(evaluator, es.mean, config, seed, _teller(progress, generation, evaluator))
             line["evaluation"] = score
