@@ -104,7 +104,7 @@ def test_kill_9_of_the_whole_collect_leaves_no_game_behind(tmp_path, watched):
     with Experiment(tmp_path, toy_config(collect={"episodes": 50, "shard_episodes": 5, "workers": 2})):
         pass
     process = start("collect", "--out", tmp_path, cwd=tmp_path)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not list((tmp_path / "episodes").glob("*.tmp")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
