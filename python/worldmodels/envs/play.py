@@ -168,9 +168,8 @@ def record(environment: EnvironmentConfig, player: Player, *, seed: int, episode
             found |= {"track": info["track"].tolist(), "positions": [info["position"].tolist()]}
         restart, over = np.ones(1, np.bool_), False
         while not over:
-            action = player.act(np.array(frame[None]), restart, np.zeros(1, np.int64))[
-                0
-            ]  # a copy: torch wants to write
+            seen = np.array(frame[None])  # a copy: a frame may be read-only
+            action = player.act(seen, restart, np.zeros(1, np.int64))[0]
             restart = np.zeros(1, np.bool_)
             frame, reward, terminated, truncated, info = env.step(action)
             found["rewards"].append(float(reward))
