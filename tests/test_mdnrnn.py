@@ -208,6 +208,7 @@ def test_no_batch_gives_nan(scale):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.skipif("avx512_bf16" not in wm.simd_levels(), reason="no AVX-512 BF16 here")
 def test_bfloat16_autocast_stays_close_and_trains():
     model = make_mdnrnn(8, 32)
     z, action, restart = sequences(model)

@@ -69,7 +69,12 @@ def check_same(one, other):
     assert one[1:] == other[1:]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+NEEDS_BFLOAT16 = pytest.mark.skipif(
+    not training.computes_in_bfloat16(torch.device("cpu")), reason="no AVX-512 BF16 here"
+)
+
+
+@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=NEEDS_BFLOAT16)])
 def precision(request):
     return request.param
 
@@ -447,7 +452,10 @@ def test_one_episode_is_not_enough(tmp_path, stage):
 
 @pytest.mark.parametrize("has", [True, False])
 def test_bfloat16_is_used_where_the_device_has_it(monkeypatch, has):
-    monkeypatch.setattr(training, "_has_bfloat16", lambda _: has)
-    for precision, expected in (("bfloat16", has), ("float32", False)):
+    monkeypatch.setattr(training, "computes_in_bfloat16", lambda _: has)
+    if not has:
+        with pytest.raises(ValueError, match=r"^precision: expected float32 or auto"):
+            training.autocast(torch.device("cpu"), "bfloat16")
+    for precision, expected in (("auto", has), ("float32", False)):
         with training.autocast(torch.device("cpu"), precision):
             assert torch.is_autocast_enabled("cpu") == expected

@@ -28,8 +28,15 @@ def device() -> torch.device:
 
 
 def autocast(where: torch.device, precision: str) -> torch.autocast:
-    """bfloat16 autocast, or nothing for float32; ``"auto"`` for what :func:`computes_in_bfloat16` says."""
-    enabled = computes_in_bfloat16(where) if precision == "auto" else precision == "bfloat16"
+    """bfloat16 autocast, or nothing for float32; ``"auto"`` for what :func:`computes_in_bfloat16` says.
+
+    Raises:
+        ValueError: bfloat16 is asked of a CPU that lacks it.
+    """
+    has = computes_in_bfloat16(where)
+    if precision == "bfloat16" and where.type == "cpu" and not has:
+        raise ValueError("precision: expected float32 or auto, as this CPU has no AVX-512 BF16, got bfloat16")
+    enabled = has if precision == "auto" else precision == "bfloat16"
     return torch.autocast(where.type, torch.bfloat16, enabled=enabled)
 
 
