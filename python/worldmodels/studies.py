@@ -97,7 +97,7 @@ def ablate(folder: Path, config: Config) -> list[Result]:
             r["variant"],
             str(r["parameters"]),
             r["inside"],
-            _spread(r["dream"]) if r["dream"] else "",
+            _spread(r["dream"]),
             *_scores(r["game"]),
         ]
         for r in results
@@ -211,8 +211,9 @@ def _episodes(experiment: Experiment) -> int:
     return count
 
 
-def _spread(scores: Result) -> str:
-    return f"{scores['mean']:.0f} +- {scores['std']:.0f}"
+def _spread(scores: Result | None) -> str:
+    """Mean and standard deviation; empty where a dream has no score."""
+    return "" if scores is None else f"{scores['mean']:.0f} +- {scores['std']:.0f}"
 
 
 def _scores(scores: Result) -> list[str]:
