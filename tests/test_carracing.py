@@ -133,7 +133,7 @@ def test_the_whole_of_it_at_toy_size(tmp_path):
         assert store.shards[0].actions.shape[1] == 3
         store.close()
         assert experiment.summary("evolve")["backend"] == "envpool"
-    for name in ("episode", "scores", "evolution", "frames"):
-        assert (tmp_path / "report" / f"{name}.png").stat().st_size > 1000
+    for name in ("report/episode", "report/scores", "report/evolution", "evaluate/frames"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "steering, gas, brake" in page and "evolved in the real environment" in page
