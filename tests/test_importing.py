@@ -159,4 +159,4 @@ def test_neither_is_slower_for_being_imported_second():
     for what in (0, 1):
         core_first, torch_first = (min(times[what] for times in found[order]) for order in found)
         print(f"{('rollout', 'matmul')[what]}: core first {core_first:.4f} s, torch first {torch_first:.4f} s")
-        assert max(core_first, torch_first) < 2 * min(core_first, torch_first)
+        assert max(core_first, torch_first) < 1.5 * min(core_first, torch_first)
