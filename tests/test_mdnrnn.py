@@ -252,16 +252,3 @@ def test_bad_shapes_are_named(shapes, message):
             None if restart is None else torch.zeros(restart),
             None if state is None else tuple(torch.zeros(part) for part in state),
         )
-
-
-def test_remembering_asks_no_head():
-    torch.manual_seed(0)
-    model = wm.MDNRNN(4, 2, 8, 3, restart_input=True, done_head=True)
-    z, action = torch.randn(3, 5, 4), torch.randn(3, 5, 2)
-    restart = (torch.rand(3, 5) < 0.3).float()
-    state = (torch.randn(1, 3, 8), torch.randn(1, 3, 8))
-    expected = model(z, action, restart, state)[1]
-    for found, part in zip(model.remember(z, action, restart, state), expected, strict=True):
-        torch.testing.assert_close(found, part, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"^z: expected"):
-        model.remember(z[0], action)

@@ -8,6 +8,7 @@
 #include "bindings/arrays.hpp"
 #include "core/dream.hpp"
 #include "core/level.hpp"
+#include "core/memory.hpp"
 #include "core/peak.hpp"
 #include "core/rng.hpp"
 
@@ -214,6 +215,37 @@ py::array_t<float> stepper_observe(const BoundStepper& self, bool use_c, bool us
     return out;
 }
 
+// A Memory and the model it keeps alive.
+struct BoundMemory {
+    explicit BoundMemory(std::shared_ptr<WorldModel> m) : model(std::move(m)), memory(*model) {
+        if (model->precision() != Precision::float32)
+            throw py::value_error("model: expected one in float32, got bfloat16");
+    }
+    std::shared_ptr<WorldModel> model;
+    Memory memory;
+};
+
+py::tuple remember(BoundMemory& self, const py::array& z, const py::array& actions, const py::array& restart,
+                   const py::array& h, const py::array& c, long long threads) {
+    const ModelView& m = self.model->view();
+    const float* const latents = checked_floats(z, "z", {"B", m.latent});
+    const int count = at_least(z.shape(0), 1, "B", kMostRows);
+    const float* const taken = checked_floats(actions, "actions", {count, m.action});
+    const bool* const flags = checked<bool>(restart, "restart", {count}, "bool");
+    const float* const hidden = checked_floats(h, "h", {count, m.hidden});
+    const float* const cell = checked_floats(c, "c", {count, m.hidden});
+    const int team = at_least(threads, 1, "num_threads");
+    py::array_t<float> next_h(h.size(), hidden), next_c(c.size(), cell);
+    const MemoryRows rows{count, latents, taken, flags, next_h.mutable_data(), next_c.mutable_data()};
+    const Kernels& level = current_level();
+    {
+        const py::gil_scoped_release release;
+        self.memory.remember_unchecked(level, rows, team);
+    }
+    const std::vector<py::ssize_t> shape{count, m.hidden};
+    return py::make_tuple(next_h.reshape(shape), next_c.reshape(shape));
+}
+
 py::array_t<float> elementwise(const std::string& level, const std::string& function, const py::array& x) {
     const float* const in = checked<float>(x, "x", {"N"}, "float32");
     static const std::pair<const char*, Function> known[] = {{"exp", Function::exp},
@@ -284,4 +316,7 @@ void bind_dream(pybind11::module_& m) {
         .def("reset", &stepper_reset, "seed"_a, "episodes"_a, "mask"_a)
         .def("step", &stepper_step, "seed"_a, "temperature"_a, "actions"_a, "num_threads"_a)
         .def("observe", &stepper_observe, "use_c"_a, "use_h"_a, "num_threads"_a);
+    py::class_<BoundMemory>(m, "Memory")
+        .def(py::init<std::shared_ptr<WorldModel>>(), "model"_a)
+        .def("remember", &remember, "z"_a, "actions"_a, "restart"_a, "h"_a, "c"_a, "num_threads"_a);
 }

@@ -92,6 +92,8 @@ struct Kernels {
     int (*step)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
     // The same with products of bfloat16, for a model packed so; null where the level has none.
     int (*step_bfloat16)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
+    // Moves the memory of the first `lanes` lanes on by [z, action, restart] in x, in float32.
+    void (*remember)(const ModelView&, Block&, int lanes);
     // The first latent of an episode: mu + exp(logvar / 2) * normal; mu, logvar, z: (latent).
     void (*start)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, int latent,
                   const float* mu, const float* logvar, float* z);

@@ -317,15 +317,22 @@ inline void sample_chosen(const ModelView& m, Block& block, int vectors) {
 }
 #endif
 
+// Moves the memory of the first `lanes` lanes on.
+template <class P>
+inline void remember_lanes(const ModelView& m, Block& block, int lanes) {
+    const int vectors = vectors_of(lanes);
+    P::pack(block.x, m.inputs(), block.x_words, vectors);
+    P::pack(block.h, m.hidden, block.h_words, vectors);
+    lstm<P>(m, block, lanes);
+}
+
 // Plays one step of the first `lanes` lanes; returns how many it computed.
 template <class P>
 inline int step_lanes(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block,
                       int lanes) {
     const int vectors = vectors_of(lanes);
     if (controller != nullptr) act(m, *controller, block, vectors);
-    P::pack(block.x, m.inputs(), block.x_words, vectors);
-    P::pack(block.h, m.hidden, block.h_words, vectors);
-    lstm<P>(m, block, lanes);
+    remember_lanes<P>(m, block, lanes);
     P::pack(block.h, m.hidden, block.h_words, vectors);
     head_panels<P>(m.head, m.score_panels, head_inputs<P>(m, block, lanes), block.head, lanes);
     if (lanes <= kFewLanes)

@@ -7,6 +7,7 @@ constexpr Kernels level(const char* name, bool (*supported_here)()) {
         .supported = supported_here,
         .step = step_lanes<Float32>,
         .step_bfloat16 = nullptr,
+        .remember = remember_lanes<Float32>,
         .start = start,
         .tile_product = tile_product,
         .normals = normals,

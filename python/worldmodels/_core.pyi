@@ -73,6 +73,18 @@ class DreamStepper:
     ) -> tuple[FloatArray, npt.NDArray[np.bool_]]: ...
     def observe(self, use_c: bool, use_h: bool, num_threads: int) -> FloatArray: ...
 
+class Memory:
+    def __init__(self, model: WorldModel) -> None: ...
+    def remember(
+        self,
+        z: FloatArray,
+        actions: FloatArray,
+        restart: npt.NDArray[np.bool_],
+        h: FloatArray,
+        c: FloatArray,
+        num_threads: int,
+    ) -> tuple[FloatArray, FloatArray]: ...
+
 # --- CMA-ES (bind_cmaes.cpp) ---
 
 def tile_product(level: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]: ...

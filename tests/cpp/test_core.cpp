@@ -6,6 +6,7 @@
 
 #include "check.hpp"
 #include "core/dream.hpp"
+#include "core/memory.hpp"
 #include "world.hpp"
 
 namespace {
@@ -83,6 +84,26 @@ void test_rollouts(const Player& player, const Result& whole, int number) {
     }
 }
 
+// What a stepper observes: [z, c, h] of every environment, side by side.
+struct Observed {
+    Observed(const Player& player, std::size_t envs)
+        : latent(player.world.sizes.latent), hidden(player.world.hidden), all(envs * (latent + 2 * hidden)) {}
+
+    std::vector<float> part(std::size_t from, std::size_t size) const {
+        std::vector<float> rows;
+        for (auto row = all.begin(); row != all.end(); row += static_cast<std::ptrdiff_t>(latent + 2 * hidden))
+            rows.insert(rows.end(), row + static_cast<std::ptrdiff_t>(from),
+                        row + static_cast<std::ptrdiff_t>(from + size));
+        return rows;
+    }
+    std::vector<float> z() const { return part(0, latent); }
+    std::vector<float> c() const { return part(latent, hidden); }
+    std::vector<float> h() const { return part(latent + hidden, hidden); }
+
+    std::size_t latent, hidden;
+    std::vector<float> all;
+};
+
 // Environments given the actions of recorded episodes dream the same; more of them than a block has lanes.
 void test_stepper(const Player& player, const Result& whole, int number) {
     const ModelView& m = player.model.view();
@@ -105,19 +126,32 @@ void test_stepper(const Player& player, const Result& whole, int number) {
         bool mask[kEnvs], dones[kEnvs];
         std::fill_n(mask, kEnvs, true);
         stepper.reset_unchecked(player.kernels, kSeed, episodes.data(), mask);
-        const std::size_t features = latent + 2 * player.world.hidden;
-        std::vector<float> given(kEnvs * action), gained(kEnvs), seen(kEnvs * features);
+        std::vector<float> given(kEnvs * action), gained(kEnvs);
+        Observed seen(player, kEnvs);
+        Memory memory(player.model);
+        stepper.observe_unchecked(true, true, threads, seen.all.data());
         for (std::size_t t = 0; t < static_cast<std::size_t>(result.lengths[0]); ++t) {
             for (std::size_t i = 0; i < given.size(); ++i) given[i] = actions[t * action + i % action];
+            std::vector<float> before = seen.z(), h = seen.h(), c = seen.c();
             stepper.step_unchecked(player.kernels, kSeed, kTemperature, given.data(), threads, gained.data(),
                                    dones);
-            stepper.observe_unchecked(true, true, threads, seen.data());
-            check(std::memcmp(seen.data(), z.data() + (t + 1) * latent, latent * sizeof(float)) == 0 &&
+            stepper.observe_unchecked(true, true, threads, seen.all.data());
+            if (player.model.precision() == Precision::float32) {
+                bool restart[kEnvs];
+                std::fill_n(restart, kEnvs, t == 0);
+                memory.remember_unchecked(player.kernels,
+                                          {static_cast<int>(kEnvs), before.data(), given.data(), restart,
+                                           h.data(), c.data()},
+                                          threads);
+                check(same_bits(h, seen.h()) && same_bits(c, seen.c()), "memory is the dream's",
+                      player.kernels.name, number);
+            }
+            check(std::memcmp(seen.all.data(), z.data() + (t + 1) * latent, latent * sizeof(float)) == 0 &&
                       gained[0] == rewards[t],
                   "an environment is an episode", player.kernels.name, number);
         }
-        if (threads == 1) first = seen;
-        check(same_bits(seen, first), "threads do not matter to environments", player.kernels.name, number);
+        if (threads == 1) first = seen.all;
+        check(same_bits(seen.all, first), "threads do not matter to environments", player.kernels.name, number);
     }
 }
 

@@ -22,9 +22,14 @@ class Player(Protocol):
         """Forgets everything; ``batch`` episodes begin."""
 
     def act(
-        self, frames: Frame, restart: npt.NDArray[np.bool_] | None = None, episodes: npt.NDArray[np.int64] | None = None
+        self,
+        frames: Frame,
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+        *,
+        slots: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """(B, 64, 64, 3) uint8 frames to (B, A) actions; ``restart`` marks the slots where an episode begins."""
+        """(B, 64, 64, 3) uint8 frames to (B, A) actions, in the slots that act; ``restart``: an episode begins."""
 
 
 def describe_environment(environment: EnvironmentConfig) -> str:
@@ -100,8 +105,7 @@ def play_agent(
 ) -> None:
     """Plays episodes with an agent, ``slots`` at a time in one batch; a slot that is done takes the next episode.
 
-    The batch keeps its size to the end (idle slots show a black frame), and every episode has random numbers of its
-    own, so that a score does not depend on what was played beside it.
+    Every episode has random numbers of its own, so that a score does not depend on what was played beside it.
 
     Args:
         environment: the real environment.
@@ -123,7 +127,7 @@ def play_agent(
     player.reset(slots, seed=seed)
 
     def begin(slots: npt.NDArray[np.int64]) -> None:
-        scores[slots], restart[slots], frames[slots] = 0, True, 0
+        scores[slots], restart[slots] = 0, True
         for slot in slots:
             current[slot] = waiting.pop() if waiting else -1
         fresh = slots[current[slots] >= 0]
@@ -133,10 +137,10 @@ def play_agent(
     try:
         begin(np.arange(slots))
         while (current >= 0).any():
-            actions = player.act(frames, restart, np.maximum(current, 0))
-            restart[:] = False
             busy = np.flatnonzero(current >= 0)
-            frames[busy], rewards, terminated, truncated = batch.step(busy, actions[busy])
+            actions = player.act(frames[busy], restart[busy], current[busy], slots=busy)
+            restart[:] = False
+            frames[busy], rewards, terminated, truncated = batch.step(busy, actions)
             scores[busy] += rewards
             ended = busy[terminated | truncated]
             for slot in ended:

@@ -10,23 +10,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.weights import load_model
 from worldmodels.envs.batch import Batch, backend, make_batch
 from worldmodels.envs.play import episode_seed
-from worldmodels.envs.screen import Frame
 from worldmodels.evaluators import Played, Told, make_controller
 from worldmodels.experiment import Experiment
 from worldmodels.models.controller import Controller
+from worldmodels.models.encoder import Encoder
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.training import autocast, device
+from worldmodels.models.memory import Memory
+from worldmodels.models.training import device
 from worldmodels.models.vae import ConvVAE
 from worldmodels.threads import cores
 
-_BLOCK = 64  # rows that V and M compute at once, always: how a row is rounded depends on how many there are
+_BLOCK = 64  # frames that V computes at once, always
 _TELL = 50  # steps after which progress is told, if no episode has ended before
 _NOISE = 64  # steps whose noise is drawn at once
 
@@ -68,13 +67,12 @@ class RealEvaluator:
         max_steps: int,
         precision: str,
     ) -> None:
-        where = device()
-        self.vae = vae.to(where, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.mdnrnn = mdnrnn.to(where).eval()
-        self.controller = controller
+        self.vae, self.mdnrnn, self.controller = vae, mdnrnn, controller
+        self.encode = Encoder(vae, _BLOCK, device(), precision)
+        self.memory = Memory(mdnrnn, slots)
         self.about: dict[str, Any] = {"inside": "environment", "backend": backend(environment)}
         self._environment, self._slots, self._workers = environment, slots, workers
-        self._max_steps, self._precision, self._device = max_steps, precision, where
+        self._max_steps = max_steps
         self._batch: Batch | None = None
         self._remembers = controller.features != "z"
 
@@ -110,44 +108,12 @@ class RealEvaluator:
         if self._batch is None:
             self._batch = make_batch(self._environment, self._slots, workers=self._workers)
         stream = _Stream(self, self._batch, params, episodes, seed, common_seeds)
-        with torch.inference_mode():
-            for number in itertools.count(1):
-                if stream.step() or number % _TELL == 0:
-                    told(stream.ended, stream.total, stream.steps)
-                if not stream.running:
-                    break
+        for number in itertools.count(1):
+            if stream.step() or number % _TELL == 0:
+                told(stream.ended, stream.total, stream.steps)
+            if not stream.running:
+                break
         return Played(stream.returns.astype(np.float32), stream.lengths, stream.profile)
-
-    def encode(self, frames: Frame) -> tuple[Floats, Floats]:
-        """(n, 64, 64, 3) uint8 frames to mu and the standard deviation, each (n, Z) float32."""
-        parts = []
-        for start in range(0, len(frames), _BLOCK):
-            block = np.zeros((_BLOCK, *frames.shape[1:]), np.uint8)
-            count = len(frames[start : start + _BLOCK])
-            block[:count] = frames[start : start + _BLOCK]
-            x = torch.from_numpy(block).to(self._device).permute(0, 3, 1, 2).float().div_(255)
-            with autocast(self._device, self._precision):
-                mu, logvar = self.vae.encode(x)
-            parts.append(torch.stack([mu.float(), (0.5 * logvar.float()).exp()])[:, :count].cpu())
-        mu, std = torch.cat(parts, dim=1).numpy()
-        return mu, std
-
-    def remember(self, z: Floats, actions: Floats, restart: npt.NDArray[np.bool_], state: Tensor) -> Tensor:
-        """Moves memories on: state (2, n, H), h and c, to the state after (z, action), on the device."""
-        rows = np.concatenate([z, actions, restart[:, None]], axis=1, dtype=np.float32)
-        after = torch.empty_like(state)
-        for start in range(0, len(rows), _BLOCK):
-            count = len(rows[start : start + _BLOCK])
-            block = torch.zeros(_BLOCK, rows.shape[1])
-            block[:count] = torch.from_numpy(rows[start : start + _BLOCK])
-            block = block.to(self._device)
-            before = torch.zeros(2, 1, _BLOCK, state.shape[2], device=self._device)
-            before[:, 0, :count] = state[:, start : start + count]
-            z_part, action, flag = torch.split(block, [z.shape[1], actions.shape[1], 1], dim=1)
-            moved = self.mdnrnn.remember(z_part[:, None], action[:, None], flag, (before[0], before[1]))
-            for part, value in zip(after, moved, strict=True):
-                part[start : start + count] = value[0, :count]
-        return after
 
     def close(self) -> None:
         """Ends the environments."""
@@ -180,7 +146,8 @@ class _Stream:
         self._own = np.zeros((slots, params.shape[1]), np.float32)
         self._noise = np.zeros((slots, _NOISE, model.latent_size), np.float32)
         self._random: list[np.random.Generator] = [np.random.default_rng(0)] * slots
-        self._state = torch.zeros(2, slots, model.hidden_size, device=evaluator._device)
+        self._memory = evaluator.memory
+        self._memory.forget(slots)
         self.returns = np.zeros((self._population, episodes))
         self.lengths = np.zeros((self._population, episodes), np.int32)
         self.profile = dict.fromkeys(("environment", "V", "C", "M"), 0.0)
@@ -207,7 +174,7 @@ class _Stream:
         self._next += len(fresh)
         self._age[fresh], self._score[fresh] = 0, 0
         self._own[fresh] = self._params[self._job[fresh] % self._population]
-        self._state[:, fresh] = 0
+        self._memory.h[fresh] = self._memory.c[fresh] = 0
         seeds = [self._seeds[job] for job in self._job[fresh]]
         for slot, seed in zip(fresh, seeds, strict=True):
             self._random[slot] = np.random.default_rng([seed, 1])
@@ -227,12 +194,11 @@ class _Stream:
         with self._timed("V"):
             z = self._latents(busy)
         with self._timed("C"):
-            hidden, cell = self._state[:, busy].cpu().numpy()
-            actions = controller.act_each(self._own[busy], controller.join(z, cell, hidden))
+            features = controller.join(z, self._memory.c[busy], self._memory.h[busy])
+            actions = controller.act_each(self._own[busy], features)
         with self._timed("M"):
             if evaluator._remembers:
-                restart = self._age[busy] == 0
-                self._state[:, busy] = evaluator.remember(z, actions, restart, self._state[:, busy])
+                self._memory.step(busy, z, actions, self._age[busy] == 0)
         with self._timed("environment"):
             self._frames[busy], rewards, terminated, truncated = self._batch.step(busy, actions)
         self._score[busy] += rewards

@@ -12,8 +12,12 @@ import torch
 from worldmodels import pretrained
 from worldmodels.data.weights import load_model, load_tensors
 from worldmodels.models.controller import Controller
+from worldmodels.models.encoder import Encoder
 from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.memory import Memory
 from worldmodels.models.vae import ConvVAE, decode
+
+_BLOCK = 16  # frames that V computes at once, at most: a slot that rests costs nothing then
 
 
 class Agent:
@@ -39,7 +43,8 @@ class Agent:
         params = np.asarray(params, np.float32)
         if params.shape != (controller.size,) or not np.isfinite(params).all():
             raise ValueError(f"params: expected ({controller.size},) finite numbers, got {params.shape}")
-        self.vae, self.mdnrnn, self.controller, self.params = vae.eval(), mdnrnn.eval(), controller, params
+        self.vae, self.mdnrnn, self.controller, self.params = vae, mdnrnn.eval(), controller, params
+        self._memory = Memory(mdnrnn, 1, torch.get_num_threads())
         self.reset(1)
 
     @classmethod
@@ -65,17 +70,23 @@ class Agent:
         """
         return cls.load(pretrained.folder(name))
 
-    def reset(self, batch: int, *, seed: int = 0) -> None:
+    def reset(self, batch: int, *, seed: int = 0, block: int | None = None) -> None:
         """Forgets everything: ``batch`` episodes begin.
 
         Args:
             batch: slots.
             seed: of the sampled latents.
+            block: frames that V computes at once; None for all slots, at most 16. Another block rounds otherwise.
+
+        Raises:
+            ValueError: a number is less than 1.
         """
-        if batch < 1:
-            raise ValueError(f"batch: expected at least 1, got {batch}")
+        for name, value in (("batch", batch), ("block", 1 if block is None else block)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
         self._seed = seed
-        self._state = self.mdnrnn.initial_state(batch)
+        self._encoder = Encoder(self.vae, min(batch, _BLOCK) if block is None else block, torch.device("cpu"))
+        self._memory.forget(batch)
         self._generators = [self._generator(slot) for slot in range(batch)]
         self._restart = np.ones(batch, np.bool_)
         self._own: dict[int, npt.NDArray[np.float32]] = {}
@@ -91,13 +102,13 @@ class Agent:
     def _generator(self, episode: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, episode])
 
-    @torch.inference_mode()
     def act(
         self,
         frames: npt.NDArray[np.uint8],
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
         overrule: npt.NDArray[np.float32] | None = None,
+        slots: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Acts on a frame per slot and remembers it.
 
@@ -107,43 +118,43 @@ class Agent:
             episodes: (B,) numbers of the episodes that are played; where ``restart`` is True they choose the random
                 stream of the sampled latents. None for the numbers of the slots.
             overrule: (B, A) float32 actions to take and remember instead of the agent's own; NaN where it decides.
+            slots: (B,) different slots that act, the others rest; None for all of them.
 
         Returns:
             (B, A) float32 actions.
 
         Raises:
-            ValueError: another shape or dtype.
+            ValueError: another shape or dtype, or a slot that is not there.
         """
-        batch = len(self._restart)
+        total = len(self._restart)
+        busy = np.arange(total) if slots is None else np.asarray(slots)
+        if busy.ndim != 1 or len(busy) == 0 or len(set(busy.tolist()) & set(range(total))) != len(busy):
+            raise ValueError(f"slots: expected different numbers from 0 to {total - 1}, got {busy.tolist()!r:.200}")
+        batch = len(busy)
         if frames.shape != (batch, 64, 64, 3) or frames.dtype != np.uint8:
             raise ValueError(f"frames: expected ({batch}, 64, 64, 3) uint8, got {frames.shape} {frames.dtype}")
         if restart is not None:
             if restart.shape != (batch,):
                 raise ValueError(f"restart: expected ({batch},) bool, got {restart.shape}")
-            self._restart |= restart
-        for slot in np.flatnonzero(self._restart):
-            self._generators[slot] = self._generator(int(slot if episodes is None else episodes[slot]))
+            self._restart[busy] |= restart
+        begins = self._restart[busy]
+        for row in np.flatnonzero(begins):
+            self._generators[busy[row]] = self._generator(int(busy[row] if episodes is None else episodes[row]))
 
-        x = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(255)
-        mu, logvar = (part.numpy() for part in self.vae.encode(x))
-        noise = np.stack([rng.standard_normal(mu.shape[1], np.float32) for rng in self._generators])
-        self.z = mu + np.exp(0.5 * logvar) * noise
+        mu, std = self._encoder(frames)
+        z = mu + std * np.stack([self._generators[slot].standard_normal(mu.shape[1], np.float32) for slot in busy])
+        self.z[busy] = z
 
-        keep = torch.from_numpy(~self._restart).float()[:, None]
-        hidden, cell = (part * keep for part in self._state)
-        features = self.controller.join(self.z, cell[0].numpy(), hidden[0].numpy())
+        keep = ~begins[:, None]
+        features = self.controller.join(z, self._memory.c[busy] * keep, self._memory.h[busy] * keep)
         actions = self.controller.act(self.params, features)
-        for own, params in self._own.items():
-            actions[own] = self.controller.act(params, features[own])
+        for row, own in enumerate(busy.tolist()):
+            if own in self._own:
+                actions[row] = self.controller.act(self._own[own], features[row])
         if overrule is not None:
             actions = np.where(np.isnan(overrule), actions, overrule)
-        _, self._state = self.mdnrnn(
-            torch.from_numpy(self.z)[:, None],
-            torch.from_numpy(actions)[:, None],
-            torch.from_numpy(self._restart).float()[:, None],
-            (hidden, cell),
-        )
-        self._restart = np.zeros(batch, np.bool_)
+        self._memory.step(busy, z, actions, begins)
+        self._restart[busy] = False
         return actions
 
 
@@ -167,12 +178,15 @@ class Candidates:
         frames: npt.NDArray[np.uint8],
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
+        *,
+        slots: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
         """As the agent's; ``restart`` and ``episodes`` are needed."""
         assert restart is not None and episodes is not None
-        for slot in np.flatnonzero(restart):
-            self._agent.assign(int(slot), self._params[episodes[slot] % len(self._params)])
-        return self._agent.act(frames, restart, episodes)
+        for row in np.flatnonzero(restart):
+            slot = int(row if slots is None else slots[row])
+            self._agent.assign(slot, self._params[episodes[row] % len(self._params)])
+        return self._agent.act(frames, restart, episodes, slots=slots)
 
 
 class Recorder:
@@ -193,9 +207,11 @@ class Recorder:
         frames: npt.NDArray[np.uint8],
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
+        *,
+        slots: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """As the agent's."""
-        actions = self._agent.act(frames, restart, episodes)
+        """As the agent's; kept is what slot 0 does, which always acts."""
+        actions = self._agent.act(frames, restart, episodes, slots=slots)
         self.frames.append(frames[0].copy())
         self.latents.append(self._agent.z[0].copy())
         self.actions.append(actions[0])

@@ -146,11 +146,6 @@ class MDNRNN(nn.Module):
         hidden, state = self._unroll(z, action, restart, state)
         return self._read_head(hidden), state
 
-    def remember(self, z: Tensor, action: Tensor, restart: Tensor | None = None, state: State | None = None) -> State:
-        """The state after T steps, as :meth:`forward` gives it, without asking the head."""
-        self._check(z, action, restart, state)
-        return self._unroll(z, action, restart, state)[1]
-
     def _check(self, z: Tensor, action: Tensor, restart: Tensor | None, state: State | None) -> None:
         if z.ndim != 3 or z.shape[2] != self.latent_size or z.shape[1] == 0:
             raise ValueError(f"z: expected (B, T, {self.latent_size}) with T > 0, got {tuple(z.shape)}")

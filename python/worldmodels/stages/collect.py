@@ -31,7 +31,7 @@ from worldmodels.stages.players import Job, parse_policies, play
 from worldmodels.threads import cores
 
 _MAX_DEATHS = 20
-_SLOTS = 8  # environments that are played side by side in one worker, by an agent or in EnvPool
+_SLOTS = 24  # environments that are played side by side in one worker, by an agent or in EnvPool
 
 
 def run(experiment: Experiment) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from worldmodels.models.agent import Agent
 from worldmodels.models.random_agent import RandomAgent
 
 _MAX_ATTEMPTS = 1000
+_BLOCK = 8  # frames that V computes at once: a shard's last episodes are played in few slots
 _PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in standard deviations of theirs
 
 
@@ -109,7 +110,7 @@ def play(batch: Batch, job: Job, numbers: range, agent: Agent | None) -> Iterato
     done: dict[int, Episode] = {}
     following = numbers.start
     if agent is not None:
-        agent.reset(batch.slots)
+        agent.reset(batch.slots, block=min(batch.slots, _BLOCK))
 
     def start(slot: int) -> None:
         """The episode that the slot's player asks for."""
@@ -130,7 +131,7 @@ def play(batch: Batch, job: Job, numbers: range, agent: Agent | None) -> Iterato
     for slot in range(batch.slots):
         begin(slot)
     while running:
-        actions = _decide(turns, agent, batch.slots)
+        actions = _decide(turns, agent)
         busy = list(running)
         outcomes = batch.step(busy, np.stack([actions[slot] for slot in busy]))
         for slot, *outcome in zip(busy, *outcomes, strict=True):
@@ -150,17 +151,15 @@ def play(batch: Batch, job: Job, numbers: range, agent: Agent | None) -> Iterato
             following += 1
 
 
-def _decide(turns: dict[int, _Turn], agent: Agent | None, slots: int) -> dict[int, Action]:
-    """The action of every slot; the agent's batch keeps its size, so that episodes do not depend on each other."""
+def _decide(turns: dict[int, _Turn], agent: Agent | None) -> dict[int, Action]:
+    """The action of every slot that has a turn."""
     if agent is None:
         return {slot: turn.overrule for slot, turn in turns.items()}
-    size = agent.controller.action_size
-    frames, overrule = np.zeros((slots, 64, 64, 3), np.uint8), np.zeros((slots, size), np.float32)
-    restart, seeds = np.zeros(slots, np.bool_), np.zeros(slots, np.int64)
     for slot, turn in turns.items():
-        frames[slot], overrule[slot], restart[slot], seeds[slot] = turn.frame, turn.overrule, turn.first, turn.seed
         agent.assign(slot, turn.params)
-    return dict(enumerate(agent.act(frames, restart, seeds, overrule)))
+    frames, overrule, _, seeds, first = zip(*turns.values(), strict=True)
+    actions = agent.act(np.stack(frames), np.array(first), np.array(seeds), np.stack(overrule), np.array([*turns]))
+    return dict(zip(turns, actions, strict=True))
 
 
 #: Yields the seed of an episode and is sent its first frame; then yields turns and is sent what came of each (action,

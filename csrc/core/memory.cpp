@@ -1,0 +1,57 @@
+// M's memory in the real world, a block of rows at a time.
+#include "core/memory.hpp"
+
+#include <algorithm>
+
+#include "core/parallel.hpp"
+
+namespace worldmodels {
+namespace {
+
+// rows (count, size) to columns (size, kBlock), and back.
+void to_columns(const float* rows, int count, int size, float* columns) {
+    for (int row = 0; row < count; ++row)
+        for (int k = 0; k < size; ++k) columns[k * kBlock + row] = rows[std::ptrdiff_t{row} * size + k];
+}
+void to_rows(const float* columns, int count, int size, float* rows) {
+    for (int row = 0; row < count; ++row)
+        for (int k = 0; k < size; ++k) rows[std::ptrdiff_t{row} * size + k] = columns[k * kBlock + row];
+}
+
+void remember_block(const Kernels& kernels, const ModelView& m, const MemoryRows& rows, int first,
+                    Block& block) {
+    const int count = std::min(kBlock, rows.count - first);
+    const std::ptrdiff_t at = first;
+    to_columns(rows.z + at * m.latent, count, m.latent, block.x);
+    to_columns(rows.actions + at * m.action, count, m.action, block.x + m.latent * kBlock);
+    if (m.restart)
+        for (int row = 0; row < count; ++row)
+            block.x[(m.inputs() - 1) * kBlock + row] = rows.restart[first + row] ? 1.0F : 0.0F;
+    to_columns(rows.h + at * m.hidden, count, m.hidden, block.h);
+    to_columns(rows.c + at * m.hidden, count, m.hidden, block.c);
+    kernels.remember(m, block, count);
+    to_rows(block.h, count, m.hidden, rows.h + at * m.hidden);
+    to_rows(block.c, count, m.hidden, rows.c + at * m.hidden);
+}
+
+}  // namespace
+
+void Memory::remember_unchecked(const Kernels& kernels, const MemoryRows& rows, int threads) {
+    const int blocks = (rows.count + kBlock - 1) / kBlock;
+    const int team = std::min(threads, blocks);
+    check_not_forked(team);
+    while (buffers_.size() < static_cast<std::size_t>(team)) buffers_.emplace_back(model_, nullptr);
+    const auto share = [&](int thread) {
+        Block& block = buffers_[static_cast<std::size_t>(thread)].block();
+        for (int b = thread; b < blocks; b += team)
+            remember_block(kernels, model_.view(), rows, b * kBlock, block);
+    };
+    if (team == 1) {
+        share(0);
+        return;
+    }
+#pragma omp parallel for num_threads(team) schedule(static, 1)
+    for (int thread = 0; thread < team; ++thread) share(thread);
+}
+
+}  // namespace worldmodels

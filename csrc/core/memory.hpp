@@ -1,0 +1,33 @@
+// M's memory in the real world: the LSTM alone, on latents and actions that come from outside.
+#pragma once
+
+#include <vector>
+
+#include "core/lanes.hpp"
+
+namespace worldmodels {
+
+// What moves on, row by row. Every row's bits depend on that row alone.
+struct MemoryRows {
+    int count;
+    const float* z;        // (count, latent)
+    const float* actions;  // (count, action)
+    const bool* restart;   // (count)
+    float* h;              // (count, hidden): before, and then after
+    float* c;              // (count, hidden): likewise
+};
+
+// Moves memories on, in float32, with a block of buffers per thread.
+class Memory {
+  public:
+    explicit Memory(const WorldModel& model) : model_(model) {}
+
+    // Throws std::bad_alloc, std::runtime_error (fork).
+    void remember_unchecked(const Kernels& kernels, const MemoryRows& rows, int threads);
+
+  private:
+    const WorldModel& model_;
+    std::vector<Lanes> buffers_;
+};
+
+}  // namespace worldmodels

@@ -1,0 +1,65 @@
+"""M's memory in the real world: its LSTM, stepped by the native core for many episodes side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels import _core
+from worldmodels.checks import check_integer, check_threads
+from worldmodels.dream import float_array, native_model
+from worldmodels.models.mdnrnn import MDNRNN
+
+Floats = npt.NDArray[np.float32]
+
+
+class Memory:
+    """The LSTM's state in every slot, moved on by latents and actions that come from outside; M's head is not asked.
+
+    In float32; a row's bits depend on that row alone.
+
+    Args:
+        mdnrnn: M; its weights are copied.
+        slots: episodes side by side.
+        num_threads: None for all cores this process may use.
+
+    Attributes:
+        h: (slots, H) float32, the hidden state.
+        c: (slots, H) float32, the cell state.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: a number does not fit, or a weight is not finite.
+    """
+
+    def __init__(self, mdnrnn: MDNRNN, slots: int, num_threads: int | None = None) -> None:
+        nowhere = np.zeros((1, mdnrnn.latent_size), np.float32)  # a dream would start there
+        self._core = _core.Memory(native_model(mdnrnn, nowhere, nowhere))
+        self._latent_size, self._action_size = mdnrnn.latent_size, mdnrnn.action_size
+        self._hidden_size, self._threads = mdnrnn.hidden_size, check_threads(num_threads)
+        self.forget(check_integer("slots", slots, 1, 2**20))
+
+    def forget(self, slots: int) -> None:
+        """All slots are empty; from now on there are ``slots`` of them."""
+        self.h, self.c = np.zeros((2, slots, self._hidden_size), np.float32)
+
+    def step(self, slots: npt.NDArray[np.int64], z: Floats, actions: Floats, restart: npt.NDArray[np.bool_]) -> None:
+        """Takes [z, action, restart flag] in some slots.
+
+        Args:
+            slots: (n,) different slots, n > 0.
+            z: (n, Z) float32.
+            actions: (n, A) float32.
+            restart: (n,) bool: whether an episode begins there; its memory is emptied first.
+
+        Raises:
+            ValueError: a shape does not fit, or a number is not finite.
+        """
+        count = len(slots)
+        if restart.shape != (count,):
+            raise ValueError(f"restart: expected ({count},) bool, got {restart.shape}")
+        h, c = self.h[slots], self.c[slots]
+        h[restart] = c[restart] = 0
+        latents = float_array("z", z, (count, self._latent_size))
+        taken = float_array("actions", actions, (count, self._action_size))
+        self.h[slots], self.c[slots] = self._core.remember(latents, taken, restart, h, c, self._threads)
