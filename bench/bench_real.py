@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--experiment", default="carracing")
     parser.add_argument("--environments", type=int, default=64)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--precision", default="auto")
     options = parser.parse_args()
     task = tasks.get(options.experiment)
     config = task.presets["paper"]

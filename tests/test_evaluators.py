@@ -30,11 +30,6 @@ def quiet(*_):
     pass
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(real, "_BLOCK", 4)
-
-
 def make_m(action_size=2):
     torch.manual_seed(3)
     model = MDNRNN(4, action_size, 6, 2, restart_input=True)

@@ -87,6 +87,27 @@ def test_workers_that_are_killed_are_replaced(tmp_path, undisturbed, monkeypatch
     assert gone()
 
 
+@pytest.mark.timeout(60)
+def test_a_worker_whose_game_hangs_is_replaced(tmp_path, undisturbed, monkeypatch, capfd, watched):
+    stopped = []
+
+    class Stopping(Progress):
+        def update(self, done, note=""):
+            if not stopped:
+                stopped.extend(engines()[:1])
+                os.kill(stopped[0], signal.SIGSTOP)
+            super().update(done, note)
+
+    monkeypatch.setattr(collect, "Progress", Stopping)
+    monkeypatch.setattr(collect, "_PATIENCE", 8.0)
+    test_collect.check_equal(test_collect.run(tmp_path), undisturbed[1])
+    out, err = capfd.readouterr()
+    assert len(stopped) == 1
+    assert "a worker said nothing for 8 s; shard" in out + err
+    assert multiprocessing.active_children() == []
+    assert gone()
+
+
 def test_an_interrupted_collect_leaves_no_game_behind(tmp_path, undisturbed, monkeypatch, watched):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, Progress, "update", 5)

@@ -220,3 +220,17 @@ def test_a_plain_import_is_enough_and_no_display_is_needed(tmp_path):
     done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.stdout == "(64, 64, 3) uint8 True\n", done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+STARTS = """
+from worldmodels.envs.take_cover import TakeCoverEnv
+for _ in range(4):
+    TakeCoverEnv().close()
+"""
+
+
+def test_processes_start_engines_in_one_folder_at_once(tmp_path):
+    """Each makes and removes the folder _vizdoom, and an engine crashes where that happens under its hands."""
+    processes = [subprocess.Popen([sys.executable, "-c", STARTS], cwd=tmp_path) for _ in range(4)]
+    assert [process.wait(120) for process in processes] == [0, 0, 0, 0]
+    assert not list(tmp_path.iterdir())

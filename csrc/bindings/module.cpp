@@ -5,9 +5,11 @@ namespace py = pybind11;
 
 void bind_cmaes(py::module_& m);
 void bind_dream(py::module_& m);
+void bind_encoder(py::module_& m);
 
 PYBIND11_MODULE(_core, m) {
-    m.doc() = "Native core of worldmodels: the dream and CMA-ES.";
+    m.doc() = "Native core of worldmodels: the dream, V's encoder and CMA-ES.";
     bind_cmaes(m);
     bind_dream(m);
+    bind_encoder(m);
 }

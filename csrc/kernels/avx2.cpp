@@ -45,6 +45,8 @@ inline V lookup(const float* table, I index) {
 //
 #include "kernels/step.hpp"
 //
+#include "kernels/conv.hpp"
+//
 #include "kernels/probes.hpp"
 //
 #include "kernels/tile.hpp"

@@ -23,6 +23,8 @@ inline D fma(D a, D b, D c) {
 //
 #include "kernels/step.hpp"
 //
+#include "kernels/conv.hpp"
+//
 #include "kernels/probes.hpp"
 //
 #include "kernels/tile.hpp"

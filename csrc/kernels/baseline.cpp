@@ -37,6 +37,8 @@ inline U high_product(U a, std::uint32_t b) {
 //
 #include "kernels/step.hpp"
 //
+#include "kernels/conv.hpp"
+//
 #include "kernels/probes.hpp"
 //
 #include "kernels/tile.hpp"

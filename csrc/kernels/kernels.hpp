@@ -51,6 +51,17 @@ struct ControllerView {
     int hidden_units;
 };
 
+// A convolution without padding; panels as ModelView's: (ceil(filters / 12), 1 + columns, 12), the columns in
+// the order (y, x, channel).
+struct ConvView {
+    int side, channels;  // of what it sees, a square
+    int filters, kernel, stride;
+    bool relu;
+    const float* panels;
+
+    int out_side() const { return (side - kernel) / stride + 1; }
+};
+
 struct Sampling {
     std::uint32_t key[2];  // the seed's low and high word
     float inverse_temperature;
@@ -94,6 +105,9 @@ struct Kernels {
     int (*step_bfloat16)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
     // Moves the memory of the first `lanes` lanes on by [z, action, restart] in x, in float32.
     void (*remember)(const ModelView&, Block&, int lanes);
+    // One layer of V's encoder: in (side, side, channels, kBlock) to out (out_side, out_side, filters,
+    // kBlock), for the first `lanes` lanes.
+    void (*convolve)(const ConvView&, const float* in, float* out, int lanes);
     // The first latent of an episode: mu + exp(logvar / 2) * normal; mu, logvar, z: (latent).
     void (*start)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, int latent,
                   const float* mu, const float* logvar, float* z);

@@ -8,6 +8,7 @@ constexpr Kernels level(const char* name, bool (*supported_here)()) {
         .step = step_lanes<Float32>,
         .step_bfloat16 = nullptr,
         .remember = remember_lanes<Float32>,
+        .convolve = convolve,
         .start = start,
         .tile_product = tile_product,
         .normals = normals,

@@ -85,6 +85,20 @@ class Memory:
         num_threads: int,
     ) -> tuple[FloatArray, FloatArray]: ...
 
+# --- V's encoder (bind_encoder.cpp) ---
+
+class Encoder:
+    def __init__(
+        self,
+        weights: list[FloatArray],
+        biases: list[FloatArray],
+        mu: FloatArray,
+        mu_bias: FloatArray,
+        logvar: FloatArray,
+        logvar_bias: FloatArray,
+    ) -> None: ...
+    def encode(self, frames: npt.NDArray[np.uint8], num_threads: int) -> tuple[FloatArray, FloatArray]: ...
+
 # --- CMA-ES (bind_cmaes.cpp) ---
 
 def tile_product(level: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]: ...

@@ -6,6 +6,7 @@
 
 #include "check.hpp"
 #include "core/dream.hpp"
+#include "core/encoder.hpp"
 #include "core/memory.hpp"
 #include "world.hpp"
 
@@ -91,7 +92,8 @@ struct Observed {
 
     std::vector<float> part(std::size_t from, std::size_t size) const {
         std::vector<float> rows;
-        for (auto row = all.begin(); row != all.end(); row += static_cast<std::ptrdiff_t>(latent + 2 * hidden))
+        for (auto row = all.begin(); row != all.end();
+             row += static_cast<std::ptrdiff_t>(latent + 2 * hidden))
             rows.insert(rows.end(), row + static_cast<std::ptrdiff_t>(from),
                         row + static_cast<std::ptrdiff_t>(from + size));
         return rows;
@@ -139,10 +141,10 @@ void test_stepper(const Player& player, const Result& whole, int number) {
             if (player.model.precision() == Precision::float32) {
                 bool restart[kEnvs];
                 std::fill_n(restart, kEnvs, t == 0);
-                memory.remember_unchecked(player.kernels,
-                                          {static_cast<int>(kEnvs), before.data(), given.data(), restart,
-                                           h.data(), c.data()},
-                                          threads);
+                memory.remember_unchecked(
+                    player.kernels,
+                    {static_cast<int>(kEnvs), before.data(), given.data(), restart, h.data(), c.data()},
+                    threads);
                 check(same_bits(h, seen.h()) && same_bits(c, seen.c()), "memory is the dream's",
                       player.kernels.name, number);
             }
@@ -151,7 +153,63 @@ void test_stepper(const Player& player, const Result& whole, int number) {
                   "an environment is an episode", player.kernels.name, number);
         }
         if (threads == 1) first = seen.all;
-        check(same_bits(seen.all, first), "threads do not matter to environments", player.kernels.name, number);
+        check(same_bits(seen.all, first), "threads do not matter to environments", player.kernels.name,
+              number);
+    }
+}
+
+// A frame's latents: the same bits at every level but the plainest, for any number of threads and frames.
+void test_encoder(const Levels& levels) {
+    constexpr int kLatent = 7, kFrames = 41;
+    Numbers numbers(5);
+    EncoderWeights w{};
+    std::vector<std::vector<float>> kept;
+    const auto some = [&](std::size_t count, float spread) {
+        kept.push_back(numbers.floats(count, spread));
+        return kept.back().data();
+    };
+    std::size_t channels = kFrameChannels;
+    for (std::size_t layer = 0; layer < kConvolutions; ++layer) {
+        const auto filters = static_cast<std::size_t>(kFilters[layer]);
+        w.weight[layer] = some(filters * channels * kConvKernel * kConvKernel, 0.1F);
+        w.bias[layer] = some(filters, 0.1F);
+        channels = filters;
+    }
+    w.mu = some(kLatent * kFeatures, 0.1F);
+    w.mu_bias = some(kLatent, 0.1F);
+    w.logvar = some(kLatent * kFeatures, 0.1F);
+    w.logvar_bias = some(kLatent, 0.1F);
+    std::vector<std::uint8_t> frames(std::size_t{kFrames} * kFrameSide * kFrameSide * kFrameChannels);
+    for (std::size_t i = 0; i < frames.size(); ++i) frames[i] = static_cast<std::uint8_t>(i * i / 7 % 256);
+
+    using Latents = std::pair<std::vector<float>, std::vector<float>>;
+    std::vector<Latents> fused;
+    for (std::size_t l = 0; l < levels.count; ++l) {
+        const Kernels& kernels = *levels.begin[l];
+        Encoder encoder(w, kLatent);
+        const auto encode = [&](int count, int threads) {
+            const auto size = static_cast<std::size_t>(count) * kLatent;
+            Latents out{std::vector<float>(size), std::vector<float>(size)};
+            encoder.encode_unchecked(kernels, frames.data(), count, threads, out.first.data(),
+                                     out.second.data());
+            return out;
+        };
+        const Latents whole = encode(kFrames, 1);
+        for (const int threads : {2, 3, 9}) {
+            const Latents again = encode(kFrames, threads);
+            check(same_bits(again.first, whole.first) && same_bits(again.second, whole.second),
+                  "threads do not matter to frames", kernels.name, threads);
+        }
+        for (const int count : {1, 7, 8, 33}) {
+            const Latents part = encode(count, 2);
+            check(std::equal(part.first.begin(), part.first.end(), whole.first.begin()) &&
+                      std::equal(part.second.begin(), part.second.end(), whole.second.begin()),
+                  "the other frames do not matter", kernels.name, count);
+        }
+        if (l > 0) fused.push_back(whole);
+        if (fused.size() > 1)
+            check(same_bits(fused.front().first, whole.first) && same_bits(fused.front().second, whole.second),
+                  "the level does not matter to frames", kernels.name, 0);
     }
 }
 
@@ -195,7 +253,10 @@ int main(int count, char** arguments) {
         }
         ++number;
     }
-    if (!only_bits) return finish("core");
+    if (!only_bits) {
+        test_encoder(levels);
+        return finish("core");
+    }
     std::printf("float32 rollouts, plain %016llx, fused %016llx\n", static_cast<unsigned long long>(plain),
                 static_cast<unsigned long long>(fused));
     return failures;

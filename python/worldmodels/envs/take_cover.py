@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,6 +24,26 @@ MAX_STEPS = 2100
 THRESHOLD = 1 / 3
 _HUD_FREE = 400 / 480  # share of the screen's rows above the status bar
 _STARTING = threading.Lock()  # two engines started by one process at the same moment can wait for each other for ever
+
+
+@contextlib.contextmanager
+def _engine_folder() -> Iterator[None]:
+    """Keeps the empty folder ``_vizdoom`` in the working directory while an engine starts.
+
+    The engine makes it where it is started, crashes where another process's engine makes or removes it meanwhile, and
+    leaves it behind. So it is made beforehand, and removed once no process is starting an engine there.
+    """
+    folder, here = Path("_vizdoom"), os.open(".", os.O_RDONLY)
+    try:
+        fcntl.flock(here, fcntl.LOCK_SH)
+        with contextlib.suppress(OSError):  # where nothing can be written, the engine says so
+            folder.mkdir(exist_ok=True)
+        yield
+        with contextlib.suppress(OSError):  # another one is starting: it will remove the folder
+            fcntl.flock(here, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.rmdir()
+    finally:
+        os.close(here)
 
 
 class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
@@ -88,10 +110,8 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         game.set_mode(vizdoom.Mode.PLAYER)
-        with _STARTING:
+        with _STARTING, _engine_folder():
             game.init()
-        with contextlib.suppress(OSError):  # the engine leaves an empty folder where it was started
-            Path("_vizdoom").rmdir()
         return game
 
     def _observe(self) -> Frame:

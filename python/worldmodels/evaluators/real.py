@@ -25,7 +25,6 @@ from worldmodels.models.training import device
 from worldmodels.models.vae import ConvVAE
 from worldmodels.threads import cores
 
-_BLOCK = 64  # frames that V computes at once, always
 _TELL = 50  # steps after which progress is told, if no episode has ended before
 _NOISE = 64  # steps whose noise is drawn at once
 
@@ -68,8 +67,8 @@ class RealEvaluator:
         precision: str,
     ) -> None:
         self.vae, self.mdnrnn, self.controller = vae, mdnrnn, controller
-        self.encode = Encoder(vae, _BLOCK, device(), precision)
-        self.memory = Memory(mdnrnn, slots)
+        self.encode = Encoder(vae, device(), precision, num_threads=workers)
+        self.memory = Memory(mdnrnn, slots, workers)
         self.about: dict[str, Any] = {"inside": "environment", "backend": backend(environment)}
         self._environment, self._slots, self._workers = environment, slots, workers
         self._max_steps = max_steps
@@ -184,8 +183,10 @@ class _Stream:
     def _latents(self, busy: Slots) -> Floats:
         for slot in busy[self._age[busy] % _NOISE == 0]:
             self._noise[slot] = self._random[slot].standard_normal(self._noise.shape[1:], np.float32)
-        mu, std = self._evaluator.encode(self._frames[busy])
-        return mu + std * self._noise[busy, self._age[busy] % _NOISE]
+        mu, logvar = self._evaluator.encode(self._frames[busy])
+        noise = self._noise[busy, self._age[busy] % _NOISE]
+        z: Floats = mu + np.exp(0.5 * logvar) * noise
+        return z
 
     def step(self) -> bool:
         """Plays one step in every slot that has an episode; whether one of them has ended."""

@@ -17,8 +17,6 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.memory import Memory
 from worldmodels.models.vae import ConvVAE, decode
 
-_BLOCK = 16  # frames that V computes at once, at most: a slot that rests costs nothing then
-
 
 class Agent:
     """V, M and C acting on batches of real frames, one memory per slot of the batch.
@@ -44,7 +42,9 @@ class Agent:
         if params.shape != (controller.size,) or not np.isfinite(params).all():
             raise ValueError(f"params: expected ({controller.size},) finite numbers, got {params.shape}")
         self.vae, self.mdnrnn, self.controller, self.params = vae, mdnrnn.eval(), controller, params
-        self._memory = Memory(mdnrnn, 1, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        self._encoder = Encoder(vae, torch.device("cpu"), block=1, num_threads=threads)
+        self._memory = Memory(mdnrnn, 1, threads)
         self.reset(1)
 
     @classmethod
@@ -70,22 +70,16 @@ class Agent:
         """
         return cls.load(pretrained.folder(name))
 
-    def reset(self, batch: int, *, seed: int = 0, block: int | None = None) -> None:
+    def reset(self, batch: int, *, seed: int = 0) -> None:
         """Forgets everything: ``batch`` episodes begin.
 
         Args:
             batch: slots.
             seed: of the sampled latents.
-            block: frames that V computes at once; None for all slots, at most 16. Another block rounds otherwise.
-
-        Raises:
-            ValueError: a number is less than 1.
         """
-        for name, value in (("batch", batch), ("block", 1 if block is None else block)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if batch < 1:
+            raise ValueError(f"batch: expected at least 1, got {batch}")
         self._seed = seed
-        self._encoder = Encoder(self.vae, min(batch, _BLOCK) if block is None else block, torch.device("cpu"))
         self._memory.forget(batch)
         self._generators = [self._generator(slot) for slot in range(batch)]
         self._restart = np.ones(batch, np.bool_)
@@ -138,19 +132,20 @@ class Agent:
                 raise ValueError(f"restart: expected ({batch},) bool, got {restart.shape}")
             self._restart[busy] |= restart
         begins = self._restart[busy]
-        for row in np.flatnonzero(begins):
-            self._generators[busy[row]] = self._generator(int(busy[row] if episodes is None else episodes[row]))
+        for first in np.flatnonzero(begins):
+            self._generators[busy[first]] = self._generator(int(busy[first] if episodes is None else episodes[first]))
 
-        mu, std = self._encoder(frames)
-        z = mu + std * np.stack([self._generators[slot].standard_normal(mu.shape[1], np.float32) for slot in busy])
+        mu, logvar = self._encoder(frames)
+        noise = np.stack([self._generators[slot].standard_normal(mu.shape[1], np.float32) for slot in busy])
+        z = mu + np.exp(0.5 * logvar) * noise
         self.z[busy] = z
 
         keep = ~begins[:, None]
         features = self.controller.join(z, self._memory.c[busy] * keep, self._memory.h[busy] * keep)
         actions = self.controller.act(self.params, features)
-        for row, own in enumerate(busy.tolist()):
-            if own in self._own:
-                actions[row] = self.controller.act(self._own[own], features[row])
+        for row, params in ((row, self._own.get(slot)) for row, slot in enumerate(busy.tolist())):
+            if params is not None:
+                actions[row] = self.controller.act(params, features[row])
         if overrule is not None:
             actions = np.where(np.isnan(overrule), actions, overrule)
         self._memory.step(busy, z, actions, begins)

@@ -9,7 +9,8 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -31,6 +32,7 @@ from worldmodels.stages.players import Job, parse_policies, play
 from worldmodels.threads import cores
 
 _MAX_DEATHS = 20
+_PATIENCE = 900.0  # seconds without an episode after which a worker is taken to hang, as its game can
 _SLOTS = 24  # environments that are played side by side in one worker, by an agent or in EnvPool
 
 
@@ -102,6 +104,12 @@ class _Worker:
     pipe: Connection
     shard: int | None = None
     episodes: int = 0
+    heard: float = field(default_factory=time.monotonic)
+
+    @property
+    def silent(self) -> float:
+        """Seconds since it said something."""
+        return time.monotonic() - self.heard
 
 
 class _Pool:
@@ -123,8 +131,10 @@ class _Pool:
                 self._workers.append(self._spawn())
             while self._workers:
                 waiting: list[Any] = [worker.pipe for worker in self._workers]
-                for pipe in multiprocessing.connection.wait(waiting):
+                for pipe in multiprocessing.connection.wait(waiting, _PATIENCE / 10):
                     self._serve(next(worker for worker in self._workers if worker.pipe is pipe))
+                for worker in [worker for worker in self._workers if worker.silent > _PATIENCE]:
+                    self._bury(worker)
         finally:
             for worker in self._workers:
                 _kill(worker)
@@ -139,6 +149,7 @@ class _Pool:
         return _Worker(process, ours)
 
     def _serve(self, worker: _Worker) -> None:
+        worker.heard = time.monotonic()
         try:
             message = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -163,6 +174,7 @@ class _Pool:
             self._progress.update(self._ready, f"{self._frames / max(self._progress.seconds, 1e-9):,.0f} frames/s")
 
     def _bury(self, worker: _Worker) -> None:
+        hung = worker.process.is_alive() and worker.silent > _PATIENCE
         _kill(worker)
         self._workers.remove(worker)
         self._deaths += 1
@@ -171,10 +183,8 @@ class _Pool:
                 f"collect: {self._deaths} workers died, the last with exit code {worker.process.exitcode}"
             )
         if worker.shard is not None:
-            print(
-                f"\ncollect: a worker died (exit code {worker.process.exitcode}); shard {worker.shard} is played again",
-                file=sys.stderr,
-            )
+            how = f"said nothing for {_PATIENCE:g} s" if hung else f"died (exit code {worker.process.exitcode})"
+            print(f"\ncollect: a worker {how}; shard {worker.shard} is played again", file=sys.stderr)
             self._ready -= worker.episodes
             self._todo.append(worker.shard)
             for stray in self._job.folder.glob(f"{self._job.path(worker.shard).name}.*.tmp"):

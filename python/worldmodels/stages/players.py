@@ -23,7 +23,6 @@ from worldmodels.models.agent import Agent
 from worldmodels.models.random_agent import RandomAgent
 
 _MAX_ATTEMPTS = 1000
-_BLOCK = 8  # frames that V computes at once: a shard's last episodes are played in few slots
 _PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in standard deviations of theirs
 
 
@@ -110,7 +109,7 @@ def play(batch: Batch, job: Job, numbers: range, agent: Agent | None) -> Iterato
     done: dict[int, Episode] = {}
     following = numbers.start
     if agent is not None:
-        agent.reset(batch.slots, block=min(batch.slots, _BLOCK))
+        agent.reset(batch.slots)
 
     def start(slot: int) -> None:
         """The episode that the slot's player asks for."""

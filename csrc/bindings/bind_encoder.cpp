@@ -1,0 +1,75 @@
+// Bindings of V's encoder.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "bindings/arrays.hpp"
+#include "core/encoder.hpp"
+#include "core/level.hpp"
+
+namespace worldmodels {
+namespace {
+
+constexpr py::ssize_t kMostFrames = 1 << 24, kMostLatents = 1 << 14;
+
+std::unique_ptr<Encoder> make_encoder(const std::vector<py::array>& weights,
+                                      const std::vector<py::array>& biases, const py::array& mu,
+                                      const py::array& mu_bias, const py::array& logvar,
+                                      const py::array& logvar_bias) {
+    if (weights.size() != kConvolutions || biases.size() != kConvolutions)
+        throw py::value_error("weights, biases: expected 4 of each, got " + std::to_string(weights.size()) +
+                              " and " + std::to_string(biases.size()));
+    EncoderWeights w{};
+    int channels = kFrameChannels;
+    for (std::size_t layer = 0; layer < kConvolutions; ++layer) {
+        w.weight[layer] =
+            checked_floats(weights[layer], "weights", {kFilters[layer], channels, kConvKernel, kConvKernel});
+        w.bias[layer] = checked_floats(biases[layer], "biases", {kFilters[layer]});
+        channels = kFilters[layer];
+    }
+    w.mu = checked_floats(mu, "mu", {"Z", kFeatures});
+    if (mu.shape(0) > kMostLatents)
+        throw py::value_error("mu: expected at most " + std::to_string(kMostLatents) + " rows, got " +
+                              std::to_string(mu.shape(0)));
+    const int latent = static_cast<int>(mu.shape(0));
+    w.mu_bias = checked_floats(mu_bias, "mu_bias", {latent});
+    w.logvar = checked_floats(logvar, "logvar", {latent, kFeatures});
+    w.logvar_bias = checked_floats(logvar_bias, "logvar_bias", {latent});
+    return std::make_unique<Encoder>(w, latent);
+}
+
+py::tuple encode(Encoder& self, const py::array& frames, long long threads) {
+    const auto* const pixels =
+        checked<std::uint8_t>(frames, "frames", {"B", kFrameSide, kFrameSide, kFrameChannels}, "uint8");
+    if (frames.shape(0) > kMostFrames)
+        throw py::value_error("frames: expected at most " + std::to_string(kMostFrames) + ", got " +
+                              std::to_string(frames.shape(0)));
+    if (threads < 1 || threads > std::numeric_limits<int>::max())
+        throw py::value_error("num_threads: expected at least 1, got " + std::to_string(threads));
+    const std::vector<py::ssize_t> shape{frames.shape(0), self.latent()};
+    py::array_t<float> mu(shape), logvar(shape);
+    float* const to_mu = mu.mutable_data();
+    float* const to_logvar = logvar.mutable_data();
+    const int count = static_cast<int>(frames.shape(0));
+    const Kernels& level = current_level();
+    {
+        const py::gil_scoped_release release;
+        self.encode_unchecked(level, pixels, count, static_cast<int>(threads), to_mu, to_logvar);
+    }
+    return py::make_tuple(mu, logvar);
+}
+
+}  // namespace
+}  // namespace worldmodels
+
+void bind_encoder(pybind11::module_& m) {
+    namespace py = pybind11;
+    using namespace worldmodels;
+    using namespace py::literals;
+
+    py::class_<Encoder>(m, "Encoder")
+        .def(py::init(&make_encoder), "weights"_a, "biases"_a, "mu"_a, "mu_bias"_a, "logvar"_a,
+             "logvar_bias"_a)
+        .def("encode", &encode, "frames"_a, "num_threads"_a);
+}

@@ -1,0 +1,128 @@
+// V's encoder: packing, and blocks of frames on threads.
+#include "core/encoder.hpp"
+
+#include <algorithm>
+
+#include "core/parallel.hpp"
+
+namespace worldmodels {
+namespace {
+
+constexpr int kFewFrames = 8;  // fill the vectors of most levels: blocks are multiples of them
+
+// A byte's brightness, as float32 divides it.
+constexpr std::array<float, 256> kLevels = [] {
+    std::array<float, 256> levels{};
+    for (std::size_t byte = 0; byte < levels.size(); ++byte) levels[byte] = static_cast<float>(byte) / 255.0F;
+    return levels;
+}();
+
+std::size_t floats_of(int side, int channels) {
+    return static_cast<std::size_t>(side) * static_cast<std::size_t>(side) *
+           static_cast<std::size_t>(channels) * kBlock;
+}
+
+// (ceil(filters / 12), 1 + kernel * kernel * channels, 12): the biases, then the columns in the order (y, x,
+// channel); of(filter, channel, y, x) is a weight. Missing filters are zero.
+template <class Of, class BiasOf>
+AlignedFloats pack(const ConvView& conv, Of of, BiasOf bias_of) {
+    const int panels = (conv.filters + kPanel - 1) / kPanel;
+    const int columns = 1 + conv.kernel * conv.kernel * conv.channels;
+    AlignedFloats packed =
+        aligned_floats(static_cast<std::size_t>(panels) * static_cast<std::size_t>(columns) * kPanel);
+    for (int filter = 0; filter < conv.filters; ++filter) {
+        float* to = packed.get() + std::ptrdiff_t{filter / kPanel} * columns * kPanel + filter % kPanel;
+        *to = bias_of(filter);
+        for (int y = 0; y < conv.kernel; ++y)
+            for (int x = 0; x < conv.kernel; ++x)
+                for (int channel = 0; channel < conv.channels; ++channel)
+                    *(to += kPanel) = of(filter, channel, y, x);
+    }
+    return packed;
+}
+
+}  // namespace
+
+Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
+    int side = kFrameSide, channels = kFrameChannels;
+    for (std::size_t layer = 0; layer < kConvolutions; ++layer) {
+        ConvView& conv = layers_[layer];
+        conv = {side, channels, kFilters[layer], kConvKernel, 2, true, nullptr};
+        const float* const weight = weights.weight[layer];
+        const float* const bias = weights.bias[layer];
+        panels_[layer] = pack(
+            conv,
+            [&](int filter, int channel, int y, int x) {
+                return weight[((std::ptrdiff_t{filter} * channels + channel) * kConvKernel + y) *
+                                  kConvKernel +
+                              x];
+            },
+            [&](int filter) { return bias[filter]; });
+        side = conv.out_side();
+        channels = conv.filters;
+    }
+    ConvView& last = layers_[kConvolutions];  // mu and logvar: a convolution as large as what it sees
+    last = {side, channels, 2 * latent, side, 1, false, nullptr};
+    panels_[kConvolutions] = pack(
+        last,
+        [&](int row, int channel, int y, int x) {
+            const float* const weight = row < latent ? weights.mu : weights.logvar;
+            return weight[std::ptrdiff_t{row % latent} * kFeatures + (channel * side + y) * side + x];
+        },
+        [&](int row) { return (row < latent ? weights.mu_bias : weights.logvar_bias)[row % latent]; });
+    for (std::size_t layer = 0; layer < layers_.size(); ++layer) layers_[layer].panels = panels_[layer].get();
+}
+
+void Encoder::encode_block(const Kernels& kernels, const std::uint8_t* frames, int count, Buffers& buffers,
+                           float* mu, float* logvar) const {
+    constexpr int kLine = kFrameSide * kFrameChannels, kValues = kFrameSide * kLine;
+    float* in = buffers.even.get();
+    float* out = buffers.odd.get();
+    for (int first = 0; first < kValues; first += kLine)
+        for (int lane = 0; lane < count; ++lane)
+            for (int i = first; i < first + kLine; ++i)
+                in[i * kBlock + lane] = kLevels[frames[std::ptrdiff_t{lane} * kValues + i]];
+    for (const ConvView& conv : layers_) {
+        kernels.convolve(conv, in, out, count);
+        std::swap(in, out);
+    }
+    for (int lane = 0; lane < count; ++lane)
+        for (int i = 0; i < latent_; ++i) {
+            mu[std::ptrdiff_t{lane} * latent_ + i] = in[i * kBlock + lane];
+            logvar[std::ptrdiff_t{lane} * latent_ + i] = in[(latent_ + i) * kBlock + lane];
+        }
+}
+
+void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frames, int count, int threads,
+                               float* mu, float* logvar) {
+    constexpr std::ptrdiff_t kBytes = kFrameSide * kFrameSide * kFrameChannels;
+    const int wanted = std::max(1, std::min(threads, (count + kFewFrames - 1) / kFewFrames));
+    const int size = std::min(kBlock, (count + wanted * kFewFrames - 1) / (wanted * kFewFrames) * kFewFrames);
+    const int blocks = (count + size - 1) / size;
+    const int team = std::min(threads, blocks);
+    check_not_forked(team);
+    while (buffers_.size() < static_cast<std::size_t>(team)) {
+        std::array<std::size_t, 2> largest = {floats_of(kFrameSide, kFrameChannels), 0};
+        for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+            std::size_t& floats = largest[(layer + 1) % 2];
+            floats = std::max(floats, floats_of(layers_[layer].out_side(), layers_[layer].filters));
+        }
+        buffers_.push_back({aligned_floats(largest[0]), aligned_floats(largest[1])});
+    }
+    const auto share = [&](int thread) {
+        for (int b = thread; b < blocks; b += team) {
+            const std::ptrdiff_t first = std::ptrdiff_t{b} * size;
+            encode_block(kernels, frames + first * kBytes, std::min(size, count - b * size),
+                         buffers_[static_cast<std::size_t>(thread)], mu + first * latent_,
+                         logvar + first * latent_);
+        }
+    };
+    if (team == 1) {
+        share(0);
+        return;
+    }
+#pragma omp parallel for num_threads(team) schedule(static, 1)
+    for (int thread = 0; thread < team; ++thread) share(thread);
+}
+
+}  // namespace worldmodels

@@ -1,0 +1,48 @@
+// Convolutions over frames that lie across the lanes. Included inside an ISA's anonymous namespace.
+
+// R rows of a panel at one pixel, for N vectors of lanes; `rows` of them are stored.
+template <int R, int N>
+inline __attribute__((always_inline)) void convolve_rows(const ConvView& conv, const float* panel,
+                                                         const float* window, int rows, float* out) {
+    V acc[R][N];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) acc[r][n] = splat(panel[r]);
+    const float* w = panel + kPanel;
+    for (int line = 0; line < conv.kernel; ++line)
+        w = accumulate<Float32>(w, window + line * conv.side * conv.channels * kBlock,
+                                conv.kernel * conv.channels, acc);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+        if (r < rows)
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n)
+                store(out + r * kBlock + n * kLanes, conv.relu ? maximum(acc[r][n], 0.0F) : acc[r][n]);
+}
+
+// One line of pixels. A panel is read once for all of them: those of the last layers fill the second-level cache.
+template <int R, int N>
+inline void convolve_line(const ConvView& conv, const float* line, float* out) {
+    const std::ptrdiff_t size = std::ptrdiff_t{kPanel} * (1 + conv.kernel * conv.kernel * conv.channels);
+    for (int first = 0; first < conv.filters; first += R)
+        for (int x = 0; x < conv.out_side(); ++x)
+            convolve_rows<R, N>(conv, conv.panels + first / kPanel * size + first % kPanel,
+                                line + std::ptrdiff_t{conv.stride} * x * conv.channels * kBlock,
+                                conv.filters - first,
+                                out + (std::ptrdiff_t{conv.filters} * x + first) * kBlock);
+}
+
+// out (out_side, out_side, filters, kBlock) = the layer of in (side, side, channels, kBlock), for the first
+// `lanes` lanes. Every lane's sums run over the window in one order: its bits do not depend on the others.
+inline void convolve(const ConvView& conv, const float* in, float* out, int lanes) {
+    const int vectors = vectors_of(lanes), side = conv.out_side();
+    for (int y = 0; y < side; ++y) {
+        const float* const line = in + std::ptrdiff_t{conv.stride} * y * conv.side * conv.channels * kBlock;
+        float* const to = out + std::ptrdiff_t{y} * side * conv.filters * kBlock;
+        int n = 0;
+        for (; n + 2 <= vectors; n += 2)
+            convolve_line<kRows, 2>(conv, line + n * kLanes, to + n * kLanes);
+        if (n < vectors) convolve_line<kRowsAlone, 1>(conv, line + n * kLanes, to + n * kLanes);
+    }
+}
