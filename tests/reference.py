@@ -74,6 +74,8 @@ class ReferenceDream:
         temperature: float,
         *,
         bfloat16: bool = False,
+        initial_h: NDArray[np.float32] | None = None,
+        initial_c: NDArray[np.float32] | None = None,
     ) -> None:
         def array(tensor: torch.Tensor) -> Floats:
             return tensor.detach().numpy().astype(np.float64)
@@ -83,6 +85,9 @@ class ReferenceDream:
 
         self.m = mdnrnn
         self.mu, self.logvar = initial_mu.astype(np.float64), initial_logvar.astype(np.float64)
+        nothing = np.zeros((len(initial_mu), mdnrnn.hidden_size))
+        self.h = nothing if initial_h is None else initial_h.astype(np.float64)
+        self.c = nothing if initial_c is None else initial_c.astype(np.float64)
         self.controller = controller
         self.temperature = temperature
         self.rounded = rounded
@@ -134,11 +139,12 @@ class ReferenceDream:
         row = draws.start_row(len(self.mu))
         normal, _ = draws.step(0, self.m.latent_size)
         z = self.mu[row] + np.exp(self.logvar[row] / 2) * normal
-        h = c = np.zeros(self.m.hidden_size)
+        h, c = self.h[row], self.c[row]
+        begins = not (h.any() or c.any())
         out = Episode(z=[z])
         for step in range(1, max_steps + 1):
             action = self.act(params, z, c, h)
-            h, c, head = self.predict(z, action, float(step == 1), h, c)
+            h, c, head = self.predict(z, action, float(step == 1 and begins), h, c)
             z = self.sample(head, *draws.step(step, self.m.latent_size))
             out.z.append(z)
             out.action.append(action)

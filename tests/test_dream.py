@@ -340,6 +340,26 @@ def test_result_types():
     assert result.returns.dtype == np.float32 and result.lengths.dtype == np.int32
 
 
+@pytest.mark.usefixtures("level")
+def test_starts_with_a_memory_equal_the_reference():
+    """Some rows come with h and c, and without the restart flag; rows of zeros are first frames."""
+    model = make_model(5, 2, 7, 3, reward=True)
+    controller, (mu, logvar) = Controller(5, 7, 2), make_starts(5)
+    rng = np.random.default_rng(4)
+    memory = {f"initial_{key}": rng.uniform(-1, 1, (11, 7)).astype(np.float32) for key in "hc"}
+    for part in memory.values():
+        part[::2] = 0
+    dream = Dream(model, mu, logvar, controller, **memory)
+    params = make_params(dream, 1)[0]
+    reference = ReferenceDream(model, mu, logvar, controller, 1.0, **memory)
+    check_against_reference(dream, reference, params, episodes=range(12))
+    zeros = {key: np.zeros_like(part) for key, part in memory.items()}
+    plain = Dream(model, mu, logvar, controller).rollout(params[None], 12).returns
+    empty = Dream(model, mu, logvar, controller, **zeros).rollout(params[None], 12).returns
+    np.testing.assert_array_equal(empty, plain)
+    assert np.abs(dream.rollout(params[None], 12).returns - plain).max() > 1e-3
+
+
 needs_bfloat16 = pytest.mark.skipif("avx512_bf16" not in simd_levels(), reason="no AVX-512 BF16 here")
 
 
@@ -456,6 +476,8 @@ BAD_DREAMS = [
     ),
     ({"initial_mu": np.full((9, 5), np.nan)}, ValueError, "^initial_mu: expected finite"),
     ({"initial_logvar": np.full((9, 5), np.inf)}, ValueError, "^initial_logvar: expected finite"),
+    ({"initial_h": np.zeros((9, 6)), "initial_c": np.zeros((9, 7))}, ValueError, r"^initial_h: expected \(9, 7\)"),
+    ({"initial_h": np.zeros((9, 7))}, ValueError, "^initial_h, initial_c: expected both or neither"),
     ({"temperature": -0.1}, ValueError, "^temperature: "),
     ({"temperature": float("nan")}, ValueError, "^temperature: "),
     ({"temperature": float("inf")}, ValueError, "^temperature: "),

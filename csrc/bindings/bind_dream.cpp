@@ -4,6 +4,7 @@
 
 #include <limits>
 #include <memory>
+#include <optional>
 
 #include "bindings/arrays.hpp"
 #include "core/dream.hpp"
@@ -52,7 +53,9 @@ std::shared_ptr<WorldModel> make_model(long long latent, long long action, long 
                                        bool bfloat16, const py::array& weight_ih, const py::array& weight_hh,
                                        const py::array& bias, const py::array& head_weight,
                                        const py::array& head_bias, const py::array& initial_mu,
-                                       const py::array& initial_logvar) {
+                                       const py::array& initial_logvar,
+                                       const std::optional<py::array>& initial_h,
+                                       const std::optional<py::array>& initial_c) {
     const WorldModelSizes s{at_least(latent, 1, "latent_size", kMostRows),
                             at_least(action, 1, "action_size", kMostRows),
                             at_least(hidden, 1, "hidden_size", kMostRows),
@@ -73,11 +76,19 @@ std::shared_ptr<WorldModel> make_model(long long latent, long long action, long 
     const auto starts = static_cast<std::size_t>(initial_mu.shape(0));
     const float* const logvar =
         checked_floats(initial_logvar, "initial_logvar", {starts, static_cast<std::size_t>(s.latent)});
+    if (initial_h.has_value() != initial_c.has_value())
+        throw py::value_error("initial_h, initial_c: expected both or neither, got one");
+    const auto memory = [&](const std::optional<py::array>& given, const char* name) {
+        return given ? checked_floats(*given, name, {starts, static_cast<std::size_t>(s.hidden)}) : nullptr;
+    };
+    const float* const h = memory(initial_h, "initial_h");
+    const float* const c = memory(initial_c, "initial_c");
     if (starts > std::numeric_limits<std::uint32_t>::max())
         throw py::value_error("initial_mu: too many rows");
     const Precision precision = bfloat16 ? Precision::bfloat16 : Precision::float32;
     level_for(precision);  // an impossible WORLDMODELS_SIMD is told before any work
-    return std::make_shared<WorldModel>(s, w, precision, mu, logvar, static_cast<std::uint32_t>(starts));
+    return std::make_shared<WorldModel>(
+        s, w, precision, Starts{mu, logvar, h, c, static_cast<std::uint32_t>(starts)});
 }
 
 ControllerView make_controller(const WorldModel& model, const std::string& features, bool bias,
@@ -304,7 +315,8 @@ void bind_dream(pybind11::module_& m) {
     py::class_<WorldModel, std::shared_ptr<WorldModel>>(m, "WorldModel")
         .def(py::init(&make_model), "latent_size"_a, "action_size"_a, "hidden_size"_a, "mixtures"_a,
              "restart_input"_a, "done_head"_a, "reward_head"_a, "bfloat16"_a, "weight_ih"_a, "weight_hh"_a,
-             "bias"_a, "head_weight"_a, "head_bias"_a, "initial_mu"_a, "initial_logvar"_a);
+             "bias"_a, "head_weight"_a, "head_bias"_a, "initial_mu"_a, "initial_logvar"_a,
+             "initial_h"_a = py::none(), "initial_c"_a = py::none());
     py::class_<ControllerView>(m, "ControllerShape")
         .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a);
     m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, "episodes"_a, "seed"_a,

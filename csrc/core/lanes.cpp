@@ -79,8 +79,12 @@ void Lanes::start(const Kernels& kernels, const WorldModel& model, std::uint64_t
     kernels.start(key.data(), candidate, episode, view_.latent, model.initial_mu(row),
                   model.initial_logvar(row), block_.noise);
     for (int d = 0; d < view_.latent; ++d) block_.x[d * kBlock + lane] = block_.noise[d];
-    if (view_.restart) block_.x[(view_.inputs() - 1) * kBlock + lane] = 1.0F;
-    for (int k = 0; k < view_.hidden; ++k) block_.h[k * kBlock + lane] = block_.c[k * kBlock + lane] = 0.0F;
+    const float* const memory = model.initial_memory(row);
+    if (view_.restart) block_.x[(view_.inputs() - 1) * kBlock + lane] = memory == nullptr ? 1.0F : 0.0F;
+    for (int k = 0; k < view_.hidden; ++k) {
+        block_.h[k * kBlock + lane] = memory == nullptr ? 0.0F : memory[k];
+        block_.c[k * kBlock + lane] = memory == nullptr ? 0.0F : memory[view_.hidden + k];
+    }
     if (params != nullptr)
         for (std::size_t i = 0; i < params_; ++i)
             block_.params[i * kBlock + static_cast<std::size_t>(lane)] = params[i];

@@ -1,6 +1,8 @@
 // M: the sizes and the packed weights of an MDN-RNN, and where its episodes start.
 #include "core/world_model.hpp"
 
+#include <algorithm>
+
 #include "core/lstm.hpp"
 #include "core/mdn.hpp"
 
@@ -19,18 +21,27 @@ ModelView sizes_of(const WorldModelSizes& s) {
 }  // namespace
 
 WorldModel::WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, Precision precision,
-                       const float* initial_mu, const float* initial_logvar, std::uint32_t initial_rows)
+                       const Starts& starts)
     : precision_(precision),
       view_(sizes_of(sizes)),
       lstm_(pack_lstm(view_, weights, precision)),
       head_(pack_head(view_, weights, precision)),
       moments_(pack_moments(view_, weights, precision)),
-      initial_mu_(initial_mu, initial_mu + std::size_t{initial_rows} * latent()),
-      initial_logvar_(initial_logvar, initial_logvar + std::size_t{initial_rows} * latent()),
-      initial_rows_(initial_rows) {
+      initial_mu_(starts.mu, starts.mu + starts.rows * latent()),
+      initial_logvar_(starts.logvar, starts.logvar + starts.rows * latent()),
+      initial_rows_(starts.rows) {
     view_.lstm = lstm_.get();
     view_.head = head_.get();
     view_.moments = moments_.get();
+    if (starts.h == nullptr) return;
+    const auto zero = [](float value) { return value == 0.0F; };
+    for (std::size_t row = 0; row < starts.rows; ++row) {
+        for (const float* part : {starts.h, starts.c})
+            initial_memory_.insert(initial_memory_.end(), part + row * hidden(), part + (row + 1) * hidden());
+        remembers_.push_back(
+            !std::all_of(initial_memory_.end() - static_cast<std::ptrdiff_t>(2 * hidden()),
+                         initial_memory_.end(), zero));
+    }
 }
 
 }  // namespace worldmodels

@@ -24,28 +24,39 @@ struct WorldModelWeights {
     const float* head_bias;  // (head rows)
 };
 
+// Where episodes start. A row whose h and c are zero is an episode's first frame: its restart flag is set.
+struct Starts {
+    const float* mu;      // (rows, latent)
+    const float* logvar;  // (rows, latent)
+    const float* h;       // (rows, hidden), or null for zeros
+    const float* c;       // likewise
+    std::uint32_t rows;
+};
+
 class WorldModel {
   public:
     WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, Precision precision,
-               const float* initial_mu, const float* initial_logvar, std::uint32_t initial_rows);
+               const Starts& starts);
 
     Precision precision() const { return precision_; }
     const ModelView& view() const { return view_; }
     std::uint32_t initial_rows() const { return initial_rows_; }
-    const float* initial_mu(std::uint32_t row) const {
-        return initial_mu_.data() + std::size_t{row} * latent();
-    }
-    const float* initial_logvar(std::uint32_t row) const {
-        return initial_logvar_.data() + std::size_t{row} * latent();
+    const float* initial_mu(std::uint32_t row) const { return initial_mu_.data() + row * latent(); }
+    const float* initial_logvar(std::uint32_t row) const { return initial_logvar_.data() + row * latent(); }
+    // h, then c (2, hidden); null at an episode's first frame.
+    const float* initial_memory(std::uint32_t row) const {
+        return remembers_.empty() || !remembers_[row] ? nullptr : initial_memory_.data() + row * 2 * hidden();
     }
 
   private:
     std::size_t latent() const { return static_cast<std::size_t>(view_.latent); }
+    std::size_t hidden() const { return static_cast<std::size_t>(view_.hidden); }
 
     Precision precision_;
     ModelView view_;
     AlignedFloats lstm_, head_, moments_;
-    std::vector<float> initial_mu_, initial_logvar_;
+    std::vector<float> initial_mu_, initial_logvar_, initial_memory_;
+    std::vector<bool> remembers_;
     std::uint32_t initial_rows_;
 };
 

@@ -38,6 +38,8 @@ class WorldModel:
         head_bias: FloatArray,
         initial_mu: FloatArray,
         initial_logvar: FloatArray,
+        initial_h: FloatArray | None = None,
+        initial_c: FloatArray | None = None,
     ) -> None: ...
 
 class ControllerShape:

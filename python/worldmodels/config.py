@@ -173,6 +173,8 @@ class EvolveConfig:
     """width of a hidden layer in C; 0 for none"""
     temperature: float = 1.15
     """temperature of the dream (the reality check uses it too)"""
+    starts: str = "first"
+    """where dreams start: first (the first frames of recorded episodes) or anywhere (half of them midway)"""
     max_steps: int = 2100
     """longest episode, dreamed or real"""
     generations: int = 2_000
@@ -280,6 +282,7 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("evolve", "inside"): ("dream", "environment"),
     ("evolve", "features"): ("z", "zh", "zc", "zch"),
     ("evolve", "seeds"): ("common", "independent"),
+    ("evolve", "starts"): ("first", "anywhere"),
     ("evolve", "precision"): ("float32", "bfloat16"),
     **{(stage, "keep"): ("best", "last") for stage in ("train_vae", "train_rnn")},
     **{(stage, "precision"): ("auto", "float32", "bfloat16") for stage in ("train_vae", "encode", "train_rnn")},

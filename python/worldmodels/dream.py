@@ -83,6 +83,27 @@ def load_world(run_folder: str | Path) -> World:
     return World(mdnrnn, starts["mu"].float().numpy(), starts["logvar"].float().numpy())
 
 
+def load_midway(run_folder: str | Path) -> dict[str, npt.NDArray[np.float32]] | None:
+    """Loads the starts on the way, of which a run folder's M keeps a memory.
+
+    Returns:
+        mu and logvar, each (K, Z) float32, and h and c, each (K, H) float32; None where there are none.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    path = Path(run_folder) / "rnn" / "midway.safetensors"
+    if not path.is_file():
+        return None
+    starts, _ = load_tensors(path)
+    sizes = {tuple(tensor.shape[:1]) for tensor in starts.values()}
+    if set(starts) != {"mu", "logvar", "h", "c"} or len(sizes) != 1:
+        found = {name: tuple(tensor.shape) for name, tensor in starts.items()}
+        raise ValueError(f"{path}: expected mu, logvar, h and c with a row per start, got {found}")
+    arrays = {name: tensor.float().numpy() for name, tensor in starts.items()}
+    return arrays if len(arrays["mu"]) else None
+
+
 class Dream:
     """Episodes that M dreams, from given starts, played by a controller.
 
@@ -105,6 +126,9 @@ class Dream:
         max_steps: the longest episode, in steps.
         precision: ``"float32"``, or ``"bfloat16"`` for the products of M's weights with its inputs and states
             (sums, states, activations and C stay float32): twice as fast, needs the level "avx512_bf16".
+        initial_h: (K, H) float32, M's hidden states at the starts; a row of zeros, here and in ``initial_c``, is an
+            episode's first frame, whose restart flag is set. None for zeros.
+        initial_c: (K, H) float32, M's cell states at the starts.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -123,12 +147,14 @@ class Dream:
         temperature: float = 1.0,
         max_steps: int = 2100,
         precision: Precision = "float32",
+        initial_h: npt.ArrayLike | None = None,
+        initial_c: npt.ArrayLike | None = None,
     ) -> None:
         if not isinstance(controller, Controller):
             raise TypeError(f"controller: expected a Controller, got {type(controller).__name__}")
         check_precision(precision)
         self.precision = precision
-        self._model = native_model(mdnrnn, initial_mu, initial_logvar, precision)
+        self._model = native_model(mdnrnn, initial_mu, initial_logvar, precision, initial_h, initial_c)
         for name in ("latent_size", "hidden_size", "action_size"):
             wanted, got = getattr(mdnrnn, name), getattr(controller, name)
             if wanted != got:
@@ -325,12 +351,17 @@ def native_model(
     initial_mu: npt.ArrayLike,
     initial_logvar: npt.ArrayLike,
     precision: Precision = "float32",
+    initial_h: npt.ArrayLike | None = None,
+    initial_c: npt.ArrayLike | None = None,
 ) -> _core.WorldModel:
     """Copies M's weights and starts into the native core; arguments and errors as for :class:`Dream`."""
     if not isinstance(mdnrnn, MDNRNN):
         raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
     mu = float_array("initial_mu", initial_mu, ("K", mdnrnn.latent_size))
     logvar = float_array("initial_logvar", initial_logvar, (mu.shape[0], mdnrnn.latent_size))
+    shape = (mu.shape[0], mdnrnn.hidden_size)
+    h = None if initial_h is None else float_array("initial_h", initial_h, shape)
+    c = None if initial_c is None else float_array("initial_c", initial_c, shape)
     weights = {
         name: np.ascontiguousarray(tensor.detach().to(device="cpu", dtype=torch.float32).numpy())
         for name, tensor in {
@@ -352,6 +383,8 @@ def native_model(
         bfloat16=precision == "bfloat16",
         initial_mu=mu,
         initial_logvar=logvar,
+        initial_h=h,
+        initial_c=c,
         **weights,
     )
 

@@ -37,7 +37,7 @@ struct World {
     WorldModel model(Precision precision) const {
         const WorldModelWeights weights{input.data(), recurrent.data(), bias.data(), head.data(),
                                         head_bias.data()};
-        return {sizes, weights, precision, mu.data(), logvar.data(), kStarts};
+        return {sizes, weights, precision, {mu.data(), logvar.data(), nullptr, nullptr, kStarts}};
     }
 
     WorldModelSizes sizes;

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.dream import Dream, load_world
+from worldmodels.dream import Dream, load_midway, load_world
 from worldmodels.evaluators import Played, Told, make_controller
 from worldmodels.experiment import Experiment
 from worldmodels.threads import cores
@@ -32,7 +32,7 @@ class DreamEvaluator:
     @classmethod
     def of(cls, experiment: Experiment) -> DreamEvaluator:
         """The one of a run folder, at the settings of its evolve stage."""
-        return cls(make_dream(experiment), experiment.config.evolve.threads or cores())
+        return cls(make_dream(experiment, experiment.config.evolve.starts), experiment.config.evolve.threads or cores())
 
     def play(
         self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, told: Told
@@ -46,14 +46,33 @@ class DreamEvaluator:
         """Nothing is in use."""
 
 
-def make_dream(experiment: Experiment) -> Dream:
-    """The dream of a run folder's M, at the settings of its evolve stage."""
+def make_dream(experiment: Experiment, starts: str = "first") -> Dream:
+    """The dream of a run folder's M, at the settings of its evolve stage but for the starts.
+
+    Raises:
+        ValueError: dreams are to start anywhere, and the world keeps no starts on the way.
+    """
     config = experiment.config.evolve
     world = load_world(experiment.folder)
+    memory: dict[str, npt.NDArray[np.float32] | None] = {"h": None, "c": None}
+    if starts == "anywhere":
+        midway = load_midway(experiment.folder)
+        if midway is None:
+            raise ValueError(
+                f"evolve.starts: expected first, as {experiment.folder} keeps no starts midway, got anywhere"
+            )
+        first = np.zeros((len(world.initial_mu), world.mdnrnn.hidden_size), np.float32)
+        world = world._replace(
+            initial_mu=np.concatenate([world.initial_mu, midway["mu"]]),
+            initial_logvar=np.concatenate([world.initial_logvar, midway["logvar"]]),
+        )
+        memory = {key: np.concatenate([first, midway[key]]) for key in "hc"}
     return Dream(
         *world,
         make_controller(experiment, world.mdnrnn),
         temperature=config.temperature,
         max_steps=config.max_steps,
         precision=config.precision,  # type: ignore[arg-type]
+        initial_h=memory["h"],
+        initial_c=memory["c"],
     )

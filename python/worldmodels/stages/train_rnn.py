@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from worldmodels import pretrained, quality, sheets
+from worldmodels import pretrained, quality, sheets, starts
 from worldmodels.config import TrainRNNConfig
 from worldmodels.data.atomic import write_json
 from worldmodels.data.episodes import EpisodeStore
@@ -27,7 +27,6 @@ from worldmodels.progress import Progress
 from worldmodels.ranks import Ranks, synchronised
 from worldmodels.stages.loop import LOG_EVERY, Loop
 
-_INITIAL = 1000  # first frames kept for the dream to start from, as many as the paper's
 _MEASURED = 250  # held-out episodes whose every step the measures of quality look at
 _SHEET = (4, 12, 5)  # of a sheet of dreams: episodes, pictures of each, steps between them
 
@@ -102,7 +101,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if ranks.first:
         summary["quality"] = _quality(experiment, model, latents, held_out, validation)
         write_json(experiment.path("rnn", "quality.json"), summary["quality"])
-        _save_initial(experiment, latents)
+        _save_starts(experiment, model, latents)
         loop.hand_on(summary)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"epochs": epoch, "parameters": parameters, **summary}
@@ -357,11 +356,12 @@ def _draw(experiment: Experiment, model: MDNRNN, latents: Latents, held_out: npt
     sheets.save(experiment.path("rnn", "sheets", f"epoch_{epoch:04d}.png"), rows)
 
 
-def _save_initial(experiment: Experiment, latents: Latents) -> None:
-    """Keeps mu and logvar of first frames for the dream to start from."""
-    starts: npt.NDArray[np.int64] = latents.starts[:_INITIAL]
-    tensors = {
-        "mu": torch.from_numpy(latents.mu[starts].astype(np.float32)),
-        "logvar": torch.from_numpy(latents.logvar[starts].astype(np.float32)),
+def _save_starts(experiment: Experiment, model: MDNRNN, latents: Latents) -> None:
+    """Keeps where dreams may start."""
+    found = {
+        "initial": starts.first_frames(latents),
+        "midway": starts.midway(model, latents, experiment.config.seed),
     }
-    save_tensors(experiment.path("rnn", "initial.safetensors"), tensors, {"frames": len(starts)})
+    for name, arrays in found.items():
+        tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+        save_tensors(experiment.path("rnn", f"{name}.safetensors"), tensors, {"frames": len(arrays["mu"])})
