@@ -27,10 +27,11 @@ from worldmodels.ranks import launched
 STAGES = ("collect", "train_vae", "encode", "train_rnn", "check_dream", "evolve", "evaluate", "report")
 #: Stages that make V and M, and the folders they write to.
 MAKERS = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
-#: What a run takes of a finished world: weights, the dream's starts, and what was measured of them.
-_TAKEN = {
-    "train_vae": ("vae.safetensors", "vae.json", "quality.json"),
-    "train_rnn": ("rnn.safetensors", "rnn.json", "initial.safetensors", "quality.json"),
+#: What a run takes of a finished world: weights and the dream's starts; other starts and what was measured, if there.
+_TAKEN = {"train_vae": ("vae.safetensors",), "train_rnn": ("rnn.safetensors", "initial.safetensors")}
+_TAKEN_IF_THERE = {
+    "train_vae": ("vae.json", "quality.json"),
+    "train_rnn": ("rnn.json", "midway.safetensors", "quality.json"),
 }
 #: Stages that nothing builds on: they may be repeated with other settings at any time.
 LEAVES = ("check_dream", "evaluate", "report")
@@ -246,9 +247,10 @@ class Experiment:
         """In place of a stage that makes V or M: copies what it made in the run's ``world``."""
         source = pretrained.resolve(self.config.world)
         folder = MAKERS[stage]
-        for name in _TAKEN.get(stage, ()):
+        needed = _TAKEN.get(stage, ())
+        for name in (*needed, *_TAKEN_IF_THERE.get(stage, ())):
             path = source / folder / name
-            if not path.is_file() and name.endswith(".safetensors"):
+            if not path.is_file() and name in needed:
                 raise FileNotFoundError(f"world: expected {folder}/{name} in {source}")
             if path.is_file():
                 self.path(folder).mkdir(exist_ok=True)
