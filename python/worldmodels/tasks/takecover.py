@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from worldmodels.config import CheckDreamConfig, CollectConfig, Config, EvolveConfig, TrainRNNConfig, TrainVAEConfig
+from worldmodels.config import (
+    CheckDreamConfig,
+    CollectConfig,
+    Config,
+    EvaluateConfig,
+    EvolveConfig,
+    TrainRNNConfig,
+    TrainVAEConfig,
+)
 from worldmodels.envs.policies import constant, held
 from worldmodels.tasks import Task
 
@@ -42,8 +50,9 @@ def _presets() -> dict[str, Config]:
         paper,
         preset="pretrained",
         world="takecover",
-        check_dream=CheckDreamConfig(episodes=30, dream_episodes=128),
-        evolve=EvolveConfig(generations=12, episodes=8, seeds="common", evaluate_every=4, evaluate_episodes=256),
+        check_dream=CheckDreamConfig(episodes=20, dream_episodes=64),
+        evolve=EvolveConfig(generations=8, episodes=8, seeds="common", evaluate_every=4, evaluate_episodes=256),
+        evaluate=EvaluateConfig(episodes=50, environments=24),
     )
     return {"pretrained": pretrained, "quick": quick, "small": small, "paper": paper}
 
