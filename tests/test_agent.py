@@ -93,6 +93,31 @@ def test_an_episode_does_not_depend_on_its_slot_or_its_batch(agent):
     assert np.abs(play(agent, 1, 0, 8) - alone).max() > 1e-3  # another episode draws other latents
 
 
+def test_slots_that_rest_change_nothing_and_are_not_changed(agent):
+    pictures = [frames(4, step) for step in range(6)]
+    acting = [[0, 1, 2, 3], [2, 0], [3], [1, 3, 0], [2], [0, 1, 2, 3]]
+    agent.reset(4, seed=3)
+    found = {slot: [] for slot in range(4)}
+    for step, slots in enumerate(acting):
+        for slot, action in zip(slots, agent.act(pictures[step][slots], slots=np.array(slots)), strict=True):
+            found[slot].append(action)
+    for slot in range(4):
+        agent.reset(4, seed=3)
+        alone = [
+            agent.act(pictures[step][[slot]], slots=np.array([slot]))[0]
+            for step, slots in enumerate(acting)
+            if slot in slots
+        ]
+        np.testing.assert_array_equal(np.stack(alone), np.stack(found[slot]))
+
+
+@pytest.mark.parametrize("slots", [[], [0, 0], [4], [-1], [[0]], [0.5]])
+def test_slots_that_are_not_there_are_refused(agent, slots):
+    agent.reset(4)
+    with pytest.raises(ValueError, match=r"^slots: expected different numbers from 0 to 3, got "):
+        agent.act(frames(1), slots=np.array(slots))
+
+
 def test_reset_forgets(agent):
     agent.reset(2, seed=1)
     first = [agent.act(frames(2, step)) for step in range(3)]

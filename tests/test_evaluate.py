@@ -228,10 +228,10 @@ class Spy:
     def reset(self, batch, *, seed=0):
         self.batch, self.seed, self.told = batch, seed, []
 
-    def act(self, frames, restart=None, episodes=None):
+    def act(self, frames, restart=None, episodes=None, *, slots=None):
         shown = frames[:, 0, 0, 0].astype(np.float32)
-        self.told += [(int(e), bool(r), int(left)) for e, r, left in zip(episodes, restart, shown, strict=True) if left]
-        assert len(frames) == self.batch
+        self.told += [(int(e), bool(r), int(left)) for e, r, left in zip(episodes, restart, shown, strict=True)]
+        assert len(frames) == len(set(slots)) <= self.batch
         return shown[:, None]
 
 

@@ -142,10 +142,8 @@ class Agent:
 
         keep = ~begins[:, None]
         features = self.controller.join(z, self._memory.c[busy] * keep, self._memory.h[busy] * keep)
-        actions = self.controller.act(self.params, features)
-        for row, params in ((row, self._own.get(slot)) for row, slot in enumerate(busy.tolist())):
-            if params is not None:
-                actions[row] = self.controller.act(params, features[row])
+        params = np.stack([self._own.get(slot, self.params) for slot in busy.tolist()])
+        actions = self.controller.act_each(params, features)
         if overrule is not None:
             actions = np.where(np.isnan(overrule), actions, overrule)
         self._memory.step(busy, z, actions, begins)
