@@ -87,8 +87,8 @@ std::shared_ptr<WorldModel> make_model(long long latent, long long action, long 
         throw py::value_error("initial_mu: too many rows");
     const Precision precision = bfloat16 ? Precision::bfloat16 : Precision::float32;
     level_for(precision);  // an impossible WORLDMODELS_SIMD is told before any work
-    return std::make_shared<WorldModel>(
-        s, w, precision, Starts{mu, logvar, h, c, static_cast<std::uint32_t>(starts)});
+    return std::make_shared<WorldModel>(s, w, precision,
+                                        Starts{mu, logvar, h, c, static_cast<std::uint32_t>(starts)});
 }
 
 ControllerView make_controller(const WorldModel& model, const std::string& features, bool bias,

@@ -66,10 +66,11 @@ Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
     panels_[kConvolutions] = pack(
         last,
         [&](int row, int channel, int y, int x) {
-            const float* const weight = row < latent ? weights.mu : weights.logvar;
-            return weight[std::ptrdiff_t{row % latent} * kFeatures + (channel * side + y) * side + x];
+            const std::ptrdiff_t column = (channel * side + y) * side + x;
+            return row < latent ? weights.mu[row * kFeatures + column]
+                                : weights.logvar[(row - latent) * kFeatures + column];
         },
-        [&](int row) { return (row < latent ? weights.mu_bias : weights.logvar_bias)[row % latent]; });
+        [&](int row) { return row < latent ? weights.mu_bias[row] : weights.logvar_bias[row - latent]; });
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) layers_[layer].panels = panels_[layer].get();
 }
 

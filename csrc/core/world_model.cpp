@@ -38,9 +38,8 @@ WorldModel::WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& we
     for (std::size_t row = 0; row < starts.rows; ++row) {
         for (const float* part : {starts.h, starts.c})
             initial_memory_.insert(initial_memory_.end(), part + row * hidden(), part + (row + 1) * hidden());
-        remembers_.push_back(
-            !std::all_of(initial_memory_.end() - static_cast<std::ptrdiff_t>(2 * hidden()),
-                         initial_memory_.end(), zero));
+        remembers_.push_back(!std::all_of(initial_memory_.end() - static_cast<std::ptrdiff_t>(2 * hidden()),
+                                          initial_memory_.end(), zero));
     }
 }
 

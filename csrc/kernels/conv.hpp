@@ -21,7 +21,8 @@ inline __attribute__((always_inline)) void convolve_rows(const ConvView& conv, c
                 store(out + r * kBlock + n * kLanes, conv.relu ? maximum(acc[r][n], 0.0F) : acc[r][n]);
 }
 
-// One line of pixels. A panel is read once for all of them: those of the last layers fill the second-level cache.
+// One line of pixels. A panel is read once for all of them: those of the last layers fill the second-level
+// cache.
 template <int R, int N>
 inline void convolve_line(const ConvView& conv, const float* line, float* out) {
     const std::ptrdiff_t size = std::ptrdiff_t{kPanel} * (1 + conv.kernel * conv.kernel * conv.channels);
@@ -41,8 +42,7 @@ inline void convolve(const ConvView& conv, const float* in, float* out, int lane
         const float* const line = in + std::ptrdiff_t{conv.stride} * y * conv.side * conv.channels * kBlock;
         float* const to = out + std::ptrdiff_t{y} * side * conv.filters * kBlock;
         int n = 0;
-        for (; n + 2 <= vectors; n += 2)
-            convolve_line<kRows, 2>(conv, line + n * kLanes, to + n * kLanes);
+        for (; n + 2 <= vectors; n += 2) convolve_line<kRows, 2>(conv, line + n * kLanes, to + n * kLanes);
         if (n < vectors) convolve_line<kRowsAlone, 1>(conv, line + n * kLanes, to + n * kLanes);
     }
 }

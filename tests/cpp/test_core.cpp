@@ -208,8 +208,9 @@ void test_encoder(const Levels& levels) {
         }
         if (l > 0) fused.push_back(whole);
         if (fused.size() > 1)
-            check(same_bits(fused.front().first, whole.first) && same_bits(fused.front().second, whole.second),
-                  "the level does not matter to frames", kernels.name, 0);
+            check(
+                same_bits(fused.front().first, whole.first) && same_bits(fused.front().second, whole.second),
+                "the level does not matter to frames", kernels.name, 0);
     }
 }
 
