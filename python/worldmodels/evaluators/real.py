@@ -38,7 +38,7 @@ class RealEvaluator:
     Every step, V encodes the frames of all slots in one batch, z is sampled, every slot's own candidate acts, and M's
     LSTM moves the slots' memories on (not at all where C sees z alone; M's head is never asked). A slot whose episode
     is over takes the next one, whoever's it is. An episode is what its seed and its candidate make of it: the noise
-    of its latents comes from its seed, and rows are computed in blocks of a fixed size, so that neither the number of
+    of its latents comes from its seed, and a row of V, C or M is computed as if alone, so that neither the number of
     slots nor what else is played changes a bit. Other back ends, precisions, devices and machines do.
 
     Args:
