@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -16,52 +17,9 @@ import numpy.typing as npt
 
 from worldmodels.config import EnvironmentConfig
 from worldmodels.envs import pool, register
+from worldmodels.envs.base import Batch, Bools, Floats, Step
 from worldmodels.envs.screen import Frame
 from worldmodels.threads import cores
-
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
-Step = tuple[Frame, Floats, Bools, Bools]
-
-
-class Batch(Protocol):
-    """Slots in which episodes are played side by side.
-
-    An episode depends on its seed and on its actions, not on its slot and not on what else is played. Whoever plays
-    resets a slot that is over; nothing is reset by itself, and a slot that is over is not stepped.
-
-    Attributes:
-        slots: number of them.
-    """
-
-    slots: int
-
-    @property
-    def action_space(self) -> gymnasium.spaces.Box:
-        """Of one environment."""
-
-    def expect(self, seeds: Iterable[int]) -> None:
-        """Says which episodes will be reset to, in about this order, and that all slots are given up until then.
-
-        Only a hint: some back ends prepare the episodes.
-        """
-
-    def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
-        """Starts episodes: (n,) different slots and their n seeds to first frames (n, 64, 64, 3) uint8."""
-
-    def step(self, slots: npt.ArrayLike, actions: Floats) -> Step:
-        """Plays one step in some slots.
-
-        Args:
-            slots: (n,) different slots.
-            actions: (n, A) float32.
-
-        Returns:
-            frames (n, 64, 64, 3) uint8, rewards (n,) float32, terminated (n,) and truncated (n,) bool.
-        """
-
-    def close(self) -> None:
-        """Ends the environments."""
 
 
 def make(environment: EnvironmentConfig, **options: Any) -> gymnasium.Env[Frame, Floats]:
@@ -160,36 +118,44 @@ class _Row:
             self._env.close()
 
 
-class ThreadBatch:
+class ThreadBatch(Batch):
     """Gymnasium environments in threads of this process: right for those that wait for a process of their own."""
 
     def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
         self.slots = slots
         self._rows = [_Row(environment, options) for _ in range(slots)]
         self._threads = ThreadPoolExecutor(workers) if workers > 1 else None
+        self._sent: list[Future[Any]] = []
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
         """Of one environment."""
         return _box(self._rows[0].open())
 
-    def expect(self, seeds: Iterable[int]) -> None:
-        """Nothing is prepared."""
-
-    def _map(self, work: Any, jobs: list[Any]) -> list[Any]:
-        if self._threads is None or len(jobs) == 1:
-            return [work(job) for job in jobs]
-        return list(self._threads.map(work, jobs))
+    def _submit(self, work: Any, *jobs: Any) -> list[Future[Any]]:
+        if self._threads is not None:
+            return [self._threads.submit(work, *job) for job in zip(*jobs, strict=True)]
+        done = []
+        for job in zip(*jobs, strict=True):
+            done.append(Future[Any]())
+            done[-1].set_result(work(*job))
+        return done
 
     def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
         """As :class:`Batch` says."""
-        jobs = list(zip(np.asarray(slots).tolist(), seeds, strict=True))
-        return np.stack(self._map(lambda job: self._rows[job[0]].reset(job[1]), jobs))
+        rows = np.asarray(slots).tolist()
+        return np.stack(
+            [future.result() for future in self._submit(lambda row, seed: self._rows[row].reset(seed), rows, seeds)]
+        )
 
-    def step(self, slots: npt.ArrayLike, actions: Floats) -> Step:
+    def send(self, slots: npt.ArrayLike, actions: Floats) -> None:
         """As :class:`Batch` says."""
-        jobs = list(zip(np.asarray(slots).tolist(), actions, strict=True))
-        frames, rewards, *ends = zip(*self._map(lambda job: self._rows[job[0]].step(job[1]), jobs), strict=True)
+        rows = np.asarray(slots).tolist()
+        self._sent = self._submit(lambda row, action: self._rows[row].step(action), rows, actions)
+
+    def receive(self) -> Step:
+        """As :class:`Batch` says."""
+        frames, rewards, *ends = zip(*[future.result() for future in self._sent], strict=True)
         return np.stack(frames), np.array(rewards, np.float32), np.array(ends[0]), np.array(ends[1])
 
     def close(self) -> None:
@@ -234,7 +200,7 @@ class _Shared:
         self.memory.close()
 
 
-class ProcessBatch:
+class ProcessBatch(Batch):
     """Gymnasium environments in spawned processes; worker w has the slots w, w + W, w + 2 W, ..."""
 
     def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
@@ -244,7 +210,9 @@ class ProcessBatch:
         env.close()
         self._shared = _Shared(slots, self._action_space.shape[0])
         context = multiprocessing.get_context("spawn")
-        self._workers = []
+        self._workers: list[tuple[SpawnProcess, Connection]] = []
+        self._asked: list[tuple[SpawnProcess, Connection]] = []
+        self._sent = np.arange(0)
         for number in range(workers):
             ours, theirs = context.Pipe()
             about = (number, workers, slots, self._action_space.shape[0], self._shared.memory.name)
@@ -258,13 +226,10 @@ class ProcessBatch:
         """Of one environment."""
         return self._action_space
 
-    def expect(self, seeds: Iterable[int]) -> None:
-        """Nothing is prepared."""
-
     def _tell(self, what: str, jobs: dict[int, Any]) -> None:
-        """Gives every worker its slots and waits for all; the first error of a worker is raised."""
+        """Gives every worker its slots."""
         count = len(self._workers)
-        asked = []
+        self._asked = []
         for number, (process, pipe) in enumerate(self._workers):
             mine = {slot: job for slot, job in jobs.items() if slot % count == number}
             if mine:
@@ -272,9 +237,12 @@ class ProcessBatch:
                     pipe.send((what, mine))
                 except OSError as error:
                     raise RuntimeError(f"environment: a worker died (exit code {process.exitcode})") from error
-                asked.append((process, pipe))
+                self._asked.append((process, pipe))
+
+    def _wait(self) -> None:
+        """Waits for all workers that were told something; the first error of one is raised."""
         errors = []
-        for process, pipe in asked:
+        for process, pipe in self._asked:
             try:
                 answer = pipe.recv()
             except (EOFError, OSError):
@@ -289,16 +257,21 @@ class ProcessBatch:
         """As :class:`Batch` says."""
         chosen = np.asarray(slots)
         self._tell("reset", dict(zip(chosen.tolist(), map(int, seeds), strict=True)))
+        self._wait()
         return np.array(self._shared.frames[chosen])
 
-    def step(self, slots: npt.ArrayLike, actions: Floats) -> Step:
+    def send(self, slots: npt.ArrayLike, actions: Floats) -> None:
         """As :class:`Batch` says."""
-        chosen = np.asarray(slots)
-        self._shared.actions[chosen] = actions
-        self._tell("step", dict.fromkeys(chosen.tolist()))
-        shared = self._shared
-        ends = shared.ends[chosen]
-        return np.array(shared.frames[chosen]), np.array(shared.rewards[chosen]), ends[:, 0], ends[:, 1]
+        self._sent = np.asarray(slots)
+        self._shared.actions[self._sent] = actions
+        self._tell("step", dict.fromkeys(self._sent.tolist()))
+
+    def receive(self) -> Step:
+        """As :class:`Batch` says."""
+        self._wait()
+        shared, sent = self._shared, self._sent
+        ends = shared.ends[sent]
+        return np.array(shared.frames[sent]), np.array(shared.rewards[sent]), ends[:, 0], ends[:, 1]
 
     def close(self) -> None:
         """Ends the processes and frees the shared memory."""

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from worldmodels.envs.base import Batch, Floats, Step
 from worldmodels.envs.screen import Frame, shrink
 
 #: Our environments that EnvPool has: its name of them, and how many of the screen's rows are looked at.
@@ -39,8 +40,11 @@ class _Pool:
         return not self.running and not any(self.free.values())
 
 
-class EnvPoolBatch:
-    """A :class:`worldmodels.envs.batch.Batch` on EnvPool.
+_Sent = tuple[_Pool, list[int], npt.NDArray[np.int32]]  # a pool, rows of the request, their games
+
+
+class EnvPoolBatch(Batch):
+    """A :class:`worldmodels.envs.base.Batch` on EnvPool.
 
     EnvPool fixes the seeds of its games when they are made, and a game's step behind an episode's end only resets it.
     So every episode has a game of its own here, which is left at its end: one seed is one track, whatever else is
@@ -59,6 +63,7 @@ class EnvPoolBatch:
         self._expected: list[int] = []
         self._pools: list[_Pool] = []
         self._where: list[tuple[_Pool, int] | None] = [None] * slots
+        self._sent: list[_Sent] = []
         self._low, self._high = (np.array(bound, np.float32) for bound in _BOUNDS[self._name])
 
     def _make(self, seeds: Sequence[int]) -> Any:
@@ -132,7 +137,7 @@ class EnvPoolBatch:
             self._look(screens, rows, frames)
         return frames
 
-    def _grouped(self, slots: list[int]) -> list[tuple[_Pool, list[int], npt.NDArray[np.int32]]]:
+    def _grouped(self, slots: list[int]) -> list[_Sent]:
         """(pool, rows of the request, its games), the games in ascending order as EnvPool answers them."""
         groups = []
         for pool in self._pools:
@@ -148,19 +153,21 @@ class EnvPoolBatch:
         for row, screen in zip(rows, screens, strict=True):
             frames[row] = shrink(screen[: self._rows])
 
-    def step(
-        self, slots: npt.ArrayLike, actions: npt.NDArray[np.float32]
-    ) -> tuple[Frame, npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Plays one step: (n,) slots and (n, 3) actions to frames, rewards, terminated and truncated."""
+    def send(self, slots: npt.ArrayLike, actions: Floats) -> None:
+        """As :class:`worldmodels.envs.base.Batch` says."""
         chosen = [int(slot) for slot in np.asarray(slots)]
         actions = np.clip(actions, self._low, self._high)
-        groups = self._grouped(chosen)
-        for pool, rows, games in groups:  # all are sent before any is waited for
+        self._sent = self._grouped(chosen)
+        for pool, rows, games in self._sent:
             pool.games.send(actions[rows], games)
-        frames = np.empty((len(chosen), 64, 64, 3), np.uint8)
-        rewards = np.empty(len(chosen), np.float32)
-        ends = np.empty((2, len(chosen)), np.bool_)
-        for pool, rows, games in groups:
+
+    def receive(self) -> Step:
+        """As :class:`worldmodels.envs.base.Batch` says."""
+        count = sum(len(rows) for _, rows, _ in self._sent)
+        frames = np.empty((count, 64, 64, 3), np.uint8)
+        rewards = np.empty(count, np.float32)
+        ends = np.empty((2, count), np.bool_)
+        for pool, rows, games in self._sent:
             screens, reward, terminated, truncated, info = pool.games.recv()
             order = np.argsort(info["env_id"])
             assert np.array_equal(info["env_id"][order], games)

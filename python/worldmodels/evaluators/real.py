@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.weights import load_model
-from worldmodels.envs.batch import Batch, backend, make_batch
+from worldmodels.envs.base import Batch
+from worldmodels.envs.batch import backend, make_batch
 from worldmodels.envs.play import episode_seed
 from worldmodels.evaluators import Played, Told, make_controller
 from worldmodels.experiment import Experiment
@@ -35,11 +36,14 @@ Slots = npt.NDArray[np.int64]
 class RealEvaluator:
     """An :class:`worldmodels.evaluators.Evaluator` that plays the real environment.
 
-    Every step, V encodes the frames of all slots in one batch, z is sampled, every slot's own candidate acts, and M's
+    Every step, V encodes the frames of many slots in one batch, z is sampled, every slot's own candidate acts, and M's
     LSTM moves the slots' memories on (not at all where C sees z alone; M's head is never asked). A slot whose episode
-    is over takes the next one, whoever's it is. An episode is what its seed and its candidate make of it: the noise
-    of its latents comes from its seed, and a row of V, C or M is computed as if alone, so that neither the number of
-    slots nor what else is played changes a bit. Other back ends, precisions, devices and machines do.
+    is over takes the next one, whoever's it is. The slots are in two groups: while the environments of one are
+    stepped, the frames of the other are looked at, so that no core waits.
+
+    An episode is what its seed and its candidate make of it: the noise of its latents comes from its seed, and a row
+    of V, C or M is computed as if alone, so that neither the number of slots nor what else is played changes a bit.
+    Other back ends, precisions, devices and machines do.
 
     Args:
         vae: V.
@@ -68,12 +72,12 @@ class RealEvaluator:
     ) -> None:
         self.vae, self.mdnrnn, self.controller = vae, mdnrnn, controller
         self.encode = Encoder(vae, device(), precision, num_threads=workers)
-        self.memory = Memory(mdnrnn, slots, workers)
         self.about: dict[str, Any] = {"inside": "environment", "backend": backend(environment)}
-        self._environment, self._slots, self._workers = environment, slots, workers
-        self._max_steps = max_steps
-        self._batch: Batch | None = None
-        self._remembers = controller.features != "z"
+        self.max_steps, self.remembers = max_steps, controller.features != "z"
+        self._environment, self._workers = environment, workers
+        self._sizes = [size for size in (slots - slots // 2, slots // 2) if size]
+        self._memories = [Memory(mdnrnn, size, workers) for size in self._sizes]
+        self._batches: list[Batch] = []
 
     @classmethod
     def of(cls, experiment: Experiment) -> RealEvaluator:
@@ -104,113 +108,135 @@ class RealEvaluator:
             raise ValueError(f"params: expected (P, {self.controller.size}), got {params.shape}")
         if episodes < 1:
             raise ValueError(f"episodes: expected at least 1, got {episodes}")
-        if self._batch is None:
-            self._batch = make_batch(self._environment, self._slots, workers=self._workers)
-        stream = _Stream(self, self._batch, params, episodes, seed, common_seeds)
+        if not self._batches:
+            self._batches = [make_batch(self._environment, size, workers=self._workers) for size in self._sizes]
+        stream = _Stream(self, params, episodes, seed, common_seeds)
+        groups = [
+            _Group(stream, batch, memory, range(number, stream.total, len(self._batches)))
+            for number, (batch, memory) in enumerate(zip(self._batches, self._memories, strict=True))
+        ]
+        for group in groups:
+            group.act()
         for number in itertools.count(1):
-            if stream.step() or number % _TELL == 0:
+            before = stream.ended
+            for group in groups:
+                group.observe()
+                group.act()
+            if stream.ended > before or number % _TELL == 0:
                 told(stream.ended, stream.total, stream.steps)
-            if not stream.running:
+            if stream.ended == stream.total:
                 break
         return Played(stream.returns.astype(np.float32), stream.lengths, stream.profile)
 
     def close(self) -> None:
         """Ends the environments."""
-        if self._batch is not None:
-            self._batch.close()
-            self._batch = None
+        for batch in self._batches:
+            batch.close()
+        self._batches = []
 
 
 class _Stream:
-    """The episodes of one population on their way through the slots."""
+    """The episodes of one population: job j is episode j // P of candidate j % P."""
 
-    def __init__(
-        self, evaluator: RealEvaluator, batch: Batch, params: Floats, episodes: int, seed: int, common_seeds: bool
-    ) -> None:
-        self._evaluator, self._batch, self._params = evaluator, batch, params
-        self._population, self.total = len(params), len(params) * episodes
-        # Job j is episode j // P of candidate j % P.
-        numbers = np.arange(self.total) // self._population
+    def __init__(self, evaluator: RealEvaluator, params: Floats, episodes: int, seed: int, common_seeds: bool) -> None:
+        self.evaluator, self.params = evaluator, params
+        self.population, self.total = len(params), len(params) * episodes
+        numbers = np.arange(self.total) // self.population
         if not common_seeds:
-            numbers += episodes * (np.arange(self.total) % self._population)
-        self._seeds = [episode_seed(seed, "evolve", int(number)) for number in numbers]
-        batch.expect(self._seeds)
-        model = evaluator.mdnrnn
-        slots = batch.slots
-        self._next = 0
-        self._job = np.full(slots, -1, np.int64)
-        self._age = np.zeros(slots, np.int64)
-        self._score = np.zeros(slots)
-        self._frames = np.zeros((slots, 64, 64, 3), np.uint8)
-        self._own = np.zeros((slots, params.shape[1]), np.float32)
-        self._noise = np.zeros((slots, _NOISE, model.latent_size), np.float32)
-        self._random: list[np.random.Generator] = [np.random.default_rng(0)] * slots
-        self._memory = evaluator.memory
-        self._memory.forget(slots)
-        self.returns = np.zeros((self._population, episodes))
-        self.lengths = np.zeros((self._population, episodes), np.int32)
+            numbers += episodes * (np.arange(self.total) % self.population)
+        self.seeds = [episode_seed(seed, "evolve", int(number)) for number in numbers]
+        self.returns = np.zeros((self.population, episodes))
+        self.lengths = np.zeros((self.population, episodes), np.int32)
         self.profile = dict.fromkeys(("environment", "V", "C", "M"), 0.0)
         self.ended = self.steps = 0
-        self._begin(np.arange(slots))
-
-    @property
-    def running(self) -> bool:
-        return self.ended < self.total
 
     @contextmanager
-    def _timed(self, what: str) -> Iterator[None]:
+    def timed(self, what: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
         self.profile[what] += time.perf_counter() - began
 
+    def end(self, jobs: Slots, scores: npt.NDArray[np.float64], lengths: Slots) -> None:
+        """Keeps what became of some episodes."""
+        episode, candidate = np.divmod(jobs, self.population)
+        self.returns[candidate, episode] = scores
+        self.lengths[candidate, episode] = lengths
+        self.ended += len(jobs)
+
+
+class _Group:
+    """Some of the jobs on their way through the slots of one batch: :meth:`act` and :meth:`observe` take turns."""
+
+    def __init__(self, stream: _Stream, batch: Batch, memory: Memory, jobs: range) -> None:
+        self._stream, self._batch, self._memory = stream, batch, memory
+        self._jobs = jobs
+        batch.expect([stream.seeds[job] for job in jobs])
+        slots = batch.slots
+        latent_size = stream.evaluator.mdnrnn.latent_size
+        self._job = np.full(slots, -1, np.int64)
+        self._age = np.zeros(slots, np.int64)
+        self._score = np.zeros(slots)
+        self._frames = np.zeros((slots, 64, 64, 3), np.uint8)
+        self._own = np.zeros((slots, stream.params.shape[1]), np.float32)
+        self._noise = np.zeros((slots, _NOISE, latent_size), np.float32)
+        self._random: list[np.random.Generator] = [np.random.default_rng(0)] * slots
+        self._busy = np.arange(0)
+        memory.forget(slots)
+        self._begin(np.arange(slots))
+
     def _begin(self, slots: Slots) -> None:
         """Gives free slots the next episodes, as long as there are any."""
-        fresh = slots[: self.total - self._next]
+        fresh, stream = slots[: len(self._jobs)], self._stream
         self._job[slots] = -1
         if len(fresh) == 0:
             return
-        self._job[fresh] = np.arange(self._next, self._next + len(fresh))
-        self._next += len(fresh)
+        self._job[fresh] = self._jobs[: len(fresh)]
+        self._jobs = self._jobs[len(fresh) :]
         self._age[fresh], self._score[fresh] = 0, 0
-        self._own[fresh] = self._params[self._job[fresh] % self._population]
+        self._own[fresh] = stream.params[self._job[fresh] % stream.population]
         self._memory.h[fresh] = self._memory.c[fresh] = 0
-        seeds = [self._seeds[job] for job in self._job[fresh]]
+        seeds = [stream.seeds[job] for job in self._job[fresh]]
         for slot, seed in zip(fresh, seeds, strict=True):
             self._random[slot] = np.random.default_rng([seed, 1])
-        with self._timed("environment"):
+        with stream.timed("environment"):
             self._frames[fresh] = self._batch.reset(fresh, seeds)
 
     def _latents(self, busy: Slots) -> Floats:
         for slot in busy[self._age[busy] % _NOISE == 0]:
             self._noise[slot] = self._random[slot].standard_normal(self._noise.shape[1:], np.float32)
-        mu, logvar = self._evaluator.encode(self._frames[busy])
+        mu, logvar = self._stream.evaluator.encode(self._frames[busy])
         noise = self._noise[busy, self._age[busy] % _NOISE]
         z: Floats = mu + np.exp(0.5 * logvar) * noise
         return z
 
-    def step(self) -> bool:
-        """Plays one step in every slot that has an episode; whether one of them has ended."""
-        evaluator, controller = self._evaluator, self._evaluator.controller
-        busy = np.flatnonzero(self._job >= 0)
-        with self._timed("V"):
+    def act(self) -> None:
+        """Looks at the frames, acts in every slot that has an episode, and leaves the environments at work."""
+        stream, evaluator, controller = self._stream, self._stream.evaluator, self._stream.evaluator.controller
+        self._busy = busy = np.flatnonzero(self._job >= 0)
+        if len(busy) == 0:
+            return
+        with stream.timed("V"):
             z = self._latents(busy)
-        with self._timed("C"):
+        with stream.timed("C"):
             features = controller.join(z, self._memory.c[busy], self._memory.h[busy])
             actions = controller.act_each(self._own[busy], features)
-        with self._timed("M"):
-            if evaluator._remembers:
+        with stream.timed("environment"):
+            self._batch.send(busy, actions)
+        with stream.timed("M"):
+            if evaluator.remembers:
                 self._memory.step(busy, z, actions, self._age[busy] == 0)
-        with self._timed("environment"):
-            self._frames[busy], rewards, terminated, truncated = self._batch.step(busy, actions)
+
+    def observe(self) -> None:
+        """Waits for the environments, and gives slots whose episode is over the next one."""
+        stream, busy = self._stream, self._busy
+        if len(busy) == 0:
+            return
+        with stream.timed("environment"):
+            self._frames[busy], rewards, terminated, truncated = self._batch.receive()
         self._score[busy] += rewards
         self._age[busy] += 1
-        self.steps += len(busy)
-        over = busy[terminated | truncated | (self._age[busy] >= evaluator._max_steps)]
-        if len(over) == 0:
-            return False
-        episode, candidate = np.divmod(self._job[over], self._population)
-        self.returns[candidate, episode] = self._score[over]
-        self.lengths[candidate, episode] = self._age[over]
-        self.ended += len(over)
-        self._begin(over)
-        return True
+        stream.steps += len(busy)
+        over = busy[terminated | truncated | (self._age[busy] >= stream.evaluator.max_steps)]
+        if len(over):
+            stream.end(self._job[over], self._score[over], self._age[over])
+            self._begin(over)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from worldmodels import tasks
 from worldmodels.config import CollectConfig, Config, EnvironmentConfig
 from worldmodels.data.episodes import Episode, shard_path
-from worldmodels.envs.batch import Batch
+from worldmodels.envs.base import Batch
 from worldmodels.envs.play import episode_seed
 from worldmodels.envs.policies import AGENT, RANDOM_AGENT, Action, Policy
 from worldmodels.envs.screen import Frame
