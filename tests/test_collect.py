@@ -18,7 +18,7 @@ from conftest import start, toy_config, write_world
 from worldmodels import Controller
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs.play import episode_seed
-from worldmodels.envs.policies import brownian, constant, held
+from worldmodels.envs.policies import brownian, constant, held, ornstein_uhlenbeck
 from worldmodels.experiment import Experiment
 from worldmodels.stages import players
 from worldmodels.stages.evolve import save_controller
@@ -233,6 +233,20 @@ def test_brownian_actions_walk():
     assert np.abs(np.corrcoef(actions[:, 0], actions[:, 1])[0, 1]) < 0.2
     with pytest.raises(ValueError, match=r"^step: expected a finite number above zero, got 0"):
         brownian(0)
+
+
+def test_ornstein_uhlenbeck_actions_are_drawn_back_to_zero():
+    """An AR(1): its spread is step / sqrt(1 - a^2), its memory a = 1 - 1 / memory a step."""
+    stream = ornstein_uhlenbeck(0.1, 10, 2)(np.random.default_rng(0))
+    actions = np.stack(list(itertools.islice(stream, 40_000)))
+    assert actions.shape == (40_000, 2) and actions.dtype == np.float32 and np.abs(actions).max() <= 1
+    assert abs(actions.mean()) < 0.02
+    assert actions.std() == pytest.approx(0.1 / np.sqrt(1 - 0.9**2), rel=0.03)
+    for column in actions.T:
+        assert np.corrcoef(column[:-1], column[1:])[0, 1] == pytest.approx(0.9, abs=0.02)
+    for step, memory in ((0, 10), (0.1, 0.5), (0.1, float("inf"))):
+        with pytest.raises(ValueError, match=r"^step, memory: expected a finite step above zero and memory from 1"):
+            ornstein_uhlenbeck(step, memory)
 
 
 @pytest.fixture(scope="module")

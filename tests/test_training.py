@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -232,6 +233,22 @@ def test_a_batch_of_m_in_small_pieces_gives_the_same_gradient():
     check_gradients(found)
     whole, _, _ = train_rnn.chunk_losses(model, chunk, state, config, noise)
     np.testing.assert_allclose(torch.stack(whole).detach(), torch.stack([*found[0][:4]]), rtol=1e-5)
+
+
+def test_m_learns_rewards_within_the_limit():
+    """The loss is that of rewards which were cut beforehand; without a limit they count as they are."""
+    latents = make_latents([12], [False], latent_size=4)
+    chunk = next(Streams(latents, np.arange(1), 1, 11, 0).epoch(0))
+    model = train_rnn.build(config := TrainRNNConfig(hidden_size=8, mixtures=2, reward_head=True), latents)
+    noise, state = torch.zeros(chunk.mu.shape), model.initial_state(1)
+
+    def loss(rewards, limit):
+        chunk.reward[:] = rewards
+        return train_rnn.chunk_losses(model, chunk, state, replace(config, reward_limit=limit), noise)[0].reward
+
+    seen = np.tile(np.float32([-100, 3, 0, 25]), 3)[: chunk.reward.shape[1]]
+    assert loss(seen, 10.0) == loss(np.clip(seen, -10, 10), 0.0)
+    assert loss(seen, 0.0) > 10 * loss(seen, 10.0)
 
 
 def test_a_batch_of_v_in_small_pieces_gives_the_same_gradient():

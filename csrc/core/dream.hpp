@@ -52,7 +52,7 @@ class Stepper {
     int envs() const { return envs_; }
 
   private:
-    int lanes_of(std::size_t block) const;
+    int lanes_of(int block) const;
 
     const WorldModel& model_;
     int envs_;

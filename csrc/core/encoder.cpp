@@ -100,8 +100,7 @@ void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frame
     const int wanted = std::max(1, std::min(threads, (count + kFewFrames - 1) / kFewFrames));
     const int size = std::min(kBlock, (count + wanted * kFewFrames - 1) / (wanted * kFewFrames) * kFewFrames);
     const int blocks = (count + size - 1) / size;
-    const int team = std::min(threads, blocks);
-    check_not_forked(team);
+    const int team = team_for(blocks, threads);
     while (buffers_.size() < static_cast<std::size_t>(team)) {
         std::array<std::size_t, 2> largest = {floats_of(kFrameSide, kFrameChannels), 0};
         for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
@@ -110,20 +109,12 @@ void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frame
         }
         buffers_.push_back({aligned_floats(largest[0]), aligned_floats(largest[1])});
     }
-    const auto share = [&](int thread) {
-        for (int b = thread; b < blocks; b += team) {
-            const std::ptrdiff_t first = std::ptrdiff_t{b} * size;
-            encode_block(kernels, frames + first * kBytes, std::min(size, count - b * size),
-                         buffers_[static_cast<std::size_t>(thread)], mu + first * latent_,
-                         logvar + first * latent_);
-        }
-    };
-    if (team == 1) {
-        share(0);
-        return;
-    }
-#pragma omp parallel for num_threads(team) schedule(static, 1)
-    for (int thread = 0; thread < team; ++thread) share(thread);
+    share_blocks(blocks, team, [&](int b, int thread) {
+        const std::ptrdiff_t first = std::ptrdiff_t{b} * size;
+        encode_block(kernels, frames + first * kBytes, std::min(size, count - b * size),
+                     buffers_[static_cast<std::size_t>(thread)], mu + first * latent_,
+                     logvar + first * latent_);
+    });
 }
 
 }  // namespace worldmodels

@@ -38,20 +38,12 @@ void remember_block(const Kernels& kernels, const ModelView& m, const MemoryRows
 
 void Memory::remember_unchecked(const Kernels& kernels, const MemoryRows& rows, int threads) {
     const int blocks = (rows.count + kBlock - 1) / kBlock;
-    const int team = std::min(threads, blocks);
-    check_not_forked(team);
+    const int team = team_for(blocks, threads);
     while (buffers_.size() < static_cast<std::size_t>(team)) buffers_.emplace_back(model_, nullptr);
-    const auto share = [&](int thread) {
-        Block& block = buffers_[static_cast<std::size_t>(thread)].block();
-        for (int b = thread; b < blocks; b += team)
-            remember_block(kernels, model_.view(), rows, b * kBlock, block);
-    };
-    if (team == 1) {
-        share(0);
-        return;
-    }
-#pragma omp parallel for num_threads(team) schedule(static, 1)
-    for (int thread = 0; thread < team; ++thread) share(thread);
+    share_blocks(blocks, team, [&](int b, int thread) {
+        remember_block(kernels, model_.view(), rows, b * kBlock,
+                       buffers_[static_cast<std::size_t>(thread)].block());
+    });
 }
 
 }  // namespace worldmodels

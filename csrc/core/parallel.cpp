@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace worldmodels {
@@ -18,6 +19,12 @@ void check_not_forked(int threads) {
             "this process was forked from one that had loaded worldmodels, and OpenMP's threads, which "
             "PyTorch uses too, do not survive a fork: start workers with the 'spawn' method, or pass "
             "num_threads=1 in the forked process");
+}
+
+int team_for(int blocks, int threads) {
+    const int team = std::min(threads, blocks);
+    check_not_forked(team);
+    return team;
 }
 
 void Team::tick(int thread) {

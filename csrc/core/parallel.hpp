@@ -1,6 +1,8 @@
 // Threads: a poll for interrupts that never leaves a parallel region, and the refusal of forked thread pools.
 #pragma once
 
+#include <omp.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -17,6 +19,25 @@ struct Poll {
 // Throws std::runtime_error when this process was forked from the one that loaded the library, and more than
 // one thread is wanted: OpenMP's pool, which PyTorch uses too, does not survive a fork.
 void check_not_forked(int threads);
+
+// How many of the threads have something to do where there are so many blocks; refuses as check_not_forked
+// does.
+int team_for(int blocks, int threads);
+
+// work(block, thread) for every block, on a team of threads; whichever is free takes the next.
+template <class Work>
+void share_blocks(int blocks, int team, const Work& work) {
+    if (team == 1) {
+        for (int block = 0; block < blocks; ++block) work(block, 0);
+        return;
+    }
+#pragma omp parallel num_threads(team)
+    {
+        const int thread = omp_get_thread_num();
+#pragma omp for schedule(dynamic)
+        for (int block = 0; block < blocks; ++block) work(block, thread);
+    }
+}
 
 // One parallel call: remembers whether to stop; the calling thread polls while it works and while it waits.
 class Team {

@@ -9,8 +9,8 @@ Stepper::Stepper(const WorldModel& model, int envs) : model_(model), envs_(envs)
     for (int first = 0; first < envs; first += kBlock) blocks_.emplace_back(model, nullptr);
 }
 
-int Stepper::lanes_of(std::size_t block) const {
-    return std::min(kBlock, envs_ - static_cast<int>(block) * kBlock);
+int Stepper::lanes_of(int block) const {
+    return std::min(kBlock, envs_ - block * kBlock);
 }
 
 void Stepper::reset_unchecked(const Kernels& kernels, std::uint64_t seed, const std::uint32_t* episodes,
@@ -25,9 +25,9 @@ void Stepper::step_unchecked(const Kernels& kernels, std::uint64_t seed, float t
                              const float* actions, int threads, float* rewards, bool* dones) {
     const Sampling sampling = make_sampling(seed, temperature);
     const ModelView& m = model_.view();
-    const auto step_block = [&](std::size_t b) {
-        Lanes& lanes = blocks_[b];
-        const int first = static_cast<int>(b) * kBlock, count = lanes_of(b);
+    const auto step_block = [&](int b, int) {
+        Lanes& lanes = blocks_[static_cast<std::size_t>(b)];
+        const int first = b * kBlock, count = lanes_of(b);
         for (int lane = 0; lane < count; ++lane)
             for (int a = 0; a < m.action; ++a)
                 lanes.set_action(lane, a, actions[std::ptrdiff_t{first + lane} * m.action + a]);
@@ -38,37 +38,25 @@ void Stepper::step_unchecked(const Kernels& kernels, std::uint64_t seed, float t
             dones[first + lane] = lanes.done(lane);
         }
     };
-    const int team = std::min(threads, static_cast<int>(blocks_.size()));
-    check_not_forked(team);
-    if (team == 1) {
-        for (std::size_t b = 0; b < blocks_.size(); ++b) step_block(b);
-        return;
-    }
-#pragma omp parallel for num_threads(team) schedule(dynamic)
-    for (std::size_t b = 0; b < blocks_.size(); ++b) step_block(b);
+    const int blocks = static_cast<int>(blocks_.size());
+    share_blocks(blocks, team_for(blocks, threads), step_block);
 }
 
 void Stepper::observe_unchecked(bool use_c, bool use_h, int threads, float* out) const {
     const ModelView& m = model_.view();
     const std::ptrdiff_t size = m.latent + m.hidden * ((use_c ? 1 : 0) + (use_h ? 1 : 0));
-    const auto observe_block = [&](std::size_t b) {
-        const Block& block = blocks_[b].block();
+    const auto observe_block = [&](int b, int) {
+        const Block& block = blocks_[static_cast<std::size_t>(b)].block();
         const int count = lanes_of(b);
-        float* row = out + static_cast<std::ptrdiff_t>(b) * kBlock * size;
+        float* row = out + std::ptrdiff_t{b} * kBlock * size;
         for (int lane = 0; lane < count; ++lane) {
             for (int d = 0; d < m.latent; ++d) *row++ = block.x[d * kBlock + lane];
             for (int k = 0; use_c && k < m.hidden; ++k) *row++ = block.c[k * kBlock + lane];
             for (int k = 0; use_h && k < m.hidden; ++k) *row++ = block.h[k * kBlock + lane];
         }
     };
-    const int team = std::min(threads, static_cast<int>(blocks_.size()));
-    check_not_forked(team);
-    if (team == 1) {
-        for (std::size_t b = 0; b < blocks_.size(); ++b) observe_block(b);
-        return;
-    }
-#pragma omp parallel for num_threads(team) schedule(static)
-    for (std::size_t b = 0; b < blocks_.size(); ++b) observe_block(b);
+    const int blocks = static_cast<int>(blocks_.size());
+    share_blocks(blocks, team_for(blocks, threads), observe_block);
 }
 
 }  // namespace worldmodels

@@ -131,6 +131,8 @@ class TrainRNNConfig:
     """gradients are clipped to this absolute value"""
     done_weight: float = 10.0
     """weight of the steps at which the episode ends, in the done loss"""
+    reward_limit: float = 0.0
+    """rewards are cut at plus and minus this before M learns them; 0 for as they are"""
     start: str = ""
     """run folder, or takecover, whose M to go on from; empty for a new one"""
     validation: float = 0.05
@@ -298,6 +300,7 @@ _MAY_BE_ZERO = {
     "micro_batch",
     "patience",
     "curve_episodes",
+    "reward_limit",
 }
 
 

@@ -50,6 +50,20 @@ def brownian(step: float, action_size: int = 1) -> Policy:
     return actions
 
 
+def ornstein_uhlenbeck(step: float, memory: float, action_size: int = 1) -> Policy:
+    """A random walk as :func:`brownian`, drawn back to zero by a share 1 / ``memory`` of its distance every step."""
+    if not 0 < step < float("inf") or not 1 <= memory < float("inf"):
+        raise ValueError(f"step, memory: expected a finite step above zero and memory from 1, got {step}, {memory}")
+
+    def actions(rng: np.random.Generator) -> Iterator[Action]:
+        action = rng.uniform(-1, 1, size=action_size)
+        while True:
+            yield action.astype(np.float32)
+            action = np.clip(action * (1 - 1 / memory) + step * rng.standard_normal(action_size), -1, 1)
+
+    return actions
+
+
 def mapped(policy: Policy, function: Callable[[Action], Action]) -> Policy:
     """A policy whose every action is put through a function."""
 

@@ -185,6 +185,8 @@ def chunk_losses(
     if out.done_logit is not None:
         ends = done_loss(out.done_logit, done, config.done_weight, knows_end)
     if out.reward is not None:
+        if config.reward_limit:
+            reward_seen = reward_seen.clamp(-config.reward_limit, config.reward_limit)
         reward = ((out.reward - reward_seen).square() * valid).sum() / valid.sum().clamp(min=1)
     return Losses(z_loss + ends + reward, z_loss, ends, reward), state, out.done_logit
 

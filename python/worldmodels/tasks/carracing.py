@@ -17,7 +17,7 @@ from worldmodels.config import (
     TrainRNNConfig,
     TrainVAEConfig,
 )
-from worldmodels.envs.policies import Action, brownian, constant, held, mapped
+from worldmodels.envs.policies import Action, brownian, constant, held, mapped, ornstein_uhlenbeck
 from worldmodels.tasks import Task
 
 
@@ -26,10 +26,16 @@ def _pedals(action: Action) -> Action:
     return np.array([action[0], (action[1] + 1) / 2, max(action[2], 0)], np.float32)
 
 
+def _gently(action: Action) -> Action:
+    """From [-1, 1] to a third of the steering, a third of the gas and now and then a touch of the brake."""
+    return np.array([0.3 * action[0], 0.15 * (action[1] + 1), max(action[2] - 0.8, 0)], np.float32)
+
+
 POLICIES = {
     "uniform": mapped(held(1, 1, 3), _pedals),
     "held 1-20": mapped(held(1, 20, 3), _pedals),
     "brownian": mapped(brownian(0.15, 3), _pedals),
+    "gentle": mapped(ornstein_uhlenbeck(0.15, 20, 3), _gently),
     "full gas": constant(0.0, 1.0, 0.0),
     "never": constant(0.0, 0.0, 0.0),
 }
