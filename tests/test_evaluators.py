@@ -38,14 +38,16 @@ def make_m(action_size=2):
     return model.eval()
 
 
-def make_evaluator(environment=TOY, action_size=2, slots=3, workers=1, max_steps=100, **shape):
+def make_evaluator(environment=TOY, action_size=2, slots=3, workers=1, max_steps=100, patience=0, **shape):
     controller = Controller(4, 6, action_size, **shape)
     options = {"slots": slots, "workers": workers, "max_steps": max_steps, "precision": "float32"}
+    options["patience"] = patience
     return RealEvaluator(make_vae(4), make_m(action_size), controller, environment, **options)
 
 
-def play_alone(evaluator, params, seed, max_steps=100):
+def play_alone(evaluator, params, seed, max_steps=100, patience=100):
     """One episode as the paper has it, with V alone taken from torch: return and length."""
+    barren = 0
     env = ToyEnv()
     frame, _ = env.reset(seed=seed)
     noise = np.random.default_rng([seed, 1]).standard_normal((64, 4), np.float32)
@@ -59,6 +61,9 @@ def play_alone(evaluator, params, seed, max_steps=100):
         h, c = remember(evaluator.mdnrnn, z, action, np.array([float(steps == 0)]), h, c)
         frame, reward, terminated, truncated, _ = env.step(action[0])
         total, steps, over = total + reward, steps + 1, terminated or truncated
+        barren = 0 if reward > 0 else barren + 1
+        if not over and barren == patience:
+            total, over = total + reward * (max_steps - steps), True
     return total, steps
 
 
@@ -75,6 +80,21 @@ def test_scores_are_those_of_one_episode_after_the_other(common, shape):
     np.testing.assert_allclose(played.returns, np.array(expected)[:, :, 0], atol=1e-4)
     np.testing.assert_array_equal(played.lengths, np.array(expected)[:, :, 1])
     evaluator.close()
+
+
+def test_hopeless_episodes_are_given_up():
+    """After so many steps without a reward above zero; what is left of them pays as their last step did."""
+    params = np.random.default_rng(0).normal(0, 1, (6, 32)).astype(np.float32)
+    patient = make_evaluator(max_steps=50).play(params, 4, seed=5, common_seeds=True, told=quiet)
+    evaluator = make_evaluator(max_steps=50, patience=2)
+    played = evaluator.play(params, 4, seed=5, common_seeds=True, told=quiet)
+    seeds = [episode_seed(5, "evolve", e) for e in range(4)]
+    expected = np.array([[play_alone(evaluator, p, seed, max_steps=50, patience=2) for seed in seeds] for p in params])
+    np.testing.assert_allclose(played.returns, expected[:, :, 0], atol=1e-3)
+    np.testing.assert_array_equal(played.lengths, expected[:, :, 1])
+    given_up = played.lengths < patient.lengths
+    assert 4 < given_up.sum() < 20 and (played.returns[given_up] < patient.returns[given_up]).all()
+    np.testing.assert_array_equal(played.returns[~given_up], patient.returns[~given_up])
 
 
 def test_slots_and_workers_change_no_bit():

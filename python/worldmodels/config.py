@@ -203,6 +203,8 @@ class EvolveConfig:
     """threads of the dream, or workers of the real environment; 0 for one per core"""
     environments: int = 64
     """real environments stepped side by side, where inside is environment"""
+    patience: int = 0
+    """steps without a reward above zero that end a real episode, whose rest pays as its last step; 0 for never"""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ class RealEvaluator:
         slots: environments side by side.
         workers: threads or processes that step them.
         max_steps: the longest episode.
+        patience: steps without a reward above zero after which an episode is given up, and what is left of it taken to
+            pay what the last step paid; 0 for never.
         precision: of V: ``"bfloat16"`` (autocast) or ``"float32"``.
     """
 
@@ -69,11 +71,13 @@ class RealEvaluator:
         workers: int,
         max_steps: int,
         precision: str,
+        patience: int = 0,
     ) -> None:
         self.vae, self.mdnrnn, self.controller = vae, mdnrnn, controller
         self.encode = Encoder(vae, device(), precision, num_threads=workers)
         self.about: dict[str, Any] = {"inside": "environment", "backend": backend(environment)}
-        self.max_steps, self.remembers = max_steps, controller.features != "z"
+        self.max_steps, self.patience = max_steps, patience
+        self.remembers = controller.features != "z"
         self._environment, self._workers = environment, workers
         self._sizes = [size for size in (slots - slots // 2, slots // 2) if size]
         self._memories = [Memory(mdnrnn, size, workers) for size in self._sizes]
@@ -93,6 +97,7 @@ class RealEvaluator:
             workers=config.evolve.threads or cores(),
             max_steps=config.evolve.max_steps,
             precision=config.encode.precision,
+            patience=config.evolve.patience,
         )
 
     def play(
@@ -174,7 +179,7 @@ class _Group:
         slots = batch.slots
         latent_size = stream.evaluator.mdnrnn.latent_size
         self._job = np.full(slots, -1, np.int64)
-        self._age = np.zeros(slots, np.int64)
+        self._age, self._barren = np.zeros((2, slots), np.int64)
         self._score = np.zeros(slots)
         self._frames = np.zeros((slots, 64, 64, 3), np.uint8)
         self._own = np.zeros((slots, stream.params.shape[1]), np.float32)
@@ -192,7 +197,8 @@ class _Group:
             return
         self._job[fresh] = self._jobs[: len(fresh)]
         self._jobs = self._jobs[len(fresh) :]
-        self._age[fresh], self._score[fresh] = 0, 0
+        self._age[fresh] = self._barren[fresh] = 0
+        self._score[fresh] = 0
         self._own[fresh] = stream.params[self._job[fresh] % stream.population]
         self._memory.h[fresh] = self._memory.c[fresh] = 0
         seeds = [stream.seeds[job] for job in self._job[fresh]]
@@ -235,8 +241,15 @@ class _Group:
             self._frames[busy], rewards, terminated, truncated = self._batch.receive()
         self._score[busy] += rewards
         self._age[busy] += 1
+        self._barren[busy] = np.where(rewards > 0, 0, self._barren[busy] + 1)
         stream.steps += len(busy)
-        over = busy[terminated | truncated | (self._age[busy] >= stream.evaluator.max_steps)]
+        ended = terminated | truncated | (self._age[busy] >= stream.evaluator.max_steps)
+        if stream.evaluator.patience:
+            hopeless = ~ended & (self._barren[busy] >= stream.evaluator.patience)
+            left = stream.evaluator.max_steps - self._age[busy[hopeless]]
+            self._score[busy[hopeless]] += left * rewards[hopeless]
+            ended |= hopeless
+        over = busy[ended]
         if len(over):
             stream.end(self._job[over], self._score[over], self._age[over])
             self._begin(over)
