@@ -42,6 +42,8 @@ class Encoder {
 
     void encode_block(const Kernels& kernels, const std::uint8_t* frames, int count, Buffers& buffers,
                       float* mu, float* logvar) const;
+    void encode_frame(const Kernels& kernels, const std::uint8_t* frame, Buffers& buffers, float* mu,
+                      float* logvar) const;
 
     int latent_;
     std::array<AlignedFloats, kConvolutions + 1> panels_;

@@ -13,12 +13,16 @@ constexpr int kRows = 6, kRowsAlone = 12;  // rows at once, for two vectors of l
 constexpr int kFewLanes = 2, kFewSums = 8;
 constexpr int kTileRows = 4, kTileVectors = 2;
 using V = float __attribute__((vector_size(32), may_alias));
+using Q = float __attribute__((vector_size(16), may_alias));
 using I = std::int32_t __attribute__((vector_size(32), may_alias));
 using U = std::uint32_t __attribute__((vector_size(32), may_alias));
 using D = double __attribute__((vector_size(32), may_alias));
 
 inline V fma(V a, V b, V c) {
     return _mm256_fmadd_ps(a, b, c);
+}
+inline Q fma(Q a, Q b, Q c) {
+    return _mm_fmadd_ps(a, b, c);
 }
 inline D fma(D a, D b, D c) {
     return _mm256_fmadd_pd(a, b, c);

@@ -4,11 +4,15 @@ constexpr int kLanes = 16;
 constexpr int kRows = 12, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
 constexpr int kFewLanes = 4, kFewSums = 8;
 using V = float __attribute__((vector_size(64), may_alias));
+using Q = float __attribute__((vector_size(16), may_alias));
 using I = std::int32_t __attribute__((vector_size(64), may_alias));
 using U = std::uint32_t __attribute__((vector_size(64), may_alias));
 
 inline V fma(V a, V b, V c) {
     return _mm512_fmadd_ps(a, b, c);
+}
+inline Q fma(Q a, Q b, Q c) {
+    return _mm_fmadd_ps(a, b, c);
 }
 inline V sqrt(V x) {
     return _mm512_sqrt_ps(x);

@@ -10,6 +10,7 @@ constexpr int kRows = 4, kRowsAlone = 4;  // rows at once, for two vectors of la
 constexpr int kFewLanes = 1, kFewSums = 8;
 constexpr int kTileRows = 4, kTileVectors = 2;
 using V = float __attribute__((vector_size(16), may_alias));
+using Q = V;
 using I = std::int32_t __attribute__((vector_size(16), may_alias));
 using U = std::uint32_t __attribute__((vector_size(16), may_alias));
 using D = double __attribute__((vector_size(16), may_alias));

@@ -1,4 +1,5 @@
-// Convolutions over frames that lie across the lanes. Included inside an ISA's anonymous namespace.
+// Convolutions, over frames that lie across the lanes and over one frame by itself, to the same bits: a sum
+// runs over its window in one order. Included inside an ISA's anonymous namespace, which has Q, four floats.
 
 // R rows of a panel at one pixel, for N vectors of lanes; `rows` of them are stored.
 template <int R, int N>
@@ -44,5 +45,58 @@ inline void convolve(const ConvView& conv, const float* in, float* out, int lane
         int n = 0;
         for (; n + 2 <= vectors; n += 2) convolve_line<kRows, 2>(conv, line + n * kLanes, to + n * kLanes);
         if (n < vectors) convolve_line<kRowsAlone, 1>(conv, line + n * kLanes, to + n * kLanes);
+    }
+}
+
+// A panel's filters at P pixels of one line.
+template <int P>
+inline void convolve_pixels(const ConvView& conv, const float* panel, const float* window, int filters,
+                            float* out) {
+    constexpr int kQuads = kPanel / 4;
+    Q acc[P][kQuads];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 3
+        for (int q = 0; q < kQuads; ++q) __builtin_memcpy(&acc[p][q], panel + 4 * q, sizeof(Q));
+    const float* w = panel + kPanel;
+    const int step = conv.stride * conv.channels, columns = conv.kernel * conv.channels;
+    for (int line = 0; line < conv.kernel; ++line) {
+        const float* in = window + line * conv.side * conv.channels;
+        for (int k = 0; k < columns; ++k, ++in, w += kPanel) {
+            Q weight[kQuads];
+#pragma GCC unroll 3
+            for (int q = 0; q < kQuads; ++q) __builtin_memcpy(&weight[q], w + 4 * q, sizeof(Q));
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) {
+                const Q x = in[p * step] - Q{};
+#pragma GCC unroll 3
+                for (int q = 0; q < kQuads; ++q) acc[p][q] = fma(weight[q], x, acc[p][q]);
+            }
+        }
+    }
+    for (int p = 0; p < P; ++p)
+        for (int f = 0; f < filters; ++f) {
+            const float sum = acc[p][f / 4][f % 4];
+            out[p * conv.filters + f] = conv.relu && sum < 0.0F ? 0.0F : sum;
+        }
+}
+
+// out (out_side, out_side, filters) = the layer of in (side, side, channels).
+inline void convolve_frame(const ConvView& conv, const float* in, float* out) {
+    constexpr int kPixels = 4;
+    const int side = conv.out_side(), columns = 1 + conv.kernel * conv.kernel * conv.channels;
+    for (int first = 0; first < conv.filters; first += kPanel) {
+        const float* const panel = conv.panels + std::ptrdiff_t{first} * columns;
+        const int filters = conv.filters - first < kPanel ? conv.filters - first : kPanel;
+        for (int y = 0; y < side; ++y) {
+            const float* const line = in + std::ptrdiff_t{conv.stride} * y * conv.side * conv.channels;
+            float* const to = out + std::ptrdiff_t{y} * side * conv.filters + first;
+            const auto at = [&](int x) { return line + std::ptrdiff_t{conv.stride} * x * conv.channels; };
+            int x = 0;
+            for (; x + kPixels <= side; x += kPixels)
+                convolve_pixels<kPixels>(conv, panel, at(x), filters, to + std::ptrdiff_t{x} * conv.filters);
+            for (; x < side; ++x)
+                convolve_pixels<1>(conv, panel, at(x), filters, to + std::ptrdiff_t{x} * conv.filters);
+        }
     }
 }

@@ -108,6 +108,8 @@ struct Kernels {
     // One layer of V's encoder: in (side, side, channels, kBlock) to out (out_side, out_side, filters,
     // kBlock), for the first `lanes` lanes.
     void (*convolve)(const ConvView&, const float* in, float* out, int lanes);
+    // The same bits for one frame by itself: in (side, side, channels) to out (out_side, out_side, filters).
+    void (*convolve_frame)(const ConvView&, const float* in, float* out);
     // The first latent of an episode: mu + exp(logvar / 2) * normal; mu, logvar, z: (latent).
     void (*start)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, int latent,
                   const float* mu, const float* logvar, float* z);

@@ -11,6 +11,7 @@ constexpr int kRows = 12, kRowsAlone = 12;  // rows at once, for two vectors of 
 constexpr int kFewLanes = 2, kFewSums = 12;
 constexpr int kTileRows = 4, kTileVectors = 4;
 using V = float __attribute__((vector_size(16), may_alias));
+using Q = V;
 using I = std::int32_t __attribute__((vector_size(16), may_alias));
 using U = std::uint32_t __attribute__((vector_size(16), may_alias));
 using D = double __attribute__((vector_size(16), may_alias));

@@ -9,6 +9,7 @@ constexpr Kernels level(const char* name, bool (*supported_here)()) {
         .step_bfloat16 = nullptr,
         .remember = remember_lanes<Float32>,
         .convolve = convolve,
+        .convolve_frame = convolve_frame,
         .start = start,
         .tile_product = tile_product,
         .normals = normals,
