@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -184,13 +185,32 @@ def environment() -> dict[str, str]:
 
 def start(*arguments: str | Path, cwd: Path, **options: Any) -> subprocess.Popen[str]:
     """Starts the `worldmodels` command; ``options`` are those of a process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job hands on that it is ignored
     line = [sys.executable, "-m", "worldmodels", *map(str, arguments)]
     options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(line, cwd=cwd, text=True, **options)
 
 
-def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str | Path, cwd: Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
     """Runs the `worldmodels` command to its end."""
     process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+#: `worldmodels run` of a whole toy pipeline.
+WHOLE = ["run", "takecover", "--from-scratch", "--out", "toy", "--seed", "3"] + [
+    text
+    for section, settings in {**TOY, "evolve": {**TOY["evolve"], "generations": 200, "evaluate_every": 20}}.items()
+    for name, value in settings.items()
+    for text in (f"--{section}.{name}".replace("_", "-"), str(value))
+]
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """`worldmodels run takecover`, with no display to draw on: the folder in which it ran, and what it said."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = command(*WHOLE, cwd=folder, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return folder, done

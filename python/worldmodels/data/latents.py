@@ -93,7 +93,7 @@ def load_latents(folder: Path) -> Latents:
 
 def _checksums(arrays: dict[str, npt.NDArray[Any]]) -> str:
     """CRC-32 of every array's bytes, as JSON."""
-    return json.dumps({key: zlib.crc32(arrays[key]) for key in _KEYS})
+    return json.dumps({key: zlib.crc32(arrays[key].data) for key in _KEYS})
 
 
 def _check(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:

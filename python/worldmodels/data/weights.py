@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,8 +62,20 @@ def _checksum(tensors: dict[str, Tensor], about: dict[str, Any]) -> int:
     value = zlib.crc32(json.dumps(about).encode())
     for name, tensor in sorted(tensors.items()):
         value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return value
+
+
+@contextmanager
+def taking_up(path: Path, stage: str) -> Iterator[None]:
+    """Around the use of a checkpoint: whatever does not fit in it is a ValueError that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: expected a checkpoint of this version and these settings, got {error!r:.300}; "
+            f"`worldmodels {stage} --again` begins anew"
+        ) from error
 
 
 def save_model(path: Path, model: nn.Module, **about: Any) -> None:
