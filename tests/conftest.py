@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,20 +152,65 @@ def metrics(experiment: Experiment, stage: str) -> list[dict[str, Any]]:
     return [{key: line[key] for key in line if key != "seconds"} for line in experiment.metrics(stage)]
 
 
+def processes(mark: str | Path, name: str = "") -> list[int]:
+    """Ids of the running processes with ``WM_TEST=<mark>`` in their environment: all of them, or those of a name."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            about, called = (folder / "stat").read_text(), (folder / "comm").read_text().strip()
+            zombie = about.rpartition(") ")[2].startswith("Z")
+            if f"WM_TEST={mark}".encode() in (folder / "environ").read_bytes().split(b"\0") and not zombie:
+                found += [int(folder.name)] if name in ("", called) else []
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def gone(mark: str | Path, name: str = "", seconds: float = 10.0) -> bool:
+    """Whether :func:`processes` finds none, now or before the seconds are over."""
+    deadline = time.monotonic() + seconds
+    while found := processes(mark, name):
+        if time.monotonic() > deadline:
+            print(f"left behind: {found}")
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def environment() -> dict[str, str]:
     """Of a subprocess: no display, one thread."""
     kept = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
     return {**kept, "OMP_NUM_THREADS": "1"}
 
 
-def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    """Starts the `worldmodels` command."""
+def start(*arguments: str | Path, cwd: Path, **options: Any) -> subprocess.Popen[str]:
+    """Starts the `worldmodels` command; ``options`` are those of a process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job hands on that it is ignored
     line = [sys.executable, "-m", "worldmodels", *map(str, arguments)]
-    return subprocess.Popen(line, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(line, cwd=cwd, text=True, **options)
 
 
-def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str | Path, cwd: Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
     """Runs the `worldmodels` command to its end."""
     process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+#: `worldmodels run` of a whole toy pipeline.
+WHOLE = ["run", "takecover", "--from-scratch", "--out", "toy", "--seed", "3"] + [
+    text
+    for section, settings in {**TOY, "evolve": {**TOY["evolve"], "generations": 200, "evaluate_every": 20}}.items()
+    for name, value in settings.items()
+    for text in (f"--{section}.{name}".replace("_", "-"), str(value))
+]
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """`worldmodels run takecover`, with no display to draw on: the folder in which it ran, and what it said."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = command(*WHOLE, cwd=folder, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return folder, done

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+from safetensors.torch import save_file
 
 import test_collect
 import test_evaluate
@@ -88,14 +89,18 @@ def test_workers_that_are_killed_are_replaced(tmp_path, undisturbed, monkeypatch
 
 
 @pytest.mark.timeout(60)
-def test_a_worker_whose_game_hangs_is_replaced(tmp_path, undisturbed, monkeypatch, capfd, watched):
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [(signal.SIGSTOP, "a worker said nothing for 8 s; shard"), (signal.SIGKILL, "a worker died (exit code 1); shard")],
+)
+def test_a_worker_whose_game_hangs_or_dies_is_replaced(tmp_path, undisturbed, monkeypatch, capfd, watched, how, said):
     stopped = []
 
     class Stopping(Progress):
         def update(self, done, note=""):
             if not stopped:
                 stopped.extend(engines()[:1])
-                os.kill(stopped[0], signal.SIGSTOP)
+                os.kill(stopped[0], how)
             super().update(done, note)
 
     monkeypatch.setattr(collect, "Progress", Stopping)
@@ -103,7 +108,7 @@ def test_a_worker_whose_game_hangs_is_replaced(tmp_path, undisturbed, monkeypatc
     test_collect.check_equal(test_collect.run(tmp_path), undisturbed[1])
     out, err = capfd.readouterr()
     assert len(stopped) == 1
-    assert "a worker said nothing for 8 s; shard" in out + err
+    assert said in out + err
     assert multiprocessing.active_children() == []
     assert gone()
 
@@ -318,6 +323,6 @@ def test_a_config_cannot_ask_for_more_than_the_file_holds(tmp_path):
 
 @pytest.mark.parametrize("about", [{"model": "MDNRNN"}, {"model": "MDNRNN", "config": {"x": 1}}, [1]])
 def test_a_header_without_its_config_is_a_value_error(tmp_path, about):
-    save_tensors(tmp_path / "rnn.safetensors", {}, about)
-    with pytest.raises(ValueError):
+    save_file({}, tmp_path / "rnn.safetensors", metadata={"about": json.dumps(about)})
+    with pytest.raises(ValueError, match=r"rnn\.safetensors: "):
         load_model(tmp_path / "rnn.safetensors", MDNRNN)

@@ -10,26 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import TOY, command
+from conftest import command
 from worldmodels import Agent
 from worldmodels.data.atomic import read_json
 from worldmodels.experiment import STAGES, Experiment
 
-FLAGS = [
-    text
-    for section, settings in TOY.items()
-    for name, value in settings.items()
-    for text in (f"--{section}.{name}".replace("_", "-"), str(value))
-]
-
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """`worldmodels run takecover`, with no display to draw on."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    done = command("run", "takecover", "--from-scratch", "--out", "toy", "--seed", "3", *FLAGS, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done
+def ran(whole_run):
+    return whole_run
 
 
 def test_every_stage_is_done(ran):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -14,6 +17,7 @@ from gymnasium.utils.env_checker import check_env
 import worldmodels  # noqa: F401 (registers the environments)
 from conftest import environment
 from worldmodels.config import EnvironmentConfig
+from worldmodels.envs import GameLostError, take_cover
 from worldmodels.envs.play import play_policy
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.tasks.takecover import POLICIES
@@ -234,3 +238,31 @@ def test_processes_start_engines_in_one_folder_at_once(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", STARTS], cwd=tmp_path) for _ in range(4)]
     assert [process.wait(120) for process in processes] == [0, 0, 0, 0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the game's process in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_game_that_dies_or_hangs_is_an_error(monkeypatch, how):
+    monkeypatch.setattr(take_cover, "_PATIENCE", 2.0)
+    monkeypatch.setattr(take_cover, "_WATCH", take_cover._Watch())
+    env = TakeCoverEnv()
+    env.reset(seed=1)
+    (engine,) = env._engines
+    os.kill(engine, how)
+    with pytest.raises(GameLostError, match=r"^TakeCover: the game's process has died or hung: "):
+        for _ in range(100):
+            env.step(np.zeros(1, np.float32))
+    env.close()
+    assert engine not in take_cover._engines()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the game's process in /proc")
+def test_a_game_does_not_hear_the_terminals_interrupt():
+    env = TakeCoverEnv()
+    env.reset(seed=1)
+    for engine in env._engines:
+        os.kill(engine, signal.SIGINT)
+    for _ in range(50):
+        env.step(np.zeros(1, np.float32))
+    assert env._engines <= take_cover._engines()
+    env.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import itertools
 import json
 import math
 import platform
@@ -79,7 +80,7 @@ class Experiment:
         self.ranks.join()
         if not self.ranks.first:
             self.ranks.wait()  # until rank 0 has the lock and has written the settings
-            self.config = config if config is not None else from_dict(read_json(self.folder / "config.json"))
+            self.config = config if config is not None else _read_config(self.folder / "config.json")
             return
         stored = self.folder / "config.json"
         if config is None and not stored.is_file():
@@ -92,7 +93,8 @@ class Experiment:
             self._lock.close()
             raise BlockingIOError(f"{self.folder}: another worldmodels process works in this folder") from error
         try:
-            self.config = config if config is not None else from_dict(read_json(stored))
+            self.config = config if config is not None else _read_config(stored)
+            self._sweep()
             if again is not None:
                 self._discard(again)
             self._check_settings()
@@ -107,7 +109,7 @@ class Experiment:
     def stored_config(folder: str | Path) -> Config | None:
         """The settings in a folder, or None."""
         path = Path(folder) / "config.json"
-        return from_dict(read_json(path)) if path.is_file() else None
+        return _read_config(path) if path.is_file() else None
 
     def __enter__(self) -> Experiment:
         return self
@@ -191,6 +193,12 @@ class Experiment:
     def is_done(self, stage: str) -> bool:
         """Whether a stage is complete with the settings of now."""
         return self.marker(stage).is_file() and not self._differences(stage)
+
+    def _sweep(self) -> None:
+        """Removes the temporary files of processes that were killed."""
+        folders = [self.path("stages"), *(self.path(MAKERS.get(stage, stage)) for stage in STAGES)]
+        for stray in itertools.chain(self.folder.glob("*.tmp"), *(folder.rglob("*.tmp") for folder in folders)):
+            stray.unlink(missing_ok=True)
 
     def _discard(self, stage: str) -> None:
         """Removes what a stage and all stages after it have written."""
@@ -287,6 +295,14 @@ class Experiment:
                 kept.append(line + b"\n")
         with atomic_path(path) as temporary:
             temporary.write_bytes(b"".join(kept))
+
+
+def _read_config(path: Path) -> Config:
+    values = read_json(path)
+    try:
+        return from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} (another version of worldmodels may have written it)") from error
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,23 +95,22 @@ class EpisodeWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None or self._episodes:
+        try:
             try:
                 if error is None:
                     self._finish()
             finally:
                 self._file.close()
-                self._atomic.__exit__(kind, error, trace)
-        else:
-            self._file.close()
-            empty = ValueError("episodes: expected at least one in a shard, got none")
-            with contextlib.suppress(ValueError):
-                self._atomic.__exit__(ValueError, empty, None)
-            raise empty
+        except BaseException as failure:
+            self._atomic.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._atomic.__exit__(kind, error, trace)
 
     def _finish(self) -> None:
         """Writes everything but the frames, which are there."""
         episodes = self._episodes
+        if not episodes:
+            raise ValueError("episodes: expected at least one in a shard, got none")
         columns: dict[str, npt.NDArray[np.generic]] = {
             "actions": np.concatenate([episode.actions for episode in episodes]),
             "rewards": np.concatenate([episode.rewards for episode in episodes]),

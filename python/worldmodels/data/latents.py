@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from worldmodels.data.atomic import atomic_path
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
 _PER_EPISODE = ("lengths", "terminated")
 _KEYS = _PER_FRAME + _PER_EPISODE
+_CHECKSUMS = "crc32"  # in a file's header
 _ROWS = 1 << 16  # frames read at once
 
 
@@ -47,9 +50,13 @@ class Latents:
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
 
     def save(self, path: Path) -> None:
-        """Writes a safetensors file, atomically."""
+        """Writes a safetensors file with a checksum of every array, atomically."""
+        arrays = {key: np.ascontiguousarray(getattr(self, key)) for key in _KEYS}
         with atomic_path(path) as temporary:
-            save_file({key: np.ascontiguousarray(getattr(self, key)) for key in _KEYS}, temporary)
+            try:
+                save_file(arrays, temporary, metadata={_CHECKSUMS: _checksums(arrays)})
+            except SafetensorError as error:  # a full disk is one
+                raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def load_latents(folder: Path) -> Latents:
@@ -71,7 +78,7 @@ def load_latents(folder: Path) -> Latents:
         for key, part in _read_episodes(path).items():
             episodes[key].append(part)
     starts = np.cumsum([0, *(int(lengths.sum()) for lengths in episodes["lengths"])])
-    for path, start, stop in zip(paths, starts, starts[1:], strict=False):
+    for number, (path, start, stop) in enumerate(zip(paths, starts, starts[1:], strict=False)):
         for begin in range(0, stop - start, _ROWS):  # opened anew for each part: what is mapped counts as memory
             with _opened(path) as file:
                 for key in _PER_FRAME:
@@ -79,7 +86,22 @@ def load_latents(folder: Path) -> Latents:
                     if key not in whole:
                         whole[key] = np.empty((starts[-1], *part.shape[1:]), part.dtype)
                     whole[key][start + begin : start + begin + len(part)] = part
+        frames = {key: whole[key][start:stop] for key in _PER_FRAME}
+        _check(path, {**frames, **{key: episodes[key][number] for key in _PER_EPISODE}})
     return Latents(**whole, **{key: np.concatenate(parts) for key, parts in episodes.items()})
+
+
+def _checksums(arrays: dict[str, npt.NDArray[Any]]) -> str:
+    """CRC-32 of every array's bytes, as JSON."""
+    return json.dumps({key: zlib.crc32(arrays[key].data) for key in _KEYS})
+
+
+def _check(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Raises a ValueError if a file's arrays are not those that were saved; files of before it had checksums pass."""
+    with _opened(path) as file:
+        expected = (file.metadata() or {}).get(_CHECKSUMS)
+    if expected is not None and expected != _checksums(arrays):
+        raise ValueError(f"{path}: expected latents of the checksums in its header, got others: the file is damaged")
 
 
 @contextmanager

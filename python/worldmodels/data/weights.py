@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +18,13 @@ from worldmodels.data.atomic import atomic_path, write_json
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_CHECKSUM = "crc32"  # beside what ``about`` says
+
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Writes a safetensors file, atomically; ``about`` (JSON) goes into its header."""
+    """Writes a safetensors file, atomically; ``about`` (JSON) goes into its header, with a checksum of everything."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = {**about, _CHECKSUM: _checksum(flat, about)}
     with atomic_path(path) as temporary:
         try:
             save_file(flat, temporary, metadata={"about": json.dumps(about)})
@@ -38,12 +44,38 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
+            about = dict(json.loads((file.metadata() or {})["about"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        expected = about.pop(_CHECKSUM, None)  # files of before there was one have none
+        found = _checksum(tensors, about) if expected is not None else None
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the header is anybody's: JSON of any depth, kinds of number that PyTorch lacks
         raise ValueError(f"{path}: expected safetensors written by worldmodels, got {error!r}") from error
+    if found != expected:
+        raise ValueError(f"{path}: expected contents of checksum {expected!r:.20}, got {found}: the file is damaged")
+    return tensors, about
+
+
+def _checksum(tensors: dict[str, Tensor], about: dict[str, Any]) -> int:
+    """CRC-32 of what a file says: ``about``, and every tensor's name, kind, shape and bytes."""
+    value = zlib.crc32(json.dumps(about).encode())
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return value
+
+
+@contextmanager
+def taking_up(path: Path, stage: str) -> Iterator[None]:
+    """Around the use of a checkpoint: whatever does not fit in it is a ValueError that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: expected a checkpoint of this version and these settings, got {error!r:.300}; "
+            f"`worldmodels {stage} --again` begins anew"
+        ) from error
 
 
 def save_model(path: Path, model: nn.Module, **about: Any) -> None:

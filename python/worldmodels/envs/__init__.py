@@ -9,6 +9,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
+class GameLostError(RuntimeError):
+    """The process that plays a game has died, or hung and was ended."""
+
+
 def register() -> None:
     """Registers the environments of the experiments and worldmodels/Dream-v0 with Gymnasium, once."""
     import gymnasium

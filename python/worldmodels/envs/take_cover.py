@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import vizdoom
 
+from worldmodels.envs import GameLostError
 from worldmodels.envs.screen import Frame, shrink
 
 Variant = Literal["paper", "modern"]
@@ -23,6 +26,7 @@ MAX_STEPS = 2100
 #: Actions below -threshold step left, above +threshold right, in between stay.
 THRESHOLD = 1 / 3
 _HUD_FREE = 400 / 480  # share of the screen's rows above the status bar
+_PATIENCE = 300.0  # seconds for one call, after which the engine is taken to hang
 _STARTING = threading.Lock()  # two engines started by one process at the same moment can wait for each other for ever
 
 
@@ -44,6 +48,63 @@ def _engine_folder() -> Iterator[None]:
             folder.rmdir()
     finally:
         os.close(here)
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """What is started meanwhile does not hear Ctrl-C, which the terminal sends to it too: its parent ends it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _engines() -> set[int]:
+    """Ids of the engines that this process has started, where /proc tells."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, _, rest = (folder / "stat").read_text().rpartition(") ")
+            if name.endswith("(vizdoom") and int(rest.split()[1]) == os.getpid():
+                found.add(int(folder.name))
+    return found
+
+
+class _Watch:
+    """Ends engines that do not answer: whoever waits for one, in vizdoom's code and for ever, gets an error then."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, list[int]] = {}  # engine -> [looks that have found it waited for]
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def over(self, engines: set[int]) -> Iterator[None]:
+        """Watches while the block calls an engine; what vizdoom raises becomes a :class:`GameLostError`."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        self._calls.update({engine: [0] for engine in engines})
+        try:
+            yield
+        except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
+            raise GameLostError(f"TakeCover: the game's process has died or hung: {error}") from error
+        finally:
+            for engine in engines:
+                self._calls.pop(engine, None)
+
+    def _run(self) -> None:
+        looks = 20  # counted, for time goes on while this process itself is stopped
+        while True:
+            time.sleep(_PATIENCE / looks)
+            for engine, found in list(self._calls.items()):
+                found[0] += 1
+                if found[0] > looks:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(engine, signal.SIGKILL)
+
+
+_WATCH = _Watch()
 
 
 class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
@@ -110,8 +171,10 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         game.set_mode(vizdoom.Mode.PLAYER)
-        with _STARTING, _engine_folder():
+        with _STARTING, _engine_folder(), _deaf_to_interrupts():
+            before = _engines()
             game.init()
+            self._engines = _engines() - before
         return game
 
     def _observe(self) -> Frame:
@@ -127,7 +190,8 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         """Starts an episode; the same seed and actions give the same frames."""
         super().reset(seed=seed)
         self._game.set_seed(int(self.np_random.integers(2**31)))
-        self._game.new_episode()
+        with _WATCH.over(self._engines):
+            self._game.new_episode()
         return self._observe(), {}
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
@@ -136,7 +200,8 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         if value.shape != (1,) or not np.isfinite(value).all():
             raise ValueError(f"action: expected (1,) finite numbers, got {action!r}")
         pressed = {"MOVE_LEFT": value[0] < -THRESHOLD, "MOVE_RIGHT": value[0] > THRESHOLD}
-        reward = self._game.make_action([bool(pressed[button]) for button in self._buttons])
+        with _WATCH.over(self._engines):
+            reward = self._game.make_action([bool(pressed[button]) for button in self._buttons])
         terminated = self._game.is_player_dead()
         truncated = not terminated and self._game.is_episode_finished()
         return self._observe(), float(reward), terminated, truncated, {}

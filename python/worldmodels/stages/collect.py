@@ -23,6 +23,7 @@ from worldmodels import pretrained
 from worldmodels.config import CollectConfig
 from worldmodels.data.atomic import atomic_path
 from worldmodels.data.episodes import EpisodeShard, EpisodeWriter, shard_path
+from worldmodels.envs import GameLostError
 from worldmodels.envs.batch import backend, make_batch
 from worldmodels.envs.policies import AGENT
 from worldmodels.experiment import Experiment
@@ -46,8 +47,6 @@ def run(experiment: Experiment) -> dict[str, Any]:
         Agent.load(pretrained.resolve(config.agent))  # what is missing there is told before any work
     folder = experiment.path("episodes")
     folder.mkdir(exist_ok=True)
-    for stray in folder.glob("*.tmp"):
-        stray.unlink()
     first = _include(config, folder)
     shards = range(-(-config.episodes // config.shard_episodes))
     todo = [shard for shard in shards if not shard_path(folder, first + shard).is_file()]
@@ -221,5 +220,8 @@ def _work(pipe: Connection, job: Job) -> None:
         batch.close()
     except (KeyboardInterrupt, BrokenPipeError, EOFError):
         pass
+    except GameLostError as error:
+        print(f"collect: {error}", file=sys.stderr)
+        sys.exit(1)  # the parent replaces this worker
     except Exception as error:
         pipe.send(RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}"))

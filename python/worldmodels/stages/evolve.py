@@ -12,7 +12,7 @@ import torch
 from worldmodels import pretrained
 from worldmodels.cmaes import CMAES
 from worldmodels.config import EvolveConfig
-from worldmodels.data.weights import load_tensors, save_model, save_tensors
+from worldmodels.data.weights import load_tensors, save_model, save_tensors, taking_up
 from worldmodels.evaluators import Evaluator, Told, make_evaluator
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import load_controller
@@ -43,9 +43,10 @@ def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
         played_with = about.get("evaluator", evaluator.about)
         if played_with != evaluator.about:
             raise ValueError(f"{checkpoint}: expected to go on with {played_with}, got {evaluator.about}")
-        best = tensors.pop("best").numpy()
-        best_score, best_generation, first = about["best_score"], about["best_generation"], about["generation"]
-        es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **about["es"]})
+        with taking_up(checkpoint, "evolve"):
+            best = tensors.pop("best").numpy()
+            best_score, best_generation, first = about["best_score"], about["best_generation"], about["generation"]
+            es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **about["es"]})
     experiment.rewind_metrics("evolve", first, key="generation")
 
     means = Means(experiment.path("evolve", "means.safetensors"), first)
@@ -118,9 +119,10 @@ class Means:
         self.params: list[npt.NDArray[np.float32]] = []
         if path.is_file():
             tensors, about = load_tensors(path)
-            for values in zip(about["generations"], about["scores"], tensors["params"].numpy(), strict=True):
-                if values[0] <= last:
-                    self._append(*values)
+            with taking_up(path, "evolve"):
+                for values in zip(about["generations"], about["scores"], tensors["params"].numpy(), strict=True):
+                    if values[0] <= last:
+                        self._append(*values)
 
     def _append(self, generation: int, score: float, params: npt.NDArray[np.float32]) -> None:
         self.generations.append(generation)

@@ -16,6 +16,7 @@ from worldmodels.data.weights import (
     restore_training,
     save_model,
     save_tensors,
+    taking_up,
     training_state,
 )
 from worldmodels.experiment import Experiment
@@ -77,8 +78,9 @@ class Loop:
     def _restore(self) -> None:
         tensors, about = load_tensors(self._path("checkpoint"))
         self.tensors = {name: tensors.pop(name) for name in list(tensors) if name.startswith("state.")}
-        restore_training(self._model, self._optimizer, tensors)
-        self.step = int(about["step"])
+        with taking_up(self._path("checkpoint"), self._stage):
+            restore_training(self._model, self._optimizer, tensors)
+            self.step = int(about["step"])
         self.place = about.get("place", {})
         self.figures = about.get("figures", {})
         self._best = about.get("best", {})

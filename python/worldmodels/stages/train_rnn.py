@@ -90,9 +90,9 @@ def run(experiment: Experiment) -> dict[str, Any]:
             guard.check(figures["total"], loop.step, lr)
             hidden, cell = _whole(state, rows, streams.batch, ranks)
             place = {"epoch": epoch, "chunk": chunk_index + 1}
-            loop.validated(figures, figures["total"], place, **{"state.h": hidden, "state.c": cell})
-            if ranks.first:
+            if ranks.first:  # before the checkpoint: a run that goes on from there does not draw it
                 _draw(experiment, model, latents, held_out, epoch + 1)
+            loop.validated(figures, figures["total"], place, **{"state.h": hidden, "state.c": cell})
     if not loop.figures:
         loop.figures = ranks.told(validate(model, validation, config) if ranks.first else {})
     summary = loop.choose()

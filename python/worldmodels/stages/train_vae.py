@@ -59,13 +59,15 @@ def run(experiment: Experiment) -> dict[str, Any]:
                 speed = (loop.step - first) * config.batch / progress.seconds
                 note = f"{speed:,.0f} frames/s, squared error {squared_error:.1f}, KL {kl:.1f}"
                 progress.update(loop.step, note)
-            if loop.due(config.checkpoint_every):
+            due = loop.due(config.checkpoint_every)
+            if due:
                 figures = validated(model, store, held_out, config, ranks)
                 guard.check(figures["loss"], loop.step, lr)
-                loop.validated(figures, figures["loss"], {})
             epoch = order.epoch(loop.step - 1) + 1
-            if ranks.first and (loop.due(config.checkpoint_every) or order.epoch(loop.step) >= epoch):
+            if ranks.first and (due or order.epoch(loop.step) >= epoch):
                 _draw(experiment, model, store, held_out, epoch)
+            if due:  # after the sheet, which a run that goes on from here would not draw
+                loop.validated(figures, figures["loss"], {})
     if not loop.figures:
         loop.figures = validated(model, store, held_out, config, ranks)
     summary = loop.choose()

@@ -1,0 +1,144 @@
+"""kill -9 at random moments of a whole run: what was saved stays, and the finished run is the undisturbed one.
+
+A few kills; ``WORLDMODELS_KILLS=100 pytest -s tests/test_kills.py`` for a hundred.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import WHOLE, command, environment, gone, start
+from worldmodels.data.atomic import read_json
+from worldmodels.data.episodes import EpisodeShard
+from worldmodels.data.latents import load_latents
+from worldmodels.data.weights import load_tensors
+from worldmodels.experiment import STAGES, Experiment
+
+KILLS = int(os.environ.get("WORLDMODELS_KILLS", "3"))
+AT_MOST = 16  # in one run
+
+
+def said(log, stage):
+    return stage.replace("_", "-") + "  done before" in log.read_text()
+
+
+def begun(run, log, stage, since):
+    """Whether the process that was started at ``since`` has come to a stage."""
+    number = STAGES.index(stage)
+    before = run / "stages" / f"{STAGES[number - 1]}.json" if number else run / "config.json"
+    return before.is_file() and (before.stat().st_mtime_ns > since or (number > 0 and said(log, STAGES[number - 1])))
+
+
+def done(run):
+    return [stage for stage in STAGES if (run / "stages" / f"{stage}.json").is_file()]
+
+
+def kill_in(folder, stage, delay, *, alone):
+    """Runs and kills ``delay`` seconds after the stage has begun; returns the stage that was hit, None if all was done.
+
+    Args:
+        alone: only the process itself is killed, as Linux does when memory runs out; else its whole group.
+    """
+    run, log = folder / "toy", folder / "log"
+    since = time.time_ns()
+    env = {**environment(), "WM_TEST": str(folder)}
+    with log.open("w") as file:
+        options = {"stdout": subprocess.DEVNULL, "stderr": file, "start_new_session": True}
+        process = start(*WHOLE, cwd=folder, env=env, **options)
+    while process.poll() is None and not begun(run, log, stage, since):
+        time.sleep(0.005)
+    time.sleep(delay)
+    if process.poll() is not None:
+        assert process.returncode == 0, log.read_text()
+        return None
+    (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
+    process.wait()
+    complete = done(run)
+    assert complete == list(STAGES[: len(complete)])
+    return STAGES[len(complete)] if len(complete) < len(STAGES) else "the end"
+
+
+def saved(run):
+    """Reads all that a run has saved: what may never change again, and what may only grow."""
+    fixed: dict[str, bytes] = {}
+    grows: dict[str, Any] = {}
+    for path in sorted(run.glob("episodes/*.h5")):
+        shard = EpisodeShard(path)
+        assert len(shard.frames[:]) == shard.lengths.sum()
+        shard.close()
+    if any(run.glob("latents/*.safetensors")):
+        load_latents(run / "latents")
+    for path in [*run.glob("stages/*.json"), *run.glob("episodes/*.h5"), *run.glob("latents/*.safetensors")]:
+        fixed[str(path)] = path.read_bytes()
+    for folder in ("vae", "rnn", "evolve"):
+        for path in (run / folder).glob("*.safetensors"):
+            _, about = load_tensors(path)
+            if path.stem == "checkpoint":
+                grows[str(path)] = about.get("step", about.get("generation"))
+    for path in [*run.glob("evaluate/*.jsonl"), *run.glob("metrics.jsonl")]:
+        *lines, _cut = path.read_text().split("\n")
+        found = [json.loads(line) for line in lines]
+        if path.parent.name == "evaluate":
+            grows[str(path)] = {line["episode"]: line["score"] for line in found[1:]}.items()
+    with Experiment(run) as experiment:  # the lock is free, the settings can be read
+        for stage in done(run):
+            assert experiment.is_done(stage)
+    return fixed, grows
+
+
+def contents(run):
+    """Every file of a finished run; without the seconds that things took, and with scores in order."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock"):
+        name = str(path.relative_to(run))
+        if path.parent.name == "stages":
+            found[name] = {key: read_json(path)[key] for key in ("stage", "settings", "summary", "versions")}
+        elif path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = [{key: line[key] for key in line if key != "seconds"} for line in lines]
+            if path.parent.name == "evaluate":
+                found[name][1:] = sorted(found[name][1:], key=lambda line: line["episode"])
+        elif path.suffix == ".html":
+            found[name] = re.sub(r"(?m) +\d+ s(?=<br>|$)", "", path.read_text())
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+@pytest.mark.timeout(120 + 120 * AT_MOST)
+@pytest.mark.parametrize("number", range(-(-KILLS // AT_MOST)))
+def test_killed_at_random_moments_a_run_ends_like_one_that_was_not(tmp_path, whole_run, number):
+    rng = np.random.default_rng(number)
+    undisturbed = whole_run[0] / "toy"
+    expected = contents(undisturbed)
+    lasts = {stage: read_json(undisturbed / "stages" / f"{stage}.json")["seconds"] for stage in STAGES}
+    run = tmp_path / "toy"
+    before: tuple[dict[str, bytes], dict[str, Any]] = ({}, {})
+    for chosen in np.sort(np.resize(rng.permutation(len(STAGES)), min(KILLS - AT_MOST * number, AT_MOST))):
+        complete = done(run)
+        stage = STAGES[max(chosen, len(complete))] if len(complete) < len(STAGES) else STAGES[-1]
+        delay, alone = rng.uniform(0, lasts[stage]), bool(rng.integers(2))
+        hit = kill_in(tmp_path, stage, delay, alone=alone)
+        print(f"run {number}: {hit or 'nothing'} hit {delay:.2f} s into {stage}{', alone' * alone}", flush=True)
+        assert gone(tmp_path, seconds=30)
+        now = saved(run)
+        assert before[0].items() <= now[0].items()
+        assert all(now[1][name] >= value for name, value in before[1].items())
+        before = now
+    last = command(*WHOLE, cwd=tmp_path, timeout=280)
+    assert last.returncode == 0, last.stderr
+    found = contents(run)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "toy"]
