@@ -39,11 +39,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the header is anybody's: JSON of any depth, kinds of number that PyTorch lacks
         raise ValueError(f"{path}: expected safetensors written by worldmodels, got {error!r}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise ValueError(f"{path}: expected real numbers in {name}, got {tensor.dtype}")
+    return tensors, about
 
 
 def save_model(path: Path, model: nn.Module, **about: Any) -> None:
