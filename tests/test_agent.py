@@ -149,7 +149,7 @@ def test_bad_arguments_are_named(agent):
         wm.Agent(agent.vae, agent.mdnrnn, controller, params[:-1])
     with pytest.raises(ValueError, match="params: expected"):
         wm.Agent(agent.vae, agent.mdnrnn, controller, np.full(16, np.nan))
-    with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch: expected an integer from 1 to 1048576, got 0"):
         agent.reset(0)
     agent.reset(2)
     with pytest.raises(ValueError, match=r"frames: expected \(2, 64, 64, 3\) uint8, got \(1, 64, 64, 3\)"):

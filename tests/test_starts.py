@@ -93,5 +93,5 @@ def test_dreams_that_start_anywhere(tmp_path):
         midway = {tuple(np.round(row, 2)) for row in found["mu"]}
         assert 0.75 < len(seen & midway) / min(len(seen), 149) < 1  # 149 of the 169 rows are midway
         save_tensors(path, {"mu": torch.zeros(3, LATENT), "h": torch.zeros(2, HIDDEN)}, {})
-        with pytest.raises(ValueError, match=r"midway\.safetensors: expected mu, logvar, h and c with a row per start"):
-            load_midway(tmp_path)
+        with pytest.raises(ValueError, match=r"expected mu and logvar, each \(K, 4\), and h and c, each \(K, 8\)"):
+            load_midway(tmp_path, make_mdnrnn(LATENT, HIDDEN))

@@ -4,9 +4,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 #include <string>
+#include <thread>
 
 namespace worldmodels {
 
@@ -66,6 +68,14 @@ inline const float* checked_floats(const py::array& array, const char* name,
             throw py::value_error(std::string(name) + ": expected finite numbers, got " +
                                   std::to_string(data[i]) + " at flat index " + std::to_string(i));
     return data;
+}
+
+// A team of at most 64 threads, or of as many as there are processors: OpenMP ends the process where it gets
+// none.
+inline int checked_threads(long long threads) {
+    if (threads < 1)
+        throw py::value_error("num_threads: expected at least 1, got " + std::to_string(threads));
+    return static_cast<int>(std::min<long long>(threads, std::max(64U, std::thread::hardware_concurrency())));
 }
 
 }  // namespace worldmodels

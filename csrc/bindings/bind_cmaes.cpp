@@ -10,10 +10,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/arrays.hpp"
 #include "core/cmaes.hpp"
 #include "core/level.hpp"
 
 namespace py = pybind11;
+using worldmodels::checked_threads;
 using worldmodels::Cmaes;
 using worldmodels::CmaesParameters;
 using worldmodels::CmaesState;
@@ -121,18 +123,20 @@ std::unique_ptr<Guarded> make(const Doubles& mean, double sigma, std::int64_t po
         new Guarded{Cmaes(std::move(parameters), start, sigma, seed, separable, scipy_dsyevd()), {}});
 }
 
-Doubles ask(Guarded& self, int threads) {
+Doubles ask(Guarded& self, long long threads) {
+    const int team = checked_threads(threads);
     Doubles out({self.rows(), self.n()});
     double* to = out.mutable_data();
     const Kernels& level = current_level();
     const py::gil_scoped_release release;  // the decomposition takes a tenth of a second at N = 1088
     const std::lock_guard lock(self.mutex);
-    const std::vector<double>& x = self.core.ask(level, threads);
+    const std::vector<double>& x = self.core.ask(level, team);
     std::copy(x.begin(), x.end(), to);
     return out;
 }
 
-void tell(Guarded& self, const Doubles& solutions, const Integers& rank, int threads) {
+void tell(Guarded& self, const Doubles& solutions, const Integers& rank, long long threads) {
+    const int team = checked_threads(threads);
     expect_shape("solutions", solutions, {self.rows(), self.n()});
     expect_shape("rank", rank, {self.rows()});
     expect_finite("solutions", solutions);
@@ -148,7 +152,7 @@ void tell(Guarded& self, const Doubles& solutions, const Integers& rank, int thr
     const py::gil_scoped_release release;
     const std::lock_guard lock(self.mutex);
     if (!self.core.state().asked) throw std::runtime_error("tell: called before ask");
-    self.core.tell(level, solutions.data(), rank.data(), threads);
+    self.core.tell(level, solutions.data(), rank.data(), team);
 }
 
 void skip(Guarded& self) {

@@ -124,7 +124,7 @@ py::tuple rollout(const WorldModel& model, const ControllerView& controller, con
     args.common_seeds = common_seeds;
     args.temperature = checked_temperature(temperature);
     args.max_steps = at_least(max_steps, 1, "max_steps");
-    args.threads = at_least(threads, 1, "num_threads");
+    args.threads = checked_threads(threads);
     const py::ssize_t shape[2] = {params.shape(0), static_cast<py::ssize_t>(episodes)};
     py::array_t<float> returns(shape);
     py::array_t<std::int32_t> lengths(shape);
@@ -199,7 +199,7 @@ py::tuple stepper_step(BoundStepper& self, std::uint64_t seed, double temperatur
     const int envs = self.stepper.envs();
     const float* const taken = checked_floats(actions, "actions", {envs, self.model->view().action});
     const float tau = checked_temperature(temperature);
-    const int team = at_least(threads, 1, "num_threads");
+    const int team = checked_threads(threads);
     py::array_t<float> rewards(envs);
     py::array_t<bool> dones(envs);
     const Kernels& level = level_for(self.model->precision());
@@ -214,7 +214,7 @@ py::tuple stepper_step(BoundStepper& self, std::uint64_t seed, double temperatur
 
 py::array_t<float> stepper_observe(const BoundStepper& self, bool use_c, bool use_h, long long threads) {
     const ModelView& m = self.model->view();
-    const int team = at_least(threads, 1, "num_threads");
+    const int team = checked_threads(threads);
     const ControllerView features{use_c, use_h, false, false, 0};
     py::array_t<float> out(std::vector<py::ssize_t>{
         self.stepper.envs(), static_cast<py::ssize_t>(feature_size(features, m.latent, m.hidden))});
@@ -245,7 +245,7 @@ py::tuple remember(BoundMemory& self, const py::array& z, const py::array& actio
     const bool* const flags = checked<bool>(restart, "restart", {count}, "bool");
     const float* const hidden = checked_floats(h, "h", {count, m.hidden});
     const float* const cell = checked_floats(c, "c", {count, m.hidden});
-    const int team = at_least(threads, 1, "num_threads");
+    const int team = checked_threads(threads);
     py::array_t<float> next_h(h.size(), hidden), next_c(c.size(), cell);
     const MemoryRows rows{count, latents, taken, flags, next_h.mutable_data(), next_c.mutable_data()};
     const Kernels& level = current_level();
@@ -276,7 +276,7 @@ py::array_t<float> elementwise(const std::string& level, const std::string& func
 }
 
 double multiply_add_rate(bool bfloat16, long long threads, double seconds) {
-    const int team = at_least(threads, 1, "num_threads");
+    const int team = checked_threads(threads);
     if (!(seconds > 0.0 && seconds <= 60.0))
         throw py::value_error("seconds: expected a number from 0 to 60, got " + std::to_string(seconds));
     const Kernels& level = level_for(bfloat16 ? Precision::bfloat16 : Precision::float32);
@@ -324,11 +324,11 @@ void bind_dream(pybind11::module_& m) {
     m.def("trace", &trace, "model"_a, "controller"_a, "params"_a, "candidate"_a, "episode"_a, "seed"_a,
           "temperature"_a, "max_steps"_a);
     py::class_<BoundStepper>(m, "DreamStepper")
-        .def(py::init<std::shared_ptr<WorldModel>, long long>(), "model"_a, "num_envs"_a)
+        .def(py::init<std::shared_ptr<WorldModel>, long long>(), py::arg("model").none(false), "num_envs"_a)
         .def("reset", &stepper_reset, "seed"_a, "episodes"_a, "mask"_a)
         .def("step", &stepper_step, "seed"_a, "temperature"_a, "actions"_a, "num_threads"_a)
         .def("observe", &stepper_observe, "use_c"_a, "use_h"_a, "num_threads"_a);
     py::class_<BoundMemory>(m, "Memory")
-        .def(py::init<std::shared_ptr<WorldModel>>(), "model"_a)
+        .def(py::init<std::shared_ptr<WorldModel>>(), py::arg("model").none(false))
         .def("remember", &remember, "z"_a, "actions"_a, "restart"_a, "h"_a, "c"_a, "num_threads"_a);
 }

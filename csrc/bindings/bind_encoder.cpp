@@ -45,8 +45,7 @@ py::tuple encode(Encoder& self, const py::array& frames, long long threads) {
     if (frames.shape(0) > kMostFrames)
         throw py::value_error("frames: expected at most " + std::to_string(kMostFrames) + ", got " +
                               std::to_string(frames.shape(0)));
-    if (threads < 1 || threads > std::numeric_limits<int>::max())
-        throw py::value_error("num_threads: expected at least 1, got " + std::to_string(threads));
+    const int team = checked_threads(threads);
     const std::vector<py::ssize_t> shape{frames.shape(0), self.latent()};
     py::array_t<float> mu(shape), logvar(shape);
     float* const to_mu = mu.mutable_data();
@@ -55,7 +54,7 @@ py::tuple encode(Encoder& self, const py::array& frames, long long threads) {
     const Kernels& level = current_level();
     {
         const py::gil_scoped_release release;
-        self.encode_unchecked(level, pixels, count, static_cast<int>(threads), to_mu, to_logvar);
+        self.encode_unchecked(level, pixels, count, team, to_mu, to_logvar);
     }
     return py::make_tuple(mu, logvar);
 }

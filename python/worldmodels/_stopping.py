@@ -67,6 +67,7 @@ class Stopping:
         is_flat = len(ranked) > quarter and ranked[0] == ranked[quarter]
         self.flat = self.flat + 1 if is_flat else 0
 
+    @np.errstate(over="ignore", invalid="ignore")  # limits and steps may be of any size
     def reasons(self, core: Cmaes, sigma0: float, popsize: int, evaluations: int, fbest: float) -> dict[str, float]:
         """The limits that are met, by name; noeffectaxis and noeffectcoord have none and say 0."""
         limit = self.limits
@@ -97,7 +98,7 @@ class Stopping:
     def _stagnates(self) -> bool:
         """Whether the window's last 30 % are in the median no better than its first, for best and median."""
         window = max(self.limits["tolstagnation"], 0.2 * len(self.best))
-        if len(self.best) < window:
+        if not self.best or len(self.best) < window:
             return False
         part = math.ceil(0.3 * window)
         start = len(self.best) - math.ceil(window)

@@ -58,17 +58,41 @@ def check_threads(num_threads: int | None) -> int:
     return min(check_integer("num_threads", num_threads, 1, 4096), max(64, cores()))
 
 
-def float64_array(name: str, given: ArrayLike) -> NDArray[np.float64]:
-    """C-contiguous float64 where the processor wants it, or an error that names the argument."""
+def any_array(name: str, given: ArrayLike) -> NDArray[Any]:
+    """What NumPy takes for an array, or an error that names the argument."""
     try:
-        array = np.asarray(given)
+        return np.asarray(given)
     except ValueError as error:
         raise ValueError(f"{name}: expected an array, got rows of different lengths") from error
     except (TypeError, RuntimeError) as error:  # tensors NumPy cannot take
         raise TypeError(f"{name}: expected an array, {error}") from error
+
+
+def exact_array(name: str, given: ArrayLike, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """C-contiguous where the processor wants it, of this shape and this dtype, or an error that names the argument."""
+    array = any_array(name, given)
+    if array.shape != shape or array.dtype != dtype:
+        wanted = f"{shape} {np.dtype(dtype)}"
+        raise ValueError(f"{name}: expected {wanted}, got {array.shape} {array.dtype}")
+    return np.require(array, dtype, ["C", "A"])
+
+
+def different_slots(given: ArrayLike, total: int) -> NDArray[np.int64]:
+    """(n,) slots, each another one of ``total``; n > 0."""
+    slots = any_array("slots", given)
+    numbers = slots.ndim == 1 and 0 < slots.size <= total and slots.dtype.kind in "iu"
+    if not numbers or not ((slots >= 0) & (slots < total)).all() or len(np.unique(slots)) != len(slots):
+        got = f"{slots!r:.200}" if numbers else f"{slots.shape} {slots.dtype}"
+        raise ValueError(f"slots: expected different numbers from 0 to {total - 1}, got {got}")
+    return slots.astype(np.int64)
+
+
+def float64_array(name: str, given: ArrayLike) -> NDArray[np.float64]:
+    """C-contiguous float64 where the processor wants it, or an error that names the argument."""
+    array = any_array(name, given)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
-    with np.errstate(over="ignore"):  # too large for float64 becomes inf
+    with np.errstate(over="ignore", invalid="ignore"):  # too large for float64 becomes inf; any NaN is one
         return np.require(array, np.float64, ["C", "A"])
 
 

@@ -83,8 +83,12 @@ def load_world(run_folder: str | Path) -> World:
     return World(mdnrnn, starts["mu"].float().numpy(), starts["logvar"].float().numpy())
 
 
-def load_midway(run_folder: str | Path) -> dict[str, npt.NDArray[np.float32]] | None:
+def load_midway(run_folder: str | Path, mdnrnn: MDNRNN) -> dict[str, npt.NDArray[np.float32]] | None:
     """Loads the starts on the way, of which a run folder's M keeps a memory.
+
+    Args:
+        run_folder: where ``train-rnn`` has been completed.
+        mdnrnn: its M.
 
     Returns:
         mu and logvar, each (K, Z) float32, and h and c, each (K, H) float32; None where there are none.
@@ -96,12 +100,14 @@ def load_midway(run_folder: str | Path) -> dict[str, npt.NDArray[np.float32]] | 
     if not path.is_file():
         return None
     starts, _ = load_tensors(path)
-    sizes = {tuple(tensor.shape[:1]) for tensor in starts.values()}
-    if set(starts) != {"mu", "logvar", "h", "c"} or len(sizes) != 1:
-        found = {name: tuple(tensor.shape) for name, tensor in starts.items()}
-        raise ValueError(f"{path}: expected mu, logvar, h and c with a row per start, got {found}")
+    found = {name: tuple(tensor.shape) for name, tensor in starts.items()}
+    rows = (*found.get("mu", ()), 0)[0]
+    latents, memory = (rows, mdnrnn.latent_size), (rows, mdnrnn.hidden_size)
+    if found != {"mu": latents, "logvar": latents, "h": memory, "c": memory}:
+        wanted = f"each (K, {mdnrnn.latent_size}), and h and c, each (K, {mdnrnn.hidden_size})"
+        raise ValueError(f"{path}: expected mu and logvar, {wanted}, got {found}")
     arrays = {name: tensor.float().numpy() for name, tensor in starts.items()}
-    return arrays if len(arrays["mu"]) else None
+    return arrays if rows else None
 
 
 class Dream:
@@ -406,7 +412,7 @@ def float_array(name: str, value: npt.ArrayLike, shape: Sequence[int | str]) -> 
     if not fits or not np.issubdtype(array.dtype, np.floating):
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name}: expected ({wanted}) float32, got {array.shape} {array.dtype}")
-    with np.errstate(over="ignore"):  # too large becomes inf, which the core refuses by name
+    with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are refused by the core, by name
         return np.require(array, np.float32, ["C", "A"])
 
 

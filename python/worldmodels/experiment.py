@@ -21,7 +21,8 @@ from typing import Any
 import worldmodels
 from worldmodels import pretrained, tasks
 from worldmodels.config import TOP, Config, EnvironmentConfig, from_dict, to_dict
-from worldmodels.data.atomic import atomic_path, read_json, write_json
+from worldmodels.data.atomic import atomic_path, parse_line, read_json, read_lines, write_json
+from worldmodels.measured import misfit
 from worldmodels.ranks import launched
 
 #: The stages in their order; each is the function ``run(experiment)`` of a module in ``worldmodels.stages``.
@@ -274,13 +275,11 @@ class Experiment:
         with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
 
-    def metrics(self, stage: str) -> list[dict[str, Any]]:
-        """The lines of one stage."""
+    def metrics(self, stage: str, shape: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """The lines of one stage; those of a shape (:mod:`worldmodels.measured`) if one is given."""
         path = self.path("metrics.jsonl")
-        if not path.is_file():
-            return []
-        lines = path.read_bytes().splitlines()
-        return [value for value in map(_parse, lines) if value and value.get("stage") == stage]
+        lines = [value for value in read_lines(path) if value.get("stage") == stage] if path.is_file() else []
+        return [value for value in lines if misfit(value, shape or {}) is None]
 
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
         """Drops a stage's lines after ``last``: they were logged after the checkpoint that is resumed from."""
@@ -289,7 +288,7 @@ class Experiment:
             return
         kept = []
         for line in path.read_bytes().splitlines():
-            value = _parse(line)
+            value = parse_line(line)
             number = (value or {}).get(key, last + 1)
             if value and not (value.get("stage") == stage and not (isinstance(number, int | float) and number <= last)):
                 kept.append(line + b"\n")
@@ -303,15 +302,6 @@ def _read_config(path: Path) -> Config:
         return from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error} (another version of worldmodels may have written it)") from error
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that was cut off by a crash or is damaged."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def command(stage: str) -> str:

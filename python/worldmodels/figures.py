@@ -128,13 +128,15 @@ def losses(path: Path, vae: list[dict[str, Any]], rnn: list[dict[str, Any]]) -> 
         ("M: -log p(z) per dimension (nats)", rnn, "z", "linear"),
     ]
     for title, key in (("M: done loss", "done"), ("M: squared error of the reward", "reward")):
-        if any(line.get(key, 0) > 0 for line in rnn):  # M has that head
+        if any((line.get(key) or 0) > 0 for line in rnn):  # M has that head
             panels.append((title, rnn, key, "log"))
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(3.75 * len(panels), 3.2))
         for axis, (title, lines, key, scale) in zip(axes, panels, strict=True):
-            train = [(line["step"], line[key]) for line in lines if key in line]
-            valid = [(line["step"], line[f"validation_{key}"]) for line in lines if f"validation_{key}" in line]
+            train, valid = (
+                [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+                for name in (key, f"validation_{key}")
+            )
             axis.plot(*_columns(train), color=_BLUE, alpha=0.75, linewidth=1, label="training")
             axis.plot(*_columns(valid), color=_ORANGE, marker="o", markersize=3, label="held out")
             axis.set(title=title, xlabel="batches", yscale=scale)
@@ -151,14 +153,14 @@ def quality(path: Path, vae: dict[str, Any], rnn: dict[str, Any]) -> None:
     """V's error by how much pixels move, calibration of M's ends, and M's free-running error over the steps."""
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(15, 3.6))
-        shown = {name: row for name, row in vae["pixels"].items() if row["error"] is not None}
+        shown = {name: row for name, row in vae["pixels"].items() if None not in (row["error"], row["mean_picture"])}
         place = np.arange(len(shown))
         for shift, key, label, colour in ((-0.2, "error", "V", _BLUE), (0.2, "mean_picture", "mean picture", _MUTED)):
             axes[0].bar(place + shift, [row[key] for row in shown.values()], 0.38, color=colour, label=label)
         axes[0].set_xticks(place, list(shown))
         axes[0].grid(visible=False, axis="x")
         axes[0].set(title="V: squared error per pixel", yscale="log")
-        bins = [row for row in rnn.get("done", []) if row["observed"] > 0]
+        bins = [row for row in (rnn.get("done") or []) if row["observed"] > 0]
         axes[1].plot([1e-4, 1], [1e-4, 1], color=_MUTED, linewidth=1)
         for key, label, colour in (("predicted", "as M says", _ORANGE), ("expected", "without the weight", _BLUE)):
             axes[1].plot([row[key] for row in bins], [row["observed"] for row in bins], "o-", color=colour, label=label)
@@ -189,7 +191,7 @@ def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, c
             axis.plot(
                 generations, [line[key] for line in lines], color=colour, linewidth=1.4, label=f"population {key}"
             )
-        evaluations = [(line["generation"], line["evaluation"]) for line in lines if "evaluation" in line]
+        evaluations = [(line["generation"], line["evaluation"]) for line in lines if line.get("evaluation") is not None]
         axis.plot(
             *_columns(evaluations),
             color=_INK,
@@ -210,7 +212,7 @@ def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, c
                 label="mean, in the real environment",
             )
         axis.set(title=title, xlabel="generation", ylabel=score)
-        if min(line["worst"] for line in lines) >= 0:
+        if all(line["worst"] >= 0 for line in lines):
             axis.set_ylim(bottom=0)
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         _save(figure, path)
@@ -301,7 +303,7 @@ def episode(path: Path, recorded: dict[str, Any], score: str) -> None:
         recorded: as :func:`worldmodels.envs.play.record` gives it.
         score: what a return counts.
     """
-    driven = "track" in recorded
+    driven = None not in (recorded.get("track"), recorded.get("positions"))
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(1, 1 + driven, figsize=(6 + 5 * driven, 4.2), squeeze=False)
         axis = axes[0, 0]

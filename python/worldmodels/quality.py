@@ -297,7 +297,7 @@ def format_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> str:
         "  (the authors' Doom run ended at 0.98; its noise is not known)",
         f"  best dimension {min(rnn['z_dimensions']):.3f}, worst {max(rnn['z_dimensions']):.3f}",
     ]
-    if "done" in rnn:
+    if rnn.get("done") is not None:
         lines += ["", f"{'M, predicted end':<20}{'steps':>9}{'predicted':>12}{'unweighted':>12}{'observed':>12}"]
         for row in rnn["done"]:
             label = f"{row['low']:g} to {row['high']:g}"
@@ -309,9 +309,9 @@ def format_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> str:
     lines.append(f"{'steps':>6}{'rollouts':>10}" + "".join(f"{name:>10}" for name in columns))
     for row in rnn["rollouts"]:
         lines.append(f"{row['steps']:>6}{row['count']:>10}" + "".join(f"{row[name]:>10.4f}" for name in columns))
-    pictured = [row for row in rnn["rollouts"] if "picture_mean" in row]
+    columns = ("mean", "sample", "stays", "v")
+    pictured = [row for row in rnn["rollouts"] if all(row.get(f"picture_{name}") is not None for name in columns)]
     if pictured:
-        columns = ("mean", "sample", "stays", "v")
         lines += ["", "the same, squared error per picture"]
         lines.append(f"{'steps':>6}{'rollouts':>10}" + "".join(f"{name:>10}" for name in columns))
         for row in pictured:

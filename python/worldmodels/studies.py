@@ -10,8 +10,9 @@ from typing import Any
 
 from worldmodels import figures, tasks
 from worldmodels.config import Config, override
-from worldmodels.data.atomic import atomic_path, read_json, write_json
+from worldmodels.data.atomic import atomic_path, write_json
 from worldmodels.experiment import MAKERS, STAGES, Experiment
+from worldmodels.measured import read_results
 from worldmodels.stats import table
 
 #: The paper's table of temperatures: survival in the dream and in the game, mean and standard deviation.
@@ -192,7 +193,7 @@ def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Confi
 
 
 def _result(experiment: Experiment) -> Result:
-    scores = read_json(experiment.path("results.json"))
+    scores = read_results(experiment.path("results.json"), experiment.config.evolve.inside)
     evolved = experiment.summary("evolve")
     return {
         "dream": scores["dream"]["evaluation"],

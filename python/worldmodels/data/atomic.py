@@ -40,3 +40,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; without lines that were cut off by a crash or are damaged."""
+    found = (parse_line(line) for line in path.read_bytes().splitlines())
+    return [value for value in found if value]
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The object of a line of JSON; None if it is damaged."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

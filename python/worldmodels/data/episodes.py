@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from worldmodels.data.atomic import atomic_path
 
 FORMAT = "worldmodels-episodes-1"
 FRAME = (64, 64, 3)
+_HEAP = b"GCOL\x01"  # how a heap of strings of any length begins in HDF5
 _KINDS = {"frames": np.uint8, "actions": np.float32, "rewards": np.float32, "lengths": np.int64, "terminated": np.bool_}
 
 
@@ -53,7 +56,7 @@ class EpisodeWriter:
     def __init__(self, path: Path, action_size: int) -> None:
         self._atomic = atomic_path(path)
         self._file = h5py.File(self._atomic.__enter__(), "w", libver="v110")
-        self._file.attrs["format"] = FORMAT
+        self._file.attrs["format"] = np.bytes_(FORMAT)  # of fixed length: a damaged heap of strings can hang HDF5
         self._frames = self._file.create_dataset(
             "frames", (0, *FRAME), "u1", maxshape=(None, *FRAME), chunks=(1, *FRAME), compression="lzf", fletcher32=True
         )
@@ -120,7 +123,7 @@ class EpisodeWriter:
         }
         for name, values in columns.items():
             self._file.create_dataset(name, data=values, fletcher32=True)
-        self._file["policies"] = [episode.policy for episode in episodes]
+        self._file["policies"] = np.array([episode.policy.encode() for episode in episodes], np.bytes_)
 
 
 class EpisodeShard:
@@ -153,9 +156,14 @@ class EpisodeShard:
 
     def _read(self, path: Path) -> None:
         file = self._file
-        if file.attrs.get("format") != FORMAT:
-            raise ValueError(f"{path}: expected format {FORMAT!r}, got {file.attrs.get('format')!r}")
-        for name, kind in _KINDS.items():
+        if any(text.dtype.hasobject for text in (file.attrs.get_id("format"), file["policies"])):
+            _check_heaps(path)  # of an earlier version
+        found = file.attrs["format"]
+        if found not in (FORMAT, FORMAT.encode()):
+            raise ValueError(f"{path}: expected format {FORMAT!r}, got {found!r:.100}")
+        if file["frames"].chunks not in (None, (1, *FRAME)):  # whole chunks are unpacked
+            raise ValueError(f"{path}: expected frames in chunks of one, got chunks of {file['frames'].chunks}")
+        for name, kind in (*_KINDS.items(), ("policies", file["policies"].dtype)):
             data = file[name]
             if data.dtype != kind:
                 raise ValueError(f"{path}: expected {name} of {np.dtype(kind)}, got {data.dtype}")
@@ -184,6 +192,21 @@ class EpisodeShard:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuses heaps of strings whose objects do not lie one behind the other: HDF5 2.0 may follow them for ever."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = data.find(_HEAP)
+        while start >= 0:
+            end, place = start + int.from_bytes(data[start + 8 : start + 16], "little"), start + 16
+            while end <= len(data) and place + 16 <= end:
+                index, size = struct.unpack_from("<H6xQ", data, place)
+                size = 16 + (size + 7) // 8 * 8 if index else size  # 0 is the free space, with its header
+                if not 0 < size <= end - place:
+                    raise ValueError(f"{path}: expected strings, got a damaged heap of them at byte {place}")
+                place += size
+            start = data.find(_HEAP, start + len(_HEAP))
 
 
 class EpisodeStore:

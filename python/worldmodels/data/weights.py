@@ -54,6 +54,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path}: expected safetensors written by worldmodels, got {error!r}") from error
     if found != expected:
         raise ValueError(f"{path}: expected contents of checksum {expected!r:.20}, got {found}: the file is damaged")
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise ValueError(f"{path}: expected real numbers in {name}, got {tensor.dtype}")
     return tensors, about
 
 

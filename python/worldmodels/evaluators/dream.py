@@ -56,7 +56,7 @@ def make_dream(experiment: Experiment, starts: str = "first") -> Dream:
     world = load_world(experiment.folder)
     memory: dict[str, npt.NDArray[np.float32] | None] = {"h": None, "c": None}
     if starts == "anywhere":
-        midway = load_midway(experiment.folder)
+        midway = load_midway(experiment.folder, world.mdnrnn)
         if midway is None:
             raise ValueError(
                 f"evolve.starts: expected first, as {experiment.folder} keeps no starts midway, got anywhere"

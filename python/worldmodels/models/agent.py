@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from worldmodels import pretrained
+from worldmodels.checks import any_array, check_integer, check_seed, different_slots, exact_array
 from worldmodels.data.weights import load_model, load_tensors
 from worldmodels.models.controller import Controller
 from worldmodels.models.encoder import Encoder
@@ -77,9 +78,8 @@ class Agent:
             batch: slots.
             seed: of the sampled latents.
         """
-        if batch < 1:
-            raise ValueError(f"batch: expected at least 1, got {batch}")
-        self._seed = seed
+        batch = check_integer("batch", batch, 1, 2**20)
+        self._seed = check_seed(seed)
         self._memory.forget(batch)
         self._generators = [self._generator(slot) for slot in range(batch)]
         self._restart = np.ones(batch, np.bool_)
@@ -88,10 +88,11 @@ class Agent:
 
     def assign(self, slot: int, params: npt.NDArray[np.float32] | None) -> None:
         """Gives a slot a controller of its own, (controller.size,) float32, until the next reset; None: the agent's."""
+        slot = check_integer("slot", slot, 0, len(self._restart) - 1)
         if params is None:
             self._own.pop(slot, None)
         else:
-            self._own[slot] = params
+            self._own[slot] = exact_array("params", params, (self.controller.size,), np.float32)
 
     def _generator(self, episode: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, episode])
@@ -118,19 +119,19 @@ class Agent:
             (B, A) float32 actions.
 
         Raises:
-            ValueError: another shape or dtype, or a slot that is not there.
+            TypeError: an argument is no array.
+            ValueError: another shape or dtype, or a number that does not fit; nothing has been remembered.
         """
         total = len(self._restart)
-        busy = np.arange(total) if slots is None else np.asarray(slots)
-        if busy.ndim != 1 or len(busy) == 0 or len(set(busy.tolist()) & set(range(total))) != len(busy):
-            raise ValueError(f"slots: expected different numbers from 0 to {total - 1}, got {busy.tolist()!r:.200}")
+        busy = np.arange(total) if slots is None else different_slots(slots, total)
         batch = len(busy)
-        if frames.shape != (batch, 64, 64, 3) or frames.dtype != np.uint8:
-            raise ValueError(f"frames: expected ({batch}, 64, 64, 3) uint8, got {frames.shape} {frames.dtype}")
+        frames = exact_array("frames", frames, (batch, 64, 64, 3), np.uint8)
+        if episodes is not None:
+            episodes = _numbers("episodes", episodes, batch)
+        if overrule is not None:
+            overrule = _actions("overrule", overrule, (batch, self.controller.action_size))
         if restart is not None:
-            if restart.shape != (batch,):
-                raise ValueError(f"restart: expected ({batch},) bool, got {restart.shape}")
-            self._restart[busy] |= restart
+            self._restart[busy] |= exact_array("restart", restart, (batch,), np.bool_)
         begins = self._restart[busy]
         for first in np.flatnonzero(begins):
             self._generators[busy[first]] = self._generator(int(busy[first] if episodes is None else episodes[first]))
@@ -149,6 +150,26 @@ class Agent:
         self._memory.step(busy, z, actions, begins)
         self._restart[busy] = False
         return actions
+
+
+def _numbers(name: str, given: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
+    """(count,) integers of at least 0."""
+    array = any_array(name, given)
+    if array.shape != (count,) or array.dtype.kind not in "iu" or (array < 0).any():
+        raise ValueError(f"{name}: expected ({count},) integers of at least 0, got {array!r:.200}")
+    return array
+
+
+def _actions(name: str, given: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Actions in float32, each finite or NaN."""
+    array = any_array(name, given)
+    if array.shape != shape or array.dtype.kind != "f":
+        raise ValueError(f"{name}: expected {shape} float32, got {array.shape} {array.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):  # too large becomes inf; any NaN is one
+        array = array.astype(np.float32)
+    if np.isinf(array).any():
+        raise ValueError(f"{name}: expected finite numbers or NaN, got inf")
+    return array
 
 
 class Candidates:

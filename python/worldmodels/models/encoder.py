@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from worldmodels import _core
-from worldmodels.checks import check_threads
+from worldmodels.checks import any_array, check_integer, check_threads
 from worldmodels.models.training import autocast, computes_in_bfloat16
 from worldmodels.models.vae import ConvVAE
 
@@ -30,7 +30,8 @@ class Encoder:
         num_threads: of the native core; None for all cores this process may use.
 
     Raises:
-        ValueError: a weight is not finite, or the precision is not to be had.
+        TypeError: an argument is of the wrong kind.
+        ValueError: a number does not fit, a weight is not finite, or the precision is not to be had.
     """
 
     def __init__(
@@ -42,18 +43,27 @@ class Encoder:
         block: int = 64,
         num_threads: int | None = None,
     ) -> None:
+        for name, value, kind in (("vae", vae, ConvVAE), ("where", where, torch.device), ("precision", precision, str)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name}: expected a {kind.__name__}, got {value!r:.100}")
+        if precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"precision: expected auto, float32 or bfloat16, got {precision!r:.100}")
         autocast(where, precision)  # refuses what the device does not have
         narrow = precision == "bfloat16" or (precision == "auto" and computes_in_bfloat16(where))
         self._native: _core.Encoder | None = None
         self._threads = check_threads(num_threads)
+        self._block = check_integer("block", block, 1, 2**24)
         if where.type == "cpu" and not narrow and type(vae) is ConvVAE:
             self._native = _native(vae)
         else:
             self._vae = vae.to(where, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-            self._where, self._precision, self._block = where, precision, block
+            self._where, self._precision = where, precision
 
     def __call__(self, frames: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Encodes (n, 64, 64, 3) uint8 frames, n > 0: (mu, logvar), each (n, Z) float32."""
+        frames = any_array("frames", frames)
+        if frames.shape[1:] != (64, 64, 3) or len(frames) == 0 or frames.dtype != np.uint8:
+            raise ValueError(f"frames: expected (B, 64, 64, 3) uint8, got {frames.shape} {frames.dtype}")
         if self._native is not None:
             return self._native.encode(np.ascontiguousarray(frames), self._threads)
         mu, logvar = zip(*map(self._piece, np.split(frames, range(self._block, len(frames), self._block))), strict=True)

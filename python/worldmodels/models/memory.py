@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels import _core
-from worldmodels.checks import check_integer, check_threads
+from worldmodels.checks import check_integer, check_threads, different_slots, exact_array
 from worldmodels.dream import float_array, native_model
 from worldmodels.models.mdnrnn import MDNRNN
 
@@ -33,14 +33,17 @@ class Memory:
     """
 
     def __init__(self, mdnrnn: MDNRNN, slots: int, num_threads: int | None = None) -> None:
+        if not isinstance(mdnrnn, MDNRNN):
+            raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
         nowhere = np.zeros((1, mdnrnn.latent_size), np.float32)  # a dream would start there
         self._core = _core.Memory(native_model(mdnrnn, nowhere, nowhere))
         self._latent_size, self._action_size = mdnrnn.latent_size, mdnrnn.action_size
         self._hidden_size, self._threads = mdnrnn.hidden_size, check_threads(num_threads)
-        self.forget(check_integer("slots", slots, 1, 2**20))
+        self.forget(slots)
 
     def forget(self, slots: int) -> None:
         """All slots are empty; from now on there are ``slots`` of them."""
+        slots = check_integer("slots", slots, 1, 2**20)
         self.h, self.c = np.zeros((2, slots, self._hidden_size), np.float32)
 
     def step(self, slots: npt.NDArray[np.int64], z: Floats, actions: Floats, restart: npt.NDArray[np.bool_]) -> None:
@@ -53,11 +56,12 @@ class Memory:
             restart: (n,) bool: whether an episode begins there; its memory is emptied first.
 
         Raises:
-            ValueError: a shape does not fit, or a number is not finite.
+            TypeError: an argument is no array.
+            ValueError: a shape or dtype does not fit, a slot is not there, or a number is not finite.
         """
+        slots = different_slots(slots, len(self.h))
         count = len(slots)
-        if restart.shape != (count,):
-            raise ValueError(f"restart: expected ({count},) bool, got {restart.shape}")
+        restart = exact_array("restart", restart, (count,), np.bool_)
         h, c = self.h[slots], self.c[slots]
         h[restart] = c[restart] = 0
         latents = float_array("z", z, (count, self._latent_size))

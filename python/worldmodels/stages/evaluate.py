@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from worldmodels import figures
 from worldmodels.config import EnvironmentConfig
-from worldmodels.data.atomic import atomic_path, write_json
+from worldmodels.data.atomic import atomic_path, read_lines, write_json
 from worldmodels.envs.batch import backend
 from worldmodels.envs.play import Player, describe_environment, episode_seed, play_agent, play_policy, record
 from worldmodels.evaluators.dream import make_dream
 from worldmodels.experiment import Experiment, versions
+from worldmodels.measured import SCORE, misfit, players
 from worldmodels.models.agent import Agent, Candidates, Recorder, load_controller
 from worldmodels.models.vae import decode
 from worldmodels.progress import Progress
@@ -74,8 +75,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     write_json(experiment.path("results.json"), results)
     _record(experiment)
     print(format_table(results))
-    players = ("agent", "before", *task.beside)
-    return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in players}
+    played = ("agent", "before", *task.beside)
+    return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in played}
 
 
 def first_generation(experiment: Experiment) -> npt.NDArray[np.float32]:
@@ -188,15 +189,10 @@ def _read_scores(path: Any, about: dict[str, Any]) -> dict[int, float]:
     """Scores that an earlier run wrote down for the same agent, game and seed."""
     if not path.is_file():
         return {}
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # cut off by a crash
+    lines = read_lines(path)
     if not lines or lines[0] != json.loads(json.dumps(about)):
         return {}
-    return {int(line["episode"]): float(line["score"]) for line in lines[1:]}
+    return {int(line["episode"]): float(line["score"]) for line in lines[1:] if misfit(line, SCORE) is None}
 
 
 _SHOWN = ("id", "variant", "resolution", "backend")
@@ -205,8 +201,7 @@ _SHOWN = ("id", "variant", "resolution", "backend")
 def format_table(results: dict[str, Any]) -> str:
     """The table of scores for the terminal."""
     rows = []
-    players = {name: entry for name, entry in results.items() if name == "agent" or "policy" in entry}
-    for name, entry in players.items():
+    for name, entry in players(results).items():
         low, high = entry["ci95"]
         policy = entry.get("policy", name)
         label = name if policy == name else f"{name} ({policy})"
@@ -214,5 +209,5 @@ def format_table(results: dict[str, Any]) -> str:
             [label, str(len(entry["scores"])), f"{entry['mean']:.0f} +- {entry['std']:.0f}", f"{low:.0f} to {high:.0f}"]
         )
     environment = results["environment"]
-    title = describe_environment(EnvironmentConfig(**{key: environment.get(key, "") for key in _SHOWN}))
+    title = describe_environment(EnvironmentConfig(**{key: environment.get(key) or "" for key in _SHOWN}))
     return f"{title}\n{table(['player', 'episodes', 'score', '95 % interval'], rows)}"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels import figures, quality
-from worldmodels.data.atomic import atomic_path, read_json
+from worldmodels import figures, measured, quality
+from worldmodels.data.atomic import atomic_path
 from worldmodels.data.weights import load_model
 from worldmodels.evaluators.dream import make_dream
 from worldmodels.experiment import STAGES, Experiment, command
@@ -23,29 +23,31 @@ from worldmodels.stages.evaluate import format_table as score_table
 
 def run(experiment: Experiment) -> dict[str, Any]:
     """Draws the pictures into ``report/`` and binds them into ``report/index.html``."""
-    results = read_json(experiment.path("results.json"))
-    check = read_json(experiment.path("check_dream", "check_dream.json"))
+    results = measured.read_results(experiment.path("results.json"), experiment.config.evolve.inside)
+    check = measured.read_measured(experiment.path("check_dream", "check_dream.json"), measured.CHECK)
     folder = experiment.path("report")
     folder.mkdir(exist_ok=True)
     dreamed = _draw_dream(experiment, folder / "dream_strip.png", folder / "dream.gif")
     config, score = experiment.config, experiment.task.score
     if not config.world:
-        figures.losses(folder / "losses.png", experiment.metrics("train-vae"), experiment.metrics("train-rnn"))
-    measured = _quality(experiment)
-    if measured:
-        figures.quality(folder / "quality.png", *measured)
+        lines = (experiment.metrics(f"train-{name}", measured.STEP) for name in ("vae", "rnn"))
+        figures.losses(folder / "losses.png", *lines)
+    goodness = _quality(experiment)
+    if goodness:
+        figures.quality(folder / "quality.png", *goodness)
     where = f"inside the dream (temperature {config.evolve.temperature})"
-    curve = results.get("curve", [])
     if config.evolve.inside == "environment":
         where = "in the real environment"
-    figures.evolution(folder / "evolution.png", experiment.metrics("evolve"), f"Evolution of C {where}", score, curve)
+    generations = experiment.metrics("evolve", measured.GENERATION)
+    curve = results.get("curve") or []
+    figures.evolution(folder / "evolution.png", generations, f"Evolution of C {where}", score, curve)
     if check["policies"]:
         figures.reality_check(folder / "reality_check.png", check["policies"], check["temperature"], score)
     figures.scores(folder / "scores.png", results, score)
     recorded = experiment.path("evaluate", "episode.json")
     if recorded.is_file():
-        figures.episode(folder / "episode.png", read_json(recorded), score)
-    page = _page(experiment, folder, results, check, dreamed, measured)
+        figures.episode(folder / "episode.png", measured.read_measured(recorded, measured.EPISODE), score)
+    page = _page(experiment, folder, results, check, dreamed, goodness)
     with atomic_path(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     print(f"report: {folder / 'index.html'}")
@@ -79,7 +81,9 @@ def _quality(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]] | 
     paths = experiment.path("vae", "quality.json"), experiment.path("rnn", "quality.json")
     if not all(path.is_file() for path in paths):
         return None
-    return read_json(paths[0]), read_json(paths[1])
+    shapes = measured.VAE_QUALITY, measured.RNN_QUALITY
+    vae, rnn = (measured.read_measured(path, shape) for path, shape in zip(paths, shapes, strict=True))
+    return vae, rnn
 
 
 def _page(
@@ -88,7 +92,7 @@ def _page(
     results: dict[str, Any],
     check: dict[str, Any],
     dreamed: int,
-    measured: tuple[dict[str, Any], dict[str, Any]] | None,
+    goodness: tuple[dict[str, Any], dict[str, Any]] | None,
 ) -> str:
     config = experiment.config
     agent, before, random, collecting = (results[name] for name in ("agent", "before", "random", "collecting"))
@@ -111,7 +115,8 @@ def _page(
     times = []
     for stage in STAGES:
         if experiment.marker(stage).is_file():
-            times.append(f"{command(stage):<12} {read_json(experiment.marker(stage))['seconds']:8.0f} s")
+            marker = measured.read_measured(experiment.marker(stage), measured.MARKER)
+            times.append(f"{command(stage):<12} {marker['seconds']:8.0f} s")
     versions = "\n".join(f"{name:<12} {value}" for name, value in results["versions"].items())
 
     def picture(path: Path, text: str) -> str:
@@ -169,9 +174,9 @@ def _page(
                     folder / "quality.png",
                     "V's error on pixels that move; how often the end follows at each predicted level; M running free.",
                 ),
-                f"<pre>{html.escape(quality.format_tables(*measured))}</pre>",
+                f"<pre>{html.escape(quality.format_tables(*goodness))}</pre>",
             ]
-            if measured
+            if goodness
             else ["<p>Not measured: V and M were trained by an earlier version.</p>"]
         ),
         "<h2>How it was made</h2>",

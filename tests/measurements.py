@@ -1,0 +1,87 @@
+"""What the stages measure, as JSON of every kind, and all that the report makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from worldmodels import figures, measured, quality
+from worldmodels.stages.check_dream import format_table as dream_table
+from worldmodels.stages.evaluate import format_table as score_table
+from worldmodels.stats import describe
+
+_GAME = describe([10.0, 30.0, 50.0])
+_ERRORS = {"mean": 0.5, "sample": 0.7, "stays": 0.9}
+#: Good files by name.
+MEASURED: dict[str, dict[str, Any]] = {
+    "results": {
+        "agent": _GAME,
+        **{name: {"policy": "uniform", **_GAME} for name in ("before", "random", "collecting")},
+        "evolved": {"inside": "dream", "score": 70.0, "generation": 2},
+        "dream": {"score": 70.0, "temperature": 1.15, "generation": 2, "evaluation": _GAME},
+        "curve": [{"generation": 1, "dream": 60.0, "game": _GAME}],
+        "environment": {"id": "worldmodels/TakeCover-v0", "variant": "paper", "resolution": "", "backend": ""},
+        "versions": {"numpy": "2.0"},
+    },
+    "check": {"temperature": 1.15, "policies": {"left": {"dream": _GAME, "game": _GAME}}, "warnings": ["a hole"]},
+    "vae": {
+        "frames": 3,
+        "pixels": {
+            name: {"share": 0.5, "error": 0.1, "mean_picture": 0.2, "explained": 0.5} for name in quality.PIXELS
+        },
+    },
+    "rnn": {
+        "z": 1.2,
+        "z_noise": 1.1,
+        "z_dimensions": [1.0, 1.4],
+        "done": [{"low": 0, "high": 0.1, "count": 9, "predicted": 0.05, "expected": 0.04, "observed": 0.1}],
+        "rollouts": [
+            {"steps": 1, "count": 2, "average": 1.0, **_ERRORS}
+            | {f"picture_{name}": 3.0 for name in ("mean", "sample", "stays", "v")}
+        ],
+    },
+    "episode": {"rewards": [1.0, -0.1], "track": [[0, 0], [1, 0], [1, 1]], "positions": [[0, 0], [0.5, 0]]},
+}
+
+
+def read(name: str, path: Path) -> dict[str, Any]:
+    """Reads a file of a kind as the report does."""
+    if name == "results":
+        return measured.read_results(path, "dream")
+    shapes = {
+        "check": measured.CHECK,
+        "vae": measured.VAE_QUALITY,
+        "rnn": measured.RNN_QUALITY,
+        "episode": measured.EPISODE,
+    }
+    value: dict[str, Any] = measured.read_measured(path, shapes[name])
+    return value
+
+
+def write_out(name: str, value: dict[str, Any]) -> str:
+    """The text that the report makes of it."""
+    match name:
+        case "results":
+            return f"{score_table(value)} {value['dream']['score']:.0f}"
+        case "check":
+            return dream_table(value["policies"])
+        case "vae":
+            return quality.format_tables(value, MEASURED["rnn"])
+        case "rnn":
+            return quality.format_tables(MEASURED["vae"], value)
+    return ""
+
+
+def draw(name: str, value: dict[str, Any], path: Path) -> None:
+    """The picture that the report makes of it."""
+    pictures: dict[str, Callable[[], None]] = {
+        "results": lambda: figures.scores(path, value, "steps"),
+        "check": lambda: figures.reality_check(path, value["policies"], value["temperature"], "steps"),
+        "vae": lambda: figures.quality(path, value, MEASURED["rnn"]),
+        "rnn": lambda: figures.quality(path, MEASURED["vae"], value),
+        "episode": lambda: figures.episode(path, value, "steps"),
+    }
+    pictures[name]()
+    if name == "results" and value.get("curve"):
+        figures.evolution(path, [], "Evolution", "steps", value["curve"])
