@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import worldmodels as wm
 from conftest import make_episode, make_latents, make_mdnrnn, make_vae, mark_done, toy_config, write_store
 from measurements import MEASURED, draw, read, write_out
-from refusals import a_file, attempt, little_memory
+from refusals import a_file, attempt, little_memory, without_checksum
 from strategies import JSON, NUMBERS, edited
 from worldmodels import figures
 from worldmodels.config import Config, from_dict, override, to_dict
@@ -115,7 +115,7 @@ def folder(tmp_path_factory):
 
 @given(data=st.data())
 def test_safetensors_of_strangers(folder, data):
-    original = (folder / "good" / "tensors.safetensors").read_bytes()
+    original = without_checksum(folder / "good" / "tensors.safetensors")
     path = a_file(folder / "bad.safetensors", data.draw(st.one_of(damaged(original), redirected(original))))
     with little_memory():
         loaded = attempt(lambda: load_tensors(path), str(path))
@@ -139,7 +139,7 @@ def test_the_deepest_json_is_refused(folder, about):
 
 @given(data=st.data())
 def test_models_of_strangers(folder, data):
-    original = (folder / "good" / "rnn.safetensors").read_bytes()
+    original = without_checksum(folder / "good" / "rnn.safetensors")
     path = a_file(folder / "bad.safetensors", data.draw(st.one_of(damaged(original), redirected(original))))
     with little_memory():
         model = attempt(lambda: load_model(path, MDNRNN), str(path))
@@ -175,7 +175,7 @@ def test_a_v_that_promises_something_else(folder, size):
 
 @given(data=st.data())
 def test_controllers_and_starts_of_strangers(folder, data):
-    original = (folder / "good" / "controller.safetensors").read_bytes()
+    original = without_checksum(folder / "good" / "controller.safetensors")
     path = a_file(folder / "bad.safetensors", data.draw(st.one_of(damaged(original), redirected(original))))
     with little_memory():
         loaded = attempt(lambda: load_controller(path), str(path))
@@ -184,8 +184,8 @@ def test_controllers_and_starts_of_strangers(folder, data):
         assert params.shape == (controller.size,) and params.dtype == np.float32
     run = folder / "world"
     (run / "rnn").mkdir(parents=True, exist_ok=True)
-    a_file(run / "rnn" / "rnn.safetensors", (folder / "good" / "rnn.safetensors").read_bytes())
-    original = (folder / "good" / "tensors.safetensors").read_bytes()
+    a_file(run / "rnn" / "rnn.safetensors", without_checksum(folder / "good" / "rnn.safetensors"))
+    original = without_checksum(folder / "good" / "tensors.safetensors")
     path = a_file(run / "rnn" / "initial.safetensors", data.draw(st.one_of(damaged(original), redirected(original))))
     with little_memory():
         world = attempt(lambda: load_world(run), str(path))
@@ -196,7 +196,7 @@ def test_controllers_and_starts_of_strangers(folder, data):
 @given(data=st.data())
 def test_starts_midway_of_strangers(folder, data):
     model = make_mdnrnn()
-    original = (folder / "good" / "midway.safetensors").read_bytes()
+    original = without_checksum(folder / "good" / "midway.safetensors")
     (folder / "midway" / "rnn").mkdir(parents=True, exist_ok=True)
     path = folder / "midway" / "rnn" / "midway.safetensors"
     a_file(path, data.draw(st.one_of(damaged(original), redirected(original))))
@@ -239,7 +239,7 @@ def test_complex_weights_are_refused(tmp_path):
 
 @given(data=st.data())
 def test_latents_of_strangers(folder, data):
-    original = (folder / "good" / "latents" / "00000.safetensors").read_bytes()
+    original = without_checksum(folder / "good" / "latents" / "00000.safetensors")
     (folder / "latents").mkdir(exist_ok=True)
     a_file(folder / "latents" / "00000.safetensors", original)
     path = a_file(
