@@ -89,6 +89,8 @@ def test_a_flipped_bit_in_weights_is_an_error_that_names_the_file(tmp_path):
 def test_every_kind_of_number_is_summed(tmp_path, kind):
     path = tmp_path / "a.safetensors"
     tensors = {"none": torch.zeros(0, dtype=kind), "one": torch.ones((), dtype=kind), "two": torch.ones(2, 3).to(kind)}
+    tensors["still"] = torch.ones(1, dtype=kind).as_strided((1,), (0,))
+    tensors["nowhere"] = torch.ones(1, dtype=kind).as_strided((0,), (0,))
     save_tensors(path, tensors, {"step": 1, "loss": 0.1, "nested": {"a": [1, None, "é"]}})
     loaded, about = load_tensors(path)
     assert about == {"step": 1, "loss": 0.1, "nested": {"a": [1, None, "é"]}}

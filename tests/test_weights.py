@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import struct
+import tracemalloc
 
 import pytest
 import torch
@@ -137,7 +139,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         target.write_bytes(before[:20])
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights, "save_file", half)
+    monkeypatch.setattr(weights, "_save_file", half)
     with pytest.raises(OSError, match="disk full"):
         save_tensors(path, {"x": torch.ones(2)}, {})
     assert path.read_bytes() == before
@@ -197,7 +199,7 @@ def test_a_full_disk_is_an_os_error_and_the_old_file_is_kept(tmp_path, monkeypat
         file.write_bytes(b"half of it")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(weights, "save_file", full)
+    monkeypatch.setattr(weights, "_save_file", full)
     with pytest.raises(OSError, match=r"checkpoint\.safetensors: cannot be written: .*No space left on device"):
         save_tensors(path, {"a": torch.zeros(3)}, {"step": 2})
     assert path.read_bytes() == before
@@ -225,3 +227,21 @@ def test_adams_state_takes_the_layout_of_its_parameter():
     steps(*models[1], 5)
     for one, other in zip(models[0][0].parameters(), models[1][0].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_saving_often_keeps_no_memory(tmp_path):
+    """An evolution saves its checkpoint in every generation."""
+    tensors = {str(size): torch.ones(size) for size in range(1, 20)}
+
+    def held(times):
+        for _ in range(times):
+            save_tensors(tmp_path / "checkpoint.safetensors", tensors, {})
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = held(5)
+        assert held(50) - before < 8_000
+    finally:
+        tracemalloc.stop()

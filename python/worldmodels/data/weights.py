@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import numpy as for_numpy
+from safetensors import torch as for_torch
 from torch import Tensor, nn
 
 from worldmodels.data.atomic import atomic_path, write_json
@@ -22,14 +23,25 @@ _CHECKSUM = "crc32"  # beside what ``about`` says
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Writes a safetensors file, atomically; ``about`` (JSON) goes into its header, with a checksum of everything."""
+    """Writes a safetensors file, atomically; ``about`` (JSON) goes into its header, with a checksum of everything.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {**about, _CHECKSUM: _checksum(flat, about)}
     with atomic_path(path) as temporary:
         try:
-            save_file(flat, temporary, metadata={"about": json.dumps(about)})
+            _save_file(flat, temporary, {"about": json.dumps(about)})
         except SafetensorError as error:  # a full disk is one
             raise OSError(f"{path}: cannot be written: {error}") from error
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):  # NumPy has none
+        for_torch.save_file(tensors, path, metadata)
+    else:  # safetensors.torch keeps two kilobytes a call for ever, in ctypes
+        for_numpy.save_file({name: tensor.numpy() for name, tensor in tensors.items()}, path, metadata)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -65,7 +77,8 @@ def _checksum(tensors: dict[str, Tensor], about: dict[str, Any]) -> int:
     value = zlib.crc32(json.dumps(about).encode())
     for name, tensor in sorted(tensors.items()):
         value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+        bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+        value = zlib.crc32(bits.numpy().tobytes(), value)
     return value
 
 
