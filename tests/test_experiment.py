@@ -239,3 +239,13 @@ def test_settings_of_the_machine_may_change(tmp_path, ran, change):
             experiment.run(stage)
     with Experiment(tmp_path, toy_config(train_vae=change)) as experiment:
         assert experiment.is_done("train_vae")
+
+
+def test_another_report_keeps_the_results(tmp_path):
+    """They are what `evaluate` has made."""
+    with Experiment(tmp_path, toy_config()) as experiment:
+        mark_done(experiment, *STAGES)
+        experiment.path("results.json").write_text("{}")
+    for stage, kept in (("report", True), ("evaluate", False)):
+        with Experiment(tmp_path, again=stage) as experiment:
+            assert experiment.path("results.json").is_file() == kept

@@ -15,7 +15,7 @@ import vizdoom
 from gymnasium.utils.env_checker import check_env
 
 import worldmodels  # noqa: F401 (registers the environments)
-from conftest import environment
+from conftest import environment, gone, processes
 from worldmodels.config import EnvironmentConfig
 from worldmodels.envs import GameLostError, take_cover
 from worldmodels.envs.play import play_policy
@@ -266,3 +266,28 @@ def test_a_game_does_not_hear_the_terminals_interrupt():
         env.step(np.zeros(1, np.float32))
     assert env._engines <= take_cover._engines()
     env.close()
+
+
+PLAYS = """
+import numpy as np
+from worldmodels.envs.take_cover import TakeCoverEnv
+envs = [TakeCoverEnv() for _ in range(2)]
+for env in envs:
+    env.reset(seed=1)
+print("playing", flush=True)
+while True:
+    for env in envs:
+        if any(env.step(np.zeros(1, np.float32))[2:4]):
+            env.reset()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_a_player_that_is_killed_leaves_no_engine(tmp_path):
+    env = {**environment(), "WM_TEST": str(tmp_path)}
+    player = subprocess.Popen([sys.executable, "-c", PLAYS], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+    assert player.stdout.readline() == "playing\n"
+    assert len(processes(tmp_path, "vizdoom")) == 2
+    player.kill()
+    player.communicate()
+    assert gone(tmp_path)

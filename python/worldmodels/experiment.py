@@ -207,7 +207,8 @@ class Experiment:
             self.marker(later).unlink(missing_ok=True)
             shutil.rmtree(self.path(MAKERS.get(later, later)), ignore_errors=True)
             self.rewind_metrics(command(later), 0)
-        self.path("results.json").unlink(missing_ok=True)
+        if STAGES.index(stage) <= STAGES.index("evaluate"):
+            self.path("results.json").unlink(missing_ok=True)
 
     def run(self, stage: str) -> None:
         """Runs a stage unless it is complete.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -69,6 +71,46 @@ def _engines() -> set[int]:
             if name.endswith("(vizdoom") and int(rest.split()[1]) == os.getpid():
                 found.add(int(folder.name))
     return found
+
+
+_REAP = """
+while read -r engine started; do engines="$engines $engine:$started"; done
+for one in $engines; do
+  set -- $(cat /proc/${one%:*}/stat 2>/dev/null)
+  [ "${22}" = "${one#*:}" ] && kill -9 ${one%:*}
+done
+"""
+
+
+class _Reaper:
+    """A shell that outlives this process and ends its engines: one whose player was killed waits for it for ever."""
+
+    def __init__(self) -> None:
+        self._shell: subprocess.Popen[str] | None = None
+        self._owner = 0
+
+    def watch(self, engines: set[int]) -> None:
+        """Tells it of engines, by their ids and when they started."""
+        if not engines:
+            return
+        if self._shell is None or self._owner != os.getpid():  # not that of a process which this was forked from
+            line = ["/bin/sh", "-c", _REAP]
+            path = {"PATH": os.defpath}
+            self._shell = subprocess.Popen(line, stdin=subprocess.PIPE, text=True, env=path, start_new_session=True)
+            self._owner = os.getpid()
+            atexit.register(self._end)
+        assert self._shell.stdin is not None
+        for engine in engines:
+            started = Path(f"/proc/{engine}/stat").read_text().rpartition(") ")[2].split()[19]
+            self._shell.stdin.write(f"{engine} {started}\n")
+        self._shell.stdin.flush()
+
+    def _end(self) -> None:
+        if self._shell is not None and self._owner == os.getpid():
+            self._shell.communicate()
+
+
+_REAPER = _Reaper()
 
 
 class _Watch:
@@ -175,6 +217,7 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
             before = _engines()
             game.init()
             self._engines = _engines() - before
+            _REAPER.watch(self._engines)
         return game
 
     def _observe(self) -> Frame:

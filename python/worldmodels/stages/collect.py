@@ -174,6 +174,8 @@ class _Pool:
 
     def _bury(self, worker: _Worker) -> None:
         hung = worker.process.is_alive() and worker.silent > _PATIENCE
+        if not hung:
+            worker.process.join(1)  # it has closed its pipe and is about to say with which code it ends
         _kill(worker)
         self._workers.remove(worker)
         self._deaths += 1
