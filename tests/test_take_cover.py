@@ -271,9 +271,11 @@ def test_a_game_does_not_hear_the_terminals_interrupt():
 PLAYS = """
 import numpy as np
 from worldmodels.envs.take_cover import TakeCoverEnv
-envs = [TakeCoverEnv() for _ in range(2)]
-for env in envs:
-    env.reset(seed=1)
+envs = []
+for _ in range(2):
+    print("starting", flush=True)
+    envs.append(TakeCoverEnv())
+    envs[-1].reset(seed=1)
 print("playing", flush=True)
 while True:
     for env in envs:
@@ -283,11 +285,15 @@ while True:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-def test_a_player_that_is_killed_leaves_no_engine(tmp_path):
+@pytest.mark.parametrize(("when", "engines"), [("playing", 2), ("starting", 1)])
+def test_a_player_that_is_killed_leaves_no_engine(tmp_path, when, engines):
+    """While it plays, and while an engine starts."""
     env = {**environment(), "WM_TEST": str(tmp_path)}
     player = subprocess.Popen([sys.executable, "-c", PLAYS], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
-    assert player.stdout.readline() == "playing\n"
-    assert len(processes(tmp_path, "vizdoom")) == 2
+    while player.stdout.readline() != f"{when}\n":
+        assert player.poll() is None
+    while len(processes(tmp_path, "vizdoom")) < engines:
+        assert player.poll() is None
     player.kill()
     player.communicate()
     assert gone(tmp_path)

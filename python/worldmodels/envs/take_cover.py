@@ -73,11 +73,15 @@ def _engines() -> set[int]:
     return found
 
 
+_MARK = "WORLDMODELS_PLAYER"  # in an engine's environment: whose it is
 _REAP = """
-while read -r engine started; do engines="$engines $engine:$started"; done
-for one in $engines; do
-  set -- $(cat /proc/${one%:*}/stat 2>/dev/null)
-  [ "${22}" = "${one#*:}" ] && kill -9 ${one%:*}
+read -r looks
+for look in ${looks:-1 2 3}; do
+  for engine in $(grep -lsx vizdoom /proc/[0-9]*/comm); do
+    engine=${engine%/comm}
+    tr '\\0' '\\n' < $engine/environ | grep -qx "$1" && kill -9 ${engine#/proc/}
+  done 2>/dev/null
+  [ "$looks" ] || sleep 1
 done
 """
 
@@ -89,25 +93,25 @@ class _Reaper:
         self._shell: subprocess.Popen[str] | None = None
         self._owner = 0
 
-    def watch(self, engines: set[int]) -> None:
-        """Tells it of engines, by their ids and when they started."""
-        if not engines:
-            return
-        if self._shell is None or self._owner != os.getpid():  # not that of a process which this was forked from
-            line = ["/bin/sh", "-c", _REAP]
+    @contextlib.contextmanager
+    def marking(self) -> Iterator[None]:
+        """An engine that is started meanwhile is this process's."""
+        if self._owner != os.getpid():  # none yet, or that of a process which this was forked from
+            self._owner = os.getpid()
+            self._mark = f"{self._owner}-{time.time_ns()}"
+            line = ["/bin/sh", "-c", _REAP, "reaper", f"{_MARK}={self._mark}"]
             path = {"PATH": os.defpath}
             self._shell = subprocess.Popen(line, stdin=subprocess.PIPE, text=True, env=path, start_new_session=True)
-            self._owner = os.getpid()
             atexit.register(self._end)
-        assert self._shell.stdin is not None
-        for engine in engines:
-            started = Path(f"/proc/{engine}/stat").read_text().rpartition(") ")[2].split()[19]
-            self._shell.stdin.write(f"{engine} {started}\n")
-        self._shell.stdin.flush()
+        os.environ[_MARK] = self._mark
+        try:
+            yield
+        finally:
+            del os.environ[_MARK]
 
     def _end(self) -> None:
         if self._shell is not None and self._owner == os.getpid():
-            self._shell.communicate()
+            self._shell.communicate("1\n")
 
 
 _REAPER = _Reaper()
@@ -213,11 +217,10 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         game.set_mode(vizdoom.Mode.PLAYER)
-        with _STARTING, _engine_folder(), _deaf_to_interrupts():
+        with _STARTING, _engine_folder(), _deaf_to_interrupts(), _REAPER.marking():
             before = _engines()
             game.init()
             self._engines = _engines() - before
-            _REAPER.watch(self._engines)
         return game
 
     def _observe(self) -> Frame:
