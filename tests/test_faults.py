@@ -99,15 +99,16 @@ def test_a_worker_whose_game_hangs_or_dies_is_replaced(tmp_path, undisturbed, mo
     class Stopping(Progress):
         def update(self, done, note=""):
             if not stopped:
-                stopped.extend(engines()[:1])
-                os.kill(stopped[0], how)
+                stopped.extend(engines())  # all: one alone may have nothing left to play
+                for engine in stopped:
+                    os.kill(engine, how)
             super().update(done, note)
 
     monkeypatch.setattr(collect, "Progress", Stopping)
     monkeypatch.setattr(collect, "_PATIENCE", 8.0)
     test_collect.check_equal(test_collect.run(tmp_path), undisturbed[1])
     out, err = capfd.readouterr()
-    assert len(stopped) == 1
+    assert len(stopped) in (1, 2)
     assert said in out + err
     assert multiprocessing.active_children() == []
     assert gone()
