@@ -520,3 +520,12 @@ def test_a_state_without_a_key_is_refused(asked, key):
     name = key.draw(st.sampled_from(sorted(state)))
     del state[name]
     assert attempt(lambda: wm.CMAES(np.zeros(3), 1.0).load_state_dict(state), name) is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_largest_values_are_taken():
+    """Their median's mean of two is beyond float64."""
+    es = wm.CMAES(np.zeros(3), 0.1, popsize=4, seed=1)
+    for _ in range(3):
+        es.tell(es.ask(), [1.7e308, 1.7e308, 1.7e308, 1.75e308])
+    assert np.isfinite(es.mean).all()

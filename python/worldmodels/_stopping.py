@@ -56,6 +56,7 @@ class Stopping:
         stopping.best, stopping.median = list(map(float, best)), list(map(float, median))
         return stopping
 
+    @np.errstate(over="ignore")  # values of any size
     def record(self, ranked: NDArray[np.float64], popsize: int) -> None:
         """Notes a generation's finite values, ascending, at least one."""
         self.best.append(float(ranked[0]))
