@@ -657,7 +657,7 @@ def test_shapes_and_types_are_checked():
         (ValueError, r"values: expected \(6,\), got \(5,\)", x, np.zeros(5)),
         (ValueError, r"values: expected \(6,\), got \(6, 1\)", x, np.zeros((6, 1))),
         (ValueError, r"solutions: expected \(6, 3\), got \(6, 2\)", x[:, :2], np.zeros(6)),
-        (ValueError, r"solutions: expected finite", np.full((6, 3), np.inf), np.zeros(6)),
+        (ValueError, r"solutions: expected finite numbers, got inf at \[0, 0\]", np.full((6, 3), np.inf), np.zeros(6)),
         (TypeError, r"values: expected real numbers, got complex128", x, np.zeros(6, complex)),
         (TypeError, r"values: expected real numbers, got <U1", x, list("abcdef")),
         (TypeError, r"solutions: expected real numbers, got object", None, np.zeros(6)),
@@ -757,6 +757,13 @@ def test_the_same_solutions_in_another_order_teach_the_same():
     np.testing.assert_allclose(turned.mean, straight.mean, rtol=1e-11)
     np.testing.assert_allclose(turned.C, straight.C, rtol=1e-9, atol=1e-12)
     assert turned.sigma == pytest.approx(straight.sigma, rel=1e-11)
+
+
+def test_steps_beyond_the_doubles_are_told_by_ask():
+    es = CMAES([1e308, 0.0], 1e308, popsize=64, seed=1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"^ask: .* finite solutions, got some beyond float64 \(sigma 1e\+308\)"):
+            es.ask()
 
 
 def test_an_endless_slope_never_corrupts_the_state():

@@ -132,7 +132,8 @@ class CMAES:
         if mean.ndim != 1 or mean.size == 0:
             raise ValueError(f"x0: expected (N,) with N >= 1, got {mean.shape}")
         if not np.isfinite(mean).all():
-            raise ValueError("x0: expected finite numbers")
+            place = int(np.argmin(np.isfinite(mean)))
+            raise ValueError(f"x0: expected finite numbers, got {mean[place]} at [{place}]")
         self._sigma0 = _checked_sigma("sigma0", sigma0)
         n = mean.size
         if popsize is None:
@@ -266,9 +267,12 @@ class CMAES:
             (popsize, N) float64, a copy.
 
         Raises:
-            RuntimeError: C has no finite decomposition.
+            RuntimeError: C has no finite decomposition, or the distribution reaches beyond float64.
         """
-        return self._core.ask(self.num_threads)
+        x = self._core.ask(self.num_threads)
+        if not np.isfinite(x).all():
+            raise RuntimeError(f"ask: expected finite solutions, got some beyond float64 (sigma {self.sigma:g})")
+        return x
 
     def tell(self, solutions: ArrayLike, values: ArrayLike) -> None:
         """Updates the distribution.
@@ -297,7 +301,8 @@ class CMAES:
         if f.shape != evaluated:
             raise ValueError(f"values: expected {evaluated}, got {f.shape}")
         if not np.isfinite(x).all():
-            raise ValueError("solutions: expected finite numbers")
+            row, column = np.argwhere(~np.isfinite(x))[0]
+            raise ValueError(f"solutions: expected finite numbers, got {x[row, column]} at [{row}, {column}]")
         if not self._core.asked:
             raise RuntimeError("tell: called before ask")
         self._evaluations += f.size
