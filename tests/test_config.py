@@ -88,7 +88,7 @@ def test_override_changes_what_it_is_told_and_nothing_else():
         ("evolve", "features", "hz", "expected one of z, zh, zc, zch, got 'hz'"),
         ("evolve", "features", None, "expected str, got None"),
         ("evolve", "seeds", "same", "expected one of common, independent, got 'same'"),
-        ("train_vae", "steps", 0, "expected more than zero, got 0"),
+        ("train_vae", "batch", 0, "expected more than zero, got 0"),
         ("train_vae", "schedule", "linear", "expected one of constant, cosine"),
         ("train_vae", "keep", "worst", "expected one of best, last, got 'worst'"),
         ("train_rnn", "patience", -1, "expected zero or more, got -1"),

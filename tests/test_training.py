@@ -314,6 +314,20 @@ def test_out_of_memory_with_nothing_to_halve_is_explained():
 
 
 @pytest.mark.parametrize("stage", list(MODULES))
+def test_no_steps_hand_on_what_training_starts_from(tmp_path, stage):
+    file = FILES[stage]
+    with prepare(tmp_path / "before", stage) as experiment:
+        experiment.run(stage)
+    with prepare(tmp_path / "kept", stage, steps=0, start=str(tmp_path / "before")) as experiment:
+        experiment.run(stage)
+        summary = experiment.summary(stage)
+    (before, _), (kept, about) = (load_tensors((tmp_path / name).joinpath(*file)) for name in ("before", "kept"))
+    assert all(torch.equal(before[name], kept[name]) for name in before)
+    assert about["steps"] == summary["steps"] == summary["kept_step"] == 0
+    assert summary["loss" if stage == "train_vae" else "total"] > 0 and summary["quality"]
+
+
+@pytest.mark.parametrize("stage", list(MODULES))
 def test_the_best_weights_are_handed_on_and_patience_ends_the_training(tmp_path, monkeypatch, stage):
     """Validation says 500, 300, 400, 400: the second is the best, and after two that are worse it stops."""
     criterion = "loss" if stage == "train_vae" else "total"

@@ -54,7 +54,7 @@ class TrainVAEConfig:
     latent_size: int = 64
     """length of z"""
     steps: int = 30_000
-    """batches to train on"""
+    """batches to train on; 0 for a V that stays as it was initialised, or as it comes from start"""
     batch: int = 100
     """frames in a batch (under torchrun of all processes together)"""
     micro_batch: int = 0
@@ -112,7 +112,7 @@ class TrainRNNConfig:
     reward_head: bool = False
     """predict the reward"""
     steps: int = 24_400
-    """batches to train on; 0 for an M that stays as it was initialised"""
+    """batches to train on; 0 for an M that stays as it was initialised, or as it comes from start"""
     batch: int = 100
     """streams of concatenated episodes in a batch (under torchrun of all processes together)"""
     sequence: int = 500
@@ -244,7 +244,7 @@ class IterateConfig:
     policies: str = "agent:2, agent perturbed:1, agent interrupted:1"
     """who plays them"""
     vae_steps: int = 3_000
-    """batches that V goes on for"""
+    """batches that V goes on for; 0 for the V of the first run"""
     vae_lr: float = 3e-4
     """V's learning rate"""
     rnn_steps: int = 1_500
@@ -303,6 +303,7 @@ _MAY_BE_ZERO = {
     "patience",
     "curve_episodes",
     "reward_limit",
+    "vae_steps",
 }
 
 
@@ -381,7 +382,7 @@ def _check(section: str, name: str, value: Any, hints: dict[str, type]) -> None:
         raise ValueError(f"{section}.{name}: expected a share below 1, got {value!r}")
     if kind is float and isinstance(value, int) and abs(value) > 2**1000:
         raise ValueError(f"{section}.{name}: expected a finite number, got an integer beyond float64")
-    zero = name in _MAY_BE_ZERO or (section, name) == ("train_rnn", "steps")
+    zero = name in _MAY_BE_ZERO or (section, name) in {("train_vae", "steps"), ("train_rnn", "steps")}
     if kind in (int, float) and not (value > 0 or (zero and value == 0)):
         low = "zero or more" if zero else "more than zero"
         raise ValueError(f"{section}.{name}: expected {low}, got {value!r}")
