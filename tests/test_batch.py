@@ -100,6 +100,24 @@ def test_an_error_in_a_worker_is_raised_here():
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (9, r"a worker died \(exit code -9: killed, perhaps because memory ran out\)"),
+        (10, r"a worker failed: .*Memory"),
+    ],
+)
+def test_a_worker_without_memory_says_so(what, said):
+    batch = make_toy("processes", 2)
+    batch.reset([0, 1], [1, 2])
+    actions = np.zeros((2, 2), np.float32)
+    actions[1, 1] = what
+    with pytest.raises(RuntimeError, match=said):
+        batch.step([0, 1], actions)
+    batch.close()
+    assert multiprocessing.active_children() == []
+
+
 def test_the_back_end_is_the_fastest_there_is(monkeypatch):
     assert backend(TOY) == "gymnasium"
     for installed in (True, False):

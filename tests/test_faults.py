@@ -81,7 +81,7 @@ def test_workers_that_are_killed_are_replaced(tmp_path, undisturbed, monkeypatch
     test_collect.check_equal(test_collect.run(tmp_path), undisturbed[1])
     assert len(killed) == 2
     out, err = capfd.readouterr()
-    assert "a worker died (exit code -9)" in out + err
+    assert "a worker died (exit code -9: killed, perhaps because memory ran out); shard" in out + err
     assert "7/7 episodes" in err
     assert multiprocessing.active_children() == []
     assert len(list((tmp_path / "episodes").iterdir())) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -115,3 +116,16 @@ def test_a_reading_process_ends_with_its_parent(store, tmp_path, how):
     while reader.exists() and "Z (" not in (reader / "status").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not reader.exists() or "Z (" in (reader / "status").read_text()
+
+
+def test_a_reading_process_that_is_killed_is_named(store):
+    with FrameReader(store, Order(np.arange(50), 8, seed=0), 0, 1000, workers=1) as reader:
+        batches = iter(reader)
+        next(batches)
+        (process,) = reader._pool._processes
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(
+            RuntimeError, match=r"^workers: a process that reads frames was killed, perhaps because mem"
+        ):
+            for _ in batches:
+                pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 
 import gymnasium
 import numpy as np
@@ -30,6 +32,11 @@ class ToyEnv(gymnasium.Env):
             raise ValueError("seven")
         if action[1] == 8:
             os._exit(3)
+        if action[1] == 9:  # as Linux does with a process for which there is no memory
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action[1] == 10:
+            resource.setrlimit(resource.RLIMIT_AS, (2**20, resource.RLIM_INFINITY))
+            np.ones(2**30)
         self.steps += 1
         over = self.steps >= 2 + self.seed % 5
         odd = self.seed % 2 == 1

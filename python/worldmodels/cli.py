@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, BlockingIOError, RuntimeError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, RuntimeError, OSError, ModuleNotFoundError, MemoryError) as error:
         print(f"worldmodels: {_explain(error)}", file=sys.stderr)
         return 1
     return 0
@@ -167,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error}; install the extra of the experiment, such as `pip install 'worldmodels[takecover]'`"
+    if isinstance(error, MemoryError):
+        return f"memory ran out ({str(error) or 'no more is said'}); the same command goes on from the last checkpoint"
     return str(error)
 
 

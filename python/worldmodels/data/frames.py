@@ -8,7 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import connection
 from pathlib import Path
 from types import TracebackType
@@ -106,10 +106,15 @@ class FrameReader:
         self._pool.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
-        while self._pending:
-            frames = self._pending.popleft().result()
-            self._submit()
-            yield frames
+        try:
+            while self._pending:
+                frames = self._pending.popleft().result()
+                self._submit()
+                yield frames
+        except BrokenExecutor as error:
+            raise RuntimeError(
+                "workers: a process that reads frames was killed, perhaps because memory ran out; fewer need less"
+            ) from error
 
 
 _opened: EpisodeStore  # of a reading process

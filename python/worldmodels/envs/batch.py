@@ -19,7 +19,7 @@ from worldmodels.config import EnvironmentConfig
 from worldmodels.envs import pool, register
 from worldmodels.envs.base import Batch, Bools, Floats, Step
 from worldmodels.envs.screen import Frame
-from worldmodels.threads import cores
+from worldmodels.threads import cores, ending
 
 
 def make(environment: EnvironmentConfig, **options: Any) -> gymnasium.Env[Frame, Floats]:
@@ -236,7 +236,7 @@ class ProcessBatch(Batch):
                 try:
                     pipe.send((what, mine))
                 except OSError as error:
-                    raise RuntimeError(f"environment: a worker died (exit code {process.exitcode})") from error
+                    raise RuntimeError(f"environment: a worker died ({ending(process.exitcode)})") from error
                 self._asked.append((process, pipe))
 
     def _wait(self) -> None:
@@ -247,7 +247,7 @@ class ProcessBatch(Batch):
                 answer = pipe.recv()
             except (EOFError, OSError):
                 process.join(1)
-                answer = RuntimeError(f"environment: a worker died (exit code {process.exitcode})")
+                answer = RuntimeError(f"environment: a worker died ({ending(process.exitcode)})")
             if answer is not None:
                 errors.append(answer)
         if errors:

@@ -30,7 +30,7 @@ from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent
 from worldmodels.progress import Progress
 from worldmodels.stages.players import Job, parse_policies, play
-from worldmodels.threads import cores
+from worldmodels.threads import cores, ending
 
 _MAX_DEATHS = 20
 _PATIENCE = 900.0  # seconds without an episode after which a worker is taken to hang, as its game can
@@ -180,11 +180,9 @@ class _Pool:
         self._workers.remove(worker)
         self._deaths += 1
         if self._deaths > _MAX_DEATHS:
-            raise RuntimeError(
-                f"collect: {self._deaths} workers died, the last with exit code {worker.process.exitcode}"
-            )
+            raise RuntimeError(f"collect: {self._deaths} workers died, the last with {ending(worker.process.exitcode)}")
         if worker.shard is not None:
-            how = f"said nothing for {_PATIENCE:g} s" if hung else f"died (exit code {worker.process.exitcode})"
+            how = f"said nothing for {_PATIENCE:g} s" if hung else f"died ({ending(worker.process.exitcode)})"
             print(f"\ncollect: a worker {how}; shard {worker.shard} is played again", file=sys.stderr)
             self._ready -= worker.episodes
             self._todo.append(worker.shard)
