@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a whole run: what was saved stays, and the finished run is the undisturbed one.
+"""kill -9 and Ctrl-C at random moments of a whole run: what was saved stays, the finished run is the undisturbed one.
 
 A few kills; ``WORLDMODELS_KILLS=100 pytest -s tests/test_kills.py`` for a hundred.
 """
@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -43,11 +44,13 @@ def done(run):
     return [stage for stage in STAGES if (run / "stages" / f"{stage}.json").is_file()]
 
 
-def kill_in(folder, stage, delay, *, alone):
-    """Runs and kills ``delay`` seconds after the stage has begun; returns the stage that was hit, None if all was done.
+def stop_in(folder, stage, delay, how=signal.SIGKILL, *, alone=False):
+    """Runs and stops ``delay`` seconds after the stage has begun; returns the stage that was hit, None if all was done.
 
     Args:
-        alone: only the process itself is killed, as Linux does when memory runs out; else its whole group.
+        how: the signal; SIGINT is Ctrl-C, which must be answered at once and without a traceback.
+        alone: only the process itself is told, as Linux does when memory runs out; else its whole group, as a
+            terminal does.
     """
     run, log = folder / "toy", folder / "log"
     since = time.time_ns()
@@ -61,8 +64,11 @@ def kill_in(folder, stage, delay, *, alone):
     if process.poll() is not None:
         assert process.returncode == 0, log.read_text()
         return None
-    (os.kill if alone else os.killpg)(process.pid, signal.SIGKILL)
-    process.wait()
+    (os.kill if alone else os.killpg)(process.pid, how)
+    code = process.wait(60)
+    if how == signal.SIGINT:
+        assert code == 130 and "interrupted; the same command goes on" in log.read_text(), log.read_text()
+        assert "Traceback" not in log.read_text(), log.read_text()
     complete = done(run)
     assert complete == list(STAGES[: len(complete)])
     return STAGES[len(complete)] if len(complete) < len(STAGES) else "the end"
@@ -97,17 +103,24 @@ def saved(run):
 
 
 def contents(run):
-    """Every file of a finished run; without the seconds that things took, and with scores in order."""
+    """Every file of a finished run; without the seconds that things took, with scores in order and frames unpacked.
+
+    LZF packs the same frame in one way or another: its table of what it has seen begins with what lies in memory.
+    """
     found: dict[str, Any] = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock"):
         name = str(path.relative_to(run))
         if path.parent.name == "stages":
             found[name] = {key: read_json(path)[key] for key in ("stage", "settings", "summary", "versions")}
+            found[name]["summary"].pop("bytes", None)
         elif path.suffix == ".jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{key: line[key] for key in line if key != "seconds"} for line in lines]
             if path.parent.name == "evaluate":
                 found[name][1:] = sorted(found[name][1:], key=lambda line: line["episode"])
+        elif path.suffix == ".h5":
+            with h5py.File(path) as file:
+                found[name] = {key: (data.dtype.str, data.shape, data[()].tobytes()) for key, data in file.items()}
         elif path.suffix == ".html":
             found[name] = re.sub(r"(?m) +\d+ s(?=<br>|$)", "", path.read_text())
         else:
@@ -129,16 +142,38 @@ def test_killed_at_random_moments_a_run_ends_like_one_that_was_not(tmp_path, who
         complete = done(run)
         stage = STAGES[max(chosen, len(complete))] if len(complete) < len(STAGES) else STAGES[-1]
         delay, alone = rng.uniform(0, lasts[stage]), bool(rng.integers(2))
-        hit = kill_in(tmp_path, stage, delay, alone=alone)
+        hit = stop_in(tmp_path, stage, delay, alone=alone)
         print(f"run {number}: {hit or 'nothing'} hit {delay:.2f} s into {stage}{', alone' * alone}", flush=True)
         assert gone(tmp_path, seconds=30)
         now = saved(run)
         assert before[0].items() <= now[0].items()
         assert all(now[1][name] >= value for name, value in before[1].items())
         before = now
-    last = command(*WHOLE, cwd=tmp_path, timeout=280)
+    check_end(tmp_path, expected)
+
+
+def check_end(folder, expected):
+    """The run goes on to its end, and its files are those of a run that was not disturbed."""
+    last = command(*WHOLE, cwd=folder, timeout=280)
     assert last.returncode == 0, last.stderr
-    found = contents(run)
+    found = contents(folder / "toy")
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "toy"]
+    assert sorted(path.name for path in folder.iterdir()) == ["log", "toy"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+@pytest.mark.timeout(900)
+def test_ctrl_c_in_every_stage_is_answered_and_a_run_ends_like_one_that_was_not(tmp_path, whole_run):
+    rng = np.random.default_rng(0)
+    undisturbed = whole_run[0] / "toy"
+    hit = []
+    for stage in STAGES:
+        lasts = read_json(undisturbed / "stages" / f"{stage}.json")["seconds"]
+        hit.append(stop_in(tmp_path, stage, rng.uniform(0, 0.8 * lasts), signal.SIGINT))
+        print(f"{hit[-1] or 'nothing'} interrupted", flush=True)
+        assert gone(tmp_path, seconds=30)
+        saved(tmp_path / "toy")
+    assert len(set(hit) - {None, "the end"}) >= len(STAGES) // 2, hit  # a busy machine may be late
+    check_end(tmp_path, contents(undisturbed))
