@@ -210,7 +210,6 @@ def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_a_full_disk_is_named_and_the_stage_goes_on_when_there_is_room(tmp_path, whole_run, capsys, monkeypatch, stage):
     """The games are left out, and the report's pictures of them."""

@@ -64,7 +64,6 @@ def undisturbed(tmp_path_factory):
     return folder, test_collect.run(folder)
 
 
-@pytest.mark.timeout(40)
 def test_workers_that_are_killed_are_replaced(tmp_path, undisturbed, monkeypatch, capfd, watched):
     """Both, one at least in the middle of a shard."""
     killed = []
@@ -88,7 +87,6 @@ def test_workers_that_are_killed_are_replaced(tmp_path, undisturbed, monkeypatch
     assert gone()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("how", "said"),
     [(signal.SIGSTOP, "a worker said nothing for 8 s; shard"), (signal.SIGKILL, "a worker died (exit code 1); shard")],
@@ -126,7 +124,6 @@ def test_an_interrupted_collect_leaves_no_game_behind(tmp_path, undisturbed, mon
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
-@pytest.mark.timeout(60)
 def test_kill_9_of_the_whole_collect_leaves_no_game_behind(tmp_path, watched):
     with Experiment(tmp_path, toy_config(collect={"episodes": 50, "shard_episodes": 5, "workers": 2})):
         pass
