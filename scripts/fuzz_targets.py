@@ -249,7 +249,7 @@ def datasets(data: bytes, folder: Path) -> None:
                 continue
             old = file[name]
             shape, kind = list(old.shape), old.dtype
-            for _ in range(fdp.ConsumeIntInRange(0, 2)):
+            for _ in range(fdp.ConsumeIntInRange(0, 2) if shape else 0):
                 axis = fdp.ConsumeIntInRange(0, len(shape) - 1)
                 shape[axis] = fdp.PickValueInList([0, 1, 2, 3, 4, 64, 2**20, 2**34, 2**62])
             if fdp.ConsumeIntInRange(0, 3) == 0:
