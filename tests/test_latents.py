@@ -11,12 +11,15 @@ import torch
 from conftest import make_episode, make_latents, make_mdnrnn, make_vae, mark_done, toy_config, write_store
 from worldmodels.config import TrainRNNConfig
 from worldmodels.data import latents as latents_module
+from worldmodels.data.atomic import link
+from worldmodels.data.episodes import EpisodeShard
 from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.streams import Streams
 from worldmodels.data.weights import save_model
 from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import done_loss, mdn_loss
 from worldmodels.ranks import Ranks
+from worldmodels.stages import encode
 from worldmodels.stages.train_rnn import _from, chunk_losses, gradient
 
 LENGTHS = [5, 12, 1, 7, 9, 2, 16, 3, 8, 11]
@@ -84,6 +87,43 @@ def test_encode_stores_what_v_says_of_every_frame(tmp_path):
     np.testing.assert_allclose(latents.logvar, logvar, rtol=2e-3, atol=1e-4)
     np.testing.assert_array_equal(latents.actions, np.concatenate([episode.actions for episode in episodes]))
     assert latents.lengths.tolist() == [7, 3, 5]
+
+
+def test_latents_of_included_episodes_are_taken_over_from_the_same_v(tmp_path, monkeypatch):
+    encoded = []
+    real = encode.encode_shard
+
+    def watched(model, shard, *arguments, **options):
+        encoded.append(shard.lengths.tolist())
+        return real(model, shard, *arguments, **options)
+
+    monkeypatch.setattr(encode, "encode_shard", watched)
+
+    def run(name, lengths, vae, **changes):
+        sections = {"collect": {"include": str(tmp_path / "base") if name != "base" else ""}, "encode": changes}
+        with Experiment(tmp_path / name, toy_config(**sections)) as experiment:
+            write_store(tmp_path / "written" / name, [make_episode(length, length) for length in lengths])
+            for shard in sorted((tmp_path / "written" / name).iterdir()):
+                theirs = tmp_path / "base" / "episodes" / shard.name
+                same = name != "base" and EpisodeShard(theirs).lengths.tolist() == EpisodeShard(shard).lengths.tolist()
+                link(theirs if same else shard, experiment.path("episodes", shard.name))  # as `collect` includes them
+            save_model(experiment.path("vae", "vae.safetensors"), vae)
+            mark_done(experiment, "collect", "train_vae")
+            encoded.clear()
+            experiment.run("encode")
+            return experiment.path("latents", "00000.safetensors").stat().st_nlink
+
+    alike = {"precision": "float32"}
+    assert (run("base", (7, 3, 5), make_vae(), **alike), encoded) == (1, [[7, 3], [5]])
+    assert (run("more", (7, 3, 5, 4), make_vae(), **alike), encoded) == (2, [[5, 4]])
+    latents = load_latents(tmp_path / "more" / "latents")
+    assert (run("other V", (7, 3, 5), make_vae(seed=2), **alike), encoded) == (1, [[7, 3], [5]])
+    assert (run("other episodes", (7, 4), make_vae(), **alike), encoded) == (1, [[7, 4]])
+    assert (run("other way", (7, 3), make_vae()), encoded) == (1, [[7, 3]])
+    (tmp_path / "base" / "vae" / "vae.safetensors").unlink()
+    assert (run("alone", (7, 3, 5, 4), make_vae(), **alike), encoded) == (1, [[7, 3], [5, 4]])
+    for name, array in vars(load_latents(tmp_path / "alone" / "latents")).items():
+        np.testing.assert_array_equal(array, getattr(latents, name))
 
 
 def numbers(chunk):

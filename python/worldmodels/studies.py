@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from worldmodels import figures, tasks
 from worldmodels.config import Config, override
-from worldmodels.data.atomic import atomic_path, write_json
+from worldmodels.data.atomic import link, write_json
 from worldmodels.experiment import MAKERS, STAGES, Experiment
 from worldmodels.measured import read_results
 from worldmodels.stats import table
@@ -164,12 +163,7 @@ def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
             to = child / path.relative_to(base)
             if to.exists() or path.name.endswith(".tmp"):
                 continue
-            to.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                to.hardlink_to(path)
-            except OSError:
-                with atomic_path(to) as temporary:
-                    shutil.copyfile(path, temporary)
+            link(path, to)
 
 
 def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Config]) -> list[Result]:

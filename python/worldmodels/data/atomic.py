@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link(path: Path, to: Path) -> None:
+    """Gives a file that will not change a second name: a hard link, or a copy on another disk."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        to.hardlink_to(path)
+    except OSError:
+        with atomic_path(to) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
-import shutil
 import signal
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 
 from worldmodels import pretrained
 from worldmodels.config import CollectConfig
-from worldmodels.data.atomic import atomic_path
+from worldmodels.data.atomic import link
 from worldmodels.data.episodes import EpisodeShard, EpisodeWriter, shard_path
 from worldmodels.envs import GameLostError
 from worldmodels.envs.batch import backend, make_batch
@@ -66,11 +65,7 @@ def _include(config: CollectConfig, folder: Path) -> int:
     for index, path in enumerate(paths):
         to = shard_path(folder, index)
         if not to.is_file():
-            try:
-                to.hardlink_to(path)
-            except OSError:
-                with atomic_path(to) as temporary:
-                    shutil.copyfile(path, temporary)
+            link(path, to)
     return len(paths)
 
 

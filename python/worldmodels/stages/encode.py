@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import filecmp
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from worldmodels.data.atomic import link
 from worldmodels.data.episodes import EpisodeShard, EpisodeStore
 from worldmodels.data.latents import Latents
-from worldmodels.data.weights import load_model
+from worldmodels.data.weights import load_model, load_tensors
 from worldmodels.experiment import Experiment
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.training import Pieces, device
@@ -19,13 +24,16 @@ from worldmodels.progress import Progress
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
-    """Encodes the shards that are not encoded yet."""
+    """Encodes the shards that are not encoded yet; those of an included run with the same V are taken from there."""
     config = experiment.config.encode
     store = EpisodeStore(experiment.path("episodes"))
     model = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)
     pieces = Pieces("encode", "frames", config.batch, "--batch")
     folder = experiment.path("latents")
     targets = [folder / f"{path.stem}.safetensors" for path in store.paths]
+    for known, target in _known(experiment, store.paths):
+        if not target.is_file():
+            link(known, target)
     done = sum(int(s.lengths.sum()) for s, target in zip(store.shards, targets, strict=True) if target.is_file())
     progress = Progress("encode", len(store), "frames", start=done)
     for shard, target in zip(store.shards, targets, strict=True):
@@ -38,6 +46,22 @@ def run(experiment: Experiment) -> dict[str, Any]:
     progress.close(done)
     store.close()
     return {"frames": done, "bytes": sum(target.stat().st_size for target in targets)}
+
+
+def _known(experiment: Experiment, shards: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+    """Latents that the run whose episodes were included has made of them with the same V in the same way."""
+    include = Path(experiment.config.collect.include)
+    settings = Experiment.stored_config(include) if experiment.config.collect.include else None
+    theirs = include / "vae" / "vae.safetensors"
+    if settings is None or settings.encode.precision != experiment.config.encode.precision or not theirs.is_file():
+        return
+    (mine, about), (other, about_other) = load_tensors(experiment.path("vae", "vae.safetensors")), load_tensors(theirs)
+    if about["config"] != about_other["config"] or not all(torch.equal(mine[name], other[name]) for name in mine):
+        return
+    for shard in shards:
+        episodes, latents = include / "episodes" / shard.name, include / "latents" / f"{shard.stem}.safetensors"
+        if latents.is_file() and episodes.is_file() and filecmp.cmp(episodes, shard, shallow=False):
+            yield latents, experiment.path("latents", latents.name)
 
 
 def encode_shard(
