@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -96,7 +97,7 @@ if __name__ == "__main__":
     store = EpisodeStore(Path(sys.argv[1]))
     with FrameReader(store, Order(np.arange(50), 8, seed=0), 0, 100, workers=1) as reader:
         next(iter(reader))
-        print(*reader._pool._processes, flush=True)
+        print(*(process.pid for process, _ in reader._processes), flush=True)
         time.sleep(100)
 """
 
@@ -118,14 +119,16 @@ def test_a_reading_process_ends_with_its_parent(store, tmp_path, how):
     assert not reader.exists() or "Z (" in (reader / "status").read_text()
 
 
-def test_a_reading_process_that_is_killed_is_named(store):
-    with FrameReader(store, Order(np.arange(50), 8, seed=0), 0, 1000, workers=1) as reader:
+@pytest.mark.parametrize("batch", [1, 300])  # 4 MB: killed in the middle of sending it
+def test_a_reading_process_that_is_killed_is_named(store, batch):
+    with FrameReader(store, Order(np.arange(50), batch, seed=0), 0, 10**6, workers=2) as reader:
         batches = iter(reader)
         next(batches)
-        (process,) = reader._pool._processes
-        os.kill(process, signal.SIGKILL)
+        time.sleep(0.5)
+        os.kill(reader._processes[1][0].pid, signal.SIGKILL)
         with pytest.raises(
-            RuntimeError, match=r"^workers: a process that reads frames was killed, perhaps because mem"
+            RuntimeError, match=r"^workers: a process that reads frames died \(exit code -9: killed, per"
         ):
             for _ in batches:
                 pass
+    assert multiprocessing.active_children() == []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import connection
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import TracebackType
 
@@ -17,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.data.episodes import EpisodeStore
+from worldmodels.processes import deaf_to_interrupts, ending
 
-_AHEAD = 3  # batches beyond one per reader
+_AHEAD = 4  # batches that a thread is told to read
 
 
 class Order:
@@ -66,7 +66,7 @@ class FrameReader:
         first: step to begin with.
         last: step to end before.
         rows: the rows of every batch to read.
-        workers: processes that read ahead; 0 for one thread of this process.
+        workers: processes that read ahead, one batch each; 0 for one thread of this process.
     """
 
     def __init__(
@@ -79,23 +79,18 @@ class FrameReader:
         workers: int = 0,
     ) -> None:
         self._store, self._order, self._rows = store, order, rows
-        self._next, self._last = first, last
-        self._own = workers == 0
-        self._pool: Executor
-        if self._own:
-            self._pool = ThreadPoolExecutor(1)
-        else:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, context, initializer=_open, initargs=(store.folder,))
-        self._pending: deque[Future[npt.NDArray[np.uint8]]] = deque()
-        for _ in range(workers + _AHEAD):
-            self._submit()
-
-    def _submit(self) -> None:
-        if self._next < self._last:
-            indices = self._order.batch(self._next)[self._rows]
-            self._pending.append(self._pool.submit(self._store.read if self._own else _read, indices))
-            self._next += 1
+        self._steps = range(first, last)
+        self._thread = ThreadPoolExecutor(1) if workers == 0 else None
+        self._processes: list[tuple[SpawnProcess, Connection]] = []
+        context = multiprocessing.get_context("spawn")
+        for worker in range(workers):
+            ours, theirs = context.Pipe(duplex=False)
+            job = (theirs, store.folder, order, self._steps[worker::workers], rows)
+            process = context.Process(target=_read_ahead, args=job, daemon=True)
+            with deaf_to_interrupts():
+                process.start()
+            theirs.close()  # the process alone holds it: the pipe ends with it, in the middle of a batch too
+            self._processes.append((process, ours))
 
     def __enter__(self) -> FrameReader:
         return self
@@ -103,37 +98,47 @@ class FrameReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+        for process, pipe in self._processes:
+            pipe.close()
+            process.kill()
+            process.join()
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
-        try:
-            while self._pending:
-                frames = self._pending.popleft().result()
-                self._submit()
-                yield frames
-        except BrokenExecutor as error:
-            raise RuntimeError(
-                "workers: a process that reads frames was killed, perhaps because memory ran out; fewer need less"
-            ) from error
+        return self._of_processes() if self._thread is None else self._of_thread(self._thread)
+
+    def _of_thread(self, thread: ThreadPoolExecutor) -> Iterator[npt.NDArray[np.uint8]]:
+        batches = (self._order.batch(step)[self._rows] for step in self._steps)
+        pending = deque(thread.submit(self._store.read, batch) for batch in itertools.islice(batches, _AHEAD))
+        while pending:
+            frames = pending.popleft().result()
+            pending.extend(thread.submit(self._store.read, batch) for batch in itertools.islice(batches, 1))
+            yield frames
+
+    def _of_processes(self) -> Iterator[npt.NDArray[np.uint8]]:
+        for _, (process, pipe) in zip(self._steps, itertools.cycle(self._processes), strict=False):
+            try:
+                frames = pipe.recv()
+            except (EOFError, OSError) as error:
+                process.join(1)
+                raise RuntimeError(
+                    f"workers: a process that reads frames died ({ending(process.exitcode)}); fewer need less memory"
+                ) from error
+            if isinstance(frames, Exception):
+                raise frames
+            yield frames
 
 
-_opened: EpisodeStore  # of a reading process
-
-
-def _open(folder: Path) -> None:
-    """Begins a reading process: Ctrl-C is its parent's affair, and it ends when the parent does, however that ends."""
-    global _opened
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _opened = EpisodeStore(folder)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _read(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    return _opened.read(indices)
+def _read_ahead(pipe: Connection, folder: Path, order: Order, steps: range, rows: slice) -> None:
+    """A reading process: sends its batches, each as soon as the one before is taken, for as long as anybody listens."""
+    store = EpisodeStore(folder)
+    try:
+        for step in steps:
+            try:
+                frames: npt.NDArray[np.uint8] | Exception = store.read(order.batch(step)[rows])
+            except Exception as error:
+                frames = error
+            pipe.send(frames)
+    except OSError:  # nobody does
+        pass

@@ -19,7 +19,8 @@ from worldmodels.config import EnvironmentConfig
 from worldmodels.envs import pool, register
 from worldmodels.envs.base import Batch, Bools, Floats, Step
 from worldmodels.envs.screen import Frame
-from worldmodels.threads import cores, ending
+from worldmodels.processes import deaf_to_interrupts, ending
+from worldmodels.threads import cores
 
 
 def make(environment: EnvironmentConfig, **options: Any) -> gymnasium.Env[Frame, Floats]:
@@ -217,7 +218,8 @@ class ProcessBatch(Batch):
             ours, theirs = context.Pipe()
             about = (number, workers, slots, self._action_space.shape[0], self._shared.memory.name)
             process = context.Process(target=_serve, args=(theirs, about, environment, options), daemon=True)
-            process.start()
+            with deaf_to_interrupts():
+                process.start()
             theirs.close()
             self._workers.append((process, ours))
 
@@ -310,7 +312,7 @@ def _serve(
                 pipe.send(RuntimeError(f"environment: a worker failed: {type(error).__name__}: {error}"))
             else:
                 pipe.send(None)
-    except (EOFError, OSError, KeyboardInterrupt):
+    except (EOFError, OSError):
         pass
     finally:
         for row in rows.values():

@@ -21,6 +21,7 @@ import vizdoom
 
 from worldmodels.envs import GameLostError
 from worldmodels.envs.screen import Frame, shrink
+from worldmodels.processes import deaf_to_interrupts
 
 Variant = Literal["paper", "modern"]
 
@@ -50,16 +51,6 @@ def _engine_folder() -> Iterator[None]:
             folder.rmdir()
     finally:
         os.close(here)
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """What is started meanwhile does not hear Ctrl-C, which the terminal sends to it too: its parent ends it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _engines() -> set[int]:
@@ -217,7 +208,7 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         game.set_mode(vizdoom.Mode.PLAYER)
-        with _STARTING, _engine_folder(), _deaf_to_interrupts(), _REAPER.marking():
+        with _STARTING, _engine_folder(), deaf_to_interrupts(), _REAPER.marking():
             before = _engines()
             game.init()
             self._engines = _engines() - before

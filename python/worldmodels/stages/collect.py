@@ -27,9 +27,10 @@ from worldmodels.envs.batch import backend, make_batch
 from worldmodels.envs.policies import AGENT
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent
+from worldmodels.processes import deaf_to_interrupts, ending
 from worldmodels.progress import Progress
 from worldmodels.stages.players import Job, parse_policies, play
-from worldmodels.threads import cores, ending
+from worldmodels.threads import cores
 
 _MAX_DEATHS = 20
 _PATIENCE = 900.0  # seconds without an episode after which a worker is taken to hang, as its game can
@@ -138,7 +139,8 @@ class _Pool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, self._job), daemon=True)
-        process.start()
+        with deaf_to_interrupts():
+            process.start()
         theirs.close()
         return _Worker(process, ours)
 
@@ -146,7 +148,7 @@ class _Pool:
         worker.heard = time.monotonic()
         try:
             message = worker.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             self._bury(worker)
             return
         if isinstance(message, Exception):
@@ -197,7 +199,7 @@ def _kill(worker: _Worker) -> None:
 
 def _work(pipe: Connection, job: Job) -> None:
     """A worker: asks for shards until there are none."""
-    os.setsid()  # Ctrl-C is for the parent, which ends this session with the game in it
+    os.setsid()  # the parent ends this session with the game in it
     os.set_inheritable(pipe.fileno(), False)  # or the game would hold the pipe open after this process has died
     try:
         torch.set_num_threads(1)
@@ -213,7 +215,7 @@ def _work(pipe: Connection, job: Job) -> None:
                     pipe.send(len(played.frames))
             pipe.send(None)
         batch.close()
-    except (KeyboardInterrupt, BrokenPipeError, EOFError):
+    except (BrokenPipeError, EOFError):
         pass
     except GameLostError as error:
         print(f"collect: {error}", file=sys.stderr)
