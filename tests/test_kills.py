@@ -66,12 +66,14 @@ def stop_in(folder, stage, delay, how=signal.SIGKILL, *, alone=False):
         return None
     (os.kill if alone else os.killpg)(process.pid, how)
     code = process.wait(60)
+    complete = done(run)
+    assert complete == list(STAGES[: len(complete)])
+    if len(complete) == len(STAGES):
+        return "the end"
     if how == signal.SIGINT:
         assert code == 130 and "interrupted; the same command goes on" in log.read_text(), log.read_text()
         assert "Traceback" not in log.read_text(), log.read_text()
-    complete = done(run)
-    assert complete == list(STAGES[: len(complete)])
-    return STAGES[len(complete)] if len(complete) < len(STAGES) else "the end"
+    return STAGES[len(complete)]
 
 
 def saved(run):
