@@ -96,18 +96,38 @@ def _presets() -> dict[str, Config]:
             environments=96,
         ),
     )
+    # docs/carracing.md has what these numbers did; what a driver shows to M matters more than any of them.
     dream = replace(
         small,
         preset="dream",
-        train_rnn=replace(small.train_rnn, restart_input=True, done_head=True, reward_head=True),
+        train_rnn=replace(
+            small.train_rnn,
+            restart_input=True,
+            done_head=True,
+            reward_head=True,
+            reward_limit=10.0,
+            steps=2_500,
+            batch=32,
+            sequence=128,
+        ),
         evolve=replace(
             small.evolve,
             inside="dream",
+            temperature=1.3,
             popsize=64,
-            episodes=16,
-            generations=200,
-            evaluate_every=25,
-            evaluate_episodes=1024,
+            episodes=8,
+            generations=60,
+            evaluate_every=10,
+            evaluate_episodes=256,
+        ),
+        iterate=IterateConfig(
+            episodes=120,
+            policies="agent:3, agent perturbed:1",
+            vae_steps=1_500,
+            vae_lr=5e-4,
+            rnn_steps=1_500,
+            rnn_lr=2e-3,
+            generations=60,
         ),
     )
     return {"quick": quick, "small": small, "paper": paper, "dream": dream}
