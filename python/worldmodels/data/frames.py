@@ -121,7 +121,7 @@ class FrameReader:
             try:
                 frames = pipe.recv()
             except (EOFError, OSError) as error:
-                process.join(1)
+                process.join(10)
                 raise RuntimeError(
                     f"workers: a process that reads frames died ({ending(process.exitcode)}); fewer need less memory"
                 ) from error

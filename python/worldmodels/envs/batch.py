@@ -248,7 +248,7 @@ class ProcessBatch(Batch):
             try:
                 answer = pipe.recv()
             except (EOFError, OSError):
-                process.join(1)
+                process.join(10)
                 answer = RuntimeError(f"environment: a worker died ({ending(process.exitcode)})")
             if answer is not None:
                 errors.append(answer)

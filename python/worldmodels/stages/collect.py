@@ -172,7 +172,7 @@ class _Pool:
     def _bury(self, worker: _Worker) -> None:
         hung = worker.process.is_alive() and worker.silent > _PATIENCE
         if not hung:
-            worker.process.join(1)  # it has closed its pipe and is about to say with which code it ends
+            worker.process.join(10)  # it has closed its pipe and is about to say with which code it ends
         _kill(worker)
         self._workers.remove(worker)
         self._deaths += 1
