@@ -60,7 +60,9 @@ def _known(experiment: Experiment, shards: Sequence[Path]) -> Iterator[tuple[Pat
         return
     for shard in shards:
         episodes, latents = include / "episodes" / shard.name, include / "latents" / f"{shard.stem}.safetensors"
-        if latents.is_file() and episodes.is_file() and filecmp.cmp(episodes, shard, shallow=False):
+        if not (latents.is_file() and episodes.is_file()):
+            continue
+        if episodes.samefile(shard) or filecmp.cmp(episodes, shard, shallow=False):
             yield latents, experiment.path("latents", latents.name)
 
 
