@@ -40,7 +40,7 @@ with atheris.instrument_imports(include=["worldmodels"]):
     from worldmodels.models.encoder import Encoder
     from worldmodels.models.mdnrnn import MDNRNN
     from worldmodels.models.memory import Memory
-    from worldmodels.stages.evaluate import _read_scores
+    from worldmodels.stages.scores import read_scores
 
 Provider = atheris.FuzzedDataProvider
 LOADERS = (ValueError, TypeError, FileNotFoundError)  # a small file is no reason for a MemoryError
@@ -325,7 +325,7 @@ def measured(data: bytes, folder: Path) -> None:
         if drawn:
             draw(name, value, folder / "picture.png")
     scores = a_file(folder / "scores.jsonl", b'{"seed": 0}\n{"episode": 0, "score": 1}\n' + fdp.ConsumeBytes(128))
-    assert _read_scores(scores, {"seed": 0})
+    assert read_scores(scores, {"seed": 0})
 
 
 # Callers

@@ -20,7 +20,7 @@ from worldmodels.experiment import Experiment, versions
 from worldmodels.models.agent import Agent, Candidates
 from worldmodels.models.controller import Controller
 from worldmodels.progress import Progress
-from worldmodels.stages import check_dream, evaluate
+from worldmodels.stages import check_dream, evaluate, scores
 from worldmodels.stages.evolve import Means, save_controller
 
 SETTINGS = {"episodes": 3, "environments": 2, "gif_steps": 40}
@@ -103,7 +103,12 @@ def test_the_recording_shows_frame_and_reconstruction(evaluated):
 
 def without_policies(patch):
     """The policies beside the agent play nothing."""
-    patch.setattr(evaluate, "play_policy", lambda *_, **__: [1, 2, 3])
+    really = evaluate.kept_scores
+
+    def kept_scores(path, about, player, episodes, **options):
+        return [1, 2, 3] if isinstance(player, play.Blind) else really(path, about, player, episodes, **options)
+
+    patch.setattr(evaluate, "kept_scores", kept_scores)
     patch.setattr(evaluate, "_record", lambda _: None)
 
 
@@ -116,7 +121,7 @@ def episodes_played(patch):
             played.extend(episodes)
         play.play_agent(environment, player, episodes, **options)
 
-    patch.setattr(evaluate, "play_agent", play_agent)
+    patch.setattr(scores, "play_agent", play_agent)
     return played
 
 
@@ -137,6 +142,19 @@ def test_nothing_is_played_twice(evaluated, tmp_path, monkeypatch, capsys):
         experiment.run("evaluate")
     assert played == [3]
     assert read_json(folder / "results.json")["agent"]["scores"][:3] == expected["agent"]["scores"]
+
+
+def test_policies_do_not_play_twice_either(evaluated, tmp_path, monkeypatch):
+    shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
+    expected = read_json(tmp_path / "results.json")
+    monkeypatch.setattr(evaluate, "_record", lambda _: None)
+    monkeypatch.setattr(scores, "play_agent", None)
+    with prepare(tmp_path) as experiment:
+        experiment.marker("evaluate").unlink()
+        experiment.run("evaluate")
+    assert read_json(tmp_path / "results.json") == expected
+    lines = (tmp_path / "evaluate" / "random.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["policy"] == "uniform" and len(lines) == 4
 
 
 def test_a_run_that_is_cut_off_keeps_its_episodes(evaluated, tmp_path, monkeypatch):
@@ -200,10 +218,10 @@ def test_another_agent_or_game_is_played_anew(evaluated, tmp_path, monkeypatch):
     shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "evaluate" / "episodes.jsonl"
     about = json.loads(path.read_text().splitlines()[0])
-    assert sorted(evaluate._read_scores(path, about)) == [0, 1, 2]
+    assert sorted(scores.read_scores(path, about)) == [0, 1, 2]
     for other in ({**about, "seed": 1}, {**about, "environment": {**about["environment"], "variant": "modern"}}):
-        assert evaluate._read_scores(path, other) == {}
-    assert evaluate._read_scores(path, {**about, "controller": {**about["controller"], "generation": 3}}) == {}
+        assert scores.read_scores(path, other) == {}
+    assert scores.read_scores(path, {**about, "controller": {**about["controller"], "generation": 3}}) == {}
 
 
 class Countdown:
@@ -240,10 +258,10 @@ def test_an_agent_is_told_which_episode_every_frame_is_of(monkeypatch, slots):
     lengths, envs = {3: 4, 4: 1, 5: 7, 8: 2, 9: 3}, []
     monkeypatch.setattr(batch, "make", lambda _: envs.append(Countdown()) or envs[-1])
     monkeypatch.setattr(play, "episode_seed", lambda seed, purpose, episode: lengths[episode])
-    player, scores = Spy(), []
-    options = {"seed": 6, "purpose": "test", "slots": slots, "finished": lambda *score: scores.append(score)}
+    player, played = Spy(), []
+    options = {"seed": 6, "purpose": "test", "slots": slots, "finished": lambda *score: played.append(score)}
     play.play_agent(EnvironmentConfig(), player, list(lengths), **options)
-    assert sorted(scores) == [(episode, length - 1.0) for episode, length in lengths.items()]
+    assert sorted(played) == [(episode, length - 1.0) for episode, length in lengths.items()]
     assert (player.batch, player.seed) == (slots, 6)
     for episode, length in lengths.items():
         told = [(restart, left) for number, restart, left in player.told if number == episode]
@@ -311,11 +329,11 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
     """Whoever lives at most 50 steps in the dream and over 100 in the game is warned of, policy by policy."""
     asked = []
 
-    def game(environment, policy, episodes, **options):
-        asked.append((environment, episodes, options["purpose"]))
+    def game(path, about, player, episodes, **options):
+        asked.append((options["environment"], episodes, options["purpose"]))
         return [110, 120, 130]
 
-    monkeypatch.setattr(check_dream, "play_policy", game)
+    monkeypatch.setattr(check_dream, "kept_scores", game)
     changes = {"episodes": 3, "dream_episodes": 40}
     with Experiment(tmp_path, toy_config(check_dream=changes, evolve={"temperature": 0.7})) as experiment:
         write_world(experiment)

@@ -26,7 +26,8 @@ from worldmodels.experiment import STAGES, Experiment
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.training import DivergedError
 from worldmodels.progress import Progress
-from worldmodels.stages import collect, evaluate, loop
+from worldmodels.stages import collect, loop
+from worldmodels.stages.scores import read_scores
 
 
 def engines():
@@ -306,7 +307,7 @@ def test_lines_after_one_that_was_cut_off_are_kept(tmp_path, monkeypatch):
             file.write('{"episode": 2, "sco')
         experiment.run("evaluate")
         about = json.loads(path.read_text().splitlines()[0])
-        assert sorted(evaluate._read_scores(path, about)) == [0, 1, 2]
+        assert sorted(read_scores(path, about)) == [0, 1, 2]
 
 
 def test_a_config_cannot_ask_for_more_than_the_file_holds(tmp_path):

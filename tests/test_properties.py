@@ -33,7 +33,7 @@ from worldmodels.measured import STEP
 from worldmodels.models.agent import load_controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
-from worldmodels.stages.evaluate import _read_scores
+from worldmodels.stages.scores import read_scores
 
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "U64", "BOOL", "C64", "F8_E4M3")
 
@@ -467,7 +467,7 @@ def test_lines_of_training_are_drawn_as_far_as_they_fit(folder, lines):
 @given(lines=st.lists(edited({"episode": 1, "score": 2.5}), min_size=1))
 def test_scores_of_strangers(folder, lines):
     text = "".join(json.dumps(line) + "\n" for line in [{"seed": 0}, {"episode": 0, "score": 1.0}, *lines])
-    scores = _read_scores(a_file(folder / "scores.jsonl", b"\xff\n" + text.encode()), {"seed": 0})
+    scores = read_scores(a_file(folder / "scores.jsonl", b"\xff\n" + text.encode()), {"seed": 0})
     assert all(isinstance(episode, int) and math.isfinite(score) for episode, score in scores.items())
     assert 0 in scores
 

@@ -15,8 +15,10 @@ from worldmodels.config import override
 from worldmodels.data.atomic import read_json
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.weights import load_tensors
+from worldmodels.envs import play
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent, load_controller
+from worldmodels.stages import scores
 
 ROUND = {
     "rounds": 1,
@@ -39,8 +41,17 @@ def base(tmp_path_factory):
     return folder
 
 
-def test_sweep(base, capsys):
+def test_sweep(base, capsys, monkeypatch):
+    played = []
+
+    def play_agent(environment, player, episodes, **options):
+        played.append(isinstance(player, play.Blind))
+        play.play_agent(environment, player, episodes, **options)
+
+    monkeypatch.setattr(scores, "play_agent", play_agent)
     results = studies.sweep(base, toy_config(), [0.1, 1.3])
+    # Of check-dream, the agent and who it began as, beside it: policies play once, whatever the temperature.
+    assert played == [True] * 6 + [False, False] + [True] * 5 + [False, False]
     assert (
         [result["temperature"] for result in results]
         == [0.1, 1.3]
@@ -82,7 +93,7 @@ def test_ablate(base, capsys, monkeypatch):
     trained, own = (base / place / "rnn" / "rnn.safetensors" for place in (".", "ablations/M-untrained_in-the-game"))
     assert (base / "ablations" / "z_c_h" / "rnn" / "rnn.safetensors").stat().st_ino == trained.stat().st_ino
     assert own.stat().st_ino != trained.stat().st_ino
-    assert not (own.parents[1] / "check_dream").exists()
+    assert not (own.parents[1] / "check_dream" / "check_dream.json").exists()
     with Experiment(own.parents[1]) as experiment:
         assert experiment.summary("train_rnn")["steps"] == 0 and experiment.metrics("train-rnn") == []
 

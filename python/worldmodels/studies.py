@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,23 +166,34 @@ def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
             link(path, to)
 
 
+def _share_scores(one: Path, other: Path, beside: Iterable[str]) -> None:
+    """Gives a run folder the scores of another's policies that look at nothing, which need not be played again."""
+    for path in [*one.glob("check_dream/*.jsonl"), *(one / "evaluate" / f"{name}.jsonl" for name in beside)]:
+        to = other / path.relative_to(one)
+        if path.is_file() and not to.exists():
+            link(path, to)
+
+
 def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Config]) -> list[Result]:
     """Runs what is left to run with each of the settings, on the stages before that they have in common."""
     with Experiment(folder, config) as experiment:
         for stage in MAKERS:
             experiment.run(stage)
         results = []
+        played = folder
         for name, settings in variants.items():
             child = folder / kind / name.replace(", ", "_").replace(" ", "-")
             same = [getattr(settings, stage) == getattr(config, stage) for stage in MAKERS]
             shared = [stage for number, stage in enumerate(MAKERS, 1) if all(same[:number])]
             branch(folder, child, shared)
+            _share_scores(played, child, experiment.task.beside)
             print(f"{kind}: {name}")
             with Experiment(child, settings) as variant:
                 for stage in STAGES[: STAGES.index("report")]:
                     if stage != "check_dream" or settings.evolve.inside == "dream":
                         variant.run(stage)
                 results.append(_result(variant))
+            played = child
     return results
 
 

@@ -47,6 +47,40 @@ def episode_seed(seed: int, purpose: str, episode: int, attempt: int = 0) -> int
     return int(words[0]) >> 1
 
 
+class Blind:
+    """A :class:`Player` that looks at nothing: a policy makes the actions of every episode.
+
+    Args:
+        policy: of random numbers that are the episode's own.
+        purpose: of the episodes, as :func:`play_agent` is told.
+    """
+
+    def __init__(self, policy: Policy, purpose: str) -> None:
+        self._policy = policy
+        self._purpose = purpose
+        self._actions: dict[int, Iterator[Action]] = {}  # of every slot
+
+    def reset(self, batch: int, *, seed: int = 0) -> None:
+        """As :class:`Player` says; ``seed`` is the one that :func:`play_agent` is told."""
+        self._seed = seed
+        self._actions.clear()
+
+    def act(
+        self,
+        frames: Frame,
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+        *,
+        slots: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """As :class:`Player` says; everything but the frames is needed."""
+        assert restart is not None and episodes is not None and slots is not None
+        for slot, episode in zip(slots[restart].tolist(), episodes[restart].tolist(), strict=True):
+            rng = np.random.default_rng(episode_seed(self._seed, self._purpose, episode))
+            self._actions[slot] = self._policy(rng)
+        return np.stack([next(self._actions[slot]) for slot in slots.tolist()])
+
+
 def play_policy(
     environment: EnvironmentConfig, policy: Policy, episodes: int, *, seed: int, purpose: str, slots: int
 ) -> list[float]:
@@ -63,34 +97,17 @@ def play_policy(
     Returns:
         Return of every episode.
     """
-    returns = [0.0] * episodes
-    seeds = [episode_seed(seed, purpose, episode) for episode in range(episodes)]
-    batch = make_batch(environment, min(slots, episodes))
-    batch.expect(seeds)
-    waiting = list(reversed(range(episodes)))
-    playing: dict[int, tuple[int, Iterator[Action]]] = {}  # slot: episode, its actions
-
-    def begin(slots: list[int]) -> None:
-        for slot in slots:
-            playing.pop(slot, None)
-        fresh = {slot: waiting.pop() for slot in slots if waiting}
-        if fresh:
-            batch.reset(list(fresh), [seeds[episode] for episode in fresh.values()])
-        for slot, episode in fresh.items():
-            playing[slot] = episode, policy(np.random.default_rng(seeds[episode]))
-
-    try:
-        begin(list(range(batch.slots)))
-        while playing:
-            busy = list(playing)
-            actions = np.stack([next(playing[slot][1]) for slot in busy])
-            _, rewards, terminated, truncated = batch.step(busy, actions)
-            for slot, reward in zip(busy, rewards, strict=True):
-                returns[playing[slot][0]] += float(reward)
-            begin([slot for slot, over in zip(busy, terminated | truncated, strict=True) if over])
-    finally:
-        batch.close()
-    return returns
+    returns: dict[int, float] = {}
+    play_agent(
+        environment,
+        Blind(policy, purpose),
+        range(episodes),
+        seed=seed,
+        purpose=purpose,
+        slots=min(slots, episodes),
+        finished=returns.__setitem__,
+    )
+    return [returns[episode] for episode in range(episodes)]
 
 
 def play_agent(

@@ -10,10 +10,11 @@ import numpy as np
 from worldmodels.data.atomic import write_json
 from worldmodels.dream import load_world
 from worldmodels.envs.dream import DreamVectorEnv
-from worldmodels.envs.play import play_policy
+from worldmodels.envs.play import Blind
 from worldmodels.envs.policies import Policy
 from worldmodels.experiment import Experiment
 from worldmodels.progress import Progress
+from worldmodels.stages.scores import kept_scores
 from worldmodels.stats import describe, table
 
 _SUSPICIOUS = 1.5  # a dream this many times kinder (or harder) than the game is no place to learn
@@ -40,12 +41,15 @@ def run(experiment: Experiment) -> dict[str, Any]:
     results = {}
     for number, (name, policy) in enumerate(policies.items()):
         dream = play_dreams(dreams, policy, seed=seed)
-        game = play_policy(
-            experiment.config.environment,
-            policy,
+        purpose = f"check {name}"
+        game = kept_scores(
+            experiment.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
+            {"policy": name},
+            Blind(policy, purpose),
             config.episodes,
+            environment=experiment.config.environment,
             seed=seed,
-            purpose=f"check {name}",
+            purpose=purpose,
             slots=config.environments,
         )
         results[name] = {"dream": describe(dream), "game": describe(game)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +11,16 @@ import numpy.typing as npt
 
 from worldmodels import figures
 from worldmodels.config import EnvironmentConfig
-from worldmodels.data.atomic import atomic_path, read_lines, write_json
+from worldmodels.data.atomic import write_json
 from worldmodels.envs.batch import backend
-from worldmodels.envs.play import Player, describe_environment, episode_seed, play_agent, play_policy, record
+from worldmodels.envs.play import Blind, Player, describe_environment, episode_seed, record
 from worldmodels.evaluators.dream import make_dream
 from worldmodels.experiment import Experiment, versions
-from worldmodels.measured import SCORE, misfit, players
+from worldmodels.measured import players
 from worldmodels.models.agent import Agent, Candidates, Recorder, load_controller
 from worldmodels.models.vae import decode
-from worldmodels.progress import Progress
 from worldmodels.stages.evolve import Means, make_search
+from worldmodels.stages.scores import kept_scores
 from worldmodels.stats import describe, table
 
 PURPOSE = "evaluate"  # keeps these episodes apart from those of other stages
@@ -43,14 +42,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     first = Candidates(agent, first_generation(experiment))
     results["before"] = {"policy": BEFORE, **describe(_scores(experiment, "before", first, episodes))}
     for name, policy in task.beside.items():
-        returns = play_policy(
-            environment,
-            task.policies[policy],
-            episodes,
-            seed=config.seed,
-            purpose=PURPOSE,
-            slots=config.evaluate.environments,
-        )
+        player = Blind(task.policies[policy], PURPOSE)
+        returns = _kept_scores(experiment, name, player, episodes, {"policy": policy})
         results[name] = {"policy": policy, **describe(returns)}
     evolved = experiment.summary("evolve")
     scored = task.dreams_are_scored(config)
@@ -118,43 +111,25 @@ def _environment(experiment: Experiment) -> EnvironmentConfig:
 
 
 def _scores(experiment: Experiment, name: str, player: Player, episodes: int) -> list[float]:
-    """Scores of a player's episodes; each goes to ``evaluate/<name>.jsonl`` as soon as it is known."""
-    config = experiment.config
-    path = experiment.path("evaluate", f"{name}.jsonl")
-    path.parent.mkdir(exist_ok=True)
-    environment = _environment(experiment)
-    played = {**vars(environment), "backend": backend(environment)}
-    about = {"environment": played, "seed": config.seed, "controller": experiment.summary("evolve")}
-    known = _read_scores(path, about)
-    wanted = range(episodes)
-    todo = [episode for episode in wanted if episode not in known]
-    label = "evaluate" if name == "episodes" else f"evaluate, {name}"
-    progress = Progress(label, len(wanted), "episodes", start=len(wanted) - len(todo))
-    lines = [about, *({"episode": episode, "score": score} for episode, score in known.items())]
-    with atomic_path(path) as temporary:  # without a line that a crash has cut off
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    """Scores of the agent's C, or of others of its run, in ``evaluate/<name>.jsonl``."""
+    about = {"controller": experiment.summary("evolve")}
+    return _kept_scores(experiment, name, player, episodes, about)
 
-    with path.open("a", encoding="utf-8") as file:
 
-        def finished(episode: int, score: float) -> None:
-            known[episode] = score
-            file.write(json.dumps({"episode": episode, "score": score}) + "\n")
-            file.flush()
-            progress.update(len(known), f"mean {sum(known.values()) / len(known):.0f}")
-
-        if todo:
-            play_agent(
-                environment,
-                player,
-                todo,
-                seed=config.seed,
-                purpose=PURPOSE,
-                slots=config.evaluate.environments,
-                finished=finished,
-            )
-    scores = [known[episode] for episode in wanted]
-    progress.close(len(wanted), f"mean {sum(scores) / len(scores):.0f}")
-    return scores
+def _kept_scores(
+    experiment: Experiment, name: str, player: Player, episodes: int, about: dict[str, Any]
+) -> list[float]:
+    return kept_scores(
+        experiment.path("evaluate", f"{name}.jsonl"),
+        about,
+        player,
+        episodes,
+        environment=_environment(experiment),
+        seed=experiment.config.seed,
+        purpose=PURPOSE,
+        slots=experiment.config.evaluate.environments,
+        label="evaluate" if name == "episodes" else f"evaluate, {name}",
+    )
 
 
 def _record(experiment: Experiment) -> None:
@@ -183,16 +158,6 @@ def liveliest(frames: list[npt.NDArray[np.uint8]], count: int) -> list[int]:
     parts = np.array_split(np.arange(1, len(frames)), min(count, max(len(frames) - 1, 1)))
     moved = [np.abs(now.astype(np.int16) - before).mean() for before, now in itertools.pairwise(frames)]
     return [int(part[np.argmax([moved[index - 1] for index in part])]) for part in parts if len(part)] or [0]
-
-
-def _read_scores(path: Any, about: dict[str, Any]) -> dict[int, float]:
-    """Scores that an earlier run wrote down for the same agent, game and seed."""
-    if not path.is_file():
-        return {}
-    lines = read_lines(path)
-    if not lines or lines[0] != json.loads(json.dumps(about)):
-        return {}
-    return {int(line["episode"]): float(line["score"]) for line in lines[1:] if misfit(line, SCORE) is None}
 
 
 _SHOWN = ("id", "variant", "resolution", "backend")

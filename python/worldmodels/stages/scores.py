@@ -1,0 +1,79 @@
+"""Scores of real episodes, kept in a file as they come: what is known of the same player is not played again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from worldmodels.config import EnvironmentConfig
+from worldmodels.data.atomic import atomic_path, read_lines
+from worldmodels.envs.batch import backend
+from worldmodels.envs.play import Player, play_agent
+from worldmodels.measured import SCORE, misfit
+from worldmodels.progress import Progress
+
+
+def kept_scores(
+    path: Path,
+    about: dict[str, Any],
+    player: Player,
+    episodes: int,
+    *,
+    environment: EnvironmentConfig,
+    seed: int,
+    purpose: str,
+    slots: int,
+    label: str = "",
+) -> list[float]:
+    """Plays what is not known yet; each score goes to the file as soon as it is known.
+
+    Args:
+        path: of the file: a line that says who plays what, then a line per episode.
+        about: who plays. Scores of anybody else, or of another environment, seed or purpose, are dropped.
+        player: plays them.
+        episodes: how many are wanted.
+        environment: the real environment.
+        seed: of the experiment.
+        purpose: keeps these episodes apart from others of the same seed.
+        slots: environments that are played side by side.
+        label: of the progress; empty for none.
+
+    Returns:
+        Score of every episode.
+    """
+    path.parent.mkdir(exist_ok=True)
+    played = {**vars(environment), "backend": backend(environment)}
+    about = {"environment": played, "seed": seed, "purpose": purpose, **about}
+    known = read_scores(path, about)
+    todo = [episode for episode in range(episodes) if episode not in known]
+    progress = Progress(label, episodes, "episodes", start=episodes - len(todo), shown=bool(label))
+    lines = [about, *({"episode": episode, "score": score} for episode, score in known.items())]
+    with atomic_path(path) as temporary:  # without a line that a crash has cut off
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    with path.open("a", encoding="utf-8") as file:
+
+        def finished(episode: int, score: float) -> None:
+            known[episode] = score
+            file.write(json.dumps({"episode": episode, "score": score}) + "\n")
+            file.flush()
+            progress.update(len(known), f"mean {sum(known.values()) / len(known):.0f}")
+
+        if todo:
+            play_agent(
+                environment, player, todo, seed=seed, purpose=purpose, slots=min(slots, len(todo)), finished=finished
+            )
+    scores = [known[episode] for episode in range(episodes)]
+    progress.close(episodes, f"mean {sum(scores) / len(scores):.0f}")
+    return scores
+
+
+def read_scores(path: Path, about: dict[str, Any]) -> dict[int, float]:
+    """Scores that an earlier run wrote down ``about`` the same."""
+    if not path.is_file():
+        return {}
+    lines = read_lines(path)
+    if not lines or lines[0] != json.loads(json.dumps(about)):
+        return {}
+    return {int(line["episode"]): float(line["score"]) for line in lines[1:] if misfit(line, SCORE) is None}
