@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from conftest import TOY
+from conftest import TOY, make_mdnrnn
 from worldmodels import MDNRNN, Controller, tasks
 from worldmodels.config import EnvironmentConfig, override
 from worldmodels.data.episodes import EpisodeStore
@@ -38,8 +38,15 @@ def test_presets_hold_together():
     for name, config in TASK.presets.items():
         assert (config.preset, config.experiment) == (name, "carracing")
         players.parse_policies(config.collect.policies, TASK.policies)
-        assert TASK.dreams_are_scored(config) == (config.evolve.inside == "dream") == (name == "dream")
+        assert config.train_rnn.reward_head == (config.evolve.inside == "dream") == (name == "dream")
     assert set(TASK.beside.values()) <= set(TASK.policies)
+
+
+def test_a_dream_is_scored_where_its_M_says_what_a_step_is_worth():
+    """Whatever the settings say: M may be another run's."""
+    with_rewards, without = (make_mdnrnn(reward_head=flag) for flag in (True, False))
+    assert TASK.dreams_are_scored(with_rewards) and not TASK.dreams_are_scored(without)
+    assert tasks.get("takecover").dreams_are_scored(without)
 
 
 @pytest.mark.parametrize("name", list(TASK.policies))

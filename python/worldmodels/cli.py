@@ -240,7 +240,7 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from worldmodels import show
+    from worldmodels import load_world, show
     from worldmodels.envs.play import describe_environment
     from worldmodels.figures import save_animation
 
@@ -259,7 +259,7 @@ def _show(options: argparse.Namespace) -> None:
         chosen = {"temperature": temperature, "seed": options.seed, "max_steps": config.evolve.max_steps}
         about = f"{options.agent}, in its dream at temperature {temperature:g}"
         scores = show.dream_scores(folder, options.episodes, **chosen)
-        if not task.dreams_are_scored(config):
+        if not task.dreams_are_scored(load_world(folder).mdnrnn):
             about += ", in steps (M has no reward head)"
     else:
         environment = replace(

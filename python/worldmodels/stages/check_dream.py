@@ -25,13 +25,14 @@ def run(experiment: Experiment) -> dict[str, Any]:
     config, evolve = experiment.config.check_dream, experiment.config.evolve
     seed, task = experiment.config.seed, experiment.task
     policies = task.policies
-    if not task.dreams_are_scored(experiment.config):
+    world = load_world(experiment.folder)
+    if not task.dreams_are_scored(world.mdnrnn):
         print("check-dream: M has no reward head, so that a dream has no score to compare", file=sys.stderr)
         path = experiment.path("check_dream", "check_dream.json")
         write_json(path, {"temperature": evolve.temperature, "policies": {}, "warnings": []})
         return {"warnings": []}
     dreams = DreamVectorEnv(
-        *load_world(experiment.folder),
+        *world,
         num_envs=config.dream_episodes,
         temperature=evolve.temperature,
         max_steps=evolve.max_steps,

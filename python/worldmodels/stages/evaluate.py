@@ -46,7 +46,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         returns = _kept_scores(experiment, name, player, episodes, {"policy": policy})
         results[name] = {"policy": policy, **describe(returns)}
     evolved = experiment.summary("evolve")
-    scored = task.dreams_are_scored(config)
+    scored = task.dreams_are_scored(agent.mdnrnn)
     results["evolved"] = {
         "inside": config.evolve.inside,
         "score": evolved["score"],

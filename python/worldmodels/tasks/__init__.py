@@ -7,11 +7,14 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worldmodels.config import Config
 from worldmodels.envs.policies import Policy
 from worldmodels.models.controller import Squash
+
+if TYPE_CHECKING:
+    from worldmodels.models.mdnrnn import MDNRNN
 
 #: Packages of others add experiments by an entry point of this group: ``name = "their.module"``.
 GROUP = "worldmodels.tasks"
@@ -54,9 +57,9 @@ class Task:
     survival: bool = False
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
-    def dreams_are_scored(self, config: Config) -> bool:
+    def dreams_are_scored(self, mdnrnn: MDNRNN) -> bool:
         """Whether M says what a step is worth, or need not."""
-        return self.survival or config.train_rnn.reward_head
+        return self.survival or mdnrnn.reward_head
 
 
 def names() -> list[str]:
