@@ -360,6 +360,36 @@ def test_starts_with_a_memory_equal_the_reference():
     assert np.abs(dream.rollout(params[None], 12).returns - plain).max() > 1e-3
 
 
+def test_ends_by_chance_equal_the_reference(level):
+    model, controller, starts = make_model(), Controller(5, 7, 2), make_starts(5)
+    dream = Dream(model, *starts, controller, done_weight=4)
+    params = make_params(dream, 1)[0]
+    check_against_reference(
+        dream,
+        ReferenceDream(model, *starts, controller, 1.0, done_weight=4),
+        params,
+        episodes=range(12),
+        tolerance=5e-5,
+    )
+    by_threshold = Dream(model, *starts, controller).rollout(params[None], 12).lengths
+    assert (dream.rollout(params[None], 12).lengths != by_threshold).any()
+
+
+@pytest.mark.parametrize(("weight", "probability"), [(1, 0.5), (10, 0.02), (0.3, 0.2)])
+def test_ends_by_chance_come_as_often_as_M_says(weight, probability):
+    """Trained with a weight w, the logit of a probability p is log(w p / (1 - p)); lengths are geometric."""
+    model = make_model()
+    with torch.no_grad():
+        model.head.weight[0] = 0
+        model.head.bias[0] = np.log(weight * probability / (1 - probability))
+    dream = Dream(model, *make_starts(5), Controller(5, 7, 2), done_weight=weight)
+    lengths = dream.rollout(np.zeros((100, dream.controller.size)), 100).lengths
+    error = np.sqrt(1 - probability) / probability / 100
+    assert abs(lengths.mean() - 1 / probability) < 4 * error
+    first = (lengths == 1).mean()
+    assert abs(first - probability) < 4 * np.sqrt(probability * (1 - probability) / 1e4)
+
+
 needs_bfloat16 = pytest.mark.skipif("avx512_bf16" not in simd_levels(), reason="no AVX-512 BF16 here")
 
 
@@ -489,6 +519,9 @@ BAD_DREAMS = [
     ({"controller": None}, TypeError, "^controller: "),
     ({"mdnrnn": None}, TypeError, "^mdnrnn: "),
     ({"precision": "float16"}, ValueError, "^precision: "),
+    *(({"done_weight": bad}, ValueError, "^done_weight: ") for bad in (0, -1.0, float("nan"), float("inf"))),
+    *(({"done_weight": bad}, TypeError, "^done_weight: ") for bad in ("much", [3.0])),
+    ({"mdnrnn": make_model(done=False), "done_weight": 10}, ValueError, "^done_weight: expected none without a done"),
 ]
 
 

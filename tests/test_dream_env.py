@@ -24,14 +24,15 @@ def test_check_env():
     check_env(DreamEnv(*arguments()), skip_render_check=True)
 
 
-@pytest.mark.parametrize("features", ["z", "zc", "zh", "zch"])
-def test_vector_env_plays_the_rollouts_episodes(features):
+@pytest.mark.parametrize(("features", "done_weight"), [("z", None), ("zc", None), ("zh", 3), ("zch", None)])
+def test_vector_env_plays_the_rollouts_episodes(features, done_weight):
     """A linear controller by hand: lengths and returns are Dream.rollout's, episode by episode."""
     made = arguments(reward=True)
     controller = Controller(5, 7, 2, features=features)
-    dream = Dream(*made, controller, temperature=1.1, max_steps=30)
+    settings = {"temperature": 1.1, "max_steps": 30, "done_weight": done_weight}
+    dream = Dream(*made, controller, **settings)
     params = make_params(dream, 1)[0].astype(np.float32)
-    envs = DreamVectorEnv(*made, num_envs=37, temperature=1.1, max_steps=30, features=features)
+    envs = DreamVectorEnv(*made, num_envs=37, features=features, **settings)
     want = dream.rollout(np.repeat(params[None], 37, axis=0), episodes=3, seed=11)
     observation, _ = envs.reset(seed=11)
     lengths, returns = np.zeros((37, 3), int), np.zeros((37, 3))

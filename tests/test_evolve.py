@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from conftest import command, interrupt, metrics, start, toy_config, write_world
+from worldmodels.cli import main
 from worldmodels.cmaes import CMAES
 from worldmodels.config import override
-from worldmodels.dream import Dream
+from worldmodels.data.weights import load_model, save_model
+from worldmodels.dream import Dream, done_weight
 from worldmodels.evaluators.dream import DreamEvaluator, make_dream
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
+from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.progress import Progress
 from worldmodels.stages import evolve
 
@@ -158,6 +161,29 @@ def test_the_controller_is_the_mean_that_was_evaluated(tmp_path, uninterrupted):
         dream, config = make_dream(experiment), experiment.config.evolve
     again = evolve.evaluate_mean(DreamEvaluator(dream, 1), params.astype(np.float64), config, 0)
     assert again == about["score"]
+
+
+def test_ends_by_chance_know_what_M_was_trained_with(tmp_path, capsys):
+    """10 unless M says otherwise: older files do not say it."""
+    with prepare(tmp_path, ends="chance") as experiment:
+        assert make_dream(experiment).done_weight == 10
+        model = load_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN)
+        save_model(experiment.path("rnn", "rnn.safetensors"), model, done_weight=3.0)
+        assert make_dream(experiment).done_weight == 3
+        experiment.run("evolve")
+        summary = experiment.summary("evolve")
+        assert summary["ends"] == "chance"
+        _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
+        expected = make_dream(experiment).rollout(params[None], 5, seed=0).lengths[0].mean()
+    assert main(["dream", str(tmp_path), "--episodes", "5"]) == 0
+    assert f": {expected:.0f} +- " in capsys.readouterr().out
+    with Experiment(tmp_path, toy_config(evolve={**SETTINGS, "ends": "chance", "generations": 8})) as experiment:
+        experiment.run("evolve")
+    with prepare(tmp_path / "other") as experiment:
+        assert make_dream(experiment).done_weight is None
+    save_model(tmp_path / "rnn" / "rnn.safetensors", model, done_weight="much")
+    with pytest.raises(ValueError, match=r"rnn\.safetensors: done_weight: expected a number, got 'much'"):
+        done_weight(tmp_path, "chance")
 
 
 def test_selection_makes_dreams_longer(tmp_path):

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -55,7 +56,8 @@ std::shared_ptr<WorldModel> make_model(long long latent, long long action, long 
                                        const py::array& head_bias, const py::array& initial_mu,
                                        const py::array& initial_logvar,
                                        const std::optional<py::array>& initial_h,
-                                       const std::optional<py::array>& initial_c) {
+                                       const std::optional<py::array>& initial_c,
+                                       const std::optional<double>& done_weight) {
     const WorldModelSizes s{at_least(latent, 1, "latent_size", kMostRows),
                             at_least(action, 1, "action_size", kMostRows),
                             at_least(hidden, 1, "hidden_size", kMostRows),
@@ -85,10 +87,15 @@ std::shared_ptr<WorldModel> make_model(long long latent, long long action, long 
     const float* const c = memory(initial_c, "initial_c");
     if (starts > std::numeric_limits<std::uint32_t>::max())
         throw py::value_error("initial_mu: too many rows");
+    if (done_weight && !done) throw py::value_error("done_weight: expected none without a done head");
+    if (done_weight && !(*done_weight > 0.0 && std::isfinite(*done_weight)))
+        throw py::value_error("done_weight: expected a finite number above 0, got " +
+                              std::to_string(*done_weight));
     const Precision precision = bfloat16 ? Precision::bfloat16 : Precision::float32;
     level_for(precision);  // an impossible WORLDMODELS_SIMD is told before any work
     return std::make_shared<WorldModel>(s, w, precision,
-                                        Starts{mu, logvar, h, c, static_cast<std::uint32_t>(starts)});
+                                        Starts{mu, logvar, h, c, static_cast<std::uint32_t>(starts)},
+                                        Ends{done_weight.has_value(), std::log(done_weight.value_or(1.0))});
 }
 
 ControllerView make_controller(const WorldModel& model, const std::string& features, bool bias,
@@ -316,7 +323,7 @@ void bind_dream(pybind11::module_& m) {
         .def(py::init(&make_model), "latent_size"_a, "action_size"_a, "hidden_size"_a, "mixtures"_a,
              "restart_input"_a, "done_head"_a, "reward_head"_a, "bfloat16"_a, "weight_ih"_a, "weight_hh"_a,
              "bias"_a, "head_weight"_a, "head_bias"_a, "initial_mu"_a, "initial_logvar"_a,
-             "initial_h"_a = py::none(), "initial_c"_a = py::none());
+             "initial_h"_a = py::none(), "initial_c"_a = py::none(), "done_weight"_a = py::none());
     py::class_<ControllerView>(m, "ControllerShape")
         .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a);
     m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, "episodes"_a, "seed"_a,

@@ -64,8 +64,9 @@ class Worker {
         Running& run = running_[lane];
         run.total += static_cast<double>(lanes_.reward(lane));
         ++run.length;
+        const bool done = lanes_.done(lane, args_.seed);
         ++lanes_.block().step[lane];
-        if (!lanes_.done(lane) && run.length < args_.max_steps) return false;
+        if (!done && run.length < args_.max_steps) return false;
         args_.returns[run.job] = static_cast<float>(run.total);
         args_.lengths[run.job] = run.length;
         return true;

@@ -29,7 +29,8 @@ Sampling make_sampling(std::uint64_t seed, float temperature) {
             temperature == 0.0F};
 }
 
-Lanes::Lanes(const WorldModel& model, const ControllerView* controller) : view_(model.view()) {
+Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
+    : view_(model.view()), ends_(model.ends()) {
     const std::size_t latent = static_cast<std::size_t>(view_.latent),
                       hidden = static_cast<std::size_t>(view_.hidden);
     const std::size_t inputs = static_cast<std::size_t>(view_.inputs()), even = latent + latent % 2;
@@ -69,6 +70,13 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller) : view_(
     block_.candidate = reinterpret_cast<std::uint32_t*>(take(1));
     block_.episode = reinterpret_cast<std::uint32_t*>(take(1));
     block_.step = reinterpret_cast<std::uint32_t*>(take(1));
+}
+
+bool Lanes::done(int lane, std::uint64_t seed) const {
+    if (!view_.done) return false;
+    if (!ends_.by_chance) return done_logit(lane) > 0.0F;
+    const double u = end_draw(seed, block_.candidate[lane], block_.episode[lane], block_.step[lane]);
+    return done_logit(lane) - ends_.log_weight > std::log(u / (1.0 - u));
 }
 
 void Lanes::start(const Kernels& kernels, const WorldModel& model, std::uint64_t seed,

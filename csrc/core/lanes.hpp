@@ -27,7 +27,8 @@ class Lanes {
     void set_action(int lane, int a, float value) { block_.x[(view_.latent + a) * kBlock + lane] = value; }
     float z(int lane, int d) const { return block_.x[d * kBlock + lane]; }
     float done_logit(int lane) const { return block_.head[lane]; }
-    bool done(int lane) const { return view_.done && done_logit(lane) > 0.0F; }
+    // Whether the episode ends with the step just played, whose number the block still holds.
+    bool done(int lane, std::uint64_t seed) const;
     float reward(int lane) const {
         return view_.reward ? block_.head[(view_.done ? kBlock : 0) + lane] : 1.0F;
     }
@@ -39,6 +40,7 @@ class Lanes {
 
   private:
     ModelView view_;
+    Ends ends_;
     std::size_t params_ = 0;
     AlignedFloats storage_;
     Block block_{};

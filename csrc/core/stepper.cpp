@@ -33,9 +33,9 @@ void Stepper::step_unchecked(const Kernels& kernels, std::uint64_t seed, float t
                 lanes.set_action(lane, a, actions[std::ptrdiff_t{first + lane} * m.action + a]);
         step(kernels, model_, nullptr, sampling, lanes.block(), count);
         for (int lane = 0; lane < count; ++lane) {
-            ++lanes.block().step[lane];
             rewards[first + lane] = lanes.reward(lane);
-            dones[first + lane] = lanes.done(lane);
+            dones[first + lane] = lanes.done(lane, seed);
+            ++lanes.block().step[lane];
         }
     };
     const int blocks = static_cast<int>(blocks_.size());

@@ -21,8 +21,9 @@ ModelView sizes_of(const WorldModelSizes& s) {
 }  // namespace
 
 WorldModel::WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, Precision precision,
-                       const Starts& starts)
+                       const Starts& starts, const Ends& ends)
     : precision_(precision),
+      ends_(ends),
       view_(sizes_of(sizes)),
       lstm_(pack_lstm(view_, weights, precision)),
       head_(pack_head(view_, weights, precision)),

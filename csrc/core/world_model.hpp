@@ -33,12 +33,20 @@ struct Starts {
     std::uint32_t rows;
 };
 
+// When episodes end: where the done logit is above 0, or by chance, with the probability that M gives to it once the
+// weight that ends had in its training is taken back.
+struct Ends {
+    bool by_chance;
+    double log_weight;
+};
+
 class WorldModel {
   public:
     WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, Precision precision,
-               const Starts& starts);
+               const Starts& starts, const Ends& ends = {});
 
     Precision precision() const { return precision_; }
+    const Ends& ends() const { return ends_; }
     const ModelView& view() const { return view_; }
     std::uint32_t initial_rows() const { return initial_rows_; }
     const float* initial_mu(std::uint32_t row) const { return initial_mu_.data() + row * latent(); }
@@ -53,6 +61,7 @@ class WorldModel {
     std::size_t hidden() const { return static_cast<std::size_t>(view_.hidden); }
 
     Precision precision_;
+    Ends ends_;
     ModelView view_;
     AlignedFloats lstm_, head_, moments_;
     std::vector<float> initial_mu_, initial_logvar_, initial_memory_;

@@ -40,6 +40,7 @@ class WorldModel:
         initial_logvar: FloatArray,
         initial_h: FloatArray | None = None,
         initial_c: FloatArray | None = None,
+        done_weight: float | None = None,
     ) -> None: ...
 
 class ControllerShape:

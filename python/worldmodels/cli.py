@@ -241,6 +241,7 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
 
 def _show(options: argparse.Namespace) -> None:
     from worldmodels import load_world, show
+    from worldmodels.dream import done_weight
     from worldmodels.envs.play import describe_environment
     from worldmodels.figures import save_animation
 
@@ -256,7 +257,12 @@ def _show(options: argparse.Namespace) -> None:
     task = tasks.get(config.experiment)
     if options.command == "dream":
         temperature = vars(options).get("temperature", config.evolve.temperature)
-        chosen = {"temperature": temperature, "seed": options.seed, "max_steps": config.evolve.max_steps}
+        chosen = {
+            "temperature": temperature,
+            "seed": options.seed,
+            "max_steps": config.evolve.max_steps,
+            "done_weight": done_weight(folder, config.evolve.ends),
+        }
         about = f"{options.agent}, in its dream at temperature {temperature:g}"
         scores = show.dream_scores(folder, options.episodes, **chosen)
         if not task.dreams_are_scored(load_world(folder).mdnrnn):

@@ -175,6 +175,8 @@ class EvolveConfig:
     """width of a hidden layer in C; 0 for none"""
     temperature: float = 1.15
     """temperature of the dream (the reality check uses it too)"""
+    ends: str = "threshold"
+    """when dreams end: threshold (where M's done logit is above 0, as in the paper) or chance (as likely as M says)"""
     starts: str = "first"
     """where dreams start: first (the first frames of recorded episodes) or anywhere (half of them midway)"""
     max_steps: int = 2100
@@ -286,6 +288,7 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("evolve", "inside"): ("dream", "environment"),
     ("evolve", "features"): ("z", "zh", "zc", "zch"),
     ("evolve", "seeds"): ("common", "independent"),
+    ("evolve", "ends"): ("threshold", "chance"),
     ("evolve", "starts"): ("first", "anywhere"),
     ("evolve", "precision"): ("float32", "bfloat16"),
     **{(stage, "keep"): ("best", "last") for stage in ("train_vae", "train_rnn")},

@@ -12,6 +12,7 @@ import torch
 
 from worldmodels import _core, pretrained
 from worldmodels.checks import check_integer, check_real, check_seed, check_threads
+from worldmodels.config import TrainRNNConfig
 from worldmodels.data.weights import load_model, load_tensors
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
@@ -83,6 +84,31 @@ def load_world(run_folder: str | Path) -> World:
     return World(mdnrnn, starts["mu"].float().numpy(), starts["logvar"].float().numpy())
 
 
+def done_weight(run_folder: str | Path, ends: str) -> float | None:
+    """The ``done_weight`` that a :class:`Dream` of a run folder's M is given.
+
+    Args:
+        run_folder: where ``train-rnn`` has been completed.
+        ends: ``"threshold"`` or ``"chance"``.
+
+    Returns:
+        None for a threshold; else how many times the steps at which an episode ends weighed in M's training.
+
+    Raises:
+        FileNotFoundError: M has not been trained there yet.
+        ValueError: a file is damaged.
+    """
+    if ends == "threshold":
+        return None
+    path = Path(run_folder) / "rnn" / "rnn.safetensors"
+    _, about = load_tensors(path)
+    weight = about.get("done_weight", TrainRNNConfig.done_weight)  # before it was written down it was this one
+    try:
+        return check_real("done_weight", weight, 0)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def load_midway(run_folder: str | Path, mdnrnn: MDNRNN) -> dict[str, npt.NDArray[np.float32]] | None:
     """Loads the starts on the way, of which a run folder's M keeps a memory.
 
@@ -114,8 +140,8 @@ class Dream:
     """Episodes that M dreams, from given starts, played by a controller.
 
     Each step: the controller sees [z, c, h] (those it wants) and acts; the LSTM takes [z, action, restart
-    flag]; its head says whether the episode is done (logit > 0), the reward (1 without a reward head) and the
-    mixture that the next latent is drawn from, every dimension from its own component.
+    flag]; its head says whether the episode is done (logit > 0, or by chance), the reward (1 without a reward head)
+    and the mixture that the next latent is drawn from, every dimension from its own component.
 
     Every random number comes from Philox4x32-10, keyed by the seed and counted by (candidate, episode, step):
     results do not depend on the number of threads or on what else is played. The levels "avx2", "avx512" and
@@ -135,6 +161,10 @@ class Dream:
         initial_h: (K, H) float32, M's hidden states at the starts; a row of zeros, here and in ``initial_c``, is an
             episode's first frame, whose restart flag is set. None for zeros.
         initial_c: (K, H) float32, M's cell states at the starts.
+        done_weight: None: an episode ends where M's done logit is above 0, as in the paper. A number: it ends by
+            chance, with the probability that M gives to it, where ends weighed that many times in its training
+            (``train_rnn.done_weight``; 1 for an M that was trained without a weight). What M thinks possible but
+            not likely then costs something.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -155,18 +185,22 @@ class Dream:
         precision: Precision = "float32",
         initial_h: npt.ArrayLike | None = None,
         initial_c: npt.ArrayLike | None = None,
+        done_weight: float | None = None,
     ) -> None:
         if not isinstance(controller, Controller):
             raise TypeError(f"controller: expected a Controller, got {type(controller).__name__}")
         check_precision(precision)
         self.precision = precision
-        self._model = native_model(mdnrnn, initial_mu, initial_logvar, precision, initial_h, initial_c)
+        self._model = native_model(
+            mdnrnn, initial_mu, initial_logvar, precision, initial_h, initial_c, done_weight=done_weight
+        )
         for name in ("latent_size", "hidden_size", "action_size"):
             wanted, got = getattr(mdnrnn, name), getattr(controller, name)
             if wanted != got:
                 raise ValueError(f"controller: expected {name} {wanted} as mdnrnn has, got {got}")
         self.controller = controller
         self.temperature = check_temperature(temperature)
+        self.done_weight = done_weight
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
         self._shape = _core.ControllerShape(
             self._model,
@@ -183,7 +217,7 @@ class Dream:
         Args:
             run_folder: where ``train-rnn`` has been completed.
             controller: the shape of C; None for a linear one that sees [z, c, h].
-            **settings: the constructor's ``temperature``, ``max_steps`` and ``precision``.
+            **settings: the constructor's ``temperature``, ``max_steps``, ``precision`` and ``done_weight``.
 
         Raises:
             FileNotFoundError: M has not been trained there yet.
@@ -359,6 +393,8 @@ def native_model(
     precision: Precision = "float32",
     initial_h: npt.ArrayLike | None = None,
     initial_c: npt.ArrayLike | None = None,
+    *,
+    done_weight: float | None = None,
 ) -> _core.WorldModel:
     """Copies M's weights and starts into the native core; arguments and errors as for :class:`Dream`."""
     if not isinstance(mdnrnn, MDNRNN):
@@ -391,6 +427,7 @@ def native_model(
         initial_logvar=logvar,
         initial_h=h,
         initial_c=c,
+        done_weight=None if done_weight is None else check_real("done_weight", done_weight, 0),
         **weights,
     )
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import worldmodels
 from worldmodels import pretrained, tasks
-from worldmodels.config import TOP, Config, EnvironmentConfig, from_dict, to_dict
+from worldmodels.config import TOP, Config, EnvironmentConfig, EvolveConfig, from_dict, to_dict
 from worldmodels.data.atomic import atomic_path, parse_line, read_json, read_lines, write_json
 from worldmodels.measured import misfit
 from worldmodels.ranks import launched
@@ -158,7 +158,7 @@ class Experiment:
         if stage == "collect":  # episodes serve whoever played them
             settings["environment"].pop("backend")
         if stage == "check_dream":
-            settings["temperature"] = self.config.evolve.temperature
+            settings |= {"temperature": self.config.evolve.temperature, "ends": self.config.evolve.ends}
         return settings
 
     def _differences(self, stage: str) -> list[str]:
@@ -168,7 +168,7 @@ class Experiment:
             return []
         then, now = self._marked(stage)["settings"], self._settings(stage)
         # a setting that is younger than the run had its default
-        before = asdict(type(getattr(self.config, stage))())
+        before = {**asdict(type(getattr(self.config, stage))()), "ends": EvolveConfig.ends}
         if "environment" in then:
             young = {name: asdict(EnvironmentConfig())[name] for name in now["environment"]}
             then["environment"] = {**young, **then["environment"]}

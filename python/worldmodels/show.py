@@ -80,23 +80,32 @@ def record_play(folder: Path, environment: EnvironmentConfig, *, seed: int) -> t
 
 
 def record_dream(
-    folder: Path, *, temperature: float, seed: int, max_steps: int = 2100
+    folder: Path, *, temperature: float, seed: int, max_steps: int = 2100, done_weight: float | None = None
 ) -> tuple[Pictures, Actions, float]:
     """Dreams one episode: V's pictures of the latents, the actions, and the return."""
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
-    trace = Dream.load(folder, controller=controller, temperature=temperature, max_steps=max_steps).trace(
-        params, seed=seed
+    dream = Dream.load(
+        folder, controller=controller, temperature=temperature, max_steps=max_steps, done_weight=done_weight
     )
+    trace = dream.trace(params, seed=seed)
     vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
     return list(decode(vae, trace.z[:-1])), list(trace.action), float(trace.reward.sum())
 
 
 def dream_scores(
-    folder: Path, episodes: int, *, temperature: float, seed: int, max_steps: int = 2100
+    folder: Path,
+    episodes: int,
+    *,
+    temperature: float,
+    seed: int,
+    max_steps: int = 2100,
+    done_weight: float | None = None,
 ) -> dict[str, Any]:
     """Returns of the agent's controller over many dreams, as :func:`worldmodels.stats.describe` gives them."""
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
-    dream = Dream.load(folder, controller=controller, temperature=temperature, max_steps=max_steps)
+    dream = Dream.load(
+        folder, controller=controller, temperature=temperature, max_steps=max_steps, done_weight=done_weight
+    )
     return describe(dream.rollout(params[None], episodes, seed=seed).returns[0].tolist())
 
 

@@ -221,6 +221,14 @@ std::uint64_t fingerprint(std::uint64_t hash, const Result& result) {  // FNV-1a
     return hash;
 }
 
+// Ends by chance: other episodes, for which the same holds.
+void test_chance(const Player& player, const Result& by_threshold, int number) {
+    const Result whole = player.play(kCandidates, 1);
+    check(whole.lengths != by_threshold.lengths, "chance ends other episodes", player.kernels.name, number);
+    test_rollouts(player, whole, number);
+    test_stepper(player, whole, number);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -231,7 +239,7 @@ int main(int count, char** arguments) {
     for (const auto& [sizes, controller] : kCases) {
         const World world(sizes, controller, static_cast<std::uint64_t>(number), kCandidates);
         for (const Precision precision : {Precision::float32, Precision::bfloat16}) {
-            const WorldModel model = world.model(precision);
+            const WorldModel model = world.model(precision), by_chance = world.model(precision, {true, 1.0});
             Result first;
             for (std::size_t l = 0; l < levels.count; ++l) {
                 const Player player{*levels.begin[l], world, model};
@@ -240,6 +248,7 @@ int main(int count, char** arguments) {
                 if (!only_bits) {
                     test_rollouts(player, whole, number);
                     test_stepper(player, whole, number);
+                    if (sizes.done) test_chance({player.kernels, world, by_chance}, whole, number);
                 }
                 if (l == 0) {
                     plain = fingerprint(plain, whole);

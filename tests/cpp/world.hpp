@@ -34,10 +34,10 @@ struct World {
         params = numbers.floats(candidates * params_size, kSpread);
     }
 
-    WorldModel model(Precision precision) const {
+    WorldModel model(Precision precision, const Ends& ends = {}) const {
         const WorldModelWeights weights{input.data(), recurrent.data(), bias.data(), head.data(),
                                         head_bias.data()};
-        return {sizes, weights, precision, {mu.data(), logvar.data(), nullptr, nullptr, kStarts}};
+        return {sizes, weights, precision, {mu.data(), logvar.data(), nullptr, nullptr, kStarts}, ends};
     }
 
     WorldModelSizes sizes;

@@ -38,6 +38,7 @@ class _Dreams:
         features: Features,
         num_threads: int | None,
         precision: Precision,
+        done_weight: float | None,
     ) -> None:
         from worldmodels import _core
 
@@ -49,7 +50,7 @@ class _Dreams:
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
         self.use_c, self.use_h = "c" in features, "h" in features
         check_precision(precision)
-        model = native_model(mdnrnn, initial_mu, initial_logvar, precision)
+        model = native_model(mdnrnn, initial_mu, initial_logvar, precision, done_weight=done_weight)
         self.stepper = _core.DreamStepper(model, self.num_envs)
         self.action_size = mdnrnn.action_size
         self.seed = 0
@@ -124,6 +125,7 @@ class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         action_low: scalar or (A,), the lowest actions.
         action_high: scalar or (A,), the highest actions.
         precision: "float32" or "bfloat16", as for ``Dream``.
+        done_weight: None for ends where M's done logit is above 0, or a number for ends by chance, as for ``Dream``.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -143,12 +145,15 @@ class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         action_low: npt.ArrayLike = -1.0,
         action_high: npt.ArrayLike = 1.0,
         precision: Precision = "float32",
+        done_weight: float | None = None,
         render_mode: None = None,
     ) -> None:
         if render_mode is not None:
             raise ValueError(f"render_mode: expected None (a dream has no pictures without V), got {render_mode!r}")
         self.render_mode = None
-        self._dreams = _Dreams(mdnrnn, initial_mu, initial_logvar, 1, temperature, max_steps, features, 1, precision)
+        self._dreams = _Dreams(
+            mdnrnn, initial_mu, initial_logvar, 1, temperature, max_steps, features, 1, precision, done_weight
+        )
         self.observation_space = self._dreams.observation_space
         self.action_space: gymnasium.spaces.Box = _action_space(mdnrnn.action_size, action_low, action_high)  # type: ignore[assignment]
         self._seeded = False
@@ -201,6 +206,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         action_low: scalar or (A,), the lowest actions.
         action_high: scalar or (A,), the highest actions.
         precision: "float32" or "bfloat16", as for ``Dream``.
+        done_weight: None for ends where M's done logit is above 0, or a number for ends by chance, as for ``Dream``.
         num_threads: None for all cores this process may use.
         autoreset_mode: ``AutoresetMode.NEXT_STEP`` or ``AutoresetMode.SAME_STEP``.
 
@@ -223,6 +229,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         action_low: npt.ArrayLike = -1.0,
         action_high: npt.ArrayLike = 1.0,
         precision: Precision = "float32",
+        done_weight: float | None = None,
         num_threads: int | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
@@ -240,6 +247,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
             features,
             num_threads,
             precision,
+            done_weight,
         )
         self.num_envs = self._dreams.num_envs
         self.single_observation_space = self._dreams.observation_space

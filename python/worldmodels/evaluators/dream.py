@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.dream import Dream, load_midway, load_world
+from worldmodels.dream import Dream, done_weight, load_midway, load_world
 from worldmodels.evaluators import Played, Told, make_controller
 from worldmodels.experiment import Experiment
 from worldmodels.threads import cores
@@ -27,6 +27,8 @@ class DreamEvaluator:
         self.dream = dream
         self.controller = dream.controller
         self.about: dict[str, Any] = {"inside": "dream", "temperature": dream.temperature}
+        if dream.done_weight is not None:
+            self.about["ends"] = "chance"
         self._threads = threads
 
     @classmethod
@@ -75,4 +77,5 @@ def make_dream(experiment: Experiment, starts: str = "first") -> Dream:
         precision=config.precision,  # type: ignore[arg-type]
         initial_h=memory["h"],
         initial_c=memory["c"],
+        done_weight=done_weight(experiment.folder, config.ends),
     )

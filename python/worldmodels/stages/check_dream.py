@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from worldmodels.data.atomic import write_json
-from worldmodels.dream import load_world
+from worldmodels.dream import done_weight, load_world
 from worldmodels.envs.dream import DreamVectorEnv
 from worldmodels.envs.play import Blind
 from worldmodels.envs.policies import Policy
@@ -37,6 +37,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         temperature=evolve.temperature,
         max_steps=evolve.max_steps,
         features="z",
+        done_weight=done_weight(experiment.folder, evolve.ends),
     )
     progress = Progress("check-dream", len(policies), "policies")
     results = {}

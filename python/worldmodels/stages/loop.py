@@ -128,9 +128,9 @@ class Loop:
             self._board.close()
         return {"steps": self.step, "kept_step": step, **figures}
 
-    def hand_on(self, summary: dict[str, Any]) -> None:
-        """Writes the chosen weights: the stage is complete."""
-        save_model(self._path(self._folder), self._model, steps=summary["kept_step"], validation=summary)
+    def hand_on(self, summary: dict[str, Any], **about: Any) -> None:
+        """Writes the chosen weights, and what else is to be known of them: the stage is complete."""
+        save_model(self._path(self._folder), self._model, steps=summary["kept_step"], validation=summary, **about)
 
 
 def _board(experiment: Experiment, stage: str, step: int) -> Any:

@@ -102,7 +102,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         summary["quality"] = _quality(experiment, model, latents, held_out, validation)
         write_json(experiment.path("rnn", "quality.json"), summary["quality"])
         _save_starts(experiment, model, latents)
-        loop.hand_on(summary)
+        loop.hand_on(summary, done_weight=config.done_weight)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"epochs": epoch, "parameters": parameters, **summary}
 
