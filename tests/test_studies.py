@@ -133,6 +133,8 @@ def test_iterate(tmp_path, capsys):
     _, first, _ = load_controller(tmp_path / "evolve" / "controller.safetensors")
     _, second, _ = load_controller(one / "evolve" / "controller.safetensors")
     assert first.any() and (first != second).any()
+    evolve = Experiment.stored_config(one).evolve
+    assert (evolve.start, evolve.generations) == ("", ROUND["generations"])
     assert read_json(tmp_path / "rounds" / "rounds.json") == results
     capsys.readouterr()
     assert studies.iterate(tmp_path, config) == results

@@ -254,7 +254,7 @@ class IterateConfig:
     rnn_lr: float = 1e-3
     """M's learning rate"""
     generations: int = 60
-    """generations of C in the new dream, from the C of the round before"""
+    """generations of C in the new dream, from nothing"""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,9 @@ def iterate(folder: Path, config: Config) -> list[Result]:
     """The article's iterative procedure: play with C, train V and M further on everything, evolve C in the new dream.
 
     Round 0 is the run folder itself; round N is the run folder ``rounds/N``, whose episodes are those of the round
-    before and new ones played by its agent. C is never evolved anywhere but in a dream. Writes ``rounds/rounds.json``.
+    before and new ones played by its agent. V and M go on from those of the round before; C begins anew, as what it
+    read in M's memory means something else in an M that has trained further. It is never evolved anywhere but in a
+    dream. Writes ``rounds/rounds.json``.
 
     Args:
         folder: the run folder; its stages are run if they are not done.
@@ -141,7 +143,7 @@ def iterate(folder: Path, config: Config) -> list[Result]:
                     },
                     "train_vae": {"steps": settings.vae_steps, "lr": settings.vae_lr, "start": before},
                     "train_rnn": {"steps": settings.rnn_steps, "lr": settings.rnn_lr, "start": before},
-                    "evolve": {"generations": settings.generations, "start": before},
+                    "evolve": {"generations": settings.generations, "start": ""},
                 },
             )
         with Experiment(here, wanted) as experiment:
