@@ -1,6 +1,6 @@
 """How often the agent dies, by age: in the game, in its dream, and in dreams that go on from recorded episodes.
 
-    python bench/compare_hazards.py runs/small --temperatures 1.15 1.5 --done-bias 0 1.25
+    python bench/compare_hazards.py runs/small --temperatures 1.15 1.5 --ends threshold chance
 
 Prints deaths per 1,000 steps. A dream that is easier than the game there teaches C too little. RUN needs its latents
 and the stage evaluate. --done-bias is added to the logit of the end, as another train_rnn.done_weight would.
@@ -17,7 +17,7 @@ import numpy as np
 
 from worldmodels import Dream
 from worldmodels.data.latents import load_latents
-from worldmodels.dream import load_world
+from worldmodels.dream import done_weight, load_world
 from worldmodels.models.agent import load_controller
 from worldmodels.models.memory import Memory
 
@@ -56,6 +56,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.15])
+    parser.add_argument("--ends", choices=("threshold", "chance"), nargs="+", default=["threshold"])
     parser.add_argument("--done-bias", type=float, nargs="+", default=[0.0])
     options = parser.parse_args()
     controller, params, _ = load_controller(options.run / "evolve" / "controller.safetensors")
@@ -65,16 +66,17 @@ def main():
     row("game", np.array([json.loads(line)["score"] for line in lines]), AGES)
     rng = np.random.default_rng(0)
     starts = {age: contexts(world.mdnrnn, latents, age, rng) for age in CONTEXTS}
-    settings = [(temperature, bias) for temperature in options.temperatures for bias in options.done_bias]
+    settings = itertools.product(options.temperatures, options.ends, options.done_bias)
     later = []
     bias = world.mdnrnn.head.bias.data[0].clone()
-    for temperature, added in settings:
+    for temperature, ends, added in settings:
         world.mdnrnn.head.bias.data[0] = bias + added
-        name = f"dream, temperature {temperature:g}, bias {added:+g}"
-        dream = Dream(*world, controller, temperature=temperature, max_steps=AGES[-1])
+        name = f"dream, {temperature:g}, {ends}, bias {added:+g}"
+        chosen = {"temperature": temperature, "done_weight": done_weight(options.run, ends)}
+        dream = Dream(*world, controller, max_steps=AGES[-1], **chosen)
         row(name, dream.rollout(params[None], 256, seed=11).lengths.ravel(), AGES)
         for age, given in starts.items():
-            dream = Dream(world.mdnrnn, controller=controller, temperature=temperature, max_steps=AHEAD + 1, **given)
+            dream = Dream(world.mdnrnn, controller=controller, max_steps=AHEAD + 1, **chosen, **given)
             lengths = dream.rollout(params[None], 500, seed=12).lengths.ravel()
             later.append((f"{name}, age {age}", lengths))
     print(f"\n{'from real frames, steps ahead from':34s} " + " ".join(f"{step:6d}" for step in range(0, AHEAD, 50)))
