@@ -39,8 +39,8 @@ def _presets() -> dict[str, Config]:
         check_dream=CheckDreamConfig(episodes=60),
         evolve=EvolveConfig(generations=20, episodes=8, seeds="common", evaluate_every=5, evaluate_episodes=256),
     )
-    # docs/results.md has what these numbers did: V's are the shipped one's, M's loss was level after so many batches (that
-    # of its end began to rise), and evaluated means stopped rising after 8 to 16 generations.
+    # docs/results.md has what these numbers did: V's are the shipped one's, M's loss was level after so many batches
+    # (that of its end began to rise), and evaluated means stopped rising after 8 to 16 generations.
     small = replace(
         paper,
         preset="small",
