@@ -49,15 +49,12 @@ bool interrupted(void*) {
     return PyErr_CheckSignals() != 0;
 }
 
-std::shared_ptr<WorldModel> make_model(long long latent, long long action, long long hidden,
-                                       long long mixtures, bool restart, bool done, bool reward,
-                                       bool bfloat16, const py::array& weight_ih, const py::array& weight_hh,
-                                       const py::array& bias, const py::array& head_weight,
-                                       const py::array& head_bias, const py::array& initial_mu,
-                                       const py::array& initial_logvar,
-                                       const std::optional<py::array>& initial_h,
-                                       const std::optional<py::array>& initial_c,
-                                       const std::optional<double>& done_weight) {
+std::shared_ptr<WorldModel> make_model(
+    long long latent, long long action, long long hidden, long long mixtures, bool restart, bool done,
+    bool reward, bool bfloat16, const py::array& weight_ih, const py::array& weight_hh, const py::array& bias,
+    const py::array& head_weight, const py::array& head_bias, const py::array& initial_mu,
+    const py::array& initial_logvar, const std::optional<py::array>& initial_h,
+    const std::optional<py::array>& initial_c, const std::optional<double>& done_weight) {
     const WorldModelSizes s{at_least(latent, 1, "latent_size", kMostRows),
                             at_least(action, 1, "action_size", kMostRows),
                             at_least(hidden, 1, "hidden_size", kMostRows),

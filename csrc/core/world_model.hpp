@@ -33,8 +33,8 @@ struct Starts {
     std::uint32_t rows;
 };
 
-// When episodes end: where the done logit is above 0, or by chance, with the probability that M gives to it once the
-// weight that ends had in its training is taken back.
+// When episodes end: where the done logit is above 0, or by chance, with the probability that M gives to it
+// once the weight that ends had in its training is taken back.
 struct Ends {
     bool by_chance;
     double log_weight;
