@@ -167,8 +167,10 @@ def test_sampled_latents_have_the_mean_and_the_spread():
     assert abs(np.corrcoef(z.T)[0, 1]) < 0.03
 
 
-@pytest.mark.parametrize(("tolerance", "weight"), [(0.5, 1.0), (0.5, 0.25), (0.0, 1.0), (3.0, 2.0)])
-def test_loss_equals_numpy(tolerance, weight):
+@pytest.mark.parametrize(
+    ("tolerance", "weight", "quartic"), [(0.5, 1.0, 0.0), (0.5, 0.25, 0.0), (0.0, 1.0, 7.0), (3.0, 2.0, 0.1)]
+)
+def test_loss_equals_numpy(tolerance, weight, quartic):
     rng = np.random.default_rng(0)
     x, recon = rng.uniform(size=(2, 3, 3, 64, 64))
     mu, logvar = rng.normal(size=(2, 3, 5))
@@ -176,10 +178,11 @@ def test_loss_equals_numpy(tolerance, weight):
     error = np.mean([((recon[b] - x[b]) ** 2).sum() for b in range(3)])
     kl = [sum((m * m + np.exp(v) - 1 - v) / 2 for m, v in zip(mu[b], logvar[b], strict=True)) for b in range(3)]
     assert kl[0] < 0.5 * 5 < kl[1]
-    expected = error + weight * np.mean([max(k, tolerance * 5) for k in kl])
+    fourth = np.mean([((recon[b] - x[b]) ** 4).sum() for b in range(3)])
+    expected = error + weight * np.mean([max(k, tolerance * 5) for k in kl]) + quartic * fourth
 
     tensors = (torch.tensor(array, dtype=torch.float32) for array in (recon, x, mu, logvar))
-    loss, squared_error, got_kl = vae_loss(*tensors, kl_tolerance=tolerance, kl_weight=weight)
+    loss, squared_error, got_kl = vae_loss(*tensors, kl_tolerance=tolerance, kl_weight=weight, quartic_weight=quartic)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert squared_error.item() == pytest.approx(error, rel=1e-5)
     assert got_kl.item() == pytest.approx(np.mean(kl), rel=1e-5)

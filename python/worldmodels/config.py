@@ -67,6 +67,8 @@ class TrainVAEConfig:
     """nats per latent dimension that cost nothing"""
     kl_weight: float = 1.0
     """weight of the KL term; the paper's is 1"""
+    quartic_weight: float = 0.0
+    """weight of the errors' fourth powers beside their squares: small bright things come before large faint ones"""
     start: str = ""
     """run folder, or takecover, whose V to go on from; empty for a new one"""
     validation: int = 2_000
@@ -302,6 +304,7 @@ _MAY_BE_ZERO = {
     "min_length",
     "temperature",
     "kl_tolerance",
+    "quartic_weight",
     "micro_batch",
     "patience",
     "curve_episodes",

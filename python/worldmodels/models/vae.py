@@ -188,9 +188,15 @@ def decode(model: ConvVAE, z: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
 
 
 def vae_loss(
-    recon: Tensor, x: Tensor, mu: Tensor, logvar: Tensor, kl_tolerance: float = 0.5, kl_weight: float = 1.0
+    recon: Tensor,
+    x: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    kl_tolerance: float = 0.5,
+    kl_weight: float = 1.0,
+    quartic_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's loss: squared error + max(KL, tolerance).
+    """The paper's loss: squared error + max(KL, tolerance); beside them, if wanted, the errors' fourth powers.
 
     Args:
         recon: (B, 3, 64, 64) reconstruction.
@@ -199,13 +205,19 @@ def vae_loss(
         logvar: (B, Z) log variances.
         kl_tolerance: nats per latent dimension that are free.
         kl_weight: weight of the KL term; the paper's is 1.
+        quartic_weight: of the fourth powers of the errors; the paper has none. They make large errors on few pixels
+            (a fireball that is left out) count more than small ones on many (a wall that is blurred).
 
     Returns:
         (loss, squared_error, kl), each (): the squared error summed over pixels and channels and averaged over the
         batch; KL averaged over the batch before the tolerance; the loss takes max(KL, kl_tolerance * Z) per frame.
     """
-    squared_error = F.mse_loss(recon.float(), x.float(), reduction="sum") / x.shape[0]
+    squares = (recon.float() - x.float()).square()
+    squared_error = squares.sum() / x.shape[0]
     mu, logvar = mu.float(), logvar.float()
     kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(dim=1)  # (B,)
     free = kl_tolerance * mu.shape[1]
-    return squared_error + kl_weight * kl.clamp(min=free).mean(), squared_error, kl.mean()
+    loss = squared_error + kl_weight * kl.clamp(min=free).mean()
+    if quartic_weight:
+        loss = loss + quartic_weight * squares.square().sum() / x.shape[0]
+    return loss, squared_error, kl.mean()

@@ -157,12 +157,16 @@ def gradient(
         with synchronised(network, part.stop == len(frames)):
             with autocast(noise.device, config.precision):
                 recon, mu, logvar = network(x[part], noise[part])
-            losses = vae_loss(recon, x[part], mu, logvar, config.kl_tolerance, config.kl_weight)
+            losses = vae_loss(recon, x[part], mu, logvar, **_weights(config))
             share = (part.stop - part.start) / config.batch
             # DistributedDataParallel takes the mean over the processes, and the batch's loss is their sum
             (losses[0] * (share * ranks.size)).backward()  # type: ignore[no-untyped-call]
         sums += share * torch.stack(losses).detach()
     return sums
+
+
+def _weights(config: TrainVAEConfig) -> dict[str, float]:
+    return {name: getattr(config, name) for name in ("kl_tolerance", "kl_weight", "quartic_weight")}
 
 
 def validated(
@@ -189,7 +193,7 @@ def validate(model: ConvVAE, frames: npt.NDArray[np.uint8], config: TrainVAEConf
             with autocast(where, config.precision):
                 recon, mu, logvar = model(x, noise[start : start + at_once])
             mu, logvar = mu.float(), logvar.float()
-            losses.append(len(x) * torch.stack(vae_loss(recon, x, mu, logvar, config.kl_tolerance, config.kl_weight)))
+            losses.append(len(x) * torch.stack(vae_loss(recon, x, mu, logvar, **_weights(config))))
             kls.append(0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(dim=0))  # (Z,)
         return torch.stack(losses).sum(dim=0) / len(frames), torch.stack(kls).sum(dim=0) / len(frames)
 
