@@ -23,7 +23,7 @@ from worldmodels.models.memory import Memory
 
 DISTANCES = (0, 120, 260, 500)  # units of the map, from the player to the wall of the monsters
 OFFSETS = (-120, -72, -24, 24, 72, 120)  # to the player's left and right
-RIDGE = 10.0
+RIDGE = 10.0  # added to the diagonal of the features' products
 
 
 def play(player, episodes):
@@ -55,7 +55,7 @@ def play(player, episodes):
         print(f"\repisode {episode + 1} of {episodes}: {np.mean(lengths):.0f} steps on average", end="", flush=True)
     env.close()
     print()
-    return (*map(np.array, (frames, actions, lengths, balls, monsters)),)
+    return tuple(map(np.array, (frames, actions, lengths, balls, monsters)))
 
 
 def features(run, frames, actions, lengths):
