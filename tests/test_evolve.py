@@ -15,7 +15,7 @@ from conftest import command, interrupt, metrics, start, toy_config, write_world
 from worldmodels.cli import main
 from worldmodels.cmaes import CMAES
 from worldmodels.config import override
-from worldmodels.data.weights import load_model, save_model
+from worldmodels.data.weights import load_model, load_tensors, save_model
 from worldmodels.dream import Dream, done_weight
 from worldmodels.evaluators.dream import DreamEvaluator, make_dream
 from worldmodels.experiment import Experiment
@@ -78,6 +78,35 @@ def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, uninterrupted, 
         assert not experiment.is_done("evolve")
         experiment.run("evolve")
         assert outcome(experiment) == uninterrupted
+
+
+def test_along_components_too(tmp_path, uninterrupted):
+    outcomes = []
+    for name in ("whole", "cut"):
+        with prepare(tmp_path / name, components=5) as experiment:
+            if name == "cut":
+                with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    interrupt(patch, CMAES, "tell", 4)
+                    experiment.run("evolve")
+            experiment.run("evolve")
+            outcomes.append(outcome(experiment))
+            basis = load_tensors(experiment.path("evolve", "coordinates.safetensors"))[0]["basis"].numpy()
+            _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
+            first = evolve.first_generation(experiment)
+    assert outcomes[0] == outcomes[1] != uninterrupted
+    for found in (params, *first):  # nothing but the components
+        left = found - basis @ np.linalg.lstsq(basis, found, rcond=None)[0]
+        assert np.abs(left).max() < 1e-5 * np.abs(found).max()
+
+
+def test_along_components_from_another_c(tmp_path, uninterrupted):
+    with prepare(tmp_path / "before") as experiment:
+        experiment.run("evolve")
+    _, params, _ = load_controller(tmp_path / "before" / "evolve" / "controller.safetensors")
+    with prepare(tmp_path / "after", components=5, start=str(tmp_path / "before"), sigma=1e-9) as experiment:
+        experiment.run("evolve")
+    _, found, _ = load_controller(tmp_path / "after" / "evolve" / "controller.safetensors")
+    np.testing.assert_allclose(found, params, atol=1e-5)
 
 
 def test_the_number_of_threads_changes_nothing(tmp_path, uninterrupted):

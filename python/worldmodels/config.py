@@ -193,6 +193,8 @@ class EvolveConfig:
     """initial step size"""
     start: str = ""
     """run folder, or takecover, whose C is the first mean; empty for all zero"""
+    components: int = 0
+    """principal components of what C sees that are searched, scaled alike; 0 to search C's parameters themselves"""
     seeds: str = "independent"
     """episode seeds in a generation: common (all candidates play under the same) or independent"""
     weight_decay: float = 0.01
@@ -300,6 +302,7 @@ _MAY_BE_ZERO = {
     "workers",
     "threads",
     "hidden_units",
+    "components",
     "weight_decay",
     "min_length",
     "temperature",

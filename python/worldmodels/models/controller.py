@@ -136,7 +136,7 @@ class Controller:
             if self.bias:
                 out = out + parts[layer + 1]
             out = np.tanh(out, dtype=np.float32)
-        return self._squashed(out)
+        return self.squashed(out)
 
     def act_each(self, params: FloatArray, features: FloatArray) -> npt.NDArray[np.float32]:
         """Computes actions of many controllers, one each.
@@ -164,9 +164,10 @@ class Controller:
                 out = out + params[:, start : start + rows]
                 start += rows
             out = np.tanh(out, dtype=np.float32)
-        return self._squashed(out)
+        return self.squashed(out)
 
-    def _squashed(self, out: FloatArray) -> npt.NDArray[np.float32]:
+    def squashed(self, out: FloatArray) -> npt.NDArray[np.float32]:
+        """Actions (..., action_size) float32 of the last map's outputs, whose tanh has been taken."""
         if self.squash == "carracing":
             out = np.stack([out[..., 0], (out[..., 1] + 1) / 2, np.maximum(out[..., 2], 0)], axis=-1)
         return out.astype(np.float32, copy=False)

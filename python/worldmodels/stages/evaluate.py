@@ -19,7 +19,7 @@ from worldmodels.experiment import Experiment, versions
 from worldmodels.measured import players
 from worldmodels.models.agent import Agent, Candidates, Recorder, load_controller
 from worldmodels.models.vae import decode
-from worldmodels.stages.evolve import Means, make_search
+from worldmodels.stages.evolve import Means, first_generation
 from worldmodels.stages.scores import kept_scores
 from worldmodels.stats import describe, table
 
@@ -70,13 +70,6 @@ def run(experiment: Experiment) -> dict[str, Any]:
     print(format_table(results))
     played = ("agent", "before", *task.beside)
     return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in played}
-
-
-def first_generation(experiment: Experiment) -> npt.NDArray[np.float32]:
-    """(popsize, N) the candidates that the evolution began with."""
-    config = experiment.config
-    controller, _, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
-    return make_search(config.evolve, controller, config.seed).ask().astype(np.float32)
 
 
 def _curve(experiment: Experiment, agent: Agent) -> list[dict[str, Any]]:

@@ -12,7 +12,9 @@ import torch
 from worldmodels import pretrained
 from worldmodels.cmaes import CMAES
 from worldmodels.config import EvolveConfig
+from worldmodels.coordinates import Coordinates, make_coordinates
 from worldmodels.data.weights import load_tensors, save_model, save_tensors, taking_up
+from worldmodels.dream import load_world
 from worldmodels.evaluators import Evaluator, Told, make_evaluator
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import load_controller
@@ -35,7 +37,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
 def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
     config, seed = experiment.config.evolve, experiment.config.seed
     controller = evaluator.controller
-    es = make_search(config, controller, seed)
+    coordinates = _coordinates(experiment, controller)
+    es = _make_search(config, coordinates.start, seed)
     checkpoint = experiment.path("evolve", "checkpoint.safetensors")
     best, best_score, best_generation, first = np.zeros(controller.size), -np.inf, 0, 0
     if checkpoint.is_file():
@@ -53,9 +56,9 @@ def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
     progress = Progress("evolve", config.generations, "generations", start=first)
     clock = 0.0
     for generation in range(first + 1, config.generations + 1):
-        candidates = es.ask()
+        candidates = es.ask()  # (popsize, size of the coordinates)
         played = evaluator.play(
-            candidates,
+            coordinates.params(candidates),
             config.episodes,
             seed=_seed(seed, "dream", generation),
             common_seeds=config.seeds == "common",
@@ -75,11 +78,12 @@ def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
             line["profile"] = {name: round(seconds, 2) for name, seconds in played.profile.items()}
             line["profile"][f"{evaluator.unit}/s"] = round(speed)
         if generation % config.evaluate_every == 0 or generation == config.generations:
-            score = evaluate_mean(evaluator, es.mean, config, seed, _teller(progress, generation, evaluator))
+            mean = coordinates.params(es.mean)
+            score = evaluate_mean(evaluator, mean, config, seed, _teller(progress, generation, evaluator))
             line["evaluation"] = score
-            means.add(generation, score, es.mean)
+            means.add(generation, score, mean)
             if score > best_score:
-                best, best_score, best_generation = es.mean.copy(), score, generation
+                best, best_score, best_generation = mean.copy(), score, generation
         elapsed, clock = progress.seconds - clock, progress.seconds
         experiment.log("evolve", generation=generation, **line, seconds=round(elapsed, 3))
         _save(checkpoint, es, generation, best, best_score, best_generation, evaluator.about)
@@ -92,10 +96,31 @@ def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
     return {"parameters": controller.size, **about}
 
 
-def make_search(config: EvolveConfig, controller: Controller, seed: int) -> CMAES:
-    """CMA-ES as it is before the first generation."""
-    return CMAES(
+def _coordinates(experiment: Experiment, controller: Controller) -> Coordinates:
+    """Those that the settings choose; nothing is played for them where a run goes on."""
+    config = experiment.config.evolve
+    return make_coordinates(
+        experiment.path("evolve", "coordinates.safetensors"),
+        load_world(experiment.folder),
+        controller,
         first_mean(config, controller),
+        config.components,
+        experiment.config.seed,
+    )
+
+
+def first_generation(experiment: Experiment) -> npt.NDArray[np.float32]:
+    """(popsize, N) the candidates that the evolution began with."""
+    controller, _, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
+    coordinates = _coordinates(experiment, controller)
+    search = _make_search(experiment.config.evolve, coordinates.start, experiment.config.seed)
+    return coordinates.params(search.ask()).astype(np.float32)
+
+
+def _make_search(config: EvolveConfig, start: Params, seed: int) -> CMAES:
+    """CMA-ES as it is before the first generation, at the first mean's coordinates."""
+    return CMAES(
+        start,
         config.sigma,
         popsize=config.popsize,
         seed=_seed(seed, "cma", 0),

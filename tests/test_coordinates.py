@@ -1,0 +1,108 @@
+"""Coordinates of the search for C: principal components of what it sees, all of one size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from conftest import toy_config, write_world
+from worldmodels.coordinates import Coordinates, dreamt_features, make_coordinates, principal_components
+from worldmodels.dream import load_world
+from worldmodels.experiment import Experiment
+from worldmodels.models.controller import Controller
+
+
+def samples(count=4000, seed=0):
+    """Of five correlated numbers of very different sizes, and the matrix that mixed them."""
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(5, 5)) * [100, 10, 1, 0.1, 0.01]
+    return rng.normal(size=(count, 5)) @ mix.T
+
+
+def test_components_are_uncorrelated_and_of_one_size():
+    features = samples()
+    seen = features @ principal_components(features, 5)
+    np.testing.assert_allclose(seen.T @ seen / len(seen), np.eye(5), atol=1e-6)
+
+
+def test_the_largest_come_first():
+    features = samples()
+    one, three = (principal_components(features, count) for count in (1, 3))
+    np.testing.assert_array_equal(one, three[:, :1])
+    share = np.square(features @ three / np.linalg.norm(three, axis=0)).mean(axis=0)
+    assert (np.diff(share) < 0).all()
+    assert share[0] > 0.9 * np.square(features).sum(axis=1).mean()
+
+
+def test_more_than_there_are_directions_is_refused():
+    features = np.repeat(samples()[:, :2], 2, axis=1)
+    principal_components(features, 2)
+    with pytest.raises(ValueError, match=r"components: expected at most 2, .* got 3"):
+        principal_components(features, 3)
+
+
+@pytest.mark.parametrize("shape", [{}, {"bias": True}, {"bias": True, "hidden_units": 2}, {"action_size": 2}])
+def test_a_point_acts_on_the_components(shape):
+    """C with the parameters of a point does with what it sees what a C of K inputs does with the components."""
+    sizes = {"action_size": 1, **shape}
+    controller = Controller(2, 3, features="zh", **sizes)
+    small = Controller(1, 2, features="zh", **sizes)  # of 3 inputs
+    rng = np.random.default_rng(1)
+    features = samples()
+    basis = principal_components(features, 3)
+    coordinates = Coordinates(controller, np.zeros(controller.size), basis)
+    assert coordinates.size == small.size
+    points = rng.normal(size=(4, coordinates.size))
+    params = coordinates.params(points)
+    assert params.shape == (4, controller.size)
+    for point, one in zip(points, params, strict=True):
+        np.testing.assert_allclose(
+            controller.act(one, features[:50]), small.act(point, features[:50] @ basis), atol=1e-4
+        )
+
+
+def test_zero_is_the_origin():
+    controller = Controller(2, 3, 1, features="zh")
+    origin = np.arange(5.0)
+    coordinates = Coordinates(controller, origin, principal_components(samples(), 2))
+    np.testing.assert_array_equal(coordinates.start, np.zeros(2))
+    np.testing.assert_array_equal(coordinates.params(coordinates.start), origin)
+
+
+def test_without_components_points_are_parameters():
+    coordinates = Coordinates(Controller(2, 3, 1), np.arange(8.0))
+    np.testing.assert_array_equal(coordinates.start, np.arange(8.0))
+    np.testing.assert_array_equal(coordinates.params(coordinates.start), np.arange(8.0))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    with Experiment(tmp_path_factory.mktemp("world"), toy_config()) as experiment:
+        write_world(experiment)
+    return load_world(experiment.folder)
+
+
+def test_they_are_those_of_what_c_sees_in_dreams(world, tmp_path):
+    controller = Controller(4, 8, 1)
+    path = tmp_path / "coordinates.safetensors"
+    coordinates = make_coordinates(path, world, controller, np.ones(20), 6, seed=3)
+    features = dreamt_features(world, controller, 3)
+    assert features.shape[1] == 20
+    np.testing.assert_array_equal(coordinates.basis, principal_components(features, 6))
+    other = features[: len(features) // 2] @ coordinates.basis
+    assert np.square(other).mean(axis=0) == pytest.approx(np.ones(6), abs=0.1)
+
+
+def test_what_is_in_the_file_is_kept(world, tmp_path):
+    controller, path = Controller(4, 8, 1), tmp_path / "coordinates.safetensors"
+    first = make_coordinates(path, world, controller, np.ones(20), 6, seed=3)
+    again = make_coordinates(path, world, controller, np.zeros(20), 6, seed=4)
+    np.testing.assert_array_equal(first.basis, again.basis)
+    np.testing.assert_array_equal(again.origin, np.ones(20))
+    with pytest.raises(ValueError, match=r"coordinates.safetensors: expected .* basis \(20, 5\), got .*\(20, 6\)"):
+        make_coordinates(path, world, controller, np.ones(20), 5, seed=3)
+
+
+def test_more_than_c_sees_is_refused_before_anything_is_played(world, tmp_path):
+    with pytest.raises(ValueError, match=r"evolve\.components: expected at most 20, what C sees, got 21"):
+        make_coordinates(tmp_path / "x.safetensors", world, Controller(4, 8, 1), np.ones(20), 21, seed=3)
