@@ -1,6 +1,6 @@
 """Do scores in EnvPool's CarRacing compare with those in Gymnasium's? The same agent or policies in both.
 
-    python bench/compare_car_racing.py --agent runs/car --episodes 100
+    python bench/compare_car_racing.py --agent runs/car --episodes 100 --policies
 
 Prints scores with 95 % intervals in both back ends and how much the frames of fixed actions differ. The tracks are not
 the same ones: the back ends make other random numbers of a seed.
@@ -36,6 +36,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agent", help="run folder of an agent")
     parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--policies", nargs="*", default=["uniform", "brownian", "never"], help="none: the agent alone")
     options = parser.parse_args()
     task = tasks.get("carracing")
     rows, looks = [], []
@@ -43,7 +44,7 @@ def main():
         environment = replace(task.presets["paper"].environment, backend=name)
         looks.append([name, *(f"{value:.2f}" for value in frames(environment))])
         scores = {}
-        for policy in ("uniform", "brownian", "never"):
+        for policy in options.policies:
             played = play_policy(
                 environment, task.policies[policy], options.episodes, seed=0, purpose="compare", slots=16
             )
