@@ -1,6 +1,6 @@
 """What a linear readout, which is what C is, can tell of the game's fireballs from what V and M hand to it.
 
-    python bench/probe_fireballs.py takecover runs/small --player takecover --episodes 24
+    python bench/probe_fireballs.py takecover runs/small --player takecover --episodes 24 --temperatures 1.0 1.3
 
 Plays the real game with one agent while the engine says where everything is, and fits a ridge regression, on every
 second episode, from the features of each world (mu; a sampled z; z, h and c) to the number of fireballs in cells around
@@ -10,19 +10,26 @@ the player and to the number of monsters. Prints R^2 on the other episodes, the 
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 
 from worldmodels import Agent, ConvVAE, pretrained
 from worldmodels.data.weights import load_model
+from worldmodels.dream import done_weight, load_world
+from worldmodels.envs.dream import DreamVectorEnv
 from worldmodels.envs.take_cover import TakeCoverEnv
+from worldmodels.models.agent import load_controller
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.memory import Memory
 
 DISTANCES = (0, 120, 260, 500)  # units of the map, from the player to the wall of the monsters
 OFFSETS = (-120, -72, -24, 24, 72, 120)  # to the player's left and right
+AGES = (0, 50, 100, 200, 300, 400, 600, 800, 1200)
+DREAMS, STEPS = 96, 1200  # side by side
 RIDGE = 10.0  # added to the diagonal of the features' products
 
 
@@ -72,18 +79,63 @@ def features(run, frames, actions, lengths):
     for step in range(lengths.max()):
         alive = np.flatnonzero(lengths > step)
         rows = starts[alive] + step
-        held[rows] = np.concatenate([memory.h[alive], memory.c[alive]], axis=1)
+        held[rows] = np.concatenate([memory.c[alive], memory.h[alive]], axis=1)
         memory.step(alive, z[rows], actions[rows], np.full(len(alive), step == 0))
-    return {"mu": mu, "z": z, "z, h, c": np.concatenate([z, held], axis=1)}
+    return {"mu": mu, "z": z, "z, c, h": np.concatenate([z, held], axis=1)}
+
+
+def fit(inputs, targets):
+    """Weights of the ridge regression; the last row is its constant."""
+    inputs = with_one(inputs)
+    return np.linalg.solve(inputs.T @ inputs + RIDGE * np.eye(inputs.shape[1]), inputs.T @ targets)
+
+
+def with_one(inputs):
+    return np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1).astype(np.float64)
 
 
 def explained(inputs, targets, train):
     """R^2 of every target on the episodes that the ridge regression has not seen."""
-    inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1).astype(np.float64)
-    fitted = inputs[train]
-    weights = np.linalg.solve(fitted.T @ fitted + RIDGE * np.eye(fitted.shape[1]), fitted.T @ targets[train])
-    seen = targets[~train]
-    return 1 - np.square(seen - inputs[~train] @ weights).sum(axis=0) / np.square(seen - seen.mean(axis=0)).sum(axis=0)
+    weights, seen = fit(inputs[train], targets[train]), targets[~train]
+    left = seen - with_one(inputs[~train]) @ weights
+    return 1 - np.square(left).sum(axis=0) / np.square(seen - seen.mean(axis=0)).sum(axis=0)
+
+
+def dream(run, weights, temperature):
+    """Ages (N,) and readings (N, targets) of dreams of a run's own agent, which end by chance."""
+    controller, params, _ = load_controller(run / "evolve" / "controller.safetensors")
+    envs = DreamVectorEnv(
+        *load_world(run),
+        num_envs=DREAMS,
+        temperature=temperature,
+        features=controller.features,
+        done_weight=done_weight(run, "chance"),
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    seen, _ = envs.reset(seed=0)
+    age, ages, readings = np.zeros(DREAMS, int), [], []
+    for _ in range(STEPS):
+        ages.append(age.copy())
+        readings.append(with_one(seen) @ weights)
+        seen, _, terminated, truncated, _ = envs.step(controller.act(params, seen))
+        age = np.where(terminated | truncated, 0, age + 1)
+    return np.concatenate(ages), np.concatenate(readings)
+
+
+def print_ages(name, ages, found):
+    """Mean numbers of monsters and fireballs by age, then how sure it is of those beside the player."""
+    balls = found[:, :-1].reshape(len(found), len(DISTANCES) - 1, -1)
+    numbers = {"monsters": found[:, -1]}
+    numbers |= {place: balls[:, row].sum(axis=1) for row, place in enumerate(("near", "midway", "far"))}
+    for what, values in numbers.items():
+        spans = [(ages >= low) & (ages < high) for low, high in itertools.pairwise(AGES)]
+        print(
+            f"{name:28s} {what:9s}"
+            + "".join(f"{values[span].mean():7.2f}" if span.any() else "      -" for span in spans)
+        )
+    beside = balls[ages >= 200, 0, balls.shape[2] // 2]
+    sure, maybe = 100 * (beside > 0.8).mean(), 100 * ((beside > 0.2) & (beside < 0.6)).mean()
+    print(f"{name:28s} beside the player from age 200: sure {sure:.2f} %, maybe {maybe:.2f} % of the steps", flush=True)
 
 
 def main():
@@ -91,16 +143,29 @@ def main():
     parser.add_argument("runs", nargs="+", help="run folders with V and M, or takecover")
     parser.add_argument("--player", default="takecover", help="whose agent plays")
     parser.add_argument("--episodes", type=int, default=24)
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[], help="of dreams to look into")
     options = parser.parse_args()
     frames, actions, lengths, balls, monsters = play(options.player, options.episodes)
     train = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
     targets = np.concatenate([balls.reshape(len(balls), -1), monsters], axis=1)
     print(f"{'':36s} {'near':>6s} {'midway':>6s} {'far':>6s} {'monsters':>8s}")
+    readings = {}
     for run in options.runs:
         for name, inputs in features(pretrained.resolve(run), frames, actions, lengths).items():
+            if name == "z, c, h":
+                weights = fit(inputs, targets)
+                readings[run] = weights, with_one(inputs) @ weights
             found = explained(inputs, targets, train)
             near, midway, far = found[:-1].reshape(len(DISTANCES) - 1, -1).mean(axis=1)
             print(f"{run:28s} {name:7s} {near:6.3f} {midway:6.3f} {far:6.3f} {found[-1]:8.3f}", flush=True)
+    if options.temperatures:
+        ages = np.concatenate([np.arange(length) for length in lengths])
+        print(f"{'':38s}" + "".join(f"{low:7d}" for low in AGES[:-1]))
+        print_ages("the game", ages, targets)
+        for run, (weights, read) in readings.items():
+            print_ages(f"{run}, reading the game", ages, read)
+            for temperature in options.temperatures:
+                print_ages(f"{run}, dream at {temperature:g}", *dream(pretrained.resolve(run), weights, temperature))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -390,6 +391,42 @@ def test_ends_by_chance_come_as_often_as_M_says(weight, probability):
     assert abs(first - probability) < 4 * np.sqrt(probability * (1 - probability) / 1e4)
 
 
+@pytest.mark.parametrize("weight", [1, 4])
+def test_expected_returns_weigh_rewards_by_how_likely_they_are(level, weight):
+    model, controller, starts = make_model(reward=True), Controller(5, 7, 2), make_starts(5)
+    dream = Dream(model, *starts, controller, done_weight=weight, expected_returns=True, max_steps=300)
+    params = make_params(dream, 3)
+    result = dream.rollout(params, 8, seed=4)
+    for row, episode in itertools.product(range(3), range(8)):
+        trace = dream.trace(params[row], candidate=row, episode=episode, seed=4)
+        odds = np.exp(trace.done_logit.astype(np.float64)) / weight
+        likely = np.cumprod(np.concatenate([[1.0], 1 / (1 + odds)]))  # to have come so far, before every step
+        assert len(trace.reward) == result.lengths[row, episode]
+        assert len(trace.reward) == 300 or likely[-1] < 0.01 <= likely[-2]
+        assert result.returns[row, episode] == pytest.approx((likely[:-1] * trace.reward).sum(), rel=1e-5, abs=1e-5)
+
+
+def test_expected_returns_are_those_by_chance_with_less_noise():
+    model, controller, starts = make_model(), Controller(5, 7, 2), make_starts(5)
+    params = make_params(Dream(model, *starts, controller), 1)
+    chance, expected = (
+        Dream(model, *starts, controller, done_weight=4, expected_returns=value).rollout(params, 20_000).returns[0]
+        for value in (False, True)
+    )
+    error = np.sqrt((chance.var() + expected.var()) / 20_000)
+    assert abs(chance.mean() - expected.mean()) < 4 * error + 0.01 * chance.mean()
+    assert expected.std() < 0.7 * chance.std()
+
+
+def test_expected_returns_do_not_depend_on_the_threads():
+    model, controller, starts = make_model(), Controller(5, 7, 2), make_starts(5)
+    dream = Dream(model, *starts, controller, done_weight=4, expected_returns=True)
+    params = make_params(dream, 7)
+    one, two = (dream.rollout(params, 9, num_threads=threads) for threads in (1, 2))
+    np.testing.assert_array_equal(one.returns, two.returns)
+    np.testing.assert_array_equal(one.lengths, two.lengths)
+
+
 needs_bfloat16 = pytest.mark.skipif("avx512_bf16" not in simd_levels(), reason="no AVX-512 BF16 here")
 
 
@@ -521,6 +558,8 @@ BAD_DREAMS = [
     ({"precision": "float16"}, ValueError, "^precision: "),
     *(({"done_weight": bad}, ValueError, "^done_weight: ") for bad in (0, -1.0, float("nan"), float("inf"))),
     *(({"done_weight": bad}, TypeError, "^done_weight: ") for bad in ("much", [3.0])),
+    ({"expected_returns": True}, ValueError, "^expected_returns: expected a done_weight"),
+    ({"expected_returns": 1}, TypeError, "^expected_returns: expected a bool, got int"),
     ({"mdnrnn": make_model(done=False), "done_weight": 10}, ValueError, "^done_weight: expected none without a done"),
 ]
 

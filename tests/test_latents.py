@@ -342,6 +342,27 @@ def test_the_slow_loop_would_notice():
         assert max(float((a - b).abs().max()) for a, b in zip(fast, slow, strict=True)) > 1e-3
 
 
+@pytest.mark.parametrize("lead", [1, 2, 8])
+def test_an_end_ahead_of_time_is_an_episode_that_ended_earlier(lead):
+    """Streams with a lead are those of recordings without the last frames of what ended by itself."""
+    latents = make_latents(LENGTHS, TERMINATED)
+    lengths = np.where(TERMINATED, np.maximum(np.array(LENGTHS) - lead, 1), LENGTHS)
+    kept = np.concatenate([start + np.arange(n) for start, n in zip(latents.starts, lengths, strict=True)])
+    frames = {key: getattr(latents, key)[kept] for key in ("mu", "logvar", "actions", "rewards")}
+    shorter = replace(latents, **frames, lengths=lengths)
+    found = list(Streams(latents, np.arange(10), 3, 4, seed=0, done_lead=lead).epoch(1))
+    wanted = list(Streams(shorter, np.arange(10), 3, 4, seed=0).epoch(1))
+    for one, other in zip(found, wanted, strict=True):
+        there, followed = other.valid > 0, other.has_next > 0
+        for name in ("restart", "done", "has_next", "knows_end", "valid"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        for name in ("action", "reward"):
+            np.testing.assert_array_equal(getattr(one, name)[there], getattr(other, name)[there])
+        for name in ("mu", "logvar"):
+            np.testing.assert_array_equal(getattr(one, name)[:, :-1][there], getattr(other, name)[:, :-1][there])
+            np.testing.assert_array_equal(getattr(one, name)[:, 1:][followed], getattr(other, name)[:, 1:][followed])
+
+
 def test_latents_are_sampled_anew_and_once():
     """The input at t + 1 is the very sample that was the target at t."""
     latents = make_latents([40], latent_size=4)

@@ -332,7 +332,9 @@ def test_bindings_refuse_teams_of_nobody(threads):
     for call in (
         lambda: es.ask(threads),
         lambda: ENCODE._native.encode(np.zeros((1, 64, 64, 3), np.uint8), threads),
-        lambda: _core.rollout(DREAM._model, DREAM._shape, np.zeros((1, 20), np.float32), 1, 0, False, 1.0, 5, threads),
+        lambda: _core.rollout(
+            DREAM._model, DREAM._shape, np.zeros((1, 20), np.float32), 1, 0, False, 1.0, 5, threads, False
+        ),
     ):
         with pytest.raises(ValueError, match=r"^num_threads: expected at least 1, got"):
             call()
@@ -348,7 +350,7 @@ def test_bindings_refuse_what_does_not_lie_on_a_boundary(order):
     array = np.zeros((1, 20), np.float32)
     if order == "misaligned":
         array = np.zeros(81, np.uint8)[1:].view(np.float32).reshape(1, 20)
-    arguments = (DREAM._model, DREAM._shape, array, 1, 0, False, 1.0, 5, 1)
+    arguments = (DREAM._model, DREAM._shape, array, 1, 0, False, 1.0, 5, 1, False)
     if order == "C":
         assert _core.rollout(*arguments)[0].shape == (1, 1)
     else:

@@ -111,9 +111,15 @@ ControllerView make_controller(const WorldModel& model, const std::string& featu
     return c;
 }
 
+bool checked_expected(bool expected, const WorldModel& model) {
+    if (expected && !model.ends().by_chance)
+        throw py::value_error("expected_returns: expected a done_weight with them, got none");
+    return expected;
+}
+
 py::tuple rollout(const WorldModel& model, const ControllerView& controller, const py::array& params,
                   long long episodes, std::uint64_t seed, bool common_seeds, double temperature,
-                  long long max_steps, long long threads) {
+                  long long max_steps, long long threads, bool expected) {
     const ModelView& m = model.view();
     const std::size_t size = controller_size(controller, m.latent, m.hidden, m.action);
     RolloutArgs args{};
@@ -126,6 +132,7 @@ py::tuple rollout(const WorldModel& model, const ControllerView& controller, con
     args.candidates = static_cast<std::uint32_t>(params.shape(0));
     args.seed = seed;
     args.common_seeds = common_seeds;
+    args.expected = checked_expected(expected, model);
     args.temperature = checked_temperature(temperature);
     args.max_steps = at_least(max_steps, 1, "max_steps");
     args.threads = checked_threads(threads);
@@ -148,7 +155,7 @@ py::tuple rollout(const WorldModel& model, const ControllerView& controller, con
 
 py::tuple trace(const WorldModel& model, const ControllerView& controller, const py::array& params,
                 long long candidate, long long episode, std::uint64_t seed, double temperature,
-                long long max_steps) {
+                long long max_steps, bool expected) {
     const ModelView& m = model.view();
     float total = 0.0F;
     std::int32_t length = 0;
@@ -158,6 +165,7 @@ py::tuple trace(const WorldModel& model, const ControllerView& controller, const
     args.first_candidate = static_cast<std::uint32_t>(at_least(candidate, 0, "candidate"));
     args.first_episode = static_cast<std::uint32_t>(at_least(episode, 0, "episode"));
     args.candidates = args.episodes = 1;
+    args.expected = checked_expected(expected, model);
     args.seed = seed;
     args.temperature = checked_temperature(temperature);
     args.max_steps = at_least(max_steps, 1, "max_steps", 1 << 24);
@@ -324,9 +332,9 @@ void bind_dream(pybind11::module_& m) {
     py::class_<ControllerView>(m, "ControllerShape")
         .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a);
     m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, "episodes"_a, "seed"_a,
-          "common_seeds"_a, "temperature"_a, "max_steps"_a, "num_threads"_a);
+          "common_seeds"_a, "temperature"_a, "max_steps"_a, "num_threads"_a, "expected"_a);
     m.def("trace", &trace, "model"_a, "controller"_a, "params"_a, "candidate"_a, "episode"_a, "seed"_a,
-          "temperature"_a, "max_steps"_a);
+          "temperature"_a, "max_steps"_a, "expected"_a);
     py::class_<BoundStepper>(m, "DreamStepper")
         .def(py::init<std::shared_ptr<WorldModel>, long long>(), py::arg("model").none(false), "num_envs"_a)
         .def("reset", &stepper_reset, "seed"_a, "episodes"_a, "mask"_a)

@@ -8,6 +8,9 @@
 namespace worldmodels {
 namespace {
 
+// An episode whose returns are expected ones is left when this likely to have come so far.
+constexpr double kHardlyLikely = 0.01;
+
 // What one thread is given: lanes that it plays to the end, refilled from the queue that all threads share.
 class Worker {
   public:
@@ -42,6 +45,7 @@ class Worker {
     struct Running {
         std::int64_t job;
         double total;
+        double likelihood;  // of not having ended before, where returns are expected ones
         int length;
     };
 
@@ -55,16 +59,17 @@ class Worker {
         const auto episode = static_cast<std::uint32_t>(job % args_.episodes) + args_.first_episode;
         const std::uint32_t stream = args_.common_seeds ? 0 : candidate + args_.first_candidate;
         lanes_.start(kernels_, model_, args_.seed, stream, episode, args_.params + candidate * params_, lane);
-        running_[lane] = {job, 0.0, 0};
+        running_[lane] = {job, 0.0, 1.0, 0};
         return true;
     }
 
     // Counts the step a lane has just made; true when its episode is over.
     bool advance(int lane) {
         Running& run = running_[lane];
-        run.total += static_cast<double>(lanes_.reward(lane));
+        run.total += run.likelihood * static_cast<double>(lanes_.reward(lane));
         ++run.length;
-        const bool done = lanes_.done(lane, args_.seed);
+        if (args_.expected) run.likelihood *= 1.0 - lanes_.end_probability(lane);
+        const bool done = args_.expected ? run.likelihood < kHardlyLikely : lanes_.done(lane, args_.seed);
         ++lanes_.block().step[lane];
         if (!done && run.length < args_.max_steps) return false;
         args_.returns[run.job] = static_cast<float>(run.total);

@@ -72,6 +72,10 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
     block_.step = reinterpret_cast<std::uint32_t*>(take(1));
 }
 
+double Lanes::end_probability(int lane) const {
+    return view_.done ? 1.0 / (1.0 + std::exp(ends_.log_weight - static_cast<double>(done_logit(lane)))) : 0.0;
+}
+
 bool Lanes::done(int lane, std::uint64_t seed) const {
     if (!view_.done) return false;
     if (!ends_.by_chance) return done_logit(lane) > 0.0F;

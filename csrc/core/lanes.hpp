@@ -27,6 +27,8 @@ class Lanes {
     void set_action(int lane, int a, float value) { block_.x[(view_.latent + a) * kBlock + lane] = value; }
     float z(int lane, int d) const { return block_.x[d * kBlock + lane]; }
     float done_logit(int lane) const { return block_.head[lane]; }
+    // That the episode ends with the step just played, where ends come by chance.
+    double end_probability(int lane) const;
     // Whether the episode ends with the step just played, whose number the block still holds.
     bool done(int lane, std::uint64_t seed) const;
     float reward(int lane) const {

@@ -56,6 +56,7 @@ def rollout(
     temperature: float,
     max_steps: int,
     num_threads: int,
+    expected: bool,
 ) -> tuple[FloatArray, npt.NDArray[np.int32], int]: ...
 def trace(
     model: WorldModel,
@@ -66,6 +67,7 @@ def trace(
     seed: int,
     temperature: float,
     max_steps: int,
+    expected: bool,
 ) -> tuple[int, FloatArray, FloatArray, FloatArray | None, FloatArray]: ...
 
 class DreamStepper:

@@ -133,6 +133,8 @@ class TrainRNNConfig:
     """gradients are clipped to this absolute value"""
     done_weight: float = 10.0
     """weight of the steps at which the episode ends, in the done loss"""
+    done_lead: int = 0
+    """steps that M is to say an end ahead of time; the frames in between are left out of the training"""
     reward_limit: float = 0.0
     """rewards are cut at plus and minus this before M learns them; 0 for as they are"""
     start: str = ""
@@ -178,7 +180,8 @@ class EvolveConfig:
     temperature: float = 1.15
     """temperature of the dream (the reality check uses it too)"""
     ends: str = "threshold"
-    """when dreams end: threshold (where M's done logit is above 0, as in the paper) or chance (as likely as M says)"""
+    """when dreams end: threshold (where M's done logit is above 0, as in the paper), chance (as likely as M says) or
+    expected (as by chance, but the mean over all ends takes the place of drawing one: scores of less noise)"""
     starts: str = "first"
     """where dreams start: first (the first frames of recorded episodes) or anywhere (half of them midway)"""
     max_steps: int = 2100
@@ -292,7 +295,7 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("evolve", "inside"): ("dream", "environment"),
     ("evolve", "features"): ("z", "zh", "zc", "zch"),
     ("evolve", "seeds"): ("common", "independent"),
-    ("evolve", "ends"): ("threshold", "chance"),
+    ("evolve", "ends"): ("threshold", "chance", "expected"),
     ("evolve", "starts"): ("first", "anywhere"),
     ("evolve", "precision"): ("float32", "bfloat16"),
     **{(stage, "keep"): ("best", "last") for stage in ("train_vae", "train_rnn")},
@@ -303,6 +306,7 @@ _MAY_BE_ZERO = {
     "threads",
     "hidden_units",
     "components",
+    "done_lead",
     "weight_decay",
     "min_length",
     "temperature",

@@ -165,6 +165,10 @@ class Dream:
             chance, with the probability that M gives to it, where ends weighed that many times in its training
             (``train_rnn.done_weight``; 1 for an M that was trained without a weight). What M thinks possible but
             not likely then costs something.
+        expected_returns: whether no end is drawn, and every reward counts as much as the episode is likely to have
+            come so far: the mean of the returns by chance over all draws of the ends, with less noise. Needs
+            ``done_weight``. An episode is left when it is less than one percent likely to have come so far;
+            ``lengths`` counts the steps until then.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -186,7 +190,12 @@ class Dream:
         initial_h: npt.ArrayLike | None = None,
         initial_c: npt.ArrayLike | None = None,
         done_weight: float | None = None,
+        expected_returns: bool = False,
     ) -> None:
+        if not isinstance(expected_returns, bool | np.bool_):
+            raise TypeError(f"expected_returns: expected a bool, got {type(expected_returns).__name__}")
+        if expected_returns and done_weight is None:
+            raise ValueError("expected_returns: expected a done_weight with them, got none")
         if not isinstance(controller, Controller):
             raise TypeError(f"controller: expected a Controller, got {type(controller).__name__}")
         check_precision(precision)
@@ -201,6 +210,7 @@ class Dream:
         self.controller = controller
         self.temperature = check_temperature(temperature)
         self.done_weight = done_weight
+        self.expected_returns = bool(expected_returns)
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
         self._shape = _core.ControllerShape(
             self._model,
@@ -217,7 +227,8 @@ class Dream:
         Args:
             run_folder: where ``train-rnn`` has been completed.
             controller: the shape of C; None for a linear one that sees [z, c, h].
-            **settings: the constructor's ``temperature``, ``max_steps``, ``precision`` and ``done_weight``.
+            **settings: the constructor's ``temperature``, ``max_steps``, ``precision``, ``done_weight`` and
+                ``expected_returns``.
 
         Raises:
             FileNotFoundError: M has not been trained there yet.
@@ -298,6 +309,7 @@ class Dream:
             self.temperature,
             self._max_steps(max_steps),
             check_threads(num_threads),
+            self.expected_returns,
         )
         return DreamResult(returns, lengths), computed
 
@@ -338,6 +350,7 @@ class Dream:
             check_seed(seed),
             self.temperature,
             self._max_steps(max_steps),
+            self.expected_returns,
         )
         done = None if done_logit is None else done_logit[:length].copy()
         return DreamTrace(z[: length + 1].copy(), action[:length].copy(), done, reward[:length].copy())

@@ -210,15 +210,15 @@ def run_free(model: MDNRNN, latents: Latents, starts: Starts, steps: int, *, sam
         flags = restart[:, begin : begin + _AT_ONCE]
         out, state = model(on_device(z, where), on_device(action, where), on_device(flags, where), state)
     last = MDNOutput(out.logmix[:, -1:], out.mean[:, -1:], out.logstd[:, -1:], None, None)
-    found = [_next(last, sample)]
+    found = [next_latent(last, sample)]
     for step in range(1, steps):
         action = latents.actions[np.minimum(starts.last + step, starts.end)][:, None]
         out, state = model(found[-1], on_device(action, where), None, state)
-        found.append(_next(out, sample))
+        found.append(next_latent(out, sample))
     return torch.cat(found, dim=1).cpu().numpy()
 
 
-def _next(out: MDNOutput, sample: bool) -> Tensor:
+def next_latent(out: MDNOutput, sample: bool) -> Tensor:
     """The mean of the mixture, or a sample of it: (B, 1, Z)."""
     weights = out.logmix.exp()
     if not sample:

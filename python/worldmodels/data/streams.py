@@ -57,6 +57,8 @@ class Streams:
         sequence: steps T of a chunk; the last of an epoch may have fewer.
         seed: of the order.
         align: episodes begin at multiples of this many steps of their stream.
+        done_lead: frames that are left out at the end of every episode that ended by itself, at least its first one
+            staying: the step before them is the one that is done.
     """
 
     def __init__(
@@ -67,13 +69,15 @@ class Streams:
         sequence: int,
         seed: int,
         align: int = 8,
+        done_lead: int = 0,
     ) -> None:
         if len(episodes) == 0:
             raise ValueError("episodes: expected at least one, got none")
         self._latents, self._episodes, self._seed = latents, episodes, seed
         self.batch = min(batch, len(episodes))
         self._sequence, self._align = sequence, align
-        ends = latents.starts + latents.lengths - 1
+        self._lengths = np.maximum(latents.lengths - done_lead * latents.terminated, 1)
+        ends = latents.starts + self._lengths - 1
         total = len(latents.mu)
         self._first = np.zeros(total, np.bool_)
         self._first[latents.starts] = True
@@ -91,17 +95,17 @@ class Streams:
         filled = np.zeros(self.batch, np.int64)
         order = rng.permutation(self._episodes)
         last = order[-4 * self.batch :]
-        last[:] = last[np.argsort(-self._latents.lengths[last], kind="stable")]
+        last[:] = last[np.argsort(-self._lengths[last], kind="stable")]
         for episode in order:
             shortest = int(filled.argmin())
             streams[shortest].append(episode)
-            filled[shortest] += -(-self._latents.lengths[episode] // self._align) * self._align
+            filled[shortest] += -(-self._lengths[episode] // self._align) * self._align
         steps = int(filled.max())
         index, valid = np.zeros((self.batch, steps), np.int64), np.zeros((self.batch, steps), np.float32)
         for row, episodes in enumerate(streams):
             at = 0
             for episode in rng.permutation(episodes):
-                start, length = int(self._latents.starts[episode]), int(self._latents.lengths[episode])
+                start, length = int(self._latents.starts[episode]), int(self._lengths[episode])
                 index[row, at : at + length], valid[row, at : at + length] = np.arange(start, start + length), 1
                 index[row, at + length :] = start + length - 1
                 at += -(-length // self._align) * self._align

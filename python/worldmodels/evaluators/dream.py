@@ -28,13 +28,15 @@ class DreamEvaluator:
         self.controller = dream.controller
         self.about: dict[str, Any] = {"inside": "dream", "temperature": dream.temperature}
         if dream.done_weight is not None:
-            self.about["ends"] = "chance"
+            self.about["ends"] = "expected" if dream.expected_returns else "chance"
         self._threads = threads
 
     @classmethod
     def of(cls, experiment: Experiment) -> DreamEvaluator:
         """The one of a run folder, at the settings of its evolve stage."""
-        return cls(make_dream(experiment, experiment.config.evolve.starts), experiment.config.evolve.threads or cores())
+        config = experiment.config.evolve
+        dream = make_dream(experiment, config.starts, expected_returns=config.ends == "expected")
+        return cls(dream, config.threads or cores())
 
     def play(
         self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, told: Told
@@ -48,8 +50,8 @@ class DreamEvaluator:
         """Nothing is in use."""
 
 
-def make_dream(experiment: Experiment, starts: str = "first") -> Dream:
-    """The dream of a run folder's M, at the settings of its evolve stage but for the starts.
+def make_dream(experiment: Experiment, starts: str = "first", *, expected_returns: bool = False) -> Dream:
+    """The dream of a run folder's M, at the settings of its evolve stage but for the starts and the kind of returns.
 
     Raises:
         ValueError: dreams are to start anywhere, and the world keeps no starts on the way.
@@ -78,4 +80,5 @@ def make_dream(experiment: Experiment, starts: str = "first") -> Dream:
         initial_h=memory["h"],
         initial_c=memory["c"],
         done_weight=done_weight(experiment.folder, config.ends),
+        expected_returns=expected_returns,
     )

@@ -47,9 +47,10 @@ def run(experiment: Experiment) -> dict[str, Any]:
         return _untrained(experiment)
     latents = load_latents(experiment.path("latents"))
     training, held_out = split_episodes(latents, config.validation)
-    streams = Streams(latents, training, config.batch, config.sequence, seed)
+    streams = Streams(latents, training, config.batch, config.sequence, seed, done_lead=config.done_lead)
     at_once = max(1, config.micro_steps // config.sequence)
-    validation = Streams(latents, held_out, min(at_once, config.batch), config.sequence, seed)
+    count = min(at_once, config.batch)
+    validation = Streams(latents, held_out, count, config.sequence, seed, done_lead=config.done_lead)
     where = device()
     seed_step(seed, "rnn-init", 0)
     model = build(config, latents).to(where)
@@ -325,7 +326,8 @@ def _quality(
         store = None
     config = experiment.config.train_rnn
     some = held_out[np.linspace(0, len(held_out) - 1, min(_MEASURED, len(held_out))).astype(int)]
-    streams = Streams(latents, some, validation.batch, config.sequence, experiment.config.seed)
+    seed, lead = experiment.config.seed, config.done_lead
+    streams = Streams(latents, some, validation.batch, config.sequence, seed, done_lead=lead)
     figures = quality.predictions(model, streams, config.done_weight)
     figures["rollouts"] = quality.rollouts(model, latents, held_out, vae=vae, store=store)
     if store is not None:
