@@ -215,6 +215,20 @@ def test_ends_by_chance_know_what_M_was_trained_with(tmp_path, capsys):
         done_weight(tmp_path, "chance")
 
 
+def test_expected_returns_are_scores_alone(tmp_path):
+    """C is told by them; what its dreams are like is told of dreams that end."""
+    with prepare(tmp_path, ends="expected") as experiment:
+        assert not make_dream(experiment).expected_returns
+        assert DreamEvaluator.of(experiment).dream.expected_returns
+        experiment.run("evolve")
+        summary = experiment.summary("evolve")
+        _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
+        dream = make_dream(experiment, expected_returns=True)
+    assert summary["ends"] == "expected"
+    again = evolve.evaluate_mean(DreamEvaluator(dream, 1), params.astype(np.float64), experiment.config.evolve, 0)
+    assert again == summary["score"]
+
+
 def test_selection_makes_dreams_longer(tmp_path):
     """Against the same number of controllers that are drawn and never selected."""
     with prepare(tmp_path, generations=30, popsize=16, episodes=8, max_steps=100, sigma=0.5) as experiment:

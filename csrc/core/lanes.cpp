@@ -73,7 +73,8 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
 }
 
 double Lanes::end_probability(int lane) const {
-    return view_.done ? 1.0 / (1.0 + std::exp(ends_.log_weight - static_cast<double>(done_logit(lane)))) : 0.0;
+    return view_.done ? 1.0 / (1.0 + std::exp(ends_.log_weight - static_cast<double>(done_logit(lane))))
+                      : 0.0;
 }
 
 bool Lanes::done(int lane, std::uint64_t seed) const {
