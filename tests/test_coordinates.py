@@ -75,34 +75,35 @@ def test_without_components_points_are_parameters():
     np.testing.assert_array_equal(coordinates.params(coordinates.start), np.arange(8.0))
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    with Experiment(tmp_path_factory.mktemp("world"), toy_config()) as experiment:
+@pytest.fixture
+def run(tmp_path):
+    """A run folder in which evolve is next."""
+    with Experiment(tmp_path, toy_config()) as experiment:
         write_world(experiment)
-    return load_world(experiment.folder)
+        experiment.path("evolve").mkdir(exist_ok=True)
+    return tmp_path
 
 
-def test_they_are_those_of_what_c_sees_in_dreams(world, tmp_path):
+def test_they_are_those_of_what_c_sees_in_dreams(run):
     controller = Controller(4, 8, 1)
-    path = tmp_path / "coordinates.safetensors"
-    coordinates = make_coordinates(path, world, controller, np.ones(20), 6, seed=3)
-    features = dreamt_features(world, controller, 3)
+    coordinates = make_coordinates(run, controller, np.ones(20), 6, seed=3)
+    features = dreamt_features(load_world(run), controller, 3)
     assert features.shape[1] == 20
     np.testing.assert_array_equal(coordinates.basis, principal_components(features, 6))
     other = features[: len(features) // 2] @ coordinates.basis
     assert np.square(other).mean(axis=0) == pytest.approx(np.ones(6), abs=0.1)
 
 
-def test_what_is_in_the_file_is_kept(world, tmp_path):
-    controller, path = Controller(4, 8, 1), tmp_path / "coordinates.safetensors"
-    first = make_coordinates(path, world, controller, np.ones(20), 6, seed=3)
-    again = make_coordinates(path, world, controller, np.zeros(20), 6, seed=4)
+def test_what_is_in_the_file_is_kept(run):
+    controller = Controller(4, 8, 1)
+    first = make_coordinates(run, controller, np.ones(20), 6, seed=3)
+    again = make_coordinates(run, controller, np.zeros(20), 6, seed=4)
     np.testing.assert_array_equal(first.basis, again.basis)
     np.testing.assert_array_equal(again.origin, np.ones(20))
     with pytest.raises(ValueError, match=r"coordinates.safetensors: expected .* basis \(20, 5\), got .*\(20, 6\)"):
-        make_coordinates(path, world, controller, np.ones(20), 5, seed=3)
+        make_coordinates(run, controller, np.ones(20), 5, seed=3)
 
 
-def test_more_than_c_sees_is_refused_before_anything_is_played(world, tmp_path):
+def test_more_than_c_sees_is_refused_before_anything_is_played(tmp_path):
     with pytest.raises(ValueError, match=r"evolve\.components: expected at most 20, what C sees, got 21"):
-        make_coordinates(tmp_path / "x.safetensors", world, Controller(4, 8, 1), np.ones(20), 21, seed=3)
+        make_coordinates(tmp_path, Controller(4, 8, 1), np.ones(20), 21, seed=3)

@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from worldmodels.data.weights import load_tensors, save_tensors, taking_up
-from worldmodels.dream import World
+from worldmodels.dream import World, load_world
 from worldmodels.envs.dream import DreamVectorEnv
 from worldmodels.models.controller import Controller
 
@@ -107,13 +107,12 @@ def dreamt_features(world: World, controller: Controller, seed: int) -> npt.NDAr
 
 
 def make_coordinates(
-    path: Path, world: World, controller: Controller, origin: Floats, components: int, seed: int
+    run_folder: Path, controller: Controller, origin: Floats, components: int, seed: int
 ) -> Coordinates:
     """The coordinates of an evolution; those along components are kept in a file, as another machine's would differ.
 
     Args:
-        path: of that file.
-        world: M and the starts.
+        run_folder: of M and the starts; the file is ``evolve/coordinates.safetensors``.
         controller: the shape of C.
         origin: (N,), the parameters that the search begins at.
         components: K; 0 for C's parameters themselves.
@@ -127,8 +126,9 @@ def make_coordinates(
     seen = controller.feature_size
     if components > seen:
         raise ValueError(f"evolve.components: expected at most {seen}, what C sees, got {components}")
+    path = run_folder / "evolve" / "coordinates.safetensors"
     if not path.is_file():
-        basis = principal_components(dreamt_features(world, controller, seed), components)
+        basis = principal_components(dreamt_features(load_world(run_folder), controller, seed), components)
         save_tensors(path, {"origin": torch.from_numpy(origin), "basis": torch.from_numpy(basis)}, {})
     tensors, _ = load_tensors(path)
     with taking_up(path, "evolve"):

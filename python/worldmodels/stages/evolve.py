@@ -14,7 +14,6 @@ from worldmodels.cmaes import CMAES
 from worldmodels.config import EvolveConfig
 from worldmodels.coordinates import Coordinates, make_coordinates
 from worldmodels.data.weights import load_tensors, save_model, save_tensors, taking_up
-from worldmodels.dream import load_world
 from worldmodels.evaluators import Evaluator, Told, make_evaluator
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import load_controller
@@ -100,8 +99,7 @@ def _coordinates(experiment: Experiment, controller: Controller) -> Coordinates:
     """Those that the settings choose; nothing is played for them where a run goes on."""
     config = experiment.config.evolve
     return make_coordinates(
-        experiment.path("evolve", "coordinates.safetensors"),
-        load_world(experiment.folder),
+        experiment.folder,
         controller,
         first_mean(config, controller),
         config.components,
