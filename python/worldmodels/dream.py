@@ -89,7 +89,7 @@ def done_weight(run_folder: str | Path, ends: str) -> float | None:
 
     Args:
         run_folder: where ``train-rnn`` has been completed.
-        ends: ``"threshold"`` or ``"chance"``.
+        ends: ``"threshold"``, ``"chance"`` or ``"expected"``.
 
     Returns:
         None for a threshold; else how many times the steps at which an episode ends weighed in M's training.
