@@ -232,6 +232,24 @@ def test_what_goes_wrong_in_a_stage_is_explained(tmp_path, monkeypatch, capsys, 
     assert message in capsys.readouterr().err
 
 
+INTERRUPTED = """
+import os, signal, sys, time
+from worldmodels.cli import main
+from worldmodels.stages import collect
+collect.run = lambda _: exec("os.kill(os.getpid(), signal.SIGINT); time.sleep(10)")
+raise SystemExit(main(["collect", "--out", sys.argv[1]]))
+"""
+
+
+def test_ctrl_c_while_source_text_runs_as_in_an_import_ends_with_the_status_too(tmp_path):
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    line = [sys.executable, "-m", "interrupted", str(tmp_path / "run")]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job hands on that it is ignored
+    ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 130, ended.stderr
+    assert "interrupted; the same command goes on" in ended.stderr and "Traceback" not in ended.stderr
+
+
 HOLDER = """
 import sys
 from worldmodels.tasks import preset

@@ -156,6 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _work(options)
     except KeyboardInterrupt:
+        # Python remembers a Ctrl-C that came while it ran source text (imports do: dataclasses, namedtuples) and would
+        # end by the signal in spite of the status; running another text makes it forget.
+        exec("")
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError, MemoryError) as error:
