@@ -23,6 +23,7 @@ from worldmodels import pretrained, tasks
 from worldmodels.config import TOP, Config, EnvironmentConfig, EvolveConfig, from_dict, to_dict
 from worldmodels.data.atomic import atomic_path, parse_line, read_json, read_lines, write_json
 from worldmodels.measured import misfit
+from worldmodels.models.controller import Controller
 from worldmodels.ranks import launched
 
 #: The stages in their order; each is the function ``run(experiment)`` of a module in ``worldmodels.stages``.
@@ -184,6 +185,12 @@ class Experiment:
                     f"{self.folder}: {command(stage)} was done there with other settings ({', '.join(bad)}); "
                     f"use another --out, or `worldmodels {command(stage)} --again` to discard it and all after it"
                 )
+        latent_size, hidden_size = self.config.train_vae.latent_size, self.config.train_rnn.hidden_size
+        features = self.config.evolve.features
+        seen = Controller(latent_size, hidden_size, 1, features).feature_size  # type: ignore[arg-type]
+        if self.config.evolve.components > seen and not self.config.world:  # of a world evolve finds it out, at once
+            got = self.config.evolve.components
+            raise ValueError(f"evolve.components: expected at most {seen}, what C sees, got {got}")
 
     def _extends(self, stage: str, name: str) -> bool:
         """Whether a changed setting only makes a complete stage go on."""
