@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import command, interrupt, metrics, start, toy_config, write_world
 from worldmodels.cli import main
@@ -24,6 +25,7 @@ from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.progress import Progress
 from worldmodels.stages import evolve
+from worldmodels.torch_dream import TorchDream
 
 SETTINGS = {
     "generations": 7,
@@ -97,6 +99,44 @@ def test_along_components_too(tmp_path, uninterrupted):
     for found in (params, *first):  # nothing but the components
         left = found - basis @ np.linalg.lstsq(basis, found, rcond=None)[0]
         assert np.abs(left).max() < 1e-5 * np.abs(found).max()
+
+
+def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
+    """All of the stage but the device itself: PyTorch's dream, on the CPU here."""
+    device = torch.device("cpu")
+    monkeypatch.setattr("worldmodels.evaluators.dream.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("worldmodels.evaluators.dream.torch.device", lambda _: device)
+    outcomes = []
+    for name in ("whole", "cut"):
+        with prepare(tmp_path / name, device="cuda", ends="expected", seeds="common") as experiment:
+            if name == "cut":
+                with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    interrupt(patch, TorchDream, "rollout", 4)
+                    experiment.run("evolve")
+            experiment.run("evolve")
+            outcomes.append(outcome(experiment))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][2]["ends"] == "expected" and outcomes[0][2]["device"] == "cpu"  # what it ran on
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_dreamt(tmp_path):
+    with (
+        prepare(tmp_path, device="cuda") as experiment,
+        pytest.raises(ValueError, match=r"evolve\.device: expected cpu, as there is no CUDA device here, got cuda"),
+    ):
+        experiment.run("evolve")
+
+
+def test_bfloat16_is_not_for_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("worldmodels.evaluators.dream.torch.cuda.is_available", lambda: True)
+    with (
+        prepare(tmp_path, device="cuda", precision="bfloat16") as experiment,
+        pytest.raises(
+            ValueError, match=r"evolve\.precision: expected float32 beside evolve\.device cuda, got bfloat16"
+        ),
+    ):
+        experiment.run("evolve")
 
 
 def test_along_components_from_another_c(tmp_path, uninterrupted):

@@ -206,6 +206,8 @@ class EvolveConfig:
     """generations between evaluations of the distribution's mean; the best mean is kept"""
     evaluate_episodes: int = 1024
     """episodes in such an evaluation"""
+    device: str = "cpu"
+    """where dreams are computed: cpu (the native core) or cuda (PyTorch; for thousands of episodes at once)"""
     precision: str = "float32"
     """arithmetic of the dream"""
     threads: int = 0
@@ -297,6 +299,7 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("evolve", "seeds"): ("common", "independent"),
     ("evolve", "ends"): ("threshold", "chance", "expected"),
     ("evolve", "starts"): ("first", "anywhere"),
+    ("evolve", "device"): ("cpu", "cuda"),
     ("evolve", "precision"): ("float32", "bfloat16"),
     **{(stage, "keep"): ("best", "last") for stage in ("train_vae", "train_rnn")},
     **{(stage, "precision"): ("auto", "float32", "bfloat16") for stage in ("train_vae", "encode", "train_rnn")},

@@ -1,0 +1,96 @@
+"""The dream in PyTorch: the native dream's episodes, up to chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_mdnrnn
+from worldmodels.dream import Dream
+from worldmodels.models.controller import Controller
+from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.torch_dream import TorchDream
+
+EPISODES = 2000
+ENDS = {
+    "threshold": {},
+    "chance": {"done_weight": 3.0},
+    "expected": {"done_weight": 3.0, "expected_returns": True},
+}
+
+
+def both(controller, model=None, *, logvar=-1.0, memory=None, **settings):
+    """The dream in PyTorch and the native one, and three candidates."""
+    model = model or make_mdnrnn()
+    rng = np.random.default_rng(0)
+    starts = rng.normal(size=(5, 4)).astype(np.float32), np.full((5, 4), logvar, np.float32)
+    settings = {"temperature": 1.2, "max_steps": 60, **settings, **(memory or {})}
+    params = rng.normal(size=(3, controller.size))
+    ours = TorchDream(model, *starts, controller, device=torch.device("cpu"), **settings)
+    return ours, Dream(model, *starts, controller, **settings), params
+
+
+def compare(ours, native, params, episodes=EPISODES):
+    """Means of returns and of lengths of every candidate, within 4.5 standard errors."""
+    found, wanted = ours.rollout(params, episodes, seed=3), native.rollout(params, episodes, seed=4)
+    for ours_, theirs in zip(found, wanted, strict=True):
+        assert ours_.shape == theirs.shape and ours_.dtype == theirs.dtype
+        error = np.sqrt((ours_.var(axis=1) + theirs.var(axis=1)) / episodes) + 1e-4
+        assert (np.abs(ours_.mean(axis=1) - theirs.mean(axis=1)) < 4.5 * error).all()
+    return found
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("features", ["z", "zh", "zc", "zch"])
+def test_returns_are_those_of_the_native_dream(features, ends):
+    found = compare(*both(Controller(4, 8, 1, features=features), **ENDS[ends]))
+    assert found.lengths.min() < 60  # there are ends at all
+    assert (ends == "expected") == (not np.array_equal(found.returns, found.lengths))
+
+
+def test_a_hidden_layer_and_biases():
+    compare(*both(Controller(4, 8, 1, hidden_units=3, bias=True), **ENDS["chance"]))
+
+
+def test_a_car_with_rewards_and_no_end():
+    torch.manual_seed(0)
+    model = MDNRNN(4, 3, 8, 2, reward_head=True).eval()
+    controller = Controller(4, 8, 3, features="zh", bias=True, squash="carracing")
+    found = compare(*both(controller, model))
+    assert (found.lengths == 60).all()
+    assert found.returns.std() > 0
+
+
+def test_without_chance_every_step_is_the_native_one():
+    """At temperature 0, from starts without spread, returns agree episode by episode."""
+    controller = Controller(4, 8, 1)
+    memory = {"initial_h": np.zeros((5, 8)), "initial_c": np.random.default_rng(1).normal(size=(5, 8))}
+    ours, native, params = both(controller, logvar=-60.0, temperature=0.0, memory=memory, **ENDS["expected"])
+    found, wanted = ours.rollout(params, 300, seed=1), native.rollout(params, 300, seed=1)
+    for mine, theirs in zip(found.returns, wanted.returns, strict=True):
+        values = np.unique(theirs.round(3))
+        assert 1 < len(values) <= 5  # one for every start
+        np.testing.assert_allclose(np.unique(mine.round(3)), values, rtol=1e-3)
+
+
+def test_seeds():
+    ours, _, params = both(Controller(4, 8, 1))
+    one = ours.rollout(params, 40, seed=1)
+    np.testing.assert_array_equal(one.returns, ours.rollout(params, 40, seed=1).returns)
+    assert (one.returns != ours.rollout(params, 40, seed=2).returns).any()
+    same = np.repeat(params[:1], 3, axis=0)
+    alike = ours.rollout(same, 40, seed=1, common_seeds=True).returns
+    np.testing.assert_array_equal(alike[0], alike[1])
+    apart = ours.rollout(same, 40, seed=1).returns
+    assert (apart[0] != apart[1]).any()
+
+
+def test_bad_arguments_are_named():
+    ours, _, params = both(Controller(4, 8, 1))
+    with pytest.raises(ValueError, match=r"params: expected \(P, 20\), got \(3, 19\)"):
+        ours.rollout(params[:, 1:], 4)
+    with pytest.raises(ValueError, match="episodes: expected an integer from 1"):
+        ours.rollout(params, 0)
+    with pytest.raises(ValueError, match="expected_returns: expected a done_weight"):
+        both(Controller(4, 8, 1), expected_returns=True)
