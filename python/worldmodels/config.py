@@ -148,7 +148,7 @@ class TrainRNNConfig:
     keep: str = "best"
     """which weights are handed on: the best by validation, or the last"""
     precision: str = "auto"
-    """bfloat16 (autocast), float32, or auto: bfloat16 where the device computes in it, float32 elsewhere"""
+    """bfloat16 (autocast), float32, or auto: bfloat16 on a CPU that computes in it, float32 elsewhere"""
     tensorboard: bool = False
     """write TensorBoard files beside metrics.jsonl, into tensorboard/ of the run folder"""
 

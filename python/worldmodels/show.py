@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels import pretrained
+from worldmodels import pretrained, tasks
 from worldmodels.config import Config, EnvironmentConfig, from_dict
 from worldmodels.data.atomic import read_json
 from worldmodels.data.weights import load_model
@@ -31,7 +31,7 @@ def source(name: str) -> tuple[Path, Config]:
         FileNotFoundError: it is neither.
     """
     if name in pretrained.names():
-        return pretrained.folder(name), Config(experiment=name)
+        return pretrained.folder(name), tasks.preset(name, tasks.get(name).preset)
     stored = Path(name) / "config.json"
     if not stored.is_file():
         raise FileNotFoundError(f"{name}: expected a run folder or one of {', '.join(pretrained.names())}")
