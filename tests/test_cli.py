@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import TOY, command, environment
 from worldmodels import __version__, pretrained
@@ -119,6 +120,13 @@ def test_a_run_takes_the_shipped_world_unless_it_is_told_to_train(
     config = Experiment.stored_config(Path("runs", folder))
     assert (config.preset, config.world) == (name, world)
     assert set(ran) == set(STAGES) - (set(MAKERS) if world else set())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_trained(tmp_path, capsys, ran):
+    line = refused(capsys, "run", "takecover", "--from-scratch", "--out", str(tmp_path), "--evolve.device", "cuda")
+    assert "evolve.device: expected cpu, as there is no CUDA device here, got cuda" in line
+    assert not ran and not list(tmp_path.iterdir())
 
 
 def test_a_taken_world_is_not_trained(tmp_path, monkeypatch, ran, capsys):

@@ -103,9 +103,7 @@ def test_along_components_too(tmp_path, uninterrupted):
 
 def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
     """All of the stage but the device itself: PyTorch's dream, on the CPU here."""
-    device = torch.device("cpu")
-    monkeypatch.setattr("worldmodels.evaluators.dream.torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("worldmodels.evaluators.dream.torch.device", lambda _: device)
+    monkeypatch.setattr("worldmodels.evaluators.dream.gpu", lambda: torch.device("cpu"))
     outcomes = []
     for name in ("whole", "cut"):
         with prepare(tmp_path / name, device="cuda", ends="expected", seeds="common") as experiment:
@@ -117,6 +115,16 @@ def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
             outcomes.append(outcome(experiment))
     assert outcomes[0] == outcomes[1]
     assert outcomes[0][2]["ends"] == "expected" and outcomes[0][2]["device"] == "cpu"  # what it ran on
+    with prepare(tmp_path / "native", ends="expected", seeds="common") as experiment:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt(patch, Dream, "rollout", 4)
+            experiment.run("evolve")
+    config = override(experiment.config, {"evolve": {"device": "cuda"}})
+    with (
+        Experiment(tmp_path / "native", config) as experiment,
+        pytest.raises(ValueError, match=r"expected to go on with \{.*'ends': 'expected'\}, got .*'device': 'cpu'"),
+    ):
+        experiment.run("evolve")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
@@ -128,15 +136,10 @@ def test_a_gpu_that_is_not_there_is_missed_before_anything_is_dreamt(tmp_path):
         experiment.run("evolve")
 
 
-def test_bfloat16_is_not_for_a_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr("worldmodels.evaluators.dream.torch.cuda.is_available", lambda: True)
-    with (
-        prepare(tmp_path, device="cuda", precision="bfloat16") as experiment,
-        pytest.raises(
-            ValueError, match=r"evolve\.precision: expected float32 beside evolve\.device cuda, got bfloat16"
-        ),
-    ):
-        experiment.run("evolve")
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"inside": "environment"}])
+def test_what_a_gpu_cannot_do_is_refused_when_a_run_begins(tmp_path, changes):
+    with pytest.raises(ValueError, match=r"evolve\.device: expected cpu beside evolve.precision .*, got cuda"):
+        prepare(tmp_path, device="cuda", **changes)
 
 
 def test_along_components_from_another_c(tmp_path, uninterrupted):

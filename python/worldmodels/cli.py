@@ -192,6 +192,10 @@ def _work(options: argparse.Namespace) -> None:
             "use another --out, and --from-scratch with `worldmodels run`"
         )
 
+    if config.evolve.device == "cuda" and options.command in (*_WHOLE, "evolve"):
+        from worldmodels.evaluators.dream import gpu
+
+        gpu()  # one that is not there is missed before V and M are trained
     if options.command in ("sweep", "ablate", "iterate"):
         from worldmodels import studies
 

@@ -185,12 +185,20 @@ class Experiment:
                     f"{self.folder}: {command(stage)} was done there with other settings ({', '.join(bad)}); "
                     f"use another --out, or `worldmodels {command(stage)} --again` to discard it and all after it"
                 )
+        self._check_evolve()
+
+    def _check_evolve(self) -> None:
+        """What can be seen to fit together before V and M are made."""
+        evolve = self.config.evolve
         latent_size, hidden_size = self.config.train_vae.latent_size, self.config.train_rnn.hidden_size
-        features = self.config.evolve.features
-        seen = Controller(latent_size, hidden_size, 1, features).feature_size  # type: ignore[arg-type]
-        if self.config.evolve.components > seen and not self.config.world:  # of a world evolve finds it out, at once
-            got = self.config.evolve.components
-            raise ValueError(f"evolve.components: expected at most {seen}, what C sees, got {got}")
+        seen = Controller(latent_size, hidden_size, 1, evolve.features).feature_size  # type: ignore[arg-type]
+        if evolve.components > seen and not self.config.world:  # of a world evolve finds it out, at once
+            raise ValueError(f"evolve.components: expected at most {seen}, what C sees, got {evolve.components}")
+        if evolve.device == "cuda" and (evolve.precision != "float32" or evolve.inside != "dream"):
+            raise ValueError(
+                f"evolve.device: expected cpu beside evolve.precision {evolve.precision} and evolve.inside "
+                f"{evolve.inside} (cuda has dreams in float32), got cuda"
+            )
 
     def _extends(self, stage: str, name: str) -> bool:
         """Whether a changed setting only makes a complete stage go on."""

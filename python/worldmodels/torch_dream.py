@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from worldmodels.checks import check_integer, check_real, check_seed
-from worldmodels.dream import DreamResult
+from worldmodels.dream import DreamResult, check_temperature, float_array
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
 
-_HARDLY_LIKELY = 0.01  # an episode whose returns are expected ones is left when this likely to have come so far
+_HARDLY_LIKELY = 0.01  # an episode of expected returns is left when this likely to have come so far; as in the core
 _UNROLLED = 20  # steps in a CUDA graph
 _CHECKED = 100  # steps after which it is asked whether any episode goes on
 
@@ -46,7 +46,7 @@ class TorchDream:
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: a number does not fit.
+        ValueError: a size or number does not fit.
     """
 
     def __init__(
@@ -66,9 +66,17 @@ class TorchDream:
     ) -> None:
         if expected_returns and done_weight is None:
             raise ValueError("expected_returns: expected a done_weight with them, got none")
-        self.controller, self.device, self.max_steps = controller, device, max_steps
-        self.temperature = check_real("temperature", temperature, 0)
-        self.done_weight, self.expected_returns = done_weight, expected_returns
+        for name in ("latent_size", "hidden_size", "action_size"):
+            wanted, got = getattr(mdnrnn, name), getattr(controller, name)
+            if wanted != got:
+                raise ValueError(f"controller: expected {name} {wanted} as mdnrnn has, got {got}")
+        self.controller, self.device = controller, device
+        self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
+        self.temperature = check_temperature(temperature)
+        if done_weight is not None and not check_real("done_weight", done_weight) > 0:
+            raise ValueError(f"done_weight: expected a finite number above 0, got {done_weight}")
+        self.done_weight = done_weight
+        self.expected_returns = expected_returns
         self._latent, self._hidden, self._action = mdnrnn.latent_size, mdnrnn.hidden_size, mdnrnn.action_size
         self._mixtures, self._restart = mdnrnn.mixtures, mdnrnn.restart_input
         self._done, self._reward = mdnrnn.done_head, mdnrnn.reward_head
@@ -107,13 +115,17 @@ class TorchDream:
         Raises:
             ValueError: an argument does not fit.
         """
-        params = np.asarray(params, np.float32)
-        if params.ndim != 2 or params.shape[1] != self.controller.size or len(params) == 0:
-            raise ValueError(f"params: expected (P, {self.controller.size}), got {params.shape}")
+        params = float_array("params", params, ("P", self.controller.size))
+        if not np.isfinite(params).all():
+            raise ValueError("params: expected finite numbers, got one that is not")
         shape = (len(params), check_integer("episodes", episodes, 1, 2**31 - 1), common_seeds)
         if shape not in self._batches:
             self._batches[shape] = _Batch(self, *shape)
         return self._batches[shape].play(params, check_seed(seed))
+
+    def close(self) -> None:
+        """Frees the device's memory but for M; what is played next takes it again."""
+        self._batches.clear()
 
 
 class _Batch:
@@ -142,18 +154,20 @@ class _Batch:
     @torch.no_grad()
     def play(self, params: npt.NDArray[np.float32], seed: int) -> DreamResult:
         dream = self._dream
-        self._take(params)
-        if dream.device.type == "cuda" and self._graph is None:
-            self._graph = self._capture()
-        self._begin(seed)
-        at_once = _UNROLLED if self._graph is not None and dream.max_steps % _UNROLLED == 0 else 1
-        for step in range(0, dream.max_steps, at_once):
-            if at_once > 1:
-                self._graph.replay()
-            else:
-                self._step()
-            if step % _CHECKED == 0 and not bool((self._weight > 0).any()):
-                break
+        on_gpu = dream.device.type == "cuda"
+        with torch.cuda.device(dream.device) if on_gpu else contextlib.nullcontext():
+            self._take(params)
+            if on_gpu and self._graph is None:
+                self._graph = self._capture()
+            self._begin(seed)
+            steps = 0
+            while steps < dream.max_steps and (steps % _CHECKED or bool((self._weight > 0).any())):
+                if self._graph is not None and dream.max_steps - steps >= _UNROLLED:
+                    self._graph.replay()
+                    steps += _UNROLLED
+                else:
+                    self._step()
+                    steps += 1
         returns, lengths = (part.reshape(self._shape).cpu().numpy() for part in (self._total, self._length))
         return DreamResult(returns.copy(), lengths.astype(np.int32))  # on a CPU they are the buffers themselves
 
@@ -175,12 +189,12 @@ class _Batch:
     def _capture(self) -> Any:
         """A CUDA graph of some steps."""
         self._begin(0)
-        stream = torch.cuda.Stream(self._dream.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._dream.device))
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):  # the libraries choose and set up their kernels
                 self._step()
-        torch.cuda.current_stream(self._dream.device).wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
         with torch.cuda.graph(graph):
@@ -211,12 +225,12 @@ class _Batch:
     def _step(self) -> None:
         dream, hidden = self._dream, self._dream._hidden
         self._act.copy_(self._actions())
-        with _tf32():
+        with _tf32(True):
             gates = torch.addmm(dream._gates_bias, self._row[:, hidden:], dream._gates)
         enter, forget, cell, leave = gates.chunk(4, dim=1)
         self._c.mul_(torch.sigmoid(forget)).add_(torch.sigmoid(enter) * torch.tanh(cell))
         self._h.copy_(torch.sigmoid(leave) * torch.tanh(self._c))
-        with _tf32():
+        with _tf32(True):
             out = torch.addmm(dream._head_bias, self._h, dream._head)
         mixture = out[:, : 3 * dream._mixtures * dream._latent].reshape(len(out), 3, dream._mixtures, dream._latent)
         self._z.copy_(self._sampled(*mixture.unbind(dim=1)))
@@ -233,8 +247,9 @@ class _Batch:
         begin = 0 if "c" in controller.features else hidden
         end = hidden + latent + (hidden if "h" in controller.features else 0)
         out = self._row[:, begin:end].reshape(*self._shape, -1)
-        for layer, bias in zip(self._layers, self._biases, strict=True):
-            out = torch.tanh(torch.baddbmm(bias, out, layer))
+        with _tf32(False):
+            for layer, bias in zip(self._layers, self._biases, strict=True):
+                out = torch.tanh(torch.baddbmm(bias, out, layer))
         if controller.squash == "carracing":
             out = torch.stack([out[..., 0], (out[..., 1] + 1) / 2, out[..., 2].clamp(min=0)], dim=-1)
         return out.reshape(-1, self._dream._action)
@@ -264,10 +279,10 @@ class _Batch:
 
 
 @contextlib.contextmanager
-def _tf32() -> Iterator[None]:
-    """Products in TF32 where the device has it."""
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Whether products are in TF32, where the device has it."""
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         yield
     finally:

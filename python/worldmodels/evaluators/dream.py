@@ -32,7 +32,8 @@ class DreamEvaluator:
         if dream.done_weight is not None:
             self.about["ends"] = "expected" if dream.expected_returns else "chance"
         if isinstance(dream, TorchDream):
-            self.about["device"] = dream.device.type
+            on_gpu = dream.device.type == "cuda"  # the draws are those of the kind of device
+            self.about["device"] = torch.cuda.get_device_name(dream.device) if on_gpu else "cpu"
         self._threads = threads
 
     @classmethod
@@ -40,21 +41,17 @@ class DreamEvaluator:
         """The one of a run folder, at the settings of its evolve stage.
 
         Raises:
-            ValueError: there is no CUDA device, and the settings ask for one; or what they ask for it cannot do.
+            ValueError: there is no CUDA device, and the settings ask for one.
         """
         config = experiment.config.evolve
         threads, expected = config.threads or cores(), config.ends == "expected"
         if config.device == "cpu":
             return cls(make_dream(experiment, config.starts, expected_returns=expected), threads)
-        if not torch.cuda.is_available():
-            raise ValueError(f"evolve.device: expected cpu, as there is no CUDA device here, got {config.device}")
-        if config.precision != "float32":
-            raise ValueError(f"evolve.precision: expected float32 beside evolve.device cuda, got {config.precision}")
         world, memory = _starts(experiment, config.starts)
         dream = TorchDream(
             *world,
             make_controller(experiment, world.mdnrnn),
-            device=torch.device("cuda"),
+            device=gpu(),
             temperature=config.temperature,
             max_steps=config.max_steps,
             done_weight=done_weight(experiment.folder, config.ends),
@@ -78,7 +75,20 @@ class DreamEvaluator:
         return Played(played.returns, played.lengths, {})
 
     def close(self) -> None:
-        """Nothing is in use."""
+        """As :class:`worldmodels.evaluators.Evaluator` says."""
+        if isinstance(self.dream, TorchDream):
+            self.dream.close()
+
+
+def gpu() -> torch.device:
+    """The CUDA device to dream on.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError("evolve.device: expected cpu, as there is no CUDA device here, got cuda")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def make_dream(experiment: Experiment, starts: str = "first", *, expected_returns: bool = False) -> Dream:
