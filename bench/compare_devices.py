@@ -46,17 +46,20 @@ def main():
         "done_weight": done_weight(folder, "expected"),
         "expected_returns": True,
     }
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        parser.error("no CUDA device here")
+    device = torch.device("cuda")
     gpu, native = TorchDream(*world, controller, device=device, **settings), Dream(*world, controller, **settings)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "PyTorch on the CPU"
+    name = torch.cuda.get_device_name(device)
     rows = []
-    for count, episodes in ((1, 2048), (options.popsize, options.episodes)):
+    for count, episodes, where, dream in (
+        (1, 2048, name, gpu),
+        (options.popsize, options.episodes, name, gpu),
+        (1, 1024, "native", native),
+    ):
         same = np.repeat(params[None], count, axis=0)
-        for where, play in (
-            (name, lambda seed, same=same, e=episodes: gpu.rollout(same, e, seed=seed, common_seeds=True)),
-            ("native", lambda seed, same=same, e=episodes: native.rollout(same, e, seed=seed, common_seeds=True)),
-        ):
-            rows.append([f"{count} x {episodes}", where, *timed(play)])
+        played = timed(lambda seed, same=same, e=episodes, d=dream: d.rollout(same, e, seed=seed, common_seeds=True))
+        rows.append([f"{count} x {episodes}", where, *played])
     print(table(["shape", "dream", "mean return", "steps/s"], rows))
 
 

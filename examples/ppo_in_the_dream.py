@@ -26,6 +26,7 @@ import worldmodels as wm
 from worldmodels import pretrained
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.weights import load_model
+from worldmodels.dream import done_weight
 from worldmodels.envs.dream import DreamVectorEnv
 from worldmodels.envs.play import play_agent
 
@@ -97,10 +98,10 @@ def main(arguments: list[str] | None = None) -> None:
     world = wm.load_world(folder)
     model = world.mdnrnn
     controller = wm.Controller(model.latent_size, model.hidden_size, model.action_size, bias=True)
-    dream = wm.Dream(*world, controller, temperature=chosen.temperature)
-    dreams = DreamVectorEnv(
-        *world, num_envs=chosen.envs, temperature=chosen.temperature, autoreset_mode=AutoresetMode.SAME_STEP
-    )
+    # ends come by chance, as likely as M says
+    sampling = {"temperature": chosen.temperature, "done_weight": done_weight(folder, "chance")}
+    dream = wm.Dream(*world, controller, **sampling)
+    dreams = DreamVectorEnv(*world, num_envs=chosen.envs, autoreset_mode=AutoresetMode.SAME_STEP, **sampling)
     ppo = PPO(
         "MlpPolicy",
         VecMonitor(DreamVecEnv(dreams)),

@@ -15,6 +15,12 @@ def test_dream_command(tmp_path, capsys):
         assert image.is_animated and image.size == (256, 276)
 
 
+def test_the_shipped_worlds_dreams_end_by_chance():
+    """Its M says ends ahead of time: a threshold would miss most of them."""
+    _, config = show.source("takecover")
+    assert (config.evolve.ends, config.environment.variant) == ("expected", "paper")
+
+
 def test_play_command(tmp_path, capsys):
     gif = tmp_path / "play.gif"
     assert main(["play", "takecover", "--resolution", "160x120", "--gif", str(gif)]) == 0

@@ -39,8 +39,8 @@ def _presets() -> dict[str, Config]:
         check_dream=CheckDreamConfig(episodes=60),
         evolve=EvolveConfig(generations=20, episodes=8, seeds="common", evaluate_every=5, evaluate_episodes=256),
     )
-    # docs/results.md has what these numbers did: M's loss was level after so many batches (that of its end began to
-    # rise); with ends said six steps ahead the dream is as hard as the game, and C gains from every generation in it.
+    # docs/results.md: M's loss was level after so many batches, and that of its end began to rise; with ends said six
+    # steps ahead and returns expected the dream is as hard as the game. Not run as a whole with these.
     small = replace(
         paper,
         preset="small",
