@@ -20,7 +20,7 @@ from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import done_loss, mdn_loss
 from worldmodels.ranks import Ranks
 from worldmodels.stages import encode
-from worldmodels.stages.train_rnn import _from, chunk_losses, gradient
+from worldmodels.stages.train_rnn import _from, chunk_losses, gradient, precision
 
 LENGTHS = [5, 12, 1, 7, 9, 2, 16, 3, 8, 11]
 TERMINATED = [True, False, True, True, False, True, True, False, True, True]
@@ -387,3 +387,16 @@ def test_latents_are_sampled_anew_and_once():
     valid = torch.cat([valid, torch.zeros(1, 1)], dim=1)
     target = torch.cat([taken[0][:, 1:], torch.zeros(1, 1, 4)], dim=1)
     assert first.item() == pytest.approx(mdn_loss(out, target, valid).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "wanted"),
+    [
+        ("auto", "cuda", "float32"),
+        ("bfloat16", "cuda", "bfloat16"),
+        ("auto", "cpu", "auto"),
+        ("float32", "cpu", "float32"),
+    ],
+)
+def test_a_gpu_trains_m_in_float32_unless_told_otherwise(asked, device, wanted):
+    assert precision(TrainRNNConfig(precision=asked), torch.device(device)) == wanted
