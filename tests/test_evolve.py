@@ -82,20 +82,27 @@ def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, uninterrupted, 
         assert outcome(experiment) == uninterrupted
 
 
-def test_along_components_too(tmp_path, uninterrupted):
+def whole_and_cut(folder, owner, name, call, **changes):
+    """Outcomes of a run that was not interrupted and of one that was, in the folder ``cut``."""
     outcomes = []
-    for name in ("whole", "cut"):
-        with prepare(tmp_path / name, components=5) as experiment:
-            if name == "cut":
+    for run in ("whole", "cut"):
+        with prepare(folder / run, **changes) as experiment:
+            if run == "cut":
                 with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                    interrupt(patch, CMAES, "tell", 4)
+                    interrupt(patch, owner, name, call)
                     experiment.run("evolve")
             experiment.run("evolve")
             outcomes.append(outcome(experiment))
-            basis = load_tensors(experiment.path("evolve", "coordinates.safetensors"))[0]["basis"].numpy()
-            _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
-            first = evolve.first_generation(experiment)
-    assert outcomes[0] == outcomes[1] != uninterrupted
+    return outcomes
+
+
+def test_along_components_too(tmp_path, uninterrupted):
+    whole, cut = whole_and_cut(tmp_path, CMAES, "tell", 4, components=5)
+    assert whole == cut != uninterrupted
+    with Experiment(tmp_path / "cut") as experiment:
+        basis = load_tensors(experiment.path("evolve", "coordinates.safetensors"))[0]["basis"].numpy()
+        _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
+        first = evolve.first_generation(experiment)
     for found in (params, *first):  # nothing but the components
         left = found - basis @ np.linalg.lstsq(basis, found, rcond=None)[0]
         assert np.abs(left).max() < 1e-5 * np.abs(found).max()
@@ -104,17 +111,9 @@ def test_along_components_too(tmp_path, uninterrupted):
 def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
     """All of the stage but the device itself: PyTorch's dream, on the CPU here."""
     monkeypatch.setattr("worldmodels.evaluators.dream.gpu", lambda: torch.device("cpu"))
-    outcomes = []
-    for name in ("whole", "cut"):
-        with prepare(tmp_path / name, device="cuda", ends="expected", seeds="common") as experiment:
-            if name == "cut":
-                with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                    interrupt(patch, TorchDream, "rollout", 4)
-                    experiment.run("evolve")
-            experiment.run("evolve")
-            outcomes.append(outcome(experiment))
-    assert outcomes[0] == outcomes[1]
-    assert outcomes[0][2]["ends"] == "expected" and outcomes[0][2]["device"] == "cpu"  # what it ran on
+    whole, cut = whole_and_cut(tmp_path, TorchDream, "rollout", 4, device="cuda", ends="expected", seeds="common")
+    assert whole == cut
+    assert whole[2]["ends"] == "expected" and whole[2]["device"] == "cpu"  # what it ran on
     with prepare(tmp_path / "native", ends="expected", seeds="common") as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, Dream, "rollout", 4)

@@ -203,10 +203,7 @@ class Dream:
         self._model = native_model(
             mdnrnn, initial_mu, initial_logvar, precision, initial_h, initial_c, done_weight=done_weight
         )
-        for name in ("latent_size", "hidden_size", "action_size"):
-            wanted, got = getattr(mdnrnn, name), getattr(controller, name)
-            if wanted != got:
-                raise ValueError(f"controller: expected {name} {wanted} as mdnrnn has, got {got}")
+        check_fits(controller, mdnrnn)
         self.controller = controller
         self.temperature = check_temperature(temperature)
         self.done_weight = done_weight
@@ -464,6 +461,14 @@ def float_array(name: str, value: npt.ArrayLike, shape: Sequence[int | str]) -> 
         raise ValueError(f"{name}: expected ({wanted}) float32, got {array.shape} {array.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are refused by the core, by name
         return np.require(array, np.float32, ["C", "A"])
+
+
+def check_fits(controller: Controller, mdnrnn: MDNRNN) -> None:
+    """Takes a controller of M's sizes; ValueError otherwise."""
+    for name in ("latent_size", "hidden_size", "action_size"):
+        wanted, got = getattr(mdnrnn, name), getattr(controller, name)
+        if wanted != got:
+            raise ValueError(f"controller: expected {name} {wanted} as mdnrnn has, got {got}")
 
 
 def check_temperature(temperature: Any) -> float:

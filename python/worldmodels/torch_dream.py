@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worldmodels.checks import check_integer, check_real, check_seed
-from worldmodels.dream import DreamResult, check_temperature, float_array
+from worldmodels.dream import DreamResult, check_fits, check_temperature, float_array
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
 
@@ -66,10 +66,7 @@ class TorchDream:
     ) -> None:
         if expected_returns and done_weight is None:
             raise ValueError("expected_returns: expected a done_weight with them, got none")
-        for name in ("latent_size", "hidden_size", "action_size"):
-            wanted, got = getattr(mdnrnn, name), getattr(controller, name)
-            if wanted != got:
-                raise ValueError(f"controller: expected {name} {wanted} as mdnrnn has, got {got}")
+        check_fits(controller, mdnrnn)
         self.controller, self.device = controller, device
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
         self.temperature = check_temperature(temperature)
@@ -107,13 +104,17 @@ class TorchDream:
         """Plays every candidate's episodes.
 
         Args:
-            params: (P, N), a candidate's flat parameters per row.
+            params: (P, N) float32 or float64, a candidate's flat parameters per row.
             episodes: E, episodes per candidate.
-            seed: of every draw.
+            seed: of every draw, from 0 to 2**64 - 1.
             common_seeds: whether all candidates see the same draws.
 
+        Returns:
+            (P, E) float32 returns and (P, E) int32 lengths in steps.
+
         Raises:
-            ValueError: an argument does not fit.
+            TypeError: an argument is of the wrong kind.
+            ValueError: an argument does not fit; nothing has been played.
         """
         params = float_array("params", params, ("P", self.controller.size))
         if not np.isfinite(params).all():
