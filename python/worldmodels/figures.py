@@ -15,6 +15,7 @@ from worldmodels.data.atomic import atomic_path
 
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 Pictures = npt.NDArray[np.uint8]
 
@@ -212,6 +213,7 @@ def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, c
                 label="mean, in the real environment",
             )
         axis.set(title=title, xlabel="generation", ylabel=score)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if all(line["worst"] >= 0 for line in lines):
             axis.set_ylim(bottom=0)
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
