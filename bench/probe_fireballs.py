@@ -13,24 +13,19 @@ import argparse
 import itertools
 
 import numpy as np
-import torch
 from gymnasium.vector import AutoresetMode
+from readout import encode, explained, features, fit, with_one
 
-from worldmodels import Agent, ConvVAE, pretrained
-from worldmodels.data.weights import load_model
+from worldmodels import Agent, pretrained
 from worldmodels.dream import done_weight, load_world
 from worldmodels.envs.dream import DreamVectorEnv
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.models.agent import load_controller
-from worldmodels.models.encoder import Encoder
-from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.memory import Memory
 
 DISTANCES = (0, 120, 260, 500)  # units of the map, from the player to the wall of the monsters
 OFFSETS = (-120, -72, -24, 24, 72, 120)  # to the player's left and right
 AGES = (0, 50, 100, 200, 300, 400, 600, 800, 1200)
 DREAMS, STEPS = 96, 1200  # side by side
-RIDGE = 10.0  # added to the diagonal of the features' products
 
 
 def play(player, episodes):
@@ -63,42 +58,6 @@ def play(player, episodes):
     env.close()
     print()
     return tuple(map(np.array, (frames, actions, lengths, balls, monsters)))
-
-
-def features(run, frames, actions, lengths):
-    """What C could see in a world: mu, a sampled z, and z beside M's memory of what came before."""
-    vae = load_model(run / "vae" / "vae.safetensors", ConvVAE)
-    mdnrnn = load_model(run / "rnn" / "rnn.safetensors", MDNRNN)
-    encoder = Encoder(vae, torch.device("cpu"))
-    parts = [encoder(part) for part in np.split(frames, range(512, len(frames), 512))]
-    mu, logvar = map(np.concatenate, zip(*parts, strict=True))
-    z = mu + np.exp(0.5 * logvar) * np.random.default_rng(0).standard_normal(mu.shape, np.float32)
-    memory = Memory(mdnrnn, len(lengths))
-    held = np.zeros((len(frames), 2 * mdnrnn.hidden_size), np.float32)
-    starts = np.cumsum(lengths) - lengths
-    for step in range(lengths.max()):
-        alive = np.flatnonzero(lengths > step)
-        rows = starts[alive] + step
-        held[rows] = np.concatenate([memory.c[alive], memory.h[alive]], axis=1)
-        memory.step(alive, z[rows], actions[rows], np.full(len(alive), step == 0))
-    return {"mu": mu, "z": z, "z, c, h": np.concatenate([z, held], axis=1)}
-
-
-def fit(inputs, targets):
-    """Weights of the ridge regression; the last row is its constant."""
-    inputs = with_one(inputs)
-    return np.linalg.solve(inputs.T @ inputs + RIDGE * np.eye(inputs.shape[1]), inputs.T @ targets)
-
-
-def with_one(inputs):
-    return np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1).astype(np.float64)
-
-
-def explained(inputs, targets, train):
-    """R^2 of every target on the episodes that the ridge regression has not seen."""
-    weights, seen = fit(inputs[train], targets[train]), targets[~train]
-    left = seen - with_one(inputs[~train]) @ weights
-    return 1 - np.square(left).sum(axis=0) / np.square(seen - seen.mean(axis=0)).sum(axis=0)
 
 
 def dream(run, weights, temperature):
@@ -151,7 +110,8 @@ def main():
     print(f"{'':36s} {'near':>6s} {'midway':>6s} {'far':>6s} {'monsters':>8s}")
     readings = {}
     for run in options.runs:
-        for name, inputs in features(pretrained.resolve(run), frames, actions, lengths).items():
+        mu, logvar = encode(pretrained.resolve(run), frames)
+        for name, inputs in features(pretrained.resolve(run), mu, logvar, actions, lengths).items():
             if name == "z, c, h":
                 weights = fit(inputs, targets)
                 readings[run] = weights, with_one(inputs) @ weights
