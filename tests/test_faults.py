@@ -27,6 +27,7 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.training import DivergedError
 from worldmodels.progress import Progress
 from worldmodels.stages import collect, loop
+from worldmodels.stages.players import Job
 from worldmodels.stages.scores import read_scores
 
 
@@ -142,20 +143,19 @@ def test_kill_9_of_the_whole_collect_leaves_no_game_behind(tmp_path, watched):
 
 def test_a_worker_that_dies_while_it_waits_is_replaced(tmp_path):
     """It has said that it is free, and is gone when the shard is sent to it."""
-    with Experiment(tmp_path, toy_config()) as experiment:
-        pool = collect._Pool(experiment, [0], Progress("collect", 2, "episodes"), 0)
-        ours, theirs = multiprocessing.Pipe()
-        theirs.send(None)
-        theirs.close()
+    pool = collect._Pool(Job(toy_config(), tmp_path, 0), [0], Progress("collect", 2, "episodes"), 0)
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send(None)
+    theirs.close()
 
-        dead = multiprocessing.get_context("spawn").Process(target=int)
-        dead.start()
-        dead.join()
-        worker = collect._Worker(dead, ours)
-        pool._workers = [worker]
-        pool._spawn = lambda: collect._Worker(dead, ours)
-        pool._serve(worker)
-        assert pool._todo == [0]
+    dead = multiprocessing.get_context("spawn").Process(target=int)
+    dead.start()
+    dead.join()
+    worker = collect._Worker(dead, ours)
+    pool._workers = [worker]
+    pool._spawn = lambda: collect._Worker(dead, ours)
+    pool._serve(worker)
+    assert pool._todo == [0]
 
 
 def test_a_writer_keeps_no_frames_in_memory(tmp_path):

@@ -42,6 +42,12 @@ def test_what_needs_no_torch_loads_none(name):
     assert run(code) == []
 
 
+@pytest.mark.parametrize("module", ["worldmodels.__main__", "worldmodels.stages.worker"])
+def test_a_process_that_only_plays_loads_no_torch(module):
+    """A spawned worker imports the command that started it, and what it works with."""
+    assert run(f"import json, sys, {module}; print(json.dumps([n for n in sys.modules if n == 'torch']))") == []
+
+
 def test_names_are_all_there_for_people_and_for_type_checkers():
     assert set(worldmodels.__all__) <= set(dir(worldmodels))
     for name in worldmodels.__all__:

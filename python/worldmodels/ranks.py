@@ -1,4 +1,7 @@
-"""The processes of one torchrun launch: whose part of a batch is whose, and what the parts add up to."""
+"""The processes of one torchrun launch: whose part of a batch is whose, and what the parts add up to.
+
+PyTorch is loaded where a launch has several processes: every command reads this module, and most need no PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,10 @@ import contextlib
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,40 @@ class Ranks:
 
     def join(self) -> None:
         """Opens the process group (NCCL with CUDA, else gloo), unless it is open or there is one process."""
-        if self.size > 1 and not dist.is_initialized():
+        if self.size == 1:
+            return
+        import torch
+        from torch import distributed
+
+        if not distributed.is_initialized():
             cuda = torch.cuda.is_available()
             if cuda:
                 torch.cuda.set_device(self.local)
-            dist.init_process_group("nccl" if cuda else "gloo")
+            distributed.init_process_group("nccl" if cuda else "gloo")
 
     def leave(self) -> None:
         """Closes the process group."""
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
     def wait(self) -> None:
         """Returns when every process is here."""
-        if self.size > 1:
-            dist.barrier()
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        distributed.barrier()
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients that are averaged over the processes (DistributedDataParallel)."""
         if self.size == 1:
             return model
+        from torch.nn.parallel import DistributedDataParallel
+
         devices = [self.local] if next(model.parameters()).is_cuda else None
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
@@ -72,21 +87,27 @@ class Ranks:
         """The sum of a tensor over the processes."""
         if self.size == 1:
             return tensor
+        from torch import distributed
+
         tensor = tensor.detach().clone()
-        dist.all_reduce(tensor)
+        distributed.all_reduce(tensor)
         return tensor
 
     def told(self, value: Any) -> Any:
         """What rank 0 says."""
         if self.size == 1:
             return value
+        from torch import distributed
+
         box = [value]
-        dist.broadcast_object_list(box)
+        distributed.broadcast_object_list(box)
         return box[0]
 
 
 def synchronised(model: nn.Module, now: bool) -> AbstractContextManager[None]:
     """Around a piece of a batch: unless ``now`` (the last piece), its gradient stays in this process."""
+    from torch.nn.parallel import DistributedDataParallel
+
     if isinstance(model, DistributedDataParallel) and not now:
         return model.no_sync()
     return contextlib.nullcontext()

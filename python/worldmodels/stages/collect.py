@@ -16,25 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from worldmodels import pretrained
 from worldmodels.config import CollectConfig
 from worldmodels.data.atomic import link
-from worldmodels.data.episodes import EpisodeShard, EpisodeWriter, shard_path
-from worldmodels.envs import GameLostError
-from worldmodels.envs.batch import backend, make_batch
+from worldmodels.data.episodes import EpisodeShard, shard_path
 from worldmodels.envs.policies import AGENT
 from worldmodels.experiment import Experiment
-from worldmodels.models.agent import Agent
 from worldmodels.processes import deaf_to_interrupts, ending
 from worldmodels.progress import Progress
-from worldmodels.stages.players import Job, parse_policies, play
+from worldmodels.stages.players import Job, parse_policies
+from worldmodels.stages.worker import work
 from worldmodels.threads import cores
 
 _MAX_DEATHS = 20
 _PATIENCE = 900.0  # seconds without an episode after which a worker is taken to hang, as its game can
-_SLOTS = 24  # environments that are played side by side in one worker, by an agent or in EnvPool
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
@@ -44,15 +40,18 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if wanted and not config.agent:
         raise ValueError(f"collect.agent: expected whose agent plays '{wanted[0]}', got nothing")
     if wanted:
+        from worldmodels.models.agent import Agent
+
         Agent.load(pretrained.resolve(config.agent))  # what is missing there is told before any work
     folder = experiment.path("episodes")
     folder.mkdir(exist_ok=True)
     first = _include(config, folder)
     shards = range(-(-config.episodes // config.shard_episodes))
     todo = [shard for shard in shards if not shard_path(folder, first + shard).is_file()]
-    ready = sum(len(_episodes(config, shard)) for shard in shards) - sum(len(_episodes(config, s)) for s in todo)
+    job = Job(experiment.config, folder.absolute(), first)
+    ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
-    _Pool(experiment, todo, progress, ready, first).run()
+    _Pool(job, todo, progress, ready).run()
     return _summary(folder, config)
 
 
@@ -68,11 +67,6 @@ def _include(config: CollectConfig, folder: Path) -> int:
         if not to.is_file():
             link(path, to)
     return len(paths)
-
-
-def _episodes(config: CollectConfig, shard: int) -> range:
-    start = shard * config.shard_episodes
-    return range(start, min(start + config.shard_episodes, config.episodes))
 
 
 def _summary(folder: Path, config: CollectConfig) -> dict[str, Any]:
@@ -110,12 +104,10 @@ class _Worker:
 class _Pool:
     """Spawned workers that write one shard at a time; one that dies is replaced and its shard is done again."""
 
-    def __init__(self, experiment: Experiment, todo: list[int], progress: Progress, ready: int, first: int = 0) -> None:
-        config = experiment.config
-        folder = experiment.path("episodes").absolute()
-        self._job = Job(config, folder, first)
+    def __init__(self, job: Job, todo: list[int], progress: Progress, ready: int) -> None:
+        self._job = job
         self._todo = todo[::-1]
-        self._count = min(config.collect.workers or cores(), len(todo))
+        self._count = min(job.collect.workers or cores(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
         self._deaths = 0
         self._workers: list[_Worker] = []
@@ -138,7 +130,7 @@ class _Pool:
     def _spawn(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._job), daemon=True)
+        process = context.Process(target=work, args=(theirs, self._job), daemon=True)
         with deaf_to_interrupts():
             process.start()
         theirs.close()
@@ -195,30 +187,3 @@ def _kill(worker: _Worker) -> None:
         os.killpg(worker.process.pid, signal.SIGKILL)
     worker.process.kill()
     worker.process.join()
-
-
-def _work(pipe: Connection, job: Job) -> None:
-    """A worker: asks for shards until there are none."""
-    os.setsid()  # the parent ends this session with the game in it
-    os.set_inheritable(pipe.fileno(), False)  # or the game would hold the pipe open after this process has died
-    try:
-        torch.set_num_threads(1)
-        agent = Agent.load(pretrained.resolve(job.collect.agent)) if job.collect.agent else None
-        slots = _SLOTS if agent is not None or backend(job.environment) == "envpool" else 1
-        batch = make_batch(job.environment, slots, workers=1, **job.options)
-        (action_size,) = batch.action_space.shape
-        pipe.send(None)
-        while (shard := pipe.recv()) is not None:
-            with EpisodeWriter(job.path(shard), action_size) as writer:
-                for played in play(batch, job, _episodes(job.collect, shard), agent):
-                    writer.append(played)
-                    pipe.send(len(played.frames))
-            pipe.send(None)
-        batch.close()
-    except (BrokenPipeError, EOFError):
-        pass
-    except GameLostError as error:
-        print(f"collect: {error}", file=sys.stderr)
-        sys.exit(1)  # the parent replaces this worker
-    except Exception as error:
-        pipe.send(RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}"))

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -19,8 +19,9 @@ from worldmodels.envs.base import Batch
 from worldmodels.envs.play import episode_seed
 from worldmodels.envs.policies import AGENT, RANDOM_AGENT, Action, Policy
 from worldmodels.envs.screen import Frame
-from worldmodels.models.agent import Agent
-from worldmodels.models.random_agent import RandomAgent
+
+if TYPE_CHECKING:
+    from worldmodels.models.agent import Agent
 
 _MAX_ATTEMPTS = 1000
 _PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in standard deviations of theirs
@@ -65,6 +66,11 @@ class Job:
         return self.config.seed
 
     @property
+    def shares(self) -> list[tuple[str, float]]:
+        """Who plays, and how often."""
+        return parse_policies(self.collect.policies, tasks.get(self.config.experiment).policies)
+
+    @property
     def options(self) -> dict[str, Any]:
         """Of the environment, beside those that its settings are."""
         return {"ignore_done": True} if self.collect.ignore_done else {}
@@ -80,6 +86,11 @@ class Job:
     def path(self, shard: int) -> Path:
         """The file of a shard that is played."""
         return shard_path(self.folder, self.first + shard)
+
+    def episodes(self, shard: int) -> range:
+        """Numbers of the episodes in a shard that is played."""
+        start = shard * self.collect.shard_episodes
+        return range(start, min(start + self.collect.shard_episodes, self.collect.episodes))
 
 
 class _Turn(NamedTuple):
@@ -169,7 +180,7 @@ _Player = Generator[Any, Any, Episode]
 def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent | None) -> _Player:
     """Plays episode ``number``: what comes out depends on nothing but the seed, the number and the agent."""
     config, task = job.collect, tasks.get(job.config.experiment)
-    names, weights = zip(*parse_policies(config.policies, task.policies), strict=True)
+    names, weights = zip(*job.shares, strict=True)
     for attempt in range(_MAX_ATTEMPTS):
         seed = episode_seed(job.seed, "collect", number, attempt)
         rng = np.random.default_rng(seed)
@@ -178,6 +189,8 @@ def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent |
         if name in task.policies:
             overrule = task.policies[name](rng)
         elif name == RANDOM_AGENT:
+            from worldmodels.models.random_agent import RandomAgent
+
             chance = RandomAgent(job.config, len(space.low), task.squash)
             chance.draw(rng)
             overrule = itertools.repeat(np.zeros(len(space.low), np.float32))
