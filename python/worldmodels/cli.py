@@ -41,11 +41,13 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    experiments = tasks.names()
+    presets = sorted({name for experiment in experiments for name in tasks.get(experiment).presets})
 
     for name, about in _WHOLE.items():
         whole = commands.add_parser(name, help=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        whole.add_argument("experiment", choices=tasks.names(), help="which experiment")
-        _add_common(whole, out="runs/<experiment>, with the preset behind it if one is given")
+        whole.add_argument("experiment", choices=experiments, help="which experiment")
+        _add_common(whole, presets, out="runs/<experiment>, with the preset behind it if one is given")
         whole.add_argument(
             "--from-scratch", action="store_true", help="train V and M too: the preset quick, unless --preset says more"
         )
@@ -64,9 +66,9 @@ def parser() -> argparse.ArgumentParser:
             command(stage), help=_ABOUT[stage], formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         one.add_argument(
-            "--experiment", choices=tasks.names(), default="takecover", help="in a new folder: which experiment"
+            "--experiment", choices=experiments, default="takecover", help="in a new folder: which experiment"
         )
-        _add_common(one)
+        _add_common(one, presets)
         one.add_argument(
             "--again", action="store_true", help="discard what this stage and all after it made, and do it again"
         )
@@ -108,13 +110,12 @@ def _add_show(target: argparse.ArgumentParser) -> None:
     target.add_argument("--seed", type=int, default=0, help="of everything that is random")
 
 
-def _add_common(target: argparse.ArgumentParser, out: str = "") -> None:
-    names = sorted({name for experiment in tasks.names() for name in tasks.get(experiment).presets})
+def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: str = "") -> None:
     where = f"the run folder (default: {out})" if out else "the run folder"
     target.add_argument("--out", required=not out, default=argparse.SUPPRESS, metavar="FOLDER", help=where)
     usual = "the experiment's own" if out else "paper"
     target.add_argument(
-        "--preset", choices=names, default=argparse.SUPPRESS, help=f"in a new folder: its settings (default: {usual})"
+        "--preset", choices=presets, default=argparse.SUPPRESS, help=f"in a new folder: its settings (default: {usual})"
     )
     target.add_argument(
         "--world",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
+import itertools
 import math
-import textwrap
+import sys
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
@@ -323,20 +325,26 @@ _MAY_BE_ZERO = {
 }
 
 
+@functools.cache
+def _texts() -> dict[str, dict[str, str]]:
+    """The line under every field, by the name of its dataclass."""
+    found: dict[str, dict[str, str]] = {}
+    for item in ast.parse(inspect.getsource(sys.modules[__name__])).body:
+        if isinstance(item, ast.ClassDef):
+            found[item.name] = {
+                statement.target.id: str(following.value.value)
+                for statement, following in itertools.pairwise(item.body)
+                if isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+            }
+    return found
+
+
 def field_help(section: type) -> dict[str, str]:
-    """The docstring line under every field of a dataclass."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    texts = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(statement, ast.AnnAssign)
-            and isinstance(statement.target, ast.Name)
-            and isinstance(following, ast.Expr)
-            and isinstance(following.value, ast.Constant)
-        ):
-            texts[statement.target.id] = str(following.value.value)
-    return texts
+    """The docstring line under every field of a dataclass of this module."""
+    return _texts()[section.__name__]
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -62,10 +62,15 @@ class Task:
         return self.survival or mdnrnn.reward_head
 
 
+def _modules() -> dict[str, str]:
+    """The module of every experiment: those here, and those that other installed packages name."""
+    own = {module.name: f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)}
+    return own | {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
+
+
 def names() -> list[str]:
-    """Names of the experiments: the modules here, and those of other packages."""
-    own = {module.name for module in pkgutil.iter_modules(__path__)}
-    return sorted(own | {entry.name for entry in metadata.entry_points(group=GROUP)})
+    """Names of the experiments."""
+    return sorted(_modules())
 
 
 def get(name: str) -> Task:
@@ -74,10 +79,10 @@ def get(name: str) -> Task:
     Raises:
         ValueError: there is none, or its module has no fitting ``TASK``.
     """
-    if name not in names():
-        raise ValueError(f"experiment: expected one of {', '.join(names())}, got {name!r}")
-    others = {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
-    module = importlib.import_module(others.get(name, f"{__name__}.{name}"))
+    modules = _modules()
+    if name not in modules:
+        raise ValueError(f"experiment: expected one of {', '.join(sorted(modules))}, got {name!r}")
+    module = importlib.import_module(modules[name])
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task) or task.name != name:
         raise ValueError(f"{module.__name__}: expected TASK, a Task named {name!r}, got {task!r:.100}")
