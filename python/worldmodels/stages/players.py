@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,10 +66,15 @@ class Job:
         """Of the experiment."""
         return self.config.seed
 
-    @property
+    @cached_property
+    def task(self) -> tasks.Task:
+        """What is played."""
+        return tasks.get(self.config.experiment)
+
+    @cached_property
     def shares(self) -> list[tuple[str, float]]:
         """Who plays, and how often."""
-        return parse_policies(self.collect.policies, tasks.get(self.config.experiment).policies)
+        return parse_policies(self.collect.policies, self.task.policies)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -179,7 +185,7 @@ _Player = Generator[Any, Any, Episode]
 
 def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent | None) -> _Player:
     """Plays episode ``number``: what comes out depends on nothing but the seed, the number and the agent."""
-    config, task = job.collect, tasks.get(job.config.experiment)
+    config, task = job.collect, job.task
     names, weights = zip(*job.shares, strict=True)
     for attempt in range(_MAX_ATTEMPTS):
         seed = episode_seed(job.seed, "collect", number, attempt)

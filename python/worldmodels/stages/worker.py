@@ -26,7 +26,8 @@ def work(pipe: Connection, job: Job) -> None:
     os.set_inheritable(pipe.fileno(), False)  # or the game would hold the pipe open after this process has died
     try:
         agent = _agent(job)
-        slots = _SLOTS if agent is not None or backend(job.environment) == "envpool" else 1
+        together = agent is not None or backend(job.environment) == "envpool"
+        slots = min(_SLOTS, job.collect.shard_episodes) if together else 1
         batch = make_batch(job.environment, slots, workers=1, **job.options)
         (action_size,) = batch.action_space.shape
         pipe.send(None)
