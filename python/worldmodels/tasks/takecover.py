@@ -39,15 +39,16 @@ def _presets() -> dict[str, Config]:
         check_dream=CheckDreamConfig(episodes=60),
         evolve=EvolveConfig(generations=20, episodes=8, seeds="common", evaluate_every=5, evaluate_episodes=256),
     )
-    # docs/results.md: M's loss was level after so many batches, and that of its end began to rise; with ends said six
-    # steps ahead and returns expected the dream is as hard as the game. Not run as a whole with these.
+    # docs/results.md, "Where the presets' numbers come from".
     small = replace(
         paper,
         preset="small",
         collect=CollectConfig(episodes=2_400, policies=exploring, min_length=1),
-        train_vae=TrainVAEConfig(steps=5_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
-        train_rnn=TrainRNNConfig(steps=4_000, batch=32, sequence=128, lr=1.5e-3, schedule="cosine", done_lead=6),
-        evolve=EvolveConfig(generations=24, seeds="common", ends="expected", evaluate_every=4, evaluate_episodes=512),
+        train_vae=TrainVAEConfig(
+            steps=8_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
+        ),
+        train_rnn=TrainRNNConfig(steps=3_000, batch=32, sequence=128, lr=1.5e-3, schedule="cosine", done_lead=6),
+        evolve=EvolveConfig(generations=16, seeds="common", ends="expected", evaluate_every=4, evaluate_episodes=512),
         iterate=IterateConfig(rounds=1, episodes=500, vae_steps=0, rnn_steps=4_800, rnn_lr=1.5e-3, generations=16),
     )
     pretrained = replace(
