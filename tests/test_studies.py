@@ -38,6 +38,9 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     with Experiment(folder, toy_config()) as experiment:
         write_world(experiment)
+    sheet = folder / "vae" / "sheets" / "epoch_0001.png"  # training draws one every epoch
+    sheet.parent.mkdir()
+    sheet.write_bytes(b"drawn")
     return folder
 
 
@@ -59,6 +62,7 @@ def test_sweep(base, capsys, monkeypatch):
     )
     for result in results:
         child = base / "temperatures" / f"{result['temperature']:g}"
+        assert (child / "vae" / "sheets" / "epoch_0001.png").read_bytes() == b"drawn"
         assert (child / "rnn" / "rnn.safetensors").stat().st_ino == (base / "rnn" / "rnn.safetensors").stat().st_ino
         with Experiment(child) as experiment:
             assert experiment.config.evolve.temperature == result["temperature"]

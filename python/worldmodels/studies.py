@@ -161,7 +161,8 @@ def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
     """Gives a new run folder what completed stages of another one made, as hard links (copies, on another disk)."""
     for stage in stages:
         marker = base / "stages" / f"{stage}.json"
-        for path in [*sorted((base / MAKERS[stage]).glob("*")), marker]:
+        made = [path for path in sorted((base / MAKERS[stage]).rglob("*")) if path.is_file()]
+        for path in [*made, marker]:
             to = child / path.relative_to(base)
             if to.exists() or path.name.endswith(".tmp"):
                 continue
