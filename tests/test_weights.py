@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import pickle
+import signal
 import struct
 import tracemalloc
 
@@ -112,6 +113,40 @@ def test_a_header_cannot_ask_for_more_than_the_file_holds(tmp_path):
 class Trap:
     def __reduce__(self):
         return (pytest.fail, ("unpickled",))
+
+
+def test_ctrl_c_while_a_file_is_read_is_ctrl_c_and_not_a_damaged_file(tmp_path, monkeypatch):
+    class Swallows:
+        """As torch.asarray: whatever is raised in what it calls back becomes a ValueError of its own."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            read.append(error)
+
+        def metadata(self):
+            return {"about": "{}"}
+
+        def keys(self):
+            return ["a"]
+
+        def get_tensor(self, name):
+            try:
+                signal.raise_signal(signal.SIGINT)
+                return torch.zeros(1)
+            except KeyboardInterrupt:
+                raise ValueError("could not determine the shape") from None
+
+    read: list[tuple] = []
+    path = tmp_path / "some.safetensors"
+    path.touch()
+    monkeypatch.setattr(weights, "safe_open", lambda path, framework: Swallows())
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        load_tensors(path)
+    assert read == [(None, None, None)]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_nothing_is_ever_unpickled(tmp_path, monkeypatch):

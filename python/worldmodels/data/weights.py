@@ -16,6 +16,7 @@ from safetensors import torch as for_torch
 from torch import Tensor, nn
 
 from worldmodels.data.atomic import atomic_path, write_json
+from worldmodels.processes import interrupts_wait
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,7 +56,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with interrupts_wait(), safe_open(path, framework="pt") as file:  # in torch.asarray Ctrl-C is a ValueError
             about = dict(json.loads((file.metadata() or {})["about"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         expected = about.pop(_CHECKSUM, None)  # files of before there was one have none
