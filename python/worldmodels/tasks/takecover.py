@@ -30,16 +30,20 @@ POLICIES = {
 def _presets() -> dict[str, Config]:
     paper = Config()
     exploring = "held 1-10:4, held 1-60:2, left:1, right:1"
+    # docs/results.md, "Where the presets' numbers come from".
     quick = replace(
         paper,
         preset="quick",
         collect=CollectConfig(episodes=2_000, policies=exploring, min_length=1),
-        train_vae=TrainVAEConfig(steps=4_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
-        train_rnn=TrainRNNConfig(steps=1_000, batch=64, sequence=64, lr=2e-3, schedule="cosine"),
-        check_dream=CheckDreamConfig(episodes=60),
-        evolve=EvolveConfig(generations=20, episodes=8, seeds="common", evaluate_every=5, evaluate_episodes=256),
+        train_vae=TrainVAEConfig(
+            steps=4_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
+        ),
+        train_rnn=TrainRNNConfig(steps=2_000, batch=32, sequence=64, lr=1.5e-3, schedule="cosine", done_lead=6),
+        check_dream=CheckDreamConfig(episodes=30),
+        evolve=EvolveConfig(
+            generations=6, episodes=8, seeds="common", ends="expected", evaluate_every=2, evaluate_episodes=256
+        ),
     )
-    # docs/results.md, "Where the presets' numbers come from".
     small = replace(
         paper,
         preset="small",
