@@ -110,11 +110,6 @@ def test_a_header_cannot_ask_for_more_than_the_file_holds(tmp_path):
         load_tensors(tmp_path / "a.safetensors")
 
 
-class Trap:
-    def __reduce__(self):
-        return (pytest.fail, ("unpickled",))
-
-
 def test_ctrl_c_while_a_file_is_read_is_ctrl_c_and_not_a_damaged_file(tmp_path, monkeypatch):
     class Swallows:
         """As torch.asarray: whatever is raised in what it calls back becomes a ValueError of its own."""
@@ -147,6 +142,11 @@ def test_ctrl_c_while_a_file_is_read_is_ctrl_c_and_not_a_damaged_file(tmp_path, 
         load_tensors(path)
     assert read == [(None, None, None)]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
 
 
 def test_nothing_is_ever_unpickled(tmp_path, monkeypatch):
