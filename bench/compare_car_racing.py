@@ -16,7 +16,7 @@ import numpy as np
 
 from worldmodels import Agent, tasks
 from worldmodels.envs.batch import make_batch
-from worldmodels.envs.play import play_agent, play_policy
+from worldmodels.envs.play import Blind, Environments, Player
 from worldmodels.stats import describe, table
 
 
@@ -43,26 +43,14 @@ def main():
     for name in ("gymnasium", "envpool"):
         environment = replace(task.presets["paper"].environment, backend=name)
         looks.append([name, *(f"{value:.2f}" for value in frames(environment))])
-        scores = {}
-        for policy in options.policies:
-            played = play_policy(
-                environment, task.policies[policy], options.episodes, seed=0, purpose="compare", slots=16
-            )
-            scores[policy] = played
+        players: dict[str, Player] = {name: Blind(task.policies[name], "compare") for name in options.policies}
         if options.agent:
-            mine = {}
-            play_agent(
-                environment,
-                Agent.load(Path(options.agent)),
-                range(options.episodes),
-                seed=0,
-                purpose="compare",
-                slots=16,
-                finished=mine.__setitem__,
-            )
-            scores["agent"] = [mine[episode] for episode in range(options.episodes)]
-        for player, values in scores.items():
-            found = describe(values)
+            players["agent"] = Agent.load(Path(options.agent))
+        for player, playing in players.items():
+            scores: dict[int, float] = {}
+            with Environments(environment, 16) as real:
+                real.play(playing, range(options.episodes), seed=0, purpose="compare", finished=scores.__setitem__)
+            found = describe([scores[episode] for episode in range(options.episodes)])
             interval = "{:.0f} to {:.0f}".format(*found["ci95"])
             rows.append([player, name, f"{found['mean']:.0f} +- {found['std']:.0f}", interval])
     print(table(["player", "back end", "score", "95 % interval"], sorted(rows)))

@@ -28,7 +28,7 @@ from worldmodels.config import EnvironmentConfig
 from worldmodels.data.weights import load_model
 from worldmodels.dream import done_weight
 from worldmodels.envs.dream import DreamVectorEnv
-from worldmodels.envs.play import play_agent
+from worldmodels.envs.play import Environments
 
 SCALE = math.atanh(1 / 3) * 3
 
@@ -120,17 +120,11 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"after:  {survival(dream, params)} steps survived in the dream")
     if chosen.episodes:
         agent = wm.Agent(load_model(folder / "vae" / "vae.safetensors", wm.ConvVAE), model, controller, params)
-        scores: list[float] = []
-        play_agent(
-            EnvironmentConfig(),
-            agent,
-            range(chosen.episodes),
-            seed=0,
-            purpose="ppo",
-            slots=min(8, chosen.episodes),
-            finished=lambda episode, score: scores.append(score),
-        )
-        print(f"game:   {np.mean(scores):.0f} +- {np.std(scores):.0f} steps survived over {len(scores)} episodes")
+        scores: dict[int, float] = {}
+        with Environments(EnvironmentConfig(), min(8, chosen.episodes)) as games:
+            games.play(agent, range(chosen.episodes), seed=0, purpose="ppo", finished=scores.__setitem__)
+        lived = list(scores.values())
+        print(f"game:   {np.mean(lived):.0f} +- {np.std(lived):.0f} steps survived over {len(scores)} episodes")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from worldmodels import MDNRNN, Controller
 from worldmodels.benchmarks import measure, peers, worlds
 from worldmodels.cli import main
-from worldmodels.dream import multiply_add_rate, simd_level, simd_levels
+from worldmodels.dream import multiply_add_rate, set_simd_level, simd_level, simd_levels
 
 
 def small_world():
@@ -88,23 +90,24 @@ def test_table_and_json():
     assert json.loads(json.dumps(measure.as_json(rows, about)))["rows"][0]["rate"] > 0
 
 
+def halves_256_bits():
+    """Whether this is a first EPYC or Ryzen, whose multiply-adds of 256 bits take two turns."""
+    about = Path("/proc/cpuinfo")
+    found = dict(re.findall(r"(?m)^(cpu family|model)\s*: (\d+)$", about.read_text() if about.exists() else ""))
+    return found.get("cpu family") == "23" and int(found["model"]) < 0x30
+
+
 def test_peak_grows_with_the_level():
     before = simd_level()
     try:
-        rates = {}
-        for level in simd_levels():
-            measure_level(level, rates)
+        rates = dict.fromkeys(simd_levels(), 0.0)
+        for level in 8 * list(rates):  # in turns: whoever else has the core slows all of them
+            set_simd_level(level)
+            rates[level] = max(rates[level], multiply_add_rate("float32", 1, 0.02))
         if "avx2" in rates:
-            assert rates["avx2"] > 1.2 * rates["baseline"]
+            assert rates["avx2"] > (0.9 if halves_256_bits() else 1.2) * rates["baseline"]
     finally:
-        measure_level(before, {})
-
-
-def measure_level(level, rates):
-    from worldmodels import set_simd_level
-
-    set_simd_level(level)
-    rates[level] = max(multiply_add_rate("float32", 1, 0.02) for _ in range(3))
+        set_simd_level(before)
 
 
 def test_command_line_errors(capsys, tmp_path):

@@ -116,12 +116,13 @@ def episodes_played(patch):
     """Numbers of the episodes that the agent itself is sent to play."""
     played = []
 
-    def play_agent(environment, player, episodes, **options):
+    def spy(environments, player, episodes, **options):
         if isinstance(player, Agent):
             played.extend(episodes)
-        play.play_agent(environment, player, episodes, **options)
+        really(environments, player, episodes, **options)
 
-    patch.setattr(scores, "play_agent", play_agent)
+    really = play.Environments.play
+    patch.setattr(play.Environments, "play", spy)
     return played
 
 
@@ -148,7 +149,7 @@ def test_policies_do_not_play_twice_either(evaluated, tmp_path, monkeypatch):
     shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
     expected = read_json(tmp_path / "results.json")
     monkeypatch.setattr(evaluate, "_record", lambda _: None)
-    monkeypatch.setattr(scores, "play_agent", None)
+    monkeypatch.setattr(play, "make_batch", None)
     with prepare(tmp_path) as experiment:
         experiment.marker("evaluate").unlink()
         experiment.run("evaluate")
@@ -259,13 +260,19 @@ def test_an_agent_is_told_which_episode_every_frame_is_of(monkeypatch, slots):
     monkeypatch.setattr(batch, "make", lambda _: envs.append(Countdown()) or envs[-1])
     monkeypatch.setattr(play, "episode_seed", lambda seed, purpose, episode: lengths[episode])
     player, played = Spy(), []
-    options = {"seed": 6, "purpose": "test", "slots": slots, "finished": lambda *score: played.append(score)}
-    play.play_agent(EnvironmentConfig(), player, list(lengths), **options)
-    assert sorted(played) == [(episode, length - 1.0) for episode, length in lengths.items()]
-    assert (player.batch, player.seed) == (slots, 6)
-    for episode, length in lengths.items():
-        told = [(restart, left) for number, restart, left in player.told if number == episode]
-        assert told == [(left == length, left) for left in range(length, 0, -1)]
+    with play.Environments(EnvironmentConfig(), slots) as environments:
+        for episodes in (list(lengths), [8, 5], []):  # what was opened for the first is there for the others
+            options = {"seed": 6, "purpose": "test", "finished": lambda *score: played.append(score)}
+            played.clear()
+            environments.play(player, episodes, **options)
+            assert sorted(played) == [(episode, lengths[episode] - 1.0) for episode in sorted(episodes)]
+            if not episodes:
+                continue
+            assert (player.batch, player.seed) == (min(slots, len(episodes)), 6)
+            for episode in episodes:
+                told = [(restart, left) for number, restart, left in player.told if number == episode]
+                assert told == [(left == lengths[episode], left) for left in range(lengths[episode], 0, -1)]
+        assert len(envs) == min(slots, 5)
     assert [env.left for env in envs] == [None] * min(slots, 5)
 
 
@@ -330,7 +337,7 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
     asked = []
 
     def game(path, about, player, episodes, **options):
-        asked.append((options["environment"], episodes, options["purpose"]))
+        asked.append((options["environments"].environment, episodes, options["purpose"]))
         return [110, 120, 130]
 
     monkeypatch.setattr(check_dream, "kept_scores", game)

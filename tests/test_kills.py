@@ -1,6 +1,6 @@
 """kill -9 and Ctrl-C at random moments of a whole run: what was saved stays, the finished run is the undisturbed one.
 
-A few kills; ``WORLDMODELS_KILLS=100 pytest -s tests/test_kills.py`` for a hundred.
+A few kills; ``WORLDMODELS_KILLS=100 pytest -m slow -s tests/test_kills.py`` for a hundred.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ def contents(run):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 @pytest.mark.timeout(120 + 120 * AT_MOST)
 @pytest.mark.parametrize("number", range(-(-KILLS // AT_MOST)))

@@ -13,7 +13,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import worldmodels as wm
@@ -453,6 +453,7 @@ def test_measurements_are_refused_by_their_place(tmp_path, name, change, says):
         read(name, write)
 
 
+@settings(max_examples=max(8, settings.default.max_examples // 5))  # a picture takes its time
 @given(lines=st.lists(edited({"stage": "train-rnn", "step": 3, "z": 1.5, "validation_z": 1.6, "done": 0.1})))
 def test_lines_of_training_are_drawn_as_far_as_they_fit(folder, lines):
     good = {"stage": "train-rnn", "step": 1, "z": 2.0, "done": 0.3}

@@ -1,6 +1,6 @@
 """An evolve run that goes on for long: its memory stays flat and no process is left behind.
 
-A few seconds; ``WORLDMODELS_SOAK=3600 pytest -s tests/test_soak.py`` for an hour.
+A few seconds; ``WORLDMODELS_SOAK=3600 pytest -m slow -s tests/test_soak.py`` for an hour.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def sample(pid: int) -> Sample:
     return Sample(int(lines["VmRSS"].split()[0]) / 1024, len([*(about / "fd").iterdir()]), int(lines["Threads"]))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.timeout(SECONDS + 400)
 def test_memory_stays_flat_and_nothing_is_left_behind(tmp_path):

@@ -18,7 +18,6 @@ from worldmodels.data.weights import load_tensors
 from worldmodels.envs import play
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent, load_controller
-from worldmodels.stages import scores
 
 ROUND = {
     "rounds": 1,
@@ -47,11 +46,13 @@ def base(tmp_path_factory):
 def test_sweep(base, capsys, monkeypatch):
     played = []
 
-    def play_agent(environment, player, episodes, **options):
-        played.append(isinstance(player, play.Blind))
-        play.play_agent(environment, player, episodes, **options)
+    def spy(environments, player, episodes, **options):
+        if episodes:
+            played.append(isinstance(player, play.Blind))
+        really(environments, player, episodes, **options)
 
-    monkeypatch.setattr(scores, "play_agent", play_agent)
+    really = play.Environments.play
+    monkeypatch.setattr(play.Environments, "play", spy)
     results = studies.sweep(base, toy_config(), [0.1, 1.3])
     # Of check-dream, the agent and who it began as, beside it: policies play once, whatever the temperature.
     assert played == [True] * 6 + [False, False] + [True] * 5 + [False, False]

@@ -14,7 +14,7 @@ from worldmodels.config import Config, EnvironmentConfig, from_dict
 from worldmodels.data.atomic import read_json
 from worldmodels.data.weights import load_model
 from worldmodels.dream import Dream
-from worldmodels.envs.play import episode_seed, play_agent, record
+from worldmodels.envs.play import Environments, episode_seed, record
 from worldmodels.models.agent import Agent, Recorder, load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.progress import Progress
@@ -58,15 +58,9 @@ def play(folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: i
         scores[episode] = score
         progress.update(len(scores), f"mean {sum(scores.values()) / len(scores):.0f}")
 
-    play_agent(
-        environment,
-        Agent.load(folder),
-        range(episodes),
-        seed=seed,
-        purpose="play",
-        slots=min(slots, episodes),
-        finished=finished,
-    )
+    agent = Agent.load(folder)
+    with Environments(environment, min(slots, episodes)) as environments:
+        environments.play(agent, range(episodes), seed=seed, purpose="play", finished=finished)
     progress.close(episodes)
     return describe([scores[episode] for episode in range(episodes)])
 

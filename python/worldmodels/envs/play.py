@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from worldmodels.config import EnvironmentConfig
 from worldmodels.envs import pool
+from worldmodels.envs.base import Batch
 from worldmodels.envs.batch import backend, make, make_batch
 from worldmodels.envs.policies import Action, Policy
 from worldmodels.envs.screen import Frame
@@ -52,7 +53,7 @@ class Blind:
 
     Args:
         policy: of random numbers that are the episode's own.
-        purpose: of the episodes, as :func:`play_agent` is told.
+        purpose: of the episodes, as :meth:`Environments.play` is told.
     """
 
     def __init__(self, policy: Policy, purpose: str) -> None:
@@ -61,7 +62,7 @@ class Blind:
         self._actions: dict[int, Iterator[Action]] = {}  # of every slot
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
-        """As :class:`Player` says; ``seed`` is the one that :func:`play_agent` is told."""
+        """As :class:`Player` says; ``seed`` is the one that :meth:`Environments.play` is told."""
         self._seed = seed
         self._actions.clear()
 
@@ -81,6 +82,90 @@ class Blind:
         return np.stack([next(self._actions[slot]) for slot in slots.tolist()])
 
 
+class Environments:
+    """Real environments side by side, in which one player plays after the other.
+
+    They are opened for the first episode and kept until :meth:`close`, or the end of a ``with`` block: a game's engine
+    takes longer to start than a short episode to play.
+
+    Args:
+        environment: the real environment.
+        slots: how many are played at once, at most.
+    """
+
+    def __init__(self, environment: EnvironmentConfig, slots: int) -> None:
+        self.environment = environment
+        self.slots = slots
+        self._batch: Batch | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the environments; the next episode opens new ones."""
+        if self._batch is not None:
+            self._batch.close()
+            self._batch = None
+
+    def play(
+        self,
+        player: Player,
+        episodes: Sequence[int],
+        *,
+        seed: int,
+        purpose: str,
+        finished: Callable[[int, float], None],
+    ) -> None:
+        """Plays episodes, as many at a time as there are slots; a slot that is done takes the next episode.
+
+        Every episode has random numbers of its own, so that a score does not depend on what was played beside it, nor
+        before.
+
+        Args:
+            player: plays them.
+            episodes: numbers of the episodes; each has its own seed.
+            seed: of the experiment.
+            purpose: keeps these episodes apart from others of the same seed.
+            finished: called with an episode's number and its score.
+        """
+        if not episodes:
+            return
+        if self._batch is None:
+            self._batch = make_batch(self.environment, self.slots)
+        batch, count = self._batch, min(self.slots, len(episodes))
+        seeds = {episode: episode_seed(seed, purpose, episode) for episode in episodes}
+        batch.expect(seeds.values())
+        waiting = list(reversed(episodes))
+        current = np.full(count, -1, np.int64)
+        scores = np.zeros(count)
+        frames = np.zeros((count, 64, 64, 3), np.uint8)
+        restart = np.zeros(count, np.bool_)
+        player.reset(count, seed=seed)
+
+        def begin(slots: npt.NDArray[np.int64]) -> None:
+            scores[slots], restart[slots] = 0, True
+            for slot in slots:
+                current[slot] = waiting.pop() if waiting else -1
+            fresh = slots[current[slots] >= 0]
+            if len(fresh):
+                frames[fresh] = batch.reset(fresh, [seeds[int(episode)] for episode in current[fresh]])
+
+        begin(np.arange(count))
+        while (current >= 0).any():
+            busy = np.flatnonzero(current >= 0)
+            actions = player.act(frames[busy], restart[busy], current[busy], slots=busy)
+            restart[:] = False
+            frames[busy], rewards, terminated, truncated = batch.step(busy, actions)
+            scores[busy] += rewards
+            ended = busy[terminated | truncated]
+            for slot in ended:
+                finished(int(current[slot]), float(scores[slot]))
+            begin(ended)
+
+
 def play_policy(
     environment: EnvironmentConfig, policy: Policy, episodes: int, *, seed: int, purpose: str, slots: int
 ) -> list[float]:
@@ -98,73 +183,11 @@ def play_policy(
         Return of every episode.
     """
     returns: dict[int, float] = {}
-    play_agent(
-        environment,
-        Blind(policy, purpose),
-        range(episodes),
-        seed=seed,
-        purpose=purpose,
-        slots=min(slots, episodes),
-        finished=returns.__setitem__,
-    )
+    with Environments(environment, min(slots, episodes)) as environments:
+        environments.play(
+            Blind(policy, purpose), range(episodes), seed=seed, purpose=purpose, finished=returns.__setitem__
+        )
     return [returns[episode] for episode in range(episodes)]
-
-
-def play_agent(
-    environment: EnvironmentConfig,
-    player: Player,
-    episodes: Sequence[int],
-    *,
-    seed: int,
-    purpose: str,
-    slots: int,
-    finished: Callable[[int, float], None],
-) -> None:
-    """Plays episodes with an agent, ``slots`` at a time in one batch; a slot that is done takes the next episode.
-
-    Every episode has random numbers of its own, so that a score does not depend on what was played beside it.
-
-    Args:
-        environment: the real environment.
-        player: the agent.
-        episodes: numbers of the episodes to play; each has its own seed.
-        seed: of the experiment.
-        purpose: keeps these episodes apart from others of the same seed.
-        slots: environments in the batch.
-        finished: called with an episode's number and its score.
-    """
-    seeds = {episode: episode_seed(seed, purpose, episode) for episode in episodes}
-    batch = make_batch(environment, slots)
-    batch.expect(seeds.values())
-    waiting = list(reversed(episodes))
-    current = np.full(slots, -1, np.int64)
-    scores = np.zeros(slots)
-    frames = np.zeros((slots, 64, 64, 3), np.uint8)
-    restart = np.zeros(slots, np.bool_)
-    player.reset(slots, seed=seed)
-
-    def begin(slots: npt.NDArray[np.int64]) -> None:
-        scores[slots], restart[slots] = 0, True
-        for slot in slots:
-            current[slot] = waiting.pop() if waiting else -1
-        fresh = slots[current[slots] >= 0]
-        if len(fresh):
-            frames[fresh] = batch.reset(fresh, [seeds[int(episode)] for episode in current[fresh]])
-
-    try:
-        begin(np.arange(slots))
-        while (current >= 0).any():
-            busy = np.flatnonzero(current >= 0)
-            actions = player.act(frames[busy], restart[busy], current[busy], slots=busy)
-            restart[:] = False
-            frames[busy], rewards, terminated, truncated = batch.step(busy, actions)
-            scores[busy] += rewards
-            ended = busy[terminated | truncated]
-            for slot in ended:
-                finished(int(current[slot]), float(scores[slot]))
-            begin(ended)
-    finally:
-        batch.close()
 
 
 def record(environment: EnvironmentConfig, player: Player, *, seed: int, episode_seed: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from worldmodels.data.atomic import write_json
 from worldmodels.dream import done_weight, load_world
 from worldmodels.envs.dream import DreamVectorEnv
-from worldmodels.envs.play import Blind
+from worldmodels.envs.play import Blind, Environments
 from worldmodels.envs.policies import Policy
 from worldmodels.experiment import Experiment
 from worldmodels.progress import Progress
@@ -41,21 +41,21 @@ def run(experiment: Experiment) -> dict[str, Any]:
     )
     progress = Progress("check-dream", len(policies), "policies")
     results = {}
-    for number, (name, policy) in enumerate(policies.items()):
-        dream = play_dreams(dreams, policy, seed=seed)
-        purpose = f"check {name}"
-        game = kept_scores(
-            experiment.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
-            {"policy": name},
-            Blind(policy, purpose),
-            config.episodes,
-            environment=experiment.config.environment,
-            seed=seed,
-            purpose=purpose,
-            slots=config.environments,
-        )
-        results[name] = {"dream": describe(dream), "game": describe(game)}
-        progress.update(number + 1)
+    with Environments(experiment.config.environment, min(config.environments, config.episodes)) as environments:
+        for number, (name, policy) in enumerate(policies.items()):
+            dream = play_dreams(dreams, policy, seed=seed)
+            purpose = f"check {name}"
+            game = kept_scores(
+                experiment.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
+                {"policy": name},
+                Blind(policy, purpose),
+                config.episodes,
+                environments=environments,
+                seed=seed,
+                purpose=purpose,
+            )
+            results[name] = {"dream": describe(dream), "game": describe(game)}
+            progress.update(number + 1)
     progress.close(len(policies))
     means = [worlds["game"]["mean"] for worlds in results.values()]
     spread = None if task.survival else max(means) - min(means)

@@ -13,7 +13,7 @@ from worldmodels import figures
 from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import write_json
 from worldmodels.envs.batch import backend
-from worldmodels.envs.play import Blind, Player, describe_environment, episode_seed, record
+from worldmodels.envs.play import Blind, Environments, Player, describe_environment, episode_seed, record
 from worldmodels.evaluators.dream import make_dream
 from worldmodels.experiment import Experiment, versions
 from worldmodels.measured import players
@@ -38,22 +38,24 @@ def run(experiment: Experiment) -> dict[str, Any]:
     environment = _environment(experiment)
     episodes = config.evaluate.episodes
     agent = Agent.load(experiment.folder)
-    results: dict[str, Any] = {"agent": describe(_scores(experiment, "episodes", agent, episodes))}
-    first = Candidates(agent, first_generation(experiment))
-    results["before"] = {"policy": BEFORE, **describe(_scores(experiment, "before", first, episodes))}
-    for name, policy in task.beside.items():
-        player = Blind(task.policies[policy], PURPOSE)
-        returns = _kept_scores(experiment, name, player, episodes, {"policy": policy})
-        results[name] = {"policy": policy, **describe(returns)}
     evolved = experiment.summary("evolve")
+    with Environments(environment, config.evaluate.environments) as environments:
+        games = _Games(experiment, environments)
+        results: dict[str, Any] = {"agent": describe(games.of_controllers("episodes", agent, episodes))}
+        first = Candidates(agent, first_generation(experiment))
+        results["before"] = {"policy": BEFORE, **describe(games.of_controllers("before", first, episodes))}
+        for name, policy in task.beside.items():
+            returns = games.scores(name, Blind(task.policies[policy], PURPOSE), episodes, {"policy": policy})
+            results[name] = {"policy": policy, **describe(returns)}
+        curve = _curve(games, agent) if config.evaluate.curve_episodes else None
     scored = task.dreams_are_scored(agent.mdnrnn)
     results["evolved"] = {
         "inside": config.evolve.inside,
         "score": evolved["score"],
         "generation": evolved["generation"],
     }
-    if config.evaluate.curve_episodes:
-        results["curve"] = _curve(experiment, agent)
+    if curve is not None:
+        results["curve"] = curve
     results["dream"] = {
         **({"score": evolved["score"]} if config.evolve.inside == "dream" else {}),
         "temperature": config.evolve.temperature,
@@ -72,11 +74,37 @@ def run(experiment: Experiment) -> dict[str, Any]:
     return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in played}
 
 
-def _curve(experiment: Experiment, agent: Agent) -> list[dict[str, Any]]:
+class _Games:
+    """What the players of one run score in the real environment, kept in ``evaluate/``."""
+
+    def __init__(self, experiment: Experiment, environments: Environments) -> None:
+        self.experiment = experiment
+        self._environments = environments
+
+    def scores(self, name: str, player: Player, episodes: int, about: dict[str, Any]) -> list[float]:
+        """Scores of a player, in ``evaluate/<name>.jsonl``."""
+        return kept_scores(
+            self.experiment.path("evaluate", f"{name}.jsonl"),
+            about,
+            player,
+            episodes,
+            environments=self._environments,
+            seed=self.experiment.config.seed,
+            purpose=PURPOSE,
+            label="evaluate" if name == "episodes" else f"evaluate, {name}",
+        )
+
+    def of_controllers(self, name: str, player: Player, episodes: int) -> list[float]:
+        """Scores of the agent's C, or of others of its run."""
+        return self.scores(name, player, episodes, {"controller": self.experiment.summary("evolve")})
+
+
+def _curve(games: _Games, agent: Agent) -> list[dict[str, Any]]:
     """Every evaluated mean in the real environment: ``generation``, ``dream`` (its score there) and ``game``."""
+    experiment = games.experiment
     means = Means(experiment.path("evolve", "means.safetensors"), experiment.config.evolve.generations)
     count, episodes = len(means.params), experiment.config.evaluate.curve_episodes
-    scores = _scores(experiment, "curve", Candidates(agent, np.stack(means.params)), count * episodes)
+    scores = games.of_controllers("curve", Candidates(agent, np.stack(means.params)), count * episodes)
     return [
         {"generation": generation, "dream": score, "game": describe(scores[index::count])}
         for index, (generation, score) in enumerate(zip(means.generations, means.scores, strict=True))
@@ -100,28 +128,6 @@ def _environment(experiment: Experiment) -> EnvironmentConfig:
         config.environment,
         variant=config.evaluate.variant or config.environment.variant,
         resolution=config.evaluate.resolution or config.environment.resolution,
-    )
-
-
-def _scores(experiment: Experiment, name: str, player: Player, episodes: int) -> list[float]:
-    """Scores of the agent's C, or of others of its run, in ``evaluate/<name>.jsonl``."""
-    about = {"controller": experiment.summary("evolve")}
-    return _kept_scores(experiment, name, player, episodes, about)
-
-
-def _kept_scores(
-    experiment: Experiment, name: str, player: Player, episodes: int, about: dict[str, Any]
-) -> list[float]:
-    return kept_scores(
-        experiment.path("evaluate", f"{name}.jsonl"),
-        about,
-        player,
-        episodes,
-        environment=_environment(experiment),
-        seed=experiment.config.seed,
-        purpose=PURPOSE,
-        slots=experiment.config.evaluate.environments,
-        label="evaluate" if name == "episodes" else f"evaluate, {name}",
     )
 
 

@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import atomic_path, read_lines
 from worldmodels.envs.batch import backend
-from worldmodels.envs.play import Player, play_agent
+from worldmodels.envs.play import Environments, Player
 from worldmodels.measured import SCORE, misfit
 from worldmodels.progress import Progress
 
@@ -20,10 +19,9 @@ def kept_scores(
     player: Player,
     episodes: int,
     *,
-    environment: EnvironmentConfig,
+    environments: Environments,
     seed: int,
     purpose: str,
-    slots: int,
     label: str = "",
 ) -> list[float]:
     """Plays what is not known yet; each score goes to the file as soon as it is known.
@@ -33,16 +31,16 @@ def kept_scores(
         about: who plays. Scores of anybody else, or of another environment, seed or purpose, are dropped.
         player: plays them.
         episodes: how many are wanted.
-        environment: the real environment.
+        environments: where they are played.
         seed: of the experiment.
         purpose: keeps these episodes apart from others of the same seed.
-        slots: environments that are played side by side.
         label: of the progress; empty for none.
 
     Returns:
         Score of every episode.
     """
     path.parent.mkdir(exist_ok=True)
+    environment = environments.environment
     played = {**vars(environment), "backend": backend(environment)}
     about = {"environment": played, "seed": seed, "purpose": purpose, **about}
     known = read_scores(path, about)
@@ -60,10 +58,7 @@ def kept_scores(
             file.flush()
             progress.update(len(known), f"mean {sum(known.values()) / len(known):.0f}")
 
-        if todo:
-            play_agent(
-                environment, player, todo, seed=seed, purpose=purpose, slots=min(slots, len(todo)), finished=finished
-            )
+        environments.play(player, todo, seed=seed, purpose=purpose, finished=finished)
     scores = [known[episode] for episode in range(episodes)]
     progress.close(episodes, f"mean {sum(scores) / len(scores):.0f}")
     return scores
