@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import pytest
@@ -24,7 +23,7 @@ SETTINGS = {
     "evolve.popsize": 4,
     "evolve.episodes": 2,
     "evolve.max-steps": 60,
-    "evolve.evaluate-every": 200,  # each one keeps its mean: 4 KB
+    "evolve.evaluate-every": 20 if SECONDS < 60 else 200,  # the first allocates; each one keeps its mean: 4 KB
     "evolve.evaluate-episodes": 8,
     "evolve.threads": 1,
 }
@@ -72,7 +71,7 @@ def test_memory_stays_flat_and_nothing_is_left_behind(tmp_path):
     assert gone(tmp_path)
 
     quarters = [samples[len(samples) * part // 4 : len(samples) * (part + 1) // 4] for part in range(4)]
-    memory = [median(one.memory for one in quarter) for quarter in quarters]
+    memory = [min(one.memory for one in quarter) for quarter in quarters]  # checkpoints come and go above it
     print("MiB in the quarters:", ", ".join(f"{value:.1f}" for value in memory))
     assert memory[3] - memory[1] < GROWTH
     for name in ("files", "threads"):

@@ -34,11 +34,13 @@ def _presets() -> dict[str, Config]:
     quick = replace(
         paper,
         preset="quick",
-        collect=CollectConfig(episodes=2_000, policies=exploring, min_length=1),
+        collect=CollectConfig(episodes=1_600, policies=exploring, min_length=1),
         train_vae=TrainVAEConfig(
-            steps=4_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
+            steps=2_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
         ),
-        train_rnn=TrainRNNConfig(steps=2_000, batch=32, sequence=64, lr=1.5e-3, schedule="cosine", done_lead=6),
+        train_rnn=TrainRNNConfig(
+            hidden_size=256, steps=3_000, batch=32, sequence=64, lr=1.5e-3, schedule="cosine", done_lead=6
+        ),
         check_dream=CheckDreamConfig(episodes=30),
         evolve=EvolveConfig(
             generations=6, episodes=8, seeds="common", ends="expected", evaluate_every=2, evaluate_episodes=256
@@ -49,7 +51,7 @@ def _presets() -> dict[str, Config]:
         preset="small",
         collect=replace(quick.collect, episodes=2_400),
         train_vae=replace(quick.train_vae, steps=8_000),
-        train_rnn=replace(quick.train_rnn, steps=3_000, sequence=128),
+        train_rnn=replace(quick.train_rnn, hidden_size=512, steps=3_000, sequence=128),
         evolve=EvolveConfig(generations=16, seeds="common", ends="expected", evaluate_every=4, evaluate_episodes=512),
         iterate=IterateConfig(rounds=1, episodes=500, vae_steps=0, rnn_steps=4_800, rnn_lr=1.5e-3, generations=16),
     )
