@@ -121,7 +121,11 @@ def save_latents(experiment):
     make_latents([12, 9, 15, 8], latent_size=4).save(experiment.path("latents", "00000.safetensors"))
 
 
-def test_iterate(tmp_path, capsys):
+def test_iterate(tmp_path, capsys, monkeypatch):
+    task = tasks.get("takecover")
+    beside = {name: task.beside[name] for name in ("random", "collecting")}
+    few = dataclasses.replace(task, beside=beside, policies={name: task.policies[name] for name in beside.values()})
+    monkeypatch.setattr(tasks, "get", lambda _: few)
     config = override(toy_config(), {"iterate": ROUND})
     results = studies.iterate(tmp_path, config)
     assert [(result["round"], result["episodes"]) for result in results] == [(0, 6), (1, 9)]

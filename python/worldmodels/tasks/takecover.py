@@ -41,10 +41,11 @@ def _presets() -> dict[str, Config]:
         train_rnn=TrainRNNConfig(
             hidden_size=256, steps=3_000, batch=32, sequence=64, lr=1.5e-3, schedule="cosine", done_lead=6
         ),
-        check_dream=CheckDreamConfig(episodes=30),
+        check_dream=CheckDreamConfig(episodes=20, dream_episodes=64),
         evolve=EvolveConfig(
             generations=6, episodes=8, seeds="common", ends="expected", evaluate_every=2, evaluate_episodes=256
         ),
+        evaluate=EvaluateConfig(environments=32),
     )
     small = replace(
         paper,
