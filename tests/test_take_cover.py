@@ -256,6 +256,35 @@ def test_a_game_that_dies_or_hangs_is_an_error(monkeypatch, how):
     assert engine not in take_cover._engines()
 
 
+WAITS = """
+import os, signal, threading
+import numpy as np
+from worldmodels.envs import take_cover
+take_cover._PATIENCE, take_cover._GRACE = 4.0, 1.0
+env = take_cover.TakeCoverEnv()
+env.reset(seed=1)
+
+class Stuck:
+    def make_action(self, pressed):
+        os.kill(*env._engines, signal.SIGKILL)
+        threading.Event().wait()  # as vizdoom does where the engine dies in the middle of a message
+
+game, env._game = env._game, Stuck()
+env.step(np.zeros(1, np.float32))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the game's process in /proc")
+def test_nobody_waits_for_ever_for_a_game_that_was_killed(tmp_path):
+    env = {**environment(), "WM_TEST": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WAITS], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=100
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("TakeCover: the game's process was killed and vizdoom waits for it for ever; ")
+    assert gone(tmp_path)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the game's process in /proc")
 def test_a_game_does_not_hear_the_terminals_interrupt():
     env = TakeCoverEnv()

@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ MAX_STEPS = 2100
 THRESHOLD = 1 / 3
 _HUD_FREE = 400 / 480  # share of the screen's rows above the status bar
 _PATIENCE = 300.0  # seconds for one call, after which the engine is taken to hang
+_GRACE = 30.0  # seconds for a call to notice that its engine has died
 _STARTING = threading.Lock()  # two engines started by one process at the same moment can wait for each other for ever
 
 
@@ -54,12 +56,13 @@ def _engine_folder() -> Iterator[None]:
 
 
 def _engines() -> set[int]:
-    """Ids of the engines that this process has started, where /proc tells."""
+    """Ids of the engines that this process has started and that have not ended, where /proc tells."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             name, _, rest = (folder / "stat").read_text().rpartition(") ")
-            if name.endswith("(vizdoom") and int(rest.split()[1]) == os.getpid():
+            state, parent = rest.split()[:2]
+            if name.endswith("(vizdoom") and int(parent) == os.getpid() and state != "Z":
                 found.add(int(folder.name))
     return found
 
@@ -109,10 +112,14 @@ _REAPER = _Reaper()
 
 
 class _Watch:
-    """Ends engines that do not answer: whoever waits for one, in vizdoom's code and for ever, gets an error then."""
+    """Ends engines that do not answer: whoever waits for one, in vizdoom's code and for ever, gets an error then.
+
+    An engine that is killed in the middle of a message can leave the condition variable that it shares with vizdoom's
+    code broken. Whoever waits on that one is never woken, nor does Ctrl-C reach him: the process ends itself.
+    """
 
     def __init__(self) -> None:
-        self._calls: dict[int, list[int]] = {}  # engine -> [looks that have found it waited for]
+        self._calls: dict[int, list[int]] = {}  # engine -> [looks that found it waited for, that found it dead]
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
@@ -121,7 +128,7 @@ class _Watch:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
-        self._calls.update({engine: [0] for engine in engines})
+        self._calls.update({engine: [0, 0] for engine in engines})
         try:
             yield
         except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
@@ -133,12 +140,22 @@ class _Watch:
     def _run(self) -> None:
         looks = 20  # counted, for time goes on while this process itself is stopped
         while True:
-            time.sleep(_PATIENCE / looks)
+            pause = _PATIENCE / looks
+            time.sleep(pause)
             for engine, found in list(self._calls.items()):
                 found[0] += 1
                 if found[0] > looks:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(engine, signal.SIGKILL)
+                found[1] += engine not in _engines()
+                if found[1] * pause > _GRACE:
+                    print(
+                        "TakeCover: the game's process was killed and vizdoom waits for it for ever; this process ends "
+                        "(what it has saved is complete, the same command goes on)",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    os._exit(1)
 
 
 _WATCH = _Watch()
