@@ -59,6 +59,7 @@ def check_close(folder, other, stage):
             assert value == (pytest.approx(wanted[key], rel=1e-3, abs=1e-5) if key != "stage" else wanted[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", list(SETTINGS))
 def test_two_processes_give_what_one_gives_and_go_on_where_one_stopped(tmp_path, stage):
     with test_training.prepare(tmp_path / "one", stage, **SETTINGS[stage]) as experiment:

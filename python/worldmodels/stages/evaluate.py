@@ -39,7 +39,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     episodes = config.evaluate.episodes
     agent = Agent.load(experiment.folder)
     evolved = experiment.summary("evolve")
-    with Environments(environment, config.evaluate.environments) as environments:
+    with Environments(environment, min(config.evaluate.environments, episodes)) as environments:
         games = _Games(experiment, environments)
         results: dict[str, Any] = {"agent": describe(games.of_controllers("episodes", agent, episodes))}
         first = Candidates(agent, first_generation(experiment))
