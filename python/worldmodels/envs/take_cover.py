@@ -150,8 +150,8 @@ class _Watch:
                 found[1] += engine not in _engines()
                 if found[1] * pause > _GRACE:
                     print(
-                        "TakeCover: the game's process was killed and vizdoom waits for it for ever; this process ends "
-                        "(what it has saved is complete, the same command goes on)",
+                        "TakeCover: the game's process was killed and vizdoom waits for it for ever; this process ends. "
+                        "The same worldmodels command goes on where it was",
                         file=sys.stderr,
                         flush=True,
                     )
@@ -177,6 +177,8 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
 
     Raises:
         ValueError: unknown variant, resolution or render mode.
+        GameLostError: from :meth:`reset` and :meth:`step`: the game's process has died, or has not answered for 300 s.
+            Where it was killed in the middle of a message, vizdoom never returns: the whole process ends with code 1.
 
     Source: Ha & Schmidhuber (2018), section 4; the released code's doomreal.py.
     """
