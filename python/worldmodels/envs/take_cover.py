@@ -150,8 +150,8 @@ class _Watch:
                 found[1] += engine not in _engines()
                 if found[1] * pause > _GRACE:
                     print(
-                        "TakeCover: the game's process was killed and vizdoom waits for it for ever; this process ends. "
-                        "The same worldmodels command goes on where it was",
+                        "TakeCover: the game's process was killed and vizdoom waits for it for ever; this process "
+                        "ends. The same worldmodels command goes on where it was",
                         file=sys.stderr,
                         flush=True,
                     )
