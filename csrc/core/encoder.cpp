@@ -23,16 +23,12 @@ std::size_t floats_of(int side, int channels) {
            static_cast<std::size_t>(channels) * kBlock;
 }
 
-// (ceil(filters / 12), 1 + kernel * kernel * channels, 12): the biases, then the columns in the order (y, x,
-// channel); of(filter, channel, y, x) is a weight. Missing filters are zero.
+// The panels of a layer from its weights, of(filter, channel, y, x), and biases. Missing filters are zero.
 template <class Of, class BiasOf>
 AlignedFloats pack(const ConvView& conv, Of of, BiasOf bias_of) {
-    const int panels = (conv.filters + kPanel - 1) / kPanel;
-    const int columns = 1 + conv.kernel * conv.kernel * conv.channels;
-    AlignedFloats packed =
-        aligned_floats(static_cast<std::size_t>(panels) * static_cast<std::size_t>(columns) * kPanel);
+    AlignedFloats packed = aligned_floats(static_cast<std::size_t>(conv.panels_size()));
     for (int filter = 0; filter < conv.filters; ++filter) {
-        float* to = packed.get() + std::ptrdiff_t{filter / kPanel} * columns * kPanel + filter % kPanel;
+        float* to = packed.get() + filter / kPanel * conv.panel_size() + filter % kPanel;
         *to = bias_of(filter);
         for (int y = 0; y < conv.kernel; ++y)
             for (int x = 0; x < conv.kernel; ++x)
@@ -42,28 +38,48 @@ AlignedFloats pack(const ConvView& conv, Of of, BiasOf bias_of) {
     return packed;
 }
 
+// The same for Winograd's products: of the two weights of a line (or column) that meet pixels of its parity
+// the first, their sum, and the second.
+template <class Of, class BiasOf>
+AlignedFloats pack_winograd(const ConvView& conv, Of of, BiasOf bias_of) {
+    AlignedFloats packed = aligned_floats(static_cast<std::size_t>(kWinograd * conv.panels_size()));
+    for (int product = 0; product < kWinograd; ++product)
+        for (int filter = 0; filter < conv.filters; ++filter) {
+            float* to = packed.get() + product * conv.panels_size() + filter / kPanel * conv.panel_size() +
+                        filter % kPanel;
+            *to = product == kWinograd / 2 ? bias_of(filter) : 0.0F;
+            for (int odd = 0; odd < 4; ++odd)
+                for (int channel = 0; channel < conv.channels; ++channel) {
+                    double sum = 0.0;
+                    for (int y = product / 3 / 2; y <= (product / 3 + 1) / 2; ++y)
+                        for (int x = product % 3 / 2; x <= (product % 3 + 1) / 2; ++x)
+                            sum += of(filter, channel, 2 * y + odd / 2, 2 * x + odd % 2);
+                    *(to += kPanel) = static_cast<float>(sum);
+                }
+        }
+    return packed;
+}
+
 }  // namespace
 
 Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
     int side = kFrameSide, channels = kFrameChannels;
     for (std::size_t layer = 0; layer < kConvolutions; ++layer) {
         ConvView& conv = layers_[layer];
-        conv = {side, channels, kFilters[layer], kConvKernel, 2, true, nullptr};
+        conv = {side, channels, kFilters[layer], kConvKernel, 2, channels % kBlock == 0, true, nullptr};
         const float* const weight = weights.weight[layer];
         const float* const bias = weights.bias[layer];
-        panels_[layer] = pack(
-            conv,
-            [&](int filter, int channel, int y, int x) {
-                return weight[((std::ptrdiff_t{filter} * channels + channel) * kConvKernel + y) *
-                                  kConvKernel +
-                              x];
-            },
-            [&](int filter) { return bias[filter]; });
+        const auto of = [&](int filter, int channel, int y, int x) {
+            return weight[((std::ptrdiff_t{filter} * channels + channel) * kConvKernel + y) * kConvKernel +
+                          x];
+        };
+        const auto bias_of = [&](int filter) { return bias[filter]; };
+        panels_[layer] = conv.winograd ? pack_winograd(conv, of, bias_of) : pack(conv, of, bias_of);
         side = conv.out_side();
         channels = conv.filters;
     }
     ConvView& last = layers_[kConvolutions];  // mu and logvar: a convolution as large as what it sees
-    last = {side, channels, 2 * latent, side, 1, false, nullptr};
+    last = {side, channels, 2 * latent, side, 1, false, false, nullptr};
     panels_[kConvolutions] = pack(
         last,
         [&](int row, int channel, int y, int x) {
@@ -85,7 +101,7 @@ void Encoder::encode_block(const Kernels& kernels, const std::uint8_t* frames, i
             for (int i = first; i < first + kLine; ++i)
                 in[i * kBlock + lane] = kLevels[frames[std::ptrdiff_t{lane} * kValues + i]];
     for (const ConvView& conv : layers_) {
-        kernels.convolve(conv, in, out, count);
+        kernels.convolve(conv, in, buffers.scratch.get(), out, count);
         std::swap(in, out);
     }
     for (int lane = 0; lane < count; ++lane)
@@ -102,7 +118,7 @@ void Encoder::encode_frame(const Kernels& kernels, const std::uint8_t* frame, Bu
     float* out = buffers.odd.get();
     for (int i = 0; i < kValues; ++i) in[i] = kLevels[frame[i]];
     for (const ConvView& conv : layers_) {
-        kernels.convolve_frame(conv, in, out);
+        kernels.convolve_frame(conv, in, buffers.scratch.get(), out);
         std::swap(in, out);
     }
     std::copy_n(in, latent_, mu);
@@ -119,12 +135,15 @@ void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frame
     const int blocks = (count + size - 1) / size;
     const int team = team_for(blocks, threads);
     while (buffers_.size() < static_cast<std::size_t>(team)) {
-        std::array<std::size_t, 2> largest = {floats_of(kFrameSide, kFrameChannels), 0};
+        std::array<std::size_t, 3> largest = {floats_of(kFrameSide, kFrameChannels), 0, 0};
         for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+            const ConvView& conv = layers_[layer];
             std::size_t& floats = largest[(layer + 1) % 2];
-            floats = std::max(floats, floats_of(layers_[layer].out_side(), layers_[layer].filters));
+            floats = std::max(floats, floats_of(conv.out_side(), conv.filters));
+            largest[2] = std::max(largest[2], static_cast<std::size_t>(conv.scratch_size()));
         }
-        buffers_.push_back({aligned_floats(largest[0]), aligned_floats(largest[1])});
+        buffers_.push_back(
+            {aligned_floats(largest[0]), aligned_floats(largest[1]), aligned_floats(largest[2])});
     }
     share_blocks(blocks, team, [&](int b, int thread) {
         const std::ptrdiff_t first = std::ptrdiff_t{b} * size;

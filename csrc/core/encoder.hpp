@@ -38,6 +38,7 @@ class Encoder {
   private:
     struct Buffers {
         AlignedFloats even, odd;  // what the layers read and write in turns
+        AlignedFloats scratch;    // for one layer at a time
     };
 
     void encode_block(const Kernels& kernels, const std::uint8_t* frames, int count, Buffers& buffers,
@@ -48,7 +49,7 @@ class Encoder {
     int latent_;
     std::array<AlignedFloats, kConvolutions + 1> panels_;
     std::array<ConvView, kConvolutions + 1> layers_;
-    std::vector<Buffers> buffers_;  // one pair per thread
+    std::vector<Buffers> buffers_;  // one set per thread
 };
 
 }  // namespace worldmodels

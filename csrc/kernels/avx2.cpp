@@ -51,6 +51,8 @@ inline V lookup(const float* table, I index) {
 //
 #include "kernels/conv.hpp"
 //
+#include "kernels/winograd.hpp"
+//
 #include "kernels/probes.hpp"
 //
 #include "kernels/tile.hpp"

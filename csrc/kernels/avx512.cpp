@@ -25,6 +25,8 @@ inline D fma(D a, D b, D c) {
 //
 #include "kernels/conv.hpp"
 //
+#include "kernels/winograd.hpp"
+//
 #include "kernels/probes.hpp"
 //
 #include "kernels/tile.hpp"

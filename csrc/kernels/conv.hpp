@@ -26,10 +26,9 @@ inline __attribute__((always_inline)) void convolve_rows(const ConvView& conv, c
 // cache.
 template <int R, int N>
 inline void convolve_line(const ConvView& conv, const float* line, float* out) {
-    const std::ptrdiff_t size = std::ptrdiff_t{kPanel} * (1 + conv.kernel * conv.kernel * conv.channels);
     for (int first = 0; first < conv.filters; first += R)
         for (int x = 0; x < conv.out_side(); ++x)
-            convolve_rows<R, N>(conv, conv.panels + first / kPanel * size + first % kPanel,
+            convolve_rows<R, N>(conv, conv.panels + first / kPanel * conv.panel_size() + first % kPanel,
                                 line + std::ptrdiff_t{conv.stride} * x * conv.channels * kBlock,
                                 conv.filters - first,
                                 out + (std::ptrdiff_t{conv.filters} * x + first) * kBlock);
@@ -37,7 +36,7 @@ inline void convolve_line(const ConvView& conv, const float* line, float* out) {
 
 // out (out_side, out_side, filters, kBlock) = the layer of in (side, side, channels, kBlock), for the first
 // `lanes` lanes. Every lane's sums run over the window in one order: its bits do not depend on the others.
-inline void convolve(const ConvView& conv, const float* in, float* out, int lanes) {
+inline void convolve_directly(const ConvView& conv, const float* in, float* out, int lanes) {
     const int vectors = vectors_of(lanes), side = conv.out_side();
     for (int y = 0; y < side; ++y) {
         const float* const line = in + std::ptrdiff_t{conv.stride} * y * conv.side * conv.channels * kBlock;
@@ -48,32 +47,43 @@ inline void convolve(const ConvView& conv, const float* in, float* out, int lane
     }
 }
 
+// Sums of a panel's filters at P pixels: their biases.
+template <int P, int N>
+inline __attribute__((always_inline)) void start_pixels(const float* panel, Q (&acc)[P][N]) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 3
+        for (int q = 0; q < N; ++q) __builtin_memcpy(&acc[p][q], panel + 4 * q, sizeof(Q));
+}
+
+// Accumulates a panel's filters at P pixels whose inputs are `step` apart; returns the weights that follow.
+template <int P, int N>
+inline __attribute__((always_inline)) const float* accumulate_pixels(const float* w, const float* in,
+                                                                     int count, int step, Q (&acc)[P][N]) {
+    for (int k = 0; k < count; ++k, ++in, w += kPanel) {
+        Q weight[N];
+#pragma GCC unroll 3
+        for (int q = 0; q < N; ++q) __builtin_memcpy(&weight[q], w + 4 * q, sizeof(Q));
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+            const Q x = in[p * step] - Q{};
+#pragma GCC unroll 3
+            for (int q = 0; q < N; ++q) acc[p][q] = fma(weight[q], x, acc[p][q]);
+        }
+    }
+    return w;
+}
+
 // A panel's filters at P pixels of one line.
 template <int P>
 inline void convolve_pixels(const ConvView& conv, const float* panel, const float* window, int filters,
                             float* out) {
-    constexpr int kQuads = kPanel / 4;
-    Q acc[P][kQuads];
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 3
-        for (int q = 0; q < kQuads; ++q) __builtin_memcpy(&acc[p][q], panel + 4 * q, sizeof(Q));
+    Q acc[P][kPanel / 4];
+    start_pixels(panel, acc);
     const float* w = panel + kPanel;
-    const int step = conv.stride * conv.channels, columns = conv.kernel * conv.channels;
-    for (int line = 0; line < conv.kernel; ++line) {
-        const float* in = window + line * conv.side * conv.channels;
-        for (int k = 0; k < columns; ++k, ++in, w += kPanel) {
-            Q weight[kQuads];
-#pragma GCC unroll 3
-            for (int q = 0; q < kQuads; ++q) __builtin_memcpy(&weight[q], w + 4 * q, sizeof(Q));
-#pragma GCC unroll 4
-            for (int p = 0; p < P; ++p) {
-                const Q x = in[p * step] - Q{};
-#pragma GCC unroll 3
-                for (int q = 0; q < kQuads; ++q) acc[p][q] = fma(weight[q], x, acc[p][q]);
-            }
-        }
-    }
+    for (int line = 0; line < conv.kernel; ++line)
+        w = accumulate_pixels(w, window + line * conv.side * conv.channels, conv.kernel * conv.channels,
+                              conv.stride * conv.channels, acc);
     for (int p = 0; p < P; ++p)
         for (int f = 0; f < filters; ++f) {
             const float sum = acc[p][f / 4][f % 4];
@@ -82,11 +92,11 @@ inline void convolve_pixels(const ConvView& conv, const float* panel, const floa
 }
 
 // out (out_side, out_side, filters) = the layer of in (side, side, channels).
-inline void convolve_frame(const ConvView& conv, const float* in, float* out) {
+inline void convolve_frame_directly(const ConvView& conv, const float* in, float* out) {
     constexpr int kPixels = 4;
-    const int side = conv.out_side(), columns = 1 + conv.kernel * conv.kernel * conv.channels;
+    const int side = conv.out_side();
     for (int first = 0; first < conv.filters; first += kPanel) {
-        const float* const panel = conv.panels + std::ptrdiff_t{first} * columns;
+        const float* const panel = conv.panels + first / kPanel * conv.panel_size();
         const int filters = conv.filters - first < kPanel ? conv.filters - first : kPanel;
         for (int y = 0; y < side; ++y) {
             const float* const line = in + std::ptrdiff_t{conv.stride} * y * conv.side * conv.channels;

@@ -51,15 +51,26 @@ struct ControllerView {
     int hidden_units;
 };
 
+inline constexpr int kWinograd = 9;  // products of a tile of 2x2 outputs: 3 lines x 3 columns
+
 // A convolution without padding; panels as ModelView's: (ceil(filters / 12), 1 + columns, 12), the columns in
-// the order (y, x, channel).
+// the order (y, x, channel). Those of Winograd's minimal filtering (windows of 4x4, stride 2, an even
+// out_side, channels in whole blocks) are kWinograd times as many, with columns in the order (odd line, odd
+// column, channel).
 struct ConvView {
     int side, channels;  // of what it sees, a square
     int filters, kernel, stride;
-    bool relu;
+    bool winograd, relu;
     const float* panels;
 
     int out_side() const { return (side - kernel) / stride + 1; }
+    int columns() const { return (winograd ? 4 : kernel * kernel) * channels; }
+    std::ptrdiff_t panel_size() const { return std::ptrdiff_t{kPanel} * (1 + columns()); }
+    std::ptrdiff_t panels_size() const { return (filters + kPanel - 1) / kPanel * panel_size(); }
+    // Floats of a line's inputs of one product, for frames across the lanes; also those of a frame by itself.
+    std::ptrdiff_t scratch_size() const {
+        return winograd ? std::ptrdiff_t{out_side() / 2} * columns() * kBlock : 0;
+    }
 };
 
 struct Sampling {
@@ -106,10 +117,10 @@ struct Kernels {
     // Moves the memory of the first `lanes` lanes on by [z, action, restart] in x, in float32.
     void (*remember)(const ModelView&, Block&, int lanes);
     // One layer of V's encoder: in (side, side, channels, kBlock) to out (out_side, out_side, filters,
-    // kBlock), for the first `lanes` lanes.
-    void (*convolve)(const ConvView&, const float* in, float* out, int lanes);
+    // kBlock), for the first `lanes` lanes; scratch has scratch_size floats.
+    void (*convolve)(const ConvView&, const float* in, float* scratch, float* out, int lanes);
     // The same bits for one frame by itself: in (side, side, channels) to out (out_side, out_side, filters).
-    void (*convolve_frame)(const ConvView&, const float* in, float* out);
+    void (*convolve_frame)(const ConvView&, const float* in, float* scratch, float* out);
     // The first latent of an episode: mu + exp(logvar / 2) * normal; mu, logvar, z: (latent).
     void (*start)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, int latent,
                   const float* mu, const float* logvar, float* z);

@@ -42,6 +42,8 @@ inline U high_product(U a, std::uint32_t b) {
 //
 #include "kernels/conv.hpp"
 //
+#include "kernels/winograd.hpp"
+//
 #include "kernels/probes.hpp"
 //
 #include "kernels/tile.hpp"
