@@ -56,6 +56,16 @@ def test_every_level_encodes_as_pytorch_does(vae, name):
         np.testing.assert_allclose(found, part, atol=2e-6 * np.abs(part).max())
 
 
+@pytest.mark.parametrize("name", simd_levels())
+@pytest.mark.parametrize("latent", [1, 5, 7, 10])
+def test_any_number_of_latents(latent, name):
+    """2 to 20 rows of mu and logvar: panels of twelve that are full, nearly empty, and all between."""
+    set_simd_level(name)
+    model, pictures = make_vae(latent).eval(), frames(32)
+    for found, part in zip(Encoder(model, CPU, num_threads=1)(pictures), in_double(model, pictures), strict=True):
+        np.testing.assert_allclose(found, part, atol=2e-6 * np.abs(part).max())
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_a_frame_does_not_depend_on_the_others(vae, threads):
     pictures = frames(70)

@@ -22,16 +22,27 @@ inline __attribute__((always_inline)) void convolve_rows(const ConvView& conv, c
                 store(out + r * kBlock + n * kLanes, conv.relu ? maximum(acc[r][n], 0.0F) : acc[r][n]);
 }
 
+// Calls f<rows>(first) for groups of filters: R at once, and four at once where up to eight begin a panel.
+template <int R, class F>
+inline __attribute__((always_inline)) void in_groups(int filters, F f) {
+    constexpr int kLast = 4;
+    int first = 0;
+    for (; first < filters && (first % kPanel != 0 || filters - first > 2 * kLast); first += R)
+        f.template operator()<R>(first);
+    for (; first < filters; first += kLast) f.template operator()<kLast>(first);
+}
+
 // One line of pixels. A panel is read once for all of them: those of the last layers fill the second-level
 // cache.
 template <int R, int N>
 inline void convolve_line(const ConvView& conv, const float* line, float* out) {
-    for (int first = 0; first < conv.filters; first += R)
+    in_groups<R>(conv.filters, [&]<int kGroup>(int first) __attribute__((always_inline)) {
         for (int x = 0; x < conv.out_side(); ++x)
-            convolve_rows<R, N>(conv, conv.panels + first / kPanel * conv.panel_size() + first % kPanel,
-                                line + std::ptrdiff_t{conv.stride} * x * conv.channels * kBlock,
-                                conv.filters - first,
-                                out + (std::ptrdiff_t{conv.filters} * x + first) * kBlock);
+            convolve_rows<kGroup, N>(conv, conv.panels + first / kPanel * conv.panel_size() + first % kPanel,
+                                     line + std::ptrdiff_t{conv.stride} * x * conv.channels * kBlock,
+                                     conv.filters - first,
+                                     out + (std::ptrdiff_t{conv.filters} * x + first) * kBlock);
+    });
 }
 
 // out (out_side, out_side, filters, kBlock) = the layer of in (side, side, channels, kBlock), for the first

@@ -90,14 +90,15 @@ inline int winograd_line(const ConvView& conv, const Product& product, const flo
     const std::ptrdiff_t pixel = std::ptrdiff_t{conv.filters} * kBlock, line = side * pixel;
     const float* const panels = product.panels(conv);
     const int end = n + (vectors - n) / N * N;
-    for (int first = 0; first < conv.filters; first += R)
+    in_groups<R>(conv.filters, [&]<int kGroup>(int first) __attribute__((always_inline)) {
         for (int tile = 0; tile < side / 2; ++tile)
             for (int at = n; at < end; at += N)
-                winograd_rows<R, N>(product, panels + first / kPanel * conv.panel_size() + first % kPanel,
-                                    inputs + std::ptrdiff_t{tile} * columns * kBlock + at * kLanes, columns,
-                                    conv.filters - first,
-                                    out + 2 * tile * pixel + std::ptrdiff_t{first} * kBlock + at * kLanes,
-                                    line, pixel);
+                winograd_rows<kGroup, N>(
+                    product, panels + first / kPanel * conv.panel_size() + first % kPanel,
+                    inputs + std::ptrdiff_t{tile} * columns * kBlock + at * kLanes, columns,
+                    conv.filters - first,
+                    out + 2 * tile * pixel + std::ptrdiff_t{first} * kBlock + at * kLanes, line, pixel);
+    });
     return end;
 }
 
