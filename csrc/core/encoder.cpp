@@ -38,25 +38,27 @@ AlignedFloats pack(const ConvView& conv, Of of, BiasOf bias_of) {
     return packed;
 }
 
-// The same for Winograd's products: of the two weights of a line (or column) that meet pixels of its parity
-// the first, their sum, and the second.
+// The same for Winograd's products. Along an axis a window has two weights of each parity, g0 and g1: product
+// 0 takes g0, product 1 their sum, product 2 g1.
 template <class Of, class BiasOf>
 AlignedFloats pack_winograd(const ConvView& conv, Of of, BiasOf bias_of) {
-    AlignedFloats packed = aligned_floats(static_cast<std::size_t>(kWinograd * conv.panels_size()));
-    for (int product = 0; product < kWinograd; ++product)
+    AlignedFloats packed = aligned_floats(static_cast<std::size_t>(kWinogradProducts * conv.panels_size()));
+    for (int product = 0; product < kWinogradProducts; ++product) {
+        const int line = product / 3, column = product % 3;
         for (int filter = 0; filter < conv.filters; ++filter) {
             float* to = packed.get() + product * conv.panels_size() + filter / kPanel * conv.panel_size() +
                         filter % kPanel;
-            *to = product == kWinograd / 2 ? bias_of(filter) : 0.0F;
+            *to = line == 1 && column == 1 ? bias_of(filter) : 0.0F;
             for (int odd = 0; odd < 4; ++odd)
                 for (int channel = 0; channel < conv.channels; ++channel) {
                     double sum = 0.0;
-                    for (int y = product / 3 / 2; y <= (product / 3 + 1) / 2; ++y)
-                        for (int x = product % 3 / 2; x <= (product % 3 + 1) / 2; ++x)
+                    for (int y = line / 2; y <= (line + 1) / 2; ++y)
+                        for (int x = column / 2; x <= (column + 1) / 2; ++x)
                             sum += of(filter, channel, 2 * y + odd / 2, 2 * x + odd % 2);
                     *(to += kPanel) = static_cast<float>(sum);
                 }
         }
+    }
     return packed;
 }
 
@@ -66,7 +68,14 @@ Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
     int side = kFrameSide, channels = kFrameChannels;
     for (std::size_t layer = 0; layer < kConvolutions; ++layer) {
         ConvView& conv = layers_[layer];
-        conv = {side, channels, kFilters[layer], kConvKernel, 2, channels % kBlock == 0, true, nullptr};
+        conv = {.side = side,
+                .channels = channels,
+                .filters = kFilters[layer],
+                .kernel = kConvKernel,
+                .stride = 2,
+                .relu = true,
+                .winograd = channels % kBlock == 0,
+                .panels = nullptr};
         const float* const weight = weights.weight[layer];
         const float* const bias = weights.bias[layer];
         const auto of = [&](int filter, int channel, int y, int x) {
@@ -79,7 +88,14 @@ Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
         channels = conv.filters;
     }
     ConvView& last = layers_[kConvolutions];  // mu and logvar: a convolution as large as what it sees
-    last = {side, channels, 2 * latent, side, 1, false, false, nullptr};
+    last = {.side = side,
+            .channels = channels,
+            .filters = 2 * latent,
+            .kernel = side,
+            .stride = 1,
+            .relu = false,
+            .winograd = false,
+            .panels = nullptr};
     panels_[kConvolutions] = pack(
         last,
         [&](int row, int channel, int y, int x) {

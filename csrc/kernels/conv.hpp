@@ -22,18 +22,18 @@ inline __attribute__((always_inline)) void convolve_rows(const ConvView& conv, c
                 store(out + r * kBlock + n * kLanes, conv.relu ? maximum(acc[r][n], 0.0F) : acc[r][n]);
 }
 
-// Calls f<rows>(first) for groups of filters: R at once, and four at once where up to eight begin a panel.
+// Calls f<rows>(first) for groups of filters, none of which leaves its panel: R at once, or four at once
+// where the last panel has no more than eight.
 template <int R, class F>
 inline __attribute__((always_inline)) void in_groups(int filters, F f) {
-    constexpr int kLast = 4;
+    constexpr int kFewer = 4;
     int first = 0;
-    for (; first < filters && (first % kPanel != 0 || filters - first > 2 * kLast); first += R)
+    for (; first < filters && (first % kPanel != 0 || filters - first > 2 * kFewer); first += R)
         f.template operator()<R>(first);
-    for (; first < filters; first += kLast) f.template operator()<kLast>(first);
+    for (; first < filters; first += kFewer) f.template operator()<kFewer>(first);
 }
 
-// One line of pixels. A panel is read once for all of them: those of the last layers fill the second-level
-// cache.
+// One line of pixels. A panel is read once for all of them.
 template <int R, int N>
 inline void convolve_line(const ConvView& conv, const float* line, float* out) {
     in_groups<R>(conv.filters, [&]<int kGroup>(int first) __attribute__((always_inline)) {

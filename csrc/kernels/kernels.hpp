@@ -51,23 +51,27 @@ struct ControllerView {
     int hidden_units;
 };
 
-inline constexpr int kWinograd = 9;  // products of a tile of 2x2 outputs: 3 lines x 3 columns
+inline constexpr int kWinogradProducts =
+    9;  // of a tile of 2x2 outputs: 3 along its lines x 3 along its columns
 
 // A convolution without padding; panels as ModelView's: (ceil(filters / 12), 1 + columns, 12), the columns in
-// the order (y, x, channel). Those of Winograd's minimal filtering (windows of 4x4, stride 2, an even
-// out_side, channels in whole blocks) are kWinograd times as many, with columns in the order (odd line, odd
-// column, channel).
+// the order (y, x, channel). Those of Winograd's minimal filtering come once for every product, product 3 *
+// line
+// + column, with the biases in the middle one alone and the columns in the order (odd line, odd column,
+// channel).
 struct ConvView {
     int side, channels;  // of what it sees, a square
     int filters, kernel, stride;
-    bool winograd, relu;
+    bool relu;
+    bool winograd;  // for windows of 4x4, stride 2, an even out_side up to 2 * kBlock, channels in whole
+                    // blocks
     const float* panels;
 
     int out_side() const { return (side - kernel) / stride + 1; }
     int columns() const { return (winograd ? 4 : kernel * kernel) * channels; }
     std::ptrdiff_t panel_size() const { return std::ptrdiff_t{kPanel} * (1 + columns()); }
     std::ptrdiff_t panels_size() const { return (filters + kPanel - 1) / kPanel * panel_size(); }
-    // Floats of a line's inputs of one product, for frames across the lanes; also those of a frame by itself.
+    // Floats for what one product takes of a line of tiles in all lanes, or of all tiles of a frame alone.
     std::ptrdiff_t scratch_size() const {
         return winograd ? std::ptrdiff_t{out_side() / 2} * columns() * kBlock : 0;
     }
@@ -117,7 +121,7 @@ struct Kernels {
     // Moves the memory of the first `lanes` lanes on by [z, action, restart] in x, in float32.
     void (*remember)(const ModelView&, Block&, int lanes);
     // One layer of V's encoder: in (side, side, channels, kBlock) to out (out_side, out_side, filters,
-    // kBlock), for the first `lanes` lanes; scratch has scratch_size floats.
+    // kBlock), for the first `lanes` lanes; scratch has scratch_size floats. All are aligned to 64 bytes.
     void (*convolve)(const ConvView&, const float* in, float* scratch, float* out, int lanes);
     // The same bits for one frame by itself: in (side, side, channels) to out (out_side, out_side, filters).
     void (*convolve_frame)(const ConvView&, const float* in, float* scratch, float* out);
