@@ -59,7 +59,7 @@ def test_every_level_encodes_as_pytorch_does(vae, name, threads):
     expected = in_double(vae, pictures)
     for found, part in zip(Encoder(vae, CPU, num_threads=threads)(pictures), expected, strict=True):
         assert found.dtype == np.float32
-        np.testing.assert_allclose(found, part, atol=2e-6 * np.abs(part).max())
+        np.testing.assert_allclose(found, part, atol=3e-6 * np.abs(part).max())
 
 
 @pytest.mark.parametrize("name", simd_levels())
@@ -69,7 +69,7 @@ def test_any_number_of_latents(latent, name):
     set_simd_level(name)
     model, pictures = make_vae(latent), frames(36)
     for found, part in zip(Encoder(model, CPU, num_threads=1)(pictures), in_double(model, pictures), strict=True):
-        np.testing.assert_allclose(found, part, atol=2e-6 * np.abs(part).max())
+        np.testing.assert_allclose(found, part, atol=3e-6 * np.abs(part).max())
 
 
 @pytest.mark.parametrize("name", simd_levels())

@@ -39,12 +39,17 @@ AlignedFloats pack(const ConvView& conv, Of of, BiasOf bias_of) {
 }
 
 // The same for Winograd's products. Along an axis a window has two weights of each parity, g0 and g1: product
-// 0 takes g0, product 1 their sum, product 2 g1.
+// 0 takes g0, product 1 half their sum, product 2 g1, product 3 half their difference.
 template <class Of, class BiasOf>
 AlignedFloats pack_winograd(const ConvView& conv, Of of, BiasOf bias_of) {
-    AlignedFloats packed = aligned_floats(static_cast<std::size_t>(kWinogradProducts * conv.panels_size()));
-    for (int product = 0; product < kWinogradProducts; ++product) {
-        const int line = product / 3, column = product % 3;
+    constexpr std::array<std::array<double, 2>, 4> kShares = {
+        {{1.0, 0.0}, {0.5, 0.5}, {0.0, 1.0}, {0.5, -0.5}}};
+    const int each = conv.products();
+    AlignedFloats packed = aligned_floats(static_cast<std::size_t>(each * each * conv.panels_size()));
+    for (int product = 0; product < each * each; ++product) {
+        const int line = product / each, column = product % each;
+        const auto& down = kShares[static_cast<std::size_t>(line)];
+        const auto& across = kShares[static_cast<std::size_t>(column)];
         for (int filter = 0; filter < conv.filters; ++filter) {
             float* to = packed.get() + product * conv.panels_size() + filter / kPanel * conv.panel_size() +
                         filter % kPanel;
@@ -52,9 +57,11 @@ AlignedFloats pack_winograd(const ConvView& conv, Of of, BiasOf bias_of) {
             for (int odd = 0; odd < 4; ++odd)
                 for (int channel = 0; channel < conv.channels; ++channel) {
                     double sum = 0.0;
-                    for (int y = line / 2; y <= (line + 1) / 2; ++y)
-                        for (int x = column / 2; x <= (column + 1) / 2; ++x)
-                            sum += of(filter, channel, 2 * y + odd / 2, 2 * x + odd % 2);
+                    for (std::size_t y = 0; y < 2; ++y)
+                        for (std::size_t x = 0; x < 2; ++x)
+                            sum += down[y] * across[x] *
+                                   of(filter, channel, 2 * static_cast<int>(y) + odd / 2,
+                                      2 * static_cast<int>(x) + odd % 2);
                     *(to += kPanel) = static_cast<float>(sum);
                 }
         }
@@ -65,7 +72,7 @@ AlignedFloats pack_winograd(const ConvView& conv, Of of, BiasOf bias_of) {
 }  // namespace
 
 Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
-    int side = kFrameSide, channels = kFrameChannels;
+    int side = kSeenSide, channels = kFrameChannels;
     for (std::size_t layer = 0; layer < kConvolutions; ++layer) {
         ConvView& conv = layers_[layer];
         conv = {.side = side,
@@ -109,13 +116,16 @@ Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
 
 void Encoder::encode_block(const Kernels& kernels, const std::uint8_t* frames, int count, Buffers& buffers,
                            float* mu, float* logvar) const {
-    constexpr int kLine = kFrameSide * kFrameChannels, kValues = kFrameSide * kLine;
+    constexpr int kLine = kFrameSide * kFrameChannels, kSeen = kSeenSide * kFrameChannels;
     float* in = buffers.even.get();
     float* out = buffers.odd.get();
-    for (int first = 0; first < kValues; first += kLine)
-        for (int lane = 0; lane < count; ++lane)
-            for (int i = first; i < first + kLine; ++i)
-                in[i * kBlock + lane] = kLevels[frames[std::ptrdiff_t{lane} * kValues + i]];
+    for (int line = 0; line < kSeenSide; ++line)
+        for (int lane = 0; lane < count; ++lane) {
+            const std::uint8_t* const from =
+                frames + std::ptrdiff_t{lane} * kFrameSide * kLine + line * kLine;
+            float* const to = in + line * kSeen * kBlock + lane;
+            for (int i = 0; i < kSeen; ++i) to[i * kBlock] = kLevels[from[i]];
+        }
     for (const ConvView& conv : layers_) {
         kernels.convolve(conv, in, buffers.scratch.get(), out, count);
         std::swap(in, out);
@@ -129,10 +139,11 @@ void Encoder::encode_block(const Kernels& kernels, const std::uint8_t* frames, i
 
 void Encoder::encode_frame(const Kernels& kernels, const std::uint8_t* frame, Buffers& buffers, float* mu,
                            float* logvar) const {
-    constexpr int kValues = kFrameSide * kFrameSide * kFrameChannels;
+    constexpr int kLine = kFrameSide * kFrameChannels, kSeen = kSeenSide * kFrameChannels;
     float* in = buffers.even.get();
     float* out = buffers.odd.get();
-    for (int i = 0; i < kValues; ++i) in[i] = kLevels[frame[i]];
+    for (int line = 0; line < kSeenSide; ++line)
+        for (int i = 0; i < kSeen; ++i) in[line * kSeen + i] = kLevels[frame[line * kLine + i]];
     for (const ConvView& conv : layers_) {
         kernels.convolve_frame(conv, in, buffers.scratch.get(), out);
         std::swap(in, out);
@@ -151,7 +162,7 @@ void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frame
     const int blocks = (count + size - 1) / size;
     const int team = team_for(blocks, threads);
     while (buffers_.size() < static_cast<std::size_t>(team)) {
-        std::array<std::size_t, 3> largest = {floats_of(kFrameSide, kFrameChannels), 0, 0};
+        std::array<std::size_t, 3> largest = {floats_of(kSeenSide, kFrameChannels), 0, 0};
         for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
             const ConvView& conv = layers_[layer];
             std::size_t& floats = largest[(layer + 1) % 2];

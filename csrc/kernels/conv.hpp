@@ -67,17 +67,18 @@ inline __attribute__((always_inline)) void start_pixels(const float* panel, Q (&
         for (int q = 0; q < N; ++q) __builtin_memcpy(&acc[p][q], panel + 4 * q, sizeof(Q));
 }
 
-// Accumulates a panel's filters at P pixels whose inputs are `step` apart; returns the weights that follow.
+// Accumulates a panel's filters at P pixels from their inputs; returns the weights that follow.
 template <int P, int N>
-inline __attribute__((always_inline)) const float* accumulate_pixels(const float* w, const float* in,
-                                                                     int count, int step, Q (&acc)[P][N]) {
-    for (int k = 0; k < count; ++k, ++in, w += kPanel) {
+inline __attribute__((always_inline)) const float* accumulate_pixels(const float* w,
+                                                                     const float* const (&in)[P], int count,
+                                                                     Q (&acc)[P][N]) {
+    for (int k = 0; k < count; ++k, w += kPanel) {
         Q weight[N];
 #pragma GCC unroll 3
         for (int q = 0; q < N; ++q) __builtin_memcpy(&weight[q], w + 4 * q, sizeof(Q));
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
-            const Q x = in[p * step] - Q{};
+            const Q x = in[p][k] - Q{};
 #pragma GCC unroll 3
             for (int q = 0; q < N; ++q) acc[p][q] = fma(weight[q], x, acc[p][q]);
         }
@@ -92,9 +93,11 @@ inline void convolve_pixels(const ConvView& conv, const float* panel, const floa
     Q acc[P][kPanel / 4];
     start_pixels(panel, acc);
     const float* w = panel + kPanel;
-    for (int line = 0; line < conv.kernel; ++line)
-        w = accumulate_pixels(w, window + line * conv.side * conv.channels, conv.kernel * conv.channels,
-                              conv.stride * conv.channels, acc);
+    for (int line = 0; line < conv.kernel; ++line) {
+        const float* at[P];
+        for (int p = 0; p < P; ++p) at[p] = window + (line * conv.side + p * conv.stride) * conv.channels;
+        w = accumulate_pixels(w, at, conv.kernel * conv.channels, acc);
+    }
     for (int p = 0; p < P; ++p)
         for (int f = 0; f < filters; ++f) {
             const float sum = acc[p][f / 4][f % 4];

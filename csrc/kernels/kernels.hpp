@@ -51,29 +51,30 @@ struct ControllerView {
     int hidden_units;
 };
 
-inline constexpr int kWinogradProducts =
-    9;  // of a tile of 2x2 outputs: 3 along its lines x 3 along its columns
-
 // A convolution without padding; panels as ModelView's: (ceil(filters / 12), 1 + columns, 12), the columns in
-// the order (y, x, channel). Those of Winograd's minimal filtering come once for every product, product 3 *
-// line
-// + column, with the biases in the middle one alone and the columns in the order (odd line, odd column,
-// channel).
+// the order (y, x, channel). Those of Winograd's minimal filtering come once for every product, product
+// products() * line + column, with the biases in that of line 1 and column 1 alone and the columns in the
+// order (odd line, odd column, channel).
 struct ConvView {
     int side, channels;  // of what it sees, a square
     int filters, kernel, stride;
     bool relu;
-    bool winograd;  // for windows of 4x4, stride 2, an even out_side up to 2 * kBlock, channels in whole
-                    // blocks
+    bool winograd;  // for windows of 4x4, stride 2, an out_side of 2 or more, channels in whole blocks
     const float* panels;
 
     int out_side() const { return (side - kernel) / stride + 1; }
     int columns() const { return (winograd ? 4 : kernel * kernel) * channels; }
     std::ptrdiff_t panel_size() const { return std::ptrdiff_t{kPanel} * (1 + columns()); }
     std::ptrdiff_t panels_size() const { return (filters + kPanel - 1) / kPanel * panel_size(); }
-    // Floats for what one product takes of a line of tiles in all lanes, or of all tiles of a frame alone.
+    // Winograd's tiles along an axis: of three outputs, then as few of two as fill it, that is two at most.
+    int tiles() const { return (out_side() + 2) / 3; }
+    int tiles_of_three() const { return out_side() - 2 * tiles(); }
+    // Products along an axis.
+    int products() const { return tiles_of_three() > 0 ? 4 : 3; }
+    // Floats for what the products take of a tile in all lanes, or of all tiles of a frame alone.
     std::ptrdiff_t scratch_size() const {
-        return winograd ? std::ptrdiff_t{out_side() / 2} * columns() * kBlock : 0;
+        const int many = tiles() * tiles() < kBlock ? kBlock : tiles() * tiles();
+        return winograd ? std::ptrdiff_t{many} * products() * products() * columns() : 0;
     }
 };
 

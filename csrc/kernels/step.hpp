@@ -59,11 +59,11 @@ inline std::ptrdiff_t panel_size(const Inputs& in) {
     return std::ptrdiff_t{kPanel} * (1 + in.first_count + in.second_count);
 }
 
-// Accumulates R rows of a panel: acc[r][n] += w[k][r] * in[k][lane].
-template <class P, int R, int N>
+// Accumulates R rows of a panel: acc[r][n] += w[k][r] * in[k][lane], the rows of in kStep floats apart.
+template <class P, int kStep = kBlock, int R, int N>
 inline __attribute__((always_inline)) const float* accumulate(const float* w, const float* in, int count,
                                                               V (&acc)[R][N]) {
-    for (int k = 0; k < count; ++k, w += kPanel, in += kBlock) {
+    for (int k = 0; k < count; ++k, w += kPanel, in += kStep) {
         V x[N];
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) x[n] = load(in + n * kLanes);

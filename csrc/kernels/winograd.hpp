@@ -1,187 +1,270 @@
-// Convolutions of 4x4 windows and stride 2 by Winograd's minimal filtering F(2x2, 2x2) (Lavin & Gray, Fast
-// Algorithms for Convolutional Neural Networks, 2016): pixels of odd and even lines and columns make four
-// pictures each of which is convolved by 2x2 with stride 1, and a tile of 2x2 outputs takes 9 products where
-// it took 16. Along an axis, pixels d0, d1, d2 and weights g0, g1 of one parity make m0 = (d0 - d1) g0,
-// m1 = d1 (g0 + g1) and m2 = (d1 - d2) g1, and two outputs are m0 + m1 and m1 - m2. Over frames that lie
-// across the lanes and over one frame alone, to the same bits. Included inside an ISA's anonymous namespace,
-// after conv.hpp. Steps are distances in floats.
+// Convolutions of 4x4 windows and stride 2 by Winograd's minimal filtering (Lavin & Gray, Fast Algorithms for
+// Convolutional Neural Networks, 2016): pixels of odd and even lines and columns make four pictures each of
+// which is convolved by 2x2 with stride 1. A tile of 3x3 outputs takes 16 products where it took 36, F(3x3,
+// 2x2); where threes leave a rest, a tile of two takes 3 along that axis where it took 4. Along an axis,
+// pixels d0 to d3 and weights g0, g1 of one parity make
+//     m0 = (d0 - d2) g0, m1 = (d1 + d2) (g0 + g1) / 2, m2 = (d1 - d3) g1 and m3 = (d2 - d1) (g0 - g1) / 2,
+// and three outputs are m0 + m1 + m3, m1 - m3 and m1 - m2 + m3; two outputs, of d0 to d2,
+//     m0 = (d0 - d1) g0, m1 = (d1 + d1) (g0 + g1) / 2 and m2 = (d1 - d2) g1
+// are m0 + m1 and m1 - m2. Over frames that lie across the lanes and over one frame alone, to the same bits.
+// Included inside an ISA's anonymous namespace, after conv.hpp. Steps are distances in floats.
 
-// m0, m1 or m2 along the lines, and along the columns.
-struct WinogradProduct {
-    int line, column;
+// A tile along one axis: its first output, and how many there are.
+struct WinogradTile {
+    int first, size;
 
-    // The one that is added as the `order`th. The middle one is the first: all outputs take it.
-    explicit WinogradProduct(int order) {
-        const int at = (order + kWinogradProducts / 2) % kWinogradProducts;
-        line = at / 3, column = at % 3;
+    WinogradTile(const ConvView& conv, int number)
+        : first(3 * number), size(number < conv.tiles_of_three() ? 3 : 2) {
+        if (size == 2) first -= number - conv.tiles_of_three();
     }
-    bool first() const { return line == 1 && column == 1; }
-    const float* panels(const ConvView& conv) const {
-        return conv.panels + (3 * line + column) * conv.panels_size();
-    }
-    // 1, 0 or -1: what an output of the tile takes of it.
-    int gain(int y, int x) const { return gain_along(line, y) * gain_along(column, x); }
-
-    static int gain_along(int at, int output) { return at == 1 ? 1 : at == 2 * output ? 1 - at : 0; }
+    int products() const { return size + 1; }
+    // The four pixels that its products are made of; of two outputs, the second one twice.
+    int pixel(int number) const { return 2 * (first + (number < 2 ? number : size + number - 3)); }
 };
 
-// out (4, rows, kBlock) = what a product takes of a tile. A pixel of its window is `rows` rows of `vectors`
-// vectors: a channel each, or 32 channels of a frame alone.
-inline void winograd_inputs(const WinogradProduct& product, const float* window, std::ptrdiff_t line_step,
-                            std::ptrdiff_t pixel_step, int rows, int vectors, float* out) {
-    const std::ptrdiff_t below = product.line == 1 ? 0 : 2 * line_step;
-    const std::ptrdiff_t beside = product.column == 1 ? 0 : 2 * pixel_step;
-    window += (product.line == 0 ? 0 : 2 * line_step) + (product.column == 0 ? 0 : 2 * pixel_step);
-    for (int odd = 0; odd < 4; ++odd) {
-        const float* in = window + odd / 2 * line_step + odd % 2 * pixel_step;
-        for (int row = 0; row < rows; ++row, in += kBlock, out += kBlock)
-            for (int n = 0; n < vectors; ++n) {
-                const float* const d = in + n * kLanes;
-                V value = load(d);
-                if (below) value -= load(d + below);
-                if (beside) {
-                    V other = load(d + beside);
-                    if (below) other -= load(d + beside + below);
-                    value -= other;
+// What the products m0 to m3 take of the four pixels; m3 is of tiles of three alone.
+struct WinogradPixels {
+    V product[4];
+
+    WinogradPixels(V first, V second, V third, V fourth)
+        : product{first - third, second + third, second - fourth, third - second} {}
+};
+
+// One of the products of a tile, m0, m1, m2 or m3 along the lines and along the columns, and the outputs that
+// take it.
+struct WinogradProduct {
+    int number;
+    int count;  // of the outputs; 0 where the tile does not have the product
+    int output[9];
+    float sign[9];
+
+    const float* panels(const ConvView& conv) const { return conv.panels + number * conv.panels_size(); }
+};
+
+// The products of a tile of lines x columns outputs, which are counted `step` a line, in the order in which
+// they are added. The first, m1 along both, is of all outputs, and has the biases.
+struct WinogradProducts {
+    int count;
+    WinogradProduct all[16];
+
+    WinogradProducts(const ConvView& conv, int lines, int columns, int step)
+        : count(conv.products() * conv.products()) {
+        for (int order = 0; order < count; ++order) {
+            const int number = (order + conv.products() + 1) % count;
+            const int line = number / conv.products(), column = number % conv.products();
+            WinogradProduct& product = all[order];
+            product.number = number, product.count = 0;
+            for (int y = 0; y < lines; ++y)
+                for (int x = 0; x < columns; ++x) {
+                    const int gain = gain_along(lines, line, y) * gain_along(columns, column, x);
+                    if (gain == 0) continue;
+                    product.output[product.count] = y * step + x;
+                    product.sign[product.count++] = static_cast<float>(gain);
                 }
-                store(out + n * kLanes, value);
-            }
+        }
+    }
+    // What an output takes of a product.
+    static int gain_along(int size, int product, int output) {
+        if (product == 0) return output == 0 ? 1 : 0;
+        if (product == 2) return output == size - 1 ? -1 : 0;
+        if (product == 3) return size < 3 ? 0 : output == 1 ? -1 : 1;
+        return 1;
+    }
+};
+
+// What the products take of a tile: rows of N vectors, kStep apart, for all channels of even lines' even
+// pixels, then of their odd ones, then of odd lines; those of a product product_step behind the one before. A
+// pixel of the frame is rows too, row_step apart: a channel in N vectors of lanes, or N vectors of channels.
+template <int N, int kEach, int kStep>
+inline void winograd_inputs(const ConvView& conv, const WinogradTile& down, const WinogradTile& across,
+                            const float* frame, std::ptrdiff_t pixel_step, std::ptrdiff_t row_step,
+                            float* out, std::ptrdiff_t product_step) {
+    const std::ptrdiff_t line_step = conv.side * pixel_step;
+    std::ptrdiff_t line[4], pixel[4];
+    for (int i = 0; i < 4; ++i) {
+        line[i] = down.pixel(i) * line_step;
+        pixel[i] = across.pixel(i) * pixel_step;
+    }
+    const int lines = down.products(), columns = across.products();
+    for (int odd = 0; odd < 4; ++odd) {
+        const float* in = frame + odd / 2 * line_step + odd % 2 * pixel_step;
+        for (const float* const end = in + pixel_step; in != end; in += row_step, out += kStep) {
+            V along[4][4][N];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 2
+                for (int n = 0; n < N; ++n) {
+                    const float* const from = in + line[i] + n * kLanes;
+                    const WinogradPixels pixels(load(from + pixel[0]), load(from + pixel[1]),
+                                                load(from + pixel[2]), load(from + pixel[3]));
+#pragma GCC unroll 4
+                    for (int j = 0; j < 4; ++j) along[i][j][n] = pixels.product[j];
+                }
+            for (int j = 0; j < columns; ++j)
+#pragma GCC unroll 2
+                for (int n = 0; n < N; ++n) {
+                    const WinogradPixels pixels(along[0][j][n], along[1][j][n], along[2][j][n],
+                                                along[3][j][n]);
+                    float* const to = out + j * product_step + n * kLanes;
+#pragma GCC unroll 4
+                    for (int i = 0; i < 4; ++i)
+                        if (i < lines) store(to + kEach * i * product_step, pixels.product[i]);
+                }
+        }
     }
 }
 
-// R filters of a panel at one tile, for N vectors of lanes; `filters` of them are added to the tile's
-// outputs.
-template <int R, int N>
-inline __attribute__((always_inline)) void winograd_rows(const WinogradProduct& product, const float* panel,
-                                                         const float* inputs, int columns, int filters,
-                                                         float* out, std::ptrdiff_t line_step,
-                                                         std::ptrdiff_t pixel_step) {
-    V acc[R][N];
+// R filters of a panel at one tile, for N vectors of lanes: all products, one after the other.
+template <int R, int N, int kEach>
+inline __attribute__((always_inline)) void winograd_rows(const ConvView& conv, const WinogradTile& down,
+                                                         const WinogradTile& across,
+                                                         const WinogradProducts& products,
+                                                         const float* inputs, int first, float* out) {
+    const int filters = conv.filters - first;
+    V sums[9][R][N] = {};
+    for (int order = 0; order < products.count; ++order) {
+        const WinogradProduct& product = products.all[order];
+        if (product.count == 0) continue;
+        const float* const panel = product.panels(conv) + first / kPanel * conv.panel_size() + first % kPanel;
+        V acc[R][N];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) acc[r][n] = splat(panel[r]);
-    accumulate<Float32>(panel + kPanel, inputs, columns, acc);
-    for (int y = 0; y < 2; ++y)
-        for (int x = 0; x < 2; ++x) {
-            const int gain = product.gain(y, x);
-            if (gain == 0) continue;
+            for (int n = 0; n < N; ++n) acc[r][n] = splat(panel[r]);
+        accumulate<Float32, kEach * kEach * N * kLanes>(panel + kPanel, inputs + product.number * N * kLanes,
+                                                        conv.columns(), acc);
+        for (int i = 0; i < product.count; ++i) {
+            V(&to)[R][N] = sums[product.output[i]];
+            const V sign = splat(product.sign[i]);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                for (int n = 0; n < N; ++n) to[r][n] = fma(sign, acc[r][n], to[r][n]);
+        }
+    }
+    for (int y = 0; y < down.size; ++y)
+        for (int x = 0; x < across.size; ++x) {
+            const V(&sum)[R][N] = sums[3 * y + x];
+            float* const pixel =
+                out + ((down.first + y) * conv.out_side() + across.first + x) * conv.filters * kBlock;
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r)
                 if (r < filters)
 #pragma GCC unroll 4
-                    for (int n = 0; n < N; ++n) {
-                        float* const to = out + y * line_step + x * pixel_step + r * kBlock + n * kLanes;
-                        const V sum = acc[r][n];
-                        store(to, product.first() ? sum : gain > 0 ? load(to) + sum : load(to) - sum);
-                    }
+                    for (int n = 0; n < N; ++n)
+                        store(pixel + (first + r) * kBlock + n * kLanes,
+                              conv.relu ? maximum(sum[r][n], 0.0F) : sum[r][n]);
         }
 }
 
-// One product for a line of tiles, for the vectors from n on, N at once; returns the first that are left. A
-// panel is read once for all of them.
-template <int R, int N>
-inline int winograd_line(const ConvView& conv, const WinogradProduct& product, const float* inputs, int n,
-                         int vectors, float* out) {
-    const int side = conv.out_side(), columns = conv.columns();
-    const std::ptrdiff_t pixel_step = std::ptrdiff_t{conv.filters} * kBlock, line_step = side * pixel_step;
-    const float* const panels = product.panels(conv);
-    const int end = n + (vectors - n) / N * N;
-    in_groups<R>(conv.filters, [&]<int kGroup>(int first) __attribute__((always_inline)) {
-        for (int tile = 0; tile < side / 2; ++tile)
-            for (int at = n; at < end; at += N)
-                winograd_rows<kGroup, N>(
-                    product, panels + first / kPanel * conv.panel_size() + first % kPanel,
-                    inputs + std::ptrdiff_t{tile} * columns * kBlock + at * kLanes, columns,
-                    conv.filters - first,
-                    out + 2 * tile * pixel_step + std::ptrdiff_t{first} * kBlock + at * kLanes, line_step,
-                    pixel_step);
-    });
-    return end;
+// N vectors of lanes, R filters at once.
+template <int R, int N, int kEach>
+inline void winograd_lanes(const ConvView& conv, const float* in, float* inputs, float* out) {
+    const std::ptrdiff_t pixel_step = std::ptrdiff_t{conv.channels} * kBlock;
+    for (int y = 0; y < conv.tiles(); ++y)
+        for (int x = 0; x < conv.tiles(); ++x) {
+            const WinogradTile down(conv, y), across(conv, x);
+            const WinogradProducts products(conv, down.size, across.size, 3);
+            winograd_inputs<N, kEach, kEach * kEach * N * kLanes>(conv, down, across, in, pixel_step, kBlock,
+                                                                  inputs, N * kLanes);
+            in_groups<R>(conv.filters, [&]<int kGroup>(int first) __attribute__((always_inline)) {
+                winograd_rows<kGroup, N, kEach>(conv, down, across, products, inputs, first, out);
+            });
+        }
 }
 
 // out (out_side, out_side, filters, kBlock) = the layer of in (side, side, channels, kBlock), for the first
-// `lanes` lanes; inputs: (out_side / 2, 4 channels, kBlock).
+// `lanes` lanes; inputs: (4 channels, products, two vectors of lanes).
+template <int kEach>
 inline void winograd(const ConvView& conv, const float* in, float* inputs, float* out, int lanes) {
-    const int vectors = vectors_of(lanes), side = conv.out_side(), tiles = side / 2;
-    const std::ptrdiff_t pixel_step = std::ptrdiff_t{conv.channels} * kBlock,
-                         line_step = conv.side * pixel_step;
-    for (int y = 0; y < tiles; ++y) {
-        float* const to = out + std::ptrdiff_t{2} * y * side * conv.filters * kBlock;
-        for (int order = 0; order < kWinogradProducts; ++order) {
-            const WinogradProduct product(order);
-            for (int x = 0; x < tiles; ++x)
-                winograd_inputs(product, in + 4 * (y * line_step + x * pixel_step), line_step, pixel_step,
-                                conv.channels, vectors, inputs + x * 4 * pixel_step);
-            const int n = winograd_line<kRows, 2>(conv, product, inputs, 0, vectors, to);
-            winograd_line<kRowsAlone, 1>(conv, product, inputs, n, vectors, to);
-        }
-        for (std::ptrdiff_t row = 0; conv.relu && row < std::ptrdiff_t{2} * side * conv.filters; ++row)
-            for (int n = 0; n < vectors; ++n) {
-                float* const at = to + row * kBlock + n * kLanes;
-                store(at, maximum(load(at), 0.0F));
-            }
-    }
+    const int vectors = vectors_of(lanes);
+    int n = 0;
+    for (; n + 2 <= vectors; n += 2)
+        winograd_lanes<kRows, 2, kEach>(conv, in + n * kLanes, inputs, out + n * kLanes);
+    if (n < vectors) winograd_lanes<kRowsAlone, 1, kEach>(conv, in + n * kLanes, inputs, out + n * kLanes);
 }
 
-// A panel's filters at P tiles, from the tile `first` of the frame on.
+// A panel's filters at P of the tiles that take a product, from the one numbered `first` on; inputs:
+// (products, tiles, tiles, 4 channels).
 template <int P>
-inline void winograd_tiles(const ConvView& conv, const WinogradProduct& product, const float* panel,
-                           const float* inputs, int first, int filters, float* out) {
+inline void winograd_tiles(const ConvView& conv, const WinogradProducts (&products)[2][2], int order,
+                           const float* inputs, int first, int wide, int filter, float* out) {
+    const int number = products[0][0].all[order].number;
+    const int side = conv.out_side(), tiles = conv.tiles();
+    const float* at[P];
+    for (int p = 0; p < P; ++p) {
+        const int tile = (number * tiles + (first + p) / wide) * tiles + (first + p) % wide;
+        at[p] = inputs + std::ptrdiff_t{tile} * conv.columns();
+    }
+    const float* const panel =
+        conv.panels + number * conv.panels_size() + filter / kPanel * conv.panel_size();
     Q acc[P][kPanel / 4];
     start_pixels(panel, acc);
-    const int side = conv.out_side(), tiles = side / 2, columns = conv.columns();
-    accumulate_pixels(panel + kPanel, inputs + std::ptrdiff_t{first} * columns, columns, columns, acc);
-    for (int p = 0; p < P; ++p)
-        for (int y = 0; y < 2; ++y)
-            for (int x = 0; x < 2; ++x) {
-                const int line = (first + p) / tiles * 2 + y, column = (first + p) % tiles * 2 + x;
-                const int gain = product.gain(y, x);
-                float* const to = out + (std::ptrdiff_t{line} * side + column) * conv.filters;
-                for (int f = 0; gain != 0 && f < filters; ++f) {
-                    const float sum = acc[p][f / 4][f % 4];
-                    to[f] = product.first() ? sum : gain > 0 ? to[f] + sum : to[f] - sum;
+    accumulate_pixels(panel + kPanel, at, conv.columns(), acc);
+    for (int p = 0; p < P; ++p) {
+        const WinogradTile down(conv, (first + p) / wide), across(conv, (first + p) % wide);
+        const WinogradProduct& product = products[down.size - 2][across.size - 2].all[order];
+        float* const tile = out + (std::ptrdiff_t{down.first} * side + across.first) * conv.filters + filter;
+        for (int i = 0; i < product.count; ++i) {
+            float* const to = tile + std::ptrdiff_t{product.output[i]} * conv.filters;
+            const Q sign = product.sign[i] - Q{};
+#pragma GCC unroll 3
+            for (int q = 0; q < kPanel / 4; ++q)
+                if (filter + 4 * q < conv.filters) {
+                    Q sum;
+                    __builtin_memcpy(&sum, to + 4 * q, sizeof sum);
+                    sum = fma(sign, acc[p][q], sum);
+                    __builtin_memcpy(to + 4 * q, &sum, sizeof sum);
                 }
-            }
-}
-
-// out (out_side, out_side, filters) = the layer of in (side, side, channels); inputs: (out_side / 2,
-// out_side / 2, 4 channels).
-inline void winograd_frame(const ConvView& conv, const float* in, float* inputs, float* out) {
-    constexpr int kTiles = 4;
-    const int side = conv.out_side(), tiles = side / 2, count = tiles * tiles;
-    const std::ptrdiff_t pixel_step = conv.channels, line_step = conv.side * pixel_step;
-    for (int order = 0; order < kWinogradProducts; ++order) {
-        const WinogradProduct product(order);
-        for (int tile = 0; tile < count; ++tile)
-            winograd_inputs(product, in + 4 * (tile / tiles * line_step + tile % tiles * pixel_step),
-                            line_step, pixel_step, conv.channels / kBlock, kBlock / kLanes,
-                            inputs + tile * 4 * pixel_step);
-        for (int first = 0; first < conv.filters; first += kPanel) {
-            const float* const panel = product.panels(conv) + first / kPanel * conv.panel_size();
-            const int filters = conv.filters - first < kPanel ? conv.filters - first : kPanel;
-            int tile = 0;
-            for (; tile + kTiles <= count; tile += kTiles)
-                winograd_tiles<kTiles>(conv, product, panel, inputs, tile, filters, out + first);
-            for (; tile < count; ++tile)
-                winograd_tiles<1>(conv, product, panel, inputs, tile, filters, out + first);
         }
     }
-    for (std::ptrdiff_t i = 0; conv.relu && i < std::ptrdiff_t{side} * side * conv.filters; ++i)
-        out[i] = out[i] < 0.0F ? 0.0F : out[i];
+}
+
+// out (out_side, out_side, filters) = the layer of in (side, side, channels); inputs: (products, tiles,
+// tiles, 4 channels).
+template <int kEach>
+inline void winograd_frame(const ConvView& conv, const float* in, float* inputs, float* out) {
+    constexpr int kTiles = 4;
+    const int side = conv.out_side(), tiles = conv.tiles(), columns = conv.columns();
+    for (int tile = 0; tile < tiles * tiles; ++tile)
+        winograd_inputs<1, kEach, kLanes>(
+            conv, WinogradTile(conv, tile / tiles), WinogradTile(conv, tile % tiles), in, conv.channels,
+            kLanes, inputs + std::ptrdiff_t{tile} * columns, std::ptrdiff_t{tiles} * tiles * columns);
+    const std::ptrdiff_t values = std::ptrdiff_t{side} * side * conv.filters;
+    for (std::ptrdiff_t i = 0; i < values; ++i) out[i] = 0.0F;
+    const WinogradProducts products[2][2] = {{{conv, 2, 2, side}, {conv, 2, 3, side}},
+                                             {{conv, 3, 2, side}, {conv, 3, 3, side}}};
+    for (int order = 0; order < products[0][0].count; ++order) {
+        // The tiles that have a product are the first ones along either axis.
+        const int number = products[0][0].all[order].number;
+        const int high = number / kEach == 3 ? conv.tiles_of_three() : tiles;
+        const int wide = number % kEach == 3 ? conv.tiles_of_three() : tiles;
+        for (int filter = 0; filter < conv.filters; filter += kPanel) {
+            int tile = 0;
+            for (; tile + kTiles <= high * wide; tile += kTiles)
+                winograd_tiles<kTiles>(conv, products, order, inputs, tile, wide, filter, out);
+            for (; tile < high * wide; ++tile)
+                winograd_tiles<1>(conv, products, order, inputs, tile, wide, filter, out);
+        }
+    }
+    for (std::ptrdiff_t i = 0; conv.relu && i < values; ++i) out[i] = out[i] < 0.0F ? 0.0F : out[i];
 }
 
 // A layer of either kind: the entries of the table.
 inline void convolve(const ConvView& conv, const float* in, float* scratch, float* out, int lanes) {
-    if (conv.winograd)
-        winograd(conv, in, scratch, out, lanes);
+    if (conv.winograd && conv.products() == 4)
+        winograd<4>(conv, in, scratch, out, lanes);
+    else if (conv.winograd)
+        winograd<3>(conv, in, scratch, out, lanes);
     else
         convolve_directly(conv, in, out, lanes);
 }
 
 inline void convolve_frame(const ConvView& conv, const float* in, float* scratch, float* out) {
-    if (conv.winograd)
-        winograd_frame(conv, in, scratch, out);
+    if (conv.winograd && conv.products() == 4)
+        winograd_frame<4>(conv, in, scratch, out);
+    else if (conv.winograd)
+        winograd_frame<3>(conv, in, scratch, out);
     else
         convolve_frame_directly(conv, in, out);
 }
