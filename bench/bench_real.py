@@ -1,14 +1,15 @@
 """How fast C evolves in the real environment: the whole loop beside its environments alone and V's encoder alone.
 
-    python bench/bench_real.py --environments 96
+    python bench/bench_real.py --rounds 3
 
-Prints frames a second of each, the loop's share of the slower of the two, and where the loop's time goes. V, M and C
-have the paper's sizes and no training: the work is the same.
+Prints frames a second of each, taken in turns, the loop's share of the slower of the two, and where the loop's time
+goes. V, M and C have the paper's sizes and no training: the work is the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 
 import numpy as np
@@ -45,11 +46,22 @@ def encoder_alone(evaluator, slots, rounds=20):
     return slots * rounds / (time.perf_counter() - began)
 
 
+def whole_loop(evaluator, params, episodes):
+    """Frames a second, the share of the cores that this process keeps busy, and where the time goes, in shares."""
+    began, cpu = time.perf_counter(), time.process_time()
+    played = evaluator.play(params, episodes, seed=0, common_seeds=False, told=lambda *_: None)
+    seconds = time.perf_counter() - began
+    busy = (time.process_time() - cpu) / seconds / cores()
+    assert 0 < played.lengths.max() <= evaluator.max_steps
+    return played.lengths.sum() / seconds, busy, {name: value / seconds for name, value in played.profile.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="carracing")
     parser.add_argument("--environments", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--precision", default="auto")
     options = parser.parse_args()
     task = tasks.get(options.experiment)
@@ -72,21 +84,23 @@ def main():
     )
     calm = np.zeros(controller.size)  # does not steer
     actions = np.tile(controller.act(calm, np.zeros(controller.feature_size)), (slots, 1))
-    alone = environments_alone(config.environment, slots, options.steps, actions)
-    encoding = encoder_alone(evaluator, slots)
-    began, cpu = time.perf_counter(), time.process_time()
-    played = evaluator.play(calm[None], _EPISODES * slots, seed=0, common_seeds=False, told=lambda *_: None)
-    seconds = time.perf_counter() - began
-    busy = (time.process_time() - cpu) / seconds / cores()
-    evaluator.close()
-    loop = played.lengths.sum() / seconds
-    assert played.lengths.max() <= options.steps and loop > 0
     print(f"{describe_environment(config.environment)}, {slots} environments, {cores()} cores")
-    print(f"environments alone  {alone:8,.0f} frames/s")
-    print(f"V's encoder alone   {encoding:8,.0f} frames/s")
-    print(f"the whole loop      {loop:8,.0f} frames/s, {loop / min(alone, encoding):.2f} of the slower of the two")
-    parts = ", ".join(f"{name} {value / seconds:.0%}" for name, value in played.profile.items())
-    print(f"its time            {parts}; this process keeps {busy:.0%} of the cores busy")
+    rounds = []
+    for _ in range(options.rounds):
+        alone = environments_alone(config.environment, slots, options.steps, actions)
+        encoding = encoder_alone(evaluator, slots)
+        loop, busy, profile = whole_loop(evaluator, calm[None], _EPISODES * slots)
+        share = loop / min(alone, encoding)
+        rounds.append((alone, encoding, loop, share))
+        print(
+            f"environments alone {alone:,.0f} frames/s, V's encoder alone {encoding:,.0f}, the whole loop {loop:,.0f}: "
+            f"{share:.2f} of the slower"
+        )
+        parts = ", ".join(f"{name} {value:.0%}" for name, value in profile.items())
+        print(f"its time: {parts}; this process keeps {busy:.0%} of the cores busy")
+    evaluator.close()
+    alone, encoding, loop, share = map(statistics.median, zip(*rounds, strict=True))
+    print(f"medians: {alone:,.0f}, {encoding:,.0f}, {loop:,.0f}, {share:.2f}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@
 namespace worldmodels {
 
 inline constexpr int kFrameSide = 64, kFrameChannels = 3;
-inline constexpr int kSeenSide =
-    62;  // the last two lines and columns reach no output of the second convolution
+// The last two lines and columns reach no output of the second convolution.
+inline constexpr int kSeenSide = 62;
 inline constexpr int kConvolutions = 4, kFeatures = 1024;
 inline constexpr std::array<int, kConvolutions> kFilters = {32, 64, 128, 256};
 inline constexpr int kConvKernel = 4;

@@ -59,7 +59,8 @@ struct ConvView {
     int side, channels;  // of what it sees, a square
     int filters, kernel, stride;
     bool relu;
-    bool winograd;  // for windows of 4x4, stride 2, an out_side of 2 or more, channels in whole blocks
+    bool winograd;  // for windows of 4x4, stride 2, an out_side of 2 or more, channels in whole blocks and
+                    // filters in fours
     const float* panels;
 
     int out_side() const { return (side - kernel) / stride + 1; }
@@ -71,7 +72,7 @@ struct ConvView {
     int tiles_of_three() const { return out_side() - 2 * tiles(); }
     // Products along an axis.
     int products() const { return tiles_of_three() > 0 ? 4 : 3; }
-    // Floats for what the products take of a tile in all lanes, or of all tiles of a frame alone.
+    // Floats for what the products take of a tile in two vectors of lanes, or of all tiles of a frame alone.
     std::ptrdiff_t scratch_size() const {
         const int many = tiles() * tiles() < kBlock ? kBlock : tiles() * tiles();
         return winograd ? std::ptrdiff_t{many} * products() * products() * columns() : 0;

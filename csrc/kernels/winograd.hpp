@@ -1,7 +1,7 @@
 // Convolutions of 4x4 windows and stride 2 by Winograd's minimal filtering (Lavin & Gray, Fast Algorithms for
 // Convolutional Neural Networks, 2016): pixels of odd and even lines and columns make four pictures each of
 // which is convolved by 2x2 with stride 1. A tile of 3x3 outputs takes 16 products where it took 36, F(3x3,
-// 2x2); where threes leave a rest, a tile of two takes 3 along that axis where it took 4. Along an axis,
+// 2x2); where threes leave a remainder, a tile of two takes 3 along that axis where it took 4. Along an axis,
 // pixels d0 to d3 and weights g0, g1 of one parity make
 //     m0 = (d0 - d2) g0, m1 = (d1 + d2) (g0 + g1) / 2, m2 = (d1 - d3) g1 and m3 = (d2 - d1) (g0 - g1) / 2,
 // and three outputs are m0 + m1 + m3, m1 - m3 and m1 - m2 + m3; two outputs, of d0 to d2,
@@ -18,7 +18,7 @@ struct WinogradTile {
         if (size == 2) first -= number - conv.tiles_of_three();
     }
     int products() const { return size + 1; }
-    // The four pixels that its products are made of; of two outputs, the second one twice.
+    // The four even pixels d0 to d3 that its products are made of; for two outputs d0, d1, d1, d2.
     int pixel(int number) const { return 2 * (first + (number < 2 ? number : size + number - 3)); }
 };
 
@@ -41,8 +41,8 @@ struct WinogradProduct {
     const float* panels(const ConvView& conv) const { return conv.panels + number * conv.panels_size(); }
 };
 
-// The products of a tile of lines x columns outputs, which are counted `step` a line, in the order in which
-// they are added. The first, m1 along both, is of all outputs, and has the biases.
+// The products of a tile of lines x columns outputs, which are numbered `step` to a line, in the order in
+// which they are added. The first, m1 along both, is of all outputs, and has the biases.
 struct WinogradProducts {
     int count;
     WinogradProduct all[16];
@@ -75,6 +75,7 @@ struct WinogradProducts {
 // What the products take of a tile: rows of N vectors, kStep apart, for all channels of even lines' even
 // pixels, then of their odd ones, then of odd lines; those of a product product_step behind the one before. A
 // pixel of the frame is rows too, row_step apart: a channel in N vectors of lanes, or N vectors of channels.
+// Products that a tile does not have stay as they were.
 template <int N, int kEach, int kStep>
 inline void winograd_inputs(const ConvView& conv, const WinogradTile& down, const WinogradTile& across,
                             const float* frame, std::ptrdiff_t pixel_step, std::ptrdiff_t row_step,
@@ -174,7 +175,7 @@ inline void winograd_lanes(const ConvView& conv, const float* in, float* inputs,
 }
 
 // out (out_side, out_side, filters, kBlock) = the layer of in (side, side, channels, kBlock), for the first
-// `lanes` lanes; inputs: (4 channels, products, two vectors of lanes).
+// `lanes` lanes; inputs: (4 channels, products of both axes, up to two vectors of lanes).
 template <int kEach>
 inline void winograd(const ConvView& conv, const float* in, float* inputs, float* out, int lanes) {
     const int vectors = vectors_of(lanes);
@@ -196,8 +197,7 @@ inline void winograd_tiles(const ConvView& conv, const WinogradProducts (&produc
         const int tile = (number * tiles + (first + p) / wide) * tiles + (first + p) % wide;
         at[p] = inputs + std::ptrdiff_t{tile} * conv.columns();
     }
-    const float* const panel =
-        conv.panels + number * conv.panels_size() + filter / kPanel * conv.panel_size();
+    const float* const panel = products[0][0].all[order].panels(conv) + filter / kPanel * conv.panel_size();
     Q acc[P][kPanel / 4];
     start_pixels(panel, acc);
     accumulate_pixels(panel + kPanel, at, conv.columns(), acc);
