@@ -38,38 +38,34 @@ AlignedFloats pack(const ConvView& conv, Of of, BiasOf bias_of) {
     return packed;
 }
 
-// The same for Winograd's products. Along an axis a window has two weights of each parity, g0 and g1: product
-// 0 takes g0, product 1 half their sum, product 2 g1, product 3 half their difference.
-template <class Of, class BiasOf>
-AlignedFloats pack_winograd(const ConvView& conv, Of of, BiasOf bias_of) {
-    constexpr std::array<std::array<double, 2>, 4> kShares = {
-        {{1.0, 0.0}, {0.5, 0.5}, {0.0, 1.0}, {0.5, -0.5}}};
+}  // namespace
+
+AlignedFloats pack_winograd(const ConvView& conv, const float* weight, const float* bias) {
+    constexpr double kShares[4][2] = {{1.0, 0.0}, {0.5, 0.5}, {0.0, 1.0}, {0.5, -0.5}};
+    constexpr int kWindow = kConvKernel * kConvKernel;
     const int each = conv.products();
     AlignedFloats packed = aligned_floats(static_cast<std::size_t>(each * each * conv.panels_size()));
     for (int product = 0; product < each * each; ++product) {
         const int line = product / each, column = product % each;
-        const auto& down = kShares[static_cast<std::size_t>(line)];
-        const auto& across = kShares[static_cast<std::size_t>(column)];
         for (int filter = 0; filter < conv.filters; ++filter) {
             float* to = packed.get() + product * conv.panels_size() + filter / kPanel * conv.panel_size() +
                         filter % kPanel;
-            *to = line == 1 && column == 1 ? bias_of(filter) : 0.0F;
+            *to = line == 1 && column == 1 ? bias[filter] : 0.0F;
             for (int odd = 0; odd < 4; ++odd)
                 for (int channel = 0; channel < conv.channels; ++channel) {
+                    const float* const window =
+                        weight + (std::ptrdiff_t{filter} * conv.channels + channel) * kWindow;
                     double sum = 0.0;
-                    for (std::size_t y = 0; y < 2; ++y)
-                        for (std::size_t x = 0; x < 2; ++x)
-                            sum += down[y] * across[x] *
-                                   of(filter, channel, 2 * static_cast<int>(y) + odd / 2,
-                                      2 * static_cast<int>(x) + odd % 2);
+                    for (int y = 0; y < 2; ++y)
+                        for (int x = 0; x < 2; ++x)
+                            sum += kShares[line][y] * kShares[column][x] *
+                                   window[(2 * y + odd / 2) * kConvKernel + 2 * x + odd % 2];
                     *(to += kPanel) = static_cast<float>(sum);
                 }
         }
     }
     return packed;
 }
-
-}  // namespace
 
 Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
     int side = kSeenSide, channels = kFrameChannels;
@@ -85,12 +81,17 @@ Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
                 .panels = nullptr};
         const float* const weight = weights.weight[layer];
         const float* const bias = weights.bias[layer];
-        const auto of = [&](int filter, int channel, int y, int x) {
-            return weight[((std::ptrdiff_t{filter} * channels + channel) * kConvKernel + y) * kConvKernel +
-                          x];
-        };
-        const auto bias_of = [&](int filter) { return bias[filter]; };
-        panels_[layer] = conv.winograd ? pack_winograd(conv, of, bias_of) : pack(conv, of, bias_of);
+        if (conv.winograd)
+            panels_[layer] = pack_winograd(conv, weight, bias);
+        else
+            panels_[layer] = pack(
+                conv,
+                [&](int filter, int channel, int y, int x) {
+                    return weight[((std::ptrdiff_t{filter} * channels + channel) * kConvKernel + y) *
+                                      kConvKernel +
+                                  x];
+                },
+                [&](int filter) { return bias[filter]; });
         side = conv.out_side();
         channels = conv.filters;
     }

@@ -27,6 +27,11 @@ struct EncoderWeights {
     const float* logvar_bias;
 };
 
+// The panels of a layer that goes by Winograd's minimal filtering, from its weights (filters, channels, 4, 4)
+// and biases (filters). Along an axis a window has two weights of each parity, g0 and g1: product 0 takes g0,
+// product 1 half their sum, product 2 g1, product 3 half their difference.
+AlignedFloats pack_winograd(const ConvView& conv, const float* weight, const float* bias);
+
 class Encoder {
   public:
     Encoder(const EncoderWeights& weights, int latent);

@@ -158,6 +158,76 @@ void test_stepper(const Player& player, const Result& whole, int number) {
     }
 }
 
+// One layer by Winograd's minimal filtering, with every division of its outputs into tiles: what a
+// convolution in double precision makes, and the same bits over frames that lie across the lanes as over one
+// alone.
+void test_layer(const Kernels& kernels, const ConvView& shape, int lanes) {
+    Numbers numbers(6);
+    ConvView conv = shape;
+    const int side = conv.side, out_side = conv.out_side(), number = 100 * out_side + conv.filters;
+    const auto size = [](int a, int b, int c) {
+        return static_cast<std::size_t>(a) * static_cast<std::size_t>(b) * static_cast<std::size_t>(c);
+    };
+    const auto at = [](auto index) { return static_cast<std::size_t>(index); };
+    const std::vector<float> weight = numbers.floats(size(conv.filters, conv.channels, 16), 0.1F),
+                             bias = numbers.floats(at(conv.filters), 0.1F),
+                             frame = numbers.floats(size(side, side, conv.channels), 1.0F);
+    const AlignedFloats panels = pack_winograd(conv, weight.data(), bias.data());
+    conv.panels = panels.get();
+    const std::size_t outputs = size(out_side, out_side, conv.filters);
+    AlignedFloats alone = aligned_floats(frame.size()), block = aligned_floats(frame.size() * kBlock),
+                  scratch = aligned_floats(at(conv.scratch_size())), from_alone = aligned_floats(outputs),
+                  from_block = aligned_floats(outputs * kBlock);
+    for (std::size_t i = 0; i < frame.size(); ++i) {
+        alone[i] = frame[i];
+        for (int lane = 0; lane < lanes; ++lane)  // the last lane is the frame, the others are not
+            block[i * kBlock + at(lane)] = lane == lanes - 1 ? frame[i] : frame[i] * 0.5F;
+    }
+    const float nothing = std::numeric_limits<float>::quiet_NaN();
+    std::fill_n(scratch.get(), conv.scratch_size(), nothing);
+    std::fill_n(from_alone.get(), outputs, nothing);
+    kernels.convolve_frame(conv, alone.get(), scratch.get(), from_alone.get());
+    std::fill_n(scratch.get(), conv.scratch_size(), nothing);
+    kernels.convolve(conv, block.get(), scratch.get(), from_block.get(), lanes);
+    bool same = true, right = true;
+    std::size_t output = 0;
+    for (int y = 0; y < out_side; ++y)
+        for (int x = 0; x < out_side; ++x)
+            for (int filter = 0; filter < conv.filters; ++filter, ++output) {
+                double sum = static_cast<double>(bias[at(filter)]);
+                for (int channel = 0; channel < conv.channels; ++channel)
+                    for (int i = 0; i < 16; ++i)
+                        sum += static_cast<double>(
+                                   weight[size(filter, conv.channels, 16) + at(16 * channel + i)]) *
+                               static_cast<double>(frame[at(
+                                   ((2 * y + i / 4) * side + 2 * x + i % 4) * conv.channels + channel)]);
+                const float found = from_alone[output];
+                same = same && std::bit_cast<std::uint32_t>(found) ==
+                                   std::bit_cast<std::uint32_t>(from_block[output * kBlock + at(lanes - 1)]);
+                right = right &&
+                        std::abs(static_cast<double>(found) - (conv.relu ? std::max(sum, 0.0) : sum)) < 1e-5;
+            }
+    check(right, "a layer is a convolution", kernels.name, number);
+    check(same, "a frame alone and in a block come to the same bits", kernels.name, number);
+}
+
+void test_layers(const Levels& levels) {
+    for (std::size_t l = 0; l < levels.count; ++l)
+        for (int out_side = 2; out_side <= 14; ++out_side)
+            for (const int filters : {4, 20})
+                test_layer(
+                    *levels.begin[l],
+                    {.side = 2 * out_side + 2 + out_side % 2,  // of odd sides the last line is left over
+                     .channels = kBlock,
+                     .filters = filters,
+                     .kernel = kConvKernel,
+                     .stride = 2,
+                     .relu = out_side % 3 != 0,
+                     .winograd = true,
+                     .panels = nullptr},
+                    filters == 4 ? kBlock : 2 * out_side + 1);
+}
+
 // A frame's latents: the same bits at every level but the plainest, for any number of threads and frames.
 void test_encoder(const Levels& levels) {
     constexpr int kLatent = 7, kFrames = 41;
@@ -264,6 +334,7 @@ int main(int count, char** arguments) {
         ++number;
     }
     if (!only_bits) {
+        test_layers(levels);
         test_encoder(levels);
         return finish("core");
     }
