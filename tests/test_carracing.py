@@ -11,7 +11,7 @@ from conftest import TOY, make_mdnrnn
 from worldmodels import MDNRNN, Controller, tasks
 from worldmodels.config import EnvironmentConfig, override
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.envs import pool
+from worldmodels.envs import play, pool
 from worldmodels.envs.car_racing import HIGH, LOW
 from worldmodels.experiment import STAGES, Experiment
 from worldmodels.models.random_agent import RandomAgent
@@ -76,9 +76,11 @@ def test_noise_acts():
 
 
 class Cars:
-    """Games of three steps."""
+    """Games of three steps, which pay a point each."""
 
     slots = 2
+    steps = 3
+    paying = range(1, 4)
 
     def __init__(self, environment, slots, *, workers, **options):
         import gymnasium
@@ -89,6 +91,9 @@ class Cars:
     def expect(self, seeds):
         pass
 
+    def close(self):
+        pass
+
     def reset(self, slots, seeds):
         self.ages.update(dict.fromkeys(slots, 0))
         return np.full((len(slots), 64, 64, 3), 100, np.uint8)
@@ -97,8 +102,9 @@ class Cars:
         assert (actions >= LOW).all() and (actions <= HIGH).all()
         for slot in slots:
             self.ages[slot] += 1
-        over = np.array([self.ages[slot] == 3 for slot in slots])
-        return np.full((len(slots), 64, 64, 3), 100, np.uint8), np.ones(len(slots), np.float32), ~over & over, over
+        over = np.array([self.ages[slot] == self.steps for slot in slots])
+        rewards = np.array([1 if self.ages[slot] in self.paying else -0.1 for slot in slots], np.float32)
+        return np.full((len(slots), 64, 64, 3), 100, np.uint8), rewards, ~over & over, over
 
 
 def test_noise_collects():
@@ -119,6 +125,35 @@ def test_noise_collects():
     with pytest.raises(ValueError, match=r"^collect\.policies: .*random agent"):
         players.parse_policies("noise", TASK.policies)
     assert collect.parse_policies is players.parse_policies
+
+
+class LongCars(Cars):
+    """Games of thirty steps that pay at the second and the sixth."""
+
+    steps = 30
+    paying = (2, 6)
+
+
+@pytest.mark.parametrize(("patience", "length"), [(0, 30), (1, 1), (4, 10), (5, 11), (23, 29), (24, 30), (99, 30)])
+def test_an_episode_in_which_nothing_comes_is_cut(patience, length):
+    changes = {"policies": "brownian", "patience": patience, "ignore_done": False}
+    job = players.Job(override(TASK.presets["paper"], {"collect": changes}), None, 0)
+    episodes = list(players.play(LongCars(None, 2, workers=1), job, range(5), None))
+    assert [len(episode.frames) for episode in episodes] == [length] * 5
+    for episode in episodes:
+        assert len(episode.rewards) == len(episode.actions) == length and not episode.terminated
+        assert episode.rewards[1:2].tolist() == [1][: length - 1]
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "score"), [(None, 2 - 2.8), (1, -0.1), (2, 0.9), (7, 1.5), (30, 2 - 2.8), (40, 2 - 2.8)]
+)
+def test_episodes_can_be_as_short_as_dreams(monkeypatch, max_steps, score):
+    monkeypatch.setattr(play, "make_batch", lambda environment, slots: LongCars(environment, slots, workers=1))
+    player, scores = play.Blind(TASK.policies["brownian"], "short"), {}
+    with play.Environments(None, 2, max_steps) as environments:
+        environments.play(player, range(5), seed=0, purpose="short", finished=scores.__setitem__)
+    assert scores == {episode: pytest.approx(score) for episode in range(5)}
 
 
 @pytest.mark.slow

@@ -337,7 +337,8 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
     asked = []
 
     def game(path, about, player, episodes, **options):
-        asked.append((options["environments"].environment, episodes, options["purpose"]))
+        real = options["environments"]
+        asked.append(((real.environment, real.max_steps, episodes), options["purpose"]))
         return [110, 120, 130]
 
     monkeypatch.setattr(check_dream, "kept_scores", game)
@@ -351,8 +352,8 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
     names = ["uniform", "held 1-10", "held 1-60", "never", "left", "right"]
     assert list(found["policies"]) == names
     assert found["temperature"] == 0.7
-    assert {(environment, episodes) for environment, episodes, _ in asked} == {(EnvironmentConfig(), 3)}
-    assert len({purpose for _, _, purpose in asked}) == 6
+    assert {how for how, _ in asked} == {(EnvironmentConfig(), 50, 3)}  # as long as its dreams, not longer
+    assert len({purpose for _, purpose in asked}) == 6
     for name, both in found["policies"].items():
         assert len(both["dream"]["scores"]) == 40
         assert max(both["dream"]["scores"]) <= 50

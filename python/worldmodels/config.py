@@ -43,6 +43,8 @@ class CollectConfig:
     """play on where the environment would end the episode (CarRacing in Gymnasium, as the authors do)"""
     min_length: int = 101
     """shorter episodes are dropped and played again with another seed"""
+    patience: int = 0
+    """steps without a reward above zero after which an episode is cut; 0 for never"""
     shard_episodes: int = 25
     """episodes in one file of the store"""
     workers: int = 0

@@ -91,11 +91,13 @@ class Environments:
     Args:
         environment: the real environment.
         slots: how many are played at once, at most.
+        max_steps: after which an episode is over; None for the environment's own end.
     """
 
-    def __init__(self, environment: EnvironmentConfig, slots: int) -> None:
+    def __init__(self, environment: EnvironmentConfig, slots: int, max_steps: int | None = None) -> None:
         self.environment = environment
         self.slots = slots
+        self.max_steps = max_steps
         self._batch: Batch | None = None
 
     def __enter__(self) -> Self:
@@ -141,12 +143,13 @@ class Environments:
         waiting = list(reversed(episodes))
         current = np.full(count, -1, np.int64)
         scores = np.zeros(count)
+        ages = np.zeros(count, np.int64)
         frames = np.zeros((count, 64, 64, 3), np.uint8)
         restart = np.zeros(count, np.bool_)
         player.reset(count, seed=seed)
 
         def begin(slots: npt.NDArray[np.int64]) -> None:
-            scores[slots], restart[slots] = 0, True
+            scores[slots], ages[slots], restart[slots] = 0, 0, True
             for slot in slots:
                 current[slot] = waiting.pop() if waiting else -1
             fresh = slots[current[slots] >= 0]
@@ -160,7 +163,8 @@ class Environments:
             restart[:] = False
             frames[busy], rewards, terminated, truncated = batch.step(busy, actions)
             scores[busy] += rewards
-            ended = busy[terminated | truncated]
+            ages[busy] += 1
+            ended = busy[terminated | truncated | (ages[busy] == self.max_steps)]
             for slot in ended:
                 finished(int(current[slot]), float(scores[slot]))
             begin(ended)

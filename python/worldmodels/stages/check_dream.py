@@ -41,7 +41,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     )
     progress = Progress("check-dream", len(policies), "policies")
     results = {}
-    with Environments(experiment.config.environment, min(config.environments, config.episodes)) as environments:
+    slots = min(config.environments, config.episodes)
+    with Environments(experiment.config.environment, slots, max_steps=evolve.max_steps) as environments:
         for number, (name, policy) in enumerate(policies.items()):
             dream = play_dreams(dreams, policy, seed=seed)
             purpose = f"check {name}"

@@ -205,7 +205,7 @@ def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent |
         frames: list[Frame] = []
         taken, rewards = [], []
         frame = yield seed
-        over = False
+        over, barren = False, 0
         while not over:
             wanted = next(overrule) if chance is None else chance.act(frame)
             frames.append(frame)
@@ -214,7 +214,8 @@ def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent |
             )
             taken.append(action)
             rewards.append(reward)
-            over = terminated or truncated
+            barren = 0 if reward > 0 else barren + 1
+            over = terminated or truncated or 0 < config.patience <= barren
         if len(frames) >= config.min_length:
             rewarded = np.array(rewards, np.float32)
             return Episode(np.stack(frames), np.stack(taken), rewarded, bool(terminated), name, seed)

@@ -28,7 +28,7 @@ def kept_scores(
 
     Args:
         path: of the file: a line that says who plays what, then a line per episode.
-        about: who plays. Scores of anybody else, or of another environment, seed or purpose, are dropped.
+        about: who plays. Scores of anybody else, or of another environment, length, seed or purpose, are dropped.
         player: plays them.
         episodes: how many are wanted.
         environments: where they are played.
@@ -43,6 +43,8 @@ def kept_scores(
     environment = environments.environment
     played = {**vars(environment), "backend": backend(environment)}
     about = {"environment": played, "seed": seed, "purpose": purpose, **about}
+    if environments.max_steps is not None:
+        about["max_steps"] = environments.max_steps
     known = read_scores(path, about)
     todo = [episode for episode in range(episodes) if episode not in known]
     progress = Progress(label, episodes, "episodes", start=episodes - len(todo), shown=bool(label))
