@@ -96,38 +96,49 @@ def _presets() -> dict[str, Config]:
             environments=96,
         ),
     )
-    # docs/carracing.md has what these numbers did; what a driver shows to M matters more than any of them.
+    # For `worldmodels iterate`: short episodes of policies that look at nothing teach M how a drive begins, and dreams
+    # are no longer than what it knows; one round shows it how a driver goes on. docs/carracing.md has what came of it.
     dream = replace(
         small,
         preset="dream",
+        collect=CollectConfig(
+            episodes=800,
+            policies="gentle:3, brownian:2, held 1-20:2, full gas:1, never:0.3",
+            min_length=1,
+            patience=60,
+        ),
+        train_vae=replace(small.train_vae, steps=2_000),
         train_rnn=replace(
             small.train_rnn,
             restart_input=True,
             done_head=True,
             reward_head=True,
             reward_limit=10.0,
-            steps=2_500,
+            steps=2_000,
             batch=32,
             sequence=128,
         ),
+        check_dream=CheckDreamConfig(episodes=12, dream_episodes=64, environments=12),
         evolve=replace(
             small.evolve,
             inside="dream",
-            temperature=1.3,
+            max_steps=300,
             popsize=64,
             episodes=8,
-            generations=60,
+            generations=40,
             evaluate_every=10,
             evaluate_episodes=256,
         ),
+        evaluate=EvaluateConfig(episodes=16, environments=16),
         iterate=IterateConfig(
+            rounds=1,
             episodes=120,
             policies="agent:3, agent perturbed:1",
-            vae_steps=1_500,
+            vae_steps=800,
             vae_lr=5e-4,
-            rnn_steps=1_500,
+            rnn_steps=1_000,
             rnn_lr=2e-3,
-            generations=60,
+            generations=50,
         ),
     )
     return {"quick": quick, "small": small, "paper": paper, "dream": dream}
