@@ -256,12 +256,13 @@ def test_what_builds_on_a_repeated_stage_is_repeated(tmp_path, ran, change, agai
     assert ran == again
 
 
-def test_the_check_is_of_the_temperature_that_will_be_used(tmp_path, ran):
+@pytest.mark.parametrize("change", [{"temperature": 0.5}, {"max_steps": 40}])
+def test_the_check_is_of_the_dream_that_will_be_used(tmp_path, ran, change):
     with Experiment(tmp_path, toy_config()) as experiment:
         for stage in STAGES[:5]:
             experiment.run(stage)
     ran.clear()
-    everything(tmp_path, toy_config(evolve={"temperature": 0.5}))
+    everything(tmp_path, toy_config(evolve=change))
     assert ran[0] == "check_dream"
 
 

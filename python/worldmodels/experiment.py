@@ -159,7 +159,8 @@ class Experiment:
         if stage == "collect":  # episodes serve whoever played them
             settings["environment"].pop("backend")
         if stage == "check_dream":
-            settings |= {"temperature": self.config.evolve.temperature, "ends": self.config.evolve.ends}
+            evolve = self.config.evolve
+            settings |= {"temperature": evolve.temperature, "ends": evolve.ends, "max_steps": evolve.max_steps}
         return settings
 
     def _differences(self, stage: str) -> list[str]:
@@ -168,8 +169,12 @@ class Experiment:
         if not path.is_file():
             return []
         then, now = self._marked(stage)["settings"], self._settings(stage)
-        # a setting that is younger than the run had its default
-        before = {**asdict(type(getattr(self.config, stage))()), "ends": EvolveConfig.ends}
+        # a setting that is younger than the run had its default; the longest dream was whatever it is
+        before = {
+            **asdict(type(getattr(self.config, stage))()),
+            "ends": EvolveConfig.ends,
+            "max_steps": self.config.evolve.max_steps,
+        }
         if "environment" in then:
             young = {name: asdict(EnvironmentConfig())[name] for name in now["environment"]}
             then["environment"] = {**young, **then["environment"]}
