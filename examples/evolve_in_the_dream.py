@@ -12,7 +12,7 @@ options.add_argument("--popsize", type=int, default=64)
 options.add_argument("--episodes", type=int, default=16, help="dreams a candidate is judged by")
 chosen = options.parse_args()
 
-# M was trained with ends weighed ten times; rewards count as much as an episode is likely to have come so far
+# Ends were weighed ten times in M's training; none is drawn: a reward counts as much as its step is likely to come
 ends = {"done_weight": 10.0, "expected_returns": True}
 dream = wm.Dream.pretrained("takecover", temperature=1.15, **ends)  # or wm.Dream.load("runs/quick", ...)
 size = dream.controller.size  # 1,088: weights of z, c and h

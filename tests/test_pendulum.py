@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -11,6 +12,7 @@ import pytest
 
 from conftest import TOY, command
 from worldmodels import Agent, tasks
+from worldmodels.cli import main
 from worldmodels.data.atomic import read_json
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs import pendulum
@@ -86,3 +88,23 @@ def test_the_recipe_names_what_is_there():
     for section, name in re.findall(r"`(train_rnn|evolve)\.(\w+)`", text):
         assert hasattr(getattr(config, section), name)
     assert {"uniform", "held 1-20", "never"} <= set(tasks.get("pendulum").policies)
+
+
+@pytest.mark.parametrize("name", ["quick", "mine"])
+def test_a_single_preset_is_used_where_none_is_named(tmp_path, monkeypatch, name):
+    task = tasks.get("pendulum")
+    one = replace(task, presets={name: replace(task.presets["quick"], preset=name)})
+    monkeypatch.setattr("worldmodels.tasks.pendulum.TASK", one)
+    monkeypatch.setattr("worldmodels.experiment.Experiment.run", lambda *_: None)
+    for words in (["run", "pendulum"], ["collect", "--experiment", "pendulum"]):
+        folder = tmp_path / words[0]
+        assert main([*words, "--out", str(folder)]) == 0
+        assert Experiment.stored_config(folder).preset == name
+
+
+def test_presets_bear_their_names():
+    task = tasks.get("pendulum")
+    with pytest.raises(
+        ValueError, match=r"^presets\['mine'\]: expected Config\(.*preset='mine'\), got 'pendulum', 'quick'"
+    ):
+        replace(task, presets={"mine": task.presets["quick"]})

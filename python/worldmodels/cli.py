@@ -226,7 +226,7 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
     wanted: dict[str, Any] = {key: chosen[key] for key in ("preset", "seed", "world") if key in chosen}
     stored = Experiment.stored_config(out)
     if stored is None:
-        usual = tasks.get(options.experiment).preset if whole else "paper"
+        usual = tasks.get(options.experiment).usual_preset(whole)
         if whole and (scratch or options.command == "iterate") and tasks.preset(options.experiment, usual).world:
             usual = "quick"
         config = tasks.preset(options.experiment, wanted.get("preset", usual))

@@ -37,9 +37,12 @@ class Task:
         frames_per_second: the real speed, for animations.
         threshold: an action moves the player where its absolute value is above this; for pictures.
         squash: how C's outputs become actions.
-        preset: the one of a new run that names none; ``quick`` in its place with ``--from-scratch``.
+        preset: the one of a new run that names none of several; ``quick`` in its place with ``--from-scratch``.
         survival: whether every step is worth 1, so that a dream is scored without a reward head.
         ablations: what ``worldmodels ablate`` compares: the settings that make each variant, by its name.
+
+    Raises:
+        ValueError: a preset's settings bear another experiment's or another preset's name.
     """
 
     name: str
@@ -56,6 +59,18 @@ class Task:
     preset: str = "quick"
     survival: bool = False
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, config in self.presets.items():
+            if (config.experiment, config.preset) != (self.name, name):
+                wanted, came = f"experiment={self.name!r}, preset={name!r}", f"{config.experiment!r}, {config.preset!r}"
+                raise ValueError(f"presets[{name!r}]: expected Config({wanted}), got {came}")
+
+    def usual_preset(self, whole: bool) -> str:
+        """The preset of a new folder where none is named: of a whole run, or of a stage by itself."""
+        if len(self.presets) == 1:
+            return next(iter(self.presets))
+        return self.preset if whole else "paper"
 
     def dreams_are_scored(self, mdnrnn: MDNRNN) -> bool:
         """Whether M says what a step is worth, or need not."""
