@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -141,6 +144,27 @@ def test_kinds_of_batches(monkeypatch):
     monkeypatch.setattr(batches, "backend", lambda _: "envpool")
     with pytest.raises(ValueError, match=r"^ignore_done: EnvPool has no such option"):
         make_batch(CARS, 1, ignore_done=True)
+
+
+@pytest.mark.parametrize("option", ["variant", "resolution"])
+def test_options_that_an_environment_lacks_are_refused(monkeypatch, option):
+    said = rf"^environment\.{option}: expected none, as .* has no such option, got 'modern'"
+    monkeypatch.setattr(batches, "backend", lambda environment: environment.backend or "gymnasium")
+    for environment in (TOY, CARS):
+        with pytest.raises(ValueError, match=said):
+            make_batch(replace(environment, **{option: "modern"}), 1).reset([0], [1])
+
+
+def test_a_car_without_box2d_says_which_extra_it_wants():
+    lines = (
+        "import sys",
+        "sys.modules['Box2D'] = None",
+        "import worldmodels.envs.car_racing",
+    )
+    done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, check=False)
+    assert done.stderr.strip().splitlines()[-1] == (
+        "ModuleNotFoundError: worldmodels/CarRacing-v0: Box2D is not installed (extra carracing)"
+    )
 
 
 @needs_envpool

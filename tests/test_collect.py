@@ -105,6 +105,17 @@ def test_finished_shards_are_kept(tmp_path, undisturbed):
     assert sorted(path.name for path in folder.iterdir()) == ["00000.h5", "00001.h5", "00002.h5"]
 
 
+def test_other_numbers_of_episodes_must_fit_those_that_are_there(tmp_path, undisturbed):
+    """7 in shards of 3: more would want 3 in the last one, fewer would leave some over."""
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "stages" / "collect.json").unlink()
+    for episodes, name in ((9, "00002"), (6, "00002"), (5, "00001")):
+        with pytest.raises(ValueError, match=rf"^collect\.episodes: expected a number that fits the . of .*{name}\.h5"):
+            run(tmp_path, episodes=episodes)
+    (tmp_path / "episodes" / "00002.h5").unlink()
+    check_equal(run(tmp_path, episodes=6), undisturbed[1][:6])
+
+
 def engines(mark):
     """Ids of the games whose environment holds ``mark``."""
     found = []

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from conftest import interrupt, make_mdnrnn, mark_done, toy_config, write_world
-from worldmodels.config import EnvironmentConfig
+from worldmodels.config import EnvironmentConfig, override
 from worldmodels.data.atomic import read_json
 from worldmodels.dream import Dream
 from worldmodels.envs import batch, play
@@ -189,6 +189,18 @@ def test_the_curve_is_of_every_evaluated_mean(tmp_path, monkeypatch):
     assert [(point["generation"], point["dream"]) for point in curve] == [(1, 10.0), (2, 20.0)]
     assert [len(point["game"]["scores"]) for point in curve] == [2, 2]
     # Episode e is of mean e % 2: number 1 was the agent's own, and so are its score and its seed.
+    assert curve[1]["game"]["scores"][0] == results["agent"]["scores"][1]
+    longer = override(experiment.config, {"evolve": {"generations": 3}})
+    with Experiment(tmp_path, longer) as experiment:  # the same C, and one more mean: the episodes are of others now
+        means.add(3, 5.0, np.ones(20))
+        experiment.marker("evaluate").unlink()
+        played, really = [], play.Environments.play
+        spy = lambda *given, **options: played.append(given[2]) or really(*given, **options)  # noqa: E731
+        monkeypatch.setattr(play.Environments, "play", spy)
+        experiment.run("evaluate")
+    assert [episodes for episodes in played if episodes] == [list(range(6))]
+    curve = read_json(tmp_path / "results.json")["curve"]
+    assert [len(point["game"]["scores"]) for point in curve] == [2, 2, 2]
     assert curve[1]["game"]["scores"][0] == results["agent"]["scores"][1]
 
 

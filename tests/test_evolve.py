@@ -119,6 +119,9 @@ def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
             interrupt(patch, Dream, "rollout", 4)
             experiment.run("evolve")
     config = override(experiment.config, {"evolve": {"device": "cuda"}})
+    with pytest.raises(ValueError, match=r"evolve was begun there with other settings \(device\)"):
+        Experiment(tmp_path / "native", config)
+    (tmp_path / "native" / "stages" / "evolve.begun.json").unlink()  # as another machine's "cuda" is no other setting
     with (
         Experiment(tmp_path / "native", config) as experiment,
         pytest.raises(ValueError, match=r"expected to go on with \{.*'ends': 'expected'\}, got .*'device': 'cpu'"),
@@ -315,6 +318,32 @@ def test_more_generations_go_on_from_the_checkpoint(tmp_path):
     with Experiment(tmp_path / "short", config) as experiment:
         experiment.run("evolve")
         assert outcome(experiment) == expected
+
+
+@pytest.mark.parametrize(("cut", "least"), [(2, 3), (4, 4)])
+def test_fewer_generations_than_have_run_are_refused(tmp_path, cut, least):
+    """A mean is evaluated after the third; before it there is no C."""
+    with prepare(tmp_path) as experiment, pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, CMAES, "ask", cut + 1)
+        experiment.run("evolve")
+    config = override(experiment.config, {"evolve": {"generations": least - 1}})
+    said = rf"^evolve\.generations: expected at least {least}, as {cut} have run already, got {least - 1}"
+    with Experiment(tmp_path, config) as experiment, pytest.raises(ValueError, match=said):
+        experiment.run("evolve")
+    with Experiment(tmp_path, override(config, {"evolve": {"generations": least}})) as experiment:
+        experiment.run("evolve")
+        assert experiment.summary("evolve")["generation"] == 3
+
+
+def test_where_a_search_began_is_kept(tmp_path):
+    """The first generation can be asked for again when the run it began from is gone, or is another by now."""
+    with prepare(tmp_path / "before") as experiment:
+        experiment.run("evolve")
+    with prepare(tmp_path / "after", start=str(tmp_path / "before")) as experiment:
+        experiment.run("evolve")
+        expected = evolve.first_generation(experiment)
+        shutil.rmtree(tmp_path / "before")
+        np.testing.assert_array_equal(evolve.first_generation(experiment), expected)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

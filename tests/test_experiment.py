@@ -143,6 +143,62 @@ def test_a_stage_that_is_not_done_may_change(tmp_path, ran):
         assert Experiment.stored_config(tmp_path) == changed
 
 
+def cut_off(folder, stage, config):
+    """A run whose stage was begun and not completed."""
+    with Experiment(folder, config) as experiment, pytest.MonkeyPatch.context() as patch:
+        mark_done(experiment, *(earlier for earlier in BUILT_ON[: BUILT_ON.index(stage)]))
+        patch.setattr(f"worldmodels.stages.{stage}.run", lambda _: pytest.fail("cut off"))
+        with pytest.raises(pytest.fail.Exception):
+            experiment.run(stage)
+
+
+@pytest.mark.parametrize(
+    ("stage", "fixed", "free"),
+    [
+        ("collect", {"shard_episodes": 3}, {"episodes": 9, "workers": 1}),
+        ("collect", {"include": "elsewhere"}, {}),
+        ("evolve", {"popsize": 5}, {"generations": 1, "threads": 1}),
+        ("evolve", {"max_steps": 7}, {"generations": 9}),
+    ],
+)
+def test_a_stage_that_keeps_its_parts_goes_on_with_the_settings_it_began_with(tmp_path, ran, stage, fixed, free):
+    cut_off(tmp_path, stage, toy_config())
+    (name,) = fixed
+    with pytest.raises(ValueError, match=rf"{stage} was begun there with other settings \({name}\)"):
+        Experiment(tmp_path, toy_config(**{stage: fixed}))
+    with Experiment(tmp_path, toy_config(**{stage: free})) as experiment:
+        experiment.run(stage)
+        assert not list(tmp_path.glob("stages/*.begun.json"))
+    cut_off(tmp_path / "other", stage, toy_config())
+    with Experiment(tmp_path / "other", toy_config(**{stage: fixed}), again=stage) as experiment:
+        experiment.run(stage)
+
+
+def test_a_run_that_was_moved_goes_on(tmp_path, ran):
+    """Where the other run lay is no setting once it lies there no more."""
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    first.mkdir()
+    with Experiment(tmp_path / "run", toy_config(collect={"include": str(first)})) as experiment:
+        experiment.run("collect")
+    with Experiment(tmp_path / "run", toy_config(collect={"include": str(first / ".." / "first")})) as experiment:
+        assert experiment.is_done("collect")
+    with pytest.raises(ValueError, match=r"collect was done there with other settings \(include\)"):
+        Experiment(tmp_path / "run", toy_config(collect={"include": str(moved)}))
+    first.rename(moved)
+    with Experiment(tmp_path / "run", toy_config(collect={"include": str(moved)})) as experiment:
+        assert experiment.is_done("collect")
+    with pytest.raises(ValueError, match=r"collect was done there with other settings \(include\)"):
+        Experiment(tmp_path / "run", toy_config())
+
+
+def test_options_that_the_environment_lacks_are_refused_when_a_run_begins(tmp_path):
+    toy = {"id": "toy_env:Toy-v0", "variant": "", "resolution": ""}
+    with pytest.raises(ValueError, match=r"^evaluate\.variant: expected none, as toy_env:Toy-v0 has no such option"):
+        Experiment(tmp_path, toy_config(environment=toy, evaluate={"variant": "modern"}))
+    with Experiment(tmp_path, toy_config(evaluate={"variant": "modern"})):
+        pass
+
+
 def test_leaves_may_be_repeated_with_other_settings(tmp_path, ran):
     with Experiment(tmp_path, toy_config()) as experiment:
         for name in STAGES:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import make_latents, toy_config, write_world
+from conftest import make_latents, mark_done, toy_config, write_world
 from worldmodels import Controller, load_world, pretrained, studies, tasks
 from worldmodels.cli import main
 from worldmodels.config import override
@@ -18,6 +18,8 @@ from worldmodels.data.weights import load_tensors
 from worldmodels.envs import play
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent, load_controller
+from worldmodels.stages.collect import player_of
+from worldmodels.stages.evolve import save_controller
 
 ROUND = {
     "rounds": 1,
@@ -142,12 +144,49 @@ def test_iterate(tmp_path, capsys, monkeypatch):
     _, first, _ = load_controller(tmp_path / "evolve" / "controller.safetensors")
     _, second, _ = load_controller(one / "evolve" / "controller.safetensors")
     assert first.any() and (first != second).any()
+    with Experiment(one) as experiment:
+        assert experiment.summary("collect")["player"] == player_of(tmp_path)
     evolve = Experiment.stored_config(one).evolve
     assert (evolve.start, evolve.generations) == ("", ROUND["generations"])
     assert read_json(tmp_path / "rounds" / "rounds.json") == results
     capsys.readouterr()
     assert studies.iterate(tmp_path, config) == results
     assert capsys.readouterr().err.count("done before") == 16
+
+
+def test_a_round_of_another_agent_is_refused(tmp_path):
+    first, one = tmp_path / "run", tmp_path / "run" / "rounds" / "1"
+    with Experiment(first, toy_config()) as experiment:
+        save_controller(experiment, Controller(4, 8, 1), np.zeros(20), {"generation": 2, "score": 6.0})
+    with Experiment(one, toy_config()) as experiment:
+        mark_done(experiment, "collect", summary={"player": {"generation": 2, "score": 6.0}})
+        studies._check_player(experiment, first)
+        experiment.marker("collect").unlink()
+        mark_done(experiment, "collect", summary={"player": {"generation": 1, "score": 5.0}})
+        with pytest.raises(ValueError, match=r"played by the C of generation 1 of .* generation 2 now.*--again"):
+            studies._check_player(experiment, first)
+
+
+@pytest.mark.parametrize("study", [studies.iterate, lambda folder, config: studies.sweep(folder, config, [1.0])])
+def test_studies_of_dreams_evolve_in_dreams(tmp_path, study):
+    config = tasks.preset("carracing", "quick")
+    with pytest.raises(ValueError, match=r"^evolve\.inside: expected dream for .* \(--preset dream\), got environment"):
+        study(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_policies_of_the_rounds_are_checked_before_any_work(tmp_path):
+    config = override(toy_config(), {"iterate": {"policies": "agent pertubed"}})
+    with pytest.raises(ValueError, match=r"^iterate\.policies: expected .*, got 'agent pertubed'"):
+        studies.iterate(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_papers_experiment_has_its_table():
+    scores = {"mean": -300.0, "std": 50.0, "ci95": (-320.0, -280.0)}
+    results = [{"temperature": 1.0, "dream": scores, "game": scores}]
+    assert "paper" not in studies.sweep_table(results, tasks.get("pendulum").paper)
+    assert "1145 +- 690" in studies.sweep_table(results, tasks.get("takecover").paper)
 
 
 def test_evolution_starts_where_it_is_told(base, tmp_path):

@@ -12,7 +12,7 @@ import resource
 import shutil
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,12 @@ LEAVES = ("check_dream", "evaluate", "report")
 DEPENDENTS = {"evolve": ("evaluate", "report"), "check_dream": ("report",), "evaluate": ("report",)}
 #: Settings that may grow after a stage is complete: it goes on from where it stopped.
 EXTENDABLE = {("evolve", "generations")}
+#: Stages that keep the parts they have made when they are cut off, and so must go on with the settings they began with.
+KEEPERS = ("collect", "evolve")
+#: Settings of those that may change all the same before they are complete.
+OPEN = {("collect", "episodes"), ("evolve", "generations")}
+#: Settings that say where another run lies.
+PLACES = ("agent", "include", "start", "world")
 #: Settings that say how a stage uses the machine, not what comes out.
 MACHINE = {
     ("collect", "workers"),
@@ -62,8 +68,8 @@ class Experiment:
     """A run folder, locked for this process (under torchrun: for the processes of this launch; rank 0 writes).
 
     Layout: ``config.json``, ``metrics.jsonl``, ``results.json``, ``stages/<stage>.json`` (a stage that is complete,
-    with its settings, versions and figures), ``episodes/``, ``vae/``, ``latents/``, ``rnn/``, ``check_dream/``,
-    ``evolve/``, ``evaluate/``, ``report/``.
+    with its settings, versions and figures; ``<stage>.begun.json`` while it is not), ``episodes/``, ``vae/``,
+    ``latents/``, ``rnn/``, ``check_dream/``, ``evolve/``, ``evaluate/``, ``report/``.
 
     Args:
         folder: the run folder; made if need be.
@@ -73,7 +79,7 @@ class Experiment:
     Raises:
         FileNotFoundError: ``config`` is None and the folder has none.
         BlockingIOError: another process works in the folder.
-        ValueError: a stage that is done was made with other settings.
+        ValueError: a stage that is done, or that keeps its parts and was begun, has other settings.
     """
 
     def __init__(self, folder: str | Path, config: Config | None = None, *, again: str | None = None) -> None:
@@ -136,17 +142,13 @@ class Experiment:
         """The file that says that a stage is complete."""
         return self.path("stages", f"{stage}.json")
 
+    def _begun(self, stage: str) -> Path:
+        """The file that says with which settings a stage was begun that is not complete."""
+        return self.path("stages", f"{stage}.begun.json")
+
     def summary(self, stage: str) -> dict[str, Any]:
         """What a complete stage reported; empty if it is not complete."""
-        return dict(self._marked(stage)["summary"]) if self.marker(stage).is_file() else {}
-
-    def _marked(self, stage: str) -> dict[str, Any]:
-        """What the marker of a complete stage says."""
-        path = self.marker(stage)
-        marked = read_json(path)
-        if not (isinstance(marked, dict) and all(isinstance(marked.get(key), dict) for key in ("settings", "summary"))):
-            raise ValueError(f"{path}: expected a stage's settings and summary, got {marked!r:.200}")
-        return marked
+        return dict(_marked(self.marker(stage))["summary"]) if self.marker(stage).is_file() else {}
 
     def _settings(self, stage: str) -> dict[str, Any]:
         fields_now = asdict(getattr(self.config, stage))
@@ -163,12 +165,11 @@ class Experiment:
             settings |= {"temperature": evolve.temperature, "ends": evolve.ends, "max_steps": evolve.max_steps}
         return settings
 
-    def _differences(self, stage: str) -> list[str]:
-        """Settings in which a complete stage differs from the config now."""
-        path = self.marker(stage)
+    def _differences(self, stage: str, path: Path) -> list[str]:
+        """Settings in which a stage differed from the config now, as its marker or its beginning says."""
         if not path.is_file():
             return []
-        then, now = self._marked(stage)["settings"], self._settings(stage)
+        then, now = _marked(path)["settings"], self._settings(stage)
         # a setting that is younger than the run had its default; the longest dream was whatever it is
         before = {
             **asdict(type(getattr(self.config, stage))()),
@@ -178,27 +179,35 @@ class Experiment:
         if "environment" in then:
             young = {name: asdict(EnvironmentConfig())[name] for name in now["environment"]}
             then["environment"] = {**young, **then["environment"]}
-        return [name for name in now if then.get(name, before.get(name)) != now[name]]
+        return [name for name in now if not _same(name, then.get(name, before.get(name)), now[name])]
 
     def _check_settings(self) -> None:
         for stage in STAGES:
             if stage in LEAVES:
                 continue
-            bad = [name for name in self._differences(stage) if not self._extends(stage, name)]
+            path, what, may_change = self.marker(stage), "done", self._extends
+            if not path.is_file():
+                path, what, may_change = self._begun(stage), "begun", lambda stage, name: (stage, name) in OPEN
+            bad = [name for name in self._differences(stage, path) if not may_change(stage, name)]
             if bad:
                 raise ValueError(
-                    f"{self.folder}: {command(stage)} was done there with other settings ({', '.join(bad)}); "
+                    f"{self.folder}: {command(stage)} was {what} there with other settings ({', '.join(bad)}); "
                     f"use another --out, or `worldmodels {command(stage)} --again` to discard it and all after it"
                 )
-        self._check_evolve()
+        self._check_together()
 
-    def _check_evolve(self) -> None:
+    def _check_together(self) -> None:
         """What can be seen to fit together before V and M are made."""
         evolve = self.config.evolve
         latent_size, hidden_size = self.config.train_vae.latent_size, self.config.train_rnn.hidden_size
         seen = Controller(latent_size, hidden_size, 1, evolve.features).feature_size  # type: ignore[arg-type]
         if evolve.components > seen and not self.config.world:  # of a world evolve finds it out, at once
             raise ValueError(f"evolve.components: expected at most {seen}, what C sees, got {evolve.components}")
+        chosen = {name: getattr(self.config.evaluate, name) for name in ("variant", "resolution")}
+        if any(chosen.values()):
+            from worldmodels.envs.batch import check_options
+
+            check_options(replace(self.config.environment, **chosen), "evaluate")
         if evolve.device == "cuda" and (evolve.precision != "float32" or evolve.inside != "dream"):
             raise ValueError(
                 f"evolve.device: expected cpu beside evolve.precision {evolve.precision} and evolve.inside "
@@ -208,12 +217,12 @@ class Experiment:
     def _extends(self, stage: str, name: str) -> bool:
         """Whether a changed setting only makes a complete stage go on."""
         return (stage, name) in EXTENDABLE and bool(
-            self._settings(stage)[name] > self._marked(stage)["settings"].get(name, math.inf)
+            self._settings(stage)[name] > _marked(self.marker(stage))["settings"].get(name, math.inf)
         )
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage is complete with the settings of now."""
-        return self.marker(stage).is_file() and not self._differences(stage)
+        return self.marker(stage).is_file() and not self._differences(stage, self.marker(stage))
 
     def _sweep(self) -> None:
         """Removes the temporary files of processes that were killed."""
@@ -225,6 +234,7 @@ class Experiment:
         """Removes what a stage and all stages after it have written."""
         for later in STAGES[STAGES.index(stage) :]:
             self.marker(later).unlink(missing_ok=True)
+            self._begun(later).unlink(missing_ok=True)
             shutil.rmtree(self.path(MAKERS.get(later, later)), ignore_errors=True)
             self.rewind_metrics(command(later), 0)
         if STAGES.index(stage) <= STAGES.index("evaluate"):
@@ -257,6 +267,8 @@ class Experiment:
         if taken and not (stage == "train_rnn" and self.config.train_rnn.steps == 0):
             summary = self._take(stage)
         else:
+            if stage in KEEPERS:
+                write_json(self._begun(stage), {"stage": stage, "settings": self._settings(stage), "summary": {}})
             summary = importlib.import_module(f"worldmodels.stages.{stage}").run(self)
         if self.ranks.first:
             write_json(
@@ -271,6 +283,7 @@ class Experiment:
                     "versions": versions(),
                 },
             )
+            self._begun(stage).unlink(missing_ok=True)
         self.ranks.wait()
 
     def _take(self, stage: str) -> dict[str, Any]:
@@ -315,6 +328,22 @@ class Experiment:
                 kept.append(line + b"\n")
         with atomic_path(path) as temporary:
             temporary.write_bytes(b"".join(kept))
+
+
+def _marked(path: Path) -> dict[str, Any]:
+    """What the marker of a stage says."""
+    marked = read_json(path)
+    if not (isinstance(marked, dict) and all(isinstance(marked.get(key), dict) for key in ("settings", "summary"))):
+        raise ValueError(f"{path}: expected a stage's settings and summary, got {marked!r:.200}")
+    return marked
+
+
+def _same(name: str, then: Any, now: Any) -> bool:
+    """Whether a setting is what it was; a place may be said in another way, or that of a run that has moved."""
+    if then == now or name not in PLACES or not (then and now):
+        return bool(then == now)
+    was = Path(then)
+    return was.resolve() == Path(now).resolve() or (was.is_absolute() and not was.exists())
 
 
 def _read_config(path: Path) -> Config:

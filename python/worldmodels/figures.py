@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -239,8 +239,8 @@ def reality_check(path: Path, policies: dict[str, Any], temperature: float, scor
         _save(figure, path)
 
 
-def sweep(path: Path, results: list[dict[str, Any]], paper: dict[float, Any]) -> None:
-    """Survival in the dream and in the game over temperature, ours with 95 % intervals and the paper's."""
+def sweep(path: Path, results: list[dict[str, Any]], paper: Mapping[float, Any], score: str) -> None:
+    """Scores in the dream and in the game over temperature, ours with 95 % intervals and the paper's if it has any."""
     ours = sorted(results, key=lambda result: float(result["temperature"]))
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(8, 4))
@@ -249,6 +249,8 @@ def sweep(path: Path, results: list[dict[str, Any]], paper: dict[float, Any]) ->
             y = [result[world]["mean"] for result in ours]
             error = [result[world]["ci95"][1] - result[world]["mean"] for result in ours]
             axis.errorbar(x, y, yerr=error, color=colour, marker="o", markersize=5, capsize=3, label=f"{world}")
+            if not paper:
+                continue
             axis.plot(
                 list(paper),
                 [values[index][0] for values in paper.values()],
@@ -259,8 +261,8 @@ def sweep(path: Path, results: list[dict[str, Any]], paper: dict[float, Any]) ->
                 alpha=0.7,
                 label=f"{world}, the paper's",
             )
-        axis.set(title="What a dream's temperature does", xlabel="temperature", ylabel="steps survived")
-        axis.set_ylim(bottom=0)
+        axis.set(title="What a dream's temperature does", xlabel="temperature", ylabel=score)
+        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
         axis.legend()
         _save(figure, path)
 

@@ -12,16 +12,11 @@ from worldmodels.config import Config, override
 from worldmodels.data.atomic import link, write_json
 from worldmodels.experiment import MAKERS, STAGES, Experiment
 from worldmodels.measured import read_results
+from worldmodels.stages.collect import player_of
+from worldmodels.stages.players import parse_policies
 from worldmodels.stats import table
+from worldmodels.tasks import Temperatures
 
-#: The paper's table of temperatures: survival in the dream and in the game, mean and standard deviation.
-PAPER = {
-    0.1: ((2086, 140), (193, 58)),
-    0.5: ((2060, 277), (196, 50)),
-    1.0: ((1145, 690), (868, 511)),
-    1.15: ((918, 546), (1092, 556)),
-    1.3: ((732, 269), (753, 139)),
-}
 Result = dict[str, Any]
 
 
@@ -38,7 +33,11 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float]) -> list[R
     Returns:
         One result per temperature, in their order: ``temperature``, ``dream`` and ``game`` (each ``mean``, ``std``,
         ``ci95``, ``scores``), ``generation``.
+
+    Raises:
+        ValueError: there are no temperatures, or one twice, or C is not evolved in the dream.
     """
+    _check_inside(config, "sweep")
     if not temperatures or len(set(temperatures)) != len(temperatures):
         raise ValueError(f"--temperatures: expected different numbers, got {list(temperatures)}")
     variants = {f"{value:g}": override(config, {"evolve": {"temperature": float(value)}}) for value in temperatures}
@@ -46,26 +45,20 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float]) -> list[R
     for value, result in zip(temperatures, results, strict=True):
         result["temperature"] = float(value)
     write_json(folder / "temperatures" / "sweep.json", results)
-    figures.sweep(folder / "temperatures" / "sweep.png", results, PAPER)
-    print(sweep_table(results))
+    task = tasks.get(config.experiment)
+    figures.sweep(folder / "temperatures" / "sweep.png", results, task.paper, task.score)
+    print(sweep_table(results, task.paper))
     return results
 
 
-def sweep_table(results: Sequence[Result]) -> str:
-    """The paper's table with ours beside it."""
-    rows = []
+def sweep_table(results: Sequence[Result], paper: Temperatures) -> str:
+    """Scores by temperature, the paper's beside them if it has any."""
+    heads, rows = ["temperature", "dream", "game", "95 % interval"], []
     for result in results:
-        paper = PAPER.get(result["temperature"])
-        rows.append(
-            [
-                f"{result['temperature']:g}",
-                _spread(result["dream"]),
-                *_scores(result["game"]),
-                *(f"{mean} +- {std}" for mean, std in paper or ()),
-                *([] if paper else ["", ""]),
-            ]
-        )
-    return table(["temperature", "dream", "game", "95 % interval", "paper: dream", "paper: game"], rows)
+        theirs = [f"{mean} +- {std}" for mean, std in paper.get(result["temperature"], ())] or ["", ""]
+        ours = [f"{result['temperature']:g}", _spread(result["dream"]), *_scores(result["game"])]
+        rows.append([*ours, *(theirs if paper else [])])
+    return table([*heads, *(["paper: dream", "paper: game"] if paper else [])], rows)
 
 
 def ablate(folder: Path, config: Config) -> list[Result]:
@@ -120,10 +113,16 @@ def iterate(folder: Path, config: Config) -> list[Result]:
 
     Returns:
         One result per round, 0 first: ``round``, ``episodes``, ``dream``, ``game``, ``generation``.
+
+    Raises:
+        ValueError: the run takes V and M from another one or evolves C elsewhere, the policies of the rounds have no
+            such name, or a round was played by another C than the round before it has now.
     """
     if config.world:
         raise ValueError(f"iterate: expected a run that trains V and M, got one that takes them from {config.world}")
+    _check_inside(config, "iterate")
     settings = config.iterate
+    parse_policies(settings.policies, tasks.get(config.experiment).policies, "iterate.policies")
     results = []
     previous = folder
     for number in range(settings.rounds + 1):
@@ -147,6 +146,8 @@ def iterate(folder: Path, config: Config) -> list[Result]:
                 },
             )
         with Experiment(here, wanted) as experiment:
+            if number > 0:
+                _check_player(experiment, previous)
             for stage in STAGES:
                 experiment.run(stage)
             results.append({"round": number, "episodes": _episodes(experiment), **_result(experiment)})
@@ -155,6 +156,28 @@ def iterate(folder: Path, config: Config) -> list[Result]:
     rows = [[str(r["round"]), f"{r['episodes']:,}", _spread(r["dream"]), *_scores(r["game"])] for r in results]
     print(table(["round", "episodes", "dream", "game", "95 % interval"], rows))
     return results
+
+
+def _check_inside(config: Config, study: str) -> None:
+    """Refuses a study of dreams where C is evolved elsewhere."""
+    if config.evolve.inside != "dream":
+        presets = tasks.get(config.experiment).presets.items()
+        dreaming = " or ".join(f"--preset {name}" for name, preset in presets if preset.evolve.inside == "dream")
+        raise ValueError(
+            f"evolve.inside: expected dream for {study}{dreaming and f' ({dreaming})'}, got {config.evolve.inside}"
+        )
+
+
+def _check_player(experiment: Experiment, previous: Path) -> None:
+    """Refuses a round whose episodes were played by a C that the round before it does not have any more."""
+    played = experiment.summary("collect").get("player")
+    now = player_of(previous)
+    if played is not None and played != now:
+        raise ValueError(
+            f"{experiment.folder}: its episodes were played by the C of generation {played['generation']} of "
+            f"{previous}, which has that of generation {now['generation']} now; use another --out, or "
+            f"`worldmodels collect --out {experiment.folder} --again` to do the round anew"
+        )
 
 
 def branch(base: Path, child: Path, stages: Sequence[str]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -22,13 +23,33 @@ from worldmodels.envs.screen import Frame
 from worldmodels.processes import deaf_to_interrupts, ending
 from worldmodels.threads import cores
 
+_OPTIONS = ("variant", "resolution")  # of an environment's constructor; a run may choose them
+
 
 def make(environment: EnvironmentConfig, **options: Any) -> gymnasium.Env[Frame, Floats]:
     """Makes the real environment of an experiment, without Gymnasium's wrappers."""
-    register()
-    chosen = {"variant": environment.variant, "resolution": environment.resolution}
+    check_options(environment)
+    chosen = {name: getattr(environment, name) for name in _OPTIONS}
     options = {**{name: value for name, value in chosen.items() if value}, **options}
     return gymnasium.make(environment.id, disable_env_checker=True, **options).unwrapped
+
+
+def check_options(environment: EnvironmentConfig, section: str = "environment") -> None:
+    """Refuses a variant or a resolution where the environment knows none.
+
+    Args:
+        environment: the real environment.
+        section: of the settings that chose them.
+
+    Raises:
+        ValueError: one is asked for, and the environment has no such option.
+    """
+    asked = [name for name in _OPTIONS if getattr(environment, name)]
+    takes = inspect.signature(_entry_point(environment.id)).parameters if asked else {}
+    for name in asked:
+        if name not in takes and not any(item.kind is item.VAR_KEYWORD for item in takes.values()):
+            value = getattr(environment, name)
+            raise ValueError(f"{section}.{name}: expected none, as {environment.id} has no such option, got {value!r}")
 
 
 def backend(environment: EnvironmentConfig) -> str:
@@ -71,6 +92,7 @@ def make_batch(environment: EnvironmentConfig, slots: int, *, workers: int | Non
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if backend(environment) == "envpool":
+        check_options(environment)
         if options:
             raise ValueError(f"{', '.join(options)}: EnvPool has no such option, use --environment.backend gymnasium")
         return pool.EnvPoolBatch(environment.id, slots, workers)
@@ -83,15 +105,21 @@ def make_batch(environment: EnvironmentConfig, slots: int, *, workers: int | Non
 
 def _threads(env_id: str) -> bool:
     """Whether threads are enough to step an environment in parallel: its metadata say so."""
+    return bool(getattr(_entry_point(env_id), "metadata", {}).get("threads", False))
+
+
+def _entry_point(env_id: str) -> Callable[..., Any]:
+    """What makes an environment, most often its class."""
     register()
     package, _, name = env_id.rpartition(":")
     if package:
         importlib.import_module(package)
-    entry = gymnasium.spec(name).entry_point
+    entry: Any = gymnasium.spec(name).entry_point
     if isinstance(entry, str):
         module, _, kind = entry.partition(":")
         entry = getattr(importlib.import_module(module), kind)
-    return bool(getattr(entry, "metadata", {}).get("threads", False))
+    made: Callable[..., Any] = entry
+    return made
 
 
 class _Row:

@@ -15,7 +15,10 @@ from worldmodels.envs.screen import Frame, shrink
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Box2D's types warn as they are made, and crash where warnings are errors
-    from gymnasium.envs.box2d.car_racing import CarRacing
+    try:
+        from gymnasium.envs.box2d.car_racing import CarRacing
+    except gymnasium.error.DependencyNotInstalled as missing:
+        raise ModuleNotFoundError("worldmodels/CarRacing-v0: Box2D is not installed (extra carracing)") from missing
 
 MAX_STEPS = 1000
 #: Of the 96 rows of the screen; the rest are the dashboard, which the authors cut off too.

@@ -36,7 +36,7 @@ class Evaluator(Protocol):
     Attributes:
         controller: the shape of C.
         unit: what a step is called, in the plural.
-        about: what is to be known beside a score; two evaluators of equal ``about`` and seeds give equal scores.
+        about: what is to be known beside a score; a run goes on only with what it was begun with.
     """
 
     controller: Controller

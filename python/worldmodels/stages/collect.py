@@ -39,20 +39,31 @@ def run(experiment: Experiment) -> dict[str, Any]:
     wanted = [name for name, _ in parse_policies(config.policies, experiment.task.policies) if name in AGENT]
     if wanted and not config.agent:
         raise ValueError(f"collect.agent: expected whose agent plays '{wanted[0]}', got nothing")
+    player = {}
     if wanted:
         from worldmodels.models.agent import Agent
 
         Agent.load(pretrained.resolve(config.agent))  # what is missing there is told before any work
+        player = player_of(pretrained.resolve(config.agent))
     folder = experiment.path("episodes")
     folder.mkdir(exist_ok=True)
     first = _include(config, folder)
     shards = range(-(-config.episodes // config.shard_episodes))
     todo = [shard for shard in shards if not shard_path(folder, first + shard).is_file()]
     job = Job(experiment.config, folder.absolute(), first)
+    _check_shards(job, len(shards))
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
     _Pool(job, todo, progress, ready).run()
-    return _summary(folder, config)
+    return {**_summary(folder, config), **({"player": player} if player else {})}
+
+
+def player_of(run_folder: Path) -> dict[str, Any]:
+    """Which C of a run plays: the ``generation`` it is of and its ``score`` in evolution."""
+    from worldmodels.models.agent import load_controller
+
+    _, _, about = load_controller(run_folder / "evolve" / "controller.safetensors")
+    return {name: about.get(name) for name in ("generation", "score")}
 
 
 def _include(config: CollectConfig, folder: Path) -> int:
@@ -67,6 +78,25 @@ def _include(config: CollectConfig, folder: Path) -> int:
         if not to.is_file():
             link(path, to)
     return len(paths)
+
+
+def _check_shards(job: Job, shards: int) -> None:
+    """Refuses a number of episodes that does not fit those that were played before.
+
+    Raises:
+        ValueError: a shard is of other episodes.
+    """
+    own = set(job.folder.glob("*.h5")) - {shard_path(job.folder, index) for index in range(job.first)}
+    wanted = {job.path(shard): len(job.episodes(shard)) for shard in range(shards)}
+    for path in sorted(own):
+        shard = EpisodeShard(path)
+        found = len(shard.lengths)
+        shard.close()
+        if wanted.get(path) != found:
+            raise ValueError(
+                f"collect.episodes: expected a number that fits the {found} of {path}, got {job.collect.episodes} "
+                f"({wanted.get(path, 0)} there); go on with another, or `worldmodels collect --again`"
+            )
 
 
 def _summary(folder: Path, config: CollectConfig) -> dict[str, Any]:

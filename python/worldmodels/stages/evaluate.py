@@ -98,13 +98,18 @@ class _Games:
         """Scores of the agent's C, or of others of its run."""
         return self.scores(name, player, episodes, {"controller": self.experiment.summary("evolve")})
 
+    def of_means(self, agent: Agent, means: Means, episodes: int) -> list[float]:
+        """Scores of the evaluated means in turn."""
+        about = {"generations": means.generations, "scores": means.scores}
+        return self.scores("curve", Candidates(agent, np.stack(means.params)), episodes, about)
+
 
 def _curve(games: _Games, agent: Agent) -> list[dict[str, Any]]:
     """Every evaluated mean in the real environment: ``generation``, ``dream`` (its score there) and ``game``."""
     experiment = games.experiment
     means = Means(experiment.path("evolve", "means.safetensors"), experiment.config.evolve.generations)
     count, episodes = len(means.params), experiment.config.evaluate.curve_episodes
-    scores = games.of_controllers("curve", Candidates(agent, np.stack(means.params)), count * episodes)
+    scores = games.of_means(agent, means, count * episodes)
     return [
         {"generation": generation, "dream": score, "game": describe(scores[index::count])}
         for index, (generation, score) in enumerate(zip(means.generations, means.scores, strict=True))

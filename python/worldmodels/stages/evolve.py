@@ -45,10 +45,16 @@ def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
         played_with = about.get("evaluator", evaluator.about)
         if played_with != evaluator.about:
             raise ValueError(f"{checkpoint}: expected to go on with {played_with}, got {evaluator.about}")
+        tensors.pop("origin", None)
         with taking_up(checkpoint, "evolve"):
             best = tensors.pop("best").numpy()
             best_score, best_generation, first = about["best_score"], about["best_generation"], about["generation"]
             es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **about["es"]})
+    least = first if best_generation else first + 1  # where no mean was evaluated, there is no C yet
+    if config.generations < least:
+        raise ValueError(
+            f"evolve.generations: expected at least {least}, as {first} have run already, got {config.generations}"
+        )
     experiment.rewind_metrics("evolve", first, key="generation")
 
     means = Means(experiment.path("evolve", "means.safetensors"), first)
@@ -85,7 +91,7 @@ def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
                 best, best_score, best_generation = mean.copy(), score, generation
         elapsed, clock = progress.seconds - clock, progress.seconds
         experiment.log("evolve", generation=generation, **line, seconds=round(elapsed, 3))
-        _save(checkpoint, es, generation, best, best_score, best_generation, evaluator.about)
+        _save(checkpoint, es, generation, coordinates.origin, best, best_score, best_generation, evaluator.about)
         progress.update(
             generation, f"best {line['best']:.0f}, mean {line['mean']:.0f}, {speed:,.0f} {evaluator.unit}/s"
         )
@@ -96,15 +102,24 @@ def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
 
 
 def _coordinates(experiment: Experiment, controller: Controller) -> Coordinates:
-    """Those that the settings choose; nothing is played for them where a run goes on."""
+    """Those that the settings choose; nothing is played for them, and no other run is read, where a run goes on."""
     config = experiment.config.evolve
-    return make_coordinates(
-        experiment.folder,
-        controller,
-        first_mean(config, controller),
-        config.components,
-        experiment.config.seed,
-    )
+    origin = _kept_origin(experiment, controller)
+    if origin is None:
+        origin = first_mean(config, controller)
+    return make_coordinates(experiment.folder, controller, origin, config.components, experiment.config.seed)
+
+
+def _kept_origin(experiment: Experiment, controller: Controller) -> Params | None:
+    """The parameters that the search began at, as its checkpoint has them; None where there is none."""
+    path = experiment.path("evolve", "checkpoint.safetensors")
+    tensors = load_tensors(path)[0] if path.is_file() else {}
+    if "origin" not in tensors:
+        return None
+    origin: Params = tensors["origin"].numpy().astype(np.float64)
+    if origin.shape != (controller.size,):
+        raise ValueError(f"{path}: expected an origin of ({controller.size},), got {origin.shape}")
+    return origin
 
 
 def first_generation(experiment: Experiment) -> npt.NDArray[np.float32]:
@@ -202,12 +217,13 @@ def _save(
     path: Any,
     es: CMAES,
     generation: int,
+    origin: Params,
     best: Params,
     best_score: float,
     best_generation: int,
     evaluator: dict[str, Any],
 ) -> None:
-    """Writes one checkpoint: the whole state of CMA-ES, the best mean so far and whom they were played with."""
+    """Writes one checkpoint: all of CMA-ES, where it began, the best mean so far and whom they were played with."""
     state = es.state_dict()
     arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
     about = {
@@ -217,7 +233,7 @@ def _save(
         "evaluator": evaluator,
         "es": {name: value for name, value in state.items() if not isinstance(value, np.ndarray)},
     }
-    save_tensors(path, {**arrays, "best": torch.from_numpy(best)}, about)
+    save_tensors(path, {**arrays, "origin": torch.from_numpy(origin), "best": torch.from_numpy(best)}, about)
 
 
 def save_controller(experiment: Experiment, controller: Controller, params: Params, about: dict[str, Any]) -> None:

@@ -28,7 +28,9 @@ _MAX_ATTEMPTS = 1000
 _PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in standard deviations of theirs
 
 
-def parse_policies(text: str, policies: Mapping[str, Policy]) -> list[tuple[str, float]]:
+def parse_policies(
+    text: str, policies: Mapping[str, Policy], argument: str = "collect.policies"
+) -> list[tuple[str, float]]:
     """Reads 'held 1-10:4, left:1' as names with shares; the names are those of ``policies`` and of what an agent does.
 
     Raises:
@@ -43,7 +45,7 @@ def parse_policies(text: str, policies: Mapping[str, Policy]) -> list[tuple[str,
             weight = 0.0
         if name not in (*policies, RANDOM_AGENT, *AGENT) or not 0 < weight < float("inf"):
             known = ", ".join((*policies, RANDOM_AGENT, *AGENT))
-            raise ValueError(f"collect.policies: expected '<name>:<share>, ...' of {known}, got {part.strip()!r}")
+            raise ValueError(f"{argument}: expected '<name>:<share>, ...' of {known}, got {part.strip()!r}")
         parsed.append((name, weight))
     return parsed
 

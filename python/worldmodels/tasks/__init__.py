@@ -16,6 +16,8 @@ from worldmodels.models.controller import Squash
 if TYPE_CHECKING:
     from worldmodels.models.mdnrnn import MDNRNN
 
+#: Scores by temperature: mean and standard deviation in the dream, then in the real environment.
+Temperatures = Mapping[float, tuple[tuple[int, int], tuple[int, int]]]
 #: Packages of others add experiments by an entry point of this group: ``name = "their.module"``.
 GROUP = "worldmodels.tasks"
 
@@ -40,6 +42,7 @@ class Task:
         preset: the one of a new run that names none of several; ``quick`` in its place with ``--from-scratch``.
         survival: whether every step is worth 1, so that a dream is scored without a reward head.
         ablations: what ``worldmodels ablate`` compares: the settings that make each variant, by its name.
+        paper: the paper's scores by temperature, to stand beside those of ``worldmodels sweep``.
 
     Raises:
         ValueError: a preset's settings bear another experiment's or another preset's name.
@@ -59,6 +62,7 @@ class Task:
     preset: str = "quick"
     survival: bool = False
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    paper: Temperatures = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, config in self.presets.items():

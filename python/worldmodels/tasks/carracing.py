@@ -159,6 +159,9 @@ TASK = Task(
         "z": {"evolve": {"features": "z", "hidden_units": 0}},
         "z, 40 hidden": {"evolve": {"features": "z", "hidden_units": 40}},
         "z, h": {"evolve": {"features": "zh", "hidden_units": 0}},
-        "z, h, M untrained": {"train_rnn": {"steps": 0}, "evolve": {"features": "zh", "hidden_units": 0}},
+        "z, h, M untrained": {
+            "train_rnn": {"steps": 0},
+            "evolve": {"features": "zh", "hidden_units": 0, "inside": "environment"},
+        },
     },
 )
