@@ -19,10 +19,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from worldmodels.benchmarks.measure import available_precisions, rollout_case
+from worldmodels.benchmarks.measure import rollout_case
 from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, doom
 from worldmodels.cmaes import CMAES
-from worldmodels.dream import multiply_add_rate
+from worldmodels.dream import multiply_add_rate, precisions
 from worldmodels.threads import cores
 
 POPSIZE = 64
@@ -195,7 +195,7 @@ def test_without_decompositions(n: int, threads: int, benchmark) -> None:
 @pytest.mark.parametrize("n", [1088])
 def test_share_of_a_dream_generation(n: int, benchmark) -> None:
     """64 candidates x 16 episodes x 650 steps, at the rate that the dream has in this process."""
-    precision = available_precisions()[-1]
+    precision = precisions()[-1]
     case = rollout_case(doom(), precision, cores())
     generation = ours(n)
     generations = int(CMAES(np.zeros(n), 0.1, popsize=POPSIZE).gap) + 1

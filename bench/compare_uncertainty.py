@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from worldmodels.benchmarks.measure import available_precisions
 from worldmodels.cmaes import CMAES
 from worldmodels.data.weights import load_model, load_tensors
-from worldmodels.dream import Dream
+from worldmodels.dream import Dream, precisions
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 
@@ -39,7 +38,7 @@ def open_dream(run: Path) -> Dream:
         controller,
         temperature=TEMPERATURE,
         max_steps=LONGEST,
-        precision=available_precisions()[-1],
+        precision=precisions()[-1],
     )
 
 

@@ -155,6 +155,11 @@ def test_options_that_an_environment_lacks_are_refused(monkeypatch, option):
             make_batch(replace(environment, **{option: "modern"}), 1).reset([0], [1])
 
 
+def test_an_environment_that_gymnasium_does_not_know_is_refused():
+    with pytest.raises(ValueError, match=r"^environment\.id: expected one that Gymnasium knows, got 'worldmodels/No"):
+        make_batch(EnvironmentConfig(id="worldmodels/Nothing-v0"), 2)
+
+
 def test_a_car_without_box2d_says_which_extra_it_wants():
     lines = (
         "import sys",

@@ -7,6 +7,8 @@ import json
 import pytest
 
 from conftest import mark_done, toy_config
+from worldmodels import tasks
+from worldmodels.config import override
 from worldmodels.data.atomic import read_json, write_json
 from worldmodels.experiment import STAGES, Experiment, versions
 
@@ -143,13 +145,26 @@ def test_a_stage_that_is_not_done_may_change(tmp_path, ran):
         assert Experiment.stored_config(tmp_path) == changed
 
 
-def cut_off(folder, stage, config):
+KEPT = {
+    "collect": "episodes/00000.h5",
+    "train_vae": "vae/checkpoint.safetensors",
+    "encode": "latents/00000.safetensors",
+    "train_rnn": "rnn/checkpoint.safetensors",
+    "evolve": "evolve/checkpoint.safetensors",
+}
+
+
+def cut_off(folder, stage, *, kept=True):
     """A run whose stage was begun and not completed."""
-    with Experiment(folder, config) as experiment, pytest.MonkeyPatch.context() as patch:
-        mark_done(experiment, *(earlier for earlier in BUILT_ON[: BUILT_ON.index(stage)]))
+    with Experiment(folder, toy_config()) as experiment, pytest.MonkeyPatch.context() as patch:
+        mark_done(experiment, *BUILT_ON[: BUILT_ON.index(stage)])
         patch.setattr(f"worldmodels.stages.{stage}.run", lambda _: pytest.fail("cut off"))
         with pytest.raises(pytest.fail.Exception):
             experiment.run(stage)
+        if kept:
+            path = experiment.path(KEPT[stage])
+            path.parent.mkdir()
+            path.touch()
 
 
 @pytest.mark.parametrize(
@@ -157,21 +172,45 @@ def cut_off(folder, stage, config):
     [
         ("collect", {"shard_episodes": 3}, {"episodes": 9, "workers": 1}),
         ("collect", {"include": "elsewhere"}, {}),
+        ("train_vae", {"quartic_weight": 3.0}, {"lr": 0.5, "steps": 9, "micro_batch": 1}),
+        ("encode", {"precision": "bfloat16"}, {"batch": 7}),
+        ("train_rnn", {"sequence": 3}, {"lr_end": 0.5, "precision": "float32", "patience": 2}),
+        ("train_rnn", {"done_weight": 3.0}, {}),
         ("evolve", {"popsize": 5}, {"generations": 1, "threads": 1}),
         ("evolve", {"max_steps": 7}, {"generations": 9}),
     ],
 )
 def test_a_stage_that_keeps_its_parts_goes_on_with_the_settings_it_began_with(tmp_path, ran, stage, fixed, free):
-    cut_off(tmp_path, stage, toy_config())
+    cut_off(tmp_path, stage)
     (name,) = fixed
-    with pytest.raises(ValueError, match=rf"{stage} was begun there with other settings \({name}\)"):
+    said = rf"{stage.replace('_', '-')} was begun there with other settings \({name}\)"
+    with pytest.raises(ValueError, match=said):
         Experiment(tmp_path, toy_config(**{stage: fixed}))
     with Experiment(tmp_path, toy_config(**{stage: free})) as experiment:
         experiment.run(stage)
         assert not list(tmp_path.glob("stages/*.begun.json"))
-    cut_off(tmp_path / "other", stage, toy_config())
+    cut_off(tmp_path / "other", stage)
     with Experiment(tmp_path / "other", toy_config(**{stage: fixed}), again=stage) as experiment:
         experiment.run(stage)
+
+
+def test_a_mistake_that_made_nothing_may_be_mended(tmp_path, ran):
+    cut_off(tmp_path, "evolve", kept=False)
+    with Experiment(tmp_path, toy_config(evolve={"popsize": 5})) as experiment:
+        experiment.run("evolve")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evolve": {"inside": "dream"}}, r"^evolve\.inside: expected environment, or train_rnn\.reward_head"),
+        ({"evolve": {"ends": "chance"}}, r"^evolve\.ends: expected threshold, or train_rnn\.done_head .*, got chance"),
+    ],
+)
+def test_dreams_without_scores_or_ends_are_refused_when_a_run_begins(tmp_path, changes, said):
+    """CarRacing's quick has neither a reward head nor a done head."""
+    with pytest.raises(ValueError, match=said):
+        Experiment(tmp_path, override(tasks.preset("carracing", "quick"), changes))
 
 
 def test_a_run_that_was_moved_goes_on(tmp_path, ran):

@@ -36,7 +36,7 @@ def test_play_command(tmp_path, capsys):
     [
         (["dream", "nowhere"], "nowhere: expected a run folder or one of takecover"),
         (["play", "takecover", "--episodes", "0"], "--episodes: expected one or more, got 0"),
-        (["dream", "takecover", "--seed", "-1"], "--seed: expected zero or more, got -1"),
+        (["dream", "takecover", "--seed", "-1"], "--seed: expected an integer from 0 to 18446744073709551615, got -1"),
         (["dream", "takecover", "--gif", "/no/such/folder/x.gif"], "--gif: no such folder: /no/such/folder"),
         (["dream", "takecover", "--temperature", "nan"], "temperature: "),
     ],

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from worldmodels.threads import cores
 
+MOST_SEED = 2**64 - 1
+
 
 def check_integer(name: str, value: Any, low: int, high: int) -> int:
     """Takes a Python or NumPy integer from ``low`` to ``high``; TypeError or ValueError otherwise."""
@@ -44,8 +46,8 @@ def check_real(name: str, value: Any, low: float = -math.inf, *, finite: bool = 
 
 
 def check_seed(seed: Any) -> int:
-    """Takes a seed from 0 to 2**64 - 1."""
-    return check_integer("seed", seed, 0, 2**64 - 1)
+    """Takes a seed from 0 to ``MOST_SEED``."""
+    return check_integer("seed", seed, 0, MOST_SEED)
 
 
 def check_threads(num_threads: int | None) -> int:

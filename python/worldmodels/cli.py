@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from worldmodels import __version__, tasks
+from worldmodels.checks import MOST_SEED, check_integer
 from worldmodels.config import CHOICES, Config, field_help, override
 from worldmodels.experiment import MAKERS, STAGES, Experiment, command, section_names, versions
 from worldmodels.threads import cores
@@ -241,9 +242,7 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
     if scratch and config.world:
         raise ValueError(f"--from-scratch: expected a run that trains V and M, got one that takes them: {config.world}")
     if "seed" in wanted:
-        if wanted["seed"] < 0:
-            raise ValueError(f"--seed: expected zero or more, got {wanted['seed']}")
-        config = replace(config, seed=wanted["seed"])
+        config = replace(config, seed=check_integer("--seed", wanted["seed"], 0, MOST_SEED))
     return config
 
 
@@ -255,8 +254,7 @@ def _show(options: argparse.Namespace) -> None:
 
     if options.episodes < 1:
         raise ValueError(f"--episodes: expected one or more, got {options.episodes}")
-    if options.seed < 0:
-        raise ValueError(f"--seed: expected zero or more, got {options.seed}")
+    check_integer("--seed", options.seed, 0, MOST_SEED)
     if options.gif and not Path(options.gif).absolute().parent.is_dir():
         raise FileNotFoundError(f"--gif: no such folder: {Path(options.gif).parent}")
     if options.window:

@@ -367,8 +367,14 @@ def from_dict(values: dict[str, Any]) -> Config:
     for name, value in top.items():
         kind = int if name == "seed" else str
         empty = value == "" and name != "world"
-        if not isinstance(value, kind) or isinstance(value, bool) or empty or (kind is int and int(value) < 0):
-            raise ValueError(f"{name}: expected {'zero or more' if name == 'seed' else 'a name'}, got {value!r:.100}")
+        if (
+            not isinstance(value, kind)
+            or isinstance(value, bool)
+            or empty
+            or (kind is int and not 0 <= int(value) < 2**64)
+        ):
+            wanted = "an integer from 0 to 2**64 - 1" if name == "seed" else "a name"
+            raise ValueError(f"{name}: expected {wanted}, got {value!r:.100}")
     config = Config(**top)
     return override(config, {name: values[name] for name in SECTIONS if name in values})
 

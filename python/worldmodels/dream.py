@@ -479,6 +479,11 @@ def check_temperature(temperature: Any) -> float:
     return value
 
 
+def precisions() -> list[Precision]:
+    """Those that this build and machine have at the SIMD level in use."""
+    return ["float32", "bfloat16"] if simd_level() == "avx512_bf16" else ["float32"]
+
+
 def check_precision(precision: Any) -> None:
     """Takes a precision that this build and machine have."""
     if not isinstance(precision, str) or precision not in get_args(Precision):

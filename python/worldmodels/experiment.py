@@ -42,10 +42,20 @@ LEAVES = ("check_dream", "evaluate", "report")
 DEPENDENTS = {"evolve": ("evaluate", "report"), "check_dream": ("report",), "evaluate": ("report",)}
 #: Settings that may grow after a stage is complete: it goes on from where it stopped.
 EXTENDABLE = {("evolve", "generations")}
-#: Stages that keep the parts they have made when they are cut off, and so must go on with the settings they began with.
-KEEPERS = ("collect", "evolve")
-#: Settings of those that may change all the same before they are complete.
-OPEN = {("collect", "episodes"), ("evolve", "generations")}
+#: Settings of training that say when it is looked at and when it ends.
+_WATCHING = ("checkpoint_every", "patience", "keep")
+#: Stages that keep what they have made when they are cut off: the files it is in, and the settings that may be others
+#: when they go on.
+KEEPERS = {
+    "collect": ("*.h5", ("episodes",)),
+    "train_vae": ("checkpoint.safetensors", ("steps", "lr", "schedule", "precision", *_WATCHING)),
+    "encode": ("*.safetensors", ("batch",)),
+    "train_rnn": (
+        "checkpoint.safetensors",
+        ("steps", "lr", "lr_end", "lr_decay", "schedule", "clip", "precision", *_WATCHING),
+    ),
+    "evolve": ("*.safetensors", ("generations",)),
+}
 #: Settings that say where another run lies.
 PLACES = ("agent", "include", "start", "world")
 #: Settings that say how a stage uses the machine, not what comes out.
@@ -185,16 +195,24 @@ class Experiment:
         for stage in STAGES:
             if stage in LEAVES:
                 continue
-            path, what, may_change = self.marker(stage), "done", self._extends
-            if not path.is_file():
-                path, what, may_change = self._begun(stage), "begun", lambda stage, name: (stage, name) in OPEN
-            bad = [name for name in self._differences(stage, path) if not may_change(stage, name)]
+            path, what = self.marker(stage), "done"
+            if path.is_file():
+                bad = [name for name in self._differences(stage, path) if not self._extends(stage, name)]
+            else:
+                path, what = self._begun(stage), "begun"
+                bad = self._mixed(stage, path)
             if bad:
                 raise ValueError(
                     f"{self.folder}: {command(stage)} was {what} there with other settings ({', '.join(bad)}); "
                     f"use another --out, or `worldmodels {command(stage)} --again` to discard it and all after it"
                 )
         self._check_together()
+
+    def _mixed(self, stage: str, begun: Path) -> list[str]:
+        """Settings in which what a stage that was cut off has kept differs from what it would make now."""
+        if stage not in KEEPERS or not any(self.path(MAKERS.get(stage, stage)).glob(KEEPERS[stage][0])):
+            return []
+        return [name for name in self._differences(stage, begun) if name not in KEEPERS[stage][1]]
 
     def _check_together(self) -> None:
         """What can be seen to fit together before V and M are made."""
@@ -203,6 +221,16 @@ class Experiment:
         seen = Controller(latent_size, hidden_size, 1, evolve.features).feature_size  # type: ignore[arg-type]
         if evolve.components > seen and not self.config.world:  # of a world evolve finds it out, at once
             raise ValueError(f"evolve.components: expected at most {seen}, what C sees, got {evolve.components}")
+        rnn, dreamt = self.config.train_rnn, evolve.inside == "dream"
+        if not self.config.world and dreamt and not (self.task.survival or rnn.reward_head):
+            raise ValueError(
+                f"evolve.inside: expected environment, or train_rnn.reward_head for dreams that have a score, "
+                f"got {evolve.inside}"
+            )
+        if not self.config.world and evolve.ends != "threshold" and not rnn.done_head:
+            raise ValueError(
+                f"evolve.ends: expected threshold, or train_rnn.done_head for dreams that end, got {evolve.ends}"
+            )
         chosen = {name: getattr(self.config.evaluate, name) for name in ("variant", "resolution")}
         if any(chosen.values()):
             from worldmodels.envs.batch import check_options
@@ -267,7 +295,7 @@ class Experiment:
         if taken and not (stage == "train_rnn" and self.config.train_rnn.steps == 0):
             summary = self._take(stage)
         else:
-            if stage in KEEPERS:
+            if stage in KEEPERS and self.ranks.first:
                 write_json(self._begun(stage), {"stage": stage, "settings": self._settings(stage), "summary": {}})
             summary = importlib.import_module(f"worldmodels.stages.{stage}").run(self)
         if self.ranks.first:

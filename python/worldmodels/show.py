@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels import pretrained, tasks
-from worldmodels.config import Config, EnvironmentConfig, from_dict
-from worldmodels.data.atomic import read_json
+from worldmodels.config import Config, EnvironmentConfig
 from worldmodels.data.weights import load_model
 from worldmodels.dream import Dream
 from worldmodels.envs.play import Environments, episode_seed, record
+from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent, Recorder, load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.progress import Progress
@@ -32,10 +32,10 @@ def source(name: str) -> tuple[Path, Config]:
     """
     if name in pretrained.names():
         return pretrained.folder(name), tasks.preset(name, tasks.get(name).preset)
-    stored = Path(name) / "config.json"
-    if not stored.is_file():
+    stored = Experiment.stored_config(name)
+    if stored is None:
         raise FileNotFoundError(f"{name}: expected a run folder or one of {', '.join(pretrained.names())}")
-    return Path(name), from_dict(read_json(stored))
+    return Path(name), stored
 
 
 def play(folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: int, slots: int = 16) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from worldmodels.benchmarks.peers import JAXDream, NumPyDream, Peer, TorchDream
 from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom, shipped
-from worldmodels.dream import Dream, DreamResult, Precision, multiply_add_rate, simd_level, simd_levels
+from worldmodels.dream import Dream, DreamResult, Precision, multiply_add_rate, precisions, simd_level
 from worldmodels.threads import cores
 
 _PEAK_SECONDS = 0.1
@@ -61,28 +61,23 @@ class Row:
 
 def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
     """Makers of all cases, in the order of the table; a maker raises RuntimeError where its case cannot be played."""
-    precisions = available_precisions()
+    here = precisions()
     threads = sorted({1, cores()})
     for world in (doom(), carracing()):
-        for precision in precisions:
+        for precision in here:
             for count in threads if world.name == "Doom" else threads[-1:]:
                 yield partial(rollout_case, world, precision, count)
-    for precision in precisions:
+    for precision in here:
         yield partial(generation_case, doom(ends=True), precision, cores())
-    for precision in precisions:
+    for precision in here:
         yield partial(shipped_case, precision, cores())
-    for precision in precisions:
+    for precision in here:
         yield partial(vector_env_case, doom(), precision, cores())
-    for precision in precisions:
+    for precision in here:
         yield partial(alone_case, doom(), precision)
     yield partial(env_case, doom())
     if peers:
         yield from peer_cases(doom())
-
-
-def available_precisions() -> list[Precision]:
-    """The precisions that this machine can dream in."""
-    return ["float32", "bfloat16"] if "avx512_bf16" in simd_levels() else ["float32"]
 
 
 def rollout_case(world: World, precision: Precision, threads: int, steps: int = 48) -> Case:
@@ -276,7 +271,7 @@ def machine() -> dict[str, Any]:
 
     peaks = {
         f"{precision}, {count} threads": multiply_add_rate(precision, count, 0.5) / 1e9
-        for precision in available_precisions()
+        for precision in precisions()
         for count in sorted({1, cores()})
     }
     return {"cpu": _cpu(), "cores": cores(), "simd": simd_level(), "peak_gflops": peaks, "versions": versions()}

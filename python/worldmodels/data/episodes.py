@@ -130,6 +130,7 @@ class EpisodeShard:
     """One complete shard, open for reading.
 
     Attributes:
+        path: of the file.
         frames: the (N, 64, 64, 3) uint8 data set on disk: slice it to read.
         actions: (N, A) float32.
         rewards: (N,) float32.
@@ -142,6 +143,7 @@ class EpisodeShard:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
             self._file = h5py.File(path, "r", rdcc_nbytes=0)
         except (OSError, ValueError) as error:

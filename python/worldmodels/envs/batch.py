@@ -42,10 +42,10 @@ def check_options(environment: EnvironmentConfig, section: str = "environment") 
         section: of the settings that chose them.
 
     Raises:
-        ValueError: one is asked for, and the environment has no such option.
+        ValueError: one is asked for, and the environment has no such option; or Gymnasium knows no such environment.
     """
     asked = [name for name in _OPTIONS if getattr(environment, name)]
-    takes = inspect.signature(_entry_point(environment.id)).parameters if asked else {}
+    takes = inspect.signature(_entry_point(environment.id)).parameters
     for name in asked:
         if name not in takes and not any(item.kind is item.VAR_KEYWORD for item in takes.values()):
             value = getattr(environment, name)
@@ -114,7 +114,10 @@ def _entry_point(env_id: str) -> Callable[..., Any]:
     package, _, name = env_id.rpartition(":")
     if package:
         importlib.import_module(package)
-    entry: Any = gymnasium.spec(name).entry_point
+    try:
+        entry: Any = gymnasium.spec(name).entry_point
+    except gymnasium.error.Error as error:
+        raise ValueError(f"environment.id: expected one that Gymnasium knows, got {env_id!r}: {error}") from error
     if isinstance(entry, str):
         module, _, kind = entry.partition(":")
         entry = getattr(importlib.import_module(module), kind)

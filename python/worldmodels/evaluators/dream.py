@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worldmodels.dream import Dream, DreamResult, World, done_weight, load_midway, load_world
+from worldmodels.dream import Dream, DreamResult, World, done_weight, load_midway, load_world, precisions
 from worldmodels.evaluators import Played, Told, make_controller
 from worldmodels.experiment import Experiment
 from worldmodels.threads import cores
@@ -41,9 +41,11 @@ class DreamEvaluator:
         """The one of a run folder, at the settings of its evolve stage.
 
         Raises:
-            ValueError: there is no CUDA device, and the settings ask for one.
+            ValueError: there is no CUDA device, and the settings ask for one; or M does not say what a step is worth.
         """
         config = experiment.config.evolve
+        if not experiment.task.dreams_are_scored(load_world(experiment.folder).mdnrnn):
+            raise ValueError(f"evolve.inside: expected environment, as M predicts no reward, got {config.inside}")
         threads, expected = config.threads or cores(), config.ends == "expected"
         if config.device == "cpu":
             return cls(make_dream(experiment, config.starts, expected_returns=expected), threads)
@@ -91,8 +93,16 @@ def gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def make_dream(experiment: Experiment, starts: str = "first", *, expected_returns: bool = False) -> Dream:
-    """The native dream of a run folder's M, at its evolve stage's settings but for the starts and the kind of returns.
+def make_dream(
+    experiment: Experiment, starts: str = "first", *, expected_returns: bool = False, precision: str = ""
+) -> Dream:
+    """The native dream of a run folder's M, at its evolve stage's settings but for what is said here.
+
+    Args:
+        experiment: the run folder.
+        starts: where dreams start.
+        expected_returns: whether rewards count as much as they are likely to come.
+        precision: of the products; empty for that of the settings.
 
     Raises:
         ValueError: dreams are to start anywhere, and the world keeps no starts on the way.
@@ -104,11 +114,17 @@ def make_dream(experiment: Experiment, starts: str = "first", *, expected_return
         make_controller(experiment, world.mdnrnn),
         temperature=config.temperature,
         max_steps=config.max_steps,
-        precision=config.precision,  # type: ignore[arg-type]
+        precision=precision or config.precision,  # type: ignore[arg-type]
         done_weight=done_weight(experiment.folder, config.ends),
         expected_returns=expected_returns,
         **memory,
     )
+
+
+def looked_at_in(experiment: Experiment) -> str:
+    """The precision to look at a run's dreams in: that of its evolution, or float32 where this machine lacks it."""
+    wanted = experiment.config.evolve.precision
+    return wanted if wanted in precisions() else "float32"
 
 
 def _starts(experiment: Experiment, starts: str) -> tuple[World, dict[str, Any]]:

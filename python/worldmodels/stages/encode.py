@@ -76,7 +76,11 @@ def encode_shard(
     logvar = np.empty_like(mu)
     for start in range(0, total, batch):
         rows = slice(start, min(start + batch, total))
-        mu[rows], logvar[rows] = encoder(shard.frames[rows])
+        try:
+            frames = shard.frames[rows]
+        except OSError as error:
+            raise OSError(f"{shard.path}: a frame of {rows.start} to {rows.stop - 1} is damaged: {error}") from error
+        mu[rows], logvar[rows] = encoder(frames)
     if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
         raise ValueError("encode: V gave NaN or infinite latents; its training has failed")
     return mu, logvar

@@ -14,7 +14,7 @@ from worldmodels.config import EnvironmentConfig
 from worldmodels.data.atomic import write_json
 from worldmodels.envs.batch import backend
 from worldmodels.envs.play import Blind, Environments, Player, describe_environment, episode_seed, record
-from worldmodels.evaluators.dream import make_dream
+from worldmodels.evaluators.dream import looked_at_in, make_dream
 from worldmodels.experiment import Experiment, versions
 from worldmodels.measured import players
 from worldmodels.models.agent import Agent, Candidates, Recorder, load_controller
@@ -59,6 +59,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     results["dream"] = {
         **({"score": evolved["score"]} if config.evolve.inside == "dream" else {}),
         "temperature": config.evolve.temperature,
+        "precision": looked_at_in(experiment),
         "generation": evolved["generation"],
         "evaluation": describe(dream_scores(experiment)) if scored else None,
     }
@@ -119,7 +120,7 @@ def _curve(games: _Games, agent: Agent) -> list[dict[str, Any]]:
 def dream_scores(experiment: Experiment) -> list[float]:
     """Returns of the agent's C in the dream it was evolved in, in episodes that chose nothing."""
     _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
-    dream = make_dream(experiment)
+    dream = make_dream(experiment, precision=looked_at_in(experiment))
     episodes = experiment.config.evolve.evaluate_episodes
     seed = episode_seed(experiment.config.seed, "evaluate in the dream", 0)
     scores: list[float] = dream.rollout(params[None], episodes, seed=seed).returns[0].tolist()

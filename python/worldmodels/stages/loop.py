@@ -68,7 +68,13 @@ class Loop:
             self._restore()
         elif config.start:
             start = pretrained.resolve(config.start) / folder / f"{folder}.safetensors"
-            model.load_state_dict(load_model(start, type(model)).state_dict())
+            found: Any = load_model(start, type(model))
+            if found.config != model.config:
+                section = stage.replace("-", "_")
+                raise ValueError(
+                    f"{section}.start: expected {model.config}, as the settings say, got {found.config} in {start}"
+                )
+            model.load_state_dict(found.state_dict())
         experiment.rewind_metrics(stage, self.step)
         self._board = _board(experiment, stage, self.step) if config.tensorboard and experiment.ranks.first else None
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from worldmodels import figures, measured, quality
 from worldmodels.data.atomic import atomic_path
 from worldmodels.data.weights import load_model
-from worldmodels.evaluators.dream import make_dream
+from worldmodels.evaluators.dream import looked_at_in, make_dream
 from worldmodels.experiment import STAGES, Experiment, command
 from worldmodels.models.agent import load_controller
 from worldmodels.models.vae import ConvVAE, decode
@@ -58,7 +58,8 @@ def _draw_dream(experiment: Experiment, strip: Path, animation: Path) -> int:
     """One dream of the evolved controller, as a strip and as an animation; returns its length."""
     config = experiment.config
     _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
-    trace = make_dream(experiment).trace(params, seed=config.seed, max_steps=min(config.evolve.max_steps, 2**20))
+    dream = make_dream(experiment, precision=looked_at_in(experiment))
+    trace = dream.trace(params, seed=config.seed, max_steps=min(config.evolve.max_steps, 2**20))
     vae = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)
     length = len(trace.action)
     steps = np.unique(np.linspace(0, length, 24).astype(int))

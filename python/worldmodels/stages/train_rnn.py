@@ -19,6 +19,7 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.streams import Chunk, Streams
 from worldmodels.data.weights import load_model, load_tensors, save_model, save_tensors
+from worldmodels.dream import done_weight
 from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
 from worldmodels.models.training import LossGuard, Pieces, autocast, cosine, device, on_device, seed_step
@@ -49,8 +50,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     training, held_out = split_episodes(latents, config.validation)
     streams = Streams(latents, training, config.batch, config.sequence, seed, done_lead=config.done_lead)
     at_once = max(1, config.micro_steps // config.sequence)
-    count = min(at_once, config.batch)
-    validation = Streams(latents, held_out, count, config.sequence, seed, done_lead=config.done_lead)
+    validation = Streams(latents, held_out, config.batch, config.sequence, seed, done_lead=config.done_lead)
     where = device()
     seed_step(seed, "rnn-init", 0)
     model = build(config, latents).to(where)
@@ -103,9 +103,16 @@ def run(experiment: Experiment) -> dict[str, Any]:
         summary["quality"] = _quality(experiment, model, latents, held_out, validation)
         write_json(experiment.path("rnn", "quality.json"), summary["quality"])
         _save_starts(experiment, model, latents)
-        loop.hand_on(summary, done_weight=config.done_weight)
+        loop.hand_on(summary, done_weight=_trained_done_weight(config))
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"epochs": epoch, "parameters": parameters, **summary}
+
+
+def _trained_done_weight(config: TrainRNNConfig) -> float:
+    """How many times ends weighed in the training of the weights that are handed on."""
+    if config.steps == 0 and config.start:
+        return done_weight(pretrained.resolve(config.start), "chance") or config.done_weight
+    return config.done_weight
 
 
 def _untrained(experiment: Experiment) -> dict[str, Any]:
@@ -284,7 +291,8 @@ def _whole(state: State, rows: slice, batch: int, ranks: Ranks) -> State:
 @torch.no_grad()
 def validate(model: MDNRNN, streams: Streams, config: TrainRNNConfig) -> dict[str, float]:
     """Losses on held-out episodes, and how the done decision (logit > 0) fares: recall, and false alarms a step."""
-    pieces = Pieces("train-rnn", "streams", streams.batch, "--micro-steps")
+    at_once = min(max(1, config.micro_steps // config.sequence), streams.batch)
+    pieces = Pieces("train-rnn", "streams", at_once, "--micro-steps")
     return pieces.run(lambda rows: _validate(model, streams, config, rows))
 
 
