@@ -73,7 +73,8 @@ def test_flags_become_settings(tmp_path, ran):
     arguments = [
         *("run", "takecover", "--preset", "small", "--out", str(tmp_path), "--seed", "5"),
         *("--collect.policies", "left:1, held 1-60:2", "--collect.episodes", "7", "--environment.variant", "modern"),
-        *("--no-train-rnn.done-head", "--train-rnn.reward-head", "--evolve.sigma", "0.5", "--evolve.seeds", "common"),
+        *("--no-train-rnn.done-head", "--train-rnn.reward-head", "--evolve.ends", "threshold"),
+        *("--evolve.sigma", "0.5", "--evolve.seeds", "common"),
     ]
     assert main(arguments) == 0
     assert list(ran) == list(STAGES)
