@@ -70,7 +70,7 @@ def test_results_are_complete(evaluated):
     assert results["versions"] == versions()
     assert results["seeds"]["seed"] == 0
     evaluation = results["dream"].pop("evaluation")
-    assert results["dream"] == {"score": 50.0, "temperature": 1.15, "generation": 2}
+    assert results["dream"] == {"score": 50.0, "temperature": 1.15, "precision": "float32", "generation": 2}
     assert len(evaluation["scores"]) == 4 and evaluation["mean"] == np.mean(evaluation["scores"])
     with Experiment(evaluated) as experiment:
         assert experiment.summary("evaluate")["agent"]["mean"] == results["agent"]["mean"]

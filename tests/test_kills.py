@@ -86,7 +86,8 @@ def saved(run):
         shard.close()
     if any(run.glob("latents/*.safetensors")):
         load_latents(run / "latents")
-    for path in [*run.glob("stages/*.json"), *run.glob("episodes/*.h5"), *run.glob("latents/*.safetensors")]:
+    markers = [run / "stages" / f"{stage}.json" for stage in done(run)]
+    for path in [*markers, *run.glob("episodes/*.h5"), *run.glob("latents/*.safetensors")]:
         fixed[str(path)] = path.read_bytes()
     for folder in ("vae", "rnn", "evolve"):
         for path in (run / folder).glob("*.safetensors"):

@@ -253,7 +253,10 @@ class Experiment:
         return self.marker(stage).is_file() and not self._differences(stage, self.marker(stage))
 
     def _sweep(self) -> None:
-        """Removes the temporary files of processes that were killed."""
+        """Removes the temporary files of processes that were killed, and how stages began that are complete."""
+        for stage in KEEPERS:
+            if self.marker(stage).is_file():
+                self._begun(stage).unlink(missing_ok=True)
         folders = [self.path("stages"), *(self.path(MAKERS.get(stage, stage)) for stage in STAGES)]
         for stray in itertools.chain(self.folder.glob("*.tmp"), *(folder.rglob("*.tmp") for folder in folders)):
             stray.unlink(missing_ok=True)
@@ -295,8 +298,10 @@ class Experiment:
         if taken and not (stage == "train_rnn" and self.config.train_rnn.steps == 0):
             summary = self._take(stage)
         else:
-            if stage in KEEPERS and self.ranks.first:
-                write_json(self._begun(stage), {"stage": stage, "settings": self._settings(stage), "summary": {}})
+            if stage in KEEPERS and self.ranks.first and not self.marker(stage).is_file():
+                settings = self._settings(stage)
+                begun = {"stage": stage, "settings": settings, "summary": {}, "began": began, "versions": versions()}
+                write_json(self._begun(stage), begun)
             summary = importlib.import_module(f"worldmodels.stages.{stage}").run(self)
         if self.ranks.first:
             write_json(
