@@ -160,6 +160,20 @@ def test_an_environment_that_gymnasium_does_not_know_is_refused():
         make_batch(EnvironmentConfig(id="worldmodels/Nothing-v0"), 2)
 
 
+@needs_envpool
+def test_envpool_needs_no_box2d():
+    lines = (
+        "import sys",
+        "sys.modules['Box2D'] = None",
+        "from worldmodels.config import EnvironmentConfig",
+        "from worldmodels.envs.batch import make_batch",
+        "cars = EnvironmentConfig(id='worldmodels/CarRacing-v0', variant='', resolution='', backend='envpool')",
+        "print(make_batch(cars, 1, workers=1).reset([0], [1]).shape)",
+    )
+    done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(1, 64, 64, 3)", done.stderr
+
+
 def test_a_car_without_box2d_says_which_extra_it_wants():
     lines = (
         "import sys",

@@ -9,7 +9,7 @@ import torch
 from worldmodels import MDNRNN, Controller
 from worldmodels.benchmarks import measure, peers, worlds
 from worldmodels.cli import main
-from worldmodels.dream import multiply_add_rate, set_simd_level, simd_level, simd_levels
+from worldmodels.dream import multiply_add_rate, precisions, set_simd_level, simd_level, simd_levels
 
 
 def small_world():
@@ -115,3 +115,14 @@ def test_command_line_errors(capsys, tmp_path):
     assert "--rounds: expected one or more, got 0" in capsys.readouterr().err
     assert main(["bench", "--json", str(tmp_path / "missing" / "file.json")]) == 1
     assert "--json: no such folder" in capsys.readouterr().err
+
+
+def test_every_level_has_the_precisions_that_it_names():
+    before = simd_level()
+    try:
+        for level in simd_levels():
+            set_simd_level(level)
+            assert precisions()[0] == "float32"
+            assert all(multiply_add_rate(precision, 1, 0.01) > 0 for precision in precisions())
+    finally:
+        set_simd_level(before)

@@ -189,6 +189,7 @@ def test_what_the_parser_refuses(tmp_path, monkeypatch, capsys, arguments):
         (["collect", "--workers", "-1"], "collect.workers: expected zero or more, got -1"),
         (["collect", "--policies", "left:1, hover"], "collect.policies: expected '<name>:<share>, ...'"),
         (["collect", "--policies", "left:0"], "got 'left:0'"),
+        (["collect", "--seed", str(2**64)], "--seed: expected an integer from 0 to 18446744073709551615, got"),
         (["collect", "--seed", "-1"], "--seed: expected an integer from 0 to 18446744073709551615, got -1"),
         (["train-vae"], "`worldmodels train-vae` needs what `worldmodels collect` makes"),
     ],

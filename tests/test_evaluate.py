@@ -16,6 +16,7 @@ from worldmodels.dream import Dream
 from worldmodels.envs import batch, play
 from worldmodels.envs.dream import DreamVectorEnv
 from worldmodels.envs.policies import constant
+from worldmodels.evaluators.dream import looked_at_in
 from worldmodels.experiment import Experiment, versions
 from worldmodels.models.agent import Agent, Candidates
 from worldmodels.models.controller import Controller
@@ -202,6 +203,16 @@ def test_the_curve_is_of_every_evaluated_mean(tmp_path, monkeypatch):
     curve = read_json(tmp_path / "results.json")["curve"]
     assert [len(point["game"]["scores"]) for point in curve] == [2, 2, 2]
     assert curve[1]["game"]["scores"][0] == results["agent"]["scores"][1]
+
+
+def test_a_machine_without_bfloat16_looks_at_its_dreams_in_float32(tmp_path, monkeypatch):
+    with prepare(tmp_path) as experiment:
+        expected = evaluate.dream_scores(experiment)
+        experiment.config = override(experiment.config, {"evolve": {"precision": "bfloat16"}})
+        for here, found in ((["float32", "bfloat16"], "bfloat16"), (["float32"], "float32")):
+            monkeypatch.setattr("worldmodels.evaluators.dream.precisions", lambda here=here: here)
+            assert looked_at_in(experiment) == found
+        assert evaluate.dream_scores(experiment) == expected
 
 
 def test_every_episode_is_played_by_its_own_candidate(tmp_path):

@@ -19,6 +19,7 @@ from worldmodels.data.frames import Order
 from worldmodels.data.latents import Latents
 from worldmodels.data.streams import Streams
 from worldmodels.data.weights import load_model, load_tensors, save_model
+from worldmodels.dream import done_weight
 from worldmodels.experiment import Experiment
 from worldmodels.models import training
 from worldmodels.models.mdnrnn import MDNRNN
@@ -325,6 +326,36 @@ def test_no_steps_hand_on_what_training_starts_from(tmp_path, stage):
     assert all(torch.equal(before[name], kept[name]) for name in before)
     assert about["steps"] == summary["steps"] == summary["kept_step"] == 0
     assert summary["loss" if stage == "train_vae" else "total"] > 0 and summary["quality"]
+
+
+def test_an_m_that_is_handed_on_keeps_the_weight_of_its_ends(tmp_path):
+    with prepare(tmp_path / "before", "train_rnn", done_weight=3.0) as experiment:
+        experiment.run("train_rnn")
+    with prepare(tmp_path / "kept", "train_rnn", steps=0, start=str(tmp_path / "before")) as experiment:
+        experiment.run("train_rnn")
+    assert done_weight(tmp_path / "kept", "chance") == 3.0
+
+
+@pytest.mark.parametrize(("stage", "setting"), [("train_vae", "latent_size"), ("train_rnn", "hidden_size")])
+def test_a_start_of_another_shape_is_named(tmp_path, stage, setting):
+    with prepare(tmp_path / "before", stage) as experiment:
+        experiment.run(stage)
+    size = getattr(getattr(experiment.config, stage), setting) + 1
+    said = rf"^{stage}\.start: expected .*'{setting}': {size}.* got .*'{setting}': {size - 1}.*before"
+    with (
+        prepare(tmp_path / "after", stage, start=str(tmp_path / "before"), **{setting: size}) as experiment,
+        pytest.raises(ValueError, match=said),
+    ):
+        experiment.run(stage)
+
+
+def test_pieces_of_a_batch_change_no_validation():
+    latents = make_latents(LENGTHS, latent_size=4)
+    config = TrainRNNConfig(hidden_size=8, batch=5, sequence=4)
+    streams = Streams(latents, np.arange(len(LENGTHS)), config.batch, config.sequence, 0)
+    model = MDNRNN(4, 1, 8)
+    whole, pieces = (train_rnn.validate(model, streams, replace(config, micro_steps=steps)) for steps in (99, 8))
+    assert pieces == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", list(MODULES))

@@ -367,12 +367,8 @@ def from_dict(values: dict[str, Any]) -> Config:
     for name, value in top.items():
         kind = int if name == "seed" else str
         empty = value == "" and name != "world"
-        if (
-            not isinstance(value, kind)
-            or isinstance(value, bool)
-            or empty
-            or (kind is int and not 0 <= int(value) < 2**64)
-        ):
+        within = kind is str or (isinstance(value, int) and 0 <= value < 2**64)
+        if not isinstance(value, kind) or isinstance(value, bool) or empty or not within:
             wanted = "an integer from 0 to 2**64 - 1" if name == "seed" else "a name"
             raise ValueError(f"{name}: expected {wanted}, got {value!r:.100}")
     config = Config(**top)

@@ -98,8 +98,16 @@ def done_weight(run_folder: str | Path, ends: str) -> float | None:
         FileNotFoundError: M has not been trained there yet.
         ValueError: a file is damaged.
     """
-    if ends == "threshold":
-        return None
+    return None if ends == "threshold" else trained_done_weight(run_folder)
+
+
+def trained_done_weight(run_folder: str | Path) -> float:
+    """How many times the steps at which an episode ends weighed in the training of a run folder's M.
+
+    Raises:
+        FileNotFoundError: M has not been trained there yet.
+        ValueError: a file is damaged.
+    """
     path = Path(run_folder) / "rnn" / "rnn.safetensors"
     _, about = load_tensors(path)
     weight = about.get("done_weight", TrainRNNConfig.done_weight)  # before it was written down it was this one

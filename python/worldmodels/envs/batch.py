@@ -28,6 +28,7 @@ _OPTIONS = ("variant", "resolution")  # of an environment's constructor; a run m
 
 def make(environment: EnvironmentConfig, **options: Any) -> gymnasium.Env[Frame, Floats]:
     """Makes the real environment of an experiment, without Gymnasium's wrappers."""
+    _entry_point(environment.id)  # an id that Gymnasium does not know is named
     check_options(environment)
     chosen = {name: getattr(environment, name) for name in _OPTIONS}
     options = {**{name: value for name, value in chosen.items() if value}, **options}
@@ -42,10 +43,10 @@ def check_options(environment: EnvironmentConfig, section: str = "environment") 
         section: of the settings that chose them.
 
     Raises:
-        ValueError: one is asked for, and the environment has no such option; or Gymnasium knows no such environment.
+        ValueError: one is asked for, and the environment has no such option.
     """
     asked = [name for name in _OPTIONS if getattr(environment, name)]
-    takes = inspect.signature(_entry_point(environment.id)).parameters
+    takes = inspect.signature(_entry_point(environment.id)).parameters if asked else {}
     for name in asked:
         if name not in takes and not any(item.kind is item.VAR_KEYWORD for item in takes.values()):
             value = getattr(environment, name)

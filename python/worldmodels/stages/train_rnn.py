@@ -19,7 +19,7 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.streams import Chunk, Streams
 from worldmodels.data.weights import load_model, load_tensors, save_model, save_tensors
-from worldmodels.dream import done_weight
+from worldmodels.dream import trained_done_weight
 from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
 from worldmodels.models.training import LossGuard, Pieces, autocast, cosine, device, on_device, seed_step
@@ -29,6 +29,7 @@ from worldmodels.ranks import Ranks, synchronised
 from worldmodels.stages.loop import LOG_EVERY, Loop
 
 _MEASURED = 250  # held-out episodes whose every step the measures of quality look at
+_MEASURED_STEPS = 5_000  # of them that are in memory at once
 _SHEET = (4, 12, 5)  # of a sheet of dreams: episodes, pictures of each, steps between them
 
 
@@ -49,7 +50,6 @@ def run(experiment: Experiment) -> dict[str, Any]:
     latents = load_latents(experiment.path("latents"))
     training, held_out = split_episodes(latents, config.validation)
     streams = Streams(latents, training, config.batch, config.sequence, seed, done_lead=config.done_lead)
-    at_once = max(1, config.micro_steps // config.sequence)
     validation = Streams(latents, held_out, config.batch, config.sequence, seed, done_lead=config.done_lead)
     where = device()
     seed_step(seed, "rnn-init", 0)
@@ -59,7 +59,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     network = ranks.wrap(model)
 
     rows = ranks.share(streams.batch)
-    pieces = Pieces("train-rnn", "streams", at_once, "--micro-steps", retry=ranks.size == 1)
+    pieces = Pieces("train-rnn", "streams", _at_once(config), "--micro-steps", retry=ranks.size == 1)
     state = _part(model.initial_state(streams.batch), rows)
     if loop.tensors:
         state = _part((loop.tensors["state.h"].to(where), loop.tensors["state.c"].to(where)), rows)
@@ -100,19 +100,19 @@ def run(experiment: Experiment) -> dict[str, Any]:
     note = ", ".join(f"{name} {summary[name]:.3f}" for name in ("z", "done_recall") if name in summary)
     progress.close(loop.step, f"validation {note}")
     if ranks.first:
-        summary["quality"] = _quality(experiment, model, latents, held_out, validation)
+        summary["quality"] = _quality(experiment, model, latents, held_out)
         write_json(experiment.path("rnn", "quality.json"), summary["quality"])
         _save_starts(experiment, model, latents)
-        loop.hand_on(summary, done_weight=_trained_done_weight(config))
+        handed_on = config.steps == 0 and config.start
+        weight = trained_done_weight(pretrained.resolve(config.start)) if handed_on else config.done_weight
+        loop.hand_on(summary, done_weight=weight)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"epochs": epoch, "parameters": parameters, **summary}
 
 
-def _trained_done_weight(config: TrainRNNConfig) -> float:
-    """How many times ends weighed in the training of the weights that are handed on."""
-    if config.steps == 0 and config.start:
-        return done_weight(pretrained.resolve(config.start), "chance") or config.done_weight
-    return config.done_weight
+def _at_once(config: TrainRNNConfig) -> int:
+    """Streams whose gradient, or loss, is computed at once."""
+    return max(1, config.micro_steps // config.sequence)
 
 
 def _untrained(experiment: Experiment) -> dict[str, Any]:
@@ -291,8 +291,7 @@ def _whole(state: State, rows: slice, batch: int, ranks: Ranks) -> State:
 @torch.no_grad()
 def validate(model: MDNRNN, streams: Streams, config: TrainRNNConfig) -> dict[str, float]:
     """Losses on held-out episodes, and how the done decision (logit > 0) fares: recall, and false alarms a step."""
-    at_once = min(max(1, config.micro_steps // config.sequence), streams.batch)
-    pieces = Pieces("train-rnn", "streams", at_once, "--micro-steps")
+    pieces = Pieces("train-rnn", "streams", min(_at_once(config), streams.batch), "--micro-steps")
     return pieces.run(lambda rows: _validate(model, streams, config, rows))
 
 
@@ -331,7 +330,6 @@ def _quality(
     model: MDNRNN,
     latents: Latents,
     held_out: npt.NDArray[np.int64],
-    validation: Streams,
 ) -> dict[str, Any]:
     """What :mod:`worldmodels.quality` measures of M; the pictures too, where V and the frames are there."""
     vae = _vae(experiment)
@@ -343,7 +341,8 @@ def _quality(
     config = experiment.config.train_rnn
     some = held_out[np.linspace(0, len(held_out) - 1, min(_MEASURED, len(held_out))).astype(int)]
     seed, lead = experiment.config.seed, config.done_lead
-    streams = Streams(latents, some, validation.batch, config.sequence, seed, done_lead=lead)
+    count = min(config.batch, max(1, _MEASURED_STEPS // config.sequence))
+    streams = Streams(latents, some, count, config.sequence, seed, done_lead=lead)
     figures = quality.predictions(model, streams, config.done_weight)
     figures["rollouts"] = quality.rollouts(model, latents, held_out, vae=vae, store=store)
     if store is not None:
