@@ -47,6 +47,8 @@ def done(run):
 def stop_in(folder, stage, delay, how=signal.SIGKILL, *, alone=False):
     """Runs and stops ``delay`` seconds after the stage has begun; returns the stage that was hit, None if all was done.
 
+    A stage that ends sooner, as on a machine that is busy at one time and idle at another, is stopped at its end.
+
     Args:
         how: the signal; SIGINT is Ctrl-C, which must be answered at once and without a traceback.
         alone: only the process itself is told, as Linux does when memory runs out; else its whole group, as a
@@ -60,7 +62,9 @@ def stop_in(folder, stage, delay, how=signal.SIGKILL, *, alone=False):
         process = start(*WHOLE, cwd=folder, env=env, **options)
     while process.poll() is None and not begun(run, log, stage, since):
         time.sleep(0.005)
-    time.sleep(delay)
+    until = time.monotonic() + delay
+    while process.poll() is None and time.monotonic() < until and not (run / "stages" / f"{stage}.json").is_file():
+        time.sleep(0.005)
     if process.poll() is not None:
         assert process.returncode == 0, log.read_text()
         return None
