@@ -7,7 +7,9 @@ import pytest
 from scipy import stats
 
 from worldmodels.progress import Progress
-from worldmodels.stats import describe, table
+from worldmodels.stages.report import format_verdict
+from worldmodels.stats import compare, describe, format_interval, table
+from worldmodels.tasks import get
 
 
 @pytest.mark.parametrize("count", [2, 5, 100])
@@ -18,16 +20,75 @@ def test_describe_equals_scipy(count):
     assert found["mean"] == pytest.approx(np.mean(scores))
     assert found["std"] == pytest.approx(stats.tstd(scores))
     low, high = stats.t.interval(0.95, count - 1, loc=scores.mean(), scale=stats.sem(scores))
-    assert found["ci95"] == pytest.approx([low, high])
+    assert found["ci95"] == pytest.approx([max(low, scores.min()), min(high, scores.max())])
 
 
 def test_the_interval_covers_the_mean_nineteen_times_in_twenty():
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(2000):
-        low, high = describe(rng.normal(3, 2, 6).tolist())["ci95"]
+        low, high = describe(rng.normal(3, 2, 20).tolist())["ci95"]
         hits += low < 3 < high
     assert abs(hits / 2000 - 0.95) < 0.015  # three standard errors
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 20])
+def test_an_interval_stays_inside_what_is_possible(count):
+    """One early death among episodes that reach the limit of 2,100 steps."""
+    low, high = describe([2100.0] * (count - 1) + [979.0])["ci95"]
+    assert 979 <= low < high <= 2100
+
+
+def test_few_episodes_have_no_printed_interval():
+    assert format_interval(describe(list(range(19)))) == ""
+    assert format_interval(describe(list(range(20)))) == "7 to 12"
+
+
+@pytest.mark.parametrize(
+    ("mean", "outcome"), [(300, "better"), (-300, "worse"), (20, "not distinguishable"), (-20, "not distinguishable")]
+)
+def test_two_players_are_compared_by_the_interval_of_their_difference(mean, outcome):
+    rng = np.random.default_rng(3)
+    first, second = rng.normal(500 + mean, 100, 30), rng.normal(500, 250, 40)
+    found = compare(first.tolist(), second.tolist())
+    theirs = stats.ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    assert found.ci95 == pytest.approx((theirs.low, theirs.high))
+    assert found.difference == pytest.approx(first.mean() - second.mean())
+    assert found.outcome == outcome
+
+
+def test_a_comparison_without_spread_or_with_one_episode():
+    assert compare([5.0, 5.0], [4.0, 4.0]) == (1.0, (1.0, 1.0), "better")
+    assert compare([5.0, 5.0], [5.0, 5.0]) == (0.0, (0.0, 0.0), "not distinguishable")
+    assert compare([5000.0], [4.0, 4.0, 4.0]).outcome == "not distinguishable"
+
+
+def player(mean, std, count, policy):
+    rng = np.random.default_rng(round(abs(mean)))
+    scores = rng.normal(size=count)
+    scores = mean + std * (scores - scores.mean()) / scores.std(ddof=1)
+    return {"policy": policy, **describe(scores.tolist())}
+
+
+@pytest.mark.parametrize(
+    ("task", "agent", "random", "said"),
+    [
+        ("takecover", (817, 445), (239, 150), ["95 % interval 691 to 943, 50", "1092 +- 556", "is better than random"]),
+        ("pendulum", (-1466, 209), (-1240, 200), ["-1466 points", "It is worse than random play ('uniform', -1240)"]),
+        ("carracing", (-40, 60), (-30, 60), ["906 +- 21", "not distinguishable from random play ('uniform', -30)"]),
+    ],
+)
+def test_the_verdict_of_the_report_follows_the_intervals(task, agent, random, said):
+    results = {
+        "agent": player(*agent, 50, "agent"),
+        "random": player(*random, 50, "uniform"),
+        "collecting": player(random[0] - 900, 20, 50, "held"),
+        "before": player(random[0], 40, 50, "first generation"),
+    }
+    text = format_verdict(results, get(task))
+    assert all(part in text for part in said), text
+    assert "the collecting policy ('held', " in text.split("better than")[1]
+    assert ("paper" in text) == (task != "pendulum")
 
 
 def test_a_single_score_has_no_width():

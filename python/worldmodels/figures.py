@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from worldmodels.data.atomic import atomic_path
+from worldmodels.stats import format_interval
 
 matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
@@ -205,7 +206,7 @@ def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, c
             axis.errorbar(
                 [point["generation"] for point in curve],
                 [point["game"]["mean"] for point in curve],
-                yerr=[point["game"]["mean"] - point["game"]["ci95"][0] for point in curve],
+                yerr=_interval([point["game"] for point in curve]),
                 color=_ORANGE,
                 marker="s",
                 markersize=4,
@@ -220,6 +221,14 @@ def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, c
         _save(figure, path)
 
 
+def _interval(entries: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """Lengths of error bars, below and above the means, of the 95 % intervals: (2, N)."""
+    return [
+        [max(entry["mean"] - entry["ci95"][0], 0.0) for entry in entries],
+        [max(entry["ci95"][1] - entry["mean"], 0.0) for entry in entries],
+    ]
+
+
 def reality_check(path: Path, policies: dict[str, Any], temperature: float, score: str) -> None:
     """Scores of fixed policies in the dream and in the game, with 95 % intervals."""
     names = list(policies)
@@ -228,7 +237,7 @@ def reality_check(path: Path, policies: dict[str, Any], temperature: float, scor
         figure, axis = plt.subplots(figsize=(8, 3.6))
         for shift, world, colour in ((-0.2, "dream", _BLUE), (0.2, "game", _ORANGE)):
             means = [policies[name][world]["mean"] for name in names]
-            bars = [policies[name][world]["ci95"][1] - policies[name][world]["mean"] for name in names]
+            bars = _interval([policies[name][world] for name in names])
             axis.bar(
                 place + shift, means, 0.38, yerr=bars, color=colour, label=world, error_kw={"ecolor": _INK, "lw": 1}
             )
@@ -247,7 +256,7 @@ def sweep(path: Path, results: list[dict[str, Any]], paper: Mapping[float, Any],
         for index, (world, colour) in enumerate((("dream", _BLUE), ("game", _ORANGE))):
             x = [result["temperature"] for result in ours]
             y = [result[world]["mean"] for result in ours]
-            error = [result[world]["ci95"][1] - result[world]["mean"] for result in ours]
+            error = _interval([result[world] for result in ours])
             axis.errorbar(x, y, yerr=error, color=colour, marker="o", markersize=5, capsize=3, label=f"{world}")
             if not paper:
                 continue
@@ -281,13 +290,13 @@ def scores(path: Path, results: dict[str, Any], score: str) -> None:
         figure, axis = plt.subplots(figsize=(8, 3.8))
         for name, label, colour in shown:
             entry = results[name]
-            low, high = entry["ci95"]
+            interval = format_interval(entry)
             axis.hist(
                 entry["scores"],
                 bins=bins,
                 color=colour,
                 alpha=0.5,
-                label=f"{label}: {entry['mean']:.0f} (95 %: {low:.0f} to {high:.0f})",
+                label=f"{label}: {entry['mean']:.0f}" + (f" (95 %: {interval})" if interval else ""),
             )
             axis.axvline(entry["mean"], color=colour, linewidth=1.6)
         axis.set(

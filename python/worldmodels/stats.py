@@ -1,12 +1,30 @@
-"""Scores in numbers: mean, standard deviation and the 95 % interval of the mean."""
+"""Scores in numbers: mean, standard deviation, the 95 % interval of the mean, and which of two means is larger."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
+
+#: Fewest scores whose interval is worth printing: below, a skewed distribution's interval is mostly its tails' luck.
+MIN_FOR_INTERVAL = 20
+
+
+class Comparison(NamedTuple):
+    """Difference of the means of two players.
+
+    Attributes:
+        difference: Mean of the first minus mean of the second.
+        ci95: 95 % interval of the difference (low, high); infinite where a player has fewer than two scores.
+        outcome: ``"better"`` or ``"worse"`` (the first against the second) where the interval excludes zero.
+    """
+
+    difference: float
+    ci95: tuple[float, float]
+    outcome: Literal["better", "worse", "not distinguishable"]
 
 
 def describe(scores: Sequence[float]) -> dict[str, Any]:
@@ -17,15 +35,55 @@ def describe(scores: Sequence[float]) -> dict[str, Any]:
 
     Returns:
         ``{"scores", "mean", "std", "ci95": [low, high]}``: the sample's standard deviation (n - 1) and Student's
-        interval of the mean; both are 0 wide for a single score.
+        interval of the mean, restricted to the range of the scores so that it never contains an impossible mean. Both
+        are 0 wide for a single score.
+
+    Raises:
+        ValueError: There are no scores, or one is not finite.
     """
-    values = np.asarray(scores, np.float64)
-    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
-        raise ValueError(f"scores: expected (N,) finite numbers with N > 0, got shape {values.shape}")
+    values = _checked(scores)
     mean = float(values.mean())
     std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     half = float(student.ppf(0.975, len(values) - 1)) * std / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return {"scores": values.tolist(), "mean": mean, "std": std, "ci95": [mean - half, mean + half]}
+    low, high = max(mean - half, float(values.min())), min(mean + half, float(values.max()))
+    return {"scores": values.tolist(), "mean": mean, "std": std, "ci95": [low, high]}
+
+
+def compare(scores: Sequence[float], others: Sequence[float]) -> Comparison:
+    """Compare the means of two players by Welch's interval of their difference.
+
+    Args:
+        scores: (N,) scores of the first player.
+        others: (M,) scores of the second player, independent of the first.
+
+    Raises:
+        ValueError: A player has no scores, or one is not finite.
+    """
+    first, second = _checked(scores), _checked(others)
+    difference = float(first.mean() - second.mean())
+    if min(len(first), len(second)) < 2:
+        return Comparison(difference, (-math.inf, math.inf), "not distinguishable")
+    parts = [values.var(ddof=1) / len(values) for values in (first, second)]
+    variance = float(sum(parts))
+    half = 0.0
+    if variance > 0:
+        freedom = variance**2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (first, second), strict=True))
+        half = float(student.ppf(0.975, freedom)) * variance**0.5
+    low, high = difference - half, difference + half
+    return Comparison(difference, (low, high), "better" if low > 0 else "worse" if high < 0 else "not distinguishable")
+
+
+def format_interval(scores: dict[str, Any]) -> str:
+    """Format the 95 % interval that :func:`describe` gives, ``"691 to 944"``; empty for fewer than 20 scores."""
+    low, high = scores["ci95"]
+    return f"{low:.0f} to {high:.0f}" if len(scores["scores"]) >= MIN_FOR_INTERVAL else ""
+
+
+def _checked(scores: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError(f"scores: expected (N,) finite numbers with N > 0, got shape {values.shape}")
+    return values
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -21,7 +21,7 @@ from worldmodels.models.agent import Agent, Candidates, Recorder, load_controlle
 from worldmodels.models.vae import decode
 from worldmodels.stages.evolve import Means, first_generation
 from worldmodels.stages.scores import kept_scores
-from worldmodels.stats import describe, table
+from worldmodels.stats import describe, format_interval, table
 
 PURPOSE = "evaluate"  # keeps these episodes apart from those of other stages
 BEFORE = "first generation"  # what the entry "before" of results.json plays
@@ -172,11 +172,10 @@ def format_table(results: dict[str, Any]) -> str:
     """The table of scores for the terminal."""
     rows = []
     for name, entry in players(results).items():
-        low, high = entry["ci95"]
         policy = entry.get("policy", name)
         label = name if policy == name else f"{name} ({policy})"
         rows.append(
-            [label, str(len(entry["scores"])), f"{entry['mean']:.0f} +- {entry['std']:.0f}", f"{low:.0f} to {high:.0f}"]
+            [label, str(len(entry["scores"])), f"{entry['mean']:.0f} +- {entry['std']:.0f}", format_interval(entry)]
         )
     environment = results["environment"]
     title = describe_environment(EnvironmentConfig(**{key: environment.get(key) or "" for key in _SHOWN}))

@@ -19,6 +19,8 @@ from worldmodels.models.agent import load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.stages.check_dream import format_table as dream_table
 from worldmodels.stages.evaluate import format_table as score_table
+from worldmodels.stats import compare, format_interval
+from worldmodels.tasks import Task
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
@@ -87,6 +89,34 @@ def _quality(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]] | 
     return vae, rnn
 
 
+_OUTCOMES = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
+
+
+def format_verdict(results: dict[str, Any], task: Task) -> str:
+    """State the agent's score and how it compares with the baselines, each by the interval of the difference.
+
+    Args:
+        results: The content of ``results.json``.
+        task: The task, for the unit of a score and the paper's score.
+    """
+    agent, interval = results["agent"], format_interval(results["agent"])
+    count = f"{len(agent['scores'])} episode{'s' if len(agent['scores']) > 1 else ''}"
+    about = f"95 % interval {interval}, {count}" if interval else count
+    sentences = [f"The agent scores {agent['mean']:.0f} {task.score} in the real environment ({about})."]
+    if task.paper_score is not None:
+        mean, std = task.paper_score
+        sentences.append(f"The paper reports {mean} +- {std} over 100 episodes.")
+    labels = {"random": "random play", "collecting": "the collecting policy", "before": "the first generation"}
+    found: dict[str, list[str]] = {}
+    for name, label in labels.items():
+        other = results[name]
+        policy = f"'{other['policy']}', " if name != "before" else ""
+        outcome = _OUTCOMES[compare(agent["scores"], other["scores"]).outcome]
+        found.setdefault(outcome, []).append(f"{label} ({policy}{other['mean']:.0f})")
+    sentences += [f"It is {outcome} {' and '.join(others)}." for outcome, others in found.items()]
+    return " ".join(sentences)
+
+
 def _page(
     experiment: Experiment,
     folder: Path,
@@ -96,22 +126,15 @@ def _page(
     goodness: tuple[dict[str, Any], dict[str, Any]] | None,
 ) -> str:
     config = experiment.config
-    agent, before, random, collecting = (results[name] for name in ("agent", "before", "random", "collecting"))
-    beats = "beats" if agent["ci95"][0] > random["ci95"][1] else "does not clearly beat"
-    score, dream = experiment.task.score, results["dream"]
-    verdict = (
-        f"The agent scores {agent['mean']:.0f} {score} in the real game (95 % interval {agent['ci95'][0]:.0f} to "
-        f"{agent['ci95'][1]:.0f}, {len(agent['scores'])} episodes); it {beats} random play at {random['mean']:.0f} and "
-        f"stands beside the policy {results['collecting']['policy']} at {collecting['mean']:.0f}; the controllers that "
-        f"the evolution began with score {before['mean']:.0f}. "
-    )
+    dream = results["dream"]
+    verdict = format_verdict(results, experiment.task)
     if config.evolve.inside == "dream":
         verdict += (
-            f"Its controller was evolved in the dream alone, where it scores {dream['score']:.0f} at temperature "
+            f" Its controller was evolved in the dream alone, where it scores {dream['score']:.0f} at temperature "
             f"{dream['temperature']}."
         )
     else:
-        verdict += f"Its controller was evolved in the real environment, to {results['evolved']['score']:.0f}."
+        verdict += f" Its controller was evolved in the real environment, to {results['evolved']['score']:.0f}."
     warnings = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in check["warnings"])
     times = []
     for stage in STAGES:
@@ -155,7 +178,10 @@ def _page(
         "<h2>Can the dream be trusted?</h2>",
         *(
             [
-                warnings or "<p>Every fixed policy fares in the dream about as it does in the game.</p>",
+                warnings
+                or "<p>No warning: for every open-loop policy the 95 % intervals of dream and game scores overlap, "
+                "or the two means are close (survival tasks: within a factor of 1.5; others: within half the range of "
+                "the policies' game scores).</p>",
                 picture(folder / "reality_check.png", "Policies that look at nothing, in both worlds, 95 % intervals."),
                 f"<pre>{html.escape(dream_table(check['policies']))}</pre>",
             ]

@@ -43,6 +43,7 @@ class Task:
         survival: whether every step is worth 1, so that a dream is scored without a reward head.
         ablations: what ``worldmodels ablate`` compares: the settings that make each variant, by its name.
         paper: the paper's scores by temperature, to stand beside those of ``worldmodels sweep``.
+        paper_score: Mean and standard deviation of the paper's agent over 100 real episodes, for the report.
 
     Raises:
         ValueError: a preset's settings bear another experiment's or another preset's name.
@@ -63,6 +64,7 @@ class Task:
     survival: bool = False
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     paper: Temperatures = field(default_factory=dict)
+    paper_score: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name, config in self.presets.items():

@@ -155,6 +155,7 @@ TASK = Task(
     score="points",
     frames_per_second=50,
     squash="carracing",
+    paper_score=(906, 21),
     ablations={
         "z": {"evolve": {"features": "z", "hidden_units": 0}},
         "z, 40 hidden": {"evolve": {"features": "z", "hidden_units": 40}},

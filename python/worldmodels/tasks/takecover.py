@@ -82,6 +82,7 @@ TASK = Task(
     threshold=1 / 3,
     preset="pretrained",
     survival=True,
+    paper_score=(1092, 556),
     ablations={
         "z": {"evolve": {"features": "z"}},
         "z, h": {"evolve": {"features": "zh"}},
