@@ -146,9 +146,10 @@ def test_a_taken_world_is_not_trained(tmp_path, monkeypatch, ran, capsys):
     assert "iterate: expected a run that trains V and M" in refused(
         capsys, "iterate", "takecover", "--out", "runs/takecover"
     )
-    assert "world: expected vae/vae.safetensors in nowhere" in refused(
+    assert "world: expected a run folder with vae/vae.safetensors, or one of takecover, got nowhere" in refused(
         capsys, "run", "takecover", "--world", "nowhere", "--out", "other"
     )
+    assert not Path("other").exists()
 
 
 def refused(capsys, *arguments):
@@ -161,25 +162,120 @@ def refused(capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        ["run", "takecover", "--preset", "tiny", "--out", "x"],
-        ["run", "pong", "--out", "x"],
-        ["collect"],
-        ["evolve", "--out", "x", "--popsize", "many"],
-        ["evolve", "--out", "x", "--features", "hz"],
-        ["evolve", "--out", "x", "--nonsense", "1"],
-        ["nonsense"],
-        [],
+        (
+            "run takecover --preset tiny --out x",
+            "run: --preset: expected one of dream, paper, pretrained, quick, small",
+        ),
+        ("run takecover --preset Quick --out x", "got 'Quick'; did you mean 'quick'?"),
+        ("run pong --out x", "run: experiment: expected one of carracing, pendulum, takecover, got 'pong' (see"),
+        ("run doom --out x", "got 'doom'; did you mean 'takecover'?"),
+        ("run TakeCover", "got 'TakeCover'; did you mean 'takecover'?"),
+        ("run CarRacing-v3", "got 'CarRacing-v3'; did you mean 'carracing'?"),
+        ("collect", "collect: the following arguments are required: --out"),
+        ("evolve --out x --popsize many", "evolve: --popsize: invalid int value: 'many'"),
+        ("evolve --out x --features hz", "evolve: --features: expected one of z, zh, zc, zch, got 'hz'"),
+        ("evolve --out x --nonsense 1", "evolve: unexpected --nonsense 1 (see `worldmodels evolve --help`)"),
+        ("evolve --out x --popsze 3", "evolve: unexpected --popsze 3; did you mean '--popsize'?"),
+        ("run takecover --temprature=2", "unexpected --temprature=2; did you mean '--evolve.temperature'?"),
+        ("play takecover quick", "play: unexpected quick (see"),
+        ("nonsense", "worldmodels: command: expected one of run, sweep, "),
+        ("Evaluat", "got 'Evaluat'; did you mean 'evaluate'?"),
+        ("play", "play: agent: expected a pretrained agent or a run folder, such as takecover, runs/mine (see"),
+        ("dream --gif x.gif", "dream: agent: expected a pretrained agent or a run folder, such as takecover"),
+        ("run takecover --out=", "run: --out: expected a path, got an empty text"),
+        ("play takecover --gif=", "play: --gif: expected a path, got an empty text"),
+        ("bench --json=", "bench: --json: expected a path, got an empty text"),
+        ("run takecover --world=", "run: --world: expected a path, got an empty text"),
+        ("play takecover --gif=~nobody-here/x.gif", "play: --gif: expected a path, got '~nobody-here/x.gif'"),
     ],
 )
-def test_what_the_parser_refuses(tmp_path, monkeypatch, capsys, arguments):
+def test_what_the_parser_refuses_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    mine = tmp_path / "runs" / "mine" / "evolve" / "controller.safetensors"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        main(arguments)
+        main(arguments.split())
     assert stopped.value.code == 2
-    assert "usage: worldmodels" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_no_command_lists_the_commands(capsys):
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and all(name in out for name in (*COMMANDS, "run", "play", "dream"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("play nowhere", "nowhere: expected a run folder or one of takecover"),
+        ("play Takecovr", "Takecovr: expected a run folder or one of takecover; did you mean 'takecover'?"),
+        ("play half", "half: expected a run with an agent, got one without evolve/controller.safetensors"),
+        ("dream takecover --gif film.mp4", "--gif: expected a file that ends in .gif, got film.mp4"),
+        ("dream takecover --gif no/film.gif", "--gif: no such folder: no"),
+        ("dream takecover --gif folder.gif", "--gif: expected a file, got a folder: folder.gif"),
+        ("dream takecover --temperature -1", "--temperature: expected a number >= 0, got -1.0"),
+        ("play takecover --episodes 1000000000000", "--episodes: expected an integer from 1 to 1000000"),
+        ("bench --json figures.csv", "--json: expected a file that ends in .json, got figures.csv"),
+        ("bench --rounds 0", "--rounds: expected an integer from 1 to 10000, got 0"),
+        ("run takecover --out file", "--out: expected a folder, got a file: file"),
+        ("evolve --out nowhere", "nowhere: `worldmodels evolve` needs what `worldmodels collect` makes"),
+        ("evolve --out half --popsize 1", "half: `worldmodels evolve` needs what `worldmodels collect` makes"),
+    ],
+)
+def test_paths_and_numbers_are_refused_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.gif").mkdir()
+    (tmp_path / "file").touch()
+    with Experiment("half", preset("takecover", "quick")):
+        pass
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    assert message in refused(capsys, *arguments.split())
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+
+def test_a_wrong_agent_is_refused_without_loading_pytorch(tmp_path):
+    code = "import sys; from worldmodels.cli import main; main(['play', 'nowhere']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_home_folder_is_expanded_where_the_shell_does_not(tmp_path, monkeypatch, ran):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["collect", "--out=~/run", "--episodes", "3"]) == 0
+    assert Experiment.stored_config(tmp_path / "run").collect.episodes == 3
+
+
+def shell(line, cwd):
+    """Runs a line of shell with `worldmodels` as ``$WM``: its status, and what is left on its stderr."""
+    line = f"WM='{sys.executable} -m worldmodels'; {line}"
+    done = subprocess.run(["bash", "-c", line], cwd=cwd, capture_output=True, text=True, timeout=100, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["$WM info >&-", "$WM info 2>&-", "$WM info <&- >&- 2>&-", "set -o pipefail; $WM info | true", "$WM | head -1"],
+)
+def test_closed_streams_and_readers_that_leave_are_no_errors(tmp_path, line):
+    assert shell(line, tmp_path) == (0, "")
+
+
+def test_what_is_printed_never_lands_in_a_file(tmp_path):
+    """With stdout closed, the next file that is opened would be given its descriptor."""
+    gif = tmp_path / "dream.gif"
+    assert shell("$WM dream takecover --gif dream.gif <&- >&- 2>&-", tmp_path) == (0, "")
+    assert gif.read_bytes().startswith(b"GIF8") and b"animation: " not in gif.read_bytes()
+
+
+def test_a_full_disk_behind_stdout_is_explained(tmp_path):
+    status, err = shell("$WM info > /dev/full", tmp_path)
+    assert status == 1 and err == "worldmodels: [Errno 28] No space left on device\n"
 
 
 @pytest.mark.parametrize(

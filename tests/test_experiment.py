@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from conftest import mark_done, toy_config
+from conftest import make_episode, mark_done, toy_config, write_store
 from worldmodels import tasks
+from worldmodels.cli import main
 from worldmodels.config import override
 from worldmodels.data.atomic import read_json, write_json
-from worldmodels.experiment import STAGES, Experiment, versions
+from worldmodels.experiment import STAGES, Experiment, command, versions
 
 BUILT_ON = ("collect", "train_vae", "encode", "train_rnn", "evolve")
 
@@ -180,7 +181,13 @@ def cut_off(folder, stage, *, kept=True):
         ("evolve", {"max_steps": 7}, {"generations": 9}),
     ],
 )
-def test_a_stage_that_keeps_its_parts_goes_on_with_the_settings_it_began_with(tmp_path, ran, stage, fixed, free):
+def test_a_stage_that_keeps_its_parts_goes_on_with_the_settings_it_began_with(
+    tmp_path, ran, monkeypatch, stage, fixed, free
+):
+    monkeypatch.setattr("worldmodels.preflight.check_precision", lambda *_: None)  # this CPU may lack bfloat16
+    if "include" in fixed:
+        write_store(tmp_path / fixed["include"] / "episodes", [make_episode(3)])
+        fixed = {"include": str(tmp_path / fixed["include"])}
     cut_off(tmp_path, stage)
     (name,) = fixed
     said = rf"{stage.replace('_', '-')} was begun there with other settings \({name}\)"
@@ -216,7 +223,7 @@ def test_dreams_without_scores_or_ends_are_refused_when_a_run_begins(tmp_path, c
 def test_a_run_that_was_moved_goes_on(tmp_path, ran):
     """Where the other run lay is no setting once it lies there no more."""
     first, moved = tmp_path / "first", tmp_path / "moved"
-    first.mkdir()
+    write_store(first / "episodes", [make_episode(3)])
     with Experiment(tmp_path / "run", toy_config(collect={"include": str(first)})) as experiment:
         experiment.run("collect")
     with Experiment(tmp_path / "run", toy_config(collect={"include": str(first / ".." / "first")})) as experiment:
@@ -259,20 +266,33 @@ def test_more_generations_go_on_where_the_others_stopped(tmp_path, ran):
         assert experiment.is_done("evolve")
 
 
+#: One of the files that every stage writes.
+MADE = {
+    "collect": "00000.h5",
+    "train_vae": "vae.safetensors",
+    "encode": "00000.safetensors",
+    "train_rnn": "initial.safetensors",
+    "check_dream": "held_1-10.jsonl",
+    "evolve": "controller.json",
+    "evaluate": "random.jsonl",
+    "report": "index.html",
+}
+
+
 def test_again_discards_a_stage_and_all_after_it(tmp_path, ran):
     folders = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
     with Experiment(tmp_path, toy_config()) as experiment:
         for stage in STAGES:
             experiment.run(stage)
             experiment.path(folders.get(stage, stage)).mkdir()
-            experiment.path(folders.get(stage, stage), "made").touch()
+            experiment.path(folders.get(stage, stage), MADE[stage]).touch()
             experiment.log(stage.replace("_", "-"), **{"generation" if stage == "evolve" else "step": 1})
         experiment.path("results.json").touch()
     changed = toy_config(train_rnn={"hidden_size": 9})
     with Experiment(tmp_path, changed, again="train_rnn") as experiment:
         kept = [stage for stage in STAGES if experiment.marker(stage).exists()]
         assert kept == ["collect", "train_vae", "encode"]
-        assert [stage for stage in STAGES if experiment.path(folders.get(stage, stage), "made").exists()] == kept
+        assert [stage for stage in STAGES if experiment.path(folders.get(stage, stage), MADE[stage]).exists()] == kept
         assert [stage for stage in STAGES if experiment.metrics(stage.replace("_", "-"))] == kept
         assert not experiment.path("results.json").exists()
         assert experiment.config == changed
@@ -356,3 +376,118 @@ def test_another_report_keeps_the_results(tmp_path):
     for stage, kept in (("report", True), ("evaluate", False)):
         with Experiment(tmp_path, again=stage) as experiment:
             assert experiment.path("results.json").is_file() == kept
+
+
+OWN = ["report/thesis.tex", "results.json", "evaluate/data.csv", "notes.tmp", "episodes/trip.h5", "vae/vae.safetensors"]
+
+
+def own_files(folder):
+    """Somebody's files under the names that a run uses."""
+    for name in OWN:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine\n")
+
+
+def left(folder):
+    return [name for name in OWN if (folder / name).is_file() and (folder / name).read_text() == "mine\n"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("again", [[], ["--again"]])
+def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path, capsys, stage, again):
+    own_files(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main([command(stage), *again, "--out", str(tmp_path)]) == 1
+    wanted = "got one without config.json that has" if stage == "collect" else "needs what `worldmodels collect` makes"
+    assert wanted in capsys.readouterr().err
+    assert left(tmp_path) == OWN and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_begins_beside_other_files_but_not_on_its_own_names(tmp_path, ran):
+    (tmp_path / "notes.tmp").touch()
+    (tmp_path / "episodes").mkdir()  # an empty one, or a link to another disk, is taken
+    with Experiment(tmp_path, toy_config()) as experiment:
+        experiment.run("collect")
+    assert (tmp_path / "notes.tmp").exists()
+
+
+def test_discarding_keeps_what_no_stage_wrote(tmp_path, ran, capsys):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        for stage in STAGES:
+            experiment.run(stage)
+    for name, text in {"report/index.html": "ours", "report/thesis.tex": "mine", "evaluate/data.csv": "mine"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "report/notes.tmp").write_text("mine")
+    (tmp_path / "report/index.html.77.tmp").write_text("ours")
+    with Experiment(tmp_path, toy_config(), again="evaluate"):
+        pass
+    assert sorted(path.name for path in tmp_path.glob("report/*")) == ["notes.tmp", "thesis.tex"]
+    assert (tmp_path / "evaluate/data.csv").is_file()
+    err = capsys.readouterr().err
+    assert "evaluate  kept evaluate/data.csv: not written by it" in err
+    assert "report  kept report/notes.tmp, report/thesis.tex: not written by it" in err
+
+
+def test_a_stage_that_never_ran_here_is_not_discarded(tmp_path, ran):
+    with Experiment(tmp_path, toy_config()) as experiment:
+        experiment.run("collect")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "index.html").write_text("mine")
+    with Experiment(tmp_path, toy_config(), again="collect"):
+        pass
+    assert (tmp_path / "report" / "index.html").read_text() == "mine"
+
+
+def test_a_linked_stage_folder_is_emptied_where_it_is(tmp_path, ran):
+    """Episodes on the big disk: the link stays, what it points to is discarded."""
+    disk, run = tmp_path / "disk", tmp_path / "run"
+    with Experiment(run, toy_config()) as experiment:
+        experiment.run("collect")
+    disk.mkdir()
+    for name in ("00000.h5", "00001.h5", "readme.txt"):
+        (disk / name).touch()
+    (run / "episodes").symlink_to(disk)
+    with Experiment(run, toy_config(collect={"episodes": 7}), again="collect"):
+        pass
+    assert [path.name for path in disk.iterdir()] == ["readme.txt"]
+    assert (run / "episodes").is_symlink()
+    assert not (run / "stages" / "collect.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [("collect", ["--policies", "unifrom"]), ("evolve", ["--popsize", "1"]), ("encode", ["--x", "1"])],
+)
+def test_again_refuses_its_settings_before_it_deletes(tmp_path, ran, stage, change):
+    out = tmp_path / "run"
+    assert main(["run", "takecover", "--from-scratch", "--out", str(out)]) == 0
+    for name in STAGES:
+        path = out / {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}.get(
+            name, name
+        )
+        path.mkdir()
+        (path / MADE[name]).touch()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    try:
+        status = main([stage, "--again", *change, "--out", str(out)])
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status in (1, 2)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_stage_that_failed_its_purpose_stops_the_run_unless_forced(tmp_path, ran, monkeypatch, capsys):
+    monkeypatch.setattr("worldmodels.stages.train_vae.run", lambda _: {"failure": "V draws nothing"})
+    out = ["run", "takecover", "--from-scratch", "--out", str(tmp_path / "run")]
+    for _ in range(2):  # the same when it is tried again
+        assert main(out) == 1
+        assert "worldmodels: train-vae: V draws nothing (--force goes on all the same)" in capsys.readouterr().err
+        assert ran == ["collect"]
+    assert main(["encode", "--out", str(tmp_path / "run")]) == 1
+    assert "train-vae: V draws nothing" in capsys.readouterr().err
+    assert main([*out, "--force"]) == 0
+    assert "WARNING: train-vae: V draws nothing" in capsys.readouterr().err
+    assert ran == ["collect", *STAGES[2:]]
+    assert main(out) == 0  # accepted once, accepted for good

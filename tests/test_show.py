@@ -4,6 +4,7 @@ from PIL import Image
 
 from worldmodels import figures, show
 from worldmodels.cli import main
+from worldmodels.experiment import Experiment
 
 
 def test_dream_command(tmp_path, capsys):
@@ -17,7 +18,7 @@ def test_dream_command(tmp_path, capsys):
 
 def test_the_shipped_worlds_dreams_end_by_chance():
     """Its M says ends ahead of time: a threshold would miss most of them."""
-    _, config = show.source("takecover")
+    _, config = Experiment.agent("takecover")
     assert (config.evolve.ends, config.environment.variant) == ("expected", "paper")
 
 
@@ -35,7 +36,7 @@ def test_play_command(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["dream", "nowhere"], "nowhere: expected a run folder or one of takecover"),
-        (["play", "takecover", "--episodes", "0"], "--episodes: expected one or more, got 0"),
+        (["play", "takecover", "--episodes", "0"], "--episodes: expected an integer from 1 to 1000000, got 0"),
         (["dream", "takecover", "--seed", "-1"], "--seed: expected an integer from 0 to 18446744073709551615, got -1"),
         (["dream", "takecover", "--gif", "/no/such/folder/x.gif"], "--gif: no such folder: /no/such/folder"),
         (["dream", "takecover", "--temperature", "nan"], "temperature: "),

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
-from worldmodels import __version__, tasks
-from worldmodels.checks import MOST_SEED, check_integer
+from worldmodels import __version__, pretrained, tasks
+from worldmodels.checks import MOST_SEED, check_integer, check_real
 from worldmodels.config import CHOICES, Config, field_help, override
-from worldmodels.experiment import MAKERS, STAGES, Experiment, command, section_names, versions
+from worldmodels.experiment import (
+    MAKERS,
+    PLACES,
+    STAGES,
+    Experiment,
+    command,
+    require_earlier,
+    section_names,
+    versions,
+)
+from worldmodels.suggestions import suggestion
 from worldmodels.threads import cores
+
+_MOST_EPISODES = 1_000_000  # that `play` and `dream` score
 
 _ABOUT = {
     "collect": "play the real game with fixed policies and keep every frame",
@@ -35,11 +49,53 @@ _WHOLE = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without hundreds of lines of usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and where help is; ends with status 2."""
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')} (see `{self.prog} --help`)\n")
+
+    def flags(self) -> list[str]:
+        """Every flag by its names."""
+        return list(self._option_string_actions)
+
+
+def _one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """A type of arguments: one of the names; the error suggests the closest."""
+    known = list(names)
+
+    def check(text: str) -> str:
+        if text not in known:
+            choices = ", ".join(name or "(empty)" for name in known)
+            raise argparse.ArgumentTypeError(f"expected one of {choices}, got {text!r}{suggestion(text, known)}")
+        return text
+
+    return check
+
+
+def _braces(names: Iterable[str]) -> str:
+    return "{" + ",".join(names) + "}"
+
+
+def _place(text: str) -> str:
+    """A type of arguments: a path, not empty, with ``~`` expanded."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}: {error}") from error
+
+
+def _place_or_nothing(text: str) -> str:
+    """A type of arguments: as :func:`_place`, or empty for none."""
+    return _place(text) if text else text
+
+
+def parser() -> _Parser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="worldmodels", description="World Models: learn a dream, evolve in it, play for real."
-    )
+    top = _Parser(prog="worldmodels", description="World Models: learn a dream, evolve in it, play for real.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     experiments = tasks.names()
@@ -47,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
 
     for name, about in _WHOLE.items():
         whole = commands.add_parser(name, help=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        whole.add_argument("experiment", choices=experiments, help="which experiment")
+        whole.add_argument("experiment", type=_one_of(experiments), help=f"one of {', '.join(experiments)}")
         _add_common(whole, presets, out="runs/<experiment>, with the preset behind it if one is given")
         whole.add_argument(
             "--from-scratch", action="store_true", help="train V and M too: the preset quick, unless --preset says more"
@@ -67,7 +123,11 @@ def parser() -> argparse.ArgumentParser:
             command(stage), help=_ABOUT[stage], formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         one.add_argument(
-            "--experiment", choices=experiments, default="takecover", help="in a new folder: which experiment"
+            "--experiment",
+            type=_one_of(experiments),
+            metavar=_braces(experiments),
+            default="takecover",
+            help="in a new folder: which experiment",
         )
         _add_common(one, presets)
         one.add_argument(
@@ -81,7 +141,11 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_show(play)
     play.add_argument(
-        "--variant", choices=CHOICES["environment", "variant"], default=argparse.SUPPRESS, help="rule set"
+        "--variant",
+        type=_one_of(CHOICES["environment", "variant"]),
+        metavar=_braces(CHOICES["environment", "variant"]),
+        default=argparse.SUPPRESS,
+        help="rule set",
     )
     play.add_argument("--resolution", metavar="SIZE", default=argparse.SUPPRESS, help="screen that is rendered")
     dream = commands.add_parser(
@@ -98,48 +162,56 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--rounds", type=int, default=5, help="how often everything is timed; medians are printed")
     bench.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="time the peers too")
-    bench.add_argument("--json", metavar="FILE", help="write the figures here too")
+    bench.add_argument("--json", metavar="FILE", type=_place, help="write the figures here too (*.json)")
     commands.add_parser("info", help="versions, SIMD level, threads, devices")
     return top
 
 
 def _add_show(target: argparse.ArgumentParser) -> None:
-    target.add_argument("agent", help="an agent of the package (takecover), or a run folder")
+    target.add_argument("agent", nargs="?", type=_place, help="an agent of the package (takecover), or a run folder")
     target.add_argument("--episodes", type=int, default=1, help="episodes to score")
-    target.add_argument("--gif", metavar="FILE", help="write an animation of the first episode")
+    target.add_argument("--gif", metavar="FILE", type=_place, help="write an animation of the first episode (*.gif)")
     target.add_argument("--window", action="store_true", help="show the first episode in a window")
     target.add_argument("--seed", type=int, default=0, help="of everything that is random")
 
 
 def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: str = "") -> None:
     where = f"the run folder (default: {out})" if out else "the run folder"
-    target.add_argument("--out", required=not out, default=argparse.SUPPRESS, metavar="FOLDER", help=where)
+    target.add_argument("--out", required=not out, type=_place, default=argparse.SUPPRESS, metavar="FOLDER", help=where)
     usual = "the experiment's own" if out else "paper"
     target.add_argument(
-        "--preset", choices=presets, default=argparse.SUPPRESS, help=f"in a new folder: its settings (default: {usual})"
+        "--preset",
+        type=_one_of(presets),
+        metavar=_braces(presets),
+        default=argparse.SUPPRESS,
+        help=f"in a new folder: its settings (default: {usual})",
     )
     target.add_argument(
         "--world",
         metavar="NAME",
+        type=_place,
         default=argparse.SUPPRESS,
         help="in a new folder: take V and M from here, a world of the package (takecover) or a run folder",
     )
     target.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of everything that is random (default: 0)")
+    target.add_argument(
+        "--force", action="store_true", help="go on although V or M failed its purpose, such as a V that draws nothing"
+    )
 
 
 def _add_section(target: argparse.ArgumentParser, section: str, prefix: str) -> None:
     """One flag per field; a flag that is not given keeps the preset's (or the folder's) setting."""
-    kind = type(getattr(Config(), section))
-    hints, texts = get_type_hints(kind), field_help(kind)
-    group = target.add_argument_group(f"{command(section)} ({(kind.__doc__ or '').rstrip('.')})")
-    for item in fields(kind):
-        hint = hints[item.name]
+    settings = type(getattr(Config(), section))
+    hints, texts = get_type_hints(settings), field_help(settings)
+    group = target.add_argument_group(f"{command(section)} ({(settings.__doc__ or '').rstrip('.')})")
+    for item in fields(settings):
+        hint, choices = hints[item.name], CHOICES.get((section, item.name))
+        kind: Any = _one_of(choices) if choices else _place_or_nothing if item.name in PLACES else hint
         group.add_argument(
             f"--{prefix}{command(item.name)}",
             dest=f"{section}.{item.name}",
-            **({"action": argparse.BooleanOptionalAction} if hint is bool else {"type": hint}),
-            choices=CHOICES.get((section, item.name)),
-            metavar=None if hint is bool or (section, item.name) in CHOICES else hint.__name__.upper(),
+            **({"action": argparse.BooleanOptionalAction} if hint is bool else {"type": kind}),
+            metavar=None if hint is bool else _braces(choices) if choices else hint.__name__.upper(),
             default=argparse.SUPPRESS,
             help=f"{texts[item.name]} (paper preset: {item.default})".replace("%", "%%"),
         )
@@ -147,7 +219,12 @@ def _add_section(target: argparse.ArgumentParser, section: str, prefix: str) -> 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 1 for an error that is explained, 130 for Ctrl-C."""
-    options = parser().parse_args(arguments)
+    if arguments is None:
+        _open_streams()
+        arguments = sys.argv[1:]
+    options = _parse(arguments)
+    if options is None:
+        return 0
     try:
         if options.command == "info":
             _info()
@@ -157,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show(options)
         else:
             _work(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         # Python remembers a Ctrl-C that came while it ran source text (imports do: dataclasses, namedtuples) and would
         # end by the signal in spite of the status; running another text makes it forget.
@@ -167,6 +245,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"worldmodels: {_explain(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+class _Pipe(io.FileIO):
+    """A standard stream whose reader may go away: what is written then is dropped, and the work goes on."""
+
+    failed = False
+
+    def write(self, data: Any) -> int:
+        """Writes, or drops the bytes where nobody reads them; another error is raised once."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+        except OSError:
+            if self.failed:  # the interpreter flushes once more when it ends
+                return len(data)
+            self.failed = True
+            raise
+
+
+def _open_streams() -> None:
+    """Makes the standard streams safe to write to: closed ones lead nowhere, and a reader that goes away is no error.
+
+    A closed descriptor would be given to the next file that is opened, and what is printed would end up in it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        encoding = getattr(getattr(sys, name), "encoding", "utf-8")
+        opened = io.TextIOWrapper(
+            io.BufferedWriter(_Pipe(descriptor, "w", closefd=False)),
+            encoding=encoding,
+            errors="backslashreplace",
+            line_buffering=name == "stderr" or os.isatty(descriptor),
+        )
+        setattr(sys, name, opened)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace | None:
+    """Reads the command line; None where no command is given and what there is has been listed.
+
+    Raises:
+        SystemExit: something is misspelt or missing (status 2), or help was asked for.
+    """
+    top = parser()
+    if not arguments:
+        top.print_help()
+        return None
+    (commands,) = (action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    first = arguments[0]
+    if not first.startswith("-") and first not in commands:
+        top.error(f"command: expected one of {', '.join(commands)}, got {first!r}{suggestion(first, commands)}")
+    options, unknown = top.parse_known_args(arguments)
+    if unknown:
+        chosen = commands[options.command]
+        flags = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+        hint = suggestion(flags[0], [flag for flag in chosen.flags() if flag.startswith("--")]) if flags else ""
+        chosen.error(f"unexpected {' '.join(unknown)}{hint}")
+    if options.command in ("play", "dream") and options.agent is None:
+        runs = sorted(path.parent.parent for path in Path("runs").glob("*/evolve/controller.safetensors"))
+        here = ", ".join([*pretrained.names(), *map(str, runs)])
+        commands[options.command].error(f"agent: expected a pretrained agent or a run folder, such as {here}")
+    return options
 
 
 def _explain(error: Exception) -> str:
@@ -185,6 +329,8 @@ def _work(options: argparse.Namespace) -> None:
         if dot:
             changes.setdefault(section, {})[name] = value
     out = Path(chosen.get("out") or _folder(options))
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out: expected a folder, got a file: {out}")
     config = override(_config(options, out), changes)
     stage = options.command.replace("-", "_")
     trained = [section for section in MAKERS if section in changes or section == stage]
@@ -202,14 +348,18 @@ def _work(options: argparse.Namespace) -> None:
         from worldmodels import studies
 
         if options.command == "sweep":
-            studies.sweep(out, config, options.temperatures)
+            studies.sweep(out, config, options.temperatures, force=options.force)
         elif options.command == "ablate":
-            studies.ablate(out, config)
+            studies.ablate(out, config, force=options.force)
         else:
-            studies.iterate(out, config)
+            studies.iterate(out, config, force=options.force)
         return
-    stages = STAGES if options.command == "run" else (options.command.replace("-", "_"),)
-    with Experiment(out, config, again=stages[0] if getattr(options, "again", False) else None) as experiment:
+    stages: tuple[str, ...] = STAGES
+    if options.command != "run":
+        stages = (stage,)
+        require_earlier(out, stage)
+    again = stage if getattr(options, "again", False) else None
+    with Experiment(out, config, again=again, force=options.force) as experiment:
         for stage in stages:
             experiment.run(stage)
 
@@ -246,20 +396,40 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
     return config
 
 
+def _output(flag: str, path: str, ending: str) -> None:
+    """Refuses a file that cannot be written, or whose ending promises another format, before any work.
+
+    Raises:
+        ValueError: the ending is another one.
+        OSError: there is no such folder, it cannot be written to, or the path is a folder.
+    """
+    if Path(path).suffix.lower() != ending:
+        raise ValueError(f"{flag}: expected a file that ends in {ending}, got {path}")
+    parent = Path(path).absolute().parent
+    if not parent.is_dir():
+        raise FileNotFoundError(f"{flag}: no such folder: {Path(path).parent}")
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{flag}: expected a file, got a folder: {path}")
+    if not os.access(path if Path(path).exists() else parent, os.W_OK):
+        raise PermissionError(f"{flag}: expected a file that can be written, got {path}")
+
+
 def _show(options: argparse.Namespace) -> None:
+    check_integer("--episodes", options.episodes, 1, _MOST_EPISODES)
+    check_integer("--seed", options.seed, 0, MOST_SEED)
+    if "temperature" in options:
+        check_real("--temperature", options.temperature, 0)
+    if options.gif:
+        _output("--gif", options.gif, ".gif")
+    folder, config = Experiment.agent(options.agent)
+
     from worldmodels import load_world, show
     from worldmodels.dream import done_weight
     from worldmodels.envs.play import describe_environment
     from worldmodels.figures import save_animation
 
-    if options.episodes < 1:
-        raise ValueError(f"--episodes: expected one or more, got {options.episodes}")
-    check_integer("--seed", options.seed, 0, MOST_SEED)
-    if options.gif and not Path(options.gif).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--gif: no such folder: {Path(options.gif).parent}")
     if options.window:
         show.check_display()
-    folder, config = show.source(options.agent)
     task = tasks.get(config.experiment)
     if options.command == "dream":
         temperature = vars(options).get("temperature", config.evolve.temperature)
@@ -295,13 +465,13 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    check_integer("--rounds", options.rounds, 1, 10_000)
+    if options.json:
+        _output("--json", options.json, ".json")
+
     from worldmodels.benchmarks import measure
     from worldmodels.data.atomic import write_json
 
-    if options.rounds < 1:
-        raise ValueError(f"--rounds: expected one or more, got {options.rounds}")
-    if options.json and not Path(options.json).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--json: no such folder: {Path(options.json).parent}")
     rows = measure.measure(measure.cases(options.peers), options.rounds, lambda line: print(line, file=sys.stderr))
     about = measure.machine()
     print(measure.as_table(rows, about))

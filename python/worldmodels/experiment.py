@@ -8,11 +8,14 @@ import itertools
 import json
 import math
 import platform
+import re
 import resource
 import shutil
 import sys
 import time
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from glob import escape
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +26,9 @@ from worldmodels import pretrained, tasks
 from worldmodels.config import TOP, Config, EnvironmentConfig, EvolveConfig, from_dict, to_dict
 from worldmodels.data.atomic import atomic_path, parse_line, read_json, read_lines, write_json
 from worldmodels.measured import misfit
-from worldmodels.models.controller import Controller
+from worldmodels.preflight import check_config
 from worldmodels.ranks import launched
+from worldmodels.suggestions import suggestion
 
 #: The stages in their order; each is the function ``run(experiment)`` of a module in ``worldmodels.stages``.
 STAGES = ("collect", "train_vae", "encode", "train_rnn", "check_dream", "evolve", "evaluate", "report")
@@ -72,6 +76,36 @@ MACHINE = {
 }
 #: Stages that several processes of one torchrun launch may share.
 PARALLEL = ("train_vae", "train_rnn")
+#: Files that a stage writes, as patterns relative to the run folder; `{policies}` and `{baselines}` are the task's.
+OUTPUTS = {
+    "collect": ("episodes/[0-9][0-9][0-9][0-9][0-9].h5",),
+    "train_vae": ("vae/{checkpoint,best,vae}.safetensors", "vae/{best,vae,quality}.json", "vae/sheets/epoch_*.png"),
+    "encode": ("latents/[0-9][0-9][0-9][0-9][0-9].safetensors",),
+    "train_rnn": (
+        "rnn/{checkpoint,best,rnn,initial,midway}.safetensors",
+        "rnn/{best,rnn,quality}.json",
+        "rnn/sheets/epoch_*.png",
+    ),
+    "check_dream": ("check_dream/check_dream.json", "check_dream/{policies}.jsonl"),
+    "evolve": ("evolve/{checkpoint,means,coordinates,controller}.safetensors", "evolve/controller.json"),
+    "evaluate": (
+        "results.json",
+        "evaluate/{episodes,before,curve}.jsonl",
+        "evaluate/{baselines}.jsonl",
+        "evaluate/episode.{json,gif}",
+        "evaluate/frames.png",
+    ),
+    "report": (
+        "report/index.html",
+        "report/dream.gif",
+        "report/{dream_strip,losses,quality,evolution,reality_check,scores,episode}.png",
+    ),
+}
+_TEMPORARY = re.compile(r".+\.\d+\.tmp")  # of atomic_path, in whichever process
+
+
+class StageFailedError(RuntimeError):
+    """A stage is complete, but what it made does not serve its purpose."""
 
 
 class Experiment:
@@ -85,15 +119,21 @@ class Experiment:
         folder: the run folder; made if need be.
         config: its settings; None to go on with those in the folder.
         again: a stage to discard, with all stages after it.
+        force: Whether stages may build on one that failed its purpose.
 
     Raises:
         FileNotFoundError: ``config`` is None and the folder has none.
+        FileExistsError: The folder is no run, and holds files under a run's names.
         BlockingIOError: another process works in the folder.
-        ValueError: a stage that is done, or that keeps its parts and was begun, has other settings.
+        ValueError: a stage that is done, or that keeps its parts and was begun, has other settings; or the settings
+            cannot work. Nothing has been created, deleted or changed.
     """
 
-    def __init__(self, folder: str | Path, config: Config | None = None, *, again: str | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, config: Config | None = None, *, again: str | None = None, force: bool = False
+    ) -> None:
         self.folder = Path(folder)
+        self.force = force
         self.ranks = launched()
         self.ranks.join()
         if not self.ranks.first:
@@ -103,6 +143,11 @@ class Experiment:
         stored = self.folder / "config.json"
         if config is None and not stored.is_file():
             raise FileNotFoundError(f"{self.folder}: no config.json there; start a run with `worldmodels run`")
+        discarded = STAGES[STAGES.index(again) :] if again is not None else ()
+        if not stored.is_file():
+            assert config is not None
+            check_config(config, STAGES)
+            self._check_unclaimed()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / ".lock").open("w")
         try:
@@ -112,16 +157,42 @@ class Experiment:
             raise BlockingIOError(f"{self.folder}: another worldmodels process works in this folder") from error
         try:
             self.config = config if config is not None else _read_config(stored)
+            self._check_settings(discarded)
+            check_config(self.config, [stage for stage in STAGES if stage in discarded or not self.is_done(stage)])
             self._sweep()
-            if again is not None:
-                self._discard(again)
-            self._check_settings()
+            self._discard(discarded)
             if config is not None:
                 write_json(stored, to_dict(config))
         except BaseException:
             self._lock.close()
             raise
         self.ranks.wait()
+
+    @staticmethod
+    def agent(name: str) -> tuple[Path, Config]:
+        """Find an agent: its folder and its settings.
+
+        Args:
+            name: Name of a pretrained agent, or a run folder.
+
+        Raises:
+            FileNotFoundError: It is neither, or the run has not evolved a controller yet.
+            ValueError: A file of the pretrained agent, or the run's ``config.json``, is damaged.
+        """
+        names = pretrained.names()
+        if name in names:
+            return pretrained.folder(name), tasks.preset(name, tasks.get(name).preset)
+        stored = Experiment.stored_config(name)
+        if stored is None:
+            raise FileNotFoundError(
+                f"{name}: expected a run folder or one of {', '.join(names)}{suggestion(name, names)}"
+            )
+        if not (Path(name) / "evolve" / "controller.safetensors").is_file():
+            raise FileNotFoundError(
+                f"{name}: expected a run with an agent, got one without evolve/controller.safetensors; "
+                f"`worldmodels run {stored.experiment} --out {name}` goes on with it"
+            )
+        return Path(name), stored
 
     @staticmethod
     def stored_config(folder: str | Path) -> Config | None:
@@ -191,9 +262,23 @@ class Experiment:
             then["environment"] = {**young, **then["environment"]}
         return [name for name in now if not _same(name, then.get(name, before.get(name)), now[name])]
 
-    def _check_settings(self) -> None:
+    def _check_unclaimed(self) -> None:
+        """Refuses to begin a run where somebody's files have the names of a run's."""
+        if any(self.marker(stage).is_file() for stage in STAGES):  # a study gave it what another run made
+            return
+        names = ["stages", "metrics.jsonl", *(MAKERS.get(stage, stage) for stage in STAGES), "results.json"]
+        paths = [(name, self.path(name)) for name in names]
+        taken = [name for name, path in paths if path.is_file() or (path.is_dir() and any(path.iterdir()))]
+        if taken:
+            raise FileExistsError(
+                f"{self.folder}: expected a run folder, or one without files of a run's names, got one without "
+                f"config.json that has {', '.join(taken)}; use another --out"
+            )
+
+    def _check_settings(self, discarded: Sequence[str]) -> None:
+        """Refuses other settings for a stage that is complete or begun, unless it is going to be discarded."""
         for stage in STAGES:
-            if stage in LEAVES:
+            if stage in LEAVES or stage in discarded:
                 continue
             path, what = self.marker(stage), "done"
             if path.is_file():
@@ -206,41 +291,12 @@ class Experiment:
                     f"{self.folder}: {command(stage)} was {what} there with other settings ({', '.join(bad)}); "
                     f"use another --out, or `worldmodels {command(stage)} --again` to discard it and all after it"
                 )
-        self._check_together()
 
     def _mixed(self, stage: str, begun: Path) -> list[str]:
         """Settings in which what a stage that was cut off has kept differs from what it would make now."""
         if stage not in KEEPERS or not any(self.path(MAKERS.get(stage, stage)).glob(KEEPERS[stage][0])):
             return []
         return [name for name in self._differences(stage, begun) if name not in KEEPERS[stage][1]]
-
-    def _check_together(self) -> None:
-        """What can be seen to fit together before V and M are made."""
-        evolve = self.config.evolve
-        latent_size, hidden_size = self.config.train_vae.latent_size, self.config.train_rnn.hidden_size
-        seen = Controller(latent_size, hidden_size, 1, evolve.features).feature_size  # type: ignore[arg-type]
-        if evolve.components > seen and not self.config.world:  # of a world evolve finds it out, at once
-            raise ValueError(f"evolve.components: expected at most {seen}, what C sees, got {evolve.components}")
-        rnn, dreamt = self.config.train_rnn, evolve.inside == "dream"
-        if not self.config.world and dreamt and not (self.task.survival or rnn.reward_head):
-            raise ValueError(
-                f"evolve.inside: expected environment, or train_rnn.reward_head for dreams that have a score, "
-                f"got {evolve.inside}"
-            )
-        if not self.config.world and evolve.ends != "threshold" and not rnn.done_head:
-            raise ValueError(
-                f"evolve.ends: expected threshold, or train_rnn.done_head for dreams that end, got {evolve.ends}"
-            )
-        chosen = {name: getattr(self.config.evaluate, name) for name in ("variant", "resolution")}
-        if any(chosen.values()):
-            from worldmodels.envs.batch import check_options
-
-            check_options(replace(self.config.environment, **chosen), "evaluate")
-        if evolve.device == "cuda" and (evolve.precision != "float32" or evolve.inside != "dream"):
-            raise ValueError(
-                f"evolve.device: expected cpu beside evolve.precision {evolve.precision} and evolve.inside "
-                f"{evolve.inside} (cuda has dreams in float32), got cuda"
-            )
 
     def _extends(self, stage: str, name: str) -> bool:
         """Whether a changed setting only makes a complete stage go on."""
@@ -254,28 +310,56 @@ class Experiment:
 
     def _sweep(self) -> None:
         """Removes the temporary files of processes that were killed, and how stages began that are complete."""
-        for stage in KEEPERS:
+        for stage in STAGES:
             if self.marker(stage).is_file():
                 self._begun(stage).unlink(missing_ok=True)
         folders = [self.path("stages"), *(self.path(MAKERS.get(stage, stage)) for stage in STAGES)]
         for stray in itertools.chain(self.folder.glob("*.tmp"), *(folder.rglob("*.tmp") for folder in folders)):
-            stray.unlink(missing_ok=True)
+            if _TEMPORARY.fullmatch(stray.name):
+                stray.unlink(missing_ok=True)
 
-    def _discard(self, stage: str) -> None:
-        """Removes what a stage and all stages after it have written."""
-        for later in STAGES[STAGES.index(stage) :]:
-            self.marker(later).unlink(missing_ok=True)
-            self._begun(later).unlink(missing_ok=True)
-            shutil.rmtree(self.path(MAKERS.get(later, later)), ignore_errors=True)
-            self.rewind_metrics(command(later), 0)
-        if STAGES.index(stage) <= STAGES.index("evaluate"):
-            self.path("results.json").unlink(missing_ok=True)
+    def _discard(self, stages: Sequence[str]) -> None:
+        """Removes what these stages have written, where a marker says that they have run here; nothing else.
+
+        A folder may be a symbolic link; files in it that no stage writes stay, and are named.
+        """
+        for stage in stages:
+            if not (self.marker(stage).is_file() or self._begun(stage).is_file()):
+                continue
+            for path in itertools.chain(*map(self.folder.glob, self._outputs(stage))):
+                path.unlink()
+            self.marker(stage).unlink(missing_ok=True)
+            self._begun(stage).unlink(missing_ok=True)
+            self.rewind_metrics(command(stage), 0)
+            folder = self.path(MAKERS.get(stage, stage))
+            for inside in sorted(folder.rglob("*"), reverse=True):
+                if inside.is_dir() and not inside.is_symlink() and not any(inside.iterdir()):
+                    inside.rmdir()
+            left = sorted(path.relative_to(self.folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+            if left:
+                more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+                print(f"{command(stage):>12}  kept {', '.join(left[:3])}{more}: not written by it", file=sys.stderr)
+            elif folder.is_dir() and not folder.is_symlink():
+                folder.rmdir()
+
+    def _outputs(self, stage: str) -> Iterator[str]:
+        """Patterns of the files that a stage writes, relative to the run folder."""
+        names = {
+            "policies": [escape(name.replace(" ", "_")) for name in self.task.policies],
+            "baselines": [escape(name) for name in self.task.beside],
+        }
+        for pattern in OUTPUTS[stage]:
+            before, brace, rest = pattern.partition("{")
+            choice, _, after = rest.partition("}")
+            choices = names.get(choice) or choice.split(",")
+            yield from (f"{before}{name}{after}" for name in choices) if brace else (pattern,)
 
     def run(self, stage: str) -> None:
         """Runs a stage unless it is complete.
 
         Raises:
             FileNotFoundError: a stage that it builds on is not complete.
+            StageFailedError: it failed its purpose, or one that it builds on did; not with ``force``.
             ValueError: several processes were launched for a stage of one.
         """
         if self.ranks.size > 1 and stage not in PARALLEL:
@@ -285,12 +369,11 @@ class Experiment:
         if done:
             if self.ranks.first:
                 print(f"{command(stage):>12}  done before", file=sys.stderr)
+            self._check_purpose(stage)
             return
+        require_earlier(self.folder, stage)
         for earlier in STAGES[: STAGES.index(stage)]:
-            if (earlier not in LEAVES or stage == "report") and not self.marker(earlier).is_file():
-                raise FileNotFoundError(
-                    f"{self.folder}: `worldmodels {command(stage)}` needs what `worldmodels {command(earlier)}` makes"
-                )
+            self._check_purpose(earlier)
         for dependent in DEPENDENTS.get(stage, ()) if self.ranks.first else ():
             self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
@@ -298,7 +381,7 @@ class Experiment:
         if taken and not (stage == "train_rnn" and self.config.train_rnn.steps == 0):
             summary = self._take(stage)
         else:
-            if stage in KEEPERS and self.ranks.first and not self.marker(stage).is_file():
+            if self.ranks.first and not self.marker(stage).is_file():
                 settings = self._settings(stage)
                 begun = {"stage": stage, "settings": settings, "summary": {}, "began": began, "versions": versions()}
                 write_json(self._begun(stage), begun)
@@ -317,6 +400,21 @@ class Experiment:
                 },
             )
             self._begun(stage).unlink(missing_ok=True)
+        self.ranks.wait()
+        self._check_purpose(stage)
+
+    def _check_purpose(self, stage: str) -> None:
+        """Stops at a complete stage that failed its purpose, unless that is accepted, now or before."""
+        summary = self.summary(stage)
+        failure = summary.get("failure")
+        if failure is None or summary.get("accepted"):
+            return
+        if not self.force:
+            raise StageFailedError(f"{command(stage)}: {failure} (--force goes on all the same)")
+        if self.ranks.first:
+            print(f"WARNING: {command(stage)}: {failure}", file=sys.stderr)
+            marked = _marked(self.marker(stage))
+            write_json(self.marker(stage), {**marked, "summary": {**summary, "accepted": True}})
         self.ranks.wait()
 
     def _take(self, stage: str) -> dict[str, Any]:
@@ -361,6 +459,19 @@ class Experiment:
                 kept.append(line + b"\n")
         with atomic_path(path) as temporary:
             temporary.write_bytes(b"".join(kept))
+
+
+def require_earlier(folder: Path, stage: str) -> None:
+    """Refuses a stage whose earlier stages are not complete in a run folder.
+
+    Raises:
+        FileNotFoundError: One of them is not complete, or the folder is no run.
+    """
+    for earlier in STAGES[: STAGES.index(stage)]:
+        if (earlier not in LEAVES or stage == "report") and not (folder / "stages" / f"{earlier}.json").is_file():
+            raise FileNotFoundError(
+                f"{folder}: `worldmodels {command(stage)}` needs what `worldmodels {command(earlier)}` makes"
+            )
 
 
 def _marked(path: Path) -> dict[str, Any]:

@@ -78,6 +78,47 @@ def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.i
     return {"frames": len(frames), "pixels": table}
 
 
+def vae_failure(found: dict[str, Any]) -> str | None:
+    """Say why V is of no use to M and C: it reconstructs frames worse than their mean picture does.
+
+    Args:
+        found: What :func:`reconstruction` gives.
+
+    Returns:
+        The reason and what to try; None for a V that explains something of all pixels and of those that move.
+    """
+    explained = {name: found["pixels"].get(name, {}).get("explained") for name in ("moving", "all")}
+    worst = min(((value, name) for name, value in explained.items() if value is not None), default=None)
+    if worst is None or worst[0] >= 0:
+        return None
+    pixels = f"{worst[1]} pixels" if worst[1] == "moving" else "pixels"
+    return (
+        f"V explains {100 * worst[0]:.0f} % of the variance of {pixels}: below 0 %, it draws frames worse than their "
+        "mean picture, and M and C have nothing to learn from its latents. Look at vae/sheets; try more steps, another "
+        "learning rate, a smaller kl_weight, or frames in which what moves is larger or brighter"
+    )
+
+
+def rnn_failure(found: dict[str, Any]) -> str | None:
+    """Say why M is of no use to C: one step ahead, it predicts latents worse than their average does.
+
+    Args:
+        found: What :func:`predictions` gives, with ``rollouts``.
+
+    Returns:
+        The reason and what to try; None for an M that predicts better than the average latent, or where no episode
+        is long enough to tell.
+    """
+    first = next((row for row in found["rollouts"] if row["steps"] == 1), None)
+    if first is None or first["mean"] <= first["average"]:
+        return None
+    return (
+        f"M's prediction one step ahead has a mean squared error of {first['mean']:.3g} per latent dimension, above "
+        f"the {first['average']:.3g} of always predicting the average latent: its dreams are noise. Try more steps, "
+        "another learning rate, or precision float32"
+    )
+
+
 def _ratio(value: float, count: float) -> float | None:
     return float(value / count) if count else None
 

@@ -9,33 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels import pretrained, tasks
-from worldmodels.config import Config, EnvironmentConfig
+from worldmodels.config import EnvironmentConfig
 from worldmodels.data.weights import load_model
 from worldmodels.dream import Dream
 from worldmodels.envs.play import Environments, episode_seed, record
-from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent, Recorder, load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.progress import Progress
-from worldmodels.stats import describe
+from worldmodels.stats import describe, format_interval
 
 Pictures = list[npt.NDArray[np.uint8]]
 Actions = list[npt.NDArray[np.float32]]
-
-
-def source(name: str) -> tuple[Path, Config]:
-    """Where an agent lies and its settings: a world of the package by its name, or a run folder.
-
-    Raises:
-        FileNotFoundError: it is neither.
-    """
-    if name in pretrained.names():
-        return pretrained.folder(name), tasks.preset(name, tasks.get(name).preset)
-    stored = Experiment.stored_config(name)
-    if stored is None:
-        raise FileNotFoundError(f"{name}: expected a run folder or one of {', '.join(pretrained.names())}")
-    return Path(name), stored
 
 
 def play(folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: int, slots: int = 16) -> dict[str, Any]:
@@ -166,8 +150,8 @@ def _loop(pygame: Any, screen: Any, pictures: Pictures, actions: Actions, scale:
 
 
 def report_scores(what: str, scores: dict[str, Any]) -> str:
-    """One line: the mean with its interval."""
-    low, high = scores["ci95"]
-    count = len(scores["scores"])
-    spread = f" +- {scores['std']:.0f}, 95 % interval {low:.0f} to {high:.0f}" if count > 1 else ""
+    """Format scores in one line: mean, standard deviation and, from 20 episodes on, the interval of the mean."""
+    count, interval = len(scores["scores"]), format_interval(scores)
+    spread = f" +- {scores['std']:.0f}" if count > 1 else ""
+    spread += f", 95 % interval {interval}" if interval else ""
     return f"{what}: {scores['mean']:.0f}{spread} ({count} episode{'s' if count > 1 else ''})"

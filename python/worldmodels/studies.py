@@ -10,17 +10,18 @@ from typing import Any
 from worldmodels import figures, tasks
 from worldmodels.config import Config, override
 from worldmodels.data.atomic import link, write_json
+from worldmodels.envs.policies import parse_policies
 from worldmodels.experiment import MAKERS, STAGES, Experiment
 from worldmodels.measured import read_results
+from worldmodels.preflight import check_config
 from worldmodels.stages.collect import player_of
-from worldmodels.stages.players import parse_policies
-from worldmodels.stats import table
+from worldmodels.stats import format_interval, table
 from worldmodels.tasks import Temperatures
 
 Result = dict[str, Any]
 
 
-def sweep(folder: Path, config: Config, temperatures: Sequence[float]) -> list[Result]:
+def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force: bool = False) -> list[Result]:
     """Evolves one controller per temperature in the same M and plays the game with each.
 
     Writes ``temperatures/<temperature>/`` (run folders), ``temperatures/sweep.json`` and ``temperatures/sweep.png``.
@@ -29,6 +30,7 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float]) -> list[R
         folder: the run folder; stages up to ``train-rnn`` are run if they are not done.
         config: its settings.
         temperatures: of the dreams.
+        force: Whether stages may build on one that failed its purpose.
 
     Returns:
         One result per temperature, in their order: ``temperature``, ``dream`` and ``game`` (each ``mean``, ``std``,
@@ -41,7 +43,7 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float]) -> list[R
     if not temperatures or len(set(temperatures)) != len(temperatures):
         raise ValueError(f"--temperatures: expected different numbers, got {list(temperatures)}")
     variants = {f"{value:g}": override(config, {"evolve": {"temperature": float(value)}}) for value in temperatures}
-    results = _variants(folder, config, "temperatures", variants)
+    results = _variants(folder, config, "temperatures", variants, force)
     for value, result in zip(temperatures, results, strict=True):
         result["temperature"] = float(value)
     write_json(folder / "temperatures" / "sweep.json", results)
@@ -61,7 +63,7 @@ def sweep_table(results: Sequence[Result], paper: Temperatures) -> str:
     return table([*heads, *(["paper: dream", "paper: game"] if paper else [])], rows)
 
 
-def ablate(folder: Path, config: Config) -> list[Result]:
+def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Result]:
     """Evolves the kinds of controllers that the experiment compares, and plays the game with each.
 
     Variants share every stage that they do not change; one with an untrained M has an M of its own. Writes
@@ -81,7 +83,7 @@ def ablate(folder: Path, config: Config) -> list[Result]:
         name: override(config, {section: dict(values) for section, values in changes.items()})
         for name, changes in kinds.items()
     }
-    results = _variants(folder, config, "ablations", variants)
+    results = _variants(folder, config, "ablations", variants, force)
     for (name, settings), result in zip(variants.items(), results, strict=True):
         result |= {"variant": name, "features": settings.evolve.features, "inside": settings.evolve.inside}
     write_json(folder / "ablations" / "ablate.json", results)
@@ -99,7 +101,7 @@ def ablate(folder: Path, config: Config) -> list[Result]:
     return results
 
 
-def iterate(folder: Path, config: Config) -> list[Result]:
+def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result]:
     """The article's iterative procedure: play with C, train V and M further on everything, evolve C in the new dream.
 
     Round 0 is the run folder itself; round N is the run folder ``rounds/N``, whose episodes are those of the round
@@ -110,6 +112,7 @@ def iterate(folder: Path, config: Config) -> list[Result]:
     Args:
         folder: the run folder; its stages are run if they are not done.
         config: its settings; ``config.iterate`` are those of the rounds.
+        force: Whether stages may build on one that failed its purpose.
 
     Returns:
         One result per round, 0 first: ``round``, ``episodes``, ``dream``, ``game``, ``generation``.
@@ -145,7 +148,7 @@ def iterate(folder: Path, config: Config) -> list[Result]:
                     "evolve": {"generations": settings.generations, "start": ""},
                 },
             )
-        with Experiment(here, wanted) as experiment:
+        with Experiment(here, wanted, force=force) as experiment:
             if number > 0:
                 _check_player(experiment, previous)
             for stage in STAGES:
@@ -200,9 +203,11 @@ def _share_scores(one: Path, other: Path, beside: Iterable[str]) -> None:
             link(path, to)
 
 
-def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Config]) -> list[Result]:
+def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Config], force: bool) -> list[Result]:
     """Runs what is left to run with each of the settings, on the stages before that they have in common."""
-    with Experiment(folder, config) as experiment:
+    for settings in variants.values():
+        check_config(settings, ("evolve", "evaluate"))
+    with Experiment(folder, config, force=force) as experiment:
         for stage in MAKERS:
             experiment.run(stage)
         results = []
@@ -214,7 +219,7 @@ def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Confi
             branch(folder, child, shared)
             _share_scores(played, child, experiment.task.beside)
             print(f"{kind}: {name}")
-            with Experiment(child, settings) as variant:
+            with Experiment(child, settings, force=force) as variant:
                 for stage in STAGES[: STAGES.index("report")]:
                     if stage != "check_dream" or settings.evolve.inside == "dream":
                         variant.run(stage)
@@ -249,4 +254,4 @@ def _spread(scores: Result | None) -> str:
 
 
 def _scores(scores: Result) -> list[str]:
-    return [_spread(scores), "{:.0f} to {:.0f}".format(*scores["ci95"])]
+    return [_spread(scores), format_interval(scores)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -78,3 +79,25 @@ RANDOM_AGENT = "random agent"
 #: What an agent can do while collecting: play; play with a controller near its own, another one every episode; play,
 #: and now and then be pushed aside by an action held for a while.
 AGENT = ("agent", "agent perturbed", "agent interrupted")
+
+
+def parse_policies(
+    text: str, policies: Mapping[str, Policy], argument: str = "collect.policies"
+) -> list[tuple[str, float]]:
+    """Read 'held 1-10:4, left:1' as names with shares; the names are those of ``policies`` and of what an agent does.
+
+    Raises:
+        ValueError: An unknown name, or a share that is not a positive number.
+    """
+    known = (*policies, RANDOM_AGENT, *AGENT)
+    parsed = []
+    for part in text.split(","):
+        name, _, share = (piece.strip() for piece in part.partition(":"))
+        try:
+            weight = float(share or 1)
+        except ValueError:
+            weight = 0.0
+        if name not in known or not 0 < weight < math.inf:
+            raise ValueError(f"{argument}: expected '<name>:<share>, ...' of {', '.join(known)}, got {part.strip()!r}")
+        parsed.append((name, weight))
+    return parsed

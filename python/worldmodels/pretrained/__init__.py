@@ -13,7 +13,12 @@ HASHES = "sha256.json"
 
 def names() -> list[str]:
     """The worlds that are here."""
-    return sorted(path.parent.name for path in _HERE.glob(f"*/{HASHES}"))
+    return sorted(file.parent.name for file in _HERE.glob(f"*/{HASHES}"))
+
+
+def path(name: str) -> Path:
+    """Folder of a pretrained world model, its files unchecked."""
+    return _HERE / name
 
 
 def folder(name: str) -> Path:
@@ -25,7 +30,7 @@ def folder(name: str) -> Path:
     """
     if name not in names():
         raise ValueError(f"name: expected one of {', '.join(names()) or '(none)'}, got {name!r}")
-    where = _HERE / name
+    where = path(name)
     for file, expected in read_json(where / HASHES).items():
         found = sha256(where / file)
         if found != expected:

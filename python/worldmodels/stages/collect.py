@@ -21,11 +21,11 @@ from worldmodels import pretrained
 from worldmodels.config import CollectConfig
 from worldmodels.data.atomic import link
 from worldmodels.data.episodes import EpisodeShard, shard_path
-from worldmodels.envs.policies import AGENT
+from worldmodels.envs.policies import AGENT, parse_policies
 from worldmodels.experiment import Experiment
 from worldmodels.processes import deaf_to_interrupts, ending
 from worldmodels.progress import Progress
-from worldmodels.stages.players import Job, parse_policies
+from worldmodels.stages.players import Job
 from worldmodels.stages.worker import work
 from worldmodels.threads import cores
 

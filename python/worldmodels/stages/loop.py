@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ from worldmodels.experiment import Experiment
 Model = TypeVar("Model", bound=nn.Module)
 
 LOG_EVERY = 25
+#: Training on fewer frames of V, or fewer steps of M, is a trial: what it makes is not judged, only warned of.
+MIN_JUDGED = {"frames": 1_000, "steps": 10_000}
 
 
 class Loop:
@@ -137,6 +140,26 @@ class Loop:
     def hand_on(self, summary: dict[str, Any], **about: Any) -> None:
         """Writes the chosen weights, and what else is to be known of them: the stage is complete."""
         save_model(self._path(self._folder), self._model, steps=summary["kept_step"], validation=summary, **about)
+
+
+def failed(stage: str, failure: str | None, seen: int, unit: str) -> dict[str, str]:
+    """Turn the failure of a trained model into its stage's summary: it stops the run there.
+
+    Args:
+        stage: Name of the stage on the command line.
+        failure: Why the model failed its purpose, or None.
+        seen: Frames or steps that it has been trained on; after a few, the failure is a warning alone.
+        unit: ``"frames"`` or ``"steps"``.
+
+    Returns:
+        ``{"failure": reason}``, or nothing.
+    """
+    if failure is None:
+        return {}
+    if seen < MIN_JUDGED[unit]:
+        print(f"WARNING: {stage}: after {seen} {unit} of training, {failure}", file=sys.stderr)
+        return {}
+    return {"failure": failure}
 
 
 def _board(experiment: Experiment, stage: str, step: int) -> Any:

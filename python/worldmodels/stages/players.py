@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from worldmodels.config import CollectConfig, Config, EnvironmentConfig
 from worldmodels.data.episodes import Episode, shard_path
 from worldmodels.envs.base import Batch
 from worldmodels.envs.play import episode_seed
-from worldmodels.envs.policies import AGENT, RANDOM_AGENT, Action, Policy
+from worldmodels.envs.policies import RANDOM_AGENT, Action, parse_policies
 from worldmodels.envs.screen import Frame
 
 if TYPE_CHECKING:
@@ -26,28 +26,6 @@ if TYPE_CHECKING:
 
 _MAX_ATTEMPTS = 1000
 _PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in standard deviations of theirs
-
-
-def parse_policies(
-    text: str, policies: Mapping[str, Policy], argument: str = "collect.policies"
-) -> list[tuple[str, float]]:
-    """Reads 'held 1-10:4, left:1' as names with shares; the names are those of ``policies`` and of what an agent does.
-
-    Raises:
-        ValueError: an unknown name or a share that is no positive number.
-    """
-    parsed = []
-    for part in text.split(","):
-        name, _, share = (piece.strip() for piece in part.partition(":"))
-        try:
-            weight = float(share or 1)
-        except ValueError:
-            weight = 0.0
-        if name not in (*policies, RANDOM_AGENT, *AGENT) or not 0 < weight < float("inf"):
-            known = ", ".join((*policies, RANDOM_AGENT, *AGENT))
-            raise ValueError(f"{argument}: expected '<name>:<share>, ...' of {known}, got {part.strip()!r}")
-        parsed.append((name, weight))
-    return parsed
 
 
 @dataclass(frozen=True)

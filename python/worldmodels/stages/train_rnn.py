@@ -26,7 +26,7 @@ from worldmodels.models.training import LossGuard, Pieces, autocast, cosine, dev
 from worldmodels.models.vae import ConvVAE, decode, sample_latent
 from worldmodels.progress import Progress
 from worldmodels.ranks import Ranks, synchronised
-from worldmodels.stages.loop import LOG_EVERY, Loop
+from worldmodels.stages.loop import LOG_EVERY, Loop, failed
 
 _MEASURED = 250  # held-out episodes whose every step the measures of quality look at
 _MEASURED_STEPS = 5_000  # of them that are in memory at once
@@ -102,6 +102,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if ranks.first:
         summary["quality"] = _quality(experiment, model, latents, held_out)
         write_json(experiment.path("rnn", "quality.json"), summary["quality"])
+        failure = quality.rnn_failure(summary["quality"]) if config.steps > 0 else None
+        summary |= failed("train-rnn", failure, loop.step * config.batch * config.sequence, "steps")
         _save_starts(experiment, model, latents)
         handed_on = config.steps == 0 and config.start
         weight = trained_done_weight(pretrained.resolve(config.start)) if handed_on else config.done_weight

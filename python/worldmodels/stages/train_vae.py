@@ -19,7 +19,7 @@ from worldmodels.models.training import LossGuard, Pieces, autocast, cosine, dev
 from worldmodels.models.vae import ConvVAE, decode, vae_loss
 from worldmodels.progress import Progress
 from worldmodels.ranks import Ranks, synchronised
-from worldmodels.stages.loop import LOG_EVERY, Loop
+from worldmodels.stages.loop import LOG_EVERY, Loop, failed
 
 _SHEET = 12  # frames on a sheet
 
@@ -75,6 +75,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if ranks.first:
         summary["quality"] = quality.reconstruction(model, store, held_out)
         write_json(experiment.path("vae", "quality.json"), summary["quality"])
+        failure = quality.vae_failure(summary["quality"]) if config.steps > 0 else None
+        summary |= failed("train-vae", failure, loop.step * config.batch, "frames")
         loop.hand_on(summary)
     store.close()
     return {"frames": len(train), "parameters": sum(p.numel() for p in model.parameters()), **summary}

@@ -1,0 +1,193 @@
+"""Settings that cannot work are refused before the first stage runs: nothing is created, deleted or recorded."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_mdnrnn, make_vae, mark_done, toy_config
+from worldmodels import preflight, pretrained
+from worldmodels.cli import main
+from worldmodels.data.weights import save_model, save_tensors
+from worldmodels.experiment import STAGES, Experiment
+from worldmodels.models.controller import Controller
+from worldmodels.stages.evolve import save_controller
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Stages that do nothing but say that they ran."""
+    ran = []
+    for stage in STAGES:
+        monkeypatch.setattr(f"worldmodels.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {})
+    return ran
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def other_run(folder, latent_size=7, hidden_size=9):
+    """A run folder with V, M and C of other sizes than TakeCover's."""
+    with Experiment(folder, toy_config()) as experiment:
+        save_model(experiment.path("vae", "vae.safetensors"), make_vae(latent_size))
+        save_model(experiment.path("rnn", "rnn.safetensors"), make_mdnrnn(latent_size, hidden_size))
+        starts = {"mu": torch.zeros(1, latent_size), "logvar": torch.zeros(1, latent_size)}
+        save_tensors(experiment.path("rnn", "initial.safetensors"), starts, {})
+        controller = Controller(latent_size, hidden_size, 1)
+        save_controller(experiment, controller, np.zeros(controller.size), {})
+
+
+REFUSED = [
+    ("--evaluate.resolution foo", "evaluate.resolution: expected a 4:3 size of VizDoom"),
+    ("--evaluate.resolution 1920x1080", "evaluate.resolution: expected a 4:3 size of VizDoom"),
+    ("--environment.resolution 63x63", "environment.resolution: expected a 4:3 size of VizDoom"),
+    ("--environment.id worldmodels/TakeCover-v7", "environment.id: expected one that Gymnasium knows"),
+    ("--environment.id nowhere:Nothing-v0", "environment.id: expected one that Gymnasium knows"),
+    ("--environment.backend envpool", "environment.backend: EnvPool has worldmodels/CarRacing-v0"),
+    ("--collect.min-length 3000", "collect.min_length: expected at most 2100, the longest episode of takecover"),
+    ("--collect.episodes 1", "collect.episodes: expected at least 2"),
+    ("--collect.episodes 1000000000000", "collect.episodes: expected at most 10000000"),
+    ("--collect.policies hover", "collect.policies: expected '<name>:<share>, ...'"),
+    ("--collect.policies agent", "collect.agent: expected whose agent plays 'agent', got nothing"),
+    (
+        "--collect.policies agent --collect.agent /nosuch",
+        "collect.agent: expected a run folder with vae/vae.safetensors",
+    ),
+    ("--collect.include /nosuch", "collect.include: expected a run folder with episodes, got /nosuch"),
+    ("--collect.ignore-done", "collect.ignore_done: expected none, as worldmodels/TakeCover-v0 has no such option"),
+    ("--train-vae.start /nosuch", "train_vae.start: expected a run folder with vae/vae.safetensors"),
+    (
+        "--train-vae.start other",
+        "train_vae.start: expected {'latent_size': 64}, as the settings say, got {'latent_size': 7}",
+    ),
+    ("--train-vae.latent-size 20000", "train_vae.latent_size: expected at most 16384, got 20000"),
+    ("--train-rnn.start /nosuch", "train_rnn.start: expected a run folder with rnn/rnn.safetensors"),
+    ("--train-rnn.start takecover", "train_rnn.start: expected {'latent_size': 64"),
+    ("--train-rnn.hidden-size 1000000", "train_rnn.hidden_size: expected an M whose training fits in"),
+    ("--train-rnn.mixtures 10000", "train_rnn.mixtures: expected at most 5461, got 10000"),
+    ("--train-rnn.done-lead 2100", "train_rnn.done_lead: expected less than 2100"),
+    ("--evolve.popsize 1", "evolve.popsize: expected at least 2, got 1"),
+    ("--evolve.popsize 100000 --evolve.episodes 100000", "evolve.episodes: expected at most 21474, got 100000"),
+    ("--evolve.max-steps 5000000000", "evolve.max_steps: expected at most 2147483647, got 5000000000"),
+    ("--evolve.inside environment --evolve.max-steps 3000", "evolve.max_steps: expected at most 2100, the longest"),
+    ("--evolve.start /nosuch", "evolve.start: expected a run folder with evolve/controller.safetensors"),
+    ("--evolve.start other", "evolve.start: expected a C of 576 parameters, got 25 in other"),
+    ("--evolve.components 577", "evolve.components: expected at most 576, what C sees, got 577"),
+    ("--evolve.hidden-units 500", "evolve.hidden_units: expected at most 32,766 parameters of C"),
+    ("--evolve.temperature 1e39", "evolve.temperature: expected a float32 number, got 1e+39"),
+    ("--evolve.ends expected --no-train-rnn.done-head", "evolve.ends: expected threshold, or train_rnn.done_head"),
+    ("--world /nosuch", "world: expected a run folder with vae/vae.safetensors, or one of takecover, got /nosuch"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), REFUSED)
+def test_what_cannot_work_is_refused_before_anything_is_made(tmp_path, monkeypatch, capsys, ran, flags, message):
+    monkeypatch.chdir(tmp_path)
+    other_run(tmp_path / "other")
+    scratch = [] if "--world" in flags else ["--from-scratch"]
+    before = contents(tmp_path)
+    assert main(["run", "takecover", *scratch, *flags.split(), "--out", "run"]) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert ran == [] and not Path("run").exists() and contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("flags", "message"), [pair for pair in REFUSED if "--world" not in pair[0]])
+def test_a_run_that_has_begun_keeps_its_settings_where_others_are_refused(
+    tmp_path, monkeypatch, capsys, ran, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    other_run(tmp_path / "other")
+    assert main(["run", "takecover", "--from-scratch", "--preset", "quick", "--out", "run"]) == 0
+    ran.clear()
+    for stage in STAGES:
+        (tmp_path / "run" / "stages" / f"{stage}.json").unlink()
+    before = contents(tmp_path)
+    assert main(["run", "takecover", *flags.split(), "--out", "run"]) == 1
+    assert message in capsys.readouterr().err
+    assert ran == [] and contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("package", "message"),
+    [("h5py", "No module named 'h5py'; install"), ("matplotlib", "No module named 'matplotlib'")],
+)
+def test_a_missing_package_is_missed_at_once(tmp_path, monkeypatch, capsys, ran, package, message):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None if name == package else found(name))
+    assert main(["run", "takecover", "--from-scratch", "--out", str(tmp_path / "run")]) == 1
+    assert message in capsys.readouterr().err
+    assert ran == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("section", ["train-vae", "train-rnn"])
+def test_tensorboard_is_missed_at_once(tmp_path, monkeypatch, capsys, ran, section):
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None if name == "tensorboard" else True)
+    assert main(["run", "takecover", "--from-scratch", f"--{section}.tensorboard", "--out", str(tmp_path / "run")]) == 1
+    assert f"{section.replace('-', '_')}.tensorboard: needs the package" in capsys.readouterr().err
+    assert ran == [] and not (tmp_path / "run").exists()
+
+
+def test_a_precision_that_this_machine_lacks_is_refused_at_once(tmp_path, monkeypatch, ran):
+    monkeypatch.setattr("worldmodels.models.training.computes_in_bfloat16", lambda _: False)
+    monkeypatch.setattr("worldmodels.models.training.device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("worldmodels._core.simd_levels", lambda: ["baseline", "avx2"])
+    for section in ("train_vae", "encode", "train_rnn", "evolve"):
+        with pytest.raises(ValueError, match=rf"^{section}\.precision: expected float32.*, got bfloat16"):
+            Experiment(tmp_path / "run", toy_config(**{section: {"precision": "bfloat16"}}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_world_of_other_actions_is_refused(tmp_path, capsys, ran):
+    arguments = ["run", "carracing", "--preset", "quick", "--world", "takecover", "--out", str(tmp_path / "run")]
+    assert main(arguments) == 1
+    assert (
+        "world: expected an M of 3 actions (steering, gas, brake), got one of 1 in takecover" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_start_is_named(tmp_path, ran):
+    other_run(tmp_path / "other")
+    (tmp_path / "other" / "vae" / "vae.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"train_vae\.start: expected .*vae\.safetensors as worldmodels writes it"):
+        Experiment(tmp_path / "run", toy_config(train_vae={"start": str(tmp_path / "other")}))
+
+
+def test_a_study_refuses_a_variant_before_its_base_runs(tmp_path, monkeypatch, capsys, ran):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--from-scratch", "--out", "run"]
+    assert main(["sweep", "takecover", *flags, "--temperatures", "1", "1e39"]) == 1
+    assert "evolve.temperature: expected a float32 number" in capsys.readouterr().err
+    assert main(["sweep", "takecover", *flags, "--temperatures", "1", "-1"]) == 1
+    assert main(["sweep", "takecover", *flags, "--temperatures", "1", "nan"]) == 1
+    assert ran == [] and not Path("run").exists()
+
+
+def test_a_stage_that_is_complete_needs_nothing_any_more(tmp_path, ran):
+    """The run that a finished stage went on from may be gone."""
+    other_run(tmp_path / "other", latent_size=4)
+    config = toy_config(train_vae={"start": str(tmp_path / "other")})
+    with Experiment(tmp_path / "run", config) as experiment:
+        mark_done(experiment, "collect", "train_vae")
+    (tmp_path / "other" / "vae" / "vae.safetensors").unlink()
+    with Experiment(tmp_path / "run", config) as experiment:
+        experiment.run("encode")
+
+
+def test_every_preset_passes(tmp_path):
+    from worldmodels import tasks
+
+    for name in tasks.names():
+        for config in tasks.get(name).presets.values():
+            preflight.check_config(config, STAGES)
+
+
+def test_pretrained_world_models_are_found_without_their_hashes():
+    for name in pretrained.names():
+        assert preflight.folder_of(name) == pretrained.folder(name)
