@@ -183,7 +183,7 @@ def test_policies_of_the_rounds_are_checked_before_any_work(tmp_path):
 
 
 def test_only_the_papers_experiment_has_its_table():
-    scores = {"mean": -300.0, "std": 50.0, "ci95": (-320.0, -280.0)}
+    scores = {"mean": -300.0, "std": 50.0, "ci95": (-320.0, -280.0), "scores": [-300.0] * 25}
     results = [{"temperature": 1.0, "dream": scores, "game": scores}]
     assert "paper" not in studies.sweep_table(results, tasks.get("pendulum").paper)
     assert "1145 +- 690" in studies.sweep_table(results, tasks.get("takecover").paper)

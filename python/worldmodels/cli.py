@@ -27,6 +27,8 @@ from worldmodels.experiment import (
 from worldmodels.suggestions import suggestion
 from worldmodels.threads import cores
 
+#: Extras of the package that bring a module, where it is not the extra `takecover`.
+_EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "tensorboard": "tensorboard", "stable_baselines3": "examples"}
 _MOST_EPISODES = 1_000_000  # that `play` and `dream` score
 
 _ABOUT = {
@@ -315,7 +317,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace | None:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"{error}; install the extra of the experiment, such as `pip install 'worldmodels[takecover]'`"
+        extra = _EXTRAS.get((error.name or "").partition(".")[0], "takecover")
+        text = str(error)
+        return text if "pip install" in text else f"{text}; `pip install 'worldmodels[{extra}]'` brings it"
     if isinstance(error, MemoryError):
         return f"memory ran out ({str(error) or 'no more is said'}); the same command goes on from the last checkpoint"
     return str(error)

@@ -136,6 +136,11 @@ def _page(
     else:
         verdict += f" Its controller was evolved in the real environment, to {results['evolved']['score']:.0f}."
     warnings = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in check["warnings"])
+    failures = [
+        f"<p class=warning>{html.escape(f'{command(stage)}: {failure}')}.</p>"
+        for stage in STAGES
+        if (failure := experiment.summary(stage).get("failure"))
+    ]
     times = []
     for stage in STAGES:
         if experiment.marker(stage).is_file():
@@ -154,6 +159,7 @@ def _page(
     parts = [
         f"<h1>World Models: {html.escape(config.experiment)}, preset {html.escape(config.preset)}</h1>",
         f"<p class=verdict>{html.escape(verdict)}</p>",
+        *failures,
         "<h2>In the real game</h2>",
         picture(folder / "scores.png", "Scores of the agent, of the policy that collected and of random play."),
         f"<pre>{html.escape(score_table(results))}</pre>",
