@@ -14,6 +14,7 @@ from worldmodels.config import Config, EnvironmentConfig
 from worldmodels.data.weights import load_model
 from worldmodels.dream import Dream
 from worldmodels.envs.play import Environments, episode_seed, record
+from worldmodels.envs.rules import Rules
 from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent, Recorder, load_controller
 from worldmodels.models.vae import ConvVAE, decode
@@ -38,6 +39,15 @@ def source(name: str) -> tuple[Path, Config]:
     return Path(name), stored
 
 
+def _rules(folder: Path) -> Rules | None:
+    """Rules of the task whose agent lies in a folder; None where the folder does not name it."""
+    for name in pretrained.names():
+        if folder == pretrained.folder(name):
+            return tasks.get(name).rules
+    stored = Experiment.stored_config(folder)
+    return tasks.get(stored.experiment).rules if stored else None
+
+
 def play(folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: int, slots: int = 16) -> dict[str, Any]:
     """Plays the real game.
 
@@ -59,7 +69,7 @@ def play(folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: i
         progress.update(len(scores), f"mean {sum(scores.values()) / len(scores):.0f}")
 
     agent = Agent.load(folder)
-    with Environments(environment, min(slots, episodes)) as environments:
+    with Environments(environment, min(slots, episodes), rules=_rules(folder)) as environments:
         environments.play(agent, range(episodes), seed=seed, purpose="play", finished=finished)
     progress.close(episodes)
     return describe([scores[episode] for episode in range(episodes)])
@@ -69,7 +79,7 @@ def record_play(folder: Path, environment: EnvironmentConfig, *, seed: int) -> t
     """Plays the first episode of :func:`play`: pictures of the frame beside V's reconstruction, and the actions."""
     agent = Agent.load(folder)
     recorder = Recorder(agent)
-    record(environment, recorder, seed=seed, episode_seed=episode_seed(seed, "play", 0))
+    record(environment, recorder, seed=seed, episode_seed=episode_seed(seed, "play", 0), rules=_rules(folder))
     return recorder.pictures(), recorder.actions
 
 
