@@ -28,7 +28,7 @@ from worldmodels.tasks import preset
 TOY: dict[str, dict[str, Any]] = {
     "collect": {"episodes": 6, "min_length": 1, "shard_episodes": 2, "workers": 2},
     "train_vae": {"latent_size": 4, "steps": 6, "batch": 8, "checkpoint_every": 2, "validation": 20},
-    "train_rnn": {"hidden_size": 16, "mixtures": 2, "steps": 6, "batch": 2, "sequence": 16, "checkpoint_every": 2},
+    "train_rnn": {"hidden_size": 8, "mixtures": 2, "steps": 6, "batch": 2, "sequence": 16, "checkpoint_every": 2},
     "check_dream": {"episodes": 2, "dream_episodes": 4, "environments": 2},
     "evolve": {
         "generations": 2,

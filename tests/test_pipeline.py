@@ -82,7 +82,7 @@ def test_the_page_holds_its_pictures(ran):
     assert len(frames["gif"]) == 2
     assert max(frames["gif"]) <= 20
     results = read_json(ran[0] / "toy" / "results.json")
-    assert f"The agent scores {results['agent']['mean']:.0f} steps survived in the real game" in page
+    assert f"The agent scores {results['agent']['mean']:.0f} steps survived in the real environment" in page
 
 
 def test_running_again_does_nothing(ran):

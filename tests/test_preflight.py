@@ -49,7 +49,10 @@ REFUSED = [
     ("--environment.id worldmodels/TakeCover-v7", "environment.id: expected one that Gymnasium knows"),
     ("--environment.id nowhere:Nothing-v0", "environment.id: expected one that Gymnasium knows"),
     ("--environment.backend envpool", "environment.backend: EnvPool has worldmodels/CarRacing-v0"),
-    ("--collect.min-length 3000", "collect.min_length: expected at most 2100, the longest episode of takecover"),
+    (
+        "--collect.min-length 3000",
+        "collect.min_length: expected at most Task.max_steps = 2100, the longest episode of takecover",
+    ),
     ("--collect.episodes 1", "collect.episodes: expected at least 2"),
     ("--collect.episodes 1000000000000", "collect.episodes: expected at most 10000000"),
     ("--collect.policies hover", "collect.policies: expected '<name>:<share>, ...'"),
@@ -115,7 +118,7 @@ def test_a_run_that_has_begun_keeps_its_settings_where_others_are_refused(
 
 @pytest.mark.parametrize(
     ("package", "message"),
-    [("h5py", "No module named 'h5py'; install"), ("matplotlib", "No module named 'matplotlib'")],
+    [("h5py", "No module named 'h5py'; `pip install"), ("matplotlib", "No module named 'matplotlib'")],
 )
 def test_a_missing_package_is_missed_at_once(tmp_path, monkeypatch, capsys, ran, package, message):
     found = importlib.util.find_spec

@@ -452,14 +452,14 @@ def _show(options: argparse.Namespace) -> None:
             config.environment, **{key: vars(options)[key] for key in ("variant", "resolution") if key in options}
         )
         about = f"{options.agent}, {describe_environment(environment)}"
-        scores = show.play(folder, environment, options.episodes, seed=options.seed)
+        scores = show.play(folder, environment, options.episodes, seed=options.seed, rules=task.rules)
     print(show.report_scores(about, scores))
     if not (options.gif or options.window):
         return
     if options.command == "dream":
         pictures, actions, _ = show.record_dream(folder, **chosen)
     else:
-        pictures, actions = show.record_play(folder, environment, seed=options.seed)
+        pictures, actions = show.record_play(folder, environment, seed=options.seed, rules=task.rules)
     if options.gif:
         fps = task.frames_per_second
         save_animation(Path(options.gif), pictures, actions, frames_per_second=fps, threshold=task.threshold)

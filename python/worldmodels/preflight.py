@@ -77,7 +77,7 @@ def check_config(config: Config, stages: Collection[str]) -> None:
         _at_most("evaluate.episodes", evaluate.episodes, _EPISODES)
         _at_most("evaluate.curve_episodes", evaluate.curve_episodes, _EPISODES)
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
-        _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment")
+        _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", made=True)
     if config.iterate.policies:
         parse_policies(config.iterate.policies, task.policies, "iterate.policies")
 
@@ -120,8 +120,8 @@ def _check_collect(config: Config, task: tasks.Task) -> None:
         raise ValueError("collect.episodes: expected at least 2, to hold one out for validation, got 1")
     if collect.min_length > task.max_steps:
         raise ValueError(
-            f"collect.min_length: expected at most {task.max_steps}, the longest episode of {task.name}, "
-            f"got {collect.min_length}"
+            f"collect.min_length: expected at most Task.max_steps = {task.max_steps}, the longest episode of "
+            f"{task.name}, got {collect.min_length}"
         )
 
 
@@ -289,14 +289,26 @@ def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -
             )
 
 
-def _check_environment(environment: EnvironmentConfig, section: str, *, ignore_done: bool = False) -> None:
-    """The real environment: that it is known, installed and has the options it is given."""
-    from worldmodels.envs.batch import backend, check_options
+def _check_environment(
+    environment: EnvironmentConfig, section: str, *, ignore_done: bool = False, made: bool = False
+) -> None:
+    """The real environment: that it is known, installed and has the options it is given.
+
+    Args:
+        environment: The real environment.
+        section: Section of the settings that chose its options.
+        ignore_done: Whether it must play on where it would end an episode.
+        made: Whether Gymnasium's environment is needed whichever back end steps the others, as for a recording.
+    """
+    from worldmodels.envs.batch import backend, check_options, entry_point
 
     check_options(environment, section)
-    chosen = backend(environment)
+    if backend(environment) == "gymnasium" or made:
+        entry_point(environment.id)
     if ignore_done and environment.backend == "envpool":
-        raise ValueError(f"collect.ignore_done: expected it with environment.backend gymnasium, got {chosen}")
+        raise ValueError("collect.ignore_done: expected it with environment.backend gymnasium, got envpool")
+    if ignore_done:
+        check_options(replace(environment, variant="", resolution=""), "collect", ignore_done=True)
 
 
 def _check_tensorboard(section: str, wanted: bool) -> None:

@@ -13,6 +13,7 @@ from worldmodels.config import EnvironmentConfig
 from worldmodels.data.weights import load_model
 from worldmodels.dream import Dream
 from worldmodels.envs.play import Environments, episode_seed, record
+from worldmodels.envs.rules import Rules
 from worldmodels.models.agent import Agent, Recorder, load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.progress import Progress
@@ -22,7 +23,9 @@ Pictures = list[npt.NDArray[np.uint8]]
 Actions = list[npt.NDArray[np.float32]]
 
 
-def play(folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: int, slots: int = 16) -> dict[str, Any]:
+def play(
+    folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: int, rules: Rules, slots: int = 16
+) -> dict[str, Any]:
     """Plays the real game.
 
     Args:
@@ -30,6 +33,7 @@ def play(folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: i
         environment: the real environment.
         episodes: how many.
         seed: of the game and of the sampled latents.
+        rules: Rules of the task.
         slots: environments played side by side.
 
     Returns:
@@ -43,17 +47,17 @@ def play(folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: i
         progress.update(len(scores), f"mean {sum(scores.values()) / len(scores):.0f}")
 
     agent = Agent.load(folder)
-    with Environments(environment, min(slots, episodes)) as environments:
+    with Environments(environment, min(slots, episodes), rules=rules) as environments:
         environments.play(agent, range(episodes), seed=seed, purpose="play", finished=finished)
     progress.close(episodes)
     return describe([scores[episode] for episode in range(episodes)])
 
 
-def record_play(folder: Path, environment: EnvironmentConfig, *, seed: int) -> tuple[Pictures, Actions]:
+def record_play(folder: Path, environment: EnvironmentConfig, *, seed: int, rules: Rules) -> tuple[Pictures, Actions]:
     """Plays the first episode of :func:`play`: pictures of the frame beside V's reconstruction, and the actions."""
     agent = Agent.load(folder)
     recorder = Recorder(agent)
-    record(environment, recorder, seed=seed, episode_seed=episode_seed(seed, "play", 0))
+    record(environment, recorder, seed=seed, episode_seed=episode_seed(seed, "play", 0), rules=rules)
     return recorder.pictures(), recorder.actions
 
 

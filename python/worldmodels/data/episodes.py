@@ -32,6 +32,7 @@ class Episode:
         terminated: whether the environment ended it; False for a recording that was cut off by a time limit.
         policy: name of the policy that acted.
         seed: seed the environment was reset with.
+        cut: Whether the longest episode of the task truncated it, which the environment had not ended.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -40,6 +41,7 @@ class Episode:
     terminated: bool
     policy: str
     seed: int
+    cut: bool = False
 
 
 class EpisodeWriter:
@@ -92,6 +94,7 @@ class EpisodeWriter:
                 episode.terminated,
                 episode.policy,
                 episode.seed,
+                episode.cut,
             )
         )
 
@@ -121,6 +124,8 @@ class EpisodeWriter:
             "terminated": np.array([episode.terminated for episode in episodes]),
             "seeds": np.array([episode.seed for episode in episodes], np.int64),
         }
+        if any(episode.cut for episode in episodes):
+            columns["cut"] = np.array([episode.cut for episode in episodes])
         for name, values in columns.items():
             self._file.create_dataset(name, data=values, fletcher32=True)
         self._file["policies"] = np.array([episode.policy.encode() for episode in episodes], np.bytes_)
@@ -137,6 +142,7 @@ class EpisodeShard:
         lengths: (E,) int64; they add up to N.
         terminated: (E,) bool.
         policies: E names.
+        cut: (E,) bool; all False where the file has none.
 
     Raises:
         ValueError: the file is not a complete shard.
@@ -190,6 +196,11 @@ class EpisodeShard:
         self.rewards: npt.NDArray[np.float32] = file["rewards"][:]
         self.terminated: npt.NDArray[np.bool_] = file["terminated"][:]
         self.policies: list[str] = [name.decode() for name in file["policies"][:]]
+        self.cut: npt.NDArray[np.bool_] = np.zeros(lengths.shape, np.bool_)
+        if "cut" in file:
+            if file["cut"].shape != lengths.shape or file["cut"].dtype != np.bool_:
+                raise ValueError(f"{path}: expected cut of {lengths.shape} bool, got {file['cut']}")
+            self.cut = file["cut"][:]
 
     def close(self) -> None:
         """Closes the file."""

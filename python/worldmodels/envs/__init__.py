@@ -13,6 +13,10 @@ class GameLostError(RuntimeError):
     """The process that plays a game has died, or hung and was ended."""
 
 
+class ContractError(ValueError):
+    """An environment, or a policy, breaks the contract of docs/add_environment.md."""
+
+
 def register() -> None:
     """Registers the environments of the experiments and worldmodels/Dream-v0 with Gymnasium, once."""
     import gymnasium

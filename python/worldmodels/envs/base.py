@@ -31,7 +31,12 @@ class Batch(ABC):
     @property
     @abstractmethod
     def action_space(self) -> gymnasium.spaces.Box:
-        """Of one environment."""
+        """Action space of policies and of C, (A,)."""
+
+    @property
+    def scaling(self) -> str:
+        """How actions are scaled to the bounds of the environment, in words; empty where they are not."""
+        return ""
 
     def expect(self, seeds: Iterable[int]) -> None:  # noqa: B027 (most have nothing to prepare)
         """Says which episodes will be reset to, in about this order, and that all slots are given up until then.

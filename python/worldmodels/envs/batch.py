@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.config import EnvironmentConfig
-from worldmodels.envs import pool, register
+from worldmodels.envs import ContractError, pool, register
+from worldmodels.envs.adapter import AdaptedEnv
 from worldmodels.envs.base import Batch, Bools, Floats, Step
+from worldmodels.envs.rules import Rules
 from worldmodels.envs.screen import Frame
 from worldmodels.processes import deaf_to_interrupts, ending
 from worldmodels.threads import cores
@@ -26,31 +28,58 @@ from worldmodels.threads import cores
 _OPTIONS = ("variant", "resolution")  # of an environment's constructor; a run may choose them
 
 
-def make(environment: EnvironmentConfig, **options: Any) -> gymnasium.Env[Frame, Floats]:
-    """Makes the real environment of an experiment, without Gymnasium's wrappers."""
-    _entry_point(environment.id)  # an id that Gymnasium does not know is named
+def make(environment: EnvironmentConfig, *, rules: Rules | None = None, **options: Any) -> AdaptedEnv:
+    """Makes the real environment of an experiment: what `gymnasium.make` returns, with its wrappers and time limit.
+
+    Args:
+        environment: Real environment.
+        rules: Rules of the task; None where actions are those of the environment.
+        **options: Options of the environment's constructor.
+
+    Raises:
+        ValueError: Gymnasium does not know the environment, or the environment does not know an option.
+        ContractError: its spaces are not those of docs/add_environment.md.
+    """
+    entry_point(environment.id)  # an id that Gymnasium does not know is named
     check_options(environment)
     chosen = {name: getattr(environment, name) for name in _OPTIONS}
     options = {**{name: value for name, value in chosen.items() if value}, **options}
-    return gymnasium.make(environment.id, disable_env_checker=True, **options).unwrapped
+    env = gymnasium.make(environment.id, disable_env_checker=True, **options)
+    try:
+        return AdaptedEnv(env, environment.id, rules.squash if rules else None)
+    except BaseException:
+        env.close()
+        raise
 
 
-def check_options(environment: EnvironmentConfig, section: str = "environment") -> None:
-    """Refuses a variant or a resolution where the environment knows none.
+def check_options(environment: EnvironmentConfig, section: str = "environment", **more: Any) -> None:
+    """Refuses an option that the environment does not know, or a value that it does not take.
+
+    An environment class may have a static method ``check_options(**options)``, which raises ValueError for values that
+    its constructor would refuse.
 
     Args:
-        environment: the real environment.
+        environment: the real environment, whose variant and resolution are checked where they are not empty.
         section: of the settings that chose them.
+        **more: Further options of the environment's constructor.
 
     Raises:
-        ValueError: one is asked for, and the environment has no such option.
+        ValueError: the environment has no such option, or does not take its value.
     """
-    asked = [name for name in _OPTIONS if getattr(environment, name)]
-    takes = inspect.signature(_entry_point(environment.id)).parameters if asked else {}
-    for name in asked:
+    asked = {name: value for name in _OPTIONS if (value := getattr(environment, name))} | more
+    if not asked:
+        return
+    entry = entry_point(environment.id)
+    takes = inspect.signature(entry).parameters
+    for name, value in asked.items():
         if name not in takes and not any(item.kind is item.VAR_KEYWORD for item in takes.values()):
-            value = getattr(environment, name)
             raise ValueError(f"{section}.{name}: expected none, as {environment.id} has no such option, got {value!r}")
+    check = getattr(entry, "check_options", None)
+    if callable(check):
+        try:
+            check(**asked)
+        except ValueError as error:
+            raise ValueError(f"{section}.{error}") from error
 
 
 def backend(environment: EnvironmentConfig) -> str:
@@ -83,10 +112,11 @@ def make_batch(environment: EnvironmentConfig, slots: int, *, workers: int | Non
         environment: the real environment; its ``backend`` chooses EnvPool or Gymnasium.
         slots: episodes that are played side by side.
         workers: threads or processes; None for one per core. One means: in this thread (with EnvPool: in one other).
-        **options: of the environment's constructor; EnvPool takes none.
+        **options: ``rules`` of the task, and options of the environment's constructor; EnvPool takes none of these.
 
     Raises:
         ValueError: a number is out of range, or EnvPool is asked for what it does not have.
+        ContractError: the spaces of the environment are not those of docs/add_environment.md.
     """
     workers = cores() if workers is None else workers
     for name, value in (("slots", slots), ("workers", workers)):
@@ -94,9 +124,10 @@ def make_batch(environment: EnvironmentConfig, slots: int, *, workers: int | Non
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if backend(environment) == "envpool":
         check_options(environment)
+        rules = options.pop("rules", None)
         if options:
             raise ValueError(f"{', '.join(options)}: EnvPool has no such option, use --environment.backend gymnasium")
-        return pool.EnvPoolBatch(environment.id, slots, workers)
+        return pool.EnvPoolBatch(environment.id, slots, workers, rules)
     if min(slots, workers) == 1:
         return ThreadBatch(environment, slots, 1, options)
     if _threads(environment.id):  # twice as many: while one waits for its game, another resizes its frame
@@ -105,23 +136,32 @@ def make_batch(environment: EnvironmentConfig, slots: int, *, workers: int | Non
 
 
 def _threads(env_id: str) -> bool:
-    """Whether threads are enough to step an environment in parallel: its metadata say so."""
-    return bool(getattr(_entry_point(env_id), "metadata", {}).get("threads", False))
+    """Whether threads are enough to step an environment in parallel: the metadata of its entry point say so."""
+    metadata = getattr(entry_point(env_id), "metadata", None)
+    return isinstance(metadata, dict) and bool(metadata.get("threads", False))
 
 
-def _entry_point(env_id: str) -> Callable[..., Any]:
-    """What makes an environment, most often its class."""
+def entry_point(env_id: str) -> Callable[..., Any]:
+    """The callable that makes an environment: most often a class, or a function that returns a wrapped one."""
     register()
     package, _, name = env_id.rpartition(":")
     if package:
-        importlib.import_module(package)
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            if error.name is not None and not f"{package}.".startswith(f"{error.name}."):
+                raise  # the package is there, and needs another
+            raise ValueError(f"environment.id: expected one that Gymnasium knows, got {env_id!r}: {error}") from error
     try:
         entry: Any = gymnasium.spec(name).entry_point
     except gymnasium.error.Error as error:
         raise ValueError(f"environment.id: expected one that Gymnasium knows, got {env_id!r}: {error}") from error
     if isinstance(entry, str):
         module, _, kind = entry.partition(":")
-        entry = getattr(importlib.import_module(module), kind)
+        entry = getattr(importlib.import_module(module), kind, None)
+    if not callable(entry):
+        came = "one that is a vector environment alone" if entry is None else f"the entry point {entry!r}"
+        raise ValueError(f"environment.id: expected an environment with an entry point, got {env_id!r}, {came}")
     made: Callable[..., Any] = entry
     return made
 
@@ -131,9 +171,9 @@ class _Row:
 
     def __init__(self, environment: EnvironmentConfig, options: dict[str, Any]) -> None:
         self._of, self._options = environment, options
-        self._env: gymnasium.Env[Frame, Floats] | None = None
+        self._env: AdaptedEnv | None = None
 
-    def open(self) -> gymnasium.Env[Frame, Floats]:
+    def open(self) -> AdaptedEnv:
         if self._env is None:
             self._env = make(self._of, **self._options)
         return self._env
@@ -143,8 +183,7 @@ class _Row:
 
     def step(self, action: Floats) -> tuple[Frame, float, bool, bool]:
         assert self._env is not None, "reset comes before step"
-        frame, reward, terminated, truncated, _ = self._env.step(action)
-        return frame, float(reward), bool(terminated), bool(truncated)
+        return self._env.step(action)[:4]
 
     def close(self) -> None:
         if self._env is not None:
@@ -162,8 +201,13 @@ class ThreadBatch(Batch):
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
-        """Of one environment."""
-        return _box(self._rows[0].open())
+        """As :class:`Batch` says."""
+        return self._rows[0].open().actions.space
+
+    @property
+    def scaling(self) -> str:
+        """As :class:`Batch` says."""
+        return self._rows[0].open().actions.scaling
 
     def _submit(self, work: Any, *jobs: Any) -> list[Future[Any]]:
         if self._threads is not None:
@@ -199,13 +243,6 @@ class ThreadBatch(Batch):
             row.close()
 
 
-def _box(env: gymnasium.Env[Frame, Floats]) -> gymnasium.spaces.Box:
-    space = env.action_space
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-        raise ValueError(f"{type(env).__name__}: expected a Box of shape (A,) as its action space, got {space}")
-    return space
-
-
 class _Shared:
     """The arrays of a :class:`ProcessBatch`, in memory that its processes share."""
 
@@ -239,16 +276,17 @@ class ProcessBatch(Batch):
     def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
         self.slots = slots
         env = make(environment, **options)
-        self._action_space = _box(env)
+        self._actions = env.actions
         env.close()
-        self._shared = _Shared(slots, self._action_space.shape[0])
+        (size,) = self._actions.space.shape
+        self._shared = _Shared(slots, size)
         context = multiprocessing.get_context("spawn")
         self._workers: list[tuple[SpawnProcess, Connection]] = []
         self._asked: list[tuple[SpawnProcess, Connection]] = []
         self._sent = np.arange(0)
         for number in range(workers):
             ours, theirs = context.Pipe()
-            about = (number, workers, slots, self._action_space.shape[0], self._shared.memory.name)
+            about = (number, workers, slots, size, self._shared.memory.name)
             process = context.Process(target=_serve, args=(theirs, about, environment, options), daemon=True)
             with deaf_to_interrupts():
                 process.start()
@@ -257,8 +295,13 @@ class ProcessBatch(Batch):
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
-        """Of one environment."""
-        return self._action_space
+        """As :class:`Batch` says."""
+        return self._actions.space
+
+    @property
+    def scaling(self) -> str:
+        """As :class:`Batch` says."""
+        return self._actions.scaling
 
     def _tell(self, what: str, jobs: dict[int, Any]) -> None:
         """Gives every worker its slots."""
@@ -297,6 +340,7 @@ class ProcessBatch(Batch):
     def send(self, slots: npt.ArrayLike, actions: Floats) -> None:
         """As :class:`Batch` says."""
         self._sent = np.asarray(slots)
+        self._actions(actions)  # refused here: the shared memory would repeat an action of length one
         self._shared.actions[self._sent] = actions
         self._tell("step", dict.fromkeys(self._sent.tolist()))
 
@@ -340,6 +384,8 @@ def _serve(
                     else:
                         frame, reward, *ends = rows[slot].step(shared.actions[slot].copy())
                         shared.frames[slot], shared.rewards[slot], shared.ends[slot] = frame, reward, ends
+            except ContractError as error:
+                pipe.send(error)
             except Exception as error:
                 pipe.send(RuntimeError(f"environment: a worker failed: {type(error).__name__}: {error}"))
             else:

@@ -13,6 +13,7 @@ from worldmodels.envs import pool
 from worldmodels.envs.base import Batch
 from worldmodels.envs.batch import backend, make, make_batch
 from worldmodels.envs.policies import Action, Policy
+from worldmodels.envs.rules import Rules
 from worldmodels.envs.screen import Frame
 
 
@@ -92,12 +93,22 @@ class Environments:
         environment: the real environment.
         slots: how many are played at once, at most.
         max_steps: after which an episode is over; None for the environment's own end.
+        rules: Rules of the task: its longest episode and its actions; None for those of the environment.
     """
 
-    def __init__(self, environment: EnvironmentConfig, slots: int, max_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        environment: EnvironmentConfig,
+        slots: int,
+        max_steps: int | None = None,
+        *,
+        rules: Rules | None = None,
+    ) -> None:
         self.environment = environment
         self.slots = slots
         self.max_steps = max_steps
+        self._limit = rules.limit(max_steps) if rules else max_steps
+        self._options: dict[str, Any] = {"rules": rules} if rules else {}
         self._batch: Batch | None = None
 
     def __enter__(self) -> Self:
@@ -136,7 +147,7 @@ class Environments:
         if not episodes:
             return
         if self._batch is None:
-            self._batch = make_batch(self.environment, self.slots)
+            self._batch = make_batch(self.environment, self.slots, **self._options)
         batch, count = self._batch, min(self.slots, len(episodes))
         seeds = {episode: episode_seed(seed, purpose, episode) for episode in episodes}
         batch.expect(seeds.values())
@@ -164,14 +175,21 @@ class Environments:
             frames[busy], rewards, terminated, truncated = batch.step(busy, actions)
             scores[busy] += rewards
             ages[busy] += 1
-            ended = busy[terminated | truncated | (ages[busy] == self.max_steps)]
+            ended = busy[terminated | truncated | (ages[busy] == self._limit)]
             for slot in ended:
                 finished(int(current[slot]), float(scores[slot]))
             begin(ended)
 
 
 def play_policy(
-    environment: EnvironmentConfig, policy: Policy, episodes: int, *, seed: int, purpose: str, slots: int
+    environment: EnvironmentConfig,
+    policy: Policy,
+    episodes: int,
+    *,
+    seed: int,
+    purpose: str,
+    slots: int,
+    rules: Rules | None = None,
 ) -> list[float]:
     """Plays episodes with a policy that looks at nothing.
 
@@ -182,19 +200,22 @@ def play_policy(
         seed: of the experiment.
         purpose: keeps these episodes apart from others of the same seed.
         slots: environments that are played side by side.
+        rules: Rules of the task.
 
     Returns:
         Return of every episode.
     """
     returns: dict[int, float] = {}
-    with Environments(environment, min(slots, episodes)) as environments:
+    with Environments(environment, min(slots, episodes), rules=rules) as environments:
         environments.play(
             Blind(policy, purpose), range(episodes), seed=seed, purpose=purpose, finished=returns.__setitem__
         )
     return [returns[episode] for episode in range(episodes)]
 
 
-def record(environment: EnvironmentConfig, player: Player, *, seed: int, episode_seed: int) -> dict[str, Any]:
+def record(
+    environment: EnvironmentConfig, player: Player, *, seed: int, episode_seed: int, rules: Rules | None = None
+) -> dict[str, Any]:
     """Plays one episode alone, in Gymnasium's environment whoever steps the others.
 
     Args:
@@ -202,12 +223,13 @@ def record(environment: EnvironmentConfig, player: Player, *, seed: int, episode
         player: the agent.
         seed: of the experiment.
         episode_seed: of the environment.
+        rules: Rules of the task.
 
     Returns:
         ``rewards``: of every step; and from an environment that says where the player is (``"track"`` in the info of
         ``reset``, ``"position"`` in that of every step) also ``track`` and ``positions``, lists of [x, y].
     """
-    env = make(environment)
+    env = make(environment, rules=rules)
     try:
         player.reset(1, seed=seed)
         frame, info = env.reset(seed=episode_seed)
@@ -223,7 +245,7 @@ def record(environment: EnvironmentConfig, player: Player, *, seed: int, episode
             found["rewards"].append(float(reward))
             if "track" in found:
                 found["positions"].append(info["position"].tolist())
-            over = terminated or truncated
+            over = terminated or truncated or (rules is not None and len(found["rewards"]) >= rules.max_steps)
     finally:
         env.close()
     return found

@@ -12,7 +12,10 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from worldmodels.envs import ContractError
+from worldmodels.envs.adapter import ActionMap
 from worldmodels.envs.base import Batch, Floats, Step
+from worldmodels.envs.rules import Rules
 from worldmodels.envs.screen import Frame, shrink
 
 #: Our environments that EnvPool has: its name of them, and how many of the screen's rows are looked at.
@@ -54,17 +57,26 @@ class EnvPoolBatch(Batch):
         env_id: one of :data:`TASKS`.
         slots: episodes at a time.
         workers: threads.
+        rules: Rules of the task; None where actions are those of the environment.
+
+    Raises:
+        ContractError: the action space does not fit the rules; from :meth:`receive`, a reward is not finite.
     """
 
-    def __init__(self, env_id: str, slots: int, workers: int) -> None:
+    def __init__(self, env_id: str, slots: int, workers: int, rules: Rules | None = None) -> None:
         self.slots = slots
+        self._id = env_id
+        self._seeds, self._steps = np.zeros((2, slots), np.int64)
         self._name, self._rows = TASKS[env_id]
         self._workers = workers
         self._expected: list[int] = []
         self._pools: list[_Pool] = []
         self._where: list[tuple[_Pool, int] | None] = [None] * slots
         self._sent: list[_Sent] = []
+        self._busy: list[int] = []
         self._low, self._high = (np.array(bound, np.float32) for bound in _BOUNDS[self._name])
+        given = gymnasium.spaces.Box(self._low, self._high)
+        self._actions = ActionMap(env_id, given, rules.squash if rules else None)
 
     def _make(self, seeds: Sequence[int]) -> Any:
         import envpool
@@ -78,8 +90,13 @@ class EnvPoolBatch(Batch):
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
-        """Of one environment."""
-        return gymnasium.spaces.Box(self._low, self._high)
+        """As :class:`worldmodels.envs.base.Batch` says."""
+        return self._actions.space
+
+    @property
+    def scaling(self) -> str:
+        """As :class:`worldmodels.envs.base.Batch` says."""
+        return self._actions.scaling
 
     def expect(self, seeds: Iterable[int]) -> None:
         """Says which episodes will be reset to, in about this order, so that their games are made together.
@@ -128,6 +145,7 @@ class EnvPoolBatch(Batch):
         for slot, seed in zip(chosen, seeds, strict=True):
             self._leave(slot)
             self._where[slot] = self._take(int(seed))
+            self._seeds[slot], self._steps[slot] = seed, 0
         for pool in [pool for pool in self._pools if pool.over]:
             pool.games.close()
             self._pools.remove(pool)
@@ -156,8 +174,9 @@ class EnvPoolBatch(Batch):
     def send(self, slots: npt.ArrayLike, actions: Floats) -> None:
         """As :class:`worldmodels.envs.base.Batch` says."""
         chosen = [int(slot) for slot in np.asarray(slots)]
-        actions = np.clip(actions, self._low, self._high)
-        self._sent = self._grouped(chosen)
+        actions = np.clip(self._actions(actions), self._low, self._high)
+        self._steps[chosen] += 1
+        self._busy, self._sent = chosen, self._grouped(chosen)
         for pool, rows, games in self._sent:
             pool.games.send(actions[rows], games)
 
@@ -173,6 +192,10 @@ class EnvPoolBatch(Batch):
             assert np.array_equal(info["env_id"][order], games)
             self._look(screens[order], rows, frames)
             rewards[rows], ends[0, rows], ends[1, rows] = reward[order], terminated[order], truncated[order]
+        for row in np.flatnonzero(~np.isfinite(rewards)):
+            slot = self._busy[row]
+            where = f"at step {self._steps[slot]} of the episode with seed {self._seeds[slot]}"
+            raise ContractError(f"{self._id}: expected a finite reward, got {rewards[row]} {where}")
         return frames, rewards, ends[0], ends[1] & ~ends[0]
 
     def close(self) -> None:

@@ -186,14 +186,11 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 35, "threads": True}  # noqa: RUF012 (Gymnasium's own convention)
 
     def __init__(self, variant: Variant = "paper", resolution: str = "160x120", render_mode: str | None = None) -> None:
-        if variant not in get_args(Variant):
-            raise ValueError(f"variant: expected one of {', '.join(get_args(Variant))}, got {variant!r}")
+        self.check_options(variant, resolution)
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
-        screen = getattr(vizdoom.ScreenResolution, f"RES_{resolution.upper()}", None)
-        width, height = (int(side) for side in resolution.split("x")) if screen is not None else (0, 0)
-        if screen is None or width * 3 != height * 4:
-            raise ValueError(f"resolution: expected a 4:3 size of VizDoom such as '160x120', got {resolution!r}")
+        screen = getattr(vizdoom.ScreenResolution, f"RES_{resolution.upper()}")
+        width, height = (int(side) for side in resolution.split("x"))
         self.variant = variant
         self.resolution = resolution
         self.render_mode = render_mode
@@ -202,6 +199,20 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         self._game = self._start(screen)
         self._buttons = [button.name for button in self._game.get_available_buttons()]
         self._screen: Frame = np.zeros((height, width, 3), np.uint8)
+
+    @staticmethod
+    def check_options(variant: str = "paper", resolution: str = "160x120") -> None:
+        """Refuses what the constructor refuses, without starting an engine.
+
+        Raises:
+            ValueError: Unknown variant or resolution.
+        """
+        if variant not in get_args(Variant):
+            raise ValueError(f"variant: expected one of {', '.join(get_args(Variant))}, got {variant!r}")
+        screen = getattr(vizdoom.ScreenResolution, f"RES_{resolution.upper()}", None)
+        width, height = (int(side) for side in resolution.split("x")) if screen is not None else (0, 0)
+        if screen is None or width * 3 != height * 4:
+            raise ValueError(f"resolution: expected a 4:3 size of VizDoom such as '160x120', got {resolution!r}")
 
     def _start(self, screen: vizdoom.ScreenResolution) -> vizdoom.DoomGame:
         game = vizdoom.DoomGame()

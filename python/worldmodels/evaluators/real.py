@@ -16,6 +16,7 @@ from worldmodels.data.weights import load_model
 from worldmodels.envs.base import Batch
 from worldmodels.envs.batch import backend, make_batch
 from worldmodels.envs.play import episode_seed
+from worldmodels.envs.rules import Rules
 from worldmodels.evaluators import Played, Told, make_controller
 from worldmodels.experiment import Experiment
 from worldmodels.models.controller import Controller
@@ -56,6 +57,7 @@ class RealEvaluator:
         patience: steps without a reward above zero after which an episode is given up, and what is left of it taken to
             pay what the last step paid; 0 for never.
         precision: of V: ``"bfloat16"`` (autocast) or ``"float32"``.
+        rules: Rules of the task: its longest episode and its actions; None for those of the environment.
     """
 
     unit = "frames"
@@ -72,11 +74,13 @@ class RealEvaluator:
         max_steps: int,
         precision: str,
         patience: int = 0,
+        rules: Rules | None = None,
     ) -> None:
         self.vae, self.mdnrnn, self.controller = vae, mdnrnn, controller
         self.encode = Encoder(vae, device(), precision, num_threads=workers)
         self.about: dict[str, Any] = {"inside": "environment", "backend": backend(environment)}
-        self.max_steps, self.patience = max_steps, patience
+        self.max_steps, self.patience = rules.limit(max_steps) if rules else max_steps, patience
+        self._options: dict[str, Any] = {"rules": rules} if rules else {}
         self.remembers = controller.features != "z"
         self._environment, self._workers = environment, workers
         self._sizes = [size for size in (slots - slots // 2, slots // 2) if size]
@@ -98,6 +102,7 @@ class RealEvaluator:
             max_steps=config.evolve.max_steps,
             precision=config.encode.precision,
             patience=config.evolve.patience,
+            rules=experiment.task.rules,
         )
 
     def play(
@@ -114,7 +119,8 @@ class RealEvaluator:
         if episodes < 1:
             raise ValueError(f"episodes: expected at least 1, got {episodes}")
         if not self._batches:
-            self._batches = [make_batch(self._environment, size, workers=self._workers) for size in self._sizes]
+            options = {"workers": self._workers, **self._options}
+            self._batches = [make_batch(self._environment, size, **options) for size in self._sizes]
         stream = _Stream(self, params, episodes, seed, common_seeds)
         groups = [
             _Group(stream, batch, memory, range(number, stream.total, len(self._batches)))

@@ -42,7 +42,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     progress = Progress("check-dream", len(policies), "policies")
     results = {}
     slots = min(config.environments, config.episodes)
-    with Environments(experiment.config.environment, slots, max_steps=evolve.max_steps) as environments:
+    environment = experiment.config.environment
+    with Environments(environment, slots, max_steps=evolve.max_steps, rules=task.rules) as environments:
         for number, (name, policy) in enumerate(policies.items()):
             dream = play_dreams(dreams, policy, seed=seed)
             purpose = f"check {name}"

@@ -36,6 +36,7 @@ _PATIENCE = 900.0  # seconds without an episode after which a worker is taken to
 def run(experiment: Experiment) -> dict[str, Any]:
     """Plays until every shard of the store is there; shards that are there already are kept."""
     config = experiment.config.collect
+    longest = experiment.task.max_steps
     wanted = [name for name, _ in parse_policies(config.policies, experiment.task.policies) if name in AGENT]
     if wanted and not config.agent:
         raise ValueError(f"collect.agent: expected whose agent plays '{wanted[0]}', got nothing")
@@ -55,7 +56,12 @@ def run(experiment: Experiment) -> dict[str, Any]:
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
     _Pool(job, todo, progress, ready).run()
-    return {**_summary(folder, config), **({"player": player} if player else {})}
+    cut = _cut(job, len(shards))
+    if cut:
+        what = f"{cut} of {config.episodes} episodes were cut at Task.max_steps = {longest}"
+        print(f"collect: {what}; the environment ends later or never", file=sys.stderr)
+    summary = {**_summary(folder, config), **({"cut": cut} if cut else {})}
+    return {**summary, **({"player": player} if player else {})}
 
 
 def player_of(run_folder: Path) -> dict[str, Any]:
@@ -99,6 +105,16 @@ def _check_shards(job: Job, shards: int) -> None:
             )
 
 
+def _cut(job: Job, shards: int) -> int:
+    """Number of the played episodes that the longest episode of the task truncated."""
+    cut = 0
+    for index in range(shards):
+        shard = EpisodeShard(job.path(index))
+        cut += int(shard.cut.sum())
+        shard.close()
+    return cut
+
+
 def _summary(folder: Path, config: CollectConfig) -> dict[str, Any]:
     lengths: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.h5")):
@@ -140,6 +156,7 @@ class _Pool:
         self._count = min(job.collect.workers or cores(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
         self._deaths = 0
+        self._noted: set[str] = set()
         self._workers: list[_Worker] = []
 
     def run(self) -> None:
@@ -155,6 +172,7 @@ class _Pool:
         finally:
             for worker in self._workers:
                 _kill(worker)
+                self._sweep(worker)
         self._progress.close(self._ready, f"{self._frames:,} frames")
 
     def _spawn(self) -> _Worker:
@@ -175,7 +193,11 @@ class _Pool:
             return
         if isinstance(message, Exception):
             raise message
-        if message is None:  # free for a shard
+        if isinstance(message, str):  # of its environment
+            if message not in self._noted:
+                print(f"collect: {message}", file=sys.stderr)
+            self._noted.add(message)
+        elif message is None:  # free for a shard
             worker.shard, worker.episodes = (self._todo.pop() if self._todo else None), 0
             try:
                 worker.pipe.send(worker.shard)
@@ -205,9 +227,14 @@ class _Pool:
             print(f"\ncollect: a worker {how}; shard {worker.shard} is played again", file=sys.stderr)
             self._ready -= worker.episodes
             self._todo.append(worker.shard)
-            for stray in self._job.folder.glob(f"{self._job.path(worker.shard).name}.*.tmp"):
-                stray.unlink()
+            self._sweep(worker)
         self._workers.append(self._spawn())
+
+    def _sweep(self, worker: _Worker) -> None:
+        """Removes the shard that a worker which was killed had begun."""
+        if worker.shard is not None:
+            for stray in self._job.folder.glob(f"{self._job.path(worker.shard).name}.*.tmp"):
+                stray.unlink(missing_ok=True)
 
 
 def _kill(worker: _Worker) -> None:

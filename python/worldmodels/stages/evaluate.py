@@ -39,7 +39,8 @@ def run(experiment: Experiment) -> dict[str, Any]:
     episodes = config.evaluate.episodes
     agent = Agent.load(experiment.folder)
     evolved = experiment.summary("evolve")
-    with Environments(environment, min(config.evaluate.environments, episodes)) as environments:
+    slots = min(config.evaluate.environments, episodes)
+    with Environments(environment, slots, rules=task.rules) as environments:
         games = _Games(experiment, environments)
         results: dict[str, Any] = {"agent": describe(games.of_controllers("episodes", agent, episodes))}
         first = Candidates(agent, first_generation(experiment))
@@ -143,7 +144,8 @@ def _record(experiment: Experiment) -> None:
     agent = Agent.load(experiment.folder)
     recorder = Recorder(agent)
     number = episode_seed(config.seed, PURPOSE, 0)
-    recorded = record(_environment(experiment), recorder, seed=config.seed, episode_seed=number)
+    environment = _environment(experiment)
+    recorded = record(environment, recorder, seed=config.seed, episode_seed=number, rules=task.rules)
     write_json(experiment.path("evaluate", "episode.json"), recorded)
     steps = config.evaluate.gif_steps
     figures.save_animation(

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from worldmodels import tasks
 from worldmodels.config import CollectConfig, Config, EnvironmentConfig
 from worldmodels.data.episodes import Episode, shard_path
+from worldmodels.envs import ContractError
+from worldmodels.envs.adapter import one_line
 from worldmodels.envs.base import Batch
 from worldmodels.envs.play import episode_seed
 from worldmodels.envs.policies import RANDOM_AGENT, Action, parse_policies
@@ -97,6 +99,25 @@ class _Turn(NamedTuple):
     first: bool
 
 
+def check_policies(job: Job, space: gymnasium.spaces.Box) -> None:
+    """Refuses a policy of the task whose actions do not fit, before anything is played.
+
+    Raises:
+        ContractError: actions of another length, or that are not finite numbers.
+    """
+    for name, policy in job.task.policies.items():
+        _action(job, name, next(policy(np.random.default_rng(0))), space)
+
+
+def _action(job: Job, name: str, given: Any, space: gymnasium.spaces.Box) -> Action:
+    """An action of an open-loop policy, (A,) float32, clipped to the action space."""
+    action = np.asarray(given)
+    if action.shape != space.shape or action.dtype.kind not in "fiub" or not np.isfinite(action).all():
+        wanted = f"actions of shape {space.shape} and finite numbers, as {job.environment.id} takes them"
+        raise ContractError(f"policies[{name!r}]: expected {wanted}, got {one_line(action)}")
+    return np.clip(action.astype(np.float32), space.low, space.high)
+
+
 def play(batch: Batch, job: Job, numbers: range, agent: Agent | None) -> Iterator[Episode]:
     """Plays episodes, one in every slot at a time, and yields them in their order."""
     batch.expect([episode_seed(job.seed, "collect", number) for number in numbers])
@@ -166,6 +187,7 @@ _Player = Generator[Any, Any, Episode]
 def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent | None) -> _Player:
     """Plays episode ``number``: what comes out depends on nothing but the seed, the number and the agent."""
     config, task = job.collect, job.task
+    overrule: Iterator[Action]
     names, weights = zip(*job.shares, strict=True)
     for attempt in range(_MAX_ATTEMPTS):
         seed = episode_seed(job.seed, "collect", number, attempt)
@@ -173,7 +195,8 @@ def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent |
         name = str(rng.choice(names, p=np.array(weights) / sum(weights)))
         params, chance = None, None
         if name in task.policies:
-            overrule = task.policies[name](rng)
+            policy = task.policies[name](rng)
+            overrule = (_action(job, name, action, space) for action in policy)
         elif name == RANDOM_AGENT:
             from worldmodels.models.random_agent import RandomAgent
 
@@ -185,7 +208,7 @@ def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent |
         frames: list[Frame] = []
         taken, rewards = [], []
         frame = yield seed
-        over, barren = False, 0
+        over, cut, barren = False, False, 0
         while not over:
             wanted = next(overrule) if chance is None else chance.act(frame)
             frames.append(frame)
@@ -196,9 +219,11 @@ def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent |
             rewards.append(reward)
             barren = 0 if reward > 0 else barren + 1
             over = terminated or truncated or 0 < config.patience <= barren
+            cut = not over and len(taken) >= task.max_steps
+            over = over or cut
         if len(frames) >= config.min_length:
             rewarded = np.array(rewards, np.float32)
-            return Episode(np.stack(frames), np.stack(taken), rewarded, bool(terminated), name, seed)
+            return Episode(np.stack(frames), np.stack(taken), rewarded, bool(terminated), name, seed, cut)
         yield None
     raise RuntimeError(f"collect.min_length: no episode of {config.min_length} frames in {_MAX_ATTEMPTS} attempts")
 

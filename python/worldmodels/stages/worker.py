@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from worldmodels import pretrained
 from worldmodels.data.episodes import EpisodeWriter
-from worldmodels.envs import GameLostError
+from worldmodels.envs import ContractError, GameLostError
 from worldmodels.envs.batch import backend, make_batch
 from worldmodels.envs.policies import RANDOM_AGENT
-from worldmodels.stages.players import Job, play
+from worldmodels.stages.players import Job, check_policies, play
 
 if TYPE_CHECKING:
     from worldmodels.models.agent import Agent
@@ -28,8 +28,11 @@ def work(pipe: Connection, job: Job) -> None:
         agent = _agent(job)
         together = agent is not None or backend(job.environment) == "envpool"
         slots = min(_SLOTS, job.collect.shard_episodes) if together else 1
-        batch = make_batch(job.environment, slots, workers=1, **job.options)
+        batch = make_batch(job.environment, slots, workers=1, rules=job.task.rules, **job.options)
         (action_size,) = batch.action_space.shape
+        check_policies(job, batch.action_space)
+        if batch.scaling:
+            pipe.send(batch.scaling)
         pipe.send(None)
         while (shard := pipe.recv()) is not None:
             with EpisodeWriter(job.path(shard), action_size) as writer:
@@ -43,6 +46,8 @@ def work(pipe: Connection, job: Job) -> None:
     except GameLostError as error:
         print(f"collect: {error}", file=sys.stderr)
         sys.exit(1)  # the parent replaces this worker
+    except ContractError as error:
+        pipe.send(error)
     except Exception as error:
         pipe.send(RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}"))
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from worldmodels.checks import check_integer
 from worldmodels.config import Config
 from worldmodels.envs.policies import Policy
+from worldmodels.envs.rules import Rules
 from worldmodels.models.controller import Squash
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class Task:
         name: on the command line, and of the module.
         env_id: Gymnasium id of the real environment; its frames are (64, 64, 3) uint8.
         actions: a name for every action, in their order.
-        max_steps: longest real episode, in steps.
+        max_steps: longest real episode, in steps; one that the environment does not end is truncated there.
         policies: policies that look at nothing, by name: to collect with, and to ask whether the dream can be trusted.
         beside: those that are scored beside the agent: name in ``results.json`` -> policy. ``"random"`` and
             ``"collecting"`` are always there.
@@ -38,7 +40,7 @@ class Task:
         score: what a return counts, for tables and axes.
         frames_per_second: the real speed, for animations.
         threshold: an action moves the player where its absolute value is above this; for pictures.
-        squash: how C's outputs become actions.
+        squash: how C's outputs become actions; those of ``"tanh"``, in [-1, 1], are scaled to the environment's bounds.
         preset: the one of a new run that names none of several; ``quick`` in its place with ``--from-scratch``.
         survival: whether every step is worth 1, so that a dream is scored without a reward head.
         ablations: what ``worldmodels ablate`` compares: the settings that make each variant, by its name.
@@ -46,7 +48,8 @@ class Task:
         paper_score: Mean and standard deviation of the paper's agent over 100 real episodes, for the report.
 
     Raises:
-        ValueError: a preset's settings bear another experiment's or another preset's name.
+        ValueError: a preset's settings bear another experiment's or another preset's name; ``max_steps`` is no positive
+            integer.
     """
 
     name: str
@@ -67,10 +70,16 @@ class Task:
     paper_score: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        check_integer("max_steps", self.max_steps, 1, 2**31 - 1)
         for name, config in self.presets.items():
             if (config.experiment, config.preset) != (self.name, name):
                 wanted, came = f"experiment={self.name!r}, preset={name!r}", f"{config.experiment!r}, {config.preset!r}"
                 raise ValueError(f"presets[{name!r}]: expected Config({wanted}), got {came}")
+
+    @property
+    def rules(self) -> Rules:
+        """How the environment is played."""
+        return Rules(self.squash, self.max_steps)
 
     def usual_preset(self, whole: bool) -> str:
         """The preset of a new folder where none is named: of a whole run, or of a stage by itself."""
