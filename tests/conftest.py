@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -196,6 +198,28 @@ def command(*arguments: str | Path, cwd: Path, timeout: float = 200) -> subproce
     process = start(*arguments, cwd=cwd)
     out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def forked(work: Callable[[], Any], seconds: float = 60.0) -> str:
+    """What a forked process says of `work`: the value, or the error; "hangs" where it says nothing."""
+    ours, theirs = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        child = os.fork()
+    if child == 0:
+        try:
+            text = repr(work())
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        os.write(theirs, text.encode())
+        os._exit(0)
+    os.close(theirs)
+    if not select.select([ours], [], [], seconds)[0]:
+        os.kill(child, signal.SIGKILL)
+    text = os.read(ours, 10_000).decode() or "hangs"
+    os.close(ours)
+    os.waitpid(child, 0)
+    return text
 
 
 #: `worldmodels run` of a whole toy pipeline.

@@ -399,6 +399,15 @@ def test_bad_resets_are_refused(answer):
             env.reset(seed=5)
 
 
+def test_a_reset_without_a_seed_is_refused():
+    class Old(odd_env.Odd):
+        def reset(self):
+            return np.zeros((64, 64, 3), np.uint8)
+
+    with pytest.raises(ContractError, match=r"^odd: expected a reset that takes seed and options: .*'seed'"):
+        AdaptedEnv(Old(), "odd", "tanh").reset(seed=1)
+
+
 @pytest.mark.parametrize(
     "space",
     [None, Box(0, 255, (32, 64, 3), np.uint8), Box(0, 1, (64, 64, 3)), Box(0, 255, (64, 64), np.uint8), Discrete(2)],

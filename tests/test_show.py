@@ -55,6 +55,13 @@ def test_no_display_is_told_before_anything_is_played(capsys, monkeypatch):
     assert "--window: no display" in captured.err and captured.out == ""
 
 
+def test_no_display_is_told_in_one_line(capfd, monkeypatch):
+    for name in ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["dream", "takecover", "--window"]) == 1
+    assert capfd.readouterr().err == "worldmodels: --window: no display; use --gif FILE\n"
+
+
 def test_window(monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     show.check_display()

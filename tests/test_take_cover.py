@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import gymnasium
@@ -15,7 +17,7 @@ import vizdoom
 from gymnasium.utils.env_checker import check_env
 
 import worldmodels  # noqa: F401 (registers the environments)
-from conftest import environment, gone, processes
+from conftest import environment, forked, gone, processes
 from worldmodels.config import EnvironmentConfig
 from worldmodels.envs import GameLostError, take_cover
 from worldmodels.envs.play import play_policy
@@ -234,7 +236,7 @@ for _ in range(4):
 
 
 def test_processes_start_engines_in_one_folder_at_once(tmp_path):
-    """Each makes and removes the folder _vizdoom, and an engine crashes where that happens under its hands."""
+    """Every engine makes the folder _vizdoom where it is started, and crashes where another removes it."""
     processes = [subprocess.Popen([sys.executable, "-c", STARTS], cwd=tmp_path) for _ in range(4)]
     assert [process.wait(120) for process in processes] == [0, 0, 0, 0]
     assert not list(tmp_path.iterdir())
@@ -317,7 +319,9 @@ while True:
 @pytest.mark.parametrize(("when", "engines"), [("playing", 2), ("starting", 1)])
 def test_a_player_that_is_killed_leaves_no_engine(tmp_path, when, engines):
     """While it plays, and while an engine starts."""
-    env = {**environment(), "WM_TEST": str(tmp_path)}
+    places = tmp_path / "a place"
+    places.mkdir()
+    env = {**environment(), "WM_TEST": str(tmp_path), "TMPDIR": str(places)}
     player = subprocess.Popen([sys.executable, "-c", PLAYS], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
     while player.stdout.readline() != f"{when}\n":
         assert player.poll() is None
@@ -326,3 +330,179 @@ def test_a_player_that_is_killed_leaves_no_engine(tmp_path, when, engines):
     player.kill()
     player.communicate()
     assert gone(tmp_path)
+    assert list(places.iterdir()) == []
+
+
+# ---- the folder of an engine
+
+
+READ_ONLY = """
+import os, sys, threading
+import gymnasium, numpy as np, worldmodels, vizdoom
+from worldmodels.config import EnvironmentConfig
+from worldmodels.envs import take_cover
+from worldmodels.envs.batch import ThreadBatch
+os.chdir(sys.argv[1])
+os.chmod(".", 0o555)
+if os.getuid() == 0:  # root may write anywhere
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+assert not os.access(".", os.W_OK)
+batch = ThreadBatch(EnvironmentConfig(), 3, 3, {})
+batch.reset([0, 1, 2], [1, 2, 3])
+batch.step([0, 1, 2], np.zeros((3, 1), np.float32))
+batch.close()
+print("played")
+"""
+
+
+def test_the_working_directory_may_be_read_only(tmp_path):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    line = [sys.executable, "-W", "error", "-c", READ_ONLY, str(folder)]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=100)
+    folder.chmod(0o755)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "played\n", "")
+
+
+def engine_folders(place):
+    return sorted(path.name for path in place.iterdir())
+
+
+def test_the_folder_of_an_engine_goes_with_it(tmp_path, monkeypatch):
+    place = tmp_path / "it's a place"  # a name for shells to stumble over
+    here = tmp_path / "here"
+    for folder in (place, here):
+        folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.chdir(here)
+    one, other = TakeCoverEnv(), TakeCoverEnv()
+    assert len(engine_folders(place)) == 2
+    for env in (one, other):
+        env.reset(seed=1)
+    one.close()
+    assert len(engine_folders(place)) == 1
+    other.step(np.zeros(1, np.float32))
+    del env, other
+    gc.collect()
+    assert engine_folders(place) == []
+    assert list(here.iterdir()) == []
+    assert not {take_cover._MARK, take_cover._FOLDER, take_cover._ENGINE} & set(os.environ)
+
+
+def test_an_environment_that_is_not_closed_leaves_no_folder(tmp_path):
+    env = {**environment(), "TMPDIR": str(tmp_path)}
+    code = "from worldmodels.envs.take_cover import TakeCoverEnv; env = TakeCoverEnv()"
+    subprocess.run([sys.executable, "-c", code], env=env, timeout=60, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_folder_for_the_engine_is_an_error(tmp_path, monkeypatch):
+    """The working directory is taken only where TMPDIR names it."""
+    before = take_cover._engines()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(OSError, match=r"^TMPDIR: expected a folder to write to, .*/nowhere"):
+        TakeCoverEnv()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OSError, match=r"^TMPDIR: expected .*, got none but the working directory, /"):
+        TakeCoverEnv()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    with pytest.raises(OSError, match=r"^TMPDIR: expected .*, got none: .*/nowhere"):
+        TakeCoverEnv()
+    assert take_cover._engines() == before
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", ".")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    TakeCoverEnv().close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_starter_that_cannot_be_executed_is_an_error(tmp_path, monkeypatch):
+    starter = tmp_path / "vizdoom"
+    starter.write_text("#!/bin/sh\n")
+    monkeypatch.setattr(take_cover, "_STARTER", starter)
+    with pytest.raises(PermissionError, match="vizdoom: expected a script that can be executed"):
+        TakeCoverEnv()
+
+
+def test_an_engine_that_does_not_start_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def init(_):
+        raise vizdoom.ViZDoomErrorException("no")
+
+    monkeypatch.setattr(vizdoom.DoomGame, "init", init)
+    with pytest.raises(vizdoom.ViZDoomErrorException):
+        TakeCoverEnv()
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- forked processes
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the game's process in /proc")
+def test_a_forked_process_ends_engines_that_hang(monkeypatch):
+    monkeypatch.setattr(take_cover, "_PATIENCE", 2.0)
+    env = TakeCoverEnv()
+    env.reset(seed=1)  # the watch of this process runs
+    env.close()
+
+    def work():
+        env = TakeCoverEnv()
+        env.reset(seed=1)
+        for engine in env._engines:
+            os.kill(engine, signal.SIGSTOP)
+        env.step(np.zeros(1, np.float32))
+
+    assert forked(work).startswith("GameLostError: TakeCover: the game's process has died or hung")
+
+
+def test_a_lock_that_is_held_while_forking_is_not_waited_for():
+    with take_cover._starting():
+        assert forked(lambda: TakeCoverEnv().reset(seed=1)[0].shape) == "(64, 64, 3)"
+
+
+def test_the_environment_of_a_parent_is_left_alone(paper):
+    """A forked process cannot play it, and does not end its game by closing or forgetting it."""
+    paper.reset(seed=1)
+    action = np.zeros(1, np.float32)
+    said = "RuntimeError: TakeCoverEnv: expected the process that has made it, got one that was forked from it"
+    assert forked(lambda: paper.step(action)).startswith(said)
+    assert forked(lambda: paper.reset(seed=1)).startswith(said)
+    envs = [TakeCoverEnv()]
+    envs[0].reset(seed=1)
+
+    def forget():
+        envs.clear()
+        gc.collect()
+
+    assert forked(paper.close) == forked(envs[0].close) == forked(forget) == "None"
+    for env in (paper, envs[0]):
+        for _ in range(20):
+            env.step(action)
+    envs[0].close()
+
+
+def test_a_forked_process_that_stays_does_not_keep_the_reaper(tmp_path):
+    """The shell of a parent that was killed ends its engines, whoever has inherited the parent's pipes."""
+    code = """
+import os, sys, time
+from worldmodels.envs.take_cover import TakeCoverEnv
+env = TakeCoverEnv()
+if os.fork() == 0:
+    time.sleep(60)
+    os._exit(0)
+print("forked", flush=True)
+time.sleep(60)
+"""
+    env = {**environment(), "WM_TEST": str(tmp_path), "TMPDIR": str(tmp_path)}
+    player = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
+    assert player.stdout.readline() == "forked\n"
+    player.kill()
+    player.wait()
+    player.stdout.close()
+    assert gone(tmp_path, "vizdoom")
+    for left in processes(tmp_path):
+        os.kill(left, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -34,6 +35,30 @@ def interrupts_wait() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if heard:
             handler(*heard[0])
+
+
+class Owned:
+    """An object with threads, locks or child processes, which a forked process cannot use.
+
+    Args:
+        name: Name of the object, for the error.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.__owner, self.__name = os.getpid(), name
+
+    @property
+    def owned(self) -> bool:
+        """Whether this is the process that has made the object."""
+        return os.getpid() == self.__owner
+
+    def check_owner(self) -> None:
+        """Raises a RuntimeError in a process that was forked from the one that has made the object."""
+        if not self.owned:
+            raise RuntimeError(
+                f"{self.__name}: expected the process that has made it, got one that was forked from it; make another "
+                "one here, or start processes by 'spawn'"
+            )
 
 
 def ending(exit_code: int | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,9 @@ def check_display() -> None:
     Raises:
         RuntimeError: it cannot.
     """
+    chosen = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "SDL_VIDEODRIVER")
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in chosen):
+        raise RuntimeError("--window: no display; use --gif FILE")  # SDL, if asked, complains on stderr too
     pygame = _pygame()
     try:
         pygame.display.init()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.processes import deaf_to_interrupts, ending
+from worldmodels.processes import Owned, deaf_to_interrupts, ending
 
 _AHEAD = 4  # batches that a thread is told to read
 
@@ -57,7 +57,7 @@ class Order:
         return np.concatenate(parts)
 
 
-class FrameReader:
+class FrameReader(Owned):
     """Iterates over the batches of steps ``first`` to ``last`` - 1, (B, 64, 64, 3) uint8 each, always in order.
 
     Args:
@@ -78,6 +78,7 @@ class FrameReader:
         rows: slice = slice(None),
         workers: int = 0,
     ) -> None:
+        super().__init__("FrameReader")
         self._store, self._order, self._rows = store, order, rows
         self._steps = range(first, last)
         self._thread = ThreadPoolExecutor(1) if workers == 0 else None
@@ -98,6 +99,8 @@ class FrameReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self.owned:
+            return
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
         for process, pipe in self._processes:
@@ -106,18 +109,21 @@ class FrameReader:
             process.join()
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        self.check_owner()
         return self._of_processes() if self._thread is None else self._of_thread(self._thread)
 
     def _of_thread(self, thread: ThreadPoolExecutor) -> Iterator[npt.NDArray[np.uint8]]:
         batches = (self._order.batch(step)[self._rows] for step in self._steps)
         pending = deque(thread.submit(self._store.read, batch) for batch in itertools.islice(batches, _AHEAD))
         while pending:
+            self.check_owner()  # between two batches, too
             frames = pending.popleft().result()
             pending.extend(thread.submit(self._store.read, batch) for batch in itertools.islice(batches, 1))
             yield frames
 
     def _of_processes(self) -> Iterator[npt.NDArray[np.uint8]]:
         for _, (process, pipe) in zip(self._steps, itertools.cycle(self._processes), strict=False):
+            self.check_owner()
             try:
                 frames = pipe.recv()
             except (EOFError, OSError) as error:

@@ -123,7 +123,9 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
         try:
             found: Any = self.env.reset(seed=seed, options=options)
         except (ValueError, TypeError) as error:
-            if not _unpacked(error, 2):
+            if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+                wanted = "a reset that takes seed and options"
+            elif not _unpacked(error, 2):
                 raise
             raise ContractError(f"{self._id}: expected {wanted}: {error} {self._where()}") from error
         if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):

@@ -22,7 +22,7 @@ from worldmodels.envs.adapter import AdaptedEnv
 from worldmodels.envs.base import Batch, Bools, Floats, Step
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.screen import Frame
-from worldmodels.processes import deaf_to_interrupts, ending
+from worldmodels.processes import Owned, deaf_to_interrupts, ending
 from worldmodels.threads import cores
 
 _OPTIONS = ("variant", "resolution")  # of an environment's constructor; a run may choose them
@@ -190,10 +190,11 @@ class _Row:
             self._env.close()
 
 
-class ThreadBatch(Batch):
+class ThreadBatch(Owned, Batch):
     """Gymnasium environments in threads of this process: right for those that wait for a process of their own."""
 
     def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
+        super().__init__("ThreadBatch")
         self.slots = slots
         self._rows = [_Row(environment, options) for _ in range(slots)]
         self._threads = ThreadPoolExecutor(workers) if workers > 1 else None
@@ -210,6 +211,7 @@ class ThreadBatch(Batch):
         return self._rows[0].open().actions.scaling
 
     def _submit(self, work: Any, *jobs: Any) -> list[Future[Any]]:
+        self.check_owner()
         if self._threads is not None:
             return [self._threads.submit(work, *job) for job in zip(*jobs, strict=True)]
         done = []
@@ -232,11 +234,14 @@ class ThreadBatch(Batch):
 
     def receive(self) -> Step:
         """As :class:`Batch` says."""
+        self.check_owner()
         frames, rewards, *ends = zip(*[future.result() for future in self._sent], strict=True)
         return np.stack(frames), np.array(rewards, np.float32), np.array(ends[0]), np.array(ends[1])
 
     def close(self) -> None:
-        """Ends the environments."""
+        """Ends the environments; in a forked process, leaves them alone."""
+        if not self.owned:
+            return
         if self._threads is not None:
             self._threads.shutdown()
         for row in self._rows:
@@ -270,10 +275,11 @@ class _Shared:
         self.memory.close()
 
 
-class ProcessBatch(Batch):
+class ProcessBatch(Owned, Batch):
     """Gymnasium environments in spawned processes; worker w has the slots w, w + W, w + 2 W, ..."""
 
     def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
+        super().__init__("ProcessBatch")
         self.slots = slots
         env = make(environment, **options)
         self._actions = env.actions
@@ -305,6 +311,7 @@ class ProcessBatch(Batch):
 
     def _tell(self, what: str, jobs: dict[int, Any]) -> None:
         """Gives every worker its slots."""
+        self.check_owner()
         count = len(self._workers)
         self._asked = []
         for number, (process, pipe) in enumerate(self._workers):
@@ -318,6 +325,7 @@ class ProcessBatch(Batch):
 
     def _wait(self) -> None:
         """Waits for all workers that were told something; the first error of one is raised."""
+        self.check_owner()
         errors = []
         for process, pipe in self._asked:
             try:
@@ -352,8 +360,8 @@ class ProcessBatch(Batch):
         return np.array(shared.frames[sent]), np.array(shared.rewards[sent]), ends[:, 0], ends[:, 1]
 
     def close(self) -> None:
-        """Ends the processes and frees the shared memory."""
-        if not self._workers:
+        """Ends the processes and frees the shared memory; in a forked process, leaves them alone."""
+        if not self._workers or not self.owned:
             return
         for _, pipe in self._workers:
             pipe.close()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.envs.screen import Frame, shrink
+from worldmodels.envs.screen_env import ScreenEnv
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 with warnings.catch_warnings():
@@ -26,7 +27,7 @@ ROWS = 84
 LOW, HIGH = (-1.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
-class CarRacingEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
+class CarRacingEnv(ScreenEnv):
     """``worldmodels/CarRacing-v0``: Gymnasium's CarRacing-v3 as the paper sees it.
 
     Observation: (64, 64, 3) uint8 RGB, the top 84 of 96 rows, resized. Action: (3,) float32: steering in [-1, 1]
@@ -36,6 +37,8 @@ class CarRacingEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
 
     ``reset``'s info has ``"track"``, (N, 2) float32, the middle of the road; every step's has ``"position"``, (2,)
     float32, where the car is. Nothing is drawn on a display.
+
+    A copy, by pickle or :func:`copy.deepcopy`, is a new environment with the same arguments; it has to be reset.
 
     Args:
         ignore_done: play on to the 1000th step whatever happens, as the authors do while they collect.
@@ -50,28 +53,26 @@ class CarRacingEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 (Gymnasium's own convention)
 
     def __init__(self, ignore_done: bool = False, render_mode: str | None = None) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        space = gymnasium.spaces.Box(np.array(LOW, np.float32), np.array(HIGH, np.float32))
+        super().__init__(space, {"ignore_done": ignore_done, "render_mode": render_mode}, render_mode)
         self.ignore_done = ignore_done
-        self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Box(np.array(LOW, np.float32), np.array(HIGH, np.float32))
         self._game: Any = CarRacing(render_mode=render_mode)
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Starts an episode on a new track; the same seed and actions give the same frames."""
+        self._check_open("reset")
         super().reset(seed=seed)
         self._steps = 0
         screen, _ = self._game.reset(seed=int(self.np_random.integers(2**31)) if seed is None else seed)
+        self._phase = "playing"
         track = np.array([[x, y] for _, _, x, y in self._game.track], np.float32)
         return shrink(screen[:ROWS]), {"track": track, "position": self._position()}
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
         """Drives for a fiftieth of a second."""
-        value = np.asarray(action, dtype=np.float32)
-        if value.shape != (3,) or not np.isfinite(value).all():
-            raise ValueError(f"action: expected (3,) finite numbers, got {action!r}")
+        self._check_playing("step")
+        value = self._check_action(action, np.float32)
         screen, reward, terminated, _, _ = self._game.step(np.clip(value, LOW, HIGH))
         self._steps += 1
         terminated = bool(terminated) and not self.ignore_done
@@ -85,8 +86,10 @@ class CarRacingEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         """The whole picture, (400, 600, 3) uint8, in mode ``"rgb_array"``."""
         if self.render_mode is None:
             return None
+        self._check_playing("render")
         return np.asarray(self._game.render(), np.uint8)
 
     def close(self) -> None:
         """Frees the game."""
+        self._phase = "closed"
         self._game.close()

@@ -17,6 +17,7 @@ from worldmodels.envs.adapter import ActionMap
 from worldmodels.envs.base import Batch, Floats, Step
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.screen import Frame, shrink
+from worldmodels.processes import Owned
 
 #: Our environments that EnvPool has: its name of them, and how many of the screen's rows are looked at.
 TASKS = {"worldmodels/CarRacing-v0": ("CarRacing-v3", 84)}
@@ -46,7 +47,7 @@ class _Pool:
 _Sent = tuple[_Pool, list[int], npt.NDArray[np.int32]]  # a pool, rows of the request, their games
 
 
-class EnvPoolBatch(Batch):
+class EnvPoolBatch(Owned, Batch):
     """A :class:`worldmodels.envs.base.Batch` on EnvPool.
 
     EnvPool fixes the seeds of its games when they are made, and a game's step behind an episode's end only resets it.
@@ -64,6 +65,7 @@ class EnvPoolBatch(Batch):
     """
 
     def __init__(self, env_id: str, slots: int, workers: int, rules: Rules | None = None) -> None:
+        super().__init__("EnvPoolBatch")
         self.slots = slots
         self._id = env_id
         self._seeds, self._steps = np.zeros((2, slots), np.int64)
@@ -103,6 +105,7 @@ class EnvPoolBatch(Batch):
 
         What is being played is given up.
         """
+        self.check_owner()
         self._expected = list(seeds)[::-1]
         for slot in range(self.slots):  # whatever is played there has been given up
             self._leave(slot)
@@ -141,6 +144,7 @@ class EnvPoolBatch(Batch):
 
     def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
         """Starts episodes: (n,) slots and their seeds to (n, 64, 64, 3) uint8."""
+        self.check_owner()
         chosen = [int(slot) for slot in np.asarray(slots)]
         for slot, seed in zip(chosen, seeds, strict=True):
             self._leave(slot)
@@ -173,6 +177,7 @@ class EnvPoolBatch(Batch):
 
     def send(self, slots: npt.ArrayLike, actions: Floats) -> None:
         """As :class:`worldmodels.envs.base.Batch` says."""
+        self.check_owner()
         chosen = [int(slot) for slot in np.asarray(slots)]
         actions = np.clip(self._actions(actions), self._low, self._high)
         self._steps[chosen] += 1
@@ -182,6 +187,7 @@ class EnvPoolBatch(Batch):
 
     def receive(self) -> Step:
         """As :class:`worldmodels.envs.base.Batch` says."""
+        self.check_owner()
         count = sum(len(rows) for _, rows, _ in self._sent)
         frames = np.empty((count, 64, 64, 3), np.uint8)
         rewards = np.empty(count, np.float32)
@@ -199,7 +205,9 @@ class EnvPoolBatch(Batch):
         return frames, rewards, ends[0], ends[1] & ~ends[0]
 
     def close(self) -> None:
-        """Ends all games."""
+        """Ends all games; in a forked process, leaves them alone."""
+        if not self.owned:
+            return
         for pool in self._pools:
             pool.games.close()
         self._pools, self._where = [], [None] * self.slots

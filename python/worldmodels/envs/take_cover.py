@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,7 +24,8 @@ import vizdoom
 
 from worldmodels.envs import GameLostError
 from worldmodels.envs.screen import Frame, shrink
-from worldmodels.processes import deaf_to_interrupts
+from worldmodels.envs.screen_env import ScreenEnv
+from worldmodels.processes import Owned, deaf_to_interrupts
 
 Variant = Literal["paper", "modern"]
 
@@ -32,27 +35,40 @@ THRESHOLD = 1 / 3
 _HUD_FREE = 400 / 480  # share of the screen's rows above the status bar
 _PATIENCE = 300.0  # seconds for one call, after which the engine is taken to hang
 _GRACE = 30.0  # seconds for a call to notice that its engine has died
-_STARTING = threading.Lock()  # two engines started by one process at the same moment can wait for each other for ever
+#: The script that starts an engine in a folder of its own; /proc knows it by the engine's name.
+_STARTER = Path(__file__).resolve().with_name("engine") / "vizdoom"
+_LOCKS: dict[int, threading.Lock] = {}  # of every process: one that is forked does not wait for its parent's
 
 
-@contextlib.contextmanager
-def _engine_folder() -> Iterator[None]:
-    """Keeps the empty folder ``_vizdoom`` in the working directory while an engine starts.
+def _starting() -> threading.Lock:
+    """The lock of this process: two engines started at the same moment can wait for each other forever."""
+    return _LOCKS.setdefault(os.getpid(), threading.Lock())
 
-    The engine makes it where it is started, crashes where another process's engine makes or removes it meanwhile, and
-    leaves it behind. So it is made beforehand, and removed once no process is starting an engine there.
+
+def _temporary_place() -> str:
+    """The folder for temporary files that Python has chosen; the working directory only where TMPDIR says so.
+
+    Raises:
+        OSError: there is none that can be written to.
     """
-    folder, here = Path("_vizdoom"), os.open(".", os.O_RDONLY)
+    wanted = "TMPDIR: expected a folder to write to, for the engine of ViZDoom"
+    names = [os.environ.get(name) or "/tmp" for name in ("TMPDIR", "TEMP", "TMP")]
+    chosen = [Path(path) for path in (*names, "/tmp", "/var/tmp", "/usr/tmp")]
     try:
-        fcntl.flock(here, fcntl.LOCK_SH)
-        with contextlib.suppress(OSError):  # where nothing can be written, the engine says so
-            folder.mkdir(exist_ok=True)
-        yield
-        with contextlib.suppress(OSError):  # another one is starting: it will remove the folder
-            fcntl.flock(here, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            folder.rmdir()
-    finally:
-        os.close(here)
+        place = Path(tempfile.gettempdir())
+        if place.samefile(os.curdir) and not any(path.is_dir() and path.samefile(place) for path in chosen):
+            raise OSError(f"{wanted}, got none but the working directory, {place}")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise OSError(f"{wanted}, got {place}, which is read-only")
+    except FileNotFoundError as error:
+        raise OSError(f"{wanted}, got none: {error}") from error
+    return str(place)
+
+
+def _remove_folder(folder: Path, owner: int) -> None:
+    """Removes the folder of an engine, in the process that has made it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _engines() -> set[int]:
@@ -68,6 +84,7 @@ def _engines() -> set[int]:
 
 
 _MARK = "WORLDMODELS_PLAYER"  # in an engine's environment: whose it is
+_FOLDER, _ENGINE = "WORLDMODELS_ENGINE_FOLDER", "WORLDMODELS_ENGINE"  # in its environment, for the starter
 _REAP = """
 read -r looks
 for look in ${looks:-1 2 3}; do
@@ -77,38 +94,73 @@ for look in ${looks:-1 2 3}; do
   done 2>/dev/null
   [ "$looks" ] || sleep 1
 done
+rm -rf -- "$2"-*
 """
 
 
 class _Reaper:
-    """A shell that outlives this process and ends its engines: one whose player was killed waits for it for ever."""
+    """A shell that outlives this process, ends its engines and removes their folders.
+
+    An engine whose player was killed waits for it forever.
+    """
 
     def __init__(self) -> None:
         self._shell: subprocess.Popen[str] | None = None
         self._owner = 0
+        self._mark = ""
+
+    def _watch_over_this_process(self, place: str) -> None:
+        if self._owner == os.getpid():
+            return
+        self.leave()  # that of the process which this was forked from
+        self._owner = os.getpid()
+        self._mark = f"{self._owner}-{time.time_ns()}"
+        line = ["/bin/sh", "-c", _REAP, "reaper", f"{_MARK}={self._mark}", f"{place}/worldmodels-{self._mark}"]
+        path = {"PATH": os.defpath}
+        self._shell = subprocess.Popen(
+            line, stdin=subprocess.PIPE, text=True, env=path, start_new_session=True, cwd="/"
+        )
+        atexit.register(self._end)
 
     @contextlib.contextmanager
-    def marking(self) -> Iterator[None]:
-        """An engine that is started meanwhile is this process's."""
-        if self._owner != os.getpid():  # none yet, or that of a process which this was forked from
-            self._owner = os.getpid()
-            self._mark = f"{self._owner}-{time.time_ns()}"
-            line = ["/bin/sh", "-c", _REAP, "reaper", f"{_MARK}={self._mark}"]
-            path = {"PATH": os.defpath}
-            self._shell = subprocess.Popen(line, stdin=subprocess.PIPE, text=True, env=path, start_new_session=True)
-            atexit.register(self._end)
-        os.environ[_MARK] = self._mark
+    def engine_folder(self) -> Iterator[Path]:
+        """Marks the engine that is started in the block as one of this process, and gives it a folder.
+
+        Raises:
+            OSError: no folder can be made.
+        """
+        place = _temporary_place()
+        self._watch_over_this_process(place)
+        folder = Path(tempfile.mkdtemp(prefix=f"worldmodels-{self._mark}-", dir=place))
+        os.environ.update({_MARK: self._mark, _FOLDER: str(folder), _ENGINE: _engine_path()})
         try:
-            yield
+            yield folder
+        except BaseException:
+            _remove_folder(folder, os.getpid())
+            raise
         finally:
-            del os.environ[_MARK]
+            for name in (_MARK, _FOLDER, _ENGINE):
+                del os.environ[name]
+
+    def leave(self) -> None:
+        """Closes what a forked process has inherited: the parent's shell waits until nobody holds its pipe."""
+        if self._shell is not None and self._shell.stdin is not None and self._owner != os.getpid():
+            with contextlib.suppress(OSError):
+                self._shell.stdin.close()
+            self._shell.returncode = 0  # it is not a child of this process
+            self._shell = None
 
     def _end(self) -> None:
         if self._shell is not None and self._owner == os.getpid():
             self._shell.communicate("1\n")
+            self._shell = None
 
 
 _REAPER = _Reaper()
+
+
+def _engine_path() -> str:
+    return str(Path(vizdoom.__file__).resolve().with_name("vizdoom"))
 
 
 class _Watch:
@@ -120,14 +172,17 @@ class _Watch:
 
     def __init__(self) -> None:
         self._calls: dict[int, list[int]] = {}  # engine -> [looks that found it waited for, that found it dead]
-        self._thread: threading.Thread | None = None
+        self._owner = 0  # the process that the thread is of: it does not live on in one that is forked
 
     @contextlib.contextmanager
     def over(self, engines: set[int]) -> Iterator[None]:
         """Watches while the block calls an engine; what vizdoom raises becomes a :class:`GameLostError`."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
+        if self._owner != os.getpid():
+            with _starting():
+                if self._owner != os.getpid():
+                    self._calls = {}  # those of the parent are answered there
+                    threading.Thread(target=self._run, args=(self._calls,), daemon=True).start()
+                    self._owner = os.getpid()
         self._calls.update({engine: [0, 0] for engine in engines})
         try:
             yield
@@ -137,12 +192,12 @@ class _Watch:
             for engine in engines:
                 self._calls.pop(engine, None)
 
-    def _run(self) -> None:
+    def _run(self, calls: dict[int, list[int]]) -> None:
         looks = 20  # counted, for time goes on while this process itself is stopped
         while True:
             pause = _PATIENCE / looks
             time.sleep(pause)
-            for engine, found in list(self._calls.items()):
+            for engine, found in list(calls.items()):
                 found[0] += 1
                 if found[0] > looks:
                     with contextlib.suppress(ProcessLookupError):
@@ -159,9 +214,20 @@ class _Watch:
 
 
 _WATCH = _Watch()
+_GAMES: weakref.WeakSet[vizdoom.DoomGame] = weakref.WeakSet()
+_INHERITED: list[vizdoom.DoomGame] = []
 
 
-class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
+def _after_fork() -> None:
+    """In a forked process: keeps the parent's games, whose destructors would end them, and leaves its reaper."""
+    _INHERITED.extend(_GAMES)
+    _REAPER.leave()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class TakeCoverEnv(ScreenEnv):
     """``worldmodels/TakeCover-v0``: survive as long as you can; one point per tic, at most 2100.
 
     Observation: (64, 64, 3) uint8 RGB. Action: (1,) float32 in [-1, 1]; left below -1/3, right above 1/3, else stay.
@@ -175,8 +241,12 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
             ``"640x480"`` (the authors') or any other 4:3 size of VizDoom. The game itself is the same at all of them.
         render_mode: ``"rgb_array"``: :meth:`render` returns the whole screen; or None.
 
+    A copy, by pickle or :func:`copy.deepcopy`, is a new environment with the same arguments and an engine of its own.
+    It has to be reset. A process that was forked from the one with the environment gets a RuntimeError.
+
     Raises:
         ValueError: unknown variant, resolution or render mode.
+        OSError: there is no temporary folder that can be written to; the engine needs one.
         GameLostError: from :meth:`reset` and :meth:`step`: the game's process has died, or has not answered for 300 s.
             Where it was killed in the middle of a message, vizdoom never returns: the whole process ends with code 1.
 
@@ -187,15 +257,12 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
 
     def __init__(self, variant: Variant = "paper", resolution: str = "160x120", render_mode: str | None = None) -> None:
         self.check_options(variant, resolution)
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        arguments = {"variant": variant, "resolution": resolution, "render_mode": render_mode}
+        super().__init__(gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32), arguments, render_mode)
         screen = getattr(vizdoom.ScreenResolution, f"RES_{resolution.upper()}")
         width, height = (int(side) for side in resolution.split("x"))
         self.variant = variant
         self.resolution = resolution
-        self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self._game = self._start(screen)
         self._buttons = [button.name for button in self._game.get_available_buttons()]
         self._screen: Frame = np.zeros((height, width, 3), np.uint8)
@@ -216,7 +283,7 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
 
     def _start(self, screen: vizdoom.ScreenResolution) -> vizdoom.DoomGame:
         game = vizdoom.DoomGame()
-        scenarios = Path(vizdoom.scenarios_path)
+        scenarios = Path(vizdoom.scenarios_path).resolve()
         if self.variant == "modern":
             game.load_config(str(scenarios / "take_cover.cfg"))
         else:
@@ -238,10 +305,16 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         game.set_mode(vizdoom.Mode.PLAYER)
-        with _STARTING, _engine_folder(), deaf_to_interrupts(), _REAPER.marking():
+        if not os.access(_STARTER, os.X_OK):
+            raise PermissionError(f"{_STARTER}: expected a script that can be executed; install worldmodels again")
+        game.set_vizdoom_path(str(_STARTER))
+        with _starting(), deaf_to_interrupts(), _REAPER.engine_folder() as folder:
             before = _engines()
             game.init()
             self._engines = _engines() - before
+        self._ownership = Owned("TakeCoverEnv")
+        self._remove_folder = weakref.finalize(game, _remove_folder, folder, os.getpid())
+        _GAMES.add(game)
         return game
 
     def _observe(self) -> Frame:
@@ -255,17 +328,20 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Starts an episode; the same seed and actions give the same frames."""
+        self._check_open("reset")
+        self._ownership.check_owner()
         super().reset(seed=seed)
         self._game.set_seed(int(self.np_random.integers(2**31)))
         with _WATCH.over(self._engines):
             self._game.new_episode()
+        self._phase = "playing"
         return self._observe(), {}
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
         """Plays one tic."""
-        value = np.asarray(action, dtype=np.float64)
-        if value.shape != (1,) or not np.isfinite(value).all():
-            raise ValueError(f"action: expected (1,) finite numbers, got {action!r}")
+        self._check_playing("step")
+        self._ownership.check_owner()
+        value = self._check_action(action, np.float64)
         pressed = {"MOVE_LEFT": value[0] < -THRESHOLD, "MOVE_RIGHT": value[0] > THRESHOLD}
         with _WATCH.over(self._engines):
             reward = self._game.make_action([bool(pressed[button]) for button in self._buttons])
@@ -275,8 +351,14 @@ class TakeCoverEnv(gymnasium.Env[Frame, npt.NDArray[np.float32]]):
 
     def render(self) -> Frame | None:
         """The whole screen, (height, width, 3) uint8, in mode ``"rgb_array"``."""
-        return np.array(self._screen) if self.render_mode == "rgb_array" else None
+        if self.render_mode is None:
+            return None
+        self._check_playing("render")
+        return np.array(self._screen)
 
     def close(self) -> None:
-        """Ends the game's process."""
-        self._game.close()
+        """Ends the game's process; in a process that was forked from its own, leaves it alone."""
+        self._phase = "closed"
+        if self._ownership.owned:
+            self._game.close()
+            self._remove_folder()

@@ -1,0 +1,62 @@
+"""The base of the real environments: frames of a game's screen, and the order in which an environment is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils import EzPickle
+
+from worldmodels.envs.screen import Frame
+
+
+class ScreenEnv(EzPickle, gymnasium.Env[Frame, npt.NDArray[np.float32]]):
+    """A real environment whose observation is the screen, (64, 64, 3) uint8.
+
+    Pickling and copying follow :class:`gymnasium.utils.EzPickle`: the copy is a new environment with the same
+    constructor arguments, a game of its own and no episode. It has to be reset.
+
+    Args:
+        action_space: Action space, (A,).
+        arguments: Constructor arguments of the subclass, for its copies.
+        render_mode: ``"rgb_array"`` or None.
+
+    Raises:
+        ValueError: an unknown render mode.
+    """
+
+    def __init__(
+        self, action_space: gymnasium.spaces.Box[np.float32], arguments: Mapping[str, Any], render_mode: str | None
+    ) -> None:
+        EzPickle.__init__(self, **arguments)
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}")
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+        self.action_space = action_space
+        self._phase: Literal["new", "playing", "closed"] = "new"
+
+    def _check_open(self, call: str) -> None:
+        """Refuses a call after :meth:`close`."""
+        if self._phase == "closed":
+            name = type(self).__name__
+            raise gymnasium.error.ClosedEnvironmentError(
+                f"{name}.{call}: expected an open environment, got a closed one"
+            )
+
+    def _check_playing(self, call: str) -> None:
+        """Refuses a call without an episode."""
+        self._check_open(call)
+        if self._phase == "new":
+            name = type(self).__name__
+            raise gymnasium.error.ResetNeeded(f"{name}.{call}: expected reset first, in a copy too, got {call}")
+
+    def _check_action(self, action: Any, dtype: type[np.floating]) -> npt.NDArray[np.floating]:
+        """An action (A,) of finite numbers."""
+        value = np.asarray(action, dtype=dtype)
+        if value.shape != self.action_space.shape or not np.isfinite(value).all():
+            raise ValueError(f"action: expected {self.action_space.shape} finite numbers, got {action!r}")
+        return value
