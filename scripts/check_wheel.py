@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,9 @@ def main() -> None:
     home = Path(wm.__file__).parent
     assert "site-packages" in home.parts, f"expected the installed package, got {home}"
     print(f"worldmodels {wm.__version__}, imported in {seconds:.2f} s, SIMD level {simd_level()} of {wm.simd_levels()}")
+
+    starter = home / "envs" / "engine" / "vizdoom"
+    assert os.access(starter, os.X_OK), f"expected a script that can be executed, got {starter}"
 
     dream = wm.Dream.pretrained("takecover", temperature=1.15, max_steps=200)
     size = dream.controller.size

@@ -274,7 +274,8 @@ class EpisodeStore:
         """All episodes in turn, one in memory at a time."""
         for shard in self.shards:
             start = 0
-            for length, terminated, policy in zip(shard.lengths, shard.terminated, shard.policies, strict=True):
+            columns = (shard.lengths, shard.terminated, shard.policies, shard.cut)
+            for length, terminated, policy, cut in zip(*columns, strict=True):
                 stop = start + int(length)
                 yield Episode(
                     shard.frames[start:stop],
@@ -283,6 +284,7 @@ class EpisodeStore:
                     bool(terminated),
                     policy,
                     -1,
+                    bool(cut),
                 )
                 start = stop
 

@@ -75,7 +75,7 @@ class ActionMap:
             exact = value.astype(np.float64)
             scaled = self._low * (0.5 - 0.5 * exact) + self._high * (0.5 + 0.5 * exact)
             value = np.where(self._same, exact, scaled)
-        return value.astype(self._dtype)
+        return value.astype(self._dtype) if self._dtype.kind == "f" else value
 
 
 class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
