@@ -13,7 +13,7 @@ from worldmodels import __version__, tasks
 from worldmodels.checks import MOST_SEED, check_integer
 from worldmodels.config import CHOICES, Config, field_help, override
 from worldmodels.experiment import MAKERS, STAGES, Experiment, command, section_names, versions
-from worldmodels.threads import cores
+from worldmodels.threads import describe
 
 _ABOUT = {
     "collect": "play the real game with fixed policies and keep every frame",
@@ -317,7 +317,7 @@ def _info() -> None:
 
     lines = {
         **versions(),
-        "cores": str(cores()),
+        **describe(),
         "torch threads": str(torch.get_num_threads()),
         "SIMD level": f"{simd_level()} (of {', '.join(worldmodels.simd_levels())})",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
