@@ -19,7 +19,7 @@ preset tsan
 # Reads of uninitialised memory: Valgrind sees everything but AVX-512, the memory sanitizer the kernels of all levels.
 preset msan
 preset core
-for name in kernels core cmaes; do
+for name in kernels core cmaes threads; do
   echo "== Valgrind: $name"
   valgrind -q --error-exitcode=1 build/core/tests/cpp/test_"$name"
 done

@@ -384,6 +384,8 @@ def test_info_says_what_a_report_of_a_bug_needs(capsys):
     for name in ("worldmodels", "torch", "numpy", "vizdoom", "cores", "SIMD level", "torch threads", "device"):
         assert f" {name}  " in text
     assert "baseline" in text
+    assert re.search(r"cores  \d+ \(affinity \d+(, cgroup quota \d+)?\)\n", text)
+    assert re.search(r"threads  \d+ \((cores|OMP_NUM_THREADS)\)\n", text)
 
 
 def test_the_command_is_installed(tmp_path):

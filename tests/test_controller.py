@@ -126,3 +126,22 @@ def test_many_controllers_act_as_each_of_them(features, bias, hidden_units):
     np.testing.assert_array_equal(controller.act_each(params[2:], seen[2:]), actions[2:])  # whoever else acts
     with pytest.raises(ValueError, match=r"^params, features: expected \(B, "):
         controller.act_each(params[:3], seen)
+
+
+@pytest.mark.parametrize("squash", ["tanh", "carracing"])
+@pytest.mark.parametrize("hidden_units", [0, 4])
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e30])
+def test_no_controller_leaves_the_action_space(squash, hidden_units, size):
+    """Whatever its parameters, in NumPy and in the dream."""
+    model = wm.MDNRNN(4, 3, 8, 2)
+    controller = wm.Controller(4, 8, 3, bias=True, hidden_units=hidden_units, squash=squash)
+    rng = np.random.default_rng(0)
+    params = (rng.normal(size=(5, controller.size)) * size).astype(np.float32)
+    seen = (rng.normal(size=(5, controller.feature_size)) * size).astype(np.float32)
+    starts = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    dream = wm.Dream(model, *starts, controller, max_steps=20)
+    with np.errstate(over="ignore", invalid="ignore"):
+        acted = [controller.act_each(params, seen / size), *(dream.trace(row).action for row in params)]
+    low = np.array([-1, 0, 0] if squash == "carracing" else [-1] * 3)
+    for actions in acted:
+        assert (actions >= low).all() and (actions <= 1).all()

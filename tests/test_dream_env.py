@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from test_dream import make_model, make_params, make_starts
-from worldmodels.dream import Dream, simd_levels
+from worldmodels.dream import Dream, set_simd_level, simd_level, simd_levels
 from worldmodels.envs.dream import DreamEnv, DreamVectorEnv
 from worldmodels.models.controller import Controller
 
@@ -158,8 +158,10 @@ def test_same_step_autoreset_plays_the_same_episodes():
             assert reward == reward_too and (observation == observation_too).all()
             starts += isinstance(reward, str)
     assert starts > 6
-    with pytest.raises(ValueError, match=r"^autoreset_mode: "):
-        DreamVectorEnv(*made, autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(
+        ValueError, match=r"^autoreset_mode: expected one of NEXT_STEP, SAME_STEP, DISABLED, got 'later'"
+    ):
+        DreamVectorEnv(*made, autoreset_mode="later")
 
 
 def test_spaces():
@@ -199,3 +201,243 @@ def test_errors():
     for bad in ({"action_low": [0, 0, 0]}, {"action_low": 2}, {"action_low": np.nan}):
         with pytest.raises(ValueError, match=r"^action_low: "):
             DreamVectorEnv(*made, **bad)
+
+
+# Actions
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int64])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-1, 1), ([-1, 0], [0.5, 1]), (-np.inf, [1, np.inf]), ([0, -np.inf], np.inf), (0.25, 0.25)]
+)
+def test_actions_are_clipped_to_the_action_space(dtype, low, high):
+    made = arguments(done=False)
+    bounds = {"action_low": low, "action_high": high}
+    given = np.array([[-7, 3], [1, -2], [0, 9]], dtype)
+    free = DreamVectorEnv(*made, num_envs=3, action_low=-np.inf, action_high=np.inf)
+    envs = DreamVectorEnv(*made, num_envs=3, **bounds)
+    env = DreamEnv(*made, **bounds)
+    for each in (free, envs, env):
+        each.reset(seed=5)
+    within = np.clip(given.astype(np.float64), envs.single_action_space.low, envs.single_action_space.high)
+    for _ in range(3):
+        want = free.step(within.astype(np.float32))[0]
+        np.testing.assert_array_equal(envs.step(given)[0], want)
+        np.testing.assert_array_equal(env.step(given[0])[0], want[0])
+
+
+def test_numbers_beyond_float32_are_clipped_where_there_is_a_bound():
+    made = arguments(done=False)
+    env = DreamEnv(*made, action_low=[-1, -np.inf])
+    one = env.reset(seed=0)[0], env.step(np.array([1e300, 1.0]))[0]
+    other = env.reset(seed=0)[0], env.step(np.array([1.0, 1.0], np.float32))[0]
+    np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match=r"^actions: expected finite numbers, got -inf"):
+        env.step(np.array([1.0, -1e300]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_that_are_not_finite_are_refused(bad, dtype):
+    envs = DreamVectorEnv(*arguments(done=False), num_envs=2)
+    before, _ = envs.reset(seed=0)
+    given = np.zeros((2, 2), dtype)
+    given[1, 0] = bad
+    with pytest.raises(ValueError, match=rf"^actions: expected finite numbers, got {bad} at flat index 2"):
+        envs.step(given)
+    np.testing.assert_array_equal(envs.reset(seed=0)[0], before)
+    with pytest.raises(ValueError, match=r"^actions: expected \(2, 2\) float32, got \(2, 2\) bool"):
+        envs.step(np.zeros((2, 2), bool))
+    with pytest.raises(ValueError, match=r"^actions: expected \(2, 2\) float32, got \(2, 3\) int64"):
+        envs.step(np.zeros((2, 3), np.int64))
+
+
+# Seeds, masks and modes of the vector environment
+
+
+@pytest.mark.parametrize("name", simd_levels())
+@pytest.mark.parametrize("num_envs", [1, 3, 37])
+@pytest.mark.parametrize("done_weight", [None, 2.0])
+def test_seeds_of_their_own_play_what_single_environments_play(name, num_envs, done_weight):
+    before = simd_level()
+    set_simd_level(name)
+    try:
+        made = arguments()
+        settings = {"max_steps": 7, "temperature": 1.2, "done_weight": done_weight}
+        envs = DreamVectorEnv(*made, num_envs=num_envs, **settings)
+        seeds = [int(seed) for seed in np.random.default_rng(num_envs).integers(0, 2**63, num_envs)]
+        seeds[0] = 2**64 - 1
+        singles = [DreamEnv(*made, **settings) for _ in seeds]
+        observation, _ = envs.reset(seed=tuple(seeds))
+        want = np.stack([env.reset(seed=seed)[0] for env, seed in zip(singles, seeds, strict=True)])
+        np.testing.assert_array_equal(observation, want)
+        over = np.zeros(num_envs, bool)
+        for _ in range(20):  # with autoresets
+            action = np.full((num_envs, 2), 0.4, np.float32)
+            observation, reward, terminated, truncated, _ = envs.step(action)
+            for i, env in enumerate(singles):
+                one = (env.reset()[0], 0.0, False, False) if over[i] else env.step(action[i])[:4]
+                np.testing.assert_array_equal(observation[i], one[0])
+                assert (reward[i], terminated[i], truncated[i]) == one[1:]
+            over = terminated | truncated
+    finally:
+        set_simd_level(before)
+
+
+def test_a_seed_of_none_is_a_fresh_one():
+    envs = DreamVectorEnv(*arguments(), num_envs=3)
+    first, _ = envs.reset(seed=[4, None, 4])
+    again, _ = envs.reset(seed=[4, None, 4])
+    np.testing.assert_array_equal(first[[0, 0, 2]], again[[0, 2, 0]])
+    assert (first[1] != again[1]).any() and (first[1] != first[0]).any()
+    np.testing.assert_array_equal(envs.reset(seed=np.array([4, 5, 6], np.uint64))[0][0], first[0])
+    envs.reset(seed=9)
+    assert envs.np_random_seed == 9
+    drawn, _ = envs.reset(seed=[None] * 3)
+    envs.reset(seed=9)
+    np.testing.assert_array_equal(envs.reset(seed=[None] * 3)[0], drawn)
+
+
+@pytest.mark.parametrize(
+    ("seed", "error"),
+    [
+        ([1], ValueError),
+        ([1, 2, 3], ValueError),
+        ([1, -1], ValueError),
+        ([1, 2**64], ValueError),
+        ([1, 2.5], TypeError),
+        ([1, True], TypeError),
+        ([1, "2"], TypeError),
+        ("12", TypeError),
+        (np.zeros((2, 2), int), ValueError),
+        (np.zeros(2), TypeError),
+        (-1, ValueError),
+        (2**64, ValueError),
+        (1.5, TypeError),
+    ],
+)
+def test_seeds_that_do_not_fit(seed, error):
+    envs = DreamVectorEnv(*arguments(), num_envs=2)
+    envs.reset(seed=1)
+    with pytest.raises(error, match=r"^seed: expected"):
+        envs.reset(seed=seed)
+    assert envs.np_random_seed == 1
+    start = envs.reset(seed=1)[0]
+    with pytest.raises(error, match=r"^seed: expected"):
+        envs.reset(seed=seed, options={"temperature": 5.0})
+    np.testing.assert_array_equal(envs.reset(seed=1)[0], start)
+
+
+def test_a_mask_resets_some_environments():
+    made = arguments(done=False)
+    envs, twin = (DreamVectorEnv(*made, num_envs=4, max_steps=4) for _ in range(2))
+    action = np.full((4, 2), 0.3, np.float32)
+    for each in (envs, twin):
+        each.reset(seed=2)
+        each.step(action)
+    before = envs.step(action)[0]
+    twin.step(action)
+    mask = np.array([True, False, True, False])
+    options = {"reset_mask": mask, "temperature": 0.5}
+    after, info = envs.reset(options=options)
+    assert info == {} and set(options) == {"reset_mask", "temperature"}
+    np.testing.assert_array_equal(after[~mask], before[~mask])
+    np.testing.assert_array_equal(after[mask], twin.reset()[0][mask])  # the next episode of each
+    truncations = []
+    for _ in range(5):
+        truncations.append(envs.step(action)[3].tolist())
+    assert truncations == [[False] * 4, [False, True] * 2, [False] * 4, [True, False] * 2, [False] * 4]
+
+
+def test_a_mask_with_seeds():
+    made = arguments()
+    envs = DreamVectorEnv(*made, num_envs=3)
+    envs.reset(seed=3)
+    whole = envs.reset(seed=8)[0]
+    envs.reset(seed=3)
+    before = envs.step(np.zeros((3, 2), np.float32))[0]
+    mask = np.array([False, True, True])
+    after, _ = envs.reset(seed=8, options={"reset_mask": mask})
+    np.testing.assert_array_equal(after, np.where(mask[:, None], whole, before))  # candidates 1 and 2 of seed 8
+    after, _ = envs.reset(seed=[1, 6, None], options={"reset_mask": np.array([False, True, False])})
+    np.testing.assert_array_equal(after[1], DreamEnv(*made).reset(seed=6)[0])
+    np.testing.assert_array_equal(after[[0, 2]], np.where(mask[:, None], whole, before)[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("mask", "error"),
+    [
+        ([True, False], TypeError),
+        (np.array([1, 0]), TypeError),
+        (np.ones(3, bool), ValueError),
+        (np.ones((2, 1), bool), ValueError),
+        (np.zeros(2, bool), ValueError),
+        (None, TypeError),
+    ],
+)
+def test_masks_that_do_not_fit(mask, error):
+    envs = DreamVectorEnv(*arguments(), num_envs=2)
+    envs.reset(seed=0)
+    with pytest.raises(error, match=r"^reset_mask: expected"):
+        envs.reset(options={"reset_mask": mask})
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"^reset_mask: "):
+        DreamVectorEnv(*arguments(), num_envs=2).reset(options={"reset_mask": np.array([True, False])})
+    with pytest.raises(ValueError, match=r"^options: expected only 'temperature', got 'reset_mask'"):
+        DreamEnv(*arguments()).reset(options={"reset_mask": np.ones(1, bool)})
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.DISABLED, AutoresetMode.DISABLED.value])
+def test_without_autoreset_an_ended_environment_is_reset_by_mask(mode):
+    made = arguments(done=False)
+    envs = DreamVectorEnv(*made, num_envs=3, max_steps=2, autoreset_mode=mode)
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    action = np.zeros((3, 2), np.float32)
+    envs.reset(seed=[1, 2, 3])
+    envs.step(action)
+    envs.reset(options={"reset_mask": np.array([False, False, True])})
+    last, _, _, truncated, info = envs.step(action)
+    assert truncated.tolist() == [True, True, False] and info == {}
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"environments \[0, 1\] have ended"):
+        envs.step(action)
+    after, _ = envs.reset(options={"reset_mask": truncated})
+    np.testing.assert_array_equal(after[2], last[2])
+    single = DreamEnv(*made)
+    single.reset(seed=1)
+    np.testing.assert_array_equal(after[0], single.reset()[0])
+    assert envs.step(action)[3].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(("most", "wanted"), [({"max_episode_steps": 5}, 5), ({"max_episode_steps": 9}, 6)])
+def test_the_smaller_limit_of_steps_counts(most, wanted):
+    made = dict(zip(["mdnrnn", "initial_mu", "initial_logvar"], arguments(done=False), strict=True))
+    settings = {"vectorization_mode": "vector_entry_point", **made}
+    envs = gymnasium.make_vec("worldmodels/Dream-v0", num_envs=2, max_steps=6, **most, **settings)
+    envs.reset(seed=0)
+    lengths = [bool(envs.step(np.zeros((2, 2), np.float32))[3].all()) for _ in range(6)].index(True) + 1
+    assert lengths == wanted
+    for bad, error in ((0, ValueError), (-1, ValueError), (2.5, TypeError), (2**31, ValueError)):
+        with pytest.raises(error, match=r"^max_episode_steps: expected"):
+            DreamVectorEnv(**made, max_episode_steps=bad)
+
+
+def test_conventions_of_vector_environments():
+    envs = DreamVectorEnv(*arguments(), num_envs=3)
+    assert envs.render_mode is None and not envs.closed and envs.unwrapped is envs
+    assert envs.single_action_space.shape == (2,) and envs.single_observation_space.shape == (19,)
+    envs.action_space.seed(1)
+    sampled = envs.action_space.sample()
+    envs.action_space.seed(1)
+    np.testing.assert_array_equal(envs.action_space.sample(), sampled)
+    envs.reset(seed=7)
+    twin = DreamVectorEnv(*arguments(), num_envs=3)
+    twin.reset(seed=np.int64(7))
+    assert envs.np_random_seed == twin.np_random_seed == 7
+    assert envs.np_random.integers(2**32) == twin.np_random.integers(2**32)
+    _, reward, terminated, truncated, _ = envs.step(sampled)
+    assert reward.dtype == np.float32 and terminated.dtype == truncated.dtype == np.bool_
+    envs.close()
+    assert envs.closed
+    assert repr(twin) == (
+        "DreamVectorEnv(num_envs=3, latent_size=5, hidden_size=7, action_size=2, temperature=1.0, max_steps=2100, "
+        "precision='float32')"
+    )

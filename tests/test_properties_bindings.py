@@ -32,6 +32,8 @@ STARTS = np.zeros((3, 4), np.float32), np.full((3, 4), -2, np.float32)
 SHAPE = wm.Controller(4, 8, 1)
 DREAM = wm.Dream(MODEL, *STARTS, SHAPE, max_steps=20)
 MEMORY, BOOLS = np.zeros((3, 8), np.float32), np.zeros(3, np.bool_)
+SEEDS, WORDS = np.zeros(3, np.uint64), np.zeros(3, np.uint32)
+STATE = _core.DreamStepper(DREAM._model, 3).get_state()
 VAE = make_vae()
 CPU = torch.device("cpu")
 ENCODE = Encoder(VAE, CPU, num_threads=1)
@@ -290,9 +292,13 @@ def test_any_numbers_of_a_trace(candidate, episode, steps, seed):
         [
             lambda core, a: _core.elementwise("baseline", "exp", a),
             lambda core, a: _core.tile_product("baseline", a, a),
-            lambda core, a: _core.DreamStepper(core, 3).step(0, 1.0, a, 1),
-            lambda core, a: _core.DreamStepper(core, 3).reset(0, a, np.ones(3, bool)),
-            lambda core, a: _core.DreamStepper(core, 3).reset(0, np.zeros(3, np.uint32), a),
+            lambda core, a: _core.DreamStepper(core, 3).step(1.0, a, 1),
+            lambda core, a: _core.DreamStepper(core, 3).reset(a, WORDS, WORDS, np.ones(3, bool)),
+            lambda core, a: _core.DreamStepper(core, 3).reset(SEEDS, a, WORDS, np.ones(3, bool)),
+            lambda core, a: _core.DreamStepper(core, 3).reset(SEEDS, WORDS, a, np.ones(3, bool)),
+            lambda core, a: _core.DreamStepper(core, 3).reset(SEEDS, WORDS, WORDS, a),
+            lambda core, a: _core.DreamStepper(core, 3).set_state(dict.fromkeys(STATE, a)),
+            *(lambda core, a, name=name: _core.DreamStepper(core, 3).set_state({**STATE, name: a}) for name in STATE),
             lambda core, a: _core.Memory(core).remember(a, *[np.zeros((3, 1), "f4"), BOOLS, MEMORY, MEMORY], 1),
             lambda core, a: _core.Memory(core).remember(np.zeros((3, 4), "f4"), a, BOOLS, MEMORY, MEMORY, 1),
             lambda core, a: _core.Memory(core).remember(

@@ -13,6 +13,7 @@
 #include "bindings/arrays.hpp"
 #include "core/cmaes.hpp"
 #include "core/level.hpp"
+#include "core/lock.hpp"
 
 namespace py = pybind11;
 using worldmodels::checked_threads;
@@ -79,34 +80,37 @@ void expect_finite(const char* name, const Doubles& a) {
     }
 }
 
-// The core with a lock: ask and tell run without the GIL, and another thread must not see them half done.
-struct Guarded {
-    Cmaes core;
-    std::mutex mutex;
-    py::ssize_t n() const { return core.parameters().n; }
-    py::ssize_t rows() const { return core.parameters().popsize; }
-    // Waits without the GIL: who has the lock may want the GIL.
-    std::unique_lock<std::mutex> lock() {
-        std::unique_lock held(mutex, std::try_to_lock);
-        if (!held.owns_lock()) {
-            const py::gil_scoped_release release;
-            held.lock();
-        }
-        return held;
+// ask and tell run without the GIL, and another thread must not see them half done.
+using GuardedCmaes = worldmodels::Guarded<Cmaes>;
+
+// Waits without the GIL: who has the lock may want the GIL.
+std::unique_lock<worldmodels::Lock> locked(GuardedCmaes& self) {
+    std::unique_lock held(self.lock, std::try_to_lock);
+    if (!held.owns_lock()) {
+        const py::gil_scoped_release release;
+        held.lock();
     }
-};
+    return held;
+}
+
+py::ssize_t size_of(const Cmaes& core) {
+    return core.parameters().n;
+}
+py::ssize_t rows_of(const Cmaes& core) {
+    return core.parameters().popsize;
+}
 
 // A getter of what `read` makes of the core.
 template <class Read>
 auto reader(Read read) {
-    return [read](Guarded& self) {
-        const auto lock = self.lock();
-        return read(self);
+    return [read](GuardedCmaes& self) {
+        const auto lock = locked(self);
+        return read(self.object);
     };
 }
 
-std::unique_ptr<Guarded> make(const Doubles& mean, double sigma, std::int64_t popsize, std::uint64_t seed,
-                              bool active, bool separable) {
+std::unique_ptr<GuardedCmaes> make(const Doubles& mean, double sigma, std::int64_t popsize,
+                                   std::uint64_t seed, bool active, bool separable) {
     expect_shape("mean", mean, {mean.size()});
     expect_finite("mean", mean);
     if (mean.size() < 1) throw py::value_error("mean: expected at least one number, got none");
@@ -119,77 +123,78 @@ std::unique_ptr<Guarded> make(const Doubles& mean, double sigma, std::int64_t po
     }
     CmaesParameters parameters = worldmodels::cmaes_parameters(mean.size(), popsize, active, separable);
     const std::vector<double> start(mean.data(), mean.data() + mean.size());
-    return std::unique_ptr<Guarded>(
-        new Guarded{Cmaes(std::move(parameters), start, sigma, seed, separable, scipy_dsyevd()), {}});
+    return std::unique_ptr<GuardedCmaes>(
+        new GuardedCmaes{Cmaes(std::move(parameters), start, sigma, seed, separable, scipy_dsyevd()), {}});
 }
 
-Doubles ask(Guarded& self, long long threads) {
+Doubles ask(GuardedCmaes& self, long long threads) {
     const int team = checked_threads(threads);
-    Doubles out({self.rows(), self.n()});
+    Doubles out({rows_of(self.object), size_of(self.object)});
     double* to = out.mutable_data();
     const Kernels& level = current_level();
     const py::gil_scoped_release release;  // the decomposition takes a tenth of a second at N = 1088
-    const std::lock_guard lock(self.mutex);
-    const std::vector<double>& x = self.core.ask(level, team);
+    const std::lock_guard lock(self.lock);
+    const std::vector<double>& x = self.object.ask(level, team);
     std::copy(x.begin(), x.end(), to);
     return out;
 }
 
-void tell(Guarded& self, const Doubles& solutions, const Integers& rank, long long threads) {
+void tell(GuardedCmaes& self, const Doubles& solutions, const Integers& rank, long long threads) {
     const int team = checked_threads(threads);
-    expect_shape("solutions", solutions, {self.rows(), self.n()});
-    expect_shape("rank", rank, {self.rows()});
+    expect_shape("solutions", solutions, {rows_of(self.object), size_of(self.object)});
+    expect_shape("rank", rank, {rows_of(self.object)});
     expect_finite("solutions", solutions);
-    std::vector<bool> seen(static_cast<std::size_t>(self.rows()), false);
+    std::vector<bool> seen(static_cast<std::size_t>(rows_of(self.object)), false);
     for (py::ssize_t i = 0; i < rank.size(); ++i) {
         const std::int64_t place = rank.data()[i];
-        if (place < 0 || place >= self.rows() || seen[static_cast<std::size_t>(place)]) {
+        if (place < 0 || place >= rows_of(self.object) || seen[static_cast<std::size_t>(place)]) {
             throw py::value_error("rank: expected a permutation");
         }
         seen[static_cast<std::size_t>(place)] = true;
     }
     const Kernels& level = current_level();
     const py::gil_scoped_release release;
-    const std::lock_guard lock(self.mutex);
-    if (!self.core.state().asked) throw std::runtime_error("tell: called before ask");
-    self.core.tell(level, solutions.data(), rank.data(), team);
+    const std::lock_guard lock(self.lock);
+    if (!self.object.state().asked) throw std::runtime_error("tell: called before ask");
+    self.object.tell(level, solutions.data(), rank.data(), team);
 }
 
-void skip(Guarded& self) {
-    const auto lock = self.lock();
-    if (!self.core.state().asked) throw std::runtime_error("tell: called before ask");
-    self.core.skip();
+void skip(GuardedCmaes& self) {
+    const auto lock = locked(self);
+    if (!self.object.state().asked) throw std::runtime_error("tell: called before ask");
+    self.object.skip();
 }
 
-Doubles variances(Guarded& self) {
-    const auto lock = self.lock();
-    const std::vector<double>& c = self.core.state().covariance;
-    Doubles out(self.n());
-    const py::ssize_t step = self.core.separable() ? 1 : self.n() + 1;
-    for (py::ssize_t i = 0; i < self.n(); ++i)
+Doubles variances(GuardedCmaes& self) {
+    const auto lock = locked(self);
+    const std::vector<double>& c = self.object.state().covariance;
+    Doubles out(size_of(self.object));
+    const py::ssize_t step = self.object.separable() ? 1 : size_of(self.object) + 1;
+    for (py::ssize_t i = 0; i < size_of(self.object); ++i)
         out.mutable_data()[i] = std::max(0.0, c[static_cast<std::size_t>(i * step)]);
     return out;
 }
 
-Doubles axis(Guarded& self, py::ssize_t k) {
-    if (k < 0 || k >= self.n()) throw py::index_error("axis: expected 0 <= k < N");
-    const auto lock = self.lock();
-    Doubles out(self.n());
-    std::fill_n(out.mutable_data(), self.n(), 0.0);
-    if (self.core.separable()) {
+Doubles axis(GuardedCmaes& self, py::ssize_t k) {
+    if (k < 0 || k >= size_of(self.object)) throw py::index_error("axis: expected 0 <= k < N");
+    const auto lock = locked(self);
+    Doubles out(size_of(self.object));
+    std::fill_n(out.mutable_data(), size_of(self.object), 0.0);
+    if (self.object.separable()) {
         out.mutable_data()[k] = 1.0;
     } else {
-        std::copy_n(self.core.state().axes.data() + k * self.n(), self.n(), out.mutable_data());
+        std::copy_n(self.object.state().axes.data() + k * size_of(self.object), size_of(self.object),
+                    out.mutable_data());
     }
     return out;
 }
 
-py::dict get_state(Guarded& self) {
-    const auto lock = self.lock();
-    const CmaesState& s = self.core.state();
-    const py::ssize_t n = self.n();
-    const bool diagonal = self.core.separable();
-    const py::ssize_t rows = s.asked ? self.rows() : 0;
+py::dict get_state(GuardedCmaes& self) {
+    const auto lock = locked(self);
+    const CmaesState& s = self.object.state();
+    const py::ssize_t n = size_of(self.object);
+    const bool diagonal = self.object.separable();
+    const py::ssize_t rows = s.asked ? rows_of(self.object) : 0;
     const std::vector<py::ssize_t> square =
         diagonal ? std::vector<py::ssize_t>{n} : std::vector<py::ssize_t>{n, n};
     py::dict out;
@@ -218,17 +223,17 @@ void take(const py::dict& state, const char* name, const std::vector<py::ssize_t
     std::copy_n(from.data(), from.size(), to.begin());
 }
 
-void set_gap(Guarded& self, double gap) {
+void set_gap(GuardedCmaes& self, double gap) {
     if (!(gap >= 0.0)) throw py::value_error("gap: expected a number >= 0, got " + std::to_string(gap));
-    const auto lock = self.lock();
-    self.core.gap() = gap;
+    const auto lock = locked(self);
+    self.object.gap() = gap;
 }
 
-void set_state(Guarded& self, const py::dict& state) {
-    const auto lock = self.lock();
-    CmaesState next = self.core.state();  // a copy: a bad state leaves the good one alone
-    const py::ssize_t n = self.n();
-    const bool diagonal = self.core.separable();
+void set_state(GuardedCmaes& self, const py::dict& state) {
+    const auto lock = locked(self);
+    CmaesState next = self.object.state();  // a copy: a bad state leaves the good one alone
+    const py::ssize_t n = size_of(self.object);
+    const bool diagonal = self.object.separable();
     const std::vector<py::ssize_t> square =
         diagonal ? std::vector<py::ssize_t>{n} : std::vector<py::ssize_t>{n, n};
     take(state, "mean", {n}, next.mean);
@@ -239,7 +244,7 @@ void set_state(Guarded& self, const py::dict& state) {
     take(state, "scales", {n}, next.scales);
     const auto pending = py::array::ensure(state["pending_x"]);
     next.asked = pending && pending.ndim() == 2 && pending.shape(0) > 0;
-    const py::ssize_t rows = next.asked ? self.rows() : 0;
+    const py::ssize_t rows = next.asked ? rows_of(self.object) : 0;
     take(state, "pending_z", {rows, n}, next.z);
     take(state, "pending_y", {rows, n}, next.y);
     take(state, "pending_x", {rows, n}, next.x);
@@ -256,7 +261,7 @@ void set_state(Guarded& self, const py::dict& state) {
         if (!(next.covariance[static_cast<std::size_t>(i * (diagonal ? 1 : n + 1))] > 0.0))
             throw py::value_error("covariance: expected a positive diagonal");
     }
-    self.core.state() = std::move(next);
+    self.object.state() = std::move(next);
 }
 
 // out (8, 8) = a^T b for a, b (depth, 8), for tests.
@@ -273,7 +278,7 @@ Doubles tile_product(const std::string& level, const Doubles& a, const Doubles& 
 void bind_cmaes(py::module_& m) {
     m.def("tile_product", &tile_product, py::arg("level"), py::arg("a").noconvert(),
           py::arg("b").noconvert());
-    py::class_<Guarded>(m, "Cmaes")
+    py::class_<GuardedCmaes>(m, "Cmaes")
         .def(py::init(&make), py::arg("mean").noconvert(), py::arg("sigma"), py::arg("popsize"),
              py::arg("seed"), py::arg("active"), py::arg("separable"))
         .def("ask", &ask, py::arg("threads"))
@@ -284,17 +289,17 @@ void bind_cmaes(py::module_& m) {
         .def("get_state", &get_state)
         .def("set_state", &set_state, py::arg("state"))
         .def_property_readonly("mean",
-                               reader([](Guarded& s) { return copy_out(s.core.state().mean, {s.n()}); }))
-        .def_property_readonly("pc", reader([](Guarded& s) { return copy_out(s.core.state().pc, {s.n()}); }))
-        .def_property_readonly("ps", reader([](Guarded& s) { return copy_out(s.core.state().ps, {s.n()}); }))
+                               reader([](Cmaes& s) { return copy_out(s.state().mean, {size_of(s)}); }))
+        .def_property_readonly("pc", reader([](Cmaes& s) { return copy_out(s.state().pc, {size_of(s)}); }))
+        .def_property_readonly("ps", reader([](Cmaes& s) { return copy_out(s.state().ps, {size_of(s)}); }))
         .def_property_readonly("scales",
-                               reader([](Guarded& s) { return copy_out(s.core.state().scales, {s.n()}); }))
-        .def_property_readonly("sigma", reader([](Guarded& s) { return s.core.state().sigma; }))
-        .def_property_readonly("generation", reader([](Guarded& s) { return s.core.state().generation; }))
-        .def_property_readonly("asked", reader([](Guarded& s) { return s.core.state().asked; }))
-        .def_property("gap", reader([](Guarded& s) { return s.core.gap(); }), &set_gap)
-        .def_property_readonly("parameters", [](Guarded& s) {
-            const CmaesParameters& p = s.core.parameters();
+                               reader([](Cmaes& s) { return copy_out(s.state().scales, {size_of(s)}); }))
+        .def_property_readonly("sigma", reader([](Cmaes& s) { return s.state().sigma; }))
+        .def_property_readonly("generation", reader([](Cmaes& s) { return s.state().generation; }))
+        .def_property_readonly("asked", reader([](Cmaes& s) { return s.state().asked; }))
+        .def_property("gap", reader([](Cmaes& s) { return s.gap(); }), &set_gap)
+        .def_property_readonly("parameters", [](GuardedCmaes& s) {
+            const CmaesParameters& p = s.object.parameters();
             py::dict out;
             out["mu"] = p.mu;
             out["weights"] = copy_out(p.weights, {p.popsize});

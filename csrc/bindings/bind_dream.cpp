@@ -198,16 +198,19 @@ struct BoundStepper {
     Stepper stepper;
 };
 
-void stepper_reset(BoundStepper& self, std::uint64_t seed, const py::array& episodes, const py::array& mask) {
+void stepper_reset(BoundStepper& self, const py::array& seeds, const py::array& candidates,
+                   const py::array& episodes, const py::array& mask) {
     const int envs = self.stepper.envs();
-    const auto* const which = checked<std::uint32_t>(episodes, "episodes", {envs}, "uint32");
+    const Streams streams{checked<std::uint64_t>(seeds, "seeds", {envs}, "uint64"),
+                          checked<std::uint32_t>(candidates, "candidates", {envs}, "uint32"),
+                          checked<std::uint32_t>(episodes, "episodes", {envs}, "uint32")};
     const bool* const reset = checked<bool>(mask, "mask", {envs}, "bool");
+    const Kernels& level = current_level();
     const py::gil_scoped_release release;
-    self.stepper.reset_unchecked(current_level(), seed, which, reset);
+    self.stepper.reset_unchecked(level, streams, reset);
 }
 
-py::tuple stepper_step(BoundStepper& self, std::uint64_t seed, double temperature, const py::array& actions,
-                       long long threads) {
+py::tuple stepper_step(BoundStepper& self, double temperature, const py::array& actions, long long threads) {
     const int envs = self.stepper.envs();
     const float* const taken = checked_floats(actions, "actions", {envs, self.model->view().action});
     const float tau = checked_temperature(temperature);
@@ -219,12 +222,59 @@ py::tuple stepper_step(BoundStepper& self, std::uint64_t seed, double temperatur
     bool* const to_dones = dones.mutable_data();
     {
         const py::gil_scoped_release release;
-        self.stepper.step_unchecked(level, seed, tau, taken, team, to_rewards, to_dones);
+        self.stepper.step_unchecked(level, tau, taken, team, to_rewards, to_dones);
     }
     return py::make_tuple(rewards, dones);
 }
 
-py::array_t<float> stepper_observe(const BoundStepper& self, bool use_c, bool use_h, long long threads) {
+py::dict stepper_get_state(BoundStepper& self) {
+    const ModelView& m = self.model->view();
+    const py::ssize_t envs = self.stepper.envs();
+    const auto floats = [&](int columns) {
+        return py::array_t<float>(std::vector<py::ssize_t>{envs, columns});
+    };
+    py::array_t<float> inputs = floats(m.inputs()), h = floats(m.hidden), c = floats(m.hidden);
+    py::array_t<std::uint64_t> seeds(envs);
+    py::array_t<std::uint32_t> candidates(envs), episodes(envs), steps(envs);
+    const StepperState state{inputs.mutable_data(), h.mutable_data(),          c.mutable_data(),
+                             seeds.mutable_data(),  candidates.mutable_data(), episodes.mutable_data(),
+                             steps.mutable_data()};
+    {
+        const py::gil_scoped_release release;
+        self.stepper.get_state_unchecked(state);
+    }
+    using namespace py::literals;
+    return py::dict("inputs"_a = inputs, "h"_a = h, "c"_a = c, "seeds"_a = seeds, "candidates"_a = candidates,
+                    "episodes"_a = episodes, "steps"_a = steps);
+}
+
+void stepper_set_state(BoundStepper& self, const py::dict& state) {
+    const ModelView& m = self.model->view();
+    const int envs = self.stepper.envs();
+    std::vector<py::array> copies;  // the caller's may change meanwhile
+    const auto copied = [&]<class T>(const char* name, std::initializer_list<Axis> shape, const char* dtype) {
+        if (!state.contains(name)) throw py::value_error(std::string("state: expected the key ") + name);
+        const auto given = py::array::ensure(state[name]);
+        if (!given) throw py::value_error(std::string(name) + ": expected an array");
+        checked<T>(given, name, shape, dtype);
+        copies.push_back(py::array_t<T>(std::vector<py::ssize_t>(given.shape(), given.shape() + given.ndim()),
+                                        static_cast<const T*>(given.data())));
+        return static_cast<T*>(copies.back().mutable_data());
+    };
+    const StepperState from{
+        copied.template operator()<float>("inputs", {envs, m.inputs()}, "float32"),
+        copied.template operator()<float>("h", {envs, m.hidden}, "float32"),
+        copied.template operator()<float>("c", {envs, m.hidden}, "float32"),
+        copied.template operator()<std::uint64_t>("seeds", {envs}, "uint64"),
+        copied.template operator()<std::uint32_t>("candidates", {envs}, "uint32"),
+        copied.template operator()<std::uint32_t>("episodes", {envs}, "uint32"),
+        copied.template operator()<std::uint32_t>("steps", {envs}, "uint32"),
+    };
+    const py::gil_scoped_release release;
+    self.stepper.set_state_unchecked(from);
+}
+
+py::array_t<float> stepper_observe(BoundStepper& self, bool use_c, bool use_h, long long threads) {
     const ModelView& m = self.model->view();
     const int team = checked_threads(threads);
     const ControllerView features{use_c, use_h, false, false, 0};
@@ -248,8 +298,8 @@ struct BoundMemory {
     Memory memory;
 };
 
-py::tuple remember(BoundMemory& self, const py::array& z, const py::array& actions, const py::array& restart,
-                   const py::array& h, const py::array& c, long long threads) {
+py::tuple remember(const BoundMemory& self, const py::array& z, const py::array& actions,
+                   const py::array& restart, const py::array& h, const py::array& c, long long threads) {
     const ModelView& m = self.model->view();
     const float* const latents = checked_floats(z, "z", {"B", m.latent});
     const int count = at_least(z.shape(0), 1, "B", kMostRows);
@@ -322,6 +372,7 @@ void bind_dream(pybind11::module_& m) {
     m.def("philox4x32", &philox4x32, "counter"_a, "key"_a);
     m.def("elementwise", &elementwise, "level"_a, "function"_a, "x"_a);
     m.def("multiply_add_rate", &multiply_add_rate, "bfloat16"_a, "num_threads"_a, "seconds"_a);
+    m.def("check_threads_usable", &check_threads_usable, py::call_guard<py::gil_scoped_release>());
     m.def("draws", &draws, "level"_a, "seed"_a, "candidate"_a, "episode"_a, "step"_a, "count"_a);
 
     py::class_<WorldModel, std::shared_ptr<WorldModel>>(m, "WorldModel")
@@ -337,9 +388,11 @@ void bind_dream(pybind11::module_& m) {
           "temperature"_a, "max_steps"_a, "expected"_a);
     py::class_<BoundStepper>(m, "DreamStepper")
         .def(py::init<std::shared_ptr<WorldModel>, long long>(), py::arg("model").none(false), "num_envs"_a)
-        .def("reset", &stepper_reset, "seed"_a, "episodes"_a, "mask"_a)
-        .def("step", &stepper_step, "seed"_a, "temperature"_a, "actions"_a, "num_threads"_a)
-        .def("observe", &stepper_observe, "use_c"_a, "use_h"_a, "num_threads"_a);
+        .def("reset", &stepper_reset, "seeds"_a, "candidates"_a, "episodes"_a, "mask"_a)
+        .def("step", &stepper_step, "temperature"_a, "actions"_a, "num_threads"_a)
+        .def("observe", &stepper_observe, "use_c"_a, "use_h"_a, "num_threads"_a)
+        .def("get_state", &stepper_get_state)
+        .def("set_state", &stepper_set_state, "state"_a);
     py::class_<BoundMemory>(m, "Memory")
         .def(py::init<std::shared_ptr<WorldModel>>(), py::arg("model").none(false))
         .def("remember", &remember, "z"_a, "actions"_a, "restart"_a, "h"_a, "c"_a, "num_threads"_a);

@@ -39,7 +39,7 @@ std::unique_ptr<Encoder> make_encoder(const std::vector<py::array>& weights,
     return std::make_unique<Encoder>(w, latent);
 }
 
-py::tuple encode(Encoder& self, const py::array& frames, long long threads) {
+py::tuple encode(const Encoder& self, const py::array& frames, long long threads) {
     const auto* const pixels =
         checked<std::uint8_t>(frames, "frames", {"B", kFrameSide, kFrameSide, kFrameChannels}, "uint8");
     if (frames.shape(0) > kMostFrames)

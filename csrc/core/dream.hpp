@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/lanes.hpp"
+#include "core/lock.hpp"
 #include "core/parallel.hpp"
 
 namespace worldmodels {
@@ -37,27 +38,47 @@ struct RolloutArgs {
 bool rollout_unchecked(const Kernels& kernels, const WorldModel& model, const ControllerView& controller,
                        const RolloutArgs& args, Poll poll);
 
-// Environments that step together; environment i plays the streams of candidate i.
+// The streams that environments play from now on, (envs) each.
+struct Streams {
+    const std::uint64_t* seeds;
+    const std::uint32_t* candidates;
+    const std::uint32_t* episodes;
+};
+
+// Everything that a step of environments depends on, and changes.
+struct StepperState {
+    float* inputs;  // (envs, inputs): z, action, restart flag
+    float* h;       // (envs, hidden)
+    float* c;       // (envs, hidden)
+    std::uint64_t* seeds;
+    std::uint32_t *candidates, *episodes, *steps;  // (envs) each, as seeds
+};
+
+// Environments that step together. Safe from any number of threads: calls take turns.
 class Stepper {
   public:
     Stepper(const WorldModel& model, int envs);
 
-    // Starts episode episodes[i] in every environment whose mask is set.
-    void reset_unchecked(const Kernels& kernels, std::uint64_t seed, const std::uint32_t* episodes,
-                         const bool* mask);
+    // Starts an episode in every environment whose mask is set.
+    void reset_unchecked(const Kernels& kernels, const Streams& streams, const bool* mask);
     // One step of every environment. actions (envs, action); rewards, dones (envs).
-    void step_unchecked(const Kernels& kernels, std::uint64_t seed, float temperature, const float* actions,
-                        int threads, float* rewards, bool* dones);
+    void step_unchecked(const Kernels& kernels, float temperature, const float* actions, int threads,
+                        float* rewards, bool* dones);
     // out (envs, features): [z, c, h], those wanted.
-    void observe_unchecked(bool use_c, bool use_h, int threads, float* out) const;
+    void observe_unchecked(bool use_c, bool use_h, int threads, float* out);
+    void get_state_unchecked(const StepperState& to);
+    void set_state_unchecked(const StepperState& from);
     int envs() const { return envs_; }
 
   private:
     int lanes_of(int block) const;
+    template <class Copy>
+    void copy_state(const StepperState& state, Copy copy);
 
     const WorldModel& model_;
     int envs_;
     std::vector<Lanes> blocks_;
+    Lock lock_;
 };
 
 }  // namespace worldmodels

@@ -1,6 +1,8 @@
 // Looks through the loaded libraries for OpenBLAS's thread setting, as threadpoolctl does.
 #include "core/eigen_threads.hpp"
 
+#include <pthread.h>
+
 #include <mutex>
 #include <string>
 #include <vector>
@@ -42,6 +44,12 @@ int find(dl_phdr_info* info, std::size_t, void* found) {
 
 std::mutex mutex;
 int holders = 0;
+// A fork waits for the mutex, and leaves the holders behind.
+[[maybe_unused]] const int forks = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
+                                                  [] {
+                                                      holders = 0;
+                                                      mutex.unlock();
+                                                  });
 std::vector<Library>& libraries() {
     static std::vector<Library> found = [] {
         std::vector<Library> all;

@@ -154,7 +154,7 @@ void Encoder::encode_frame(const Kernels& kernels, const std::uint8_t* frame, Bu
 }
 
 void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frames, int count, int threads,
-                               float* mu, float* logvar) {
+                               float* mu, float* logvar) const {
     constexpr std::ptrdiff_t kBytes = kFrameSide * kFrameSide * kFrameChannels;
     const int wanted = std::max(1, std::min(threads, (count + kFewFrames - 1) / kFewFrames));
     const bool alone = (count - 1) / kAlone < threads;
@@ -162,7 +162,8 @@ void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frame
         alone ? 1 : std::min(kBlock, (count + wanted * kFewFrames - 1) / (wanted * kFewFrames) * kFewFrames);
     const int blocks = (count + size - 1) / size;
     const int team = team_for(blocks, threads);
-    while (buffers_.size() < static_cast<std::size_t>(team)) {
+    const auto scratch = scratch_.borrow();
+    while (scratch->size() < static_cast<std::size_t>(team)) {
         std::array<std::size_t, 3> largest = {floats_of(kSeenSide, kFrameChannels), 0, 0};
         for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
             const ConvView& conv = layers_[layer];
@@ -170,12 +171,12 @@ void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frame
             floats = std::max(floats, floats_of(conv.out_side(), conv.filters));
             largest[2] = std::max(largest[2], static_cast<std::size_t>(conv.scratch_size()));
         }
-        buffers_.push_back(
+        scratch->push_back(
             {aligned_floats(largest[0]), aligned_floats(largest[1]), aligned_floats(largest[2])});
     }
     share_blocks(blocks, team, [&](int b, int thread) {
         const std::ptrdiff_t first = std::ptrdiff_t{b} * size;
-        Buffers& buffers = buffers_[static_cast<std::size_t>(thread)];
+        Buffers& buffers = (*scratch)[static_cast<std::size_t>(thread)];
         float* const to_mu = mu + first * latent_;
         float* const to_logvar = logvar + first * latent_;
         if (alone)

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/aligned.hpp"
+#include "core/lock.hpp"
 #include "kernels/kernels.hpp"
 
 namespace worldmodels {
@@ -32,6 +33,7 @@ struct EncoderWeights {
 // product 1 half their sum, product 2 g1, product 3 half their difference.
 AlignedFloats pack_winograd(const ConvView& conv, const float* weight, const float* bias);
 
+// Safe from any number of threads.
 class Encoder {
   public:
     Encoder(const EncoderWeights& weights, int latent);
@@ -40,7 +42,7 @@ class Encoder {
     // frames (count, 64, 64, 3), divided by 255, to mu and logvar (count, latent). A frame's bits do not
     // depend on the others. Throws std::bad_alloc, std::runtime_error (fork).
     void encode_unchecked(const Kernels& kernels, const std::uint8_t* frames, int count, int threads,
-                          float* mu, float* logvar);
+                          float* mu, float* logvar) const;
 
   private:
     struct Buffers {
@@ -56,7 +58,7 @@ class Encoder {
     int latent_;
     std::array<AlignedFloats, kConvolutions + 1> panels_;
     std::array<ConvView, kConvolutions + 1> layers_;
-    std::vector<Buffers> buffers_;  // one set per thread
+    mutable Pool<std::vector<Buffers>> scratch_;  // of a call: buffers for every thread of its team
 };
 
 }  // namespace worldmodels

@@ -46,7 +46,7 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
     const std::size_t few_inputs = in_rows((inputs + hidden) * kMostFew);
     const std::size_t few_gates = in_rows(4 * kMostFew * static_cast<std::size_t>(few_units(view_.hidden)));
     storage_ = aligned_floats((inputs + x_words + h_words + 3 * hidden + params_ + units + few_inputs +
-                               few_gates + head + 2 * even + 3) *
+                               few_gates + head + 2 * even + 5) *
                               kBlock);
     float* next = storage_.get();
     const auto take = [&next](std::size_t rows) {
@@ -70,6 +70,13 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
     block_.candidate = reinterpret_cast<std::uint32_t*>(take(1));
     block_.episode = reinterpret_cast<std::uint32_t*>(take(1));
     block_.step = reinterpret_cast<std::uint32_t*>(take(1));
+    if (controller == nullptr) block_.keys = reinterpret_cast<std::uint32_t*>(take(2));
+}
+
+void Lanes::set_seed(int lane, std::uint64_t seed) {
+    const auto key = philox_key(seed);
+    block_.keys[lane] = key[0];
+    block_.keys[kBlock + lane] = key[1];
 }
 
 double Lanes::end_probability(int lane) const {
@@ -104,6 +111,7 @@ void Lanes::start(const Kernels& kernels, const WorldModel& model, std::uint64_t
     block_.candidate[lane] = candidate;
     block_.episode[lane] = episode;
     block_.step[lane] = 1;
+    if (block_.keys != nullptr) set_seed(lane, seed);
 }
 
 void Lanes::move(int from, int to) {

@@ -18,7 +18,7 @@ inline int step(const Kernels& kernels, const WorldModel& model, const Controlle
 
 class Lanes {
   public:
-    // controller may be null: then the caller writes the actions.
+    // controller may be null: then the caller writes the actions, and every lane has a seed of its own.
     Lanes(const WorldModel& model, const ControllerView* controller);
 
     Block& block() { return block_; }
@@ -31,6 +31,11 @@ class Lanes {
     double end_probability(int lane) const;
     // Whether the episode ends with the step just played, whose number the block still holds.
     bool done(int lane, std::uint64_t seed) const;
+    // The seed that a lane was started with, in lanes without a controller.
+    std::uint64_t seed(int lane) const {
+        return std::uint64_t{block_.keys[kBlock + lane]} << 32 | block_.keys[lane];
+    }
+    void set_seed(int lane, std::uint64_t seed);
     float reward(int lane) const {
         return view_.reward ? block_.head[(view_.done ? kBlock : 0) + lane] : 1.0F;
     }

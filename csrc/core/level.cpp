@@ -37,8 +37,8 @@ const Kernels& current_level() {
     const Kernels* const level = forced != nullptr && *forced != '\0'
                                      ? &find_level(forced, "WORLDMODELS_SIMD")
                                      : levels.begin[levels.count - 1];
-    chosen.store(level);
-    return *level;
+    const Kernels* before = nullptr;  // what set_level has chosen meanwhile stays chosen
+    return chosen.compare_exchange_strong(before, level) ? *level : *before;
 }
 
 void set_level(const std::string& name) {

@@ -36,13 +36,14 @@ void remember_block(const Kernels& kernels, const ModelView& m, const MemoryRows
 
 }  // namespace
 
-void Memory::remember_unchecked(const Kernels& kernels, const MemoryRows& rows, int threads) {
+void Memory::remember_unchecked(const Kernels& kernels, const MemoryRows& rows, int threads) const {
     const int blocks = (rows.count + kBlock - 1) / kBlock;
     const int team = team_for(blocks, threads);
-    while (buffers_.size() < static_cast<std::size_t>(team)) buffers_.emplace_back(model_, nullptr);
+    const auto scratch = scratch_.borrow();
+    while (scratch->size() < static_cast<std::size_t>(team)) scratch->emplace_back(model_, nullptr);
     share_blocks(blocks, team, [&](int b, int thread) {
         remember_block(kernels, model_.view(), rows, b * kBlock,
-                       buffers_[static_cast<std::size_t>(thread)].block());
+                       (*scratch)[static_cast<std::size_t>(thread)].block());
     });
 }
 

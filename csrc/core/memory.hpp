@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/lanes.hpp"
+#include "core/lock.hpp"
 
 namespace worldmodels {
 
@@ -17,17 +18,17 @@ struct MemoryRows {
     float* c;              // (count, hidden): likewise
 };
 
-// Moves memories on, in float32, with a block of buffers per thread.
+// Moves memories on, in float32. Safe from any number of threads.
 class Memory {
   public:
     explicit Memory(const WorldModel& model) : model_(model) {}
 
     // Throws std::bad_alloc, std::runtime_error (fork).
-    void remember_unchecked(const Kernels& kernels, const MemoryRows& rows, int threads);
+    void remember_unchecked(const Kernels& kernels, const MemoryRows& rows, int threads) const;
 
   private:
     const WorldModel& model_;
-    std::vector<Lanes> buffers_;
+    mutable Pool<std::vector<Lanes>> scratch_;  // of a call: a block for every thread of its team
 };
 
 }  // namespace worldmodels

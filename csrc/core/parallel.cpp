@@ -1,6 +1,9 @@
 // Threads: a poll for interrupts that never leaves a parallel region, and the refusal of forked thread pools.
 #include "core/parallel.hpp"
 
+#include <poll.h>
+#include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +14,8 @@ namespace {
 
 const pid_t loaded_by = getpid();
 
+constexpr int kPatience = 3000;  // milliseconds for a parallel region that does nothing
+
 }  // namespace
 
 void check_not_forked(int threads) {
@@ -19,6 +24,32 @@ void check_not_forked(int threads) {
             "this process was forked from one that had loaded worldmodels, and OpenMP's threads, which "
             "PyTorch uses too, do not survive a fork: start workers with the 'spawn' method, or pass "
             "num_threads=1 in the forked process");
+}
+
+void check_threads_usable() {
+    int ends[2];
+    if (pipe(ends) != 0) throw std::runtime_error("a pipe cannot be opened");
+    const pid_t probe = fork();
+    if (probe == 0) {
+        int members = 0;
+#pragma omp parallel num_threads(2) reduction(+ : members)
+        ++members;
+        const char done = static_cast<char>(members);
+        _exit(write(ends[1], &done, 1) == 1 ? 0 : 1);
+    }
+    close(ends[1]);
+    pollfd waited{ends[0], POLLIN, 0};
+    const bool usable = probe > 0 && poll(&waited, 1, kPatience) == 1 && (waited.revents & POLLIN) != 0;
+    close(ends[0]);
+    if (probe > 0) {
+        kill(probe, SIGKILL);
+        waitpid(probe, nullptr, 0);
+    }
+    if (!usable)
+        throw std::runtime_error(
+            "this process was forked from one that had used the threads of OpenMP or PyTorch, which do not "
+            "survive a fork: start workers with the 'spawn' method, or call torch.set_num_threads(1) in the "
+            "forked process");
 }
 
 int team_for(int blocks, int threads) {

@@ -20,6 +20,10 @@ struct Poll {
 // one thread is wanted: OpenMP's pool, which PyTorch uses too, does not survive a fork.
 void check_not_forked(int threads);
 
+// Throws std::runtime_error when a parallel region of this thread would wait forever for threads that a fork
+// has left behind. OpenMP does not say so: a process forked from this one tries, and is ended if it waits.
+void check_threads_usable();
+
 // How many of the threads have something to do where there are so many blocks; refuses as check_not_forked
 // does.
 int team_for(int blocks, int threads);

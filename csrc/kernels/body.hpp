@@ -112,9 +112,15 @@ inline void choose_components(const ModelView& m, const Sampling& s, Block& bloc
         __builtin_memcpy(&candidate, block.candidate + at, sizeof candidate);
         __builtin_memcpy(&episode, block.episode + at, sizeof episode);
         __builtin_memcpy(&step, block.step + at, sizeof step);
+        U key[2]{};
+        if (block.keys != nullptr)
+            for (int word = 0; word < 2; ++word)
+                __builtin_memcpy(&key[word], block.keys + word * kBlock + at, sizeof key[word]);
         for (int d = 0; d < m.latent; d += 2) {
-            const Draws draws =
-                draw(splat_bits(static_cast<std::uint32_t>(d / 2)), step, episode, candidate, s.key);
+            const U pair = splat_bits(static_cast<std::uint32_t>(d / 2));
+            const Draws draws = block.keys == nullptr
+                                    ? draw(pair, step, episode, candidate, s.key[0], s.key[1])
+                                    : draw(pair, step, episode, candidate, key[0], key[1]);
             for (int j = 0; j < 2 && d + j < m.latent; ++j) {
                 const float* const own = logits + (d + j) * m.mixtures * kBlock + at;
                 const I component =
@@ -132,9 +138,11 @@ inline void choose_components_few(const ModelView& m, const Sampling& s, Block& 
         const float* const logits = block.head + m.score_row() * kBlock + lane;
         const U step = splat_bits(block.step[lane]), episode = splat_bits(block.episode[lane]),
                 candidate = splat_bits(block.candidate[lane]);
+        const std::uint32_t* const keys = block.keys == nullptr ? s.key : block.keys + lane;
+        const std::uint32_t key0 = keys[0], key1 = keys[block.keys == nullptr ? 1 : kBlock];
         for (int first = 0; first < m.latent; first += 2 * kLanes) {
             const Draws draws =
-                draw(counting(static_cast<std::uint32_t>(first / 2)), step, episode, candidate, s.key);
+                draw(counting(static_cast<std::uint32_t>(first / 2)), step, episode, candidate, key0, key1);
             for (int j = 0; j < 2; ++j) {
                 const auto logit = [&](int k) {
                     V x = V{};

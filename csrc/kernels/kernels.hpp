@@ -80,7 +80,7 @@ struct ConvView {
 };
 
 struct Sampling {
-    std::uint32_t key[2];  // the seed's low and high word
+    std::uint32_t key[2];  // the seed's low and high word, where the block has no keys of its own
     float inverse_temperature;
     float noise_scale;  // sqrt(temperature)
     bool greedy;        // temperature 0: the likeliest component, no noise
@@ -104,6 +104,7 @@ struct Block {
     std::uint32_t* candidate;  // (1)
     std::uint32_t* episode;    // (1)
     std::uint32_t* step;       // (1): 1 for an episode's first step
+    std::uint32_t* keys;       // (2): each lane's own seed, low and high word; null in rollouts
 };
 
 enum class Function { exp, log, tanh, sigmoid, sin_turns, cos_turns };

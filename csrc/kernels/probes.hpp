@@ -3,8 +3,8 @@
 void draws(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode, std::uint32_t step,
            std::uint32_t count, float* out) {
     for (std::uint32_t first = 0; first < count; first += kLanes) {
-        const Draws d =
-            draw(counting(first), splat_bits(step), splat_bits(episode), splat_bits(candidate), key);
+        const Draws d = draw(counting(first), splat_bits(step), splat_bits(episode), splat_bits(candidate),
+                             key[0], key[1]);
         for (std::uint32_t lane = 0; lane < kLanes && first + lane < count; ++lane)
             for (std::uint32_t j = 0; j < 2; ++j) {
                 out[j * count + first + lane] = d.normal[j][lane];
@@ -17,7 +17,7 @@ void start(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t ep
            const float* mu, const float* logvar, float* z) {
     for (int first = 0; first < latent; first += 2 * kLanes) {
         const Draws d = draw(counting(static_cast<std::uint32_t>(first / 2)), U{}, splat_bits(episode),
-                             splat_bits(candidate), key);
+                             splat_bits(candidate), key[0], key[1]);
         for (int j = 0; j < 2; ++j) {
             V mean = V{}, spread = V{};
             for (int lane = 0, i = first + j; lane < kLanes && i < latent; ++lane, i += 2) {

@@ -145,8 +145,9 @@ inline void sincos_turns(V x, V& sine, V& cosine) {
     cosine = ((quadrant + 1U) & 2U) != 0U ? -b : b;
 }
 
-// Philox4x32-10 (Salmon et al. 2011) on a vector of counters.
-inline void philox(U counter[4], std::uint32_t key0, std::uint32_t key1) {
+// Philox4x32-10 (Salmon et al. 2011) on a vector of counters; the key is one for all lanes or a vector.
+template <class Key>
+inline void philox(U counter[4], Key key0, Key key1) {
     for (int round = 0; round < 10; ++round) {
         const U low0 = counter[0] * 0xD2511F53U, high0 = high_product(counter[0], 0xD2511F53U);
         const U low1 = counter[2] * 0xCD9E8D57U, high1 = high_product(counter[2], 0xCD9E8D57U);
@@ -169,9 +170,10 @@ inline V unit(U word) {
 struct Draws {
     V normal[2], uniform[2];
 };
-inline Draws draw(U block, U step, U episode, U candidate, const std::uint32_t key[2]) {
+template <class Key>
+inline Draws draw(U block, U step, U episode, U candidate, Key key0, Key key1) {
     U words[4] = {block, step, episode, candidate};
-    philox(words, key[0], key[1]);
+    philox(words, key0, key1);
     const V radius =
         sqrt(log(unit(words[0]) + 5.9604645e-08F) * -2.0F);  // the logarithm's argument is in (0, 1]
     V sine, cosine;

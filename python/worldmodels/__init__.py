@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from worldmodels import _openmp
+from worldmodels import forks as forks  # knows the process that has imported it
 from worldmodels.envs import register_with_gymnasium
 
 # Idle OpenMP threads that spin slow every other process of a busy machine, and torch's own threads most of all.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from worldmodels.threads import cores
+from worldmodels.threads import affinity, default_threads
 
 MOST_SEED = 2**64 - 1
 
@@ -51,13 +51,15 @@ def check_seed(seed: Any) -> int:
 
 
 def check_threads(num_threads: int | None) -> int:
-    """Takes a number of threads, or None for all cores this process may use; at most 64, or as many as there are cores.
+    """Takes a number of threads, or None for the default; at most 64, or as many as there are cores.
 
-    More would gain nothing, and OpenMP ends the process where the system refuses it a thread.
+    The default is one for each core this process may use (affinity, quota of its control groups), at most
+    ``OMP_NUM_THREADS``. More than 64 would gain nothing, and OpenMP ends the process where the system refuses it a
+    thread.
     """
     if num_threads is None:
-        return cores()
-    return min(check_integer("num_threads", num_threads, 1, 4096), max(64, cores()))
+        return default_threads()
+    return min(check_integer("num_threads", num_threads, 1, 4096), max(64, affinity()))
 
 
 def any_array(name: str, given: ArrayLike) -> NDArray[Any]:

@@ -25,7 +25,7 @@ from worldmodels.experiment import (
     versions,
 )
 from worldmodels.suggestions import suggestion
-from worldmodels.threads import cores
+from worldmodels.threads import describe
 
 #: Extras of the package that bring a module, where it is not the extra `takecover`.
 _EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "tensorboard": "tensorboard", "stable_baselines3": "examples"}
@@ -491,7 +491,7 @@ def _info() -> None:
 
     lines = {
         **versions(),
-        "cores": str(cores()),
+        **describe(),
         "torch threads": str(torch.get_num_threads()),
         "SIMD level": f"{simd_level()} (of {', '.join(worldmodels.simd_levels())})",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -6,6 +6,7 @@ found and the state as plain arrays and numbers.
 
 from __future__ import annotations
 
+import copy
 import math
 import secrets
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from worldmodels.checks import (
     single_flag,
     single_number,
 )
+from worldmodels.forks import Lock
 
 Array = NDArray[np.float64]
 StateDict = dict[str, NDArray[Any] | int | float | str | bool]
@@ -70,14 +72,18 @@ class CMAES:
     "avx512_bf16" and "neon"; "baseline" has no fused multiply-add and other last bits. C is decomposed by
     SciPy's LAPACK, which chooses its own instructions and is held to one thread, so that OPENBLAS_NUM_THREADS
     and busy neighbours change neither bits nor time; another processor or another SciPy can differ in the last
-    bit.
+    bit. Calls from several threads take turns.
+
+    A pickle or a deep copy is independent of its original and continues with the same bits, also between `ask` and
+    `tell`; `state_dict` is the same state for files.
 
     Args:
         x0: (N,) start of the mean, finite.
         sigma0: start of the step size, positive.
         popsize: lambda, at least 2; 4 + floor(3 ln N) when None (equation 48).
         seed: key of the random stream, 0 <= seed < 2**64; drawn from the system when None.
-        num_threads: threads of the native loops; all that this process may use when None. Changes no result.
+        num_threads: threads of the native loops; when None as many as there are cores, or OMP_NUM_THREADS if that is
+            less. Changes no result.
         active: whether the worse half has negative weights.
         separable: keep C diagonal (Ros and Hansen 2008): O(N) memory and time, for large N.
         gap: generations a decomposition of C lasts for; 1 / (2 N (c1 + cmu)) when None, as in Hansen's
@@ -162,6 +168,7 @@ class CMAES:
                 "tolflatfitness": tolflatfitness,
             }
         )
+        self._lock = Lock()
         self._core = Cmaes(mean, self._sigma0, popsize, seed, self._active, self._separable)
         if gap is not None:
             self._core.gap = check_real("gap", gap, 0, finite=False)
@@ -171,6 +178,21 @@ class CMAES:
         self._nonfinite = 0
         self._xbest: Array | None = None
         self._fbest = math.inf
+
+    def __repr__(self) -> str:
+        return (
+            f"CMAES(n={self._core.mean.size}, popsize={self.popsize}, sigma={self.sigma:.6g}, seed={self._seed}, "
+            f"iterations={self.iterations}, active={self._active}, separable={self._separable}, "
+            f"num_threads={self.num_threads})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {**self.__dict__, "_core": self._state_dict(), "_stopping": copy.deepcopy(self._stopping)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._core = _restored_core(state["_core"])
 
     def _read_parameters(self) -> None:
         """Strategy parameters of the tutorial's Table 1, by their usual names."""
@@ -303,6 +325,11 @@ class CMAES:
         if not np.isfinite(x).all():
             row, column = np.argwhere(~np.isfinite(x))[0]
             raise ValueError(f"solutions: expected finite numbers, got {x[row, column]} at [{row}, {column}]")
+        with self._lock:
+            self._tell(x, f)
+
+    def _tell(self, x: Array, f: Array) -> None:
+        """Ranks checked values and updates."""
         if not self._core.asked:
             raise RuntimeError("tell: called before ask")
         self._evaluations += f.size
@@ -314,6 +341,7 @@ class CMAES:
             if self._weight_decay:
                 f = f + self._weight_decay * np.mean(np.square(x), axis=1)
         f = np.where(np.isfinite(f), f, math.inf)
+        popsize = self.popsize
         order = np.argsort(f, kind="stable")
         ranked = f[order[: int(np.isfinite(f).sum())]]
         if not len(ranked):
@@ -353,6 +381,10 @@ class CMAES:
             A flat dictionary of NumPy arrays and plain numbers. Numbers that may be infinite are arrays of
             shape (1,), so that the others survive strict JSON. `num_threads` is not part of it.
         """
+        with self._lock:
+            return self._state_dict()
+
+    def _state_dict(self) -> StateDict:
         n = self._core.mean.size
         state: StateDict = dict(self._core.get_state())
         state |= {
@@ -392,14 +424,8 @@ class CMAES:
         if check_integer("n", state["n"], 1, 2**63) != n:
             raise ValueError(f"state: expected N = {n}, got {state['n']}")
         most_rows = max(_MOST_STORED // n, self.popsize, 2)
-        popsize = check_integer("popsize", state["popsize"], 2, min(most_rows, _MOST_SOLUTIONS))
-        seed, sigma0 = check_seed(state["seed"]), _checked_sigma("sigma0", state["sigma0"])
-        active, separable = single_flag(state, "active"), single_flag(state, "separable")
-        core = Cmaes(float64_array("mean", state["mean"]), sigma0, popsize, seed, active, separable)
-        numbers = {name: check_integer(name, state[name], 0, 2**63 - 1) for name in ("generation", "decomposed_at")}
-        arrays = {name: float64_array(name, state[name]) for name in _ARRAYS}
-        core.set_state({**arrays, **numbers, "sigma": _checked_sigma("sigma", state["sigma"])})
-        core.gap = check_real("gap", single_number(state, "gap"), 0, finite=False)
+        check_integer("popsize", state["popsize"], 2, min(most_rows, _MOST_SOLUTIONS))
+        core = _restored_core(state)
         weight_decay = check_real("weight_decay", state["weight_decay"], 0)
         bounds = float64_array("uncertainty", state["uncertainty"])
         if bounds.shape != (2,) or not np.isfinite(bounds).all():
@@ -419,16 +445,30 @@ class CMAES:
         if not (xbest.size == 0 or np.isfinite(xbest).all()) or math.isnan(fbest):
             raise ValueError("xbest: expected finite numbers and a value fbest that is a number")
 
-        self._core = core
-        self._read_parameters()
-        self._seed, self._sigma0 = seed, sigma0
-        self._active, self._separable = active, separable
-        self._weight_decay = weight_decay
-        self._uncertainty, self._repeats = uncertainty, repeats
-        self._stopping = stopping
-        self._evaluations, self._nonfinite = evaluations, nonfinite
-        self._xbest = xbest[0].copy() if len(xbest) else None
-        self._fbest = fbest
+        with self._lock:
+            self._core = core
+            self._read_parameters()
+            self._seed, self._sigma0 = int(state["seed"]), float(state["sigma0"])
+            self._active, self._separable = bool(state["active"]), bool(state["separable"])
+            self._weight_decay = weight_decay
+            self._uncertainty, self._repeats = uncertainty, repeats
+            self._stopping = stopping
+            self._evaluations, self._nonfinite = evaluations, nonfinite
+            self._xbest = xbest[0].copy() if len(xbest) else None
+            self._fbest = fbest
+
+
+def _restored_core(state: Mapping[str, Any]) -> Cmaes:
+    """The native distribution of a state; ValueError or TypeError where an entry does not fit."""
+    popsize = check_integer("popsize", state["popsize"], 2, _MOST_SOLUTIONS)
+    seed, sigma0 = check_seed(state["seed"]), _checked_sigma("sigma0", state["sigma0"])
+    active, separable = single_flag(state, "active"), single_flag(state, "separable")
+    core = Cmaes(float64_array("mean", state["mean"]), sigma0, popsize, seed, active, separable)
+    numbers = {name: check_integer(name, state[name], 0, 2**63 - 1) for name in ("generation", "decomposed_at")}
+    arrays = {name: float64_array(name, state[name]) for name in _ARRAYS}
+    core.set_state({**arrays, **numbers, "sigma": _checked_sigma("sigma", state["sigma"])})
+    core.gap = check_real("gap", single_number(state, "gap"), 0, finite=False)
+    return core
 
 
 def _checked_sigma(name: str, sigma: Any) -> float:

@@ -14,8 +14,10 @@ from worldmodels import _core, pretrained
 from worldmodels.checks import check_integer, check_real, check_seed, check_threads
 from worldmodels.config import TrainRNNConfig
 from worldmodels.data.weights import load_model, load_tensors
+from worldmodels.forks import check_threads_usable
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
+from worldmodels.native import Native
 
 FloatArray = npt.NDArray[np.floating]
 Precision = Literal["float32", "bfloat16"]
@@ -208,7 +210,7 @@ class Dream:
             raise TypeError(f"controller: expected a Controller, got {type(controller).__name__}")
         check_precision(precision)
         self.precision = precision
-        self._model = native_model(
+        self._native = native_model(
             mdnrnn, initial_mu, initial_logvar, precision, initial_h, initial_c, done_weight=done_weight
         )
         check_fits(controller, mdnrnn)
@@ -217,13 +219,25 @@ class Dream:
         self.done_weight = done_weight
         self.expected_returns = bool(expected_returns)
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
-        self._shape = _core.ControllerShape(
-            self._model,
-            controller.features,
-            controller.bias,
-            controller.hidden_units,
-            controller.squash == "carracing",
+        _ = self._shape  # refuses what does not fit
+
+    def __repr__(self) -> str:
+        of = self.controller
+        ends = "" if self.done_weight is None else f", done_weight={self.done_weight!r}"
+        ends += ", expected_returns=True" if self.expected_returns else ""
+        return (
+            f"Dream(latent_size={of.latent_size}, hidden_size={of.hidden_size}, action_size={of.action_size}, "
+            f"temperature={self.temperature!r}, max_steps={self.max_steps}, precision={self.precision!r}{ends})"
         )
+
+    @property
+    def _model(self) -> _core.WorldModel:
+        return self._native.core
+
+    @property
+    def _shape(self) -> _core.ControllerShape:
+        of = self.controller
+        return _core.ControllerShape(self._model, of.features, of.bias, of.hidden_units, of.squash == "carracing")
 
     @classmethod
     def load(cls, run_folder: str | Path, *, controller: Controller | None = None, **settings: Any) -> Dream:
@@ -270,7 +284,7 @@ class Dream:
             params: (P, N) float32 or float64, a candidate's flat parameters per row.
             episodes: E, episodes per candidate.
             seed: of every draw, from 0 to 2**64 - 1.
-            num_threads: None for all cores this process may use.
+            num_threads: None for as many as there are cores, or OMP_NUM_THREADS if that is less.
             max_steps: in place of the constructor's.
             common_seeds: whether all candidates see the same draws (those of candidate 0).
 
@@ -391,7 +405,7 @@ def multiply_add_rate(precision: Precision = "float32", num_threads: int | None 
 
     Args:
         precision: ``"float32"`` or ``"bfloat16"`` products.
-        num_threads: None for all cores this process may use.
+        num_threads: None for as many as there are cores, or OMP_NUM_THREADS if that is less.
         seconds: how long to measure.
 
     Returns:
@@ -413,17 +427,18 @@ def native_model(
     initial_c: npt.ArrayLike | None = None,
     *,
     done_weight: float | None = None,
-) -> _core.WorldModel:
+) -> Native[_core.WorldModel]:
     """Copies M's weights and starts into the native core; arguments and errors as for :class:`Dream`."""
     if not isinstance(mdnrnn, MDNRNN):
         raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
-    mu = float_array("initial_mu", initial_mu, ("K", mdnrnn.latent_size))
-    logvar = float_array("initial_logvar", initial_logvar, (mu.shape[0], mdnrnn.latent_size))
+    check_threads_usable()
+    mu = float_array("initial_mu", initial_mu, ("K", mdnrnn.latent_size)).copy()
+    logvar = float_array("initial_logvar", initial_logvar, (mu.shape[0], mdnrnn.latent_size)).copy()
     shape = (mu.shape[0], mdnrnn.hidden_size)
-    h = None if initial_h is None else float_array("initial_h", initial_h, shape)
-    c = None if initial_c is None else float_array("initial_c", initial_c, shape)
+    h = None if initial_h is None else float_array("initial_h", initial_h, shape).copy()
+    c = None if initial_c is None else float_array("initial_c", initial_c, shape).copy()
     weights = {
-        name: np.ascontiguousarray(tensor.detach().to(device="cpu", dtype=torch.float32).numpy())
+        name: np.array(tensor.detach().to(device="cpu", dtype=torch.float32).numpy(), order="C")
         for name, tensor in {
             "weight_ih": mdnrnn.lstm.get_parameter("weight_ih_l0"),
             "weight_hh": mdnrnn.lstm.get_parameter("weight_hh_l0"),
@@ -432,7 +447,8 @@ def native_model(
             "head_bias": mdnrnn.head.bias,
         }.items()
     }
-    return _core.WorldModel(
+    return Native(
+        _world_model,
         latent_size=mdnrnn.latent_size,
         action_size=mdnrnn.action_size,
         hidden_size=mdnrnn.hidden_size,
@@ -440,7 +456,7 @@ def native_model(
         restart_input=bool(mdnrnn.restart_input),
         done_head=bool(mdnrnn.done_head),
         reward_head=bool(mdnrnn.reward_head),
-        bfloat16=precision == "bfloat16",
+        precision=precision,
         initial_mu=mu,
         initial_logvar=logvar,
         initial_h=h,
@@ -448,6 +464,11 @@ def native_model(
         done_weight=None if done_weight is None else check_real("done_weight", done_weight, 0),
         **weights,
     )
+
+
+def _world_model(*, precision: Precision, **arguments: Any) -> _core.WorldModel:
+    check_precision(precision)
+    return _core.WorldModel(bfloat16=precision == "bfloat16", **arguments)
 
 
 def float_array(name: str, value: npt.ArrayLike, shape: Sequence[int | str]) -> npt.NDArray[np.float32]:

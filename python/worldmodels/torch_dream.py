@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worldmodels.checks import check_integer, check_real, check_seed
 from worldmodels.dream import DreamResult, check_fits, check_temperature, float_array
+from worldmodels.forks import Lock, check_threads_usable
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
 
@@ -27,7 +28,7 @@ class TorchDream:
 
     All episodes of a call make their steps together until the last one has ended, replayed from a CUDA graph. The
     random numbers are PyTorch's: other ones than the native dream's, the same on every call on the same kind of device.
-    Products of M's weights are in TF32 on a GPU that has it; C's are in float32.
+    Products of M's weights are in TF32 on a GPU that has it; C's are in float32. Calls from several threads take turns.
 
     Args:
         mdnrnn: M; its weights are copied.
@@ -67,6 +68,7 @@ class TorchDream:
         if expected_returns and done_weight is None:
             raise ValueError("expected_returns: expected a done_weight with them, got none")
         check_fits(controller, mdnrnn)
+        check_threads_usable()
         self.controller, self.device = controller, device
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
         self.temperature = check_temperature(temperature)
@@ -97,6 +99,17 @@ class TorchDream:
         blank = np.zeros((len(self._start_mu), self._hidden), np.float32)
         self._start_h, self._start_c = (kept(blank if part is None else part) for part in (initial_h, initial_c))
         self._batches: dict[tuple[int, int, bool], _Batch] = {}
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        return (
+            f"TorchDream(latent_size={self._latent}, hidden_size={self._hidden}, action_size={self._action}, "
+            f"temperature={self.temperature!r}, max_steps={self.max_steps}, device={str(self.device)!r})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but buffers and CUDA graphs, which the next rollout makes again."""
+        return {**self.__dict__, "_batches": {}}
 
     def rollout(
         self, params: npt.NDArray[np.floating], episodes: int = 16, *, seed: int = 0, common_seeds: bool = False
@@ -120,13 +133,17 @@ class TorchDream:
         if not np.isfinite(params).all():
             raise ValueError("params: expected finite numbers, got one that is not")
         shape = (len(params), check_integer("episodes", episodes, 1, 2**31 - 1), common_seeds)
-        if shape not in self._batches:
-            self._batches[shape] = _Batch(self, *shape)
-        return self._batches[shape].play(params, check_seed(seed))
+        seed = check_seed(seed)
+        check_threads_usable()
+        with self._lock:
+            if shape not in self._batches:
+                self._batches[shape] = _Batch(self, *shape)
+            return self._batches[shape].play(params, seed)
 
     def close(self) -> None:
         """Frees the device's memory but for M; what is played next takes it again."""
-        self._batches.clear()
+        with self._lock:
+            self._batches.clear()
 
 
 class _Batch:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <numeric>
 
 #include "check.hpp"
 #include "core/dream.hpp"
@@ -124,10 +125,13 @@ void test_stepper(const Player& player, const Result& whole, int number) {
     std::vector<float> first;
     for (const int threads : {1, 3}) {
         Stepper stepper(player.model, kEnvs);
+        const std::vector<std::uint64_t> seeds(kEnvs, kSeed);
         const std::vector<std::uint32_t> episodes(kEnvs, 0);
+        std::vector<std::uint32_t> candidates(kEnvs);
+        std::iota(candidates.begin(), candidates.end(), 0U);
         bool mask[kEnvs], dones[kEnvs];
         std::fill_n(mask, kEnvs, true);
-        stepper.reset_unchecked(player.kernels, kSeed, episodes.data(), mask);
+        stepper.reset_unchecked(player.kernels, {seeds.data(), candidates.data(), episodes.data()}, mask);
         std::vector<float> given(kEnvs * action), gained(kEnvs);
         Observed seen(player, kEnvs);
         Memory memory(player.model);
@@ -135,8 +139,7 @@ void test_stepper(const Player& player, const Result& whole, int number) {
         for (std::size_t t = 0; t < static_cast<std::size_t>(result.lengths[0]); ++t) {
             for (std::size_t i = 0; i < given.size(); ++i) given[i] = actions[t * action + i % action];
             std::vector<float> before = seen.z(), h = seen.h(), c = seen.c();
-            stepper.step_unchecked(player.kernels, kSeed, kTemperature, given.data(), threads, gained.data(),
-                                   dones);
+            stepper.step_unchecked(player.kernels, kTemperature, given.data(), threads, gained.data(), dones);
             stepper.observe_unchecked(true, true, threads, seen.all.data());
             if (player.model.precision() == Precision::float32) {
                 bool restart[kEnvs];

@@ -16,6 +16,7 @@ from safetensors import torch as for_torch
 from torch import Tensor, nn
 
 from worldmodels.data.atomic import atomic_path, write_json
+from worldmodels.forks import check_threads_usable
 from worldmodels.processes import interrupts_wait
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -108,7 +109,9 @@ def load_model(path: Path, kind: type[Model]) -> Model:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file holds another model, or is damaged.
+        RuntimeError: this process was forked from one that had used PyTorch's threads, which are missing here.
     """
+    check_threads_usable()
     tensors, about = load_tensors(path)
     found = about.get("model") if isinstance(about, dict) else about
     if found != kind.__name__:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import gymnasium
@@ -10,7 +11,8 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from worldmodels.checks import check_integer, check_seed, check_threads
+from worldmodels import _core
+from worldmodels.checks import MOST_SEED, check_integer, check_seed, check_threads
 from worldmodels.dream import (
     Precision,
     check_precision,
@@ -18,6 +20,7 @@ from worldmodels.dream import (
     float_array,
     native_model,
 )
+from worldmodels.forks import Lock
 from worldmodels.models.controller import Features
 from worldmodels.models.mdnrnn import MDNRNN
 
@@ -25,7 +28,7 @@ Array = npt.NDArray[Any]
 
 
 class _Dreams:
-    """N dreams that step together; dream i plays the streams of candidate i, as ``Dream.rollout`` does."""
+    """N dreams that step together; each plays episodes 0, 1, 2, ... of a seed and a candidate of ``Dream.rollout``."""
 
     def __init__(
         self,
@@ -36,12 +39,12 @@ class _Dreams:
         temperature: float,
         max_steps: int,
         features: Features,
+        action_low: npt.ArrayLike,
+        action_high: npt.ArrayLike,
         num_threads: int | None,
         precision: Precision,
         done_weight: float | None,
     ) -> None:
-        from worldmodels import _core
-
         if features not in get_args(Features):
             raise ValueError(f"features: expected one of {', '.join(get_args(Features))}, got {features!r}")
         self.num_envs = check_integer("num_envs", num_envs, 1, 2**24)
@@ -50,50 +53,78 @@ class _Dreams:
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
         self.use_c, self.use_h = "c" in features, "h" in features
         check_precision(precision)
-        model = native_model(mdnrnn, initial_mu, initial_logvar, precision, done_weight=done_weight)
-        self.stepper = _core.DreamStepper(model, self.num_envs)
+        self.precision = precision
+        self.lock = Lock()  # a call of the environment is several of the stepper
+        self._model = native_model(mdnrnn, initial_mu, initial_logvar, precision, done_weight=done_weight)
+        self._stepper = _core.DreamStepper(self._model.core, self.num_envs)
+        self.latent_size, self.hidden_size = mdnrnn.latent_size, mdnrnn.hidden_size
         self.action_size = mdnrnn.action_size
-        self.seed = 0
-        self.episodes = np.zeros(self.num_envs, dtype=np.uint32)
-        self.lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self.seeded = False
+        self._seeds = np.zeros(self.num_envs, np.uint64)
+        self._candidates = np.zeros(self.num_envs, np.uint32)
+        self._episodes = np.zeros(self.num_envs, np.uint32)
+        self._lengths = np.zeros(self.num_envs, np.int64)
+        self.action_space = _action_space(mdnrnn.action_size, action_low, action_high)
         self.observation_space = gymnasium.spaces.Box(
             -np.inf, np.inf, (mdnrnn.latent_size + mdnrnn.hidden_size * (len(features) - 1),), np.float32
         )
 
-    def seed_all(self, seed: int) -> None:
-        """Starts again at episode 0 of a seed; the next reset of a dream plays it."""
-        self.seed = check_seed(seed)
-        self.episodes[:] = np.uint32(2**32 - 1)  # one before 0
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_stepper": self._stepper.get_state()}
 
-    def set_options(self, options: dict[str, Any] | None) -> None:
-        """Takes the temperature of reset's options."""
-        unknown = set(options or {}) - {"temperature"}
-        if unknown:
-            raise ValueError(f"options: expected only 'temperature', got {', '.join(sorted(map(repr, unknown)))}")
-        if options and "temperature" in options:
-            self.temperature = check_temperature(options["temperature"])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._stepper = _core.DreamStepper(self._model.core, self.num_envs)
+        self._stepper.set_state(state["_stepper"])
 
-    def reset(self, mask: npt.NDArray[np.bool_]) -> None:
+    def seed(self, which: npt.NDArray[np.bool_], seeds: Any, candidates: Any) -> None:
+        """Gives the masked dreams a seed and a candidate, (N,) or one for all: their next reset plays episode 0."""
+        self._seeds[which] = np.broadcast_to(np.asarray(seeds, np.uint64), self.num_envs)[which]
+        self._candidates[which] = np.broadcast_to(np.asarray(candidates, np.uint32), self.num_envs)[which]
+        self._episodes[which] = np.uint32(2**32 - 1)  # one before 0
+        self.seeded = True
+
+    def reset(self, which: npt.NDArray[np.bool_]) -> None:
         """Starts the next episode of the masked dreams."""
-        self.episodes[mask] += np.uint32(1)
-        self.lengths[mask] = 0
-        self.stepper.reset(self.seed, self.episodes, mask)
+        self._episodes[which] += np.uint32(1)
+        self._lengths[which] = 0
+        self._stepper.reset(self._seeds, self._candidates, self._episodes, which)
 
     def step(self, actions: Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Steps all: rewards, terminations, truncations, each (N,)."""
-        actions = np.asarray(actions)
-        fits = actions.dtype == np.float32 and actions.shape == (self.num_envs, self.action_size)
-        if not (fits and actions.flags.c_contiguous):
-            if np.issubdtype(actions.dtype, np.integer):
-                actions = actions.astype(np.float32)
-            actions = float_array("actions", actions, (self.num_envs, self.action_size))
-        rewards, done = self.stepper.step(self.seed, self.temperature, actions, self.threads)
-        self.lengths += 1
-        return rewards, done, ~done & (self.lengths >= self.max_steps)
+        rewards, done = self._stepper.step(self.temperature, self._clipped(np.asarray(actions)), self.threads)
+        self._lengths += 1
+        return rewards, done, ~done & (self._lengths >= self.max_steps)
+
+    def _clipped(self, actions: Array) -> npt.NDArray[np.float32]:
+        """(N, A) float32: finite actions, clipped to the action space."""
+        shape = (self.num_envs, self.action_size)
+        if actions.shape != shape or actions.dtype.kind not in "fiu":
+            raise ValueError(f"actions: expected {shape} float32, got {actions.shape} {actions.dtype}")
+        if not (finite := np.isfinite(actions)).all():
+            index = int(np.argmin(finite))
+            raise ValueError(f"actions: expected finite numbers, got {actions.flat[index]} at flat index {index}")
+        low, high = self.action_space.low, self.action_space.high
+        return float_array("actions", np.clip(actions, low, high), shape)  # in the wider of the two dtypes
 
     def observe(self) -> npt.NDArray[np.float32]:
         """[z, c, h] of every dream, those wanted: (N, F) float32."""
-        return self.stepper.observe(self.use_c, self.use_h, self.threads)
+        return self._stepper.observe(self.use_c, self.use_h, self.threads)
+
+
+def _temperature(options: Mapping[str, Any] | None, *others: str) -> float | None:
+    """The temperature of reset's options, if there is one; ``others`` may be among them too."""
+    known = ("temperature", *others)
+    unknown = set(options or {}) - set(known)
+    if unknown:
+        names = " and ".join(map(repr, known))
+        raise ValueError(f"options: expected only {names}, got {', '.join(sorted(map(repr, unknown)))}")
+    return check_temperature(options["temperature"]) if options and "temperature" in options else None
+
+
+def _is_many(seed: Any) -> bool:
+    """Whether reset's seed is one of each environment."""
+    return hasattr(seed, "__iter__") and not isinstance(seed, str | bytes) and getattr(seed, "ndim", 1) > 0
 
 
 def _action_space(action_size: int, low: npt.ArrayLike, high: npt.ArrayLike) -> gymnasium.spaces.Box:
@@ -115,6 +146,9 @@ class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     when M says done, truncated at ``max_steps``. ``reset(options={"temperature": t})`` changes the
     temperature from then on. Without a seed, ``reset`` goes on to the next episode of the last one.
 
+    Actions are clipped to the action space, integers are converted, numbers that are not finite are refused. A pickle
+    or a deep copy is independent of its original and continues in the middle of an episode with the same bits.
+
     Args:
         mdnrnn: M; its weights are copied.
         initial_mu: (K, Z) float32, means of the latents an episode may start from.
@@ -122,8 +156,8 @@ class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         temperature: of the sampling, at least 0.
         max_steps: the longest episode, in steps.
         features: "z", "zh", "zc" or "zch".
-        action_low: scalar or (A,), the lowest actions.
-        action_high: scalar or (A,), the highest actions.
+        action_low: scalar or (A,), the lowest actions; -inf for no bound.
+        action_high: scalar or (A,), the highest actions; inf for no bound.
         precision: "float32" or "bfloat16", as for ``Dream``.
         done_weight: None for ends where M's done logit is above 0, or a number for ends by chance, as for ``Dream``.
 
@@ -152,23 +186,37 @@ class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
             raise ValueError(f"render_mode: expected None (a dream has no pictures without V), got {render_mode!r}")
         self.render_mode = None
         self._dreams = _Dreams(
-            mdnrnn, initial_mu, initial_logvar, 1, temperature, max_steps, features, 1, precision, done_weight
+            mdnrnn,
+            initial_mu,
+            initial_logvar,
+            1,
+            temperature,
+            max_steps,
+            features,
+            action_low,
+            action_high,
+            1,
+            precision,
+            done_weight,
         )
         self.observation_space = self._dreams.observation_space
-        self.action_space: gymnasium.spaces.Box = _action_space(mdnrnn.action_size, action_low, action_high)  # type: ignore[assignment]
-        self._seeded = False
+        self.action_space: gymnasium.spaces.Box = self._dreams.action_space  # type: ignore[assignment]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Starts the next episode, or episode 0 of ``seed``: the observation (F,) and an empty info."""
-        super().reset(seed=seed)
-        self._dreams.set_options(options)
-        if seed is not None or not self._seeded:
-            self._dreams.seed_all(seed if seed is not None else int(self.np_random.integers(2**63)))
-            self._seeded = True
-        self._dreams.reset(np.ones(1, dtype=np.bool_))
-        return self._dreams.observe()[0], {}
+        temperature = _temperature(options)
+        seed = None if seed is None else check_seed(seed)
+        dreams, one = self._dreams, np.ones(1, dtype=np.bool_)
+        with dreams.lock:
+            super().reset(seed=seed)
+            if temperature is not None:
+                dreams.temperature = temperature
+            if seed is not None or not dreams.seeded:
+                dreams.seed(one, int(self.np_random.integers(2**63)) if seed is None else seed, 0)
+            dreams.reset(one)
+            return dreams.observe()[0], {}
 
     def step(
         self, action: npt.NDArray[np.float32]
@@ -176,24 +224,35 @@ class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         """Plays one step.
 
         Args:
-            action: (A,) float32.
+            action: (A,) float32, clipped to the action space.
 
         Returns:
             The observation (F,), the reward, terminated, truncated and an empty info.
+
+        Raises:
+            ValueError: the action has another shape or is not finite.
         """
-        if not self._seeded:
-            raise gymnasium.error.ResetNeeded("call reset before step")
-        rewards, terminated, truncated = self._dreams.step(np.asarray(action)[None])
-        return self._dreams.observe()[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
+        with self._dreams.lock:
+            if not self._dreams.seeded:
+                raise gymnasium.error.ResetNeeded("call reset before step")
+            rewards, terminated, truncated = self._dreams.step(np.asarray(action)[None])
+            return self._dreams.observe()[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
 
 
 class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[Any]]):
-    """Many dreams stepped by one native call; environment i plays ``Dream.rollout``'s candidate i.
+    """Many dreams stepped by one native call.
 
-    Autoreset is Gymnasium's ``NEXT_STEP`` (the step after an episode's end ignores the action, starts the next
-    episode and returns its first observation with reward 0) or ``SAME_STEP`` (the step that ends an episode
+    ``reset(seed=s)``: environment i plays candidate i of ``Dream.rollout(seed=s)``. ``reset(seed=[s_0, s_1, ...])``:
+    environment i plays what ``DreamEnv.reset(seed=s_i)`` plays; None stands for a seed drawn from ``np_random``. After
+    its first episode an environment continues with the next ones of its seed. ``reset(options={"reset_mask": mask})``,
+    (N,) bool, resets the masked environments alone. It combines with seeds and with the temperature, which is that of
+    all environments.
+
+    Autoreset is one of Gymnasium's modes. ``NEXT_STEP``: the step after an episode's end ignores the action, starts
+    the next episode and returns its first observation with reward 0. ``SAME_STEP``: the step that ends an episode
     returns the first observation of the next one, and the last one in ``info["final_obs"]``, (N, F) float32 with
-    the mask ``info["_final_obs"]``). Otherwise as :class:`DreamEnv`.
+    the mask ``info["_final_obs"]``. ``DISABLED``: whoever steps resets, by ``reset_mask``. Otherwise as
+    :class:`DreamEnv`.
 
     Args:
         mdnrnn: M; its weights are copied.
@@ -203,12 +262,13 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         temperature: of the sampling, at least 0.
         max_steps: the longest episode, in steps.
         features: "z", "zh", "zc" or "zch".
-        action_low: scalar or (A,), the lowest actions.
-        action_high: scalar or (A,), the highest actions.
+        action_low: scalar or (A,), the lowest actions; -inf for no bound.
+        action_high: scalar or (A,), the highest actions; inf for no bound.
         precision: "float32" or "bfloat16", as for ``Dream``.
         done_weight: None for ends where M's done logit is above 0, or a number for ends by chance, as for ``Dream``.
-        num_threads: None for all cores this process may use.
-        autoreset_mode: ``AutoresetMode.NEXT_STEP`` or ``AutoresetMode.SAME_STEP``.
+        num_threads: None for as many as there are cores, or OMP_NUM_THREADS if that is less.
+        autoreset_mode: one of ``AutoresetMode``, or its value.
+        max_episode_steps: another name of ``max_steps``, which ``gymnasium.make_vec`` uses; the smaller one counts.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -231,12 +291,20 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         precision: Precision = "float32",
         done_weight: float | None = None,
         num_threads: int | None = None,
-        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
     ) -> None:
-        if autoreset_mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
-            raise ValueError(f"autoreset_mode: expected NEXT_STEP or SAME_STEP, got {autoreset_mode!r}")
-        self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
-        self._same_step = autoreset_mode is AutoresetMode.SAME_STEP
+        try:
+            self._mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            names = ", ".join(mode.name for mode in AutoresetMode)
+            raise ValueError(f"autoreset_mode: expected one of {names}, got {autoreset_mode!r}") from None
+        if max_episode_steps is not None:
+            max_steps = min(
+                check_integer("max_steps", max_steps, 1, 2**31 - 1),
+                check_integer("max_episode_steps", max_episode_steps, 1, 2**31 - 1),
+            )
+        self.metadata = {**self.metadata, "autoreset_mode": self._mode}
         self._dreams = _Dreams(
             mdnrnn,
             initial_mu,
@@ -245,30 +313,89 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
             temperature,
             max_steps,
             features,
+            action_low,
+            action_high,
             num_threads,
             precision,
             done_weight,
         )
         self.num_envs = self._dreams.num_envs
         self.single_observation_space = self._dreams.observation_space
-        self.single_action_space = _action_space(mdnrnn.action_size, action_low, action_high)
+        self.single_action_space = self._dreams.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
-        self._seeded = False
+
+    def __repr__(self) -> str:
+        of = self._dreams
+        return (
+            f"DreamVectorEnv(num_envs={self.num_envs}, latent_size={of.latent_size}, hidden_size={of.hidden_size}, "
+            f"action_size={of.action_size}, temperature={of.temperature!r}, max_steps={of.max_steps}, "
+            f"precision={of.precision!r})"
+        )
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | Sequence[int | None] | npt.NDArray[np.integer] | None = None,
+        options: dict[str, Any] | None = None,
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Starts the next episodes, or episode 0 of ``seed``: observations (N, F) and an empty info."""
-        super().reset(seed=seed)
-        self._dreams.set_options(options)
-        if seed is not None or not self._seeded:
-            self._dreams.seed_all(seed if seed is not None else int(self.np_random.integers(2**63)))
-            self._seeded = True
-        self._ended[:] = False
-        self._dreams.reset(np.ones(self.num_envs, dtype=np.bool_))
-        return self._dreams.observe(), {}
+        """Starts the next episodes, or episode 0 of the seeds.
+
+        Args:
+            seed: Seed of all environments, or (N,) one of each with None for a fresh one.
+            options: ``"temperature"``, and ``"reset_mask"``: (N,) bool, the environments to reset.
+
+        Returns:
+            Observations of all environments (N, F), and an empty info.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; nothing has been reset.
+            gymnasium.error.ResetNeeded: a mask leaves out environments that were never reset.
+        """
+        temperature = _temperature(options, "reset_mask")
+        which = self._masked(options)
+        dreams = self._dreams
+        seeds = self._checked_seeds(seed) if _is_many(seed) else None
+        single = check_seed(seed) if seeds is None and seed is not None else None
+        with dreams.lock:
+            if not dreams.seeded and not which.all():
+                raise gymnasium.error.ResetNeeded("reset_mask: expected all environments, as none has been reset yet")
+            if seeds is not None:
+                drawn = [int(self.np_random.integers(2**63)) if one is None else one for one in seeds]
+                dreams.seed(which, drawn, 0)
+            else:
+                super().reset(seed=single)
+                if single is not None or not dreams.seeded:
+                    one = int(self.np_random.integers(2**63)) if single is None else single
+                    dreams.seed(which, one, np.arange(self.num_envs))
+            if temperature is not None:
+                dreams.temperature = temperature
+            self._ended = self._ended & ~which
+            dreams.reset(which)
+            return dreams.observe(), {}
+
+    def _masked(self, options: Mapping[str, Any] | None) -> npt.NDArray[np.bool_]:
+        """(N,): the environments that are reset."""
+        if not options or "reset_mask" not in options:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        mask = options["reset_mask"]
+        if not isinstance(mask, np.ndarray):
+            raise TypeError(f"reset_mask: expected a NumPy array, got {type(mask).__name__}")
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask: expected ({self.num_envs},) bool, got {mask.shape} {mask.dtype}")
+        if mask.dtype != np.bool_:
+            raise TypeError(f"reset_mask: expected ({self.num_envs},) bool, got {mask.shape} {mask.dtype}")
+        if not mask.any():
+            raise ValueError("reset_mask: expected at least one True, got none")
+        return mask.copy()
+
+    def _checked_seeds(self, seeds: Any) -> list[int | None]:
+        """A seed of every environment, None for a fresh one."""
+        shape = np.shape(seeds) if isinstance(seeds, np.ndarray) else (len(seeds),)
+        if shape != (self.num_envs,):
+            raise ValueError(f"seed: expected ({self.num_envs},) integers or None, got {shape}")
+        return [None if one is None else check_integer("seed", one, 0, MOST_SEED) for one in seeds]
 
     def step(
         self, actions: npt.NDArray[np.float32]
@@ -276,27 +403,42 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         """Plays one step; with NEXT_STEP, environments whose episode has ended start their next one instead.
 
         Args:
-            actions: (N, A) float32.
+            actions: (N, A) float32, clipped to the action space.
 
         Returns:
             Observations (N, F) float32, rewards (N,) float32, terminations and truncations (N,) bool, and the
             info: empty, or with SAME_STEP the last observations of the episodes that ended.
+
+        Raises:
+            ValueError: the actions have another shape or are not finite.
+            gymnasium.error.ResetNeeded: no reset yet, or with DISABLED, none since an episode's end.
         """
-        if not self._seeded:
+        with self._dreams.lock:
+            return self._step(actions)
+
+    def _step(
+        self, actions: Array
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
+        dreams, starting = self._dreams, self._ended
+        if not dreams.seeded:
             raise gymnasium.error.ResetNeeded("call reset before step")
-        starting = self._ended
-        rewards, terminated, truncated = self._dreams.step(actions)
+        if self._mode is AutoresetMode.DISABLED and starting.any():
+            raise gymnasium.error.ResetNeeded(
+                f"the episodes of environments {np.flatnonzero(starting).tolist()} have ended: reset them with "
+                "options={'reset_mask': mask} before the next step"
+            )
+        rewards, terminated, truncated = dreams.step(actions)
         if starting.any():
-            self._dreams.reset(starting)
+            dreams.reset(starting)
             rewards[starting] = 0
             terminated[starting] = truncated[starting] = False
         ended = terminated | truncated
-        observations = self._dreams.observe()
+        observations = dreams.observe()
         info: dict[str, Any] = {}
-        if not self._same_step:
+        if self._mode is not AutoresetMode.SAME_STEP:
             self._ended = ended
         elif ended.any():
             info = {"final_obs": np.where(ended[:, None], observations, np.float32(0)), "_final_obs": ended}
-            self._dreams.reset(ended)
-            observations = self._dreams.observe()
+            dreams.reset(ended)
+            observations = dreams.observe()
         return observations, rewards, terminated, truncated, info

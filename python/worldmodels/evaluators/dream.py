@@ -11,7 +11,7 @@ import torch
 from worldmodels.dream import Dream, DreamResult, World, done_weight, load_midway, load_world, precisions
 from worldmodels.evaluators import Played, Told, make_controller
 from worldmodels.experiment import Experiment
-from worldmodels.threads import cores
+from worldmodels.threads import default_threads
 from worldmodels.torch_dream import TorchDream
 
 
@@ -46,7 +46,7 @@ class DreamEvaluator:
         config = experiment.config.evolve
         if not experiment.task.dreams_are_scored(load_world(experiment.folder).mdnrnn):
             raise ValueError(f"evolve.inside: expected environment, as M predicts no reward, got {config.inside}")
-        threads, expected = config.threads or cores(), config.ends == "expected"
+        threads, expected = config.threads or default_threads(), config.ends == "expected"
         if config.device == "cpu":
             return cls(make_dream(experiment, config.starts, expected_returns=expected), threads)
         world, memory = _starts(experiment, config.starts)

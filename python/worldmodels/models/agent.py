@@ -12,15 +12,20 @@ import torch
 from worldmodels import pretrained
 from worldmodels.checks import any_array, check_integer, check_seed, different_slots, exact_array
 from worldmodels.data.weights import load_model, load_tensors
+from worldmodels.forks import Lock
 from worldmodels.models.controller import Controller
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.memory import Memory
 from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.threads import cores
 
 
 class Agent:
     """V, M and C acting on batches of real frames, one memory per slot of the batch.
+
+    A pickle or a deep copy is independent of its original and continues in the middle of an episode with the same
+    actions. Calls from several threads take turns.
 
     Args:
         vae: V.
@@ -39,14 +44,22 @@ class Agent:
         wanted = (vae.latent_size, mdnrnn.hidden_size, mdnrnn.action_size)
         if sizes != wanted or mdnrnn.latent_size != vae.latent_size:
             raise ValueError(f"controller: expected (latent, hidden, action) sizes {wanted} of V and M, got {sizes}")
-        params = np.asarray(params, np.float32)
+        params = np.array(params, np.float32)
         if params.shape != (controller.size,) or not np.isfinite(params).all():
             raise ValueError(f"params: expected ({controller.size},) finite numbers, got {params.shape}")
         self.vae, self.mdnrnn, self.controller, self.params = vae, mdnrnn.eval(), controller, params
-        threads = torch.get_num_threads()
+        threads = min(torch.get_num_threads(), cores())
         self._encoder = Encoder(vae, torch.device("cpu"), block=1, num_threads=threads)
         self._memory = Memory(mdnrnn, 1, threads)
+        self._lock = Lock()
         self.reset(1)
+
+    def __repr__(self) -> str:
+        of = self.controller
+        return (
+            f"Agent(latent_size={of.latent_size}, hidden_size={of.hidden_size}, action_size={of.action_size}, "
+            f"parameters={of.size}, batch={len(self._restart)})"
+        )
 
     @classmethod
     def load(cls, run_folder: str | Path) -> Agent:
@@ -55,6 +68,7 @@ class Agent:
         Raises:
             FileNotFoundError: the run has not evolved a controller yet.
             ValueError: a file is damaged.
+            RuntimeError: this process was forked from one that had used PyTorch's threads.
         """
         folder = Path(run_folder)
         vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
@@ -78,21 +92,25 @@ class Agent:
             batch: slots.
             seed: of the sampled latents.
         """
-        batch = check_integer("batch", batch, 1, 2**20)
-        self._seed = check_seed(seed)
-        self._memory.forget(batch)
-        self._generators = [self._generator(slot) for slot in range(batch)]
-        self._restart = np.ones(batch, np.bool_)
-        self._own: dict[int, npt.NDArray[np.float32]] = {}
-        self.z = np.zeros((batch, self.vae.latent_size), np.float32)  # the latest latents, for those who look on
+        batch, seed = check_integer("batch", batch, 1, 2**20), check_seed(seed)
+        with self._lock:
+            self._seed = seed
+            self._memory.forget(batch)
+            self._generators = [self._generator(slot) for slot in range(batch)]
+            self._restart = np.ones(batch, np.bool_)
+            self._own: dict[int, npt.NDArray[np.float32]] = {}
+            self.z = np.zeros((batch, self.vae.latent_size), np.float32)  # the latest latents, for those who look on
 
     def assign(self, slot: int, params: npt.NDArray[np.float32] | None) -> None:
         """Gives a slot a controller of its own, (controller.size,) float32, until the next reset; None: the agent's."""
         slot = check_integer("slot", slot, 0, len(self._restart) - 1)
-        if params is None:
-            self._own.pop(slot, None)
-        else:
-            self._own[slot] = exact_array("params", params, (self.controller.size,), np.float32)
+        if params is not None:
+            params = exact_array("params", params, (self.controller.size,), np.float32)
+        with self._lock:
+            if params is None:
+                self._own.pop(slot, None)
+            else:
+                self._own[slot] = params
 
     def _generator(self, episode: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, episode])
@@ -122,6 +140,17 @@ class Agent:
             TypeError: an argument is no array.
             ValueError: another shape or dtype, or a number that does not fit; nothing has been remembered.
         """
+        with self._lock:
+            return self._act(frames, restart, episodes, overrule, slots)
+
+    def _act(
+        self,
+        frames: npt.NDArray[np.uint8],
+        restart: npt.NDArray[np.bool_] | None,
+        episodes: npt.NDArray[np.int64] | None,
+        overrule: npt.NDArray[np.float32] | None,
+        slots: npt.NDArray[np.int64] | None,
+    ) -> npt.NDArray[np.float32]:
         total = len(self._restart)
         busy = np.arange(total) if slots is None else different_slots(slots, total)
         batch = len(busy)

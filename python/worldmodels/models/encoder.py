@@ -9,8 +9,10 @@ from torch import nn
 
 from worldmodels import _core
 from worldmodels.checks import any_array, check_integer, check_threads
+from worldmodels.forks import check_threads_usable
 from worldmodels.models.training import autocast, computes_in_bfloat16
 from worldmodels.models.vae import ConvVAE
+from worldmodels.native import Native
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,7 +29,7 @@ class Encoder:
         where: the device.
         precision: of V's products, as :func:`worldmodels.models.training.autocast` takes it.
         block: frames that PyTorch computes at once.
-        num_threads: of the native core; None for all cores this process may use.
+        num_threads: of the native core; None for as many as there are cores, or OMP_NUM_THREADS if that is less.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -50,14 +52,19 @@ class Encoder:
             raise ValueError(f"precision: expected auto, float32 or bfloat16, got {precision!r:.100}")
         autocast(where, precision)  # refuses what the device does not have
         narrow = precision == "bfloat16" or (precision == "auto" and computes_in_bfloat16(where))
-        self._native: _core.Encoder | None = None
+        check_threads_usable()
+        self._copied: Native[_core.Encoder] | None = None
         self._threads = check_threads(num_threads)
         self._block = check_integer("block", block, 1, 2**24)
         if where.type == "cpu" and not narrow and type(vae) is ConvVAE:
-            self._native = _native(vae)
+            self._copied = _native(vae)
         else:
             self._vae = vae.to(where, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             self._where, self._precision = where, precision
+
+    @property
+    def _native(self) -> _core.Encoder | None:
+        return None if self._copied is None else self._copied.core
 
     def __call__(self, frames: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Encodes (n, 64, 64, 3) uint8 frames, n > 0: (mu, logvar), each (n, Z) float32."""
@@ -66,6 +73,7 @@ class Encoder:
             raise ValueError(f"frames: expected (B, 64, 64, 3) uint8, got {frames.shape} {frames.dtype}")
         if self._native is not None:
             return self._native.encode(np.ascontiguousarray(frames), self._threads)
+        check_threads_usable()
         mu, logvar = zip(*map(self._piece, np.split(frames, range(self._block, len(frames), self._block))), strict=True)
         return np.concatenate(mu), np.concatenate(logvar)
 
@@ -79,17 +87,18 @@ class Encoder:
         return mu[: len(frames)].float().cpu().numpy(), logvar[: len(frames)].float().cpu().numpy()
 
 
-def _native(vae: ConvVAE) -> _core.Encoder:
+def _native(vae: ConvVAE) -> Native[_core.Encoder]:
     def copied(tensor: torch.Tensor) -> Floats:
-        return np.ascontiguousarray(tensor.detach().to(device="cpu", dtype=torch.float32).numpy())
+        return np.array(tensor.detach().to(device="cpu", dtype=torch.float32).numpy(), order="C")
 
     layers = [layer for layer in vae.encoder if isinstance(layer, nn.Conv2d)]
     biases = [layer.bias for layer in layers if layer.bias is not None]
-    return _core.Encoder(
-        [copied(layer.weight) for layer in layers],
-        [copied(bias) for bias in biases],
-        copied(vae.mu.weight),
-        copied(vae.mu.bias),
-        copied(vae.logvar.weight),
-        copied(vae.logvar.bias),
+    return Native(
+        _core.Encoder,
+        weights=[copied(layer.weight) for layer in layers],
+        biases=[copied(bias) for bias in biases],
+        mu=copied(vae.mu.weight),
+        mu_bias=copied(vae.mu.bias),
+        logvar=copied(vae.logvar.weight),
+        logvar_bias=copied(vae.logvar.bias),
     )

@@ -8,7 +8,9 @@ import numpy.typing as npt
 from worldmodels import _core
 from worldmodels.checks import check_integer, check_threads, different_slots, exact_array
 from worldmodels.dream import float_array, native_model
+from worldmodels.forks import Lock
 from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.native import Native
 
 Floats = npt.NDArray[np.float32]
 
@@ -16,12 +18,12 @@ Floats = npt.NDArray[np.float32]
 class Memory:
     """The LSTM's state in every slot, moved on by latents and actions that come from outside; M's head is not asked.
 
-    In float32; a row's bits depend on that row alone.
+    In float32; a row's bits depend on that row alone. Steps from several threads take turns.
 
     Args:
         mdnrnn: M; its weights are copied.
         slots: episodes side by side.
-        num_threads: None for all cores this process may use.
+        num_threads: None for as many as there are cores, or OMP_NUM_THREADS if that is less.
 
     Attributes:
         h: (slots, H) float32, the hidden state.
@@ -36,7 +38,8 @@ class Memory:
         if not isinstance(mdnrnn, MDNRNN):
             raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
         nowhere = np.zeros((1, mdnrnn.latent_size), np.float32)  # a dream would start there
-        self._core = _core.Memory(native_model(mdnrnn, nowhere, nowhere))
+        self._core = Native(_memory, model=native_model(mdnrnn, nowhere, nowhere))
+        self._lock = Lock()
         self._latent_size, self._action_size = mdnrnn.latent_size, mdnrnn.action_size
         self._hidden_size, self._threads = mdnrnn.hidden_size, check_threads(num_threads)
         self.forget(slots)
@@ -44,7 +47,8 @@ class Memory:
     def forget(self, slots: int) -> None:
         """All slots are empty; from now on there are ``slots`` of them."""
         slots = check_integer("slots", slots, 1, 2**20)
-        self.h, self.c = np.zeros((2, slots, self._hidden_size), np.float32)
+        with self._lock:
+            self.h, self.c = np.zeros((2, slots, self._hidden_size), np.float32)
 
     def step(self, slots: npt.NDArray[np.int64], z: Floats, actions: Floats, restart: npt.NDArray[np.bool_]) -> None:
         """Takes [z, action, restart flag] in some slots.
@@ -59,11 +63,16 @@ class Memory:
             TypeError: an argument is no array.
             ValueError: a shape or dtype does not fit, a slot is not there, or a number is not finite.
         """
-        slots = different_slots(slots, len(self.h))
-        count = len(slots)
-        restart = exact_array("restart", restart, (count,), np.bool_)
-        h, c = self.h[slots], self.c[slots]
-        h[restart] = c[restart] = 0
-        latents = float_array("z", z, (count, self._latent_size))
-        taken = float_array("actions", actions, (count, self._action_size))
-        self.h[slots], self.c[slots] = self._core.remember(latents, taken, restart, h, c, self._threads)
+        with self._lock:
+            slots = different_slots(slots, len(self.h))
+            count = len(slots)
+            restart = exact_array("restart", restart, (count,), np.bool_)
+            h, c = self.h[slots], self.c[slots]
+            h[restart] = c[restart] = 0
+            latents = float_array("z", z, (count, self._latent_size))
+            taken = float_array("actions", actions, (count, self._action_size))
+            self.h[slots], self.c[slots] = self._core.core.remember(latents, taken, restart, h, c, self._threads)
+
+
+def _memory(model: Native[_core.WorldModel]) -> _core.Memory:
+    return _core.Memory(model.core)

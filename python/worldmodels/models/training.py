@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worldmodels.dream import simd_levels
 from worldmodels.ranks import launched
+from worldmodels.threads import cores
 
 Result = TypeVar("Result")
 
@@ -25,6 +26,12 @@ class DivergedError(RuntimeError):
 def device() -> torch.device:
     """CUDA where there is one (under torchrun this process's own), else the CPU."""
     return torch.device("cuda", launched().local) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def limit_threads() -> None:
+    """Holds PyTorch to the CPUs that this process may use: it knows the affinity, but no quota of a container."""
+    if torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
 
 
 def autocast(where: torch.device, precision: str) -> torch.autocast:
@@ -63,7 +70,8 @@ def cosine(step: int, steps: int, low: float, high: float) -> float:
 
 def seed_step(seed: int, stage: str, step: int) -> None:
     """Seeds torch for one step, so that a resumed run draws what an uninterrupted one draws."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, *stage.encode(), step]).generate_state(1, np.uint64)[0] >> 1))
+    word = np.random.SeedSequence([seed, *stage.encode(), step]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(word) >> 1)  # NumPy 1 shifts no uint64 by an int
 
 
 class LossGuard:

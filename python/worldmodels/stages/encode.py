@@ -18,13 +18,14 @@ from worldmodels.data.latents import Latents
 from worldmodels.data.weights import load_model, load_tensors
 from worldmodels.experiment import Experiment
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.training import Pieces, device
+from worldmodels.models.training import Pieces, device, limit_threads
 from worldmodels.models.vae import ConvVAE
 from worldmodels.progress import Progress
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
     """Encodes the shards that are not encoded yet; those of an included run with the same V are taken from there."""
+    limit_threads()
     config = experiment.config.encode
     store = EpisodeStore(experiment.path("episodes"))
     model = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)

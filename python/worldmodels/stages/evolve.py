@@ -19,7 +19,7 @@ from worldmodels.experiment import Experiment
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.progress import Progress
-from worldmodels.threads import cores
+from worldmodels.threads import default_threads
 
 Params = npt.NDArray[np.float64]
 
@@ -137,7 +137,7 @@ def _make_search(config: EvolveConfig, start: Params, seed: int) -> CMAES:
         config.sigma,
         popsize=config.popsize,
         seed=_seed(seed, "cma", 0),
-        num_threads=config.threads or cores(),
+        num_threads=config.threads or default_threads(),
         weight_decay=config.weight_decay,
     )
 

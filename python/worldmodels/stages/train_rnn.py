@@ -22,7 +22,16 @@ from worldmodels.data.weights import load_model, load_tensors, save_model, save_
 from worldmodels.dream import trained_done_weight
 from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
-from worldmodels.models.training import LossGuard, Pieces, autocast, cosine, device, on_device, seed_step
+from worldmodels.models.training import (
+    LossGuard,
+    Pieces,
+    autocast,
+    cosine,
+    device,
+    limit_threads,
+    on_device,
+    seed_step,
+)
 from worldmodels.models.vae import ConvVAE, decode, sample_latent
 from worldmodels.progress import Progress
 from worldmodels.ranks import Ranks, synchronised
@@ -51,6 +60,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     training, held_out = split_episodes(latents, config.validation)
     streams = Streams(latents, training, config.batch, config.sequence, seed, done_lead=config.done_lead)
     validation = Streams(latents, held_out, config.batch, config.sequence, seed, done_lead=config.done_lead)
+    limit_threads()
     where = device()
     seed_step(seed, "rnn-init", 0)
     model = build(config, latents).to(where)

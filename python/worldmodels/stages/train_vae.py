@@ -15,7 +15,16 @@ from worldmodels.data.atomic import write_json
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.frames import FrameReader, Order
 from worldmodels.experiment import Experiment
-from worldmodels.models.training import LossGuard, Pieces, autocast, cosine, device, on_device, seed_step
+from worldmodels.models.training import (
+    LossGuard,
+    Pieces,
+    autocast,
+    cosine,
+    device,
+    limit_threads,
+    on_device,
+    seed_step,
+)
 from worldmodels.models.vae import ConvVAE, decode, vae_loss
 from worldmodels.progress import Progress
 from worldmodels.ranks import Ranks, synchronised
@@ -29,6 +38,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     config, seed, ranks = experiment.config.train_vae, experiment.config.seed, experiment.ranks
     store = EpisodeStore(experiment.path("episodes"))
     train, held_out = split_frames(store, config.validation)
+    limit_threads()
     where = device()
     seed_step(seed, "vae-init", 0)
     model = ConvVAE(config.latent_size).to(where)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# A part of the tests, chosen so that every dependency is used, with the oldest versions that pyproject.toml declares.
+# Installs them and the wheel that is given into the Python environment that is active.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+oldest=$(mktemp)
+trap 'rm -f "$oldest"' EXIT
+python scripts/minimum_versions.py test >"$oldest"
+pip install --quiet -c "$oldest" "$1[takecover]" pytest pytest-timeout hypothesis cma
+
+# Their own deprecated calls are not ours to fix.
+python -m pytest -q -W ignore::DeprecationWarning \
+  tests/test_{atomic,cmaes,controller,dream_env,episodes,frames,latents,pickling,rng,show,stats,take_cover,weights}.py
