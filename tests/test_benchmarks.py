@@ -112,7 +112,7 @@ def test_peak_grows_with_the_level():
 
 def test_command_line_errors(capsys, tmp_path):
     assert main(["bench", "--rounds", "0"]) == 1
-    assert "--rounds: expected one or more, got 0" in capsys.readouterr().err
+    assert "--rounds: expected an integer from 1 to 10000, got 0" in capsys.readouterr().err
     assert main(["bench", "--json", str(tmp_path / "missing" / "file.json")]) == 1
     assert "--json: no such folder" in capsys.readouterr().err
 
