@@ -45,4 +45,4 @@ preload=$(printf '%s ' "$(g++ -print-file-name=libasan.so)" "$(g++ -print-file-n
 run() { LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 "$venv/bin/python" "$@"; }
 run -c "import torch, worldmodels._core as c; assert c.__file__.startswith('$site'), c.__file__"
 run -m pytest -q --capture=sys -p no:cacheprovider -m "not slow" \
-  tests/test_{dream,dream_env,cmaes,kernels,rng,controller,weights,evolve,memory,encoder,agent}.py
+  tests/test_{dream,dream_env,cmaes,kernels,rng,controller,weights,evolve,memory,encoder,agent,concurrency,pickling}.py

@@ -10,4 +10,5 @@ pip install --quiet -c "$oldest" "$1[takecover]" pytest pytest-timeout hypothesi
 
 # Their own deprecated calls are not ours to fix.
 python -m pytest -q -W ignore::DeprecationWarning \
-  tests/test_{atomic,cmaes,controller,dream_env,episodes,frames,latents,pickling,rng,show,stats,take_cover,weights}.py
+  tests/test_{atomic,cmaes,controller,dream_env,episodes,frames,latents,pickling,rng,show,stats,take_cover,weights}.py \
+  tests/test_training.py::test_{every_step_draws_its_own_numbers,a_sheet_is_drawn_every_epoch}
