@@ -36,6 +36,8 @@ _LATENTS = 2**14  # most that the native encoder takes
 _ROWS = 2**20  # most of any buffer of the native dream
 _FULL_COVARIANCE = 32_766  # most parameters that CMA-ES decomposes
 _EPISODES = 10_000_000
+_PARALLEL = 4_096  # most environments or processes at a time
+_LARGEST_STEP = 1e6  # of CMA-ES at first; C's squash saturates long before
 _BYTES_PER_PARAMETER = 16  # in training: the weight, its gradient and Adam's two moments, in float32
 
 
@@ -70,12 +72,14 @@ def check_config(config: Config, stages: Collection[str]) -> None:
     if "check_dream" in stages:
         _at_most("check_dream.dream_episodes", config.check_dream.dream_episodes, 2**24)
         _at_most("check_dream.episodes", config.check_dream.episodes, _EPISODES)
+        _at_most("check_dream.environments", config.check_dream.environments, _PARALLEL)
     if "evolve" in stages:
         _check_evolve(config, task)
     if "evaluate" in stages:
         evaluate = config.evaluate
         _at_most("evaluate.episodes", evaluate.episodes, _EPISODES)
         _at_most("evaluate.curve_episodes", evaluate.curve_episodes, _EPISODES)
+        _at_most("evaluate.environments", evaluate.environments, _PARALLEL)
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
         _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", made=True)
     if config.iterate.policies:
@@ -107,6 +111,7 @@ def _check_collect(config: Config, task: tasks.Task) -> None:
     collect = config.collect
     _check_environment(config.environment, "environment", ignore_done=collect.ignore_done)
     _at_most("collect.episodes", collect.episodes, _EPISODES)
+    _at_most("collect.workers", collect.workers, _PARALLEL)
     names = [name for name, _ in parse_policies(collect.policies, task.policies)]
     played_by_agent = [name for name in names if name in AGENT]
     if played_by_agent and not collect.agent:
@@ -129,8 +134,9 @@ def _check_train_vae(config: Config) -> None:
     vae = config.train_vae
     check_precision("train_vae.precision", vae.precision)
     _check_tensorboard("train_vae", vae.tensorboard)
-    for name in ("batch", "micro_batch", "validation", "steps", "workers"):
+    for name in ("batch", "micro_batch", "validation", "steps"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _INT32)
+    _at_most("train_vae.workers", vae.workers, _PARALLEL)
     if vae.start:
         found = _header("train_vae.start", vae.start, V).get("config")
         wanted = {"latent_size": vae.latent_size}
@@ -240,6 +246,9 @@ def _check_evolve(config: Config, task: tasks.Task) -> None:
     if evolve.temperature > 3.4e38:
         raise ValueError(f"evolve.temperature: expected a float32 number, got {evolve.temperature:g}")
     _at_most("evolve.max_steps", evolve.max_steps, _INT32)
+    _at_most("evolve.environments", evolve.environments, _PARALLEL)
+    if evolve.sigma > _LARGEST_STEP:
+        raise ValueError(f"evolve.sigma: expected at most {_LARGEST_STEP:g}, got {evolve.sigma:g}")
     if not dreamt:
         _check_environment(config.environment, "environment")
         if evolve.max_steps > task.max_steps:
