@@ -94,7 +94,7 @@ def test_ablate(base, capsys, monkeypatch):
         save_latents(experiment)
     results = studies.ablate(base, toy_config())
     assert [result["variant"] for result in results] == list(ablations)
-    assert [result["parameters"] for result in results] == [4, 20, 4 + 2 * 16]
+    assert [result["parameters"] for result in results] == [4, 20, 4 + 2 * 8]
     assert [result["inside"] for result in results] == ["dream", "dream", "environment"]
     assert "M untrained, in the game" in capsys.readouterr().out
     trained, own = (base / place / "rnn" / "rnn.safetensors" for place in (".", "ablations/M-untrained_in-the-game"))
