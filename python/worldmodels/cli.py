@@ -197,7 +197,9 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
     )
     target.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of everything that is random (default: 0)")
     target.add_argument(
-        "--force", action="store_true", help="go on although V or M failed its purpose, such as a V that draws nothing"
+        "--force",
+        action="store_true",
+        help="continue although V or M failed its quality check, such as a V that draws nothing",
     )
 
 

@@ -190,7 +190,7 @@ class Experiment:
         if not (Path(name) / "evolve" / "controller.safetensors").is_file():
             raise FileNotFoundError(
                 f"{name}: expected a run with an agent, got one without evolve/controller.safetensors; "
-                f"`worldmodels run {stored.experiment} --out {name}` goes on with it"
+                f"`worldmodels run {stored.experiment} --out {name}` resumes it"
             )
         return Path(name), stored
 
@@ -410,7 +410,7 @@ class Experiment:
         if failure is None or summary.get("accepted"):
             return
         if not self.force:
-            raise StageFailedError(f"{command(stage)}: {failure} (--force goes on all the same)")
+            raise StageFailedError(f"{command(stage)}: {failure} (--force continues with it)")
         if self.ranks.first:
             print(f"WARNING: {command(stage)}: {failure}", file=sys.stderr)
             marked = _marked(self.marker(stage))
