@@ -355,7 +355,14 @@ print("played")
 """
 
 
+def open_to_all(path):
+    """Whether a user other than root may look into all folders above a file."""
+    return all(folder.stat().st_mode & 0o001 for folder in Path(path).resolve().parents)
+
+
 def test_the_working_directory_may_be_read_only(tmp_path):
+    if os.getuid() == 0 and not (open_to_all(take_cover.__file__) and open_to_all(vizdoom.__file__)):
+        pytest.skip("the packages are in a folder of root's, which the unprivileged user cannot enter")
     folder = tmp_path / "here"
     folder.mkdir()
     line = [sys.executable, "-W", "error", "-c", READ_ONLY, str(folder)]
