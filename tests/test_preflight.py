@@ -27,6 +27,12 @@ def ran(monkeypatch):
     return ran
 
 
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A machine of 16 GiB."""
+    monkeypatch.setattr(preflight, "_memory", lambda: 2**34)
+
+
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
 
@@ -71,7 +77,7 @@ REFUSED = [
     ("--train-vae.latent-size 20000", "train_vae.latent_size: expected at most 16384, got 20000"),
     ("--train-rnn.start /nosuch", "train_rnn.start: expected a run folder with rnn/rnn.safetensors"),
     ("--train-rnn.start takecover", "train_rnn.start: expected {'latent_size': 64"),
-    ("--train-rnn.hidden-size 1000000", "train_rnn.hidden_size: expected an M whose training fits in"),
+    ("--train-rnn.hidden-size 1000000", "train_rnn.hidden_size: expected a size that fits in"),
     ("--train-rnn.mixtures 10000", "train_rnn.mixtures: expected at most 5461, got 10000"),
     ("--train-rnn.done-lead 2100", "train_rnn.done_lead: expected less than 2100"),
     ("--evolve.popsize 1", "evolve.popsize: expected at least 2, got 1"),
@@ -82,6 +88,16 @@ REFUSED = [
     ("--evolve.start other", "evolve.start: expected a C of 576 parameters, got 25 in other"),
     ("--evolve.components 577", "evolve.components: expected at most 576, what C sees, got 577"),
     ("--evolve.hidden-units 500", "evolve.hidden_units: expected at most 32,766 parameters of C"),
+    ("--collect.agent /nosuch", "collect.agent: expected a run folder with vae/vae.safetensors"),
+    ("--train-vae.batch 2000000000", "train_vae.batch: expected a size that fits in"),
+    ("--train-vae.lr 1e30", "train_vae.lr: expected at most 10.0, got 1e+30"),
+    ("--train-vae.kl-weight 1e300", "train_vae.kl_weight: expected at most 1000000000.0, got 1e+300"),
+    ("--train-rnn.sequence 2000000000", "train_rnn.sequence: expected a size that fits in"),
+    ("--train-rnn.lr-decay 1.5", "train_rnn.lr_decay: expected at most 1, got 1.5"),
+    ("--train-rnn.done-weight 1e30", "train_rnn.done_weight: expected at most 1000000000.0, got 1e+30"),
+    ("--check-dream.dream-episodes 16000000", "check_dream.dream_episodes: expected a size that fits in"),
+    ("--evolve.popsize 20000000 --evolve.episodes 1", "evolve.popsize: expected a size that fits in"),
+    ("--evolve.threads 5000", "evolve.threads: expected at most 4096, got 5000"),
     ("--evolve.sigma 1e300", "evolve.sigma: expected at most 1e+06, got 1e+300"),
     ("--evolve.environments 5000", "evolve.environments: expected at most 4096, got 5000"),
     ("--collect.workers 100000", "collect.workers: expected at most 4096, got 100000"),
@@ -163,6 +179,21 @@ def test_a_damaged_start_is_named(tmp_path, ran):
     (tmp_path / "other" / "vae" / "vae.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=r"train_vae\.start: expected .*vae\.safetensors as worldmodels writes it"):
         Experiment(tmp_path / "run", toy_config(train_vae={"start": str(tmp_path / "other")}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--episodes 1000000000000", "iterate.episodes: expected at most 10000000"),
+        ("--rnn-lr 1e30", "iterate.rnn_lr: expected at most 10.0, got 1e+30"),
+        ("--policies hover", "iterate.policies: expected '<name>:<share>, ...'"),
+    ],
+)
+def test_settings_of_later_rounds_are_refused_at_once(tmp_path, capsys, ran, flags, message):
+    out = tmp_path / "run"
+    assert main(["iterate", "takecover", "--from-scratch", *flags.split(), "--out", str(out)]) == 1
+    assert message in capsys.readouterr().err
+    assert ran == [] and not out.exists()
 
 
 def test_a_study_refuses_a_variant_before_its_base_runs(tmp_path, monkeypatch, capsys, ran):

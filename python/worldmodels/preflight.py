@@ -38,6 +38,8 @@ _FULL_COVARIANCE = 32_766  # most parameters that CMA-ES decomposes
 _EPISODES = 10_000_000
 _PARALLEL = 4_096  # most environments or processes at a time
 _LARGEST_STEP = 1e6  # of CMA-ES at first; C's squash saturates long before
+_LARGEST_RATE = 10.0  # learning rate; Adam diverges long before
+_LARGEST_WEIGHT = 1e9  # of a term of a loss, which overflows float32 beyond
 _BYTES_PER_PARAMETER = 16  # in training: the weight, its gradient and Adam's two moments, in float32
 
 
@@ -70,6 +72,11 @@ def check_config(config: Config, stages: Collection[str]) -> None:
         if "train_rnn" in stages:
             _check_train_rnn(config, task)
     if "check_dream" in stages:
+        model = _model_of(config, task)
+        lanes = 4 * (4 * model["hidden_size"] + 4 * model["latent_size"])  # bytes; the heads come on top
+        _check_memory(
+            "check_dream.dream_episodes", config.check_dream.dream_episodes, lanes * config.check_dream.dream_episodes
+        )
         _at_most("check_dream.dream_episodes", config.check_dream.dream_episodes, 2**24)
         _at_most("check_dream.episodes", config.check_dream.episodes, _EPISODES)
         _at_most("check_dream.environments", config.check_dream.environments, _PARALLEL)
@@ -82,8 +89,7 @@ def check_config(config: Config, stages: Collection[str]) -> None:
         _at_most("evaluate.environments", evaluate.environments, _PARALLEL)
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
         _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", made=True)
-    if config.iterate.policies:
-        parse_policies(config.iterate.policies, task.policies, "iterate.policies")
+    _check_iterate(config, task)
 
 
 def check_precision(name: str, precision: str) -> None:
@@ -107,6 +113,17 @@ def check_precision(name: str, precision: str) -> None:
         raise ValueError(f"{name}: expected float32 or auto, as this GPU has no bfloat16, got bfloat16")
 
 
+def _check_iterate(config: Config, task: tasks.Task) -> None:
+    """Settings of later rounds, which would be refused when their round begins."""
+    iterate = config.iterate
+    parse_policies(iterate.policies, task.policies, "iterate.policies")
+    _at_most("iterate.episodes", iterate.episodes, _EPISODES)
+    for name in ("rounds", "vae_steps", "rnn_steps", "generations"):
+        _at_most(f"iterate.{name}", getattr(iterate, name), _INT32)
+    for name in ("vae_lr", "rnn_lr"):
+        _at_most(f"iterate.{name}", getattr(iterate, name), _LARGEST_RATE)
+
+
 def _check_collect(config: Config, task: tasks.Task) -> None:
     collect = config.collect
     _check_environment(config.environment, "environment", ignore_done=collect.ignore_done)
@@ -116,7 +133,7 @@ def _check_collect(config: Config, task: tasks.Task) -> None:
     played_by_agent = [name for name in names if name in AGENT]
     if played_by_agent and not collect.agent:
         raise ValueError(f"collect.agent: expected whose agent plays '{played_by_agent[0]}', got nothing")
-    if played_by_agent:
+    if collect.agent:
         for file in (V, M, C):
             _header("collect.agent", collect.agent, file)
     if collect.include and not any((folder_of(collect.include) / "episodes").glob("*.h5")):
@@ -137,6 +154,10 @@ def _check_train_vae(config: Config) -> None:
     for name in ("batch", "micro_batch", "validation", "steps"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _INT32)
     _at_most("train_vae.workers", vae.workers, _PARALLEL)
+    _at_most("train_vae.lr", vae.lr, _LARGEST_RATE)
+    for name in ("kl_tolerance", "kl_weight", "quartic_weight"):
+        _at_most(f"train_vae.{name}", getattr(vae, name), _LARGEST_WEIGHT)
+    _check_memory("train_vae.batch", vae.batch, vae.batch * (64 * 64 * 3 + 4 * vae.latent_size))
     if vae.start:
         found = _header("train_vae.start", vae.start, V).get("config")
         wanted = {"latent_size": vae.latent_size}
@@ -150,6 +171,13 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
     _check_tensorboard("train_rnn", rnn.tensorboard)
     for name in ("batch", "sequence", "micro_steps", "steps"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _INT32)
+    for name in ("lr", "lr_end"):
+        _at_most(f"train_rnn.{name}", getattr(rnn, name), _LARGEST_RATE)
+    _at_most("train_rnn.lr_decay", rnn.lr_decay, 1)
+    _at_most("train_rnn.done_weight", rnn.done_weight, _LARGEST_WEIGHT)
+    streams = rnn.batch if config.collect.include else min(rnn.batch, config.collect.episodes)
+    values = 2 * config.train_vae.latent_size + len(task.actions)
+    _check_memory("train_rnn.sequence", rnn.sequence, 4 * streams * rnn.sequence * values)
     if rnn.done_lead >= task.max_steps:
         raise ValueError(
             f"train_rnn.done_lead: expected less than {task.max_steps}, the longest episode of {task.name}, "
@@ -178,11 +206,21 @@ def _check_sizes(config: Config) -> None:
     _at_most("train_rnn.mixtures", rnn.mixtures, (_ROWS - 2) // (3 * vae.latent_size))
     size, head = rnn.hidden_size, 3 * vae.latent_size * rnn.mixtures
     parameters = 4 * size * (vae.latent_size + size + 2) + head * size
-    needed, there = parameters * _BYTES_PER_PARAMETER, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    _check_memory("train_rnn.hidden_size", size, parameters * _BYTES_PER_PARAMETER)
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_memory(name: str, value: int, needed: int) -> None:
+    """Refuse a size whose arrays are larger than the memory of the machine."""
+    there = _memory()
     if needed > there:
         raise ValueError(
-            f"train_rnn.hidden_size: expected an M whose training fits in {there / 2**30:.0f} GiB of memory, got "
-            f"{size}, which takes {needed / 2**30:,.0f} GiB"
+            f"{name}: expected a size that fits in {there / 2**30:.0f} GiB of memory, got {value}, which takes "
+            f"{needed / 2**30:,.0f} GiB"
         )
 
 
@@ -247,6 +285,8 @@ def _check_evolve(config: Config, task: tasks.Task) -> None:
         raise ValueError(f"evolve.temperature: expected a float32 number, got {evolve.temperature:g}")
     _at_most("evolve.max_steps", evolve.max_steps, _INT32)
     _at_most("evolve.environments", evolve.environments, _PARALLEL)
+    _at_most("evolve.threads", evolve.threads, _PARALLEL)
+    _at_most("evolve.weight_decay", evolve.weight_decay, _LARGEST_WEIGHT)
     if evolve.sigma > _LARGEST_STEP:
         raise ValueError(f"evolve.sigma: expected at most {_LARGEST_STEP:g}, got {evolve.sigma:g}")
     if not dreamt:
@@ -286,6 +326,7 @@ def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -
             f"evolve.{name}: expected at most {_FULL_COVARIANCE:,} parameters of C for CMA-ES to search, got "
             f"{searched:,}; evolve.components searches fewer"
         )
+    _check_memory("evolve.popsize", evolve.popsize, 4 * 8 * evolve.popsize * searched)
     if evolve.start:
         found = _header("evolve.start", evolve.start, C).get("config")
         try:
@@ -327,7 +368,7 @@ def _check_tensorboard(section: str, wanted: bool) -> None:
         )
 
 
-def _at_most(name: str, value: int, most: int) -> None:
+def _at_most(name: str, value: float, most: float) -> None:
     if value > most:
         raise ValueError(f"{name}: expected at most {most}, got {value}")
 
