@@ -90,7 +90,6 @@ REFUSED = [
     ("--evolve.hidden-units 500", "evolve.hidden_units: expected at most 32,766 parameters of C"),
     ("--collect.agent /nosuch", "collect.agent: expected a run folder with vae/vae.safetensors"),
     ("--train-vae.batch 2000000000", "train_vae.batch: expected a size that fits in"),
-    ("--train-vae.lr 1e30", "train_vae.lr: expected at most 10.0, got 1e+30"),
     ("--train-vae.kl-weight 1e300", "train_vae.kl_weight: expected at most 1000000000.0, got 1e+300"),
     ("--train-rnn.sequence 2000000000", "train_rnn.sequence: expected a size that fits in"),
     ("--train-rnn.lr-decay 1.5", "train_rnn.lr_decay: expected at most 1, got 1.5"),
@@ -185,7 +184,6 @@ def test_a_damaged_start_is_named(tmp_path, ran):
     ("flags", "message"),
     [
         ("--episodes 1000000000000", "iterate.episodes: expected at most 10000000"),
-        ("--rnn-lr 1e30", "iterate.rnn_lr: expected at most 10.0, got 1e+30"),
         ("--policies hover", "iterate.policies: expected '<name>:<share>, ...'"),
     ],
 )

@@ -38,7 +38,6 @@ _FULL_COVARIANCE = 32_766  # most parameters that CMA-ES decomposes
 _EPISODES = 10_000_000
 _PARALLEL = 4_096  # most environments or processes at a time
 _LARGEST_STEP = 1e6  # of CMA-ES at first; C's squash saturates long before
-_LARGEST_RATE = 10.0  # learning rate; Adam diverges long before
 _LARGEST_WEIGHT = 1e9  # of a term of a loss, which overflows float32 beyond
 _BYTES_PER_PARAMETER = 16  # in training: the weight, its gradient and Adam's two moments, in float32
 
@@ -120,8 +119,6 @@ def _check_iterate(config: Config, task: tasks.Task) -> None:
     _at_most("iterate.episodes", iterate.episodes, _EPISODES)
     for name in ("rounds", "vae_steps", "rnn_steps", "generations"):
         _at_most(f"iterate.{name}", getattr(iterate, name), _INT32)
-    for name in ("vae_lr", "rnn_lr"):
-        _at_most(f"iterate.{name}", getattr(iterate, name), _LARGEST_RATE)
 
 
 def _check_collect(config: Config, task: tasks.Task) -> None:
@@ -154,7 +151,6 @@ def _check_train_vae(config: Config) -> None:
     for name in ("batch", "micro_batch", "validation", "steps"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _INT32)
     _at_most("train_vae.workers", vae.workers, _PARALLEL)
-    _at_most("train_vae.lr", vae.lr, _LARGEST_RATE)
     for name in ("kl_tolerance", "kl_weight", "quartic_weight"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _LARGEST_WEIGHT)
     _check_memory("train_vae.batch", vae.batch, vae.batch * (64 * 64 * 3 + 4 * vae.latent_size))
@@ -171,8 +167,6 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
     _check_tensorboard("train_rnn", rnn.tensorboard)
     for name in ("batch", "sequence", "micro_steps", "steps"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _INT32)
-    for name in ("lr", "lr_end"):
-        _at_most(f"train_rnn.{name}", getattr(rnn, name), _LARGEST_RATE)
     _at_most("train_rnn.lr_decay", rnn.lr_decay, 1)
     _at_most("train_rnn.done_weight", rnn.done_weight, _LARGEST_WEIGHT)
     streams = rnn.batch if config.collect.include else min(rnn.batch, config.collect.episodes)
