@@ -258,6 +258,11 @@ def shell(line, cwd):
     return done.returncode, done.stderr
 
 
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_on_a_full_disk_is_explained(tmp_path, flag):
+    assert shell(f"$WM {flag} > /dev/full", tmp_path) == (1, "worldmodels: [Errno 28] No space left on device\n")
+
+
 @pytest.mark.parametrize(
     "line",
     ["$WM info >&-", "$WM info 2>&-", "$WM info <&- >&- 2>&-", "set -o pipefail; $WM info | true", "$WM | head -1"],
@@ -310,6 +315,8 @@ def test_again_discards_and_repeats(tmp_path, ran):
     out = ["--out", str(tmp_path)]
     assert main(["run", "takecover", "--from-scratch", *out]) == 0
     ran.clear()
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "00000.safetensors").touch()
     assert main(["train-rnn", *out, "--again", "--hidden-size", "7"]) == 0
     assert list(ran) == ["train_rnn"]
     left = [stage for stage in STAGES if (tmp_path / "stages" / f"{stage}.json").exists()]

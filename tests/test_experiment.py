@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -491,3 +493,95 @@ def test_a_stage_that_failed_its_purpose_stops_the_run_unless_forced(tmp_path, r
     assert "WARNING: train-vae: V draws nothing" in capsys.readouterr().err
     assert ran == ["collect", *STAGES[2:]]
     assert main(out) == 0  # accepted once, accepted for good
+
+
+@pytest.fixture
+def finished(tmp_path, ran):
+    """A run all of whose stages are complete, with one file of each."""
+    folders = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
+    with Experiment(tmp_path / "run", toy_config()) as experiment:
+        for stage in STAGES:
+            experiment.run(stage)
+            path = experiment.path(folders.get(stage, stage), MADE[stage])
+            path.parent.mkdir()
+            path.touch()
+    return tmp_path / "run"
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("stage", "blocked"), [("evolve", "metrics.jsonl"), ("report", "report/losses.png"), ("evaluate", "results.json")]
+)
+def test_nothing_is_discarded_where_not_all_can_be(finished, stage, blocked):
+    (finished / blocked).unlink(missing_ok=True)
+    (finished / blocked).mkdir(parents=True)
+    before = files(finished)
+    with pytest.raises(IsADirectoryError, match="expected a file, got a folder; nothing has been discarded"):
+        Experiment(finished, again=stage)
+    assert files(finished) == before
+
+
+def test_nothing_is_discarded_in_a_folder_that_may_not_be_written_to(finished, monkeypatch):
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("evaluate") and real(path, mode))
+    before = files(finished)
+    with pytest.raises(PermissionError, match=r"evaluate: expected a folder that can be written to"):
+        Experiment(finished, again="evolve")
+    assert files(finished) == before
+
+
+def test_a_discarding_that_is_cut_off_leaves_a_stage_that_was_begun(finished, monkeypatch):
+    real = Path.unlink
+
+    def unlink(path, missing_ok=False):
+        if path.parent.name == "evaluate":
+            raise OSError("cut off")
+        real(path, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="cut off"):
+        patch.setattr(Path, "unlink", unlink)
+        Experiment(finished, again="evaluate")
+    with Experiment(finished) as experiment:
+        assert not experiment.is_done("evaluate") and experiment.is_done("evolve")
+
+
+@pytest.mark.parametrize(("stage", "missing"), [("train-vae", "episodes/*.h5"), ("evolve", "rnn/rnn.safetensors")])
+def test_inputs_are_missed_before_anything_is_discarded(finished, capsys, stage, missing):
+    for path in finished.glob("episodes/*"):
+        path.unlink()
+    before = files(finished)
+    assert main([stage, "--again", "--out", str(finished)]) == 1
+    assert f"`worldmodels {stage}` needs {missing}, which is missing" in capsys.readouterr().err
+    assert files(finished) == before
+
+
+def test_several_processes_are_refused_before_anything_is_discarded(finished, monkeypatch):
+    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    before = files(finished)
+    with pytest.raises(ValueError, match=r"^torchrun: expected train-vae and train-rnn"):
+        Experiment(finished, again="evaluate")
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize("text", ["{}", '{"seed": 3}'])
+def test_a_config_of_something_else_is_no_run(tmp_path, capsys, text):
+    own_files(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    before = files(tmp_path)
+    for again in ([], ["--again"]):
+        assert main(["collect", *again, "--out", str(tmp_path)]) == 1
+        assert "config.json: expected the settings of a run" in capsys.readouterr().err
+        assert files(tmp_path) == before
+
+
+def test_only_our_own_temporary_files_are_swept(finished):
+    (finished / "report" / "x.7.tmp").write_text("mine")
+    (finished / "report" / "empty").mkdir()
+    (finished / "report" / "index.html.7.tmp").write_text("ours")
+    with Experiment(finished, again="report"):
+        pass
+    assert sorted(path.name for path in (finished / "report").iterdir()) == ["empty", "x.7.tmp"]

@@ -96,6 +96,16 @@ REFUSED = [
     ("--train-rnn.done-weight 1e30", "train_rnn.done_weight: expected at most 1000000000.0, got 1e+30"),
     ("--check-dream.dream-episodes 16000000", "check_dream.dream_episodes: expected a size that fits in"),
     ("--evolve.popsize 20000000 --evolve.episodes 1", "evolve.popsize: expected a size that fits in"),
+    ("--collect.policies uniform:1e308,never:1e308", "collect.policies: expected shares with a finite sum"),
+    ("--encode.batch 16777217", "encode.batch: expected at most 16777216, got 16777217"),
+    ("--train-rnn.clip 1e300", "train_rnn.clip: expected at most 1000000000.0, got 1e+300"),
+    ("--train-rnn.lr 1e300", "train_rnn.lr: expected at most 3.4e+38, got 1e+300"),
+    ("--train-rnn.validation 0.9999999", "train_rnn.validation: expected a share that leaves one of 1600 episodes"),
+    ("--train-vae.start run", "train_vae.start: expected another run than run itself, got run"),
+    ("--train-rnn.start ./run", "train_rnn.start: expected another run than run itself, got run"),
+    ("--evolve.start run", "evolve.start: expected another run than run itself, got run"),
+    ("--collect.include other/../run", "collect.include: expected another run than run itself"),
+    ("--collect.agent run --collect.policies agent", "collect.agent: expected another run than run itself"),
     ("--evolve.threads 5000", "evolve.threads: expected at most 4096, got 5000"),
     ("--evolve.sigma 1e300", "evolve.sigma: expected at most 1e+06, got 1e+300"),
     ("--evolve.environments 5000", "evolve.environments: expected at most 4096, got 5000"),
@@ -201,6 +211,10 @@ def test_a_study_refuses_a_variant_before_its_base_runs(tmp_path, monkeypatch, c
     assert "evolve.temperature: expected a float32 number" in capsys.readouterr().err
     assert main(["sweep", "takecover", *flags, "--temperatures", "1", "-1"]) == 1
     assert main(["sweep", "takecover", *flags, "--temperatures", "1", "nan"]) == 1
+    assert main(["sweep", "takecover", *flags, "--temperatures", "1", "1.0000001"]) == 1
+    assert "--temperatures: expected numbers that differ in six digits" in capsys.readouterr().err
+    assert main(["iterate", "takecover", *flags, "--seed", str(2**64 - 1)]) == 1
+    assert "--seed: expected at most 2**64 - 1 in the last of 2 rounds" in capsys.readouterr().err
     assert ran == [] and not Path("run").exists()
 
 

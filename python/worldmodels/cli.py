@@ -19,6 +19,7 @@ from worldmodels.experiment import (
     PLACES,
     STAGES,
     Experiment,
+    check_inputs,
     command,
     require_earlier,
     section_names,
@@ -226,11 +227,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         _open_streams()
         arguments = sys.argv[1:]
-    options = _parse(arguments)
-    if options is None:
-        return 0
     try:
-        if options.command == "info":
+        try:
+            options = _parse(arguments)
+        except SystemExit:
+            sys.stdout.flush()  # of --help and --version
+            raise
+        if options is None:
+            pass
+        elif options.command == "info":
             _info()
         elif options.command == "bench":
             _bench(options)
@@ -365,6 +370,8 @@ def _work(options: argparse.Namespace) -> None:
         stages = (stage,)
         require_earlier(out, stage)
     again = stage if getattr(options, "again", False) else None
+    if again is not None:
+        check_inputs(out, stage)
     with Experiment(out, config, again=again, force=options.force) as experiment:
         for stage in stages:
             experiment.run(stage)

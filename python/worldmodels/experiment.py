@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 import platform
 import re
 import resource
@@ -26,7 +27,7 @@ from worldmodels import pretrained, tasks
 from worldmodels.config import TOP, Config, EnvironmentConfig, EvolveConfig, from_dict, to_dict
 from worldmodels.data.atomic import atomic_path, parse_line, read_json, read_lines, write_json
 from worldmodels.measured import misfit
-from worldmodels.preflight import check_config
+from worldmodels.preflight import STARTS, C, M, V, check_config
 from worldmodels.ranks import launched
 from worldmodels.suggestions import suggestion
 
@@ -101,6 +102,17 @@ OUTPUTS = {
         "report/{dream_strip,losses,quality,evolution,reality_check,scores,episode}.png",
     ),
 }
+#: Files of earlier stages that a stage reads, as patterns relative to the run folder.
+INPUTS = {
+    "collect": (),
+    "train_vae": ("episodes/*.h5",),
+    "encode": ("episodes/*.h5", V),
+    "train_rnn": ("latents/*.safetensors",),
+    "check_dream": (M, STARTS),
+    "evolve": (M, STARTS),
+    "evaluate": (V, M, STARTS, C),
+    "report": (V, M, STARTS, C, "results.json", "check_dream/check_dream.json"),
+}
 _TEMPORARY = re.compile(r".+\.\d+\.tmp")  # of atomic_path, in whichever process
 
 
@@ -135,6 +147,8 @@ class Experiment:
         self.folder = Path(folder)
         self.force = force
         self.ranks = launched()
+        if again is not None:
+            self._check_shared(again)
         self.ranks.join()
         if not self.ranks.first:
             self.ranks.wait()  # until rank 0 has the lock and has written the settings
@@ -146,10 +160,12 @@ class Experiment:
         discarded = STAGES[STAGES.index(again) :] if again is not None else ()
         if not stored.is_file():
             assert config is not None
-            check_config(config, STAGES)
+            check_config(config, STAGES, self.folder)
             self._check_unclaimed()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / ".lock").open("w")
+        lock = self.folder / ".lock"
+        fresh = not lock.exists()
+        self._lock = lock.open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -158,7 +174,15 @@ class Experiment:
         try:
             self.config = config if config is not None else _read_config(stored)
             self._check_settings(discarded)
-            check_config(self.config, [stage for stage in STAGES if stage in discarded or not self.is_done(stage)])
+            todo = [stage for stage in STAGES if stage in discarded or not self.is_done(stage)]
+            check_config(self.config, todo, self.folder)
+            self._check_discardable(discarded)
+        except BaseException:
+            if fresh:
+                lock.unlink(missing_ok=True)
+            self._lock.close()
+            raise
+        try:
             self._sweep()
             self._discard(discarded)
             if config is not None:
@@ -262,6 +286,12 @@ class Experiment:
             then["environment"] = {**young, **then["environment"]}
         return [name for name in now if not _same(name, then.get(name, before.get(name)), now[name])]
 
+    def _check_shared(self, stage: str) -> None:
+        """Refuses several processes for a stage of one."""
+        if self.ranks.size > 1 and stage not in PARALLEL:
+            commands = " and ".join(command(name) for name in PARALLEL)
+            raise ValueError(f"torchrun: expected {commands}, which share their batches, got {command(stage)}")
+
     def _check_unclaimed(self) -> None:
         """Refuses to begin a run where somebody's files have the names of a run's."""
         if any(self.marker(stage).is_file() for stage in STAGES):  # a study gave it what another run made
@@ -313,10 +343,35 @@ class Experiment:
         for stage in STAGES:
             if self.marker(stage).is_file():
                 self._begun(stage).unlink(missing_ok=True)
-        folders = [self.path("stages"), *(self.path(MAKERS.get(stage, stage)) for stage in STAGES)]
-        for stray in itertools.chain(self.folder.glob("*.tmp"), *(folder.rglob("*.tmp") for folder in folders)):
-            if _TEMPORARY.fullmatch(stray.name):
-                stray.unlink(missing_ok=True)
+        ours = ["config.json", "metrics.jsonl", "stages/*.json", *itertools.chain(*map(self._outputs, STAGES))]
+        for pattern in ours:
+            for stray in self.folder.glob(f"{pattern}.*.tmp"):
+                if _TEMPORARY.fullmatch(stray.name):
+                    stray.unlink(missing_ok=True)
+
+    def _ran(self, stage: str) -> bool:
+        """Whether a marker says that a stage has run here, to its end or not."""
+        return self.marker(stage).is_file() or self._begun(stage).is_file()
+
+    def _check_discardable(self, stages: Sequence[str]) -> None:
+        """Refuses to discard what cannot be removed whole, before anything is.
+
+        Raises:
+            IsADirectoryError: A folder has the name of a file that would be removed.
+            PermissionError: A folder may not be written to.
+        """
+        found = [path for stage in stages if self._ran(stage) for path in self._written(stage)]
+        if any(map(self._ran, stages)):
+            found += [self.path("metrics.jsonl"), self.path("stages", "*.json")]
+        for path in found:
+            if path.is_dir():
+                raise IsADirectoryError(f"{path}: expected a file, got a folder; nothing has been discarded")
+            if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
+                raise PermissionError(f"{path.parent}: expected a folder that can be written to; nothing was discarded")
+
+    def _written(self, stage: str) -> Iterator[Path]:
+        """The files here that a stage writes."""
+        return itertools.chain(*map(self.folder.glob, self._outputs(stage)))
 
     def _discard(self, stages: Sequence[str]) -> None:
         """Removes what these stages have written, where a marker says that they have run here; nothing else.
@@ -324,22 +379,23 @@ class Experiment:
         A folder may be a symbolic link; files in it that no stage writes stay, and are named.
         """
         for stage in stages:
-            if not (self.marker(stage).is_file() or self._begun(stage).is_file()):
+            if not self._ran(stage):
                 continue
-            for path in itertools.chain(*map(self.folder.glob, self._outputs(stage))):
+            if self.marker(stage).is_file():  # cut off in the middle, the stage is one that was begun
+                self.marker(stage).replace(self._begun(stage))
+            for path in list(self._written(stage)):
                 path.unlink()
-            self.marker(stage).unlink(missing_ok=True)
-            self._begun(stage).unlink(missing_ok=True)
             self.rewind_metrics(command(stage), 0)
+            self._begun(stage).unlink()
             folder = self.path(MAKERS.get(stage, stage))
-            for inside in sorted(folder.rglob("*"), reverse=True):
-                if inside.is_dir() and not inside.is_symlink() and not any(inside.iterdir()):
-                    inside.rmdir()
+            sheets = folder / "sheets"
+            if sheets.is_dir() and not sheets.is_symlink() and not any(sheets.iterdir()):
+                sheets.rmdir()
             left = sorted(path.relative_to(self.folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
             if left:
                 more = f" and {len(left) - 3} more" if len(left) > 3 else ""
                 print(f"{command(stage):>12}  kept {', '.join(left[:3])}{more}: not written by it", file=sys.stderr)
-            elif folder.is_dir() and not folder.is_symlink():
+            elif folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def _outputs(self, stage: str) -> Iterator[str]:
@@ -362,9 +418,7 @@ class Experiment:
             StageFailedError: it failed its purpose, or one that it builds on did; not with ``force``.
             ValueError: several processes were launched for a stage of one.
         """
-        if self.ranks.size > 1 and stage not in PARALLEL:
-            commands = " and ".join(command(name) for name in PARALLEL)
-            raise ValueError(f"torchrun: expected {commands}, which share their batches, got {command(stage)}")
+        self._check_shared(stage)
         done = self.ranks.told(self.is_done(stage))
         if done:
             if self.ranks.first:
@@ -474,6 +528,25 @@ def require_earlier(folder: Path, stage: str) -> None:
             )
 
 
+def check_inputs(folder: Path, stage: str) -> None:
+    """Refuses a stage whose inputs are missing or damaged, before what it made from them is discarded.
+
+    Raises:
+        FileNotFoundError: One of them is missing.
+        ValueError: One of the weights, or a JSON file, is damaged.
+    """
+    for pattern in INPUTS[stage]:
+        path = next(folder.glob(pattern), None)
+        if path is None:
+            raise FileNotFoundError(f"{folder}: `worldmodels {command(stage)}` needs {pattern}, which is missing")
+        if path.suffix == ".json":
+            read_json(path)
+        elif "*" not in pattern:
+            from worldmodels.data.weights import load_tensors
+
+            load_tensors(path)
+
+
 def _marked(path: Path) -> dict[str, Any]:
     """What the marker of a stage says."""
     marked = read_json(path)
@@ -493,9 +566,12 @@ def _same(name: str, then: Any, now: Any) -> bool:
 def _read_config(path: Path) -> Config:
     values = read_json(path)
     try:
-        return from_dict(values)
+        config = from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error} (another version of worldmodels may have written it)") from error
+    if "experiment" not in values:
+        raise ValueError(f"{path}: expected the settings of a run, got {values!r:.200}")
+    return config
 
 
 def command(stage: str) -> str:

@@ -19,7 +19,7 @@ from worldmodels.models.controller import Controller
 
 #: Files of V and of M in a run folder, and of C; the last is written by ``evolve``.
 V, M, C = "vae/vae.safetensors", "rnn/rnn.safetensors", "evolve/controller.safetensors"
-_STARTS = "rnn/initial.safetensors"
+STARTS = "rnn/initial.safetensors"
 #: Packages that stages import, and the extra of the package that brings them.
 _PACKAGES = {
     "collect": ("gymnasium", "h5py"),
@@ -38,16 +38,18 @@ _FULL_COVARIANCE = 32_766  # most parameters that CMA-ES decomposes
 _EPISODES = 10_000_000
 _PARALLEL = 4_096  # most environments or processes at a time
 _LARGEST_STEP = 1e6  # of CMA-ES at first; C's squash saturates long before
+_FLOAT32 = 3.4e38  # largest number that float32 holds, about
 _LARGEST_WEIGHT = 1e9  # of a term of a loss, which overflows float32 beyond
 _BYTES_PER_PARAMETER = 16  # in training: the weight, its gradient and Adam's two moments, in float32
 
 
-def check_config(config: Config, stages: Collection[str]) -> None:
+def check_config(config: Config, stages: Collection[str], folder: Path | None = None) -> None:
     """Check all settings together, for the stages that are going to run.
 
     Args:
         config: The settings.
         stages: Stages that are not complete.
+        folder: The run folder, which no setting may name as another run; None where it is not known.
 
     Raises:
         ValueError: A setting cannot work; named as ``section.setting: expected X, got Y``.
@@ -58,6 +60,8 @@ def check_config(config: Config, stages: Collection[str]) -> None:
     for package in dict.fromkeys(package for stage in stages for package in _PACKAGES[stage]):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    if folder is not None:
+        _check_places(config, stages, folder)
     if config.world:
         _check_world(config, task)
     else:
@@ -68,6 +72,7 @@ def check_config(config: Config, stages: Collection[str]) -> None:
             _check_train_vae(config)
         if "encode" in stages:
             check_precision("encode.precision", config.encode.precision)
+            _at_most("encode.batch", config.encode.batch, 2**24)
         if "train_rnn" in stages:
             _check_train_rnn(config, task)
     if "check_dream" in stages:
@@ -112,6 +117,24 @@ def check_precision(name: str, precision: str) -> None:
         raise ValueError(f"{name}: expected float32 or auto, as this GPU has no bfloat16, got bfloat16")
 
 
+def _check_places(config: Config, stages: Collection[str], folder: Path) -> None:
+    """Settings that name another run: a run cannot begin with what it is going to make itself."""
+    places = {
+        "world": (config.world, (V, M)),
+        "collect.agent": (config.collect.agent, (V, M, C)),
+        "collect.include": (config.collect.include, ("episodes",)),
+        "train_vae.start": (config.train_vae.start, (V,)),
+        "train_rnn.start": (config.train_rnn.start, (M,)),
+        "evolve.start": (config.evolve.start, (C,)),
+    }
+    for setting, (name, files) in places.items():
+        section = setting.partition(".")[0]
+        if not name or (section != "world" and section not in stages):
+            continue
+        if any((folder_of(name) / file).resolve() == (folder / file).resolve() for file in files):
+            raise ValueError(f"{setting}: expected another run than {folder} itself, got {name}")
+
+
 def _check_iterate(config: Config, task: tasks.Task) -> None:
     """Settings of later rounds, which would be refused when their round begins."""
     iterate = config.iterate
@@ -119,6 +142,8 @@ def _check_iterate(config: Config, task: tasks.Task) -> None:
     _at_most("iterate.episodes", iterate.episodes, _EPISODES)
     for name in ("rounds", "vae_steps", "rnn_steps", "generations"):
         _at_most(f"iterate.{name}", getattr(iterate, name), _INT32)
+    for name in ("vae_lr", "rnn_lr"):
+        _at_most(f"iterate.{name}", getattr(iterate, name), _FLOAT32)
 
 
 def _check_collect(config: Config, task: tasks.Task) -> None:
@@ -151,6 +176,7 @@ def _check_train_vae(config: Config) -> None:
     for name in ("batch", "micro_batch", "validation", "steps"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _INT32)
     _at_most("train_vae.workers", vae.workers, _PARALLEL)
+    _at_most("train_vae.lr", vae.lr, _FLOAT32)
     for name in ("kl_tolerance", "kl_weight", "quartic_weight"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _LARGEST_WEIGHT)
     _check_memory("train_vae.batch", vae.batch, vae.batch * (64 * 64 * 3 + 4 * vae.latent_size))
@@ -168,7 +194,16 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
     for name in ("batch", "sequence", "micro_steps", "steps"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _INT32)
     _at_most("train_rnn.lr_decay", rnn.lr_decay, 1)
-    _at_most("train_rnn.done_weight", rnn.done_weight, _LARGEST_WEIGHT)
+    for name in ("lr", "lr_end"):
+        _at_most(f"train_rnn.{name}", getattr(rnn, name), _FLOAT32)
+    for name in ("done_weight", "clip"):
+        _at_most(f"train_rnn.{name}", getattr(rnn, name), _LARGEST_WEIGHT)
+    episodes = config.collect.episodes
+    if not config.collect.include and max(1, round(rnn.validation * episodes)) >= episodes:
+        raise ValueError(
+            f"train_rnn.validation: expected a share that leaves one of {episodes} episodes to train on, "
+            f"got {rnn.validation}"
+        )
     streams = rnn.batch if config.collect.include else min(rnn.batch, config.collect.episodes)
     values = 2 * config.train_vae.latent_size + len(task.actions)
     _check_memory("train_rnn.sequence", rnn.sequence, 4 * streams * rnn.sequence * values)
@@ -220,7 +255,7 @@ def _check_memory(name: str, value: int, needed: int) -> None:
 
 def _check_world(config: Config, task: tasks.Task) -> None:
     """A finished world model to take over: its files, and that it is one of this task's actions."""
-    for file in (V, M, _STARTS):
+    for file in (V, M, STARTS):
         _header("world", config.world, file)
     model = _model_of(config, task)
     if model["action_size"] != len(task.actions):
@@ -275,7 +310,7 @@ def _check_evolve(config: Config, task: tasks.Task) -> None:
     _at_most("evolve.episodes", evolve.episodes, _INT32 // evolve.popsize)
     _at_most("evolve.evaluate_episodes", evolve.evaluate_episodes, _INT32)
     _at_most("evolve.generations", evolve.generations, _INT32)
-    if evolve.temperature > 3.4e38:
+    if evolve.temperature > _FLOAT32:
         raise ValueError(f"evolve.temperature: expected a float32 number, got {evolve.temperature:g}")
     _at_most("evolve.max_steps", evolve.max_steps, _INT32)
     _at_most("evolve.environments", evolve.environments, _PARALLEL)

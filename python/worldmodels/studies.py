@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodels import figures, tasks
+from worldmodels.checks import MOST_SEED
 from worldmodels.config import Config, override
 from worldmodels.data.atomic import link, write_json
 from worldmodels.envs.policies import parse_policies
@@ -42,6 +43,9 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force:
     _check_inside(config, "sweep")
     if not temperatures or len(set(temperatures)) != len(temperatures):
         raise ValueError(f"--temperatures: expected different numbers, got {list(temperatures)}")
+    names = [f"{value:g}" for value in temperatures]
+    if len(set(names)) != len(names):
+        raise ValueError(f"--temperatures: expected numbers that differ in six digits, got {list(temperatures)}")
     variants = {f"{value:g}": override(config, {"evolve": {"temperature": float(value)}}) for value in temperatures}
     results = _variants(folder, config, "temperatures", variants, force)
     for value, result in zip(temperatures, results, strict=True):
@@ -125,6 +129,10 @@ def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result
         raise ValueError(f"iterate: expected a run that trains V and M, got one that takes them from {config.world}")
     _check_inside(config, "iterate")
     settings = config.iterate
+    if config.seed + settings.rounds > MOST_SEED:
+        raise ValueError(
+            f"--seed: expected at most 2**64 - 1 in the last of {settings.rounds} rounds, got {config.seed}"
+        )
     parse_policies(settings.policies, tasks.get(config.experiment).policies, "iterate.policies")
     results = []
     previous = folder

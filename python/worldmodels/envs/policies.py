@@ -100,4 +100,6 @@ def parse_policies(
         if name not in known or not 0 < weight < math.inf:
             raise ValueError(f"{argument}: expected '<name>:<share>, ...' of {', '.join(known)}, got {part.strip()!r}")
         parsed.append((name, weight))
+    if math.isinf(sum(weight for _, weight in parsed)):
+        raise ValueError(f"{argument}: expected shares with a finite sum, got {text!r}")
     return parsed
