@@ -145,7 +145,7 @@ def test_same_step_autoreset_plays_the_same_episodes():
                 last = info["final_obs"][i] if over and envs is at_once else observation[i]
                 steps[i].append((reward[i], last))
                 if over and envs is at_once:
-                    assert info["_final_obs"][i]
+                    assert info["_final_obs"][i] and info["_final_info"][i] and info["final_info"] == {}
                     steps[i].append(("start", observation[i]))
             if envs is at_once and "_final_obs" in info:
                 assert (info["_final_obs"] == (terminated | truncated)).all()
@@ -284,7 +284,19 @@ def test_seeds_of_their_own_play_what_single_environments_play(name, num_envs, d
         set_simd_level(before)
 
 
-def test_a_seed_of_none_is_a_fresh_one():
+def test_a_seed_of_none_keeps_the_one_there_is():
+    """As in Gymnasium's own: the environment continues with its generator."""
+    envs, singles = DreamVectorEnv(*arguments(), num_envs=3), [DreamEnv(*arguments()) for _ in range(3)]
+    envs.reset(seed=[1, 2, 3])
+    for seed, single in enumerate(singles, 1):
+        single.reset(seed=seed)
+    for seeds in ([None] * 3, [None, 7, None], [None] * 3):
+        observations, _ = envs.reset(seed=seeds)
+        want = [single.reset(seed=seed)[0] for seed, single in zip(seeds, singles, strict=True)]
+        np.testing.assert_array_equal(observations, np.stack(want))
+
+
+def test_a_seed_of_none_is_a_fresh_one_where_there_is_none():
     envs = DreamVectorEnv(*arguments(), num_envs=3)
     first, _ = envs.reset(seed=[4, None, 4])
     again, _ = envs.reset(seed=[4, None, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -70,10 +71,11 @@ class _Dreams:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stepper": self._stepper.get_state()}
+        arrays = {name: value.copy() for name, value in self.__dict__.items() if isinstance(value, np.ndarray)}
+        return {**self.__dict__, **arrays, "_stepper": self._stepper.get_state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update(state, lock=Lock())
         self._stepper = _core.DreamStepper(self._model.core, self.num_envs)
         self._stepper.set_state(state["_stepper"])
 
@@ -112,6 +114,21 @@ class _Dreams:
         return self._stepper.observe(self.use_c, self.use_h, self.threads)
 
 
+class _Snapshots:
+    """Pickles and copies of an environment: its state between two calls, whatever other threads do."""
+
+    _dreams: _Dreams
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._dreams.lock:
+            changing = {
+                name: copy.deepcopy(value)
+                for name, value in self.__dict__.items()
+                if isinstance(value, np.ndarray | np.random.Generator)
+            }
+            return {**self.__dict__, **changing, "_dreams": copy.copy(self._dreams)}
+
+
 def _temperature(options: Mapping[str, Any] | None, *others: str) -> float | None:
     """The temperature of reset's options, if there is one; ``others`` may be among them too."""
     known = ("temperature", *others)
@@ -139,7 +156,7 @@ def _action_space(action_size: int, low: npt.ArrayLike, high: npt.ArrayLike) -> 
     return gymnasium.spaces.Box(bounds[0], bounds[1], (action_size,), np.float32)
 
 
-class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
+class DreamEnv(_Snapshots, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     """One dream. Plays the streams of candidate 0 of ``Dream.rollout`` with the same seed.
 
     Observation: [z, c, h] (those of ``features``), float32. Reward: M's reward head, or 1 a step. Terminated
@@ -239,20 +256,22 @@ class DreamEnv(gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
             return self._dreams.observe()[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
 
 
-class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[Any]]):
+class DreamVectorEnv(
+    _Snapshots, gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[Any]]
+):
     """Many dreams stepped by one native call.
 
     ``reset(seed=s)``: environment i plays candidate i of ``Dream.rollout(seed=s)``. ``reset(seed=[s_0, s_1, ...])``:
-    environment i plays what ``DreamEnv.reset(seed=s_i)`` plays; None stands for a seed drawn from ``np_random``. After
-    its first episode an environment continues with the next ones of its seed. ``reset(options={"reset_mask": mask})``,
-    (N,) bool, resets the masked environments alone. It combines with seeds and with the temperature, which is that of
-    all environments.
+    environment i plays what ``DreamEnv.reset(seed=s_i)`` plays; with None it plays the next episode of its seed, or of
+    one drawn from ``np_random`` if it has none yet. After its first episode an environment continues with the next
+    ones of its seed. ``reset(options={"reset_mask": mask})``, (N,) bool, resets the masked environments alone. It
+    combines with seeds and with the temperature, which is that of all environments.
 
     Autoreset is one of Gymnasium's modes. ``NEXT_STEP``: the step after an episode's end ignores the action, starts
     the next episode and returns its first observation with reward 0. ``SAME_STEP``: the step that ends an episode
     returns the first observation of the next one, and the last one in ``info["final_obs"]``, (N, F) float32 with
-    the mask ``info["_final_obs"]``. ``DISABLED``: whoever steps resets, by ``reset_mask``. Otherwise as
-    :class:`DreamEnv`.
+    the mask ``info["_final_obs"]``, next to an empty ``info["final_info"]``. ``DISABLED``: the caller resets, by
+    ``reset_mask``. Otherwise as :class:`DreamEnv`.
 
     Args:
         mdnrnn: M; its weights are copied.
@@ -343,7 +362,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         """Starts the next episodes, or episode 0 of the seeds.
 
         Args:
-            seed: Seed of all environments, or (N,) one of each with None for a fresh one.
+            seed: Seed of all environments, or (N,) one of each with None to keep the one it has.
             options: ``"temperature"``, and ``"reset_mask"``: (N,) bool, the environments to reset.
 
         Returns:
@@ -362,8 +381,9 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
             if not dreams.seeded and not which.all():
                 raise gymnasium.error.ResetNeeded("reset_mask: expected all environments, as none has been reset yet")
             if seeds is not None:
+                new = np.array([one is not None or not dreams.seeded for one in seeds])
                 drawn = [int(self.np_random.integers(2**63)) if one is None else one for one in seeds]
-                dreams.seed(which, drawn, 0)
+                dreams.seed(which & new, drawn, 0)
             else:
                 super().reset(seed=single)
                 if single is not None or not dreams.seeded:
@@ -438,7 +458,8 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDA
         if self._mode is not AutoresetMode.SAME_STEP:
             self._ended = ended
         elif ended.any():
-            info = {"final_obs": np.where(ended[:, None], observations, np.float32(0)), "_final_obs": ended}
+            final = np.where(ended[:, None], observations, np.float32(0))
+            info = {"final_obs": final, "_final_obs": ended, "final_info": {}, "_final_info": ended.copy()}
             dreams.reset(ended)
             observations = dreams.observe()
         return observations, rewards, terminated, truncated, info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.memory import Memory
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.threads import cores
+
+_CHANGING = ("_memory", "_generators", "_restart", "_own", "z")  # what acting changes
 
 
 class Agent:
@@ -60,6 +63,11 @@ class Agent:
             f"Agent(latent_size={of.latent_size}, hidden_size={of.hidden_size}, action_size={of.action_size}, "
             f"parameters={of.size}, batch={len(self._restart)})"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            changing = {name: copy.deepcopy(getattr(self, name)) for name in _CHANGING}
+            return {**self.__dict__, **changing}
 
     @classmethod
     def load(cls, run_folder: str | Path) -> Agent:

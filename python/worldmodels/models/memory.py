@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,6 +45,10 @@ class Memory:
         self._latent_size, self._action_size = mdnrnn.latent_size, mdnrnn.action_size
         self._hidden_size, self._threads = mdnrnn.hidden_size, check_threads(num_threads)
         self.forget(slots)
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {**self.__dict__, "h": self.h.copy(), "c": self.c.copy()}
 
     def forget(self, slots: int) -> None:
         """All slots are empty; from now on there are ``slots`` of them."""
