@@ -364,7 +364,7 @@ def cmaes(data: bytes, folder: Path) -> None:
             assert all(np.array_equal(before[key], value, equal_nan=True) for key, value in es.state_dict().items())
         elif es.popsize < 1000:
             for _ in range(3):
-                es.tell(es.ask(), np.arange(es.popsize * es.repeats).reshape(-1, es.repeats).squeeze(1))
+                es.tell(es.ask(), np.arange(es.popsize))
                 es.stop()
     except RuntimeError as error:  # C that no decomposition exists for, or steps beyond float64, told at the next ask
         assert "could not be decomposed" in str(error) or "beyond float64" in str(error), repr(error)

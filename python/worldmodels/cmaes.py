@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from worldmodels._core import Cmaes
 from worldmodels._stopping import Stopping
-from worldmodels._uncertainty import next_repeats
 from worldmodels.checks import (
     check_integer,
     check_real,
@@ -89,8 +88,6 @@ class CMAES:
         gap: generations a decomposition of C lasts for; 1 / (2 N (c1 + cmu)) when None, as in Hansen's
             purecma (the tutorial's section B.2 has 10 in place of 2). A diagonal C is taken every generation.
         weight_decay: this times mean(x**2) is added to the value of x before anything else sees it.
-        uncertainty: (least, most) evaluations of a solution, 2 <= least <= most: `repeats` follows the noise,
-            and `tell` takes (popsize, repeats) values (UH-CMA-ES; see `_uncertainty.py` for when it helps).
         ftarget: stop when the best value is at or below.
         maxiter: stop after so many generations; 100 + 150 (N + 3)^2 / sqrt(popsize) when None.
         maxfevals: stop after so many evaluations.
@@ -121,7 +118,6 @@ class CMAES:
         separable: bool = False,
         gap: float | None = None,
         weight_decay: float = 0.0,
-        uncertainty: tuple[int, int] | None = None,
         ftarget: float = -math.inf,
         maxiter: float | None = None,
         maxfevals: float = math.inf,
@@ -151,8 +147,6 @@ class CMAES:
         self._active = bool(active)
         self._separable = bool(separable)
         self._weight_decay = check_real("weight_decay", weight_decay, 0)
-        self._uncertainty = (1, 1) if uncertainty is None else _checked_uncertainty(*uncertainty)
-        self._repeats = float(self._uncertainty[0])
         self._stopping = Stopping(
             {
                 "ftarget": ftarget,
@@ -251,11 +245,6 @@ class CMAES:
         return self._core.gap
 
     @property
-    def repeats(self) -> int:
-        """How often to evaluate each solution of this generation; 1 without `uncertainty`."""
-        return round(self._repeats)
-
-    @property
     def seed(self) -> int:
         """Key of the random stream."""
         return self._seed
@@ -306,8 +295,7 @@ class CMAES:
 
         Args:
             solutions: (popsize, N) finite, usually those of `ask`.
-            values: (popsize,) to be minimised; with `uncertainty` (popsize, repeats), whose rows are
-                averaged.
+            values: (popsize,) to be minimised.
 
         Raises:
             ValueError: a wrong shape, or a solution that is not finite.
@@ -319,9 +307,8 @@ class CMAES:
         popsize, n = self.popsize, self._core.mean.size
         if x.shape != (popsize, n):
             raise ValueError(f"solutions: expected ({popsize}, {n}), got {x.shape}")
-        evaluated = (popsize, self.repeats) if self._uncertainty[1] > 1 else (popsize,)
-        if f.shape != evaluated:
-            raise ValueError(f"values: expected {evaluated}, got {f.shape}")
+        if f.shape != (popsize,):
+            raise ValueError(f"values: expected {(popsize,)}, got {f.shape}")
         if not np.isfinite(x).all():
             row, column = np.argwhere(~np.isfinite(x))[0]
             raise ValueError(f"solutions: expected finite numbers, got {x[row, column]} at [{row}, {column}]")
@@ -334,10 +321,7 @@ class CMAES:
             raise RuntimeError("tell: called before ask")
         self._evaluations += f.size
         self._nonfinite += f.size - int(np.isfinite(f).sum())
-        measured = f
-        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf; too large for float64 is worst too
-            if f.ndim == 2:
-                f = f.mean(axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):  # too large for float64 is worst too
             if self._weight_decay:
                 f = f + self._weight_decay * np.mean(np.square(x), axis=1)
         f = np.where(np.isfinite(f), f, math.inf)
@@ -354,8 +338,6 @@ class CMAES:
         if ranked[0] < self._fbest:
             self._fbest = float(ranked[0])
             self._xbest = x[order[0]].copy()
-        if measured.ndim == 2:
-            self._repeats = next_repeats(self._repeats, measured, *self._uncertainty)
 
     # Stopping
 
@@ -399,8 +381,6 @@ class CMAES:
             "gap": np.array([self._core.gap]),
             "evaluations": self._evaluations,
             "nonfinite": self._nonfinite,
-            "uncertainty": np.array(self._uncertainty),
-            "repeats": self._repeats,
             "xbest": np.zeros((0, n)) if self._xbest is None else self._xbest[None].copy(),
             "fbest": np.array([self._fbest]),
         }
@@ -427,14 +407,6 @@ class CMAES:
         check_integer("popsize", state["popsize"], 2, min(most_rows, _MOST_SOLUTIONS))
         core = _restored_core(state)
         weight_decay = check_real("weight_decay", state["weight_decay"], 0)
-        bounds = float64_array("uncertainty", state["uncertainty"])
-        if bounds.shape != (2,) or not np.isfinite(bounds).all():
-            raise ValueError(f"uncertainty: expected two numbers, got {bounds.shape}")
-        least, most = map(int, bounds)
-        uncertainty = (1, 1) if most == 1 else _checked_uncertainty(least, most)
-        repeats = check_real("repeats", state["repeats"])
-        if not uncertainty[0] <= repeats <= uncertainty[1]:
-            raise ValueError(f"repeats: expected a number from {least} to {most}, got {repeats}")
         stopping = Stopping.of_state(self._stopping.limits.keys(), state)
         evaluations = check_integer("evaluations", state["evaluations"], 0, 2**63)
         nonfinite = check_integer("nonfinite", state["nonfinite"], 0, evaluations)
@@ -451,7 +423,6 @@ class CMAES:
             self._seed, self._sigma0 = int(state["seed"]), float(state["sigma0"])
             self._active, self._separable = bool(state["active"]), bool(state["separable"])
             self._weight_decay = weight_decay
-            self._uncertainty, self._repeats = uncertainty, repeats
             self._stopping = stopping
             self._evaluations, self._nonfinite = evaluations, nonfinite
             self._xbest = xbest[0].copy() if len(xbest) else None
@@ -477,9 +448,3 @@ def _checked_sigma(name: str, sigma: Any) -> float:
     if number <= 0:
         raise ValueError(f"{name}: expected a positive number, got {number:g}")
     return number
-
-
-def _checked_uncertainty(least: int, most: int) -> tuple[int, int]:
-    """(least, most) evaluations of a solution."""
-    least = check_integer("uncertainty", least, 2, _MOST_SOLUTIONS)
-    return least, check_integer("uncertainty", most, least, _MOST_SOLUTIONS)

@@ -1,6 +1,6 @@
 """Do scores in EnvPool's CarRacing compare with those in Gymnasium's? The same agent or policies in both.
 
-    python bench/compare_car_racing.py --agent runs/car --episodes 100 --policies
+    python analysis_scripts/compare_car_racing.py --agent runs/car --episodes 100 --policies
 
 Prints scores with 95 % intervals in both back ends and how much the frames of fixed actions differ. The tracks are not
 the same ones: the back ends make other random numbers of a seed.

@@ -1,6 +1,6 @@
 """How fast C evolves in the real environment: the whole loop beside its environments alone and V's encoder alone.
 
-    python bench/bench_real.py --rounds 3
+    python analysis_scripts/time_evolution_in_the_environment.py --rounds 3
 
 Prints frames a second of each, taken in turns, the loop's share of the slower of the two, and where the loop's time
 goes. V, M and C have the paper's sizes and no training: the work is the same.

@@ -1,6 +1,6 @@
 """Does M see deaths coming: along recorded episodes, and in dreams that repeat what was done before them?
 
-    python bench/foresee_deaths.py runs/small --episodes 200
+    python analysis_scripts/foresee_deaths.py runs/small --episodes 200
 
 Prints deaths per 1,000 steps by age of the last episodes of RUN's latents, and what M says of them while it is shown
 every frame; then how often dreams that begin K frames before a recorded death, with M's memory of the episode so far

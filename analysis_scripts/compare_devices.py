@@ -1,7 +1,7 @@
 """The dream on the CPU and on the GPU: steps per second, and the mean return of one controller in both.
 
-python bench/compare_devices.py                     the shipped world and its agent
-python bench/compare_devices.py runs/small --popsize 64 --episodes 16
+python analysis_scripts/compare_devices.py                     the shipped world and its agent
+python analysis_scripts/compare_devices.py runs/small --popsize 64 --episodes 16
 """
 
 from __future__ import annotations

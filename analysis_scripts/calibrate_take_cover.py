@@ -1,6 +1,6 @@
 """Calibrates TakeCover: what fixed policies score under each variant, and what the rendering size does to the picture.
 
-python bench/calibrate_take_cover.py --episodes 300
+python analysis_scripts/calibrate_take_cover.py --episodes 300
 """
 
 from __future__ import annotations
