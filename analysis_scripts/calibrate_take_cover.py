@@ -11,11 +11,11 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.config import EnvironmentConfig
-from worldmodels.envs.play import play_policy
+from worldmodels.analysis.stats import describe, table
+from worldmodels.envs.spec import EnvironmentConfig
 from worldmodels.envs.take_cover import TakeCoverEnv
-from worldmodels.stats import describe, table
-from worldmodels.tasks.takecover import POLICIES
+from worldmodels.pipeline.tasks.takecover import POLICIES
+from worldmodels.rollout.runner import play_policy
 
 RESOLUTIONS = ("640x480", "320x240", "160x120")
 

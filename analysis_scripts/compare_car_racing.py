@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from worldmodels import Agent, tasks
-from worldmodels.envs.batch import make_batch
-from worldmodels.envs.play import Blind, Environments, Player
-from worldmodels.stats import describe, table
+from worldmodels import Agent
+from worldmodels.analysis.stats import describe, table
+from worldmodels.envs.vector import make_batch
+from worldmodels.pipeline import tasks
+from worldmodels.rollout.runner import Blind, Environments, Player
 
 
 def frames(environment, episodes=20, steps=60):

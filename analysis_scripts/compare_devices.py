@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from worldmodels import Dream, pretrained
-from worldmodels.dream import done_weight, load_world
+from worldmodels.analysis.stats import table
+from worldmodels.dream.gpu import TorchDream
+from worldmodels.dream.world_model import done_weight, load_world
 from worldmodels.models.agent import load_controller
-from worldmodels.stats import table
-from worldmodels.torch_dream import TorchDream
 
 
 def timed(play):

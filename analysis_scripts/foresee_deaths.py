@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from worldmodels.analysis.quality import next_latent
 from worldmodels.data.latents import load_latents
-from worldmodels.dream import done_weight, load_world
-from worldmodels.quality import next_latent
+from worldmodels.dream.world_model import done_weight, load_world
 
 AGES = (0, 100, 200, 300, 400, 600, 800, 1200, 2100)
 AHEAD = (2, 5, 10, 20, 30, 60)  # frames before a death at which dreams begin

@@ -1,6 +1,6 @@
 """What a linear readout, which is what C is, can tell of the game's fireballs from what V and M hand to it.
 
-    python analysis_scripts/probe_fireballs.py takecover runs/small --player takecover --episodes 24 --temperatures 1.0 1.3
+    python analysis_scripts/probe_fireballs.py takecover runs/small --player takecover --temperatures 1.0 1.3
 
 Plays the real game with one agent while the engine says where everything is, and fits a ridge regression, on every
 second episode, from the features of each world (mu; a sampled z; z, h and c) to the number of fireballs in cells around
@@ -17,8 +17,8 @@ from gymnasium.vector import AutoresetMode
 from readout import encode, explained, features, fit, with_one
 
 from worldmodels import Agent, pretrained
-from worldmodels.dream import done_weight, load_world
-from worldmodels.envs.dream import DreamVectorEnv
+from worldmodels.dream.env import DreamVectorEnv
+from worldmodels.dream.world_model import done_weight, load_world
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.models.agent import load_controller
 

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from worldmodels import ConvVAE
-from worldmodels.data.weights import load_model
 from worldmodels.models.encoder import Encoder
+from worldmodels.models.lstm_state import Memory
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.memory import Memory
+from worldmodels.models.weights import load_model
 
 RIDGE = 10.0  # added to the diagonal of the features' products
 

@@ -14,11 +14,12 @@ import time
 
 import numpy as np
 
-from worldmodels import MDNRNN, Controller, ConvVAE, tasks
-from worldmodels.envs.batch import make_batch
-from worldmodels.envs.play import describe_environment
-from worldmodels.evaluators.real import RealEvaluator
-from worldmodels.threads import cores
+from worldmodels import MDNRNN, Controller, ConvVAE
+from worldmodels.envs.vector import make_batch
+from worldmodels.pipeline import tasks
+from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
+from worldmodels.rollout.runner import describe_environment
+from worldmodels.support.cpu import cores
 
 _EPISODES = 2  # in every slot, one after the other; their starts are part of the work
 
@@ -72,7 +73,7 @@ def main():
         latent, rnn.hidden_size, size, evolve.features, evolve.bias, evolve.hidden_units, task.squash
     )
     slots = options.environments
-    evaluator = RealEvaluator(
+    evaluator = EnvironmentEvaluator(
         ConvVAE(latent),
         MDNRNN(latent, size, rnn.hidden_size, restart_input=rnn.restart_input),
         controller,

@@ -15,7 +15,7 @@ from scipy import stats
 
 import reference_cmaes as ref
 from worldmodels import _core
-from worldmodels.cmaes import CMAES
+from worldmodels.cmaes.cmaes import CMAES
 
 LEVELS = _core.simd_levels()
 

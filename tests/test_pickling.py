@@ -16,11 +16,11 @@ from gymnasium.vector import AutoresetMode
 import worldmodels as wm
 from conftest import make_mdnrnn, make_vae
 from worldmodels import _core
-from worldmodels.dream import simd_levels
-from worldmodels.envs.dream import DreamEnv, DreamVectorEnv
+from worldmodels.dream.env import DreamEnv, DreamVectorEnv
+from worldmodels.dream.gpu import TorchDream
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.memory import Memory
-from worldmodels.torch_dream import TorchDream
+from worldmodels.models.lstm_state import Memory
+from worldmodels.support.simd import simd_levels
 
 CPU = torch.device("cpu")
 WAYS = {"pickle": lambda thing: pickle.loads(pickle.dumps(thing)), "deepcopy": copy.deepcopy}
@@ -138,7 +138,7 @@ def test_a_dream_is_of_the_weights_it_was_made_of(way, options, kind):
 
 def test_a_precision_that_a_machine_lacks_is_refused_as_by_the_constructor(monkeypatch):
     if "avx512_bf16" in simd_levels():
-        monkeypatch.setattr("worldmodels.dream.simd_levels", lambda: ["baseline"])
+        monkeypatch.setattr("worldmodels.support.simd.simd_levels", lambda: ["baseline"])
     model = wm.Dream(*world().values(), wm.Controller(4, 8, 1))._native
     build, (kind, arguments) = model.__reduce__()
     with pytest.raises(ValueError, match=r"^precision: bfloat16 needs a CPU with AVX-512 BF16"):
