@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.analysis.stats import describe, table
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.pipeline.tasks.takecover import POLICIES
 from worldmodels.rollout.runner import play_policy
@@ -26,7 +26,7 @@ def scores(episodes: int) -> None:
     for name, policy in POLICIES.items():
         cells = []
         for variant in ("paper", "modern"):
-            environment = EnvironmentConfig(variant=variant)
+            environment = EnvSpec(variant=variant)
             lengths = play_policy(environment, policy, episodes, seed=0, purpose="calibrate", slots=4)
             result = describe(lengths)
             cells.append(f"{result['mean']:.0f} +- {result['std']:.0f}")
@@ -37,7 +37,7 @@ def scores(episodes: int) -> None:
 def play(resolution: str, seed: int) -> tuple[npt.NDArray[np.float64], float]:
     """One episode of the holding policy: frames (T, 64, 64, 3) and seconds."""
     env = TakeCoverEnv(resolution=resolution)
-    actions = POLICIES["held 1-10"](np.random.default_rng(seed))
+    actions = POLICIES["repeat 1-10"](np.random.default_rng(seed))
     frames = [env.reset(seed=seed)[0]]
     began, over = time.perf_counter(), False
     while not over:

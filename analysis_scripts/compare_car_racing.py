@@ -37,7 +37,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agent", help="run folder of an agent")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--policies", nargs="*", default=["uniform", "brownian", "never"], help="none: the agent alone")
+    parser.add_argument("--policies", nargs="*", default=["uniform", "brownian", "noop"], help="none: the agent alone")
     options = parser.parse_args()
     task = tasks.get("carracing")
     rows, looks = [], []

@@ -15,7 +15,7 @@ import torch
 from worldmodels import Dream, pretrained
 from worldmodels.analysis.stats import table
 from worldmodels.dream.gpu import TorchDream
-from worldmodels.dream.world_model import done_weight, load_world
+from worldmodels.dream.world_model import done_weight, load_world_model
 from worldmodels.models.agent import load_controller
 
 
@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--max-steps", type=int, default=2100)
     options = parser.parse_args()
     folder = pretrained.resolve(options.world)
-    world = load_world(folder)
+    world = load_world_model(folder)
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
     settings = {
         "temperature": options.temperature,

@@ -18,7 +18,7 @@ from readout import encode, explained, features, fit, with_one
 
 from worldmodels import Agent, pretrained
 from worldmodels.dream.env import DreamVectorEnv
-from worldmodels.dream.world_model import done_weight, load_world
+from worldmodels.dream.world_model import done_weight, load_world_model
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.models.agent import load_controller
 
@@ -64,7 +64,7 @@ def dream(run, weights, temperature):
     """Ages (N,) and readings (N, targets) of dreams of a run's own agent, which end by chance."""
     controller, params, _ = load_controller(run / "evolve" / "controller.safetensors")
     envs = DreamVectorEnv(
-        *load_world(run),
+        *load_world_model(run),
         num_envs=DREAMS,
         temperature=temperature,
         features=controller.features,

@@ -147,7 +147,7 @@ def our_vae_step(
 def vae_steps(
     batch: int, precision: str = "bfloat16", lr: float = 1e-3
 ) -> tuple[Callable, Callable, nn.Module, ConvVAE]:
-    config = TrainVAEConfig(batch=batch, lr=lr, precision=precision)
+    config = TrainVAEConfig(batch_size=batch, lr=lr, precision=precision)
     torch.manual_seed(0)
     ours, plain = ConvVAE(config.latent_size), PlainVAE(config.latent_size)
     plain.load_state_dict(ours.state_dict())
@@ -195,7 +195,7 @@ def test_vae_training(batch: int, benchmark, tmp_path) -> None:
         for start in range(0, count, length):
             part = frames[start : start + length]
             nothing = np.zeros(len(part), np.float32)
-            writer.append(Episode(part, nothing[:, None], nothing, True, "never", 0))
+            writer.append(Episode(part, nothing[:, None], nothing, True, "noop", 0))
     store = EpisodeStore(tmp_path)
     order, steps = Order(np.arange(count), batch, 0), max(1, min(8, 128 // batch))
     plain_step, our_step, _, _ = vae_steps(batch)
@@ -311,7 +311,7 @@ def padded_step(model: MDNRNN, latents: Latents, batch: int, longest: int) -> Ca
 def test_rnn_training(batch: int, sequence: int, benchmark) -> None:
     """Beside the padded batch that is fastest for the plain loop: 16 x 250 (the paper's 100 x 500 is slower)."""
     latents = synthetic_latents(400, 300)
-    config = TrainRNNConfig(batch=batch, sequence=sequence)
+    config = TrainRNNConfig(batch_size=batch, sequence_length=sequence)
     torch.manual_seed(0)
     ours = train_rnn.build(config, latents)
     torch.manual_seed(0)
@@ -356,7 +356,7 @@ def test_memory_with_10_000_episodes(benchmark, tmp_path) -> None:
                 for _ in range(25):
                     start = int(rng.integers(0, 1950))
                     nothing = np.zeros(50, np.float32)
-                    writer.append(Episode(pool[start : start + 50], nothing[:, None], nothing, True, "never", 0))
+                    writer.append(Episode(pool[start : start + 50], nothing[:, None], nothing, True, "noop", 0))
         synthetic_latents(10_000, 300).save(experiment.path("latents", "00000.safetensors"))
         for stage in ("collect", "train_vae", "encode"):
             with mock.patch(f"worldmodels.pipeline.stages.{stage}.run", lambda _: {}):

@@ -33,7 +33,7 @@ chosen = options.parse_args()
 
 folder = pretrained.resolve(chosen.world)
 vae = load_model(folder / "vae" / "vae.safetensors", wm.ConvVAE)
-world = wm.load_world(folder)
+world = wm.load_world_model(folder)
 mdnrnn = world.mdnrnn
 
 # A dream of a controller that stands still: z (T + 1, Z), action (T, A).

@@ -26,7 +26,7 @@ import worldmodels as wm
 from worldmodels import pretrained
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.world_model import done_weight
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.weights import load_model
 from worldmodels.rollout.runner import Environments
 
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = options.parse_args(arguments)
 
     folder = pretrained.folder(chosen.world) if chosen.world in pretrained.names() else Path(chosen.world)
-    world = wm.load_world(folder)
+    world = wm.load_world_model(folder)
     model = world.mdnrnn
     controller = wm.Controller(model.latent_size, model.hidden_size, model.action_size, bias=True)
     # ends come by chance, as likely as M says
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.episodes:
         agent = wm.Agent(load_model(folder / "vae" / "vae.safetensors", wm.ConvVAE), model, controller, params)
         scores: dict[int, float] = {}
-        with Environments(EnvironmentConfig(), min(8, chosen.episodes)) as games:
+        with Environments(EnvSpec(), min(8, chosen.episodes)) as games:
             games.play(agent, range(chosen.episodes), seed=0, purpose="ppo", finished=scores.__setitem__)
         lived = list(scores.values())
         print(f"game:   {np.mean(lived):.0f} +- {np.std(lived):.0f} steps survived over {len(scores)} episodes")

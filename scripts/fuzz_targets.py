@@ -31,7 +31,7 @@ with atheris.instrument_imports(include=["worldmodels"]):
     from refusals import REFUSALS, STRANGE, a_file, attempt, little_memory, without_checksum
     from worldmodels.data.episodes import EpisodeStore
     from worldmodels.data.latents import load_latents
-    from worldmodels.dream.world_model import load_midway, load_world
+    from worldmodels.dream.world_model import load_midway, load_world_model
     from worldmodels.models.agent import Agent, load_controller
     from worldmodels.models.encoder import Encoder
     from worldmodels.models.lstm_state import Memory
@@ -178,7 +178,7 @@ def world(data: bytes, folder: Path) -> None:
     name = "midway" if data[:1] == b"m" else "initial"
     path = a_file(folder / "rnn" / f"{name}.safetensors", data[1:])
     try:
-        loaded = attempt(lambda: load_world(folder), str(path), LOADERS)
+        loaded = attempt(lambda: load_world_model(folder), str(path), LOADERS)
         if loaded is None:
             return
         midway = attempt(lambda: load_midway(folder, loaded.mdnrnn), str(path), LOADERS)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from worldmodels.models.weights import load_tensors, save_tensors
-from worldmodels.pretrained import HASHES, sha256
+from worldmodels.pretrained import DREAM, HASHES, sha256
 from worldmodels.support.files import write_json
 
 MEASURED = ("vae/quality.json", "rnn/quality.json")
@@ -32,6 +32,8 @@ def main(run: Path, name: str) -> None:
         write_json((to / file).with_suffix(".json"), about)
     for file in MEASURED:
         shutil.copyfile(run / file, to / file)
+    _, metadata = load_tensors(run / "evolve" / "controller.safetensors")
+    write_json(to / DREAM, {"termination": metadata["termination"]})
     write_json(to / HASHES, {file: sha256(to / file) for file in FILES})
 
 

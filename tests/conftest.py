@@ -28,10 +28,17 @@ from worldmodels.pipeline.tasks import preset
 
 #: Settings under which every stage takes seconds.
 TOY: dict[str, dict[str, Any]] = {
-    "collect": {"episodes": 6, "min_length": 1, "shard_episodes": 2, "workers": 2},
-    "train_vae": {"latent_size": 4, "steps": 6, "batch": 8, "checkpoint_every": 2, "validation": 20},
-    "train_rnn": {"hidden_size": 8, "mixtures": 2, "steps": 6, "batch": 2, "sequence": 16, "checkpoint_every": 2},
-    "check_dream": {"episodes": 2, "dream_episodes": 4, "environments": 2},
+    "collect": {"episodes": 6, "min_length": 1, "shard_episodes": 2, "num_workers": 2},
+    "train_vae": {"latent_size": 4, "steps": 6, "batch_size": 8, "checkpoint_every": 2, "validation_frames": 20},
+    "train_rnn": {
+        "hidden_size": 8,
+        "num_mixtures": 2,
+        "steps": 6,
+        "batch_size": 2,
+        "sequence_length": 16,
+        "checkpoint_every": 2,
+    },
+    "check_dream": {"episodes": 2, "dream_episodes": 4, "num_envs": 2},
     "evolve": {
         "generations": 2,
         "popsize": 4,
@@ -39,9 +46,9 @@ TOY: dict[str, dict[str, Any]] = {
         "max_steps": 50,
         "evaluate_every": 2,
         "evaluate_episodes": 4,
-        "threads": 1,
+        "num_threads": 1,
     },
-    "evaluate": {"episodes": 2, "environments": 2, "gif_steps": 40},
+    "evaluate": {"episodes": 2, "num_envs": 2, "recording_steps": 40},
     "report": {"dream_steps": 20},
 }
 
@@ -53,7 +60,7 @@ def toy_config(*, seed: int = 0, **sections: dict[str, Any]) -> Config:
     return override(config, sections)
 
 
-def make_episode(length: int, seed: int = 0, *, terminated: bool = True, policy: str = "never") -> Episode:
+def make_episode(length: int, seed: int = 0, *, terminated: bool = True, policy: str = "noop") -> Episode:
     """Random frames, actions and rewards."""
     rng = np.random.default_rng([seed, length])
     return Episode(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 
-from worldmodels.envs.policies import constant, held
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.policies import constant, repeated
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline.config import CollectConfig, Config, EvolveConfig, TrainRNNConfig
 from worldmodels.pipeline.tasks import Task
 
@@ -116,9 +116,9 @@ def task(kind, **collect):
     name, env_id = f"odd_{kind.lower()}", f"odd_env:Odd/{kind}-v0"
     settings = {"episodes": 4, "policies": "uniform", "min_length": 1, "workers": 1, "shard_episodes": 2, **collect}
     quick = Config(
-        experiment=name,
+        task=name,
         preset="quick",
-        environment=EnvironmentConfig(id=env_id, variant="", resolution=""),
+        environment=EnvSpec(id=env_id, variant="", resolution=""),
         collect=CollectConfig(**settings),
         train_rnn=TrainRNNConfig(done_head=False, reward_head=True),
         evolve=EvolveConfig(max_steps=50, generations=1),
@@ -128,7 +128,7 @@ def task(kind, **collect):
         env_id=env_id,
         actions=("a",),
         max_steps=20,
-        policies={"uniform": held(1, 1), "beyond": constant(7.0)},
+        policies={"uniform": repeated(1, 1), "beyond": constant(7.0)},
         beside={"random": "uniform", "collecting": "uniform"},
         presets={"quick": quick},
         score="points",

@@ -13,11 +13,11 @@ import pytest
 from toy_env import ToyEnv
 from worldmodels.envs import envpool as pool
 from worldmodels.envs import vector as batches
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import ProcessBatch, ThreadBatch, backend, make_batch
 
-TOY = EnvironmentConfig(id="toy_env:Toy-v0", variant="", resolution="")
-CARS = EnvironmentConfig(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
+TOY = EnvSpec(id="toy_env:Toy-v0", variant="", resolution="")
+CARS = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
 needs_envpool = pytest.mark.skipif(not pool.installed(), reason="EnvPool is not installed")
 
 
@@ -125,16 +125,16 @@ def test_the_back_end_is_the_fastest_there_is(monkeypatch):
     assert backend(TOY) == "gymnasium"
     for installed in (True, False):
         monkeypatch.setattr(pool, "installed", lambda there=installed: there)
-        anyone = EnvironmentConfig(id=CARS.id, variant="", resolution="")
+        anyone = EnvSpec(id=CARS.id, variant="", resolution="")
         assert backend(anyone) == ("envpool" if installed else "gymnasium")
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'worldmodels\[envpool\]'"):
         backend(CARS)
     with pytest.raises(ValueError, match=r"^environment\.backend: EnvPool has worldmodels/CarRacing-v0"):
-        backend(EnvironmentConfig(backend="envpool"))
+        backend(EnvSpec(backend="envpool"))
 
 
 def test_kinds_of_batches(monkeypatch):
-    assert isinstance(make_batch(EnvironmentConfig(), 2, workers=2), ThreadBatch)  # TakeCover is a process of its own
+    assert isinstance(make_batch(EnvSpec(), 2, workers=2), ThreadBatch)  # TakeCover is a process of its own
     assert isinstance(make_batch(TOY, 4, workers=1), ThreadBatch)
     made = make_batch(TOY, 4, workers=2)
     assert isinstance(made, ProcessBatch)
@@ -157,7 +157,7 @@ def test_options_that_an_environment_lacks_are_refused(monkeypatch, option):
 
 def test_an_environment_that_gymnasium_does_not_know_is_refused():
     with pytest.raises(ValueError, match=r"^environment\.id: expected one that Gymnasium knows, got 'worldmodels/No"):
-        make_batch(EnvironmentConfig(id="worldmodels/Nothing-v0"), 2)
+        make_batch(EnvSpec(id="worldmodels/Nothing-v0"), 2)
 
 
 @needs_envpool
@@ -165,9 +165,9 @@ def test_envpool_needs_no_box2d():
     lines = (
         "import sys",
         "sys.modules['Box2D'] = None",
-        "from worldmodels.pipeline.config import EnvironmentConfig",
+        "from worldmodels.pipeline.config import EnvSpec",
         "from worldmodels.envs.vector import make_batch",
-        "cars = EnvironmentConfig(id='worldmodels/CarRacing-v0', variant='', resolution='', backend='envpool')",
+        "cars = EnvSpec(id='worldmodels/CarRacing-v0', variant='', resolution='', backend='envpool')",
         "print(make_batch(cars, 1, workers=1).reset([0], [1]).shape)",
     )
     done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, check=False)

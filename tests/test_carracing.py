@@ -12,7 +12,7 @@ from worldmodels import MDNRNN, Controller
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.car_racing import HIGH, LOW
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.random_agent import RandomAgent
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import override
@@ -33,7 +33,7 @@ def test_the_paper_preset_is_the_papers():
     assert controller.size == 867
     assert (config.collect.episodes, config.collect.ignore_done) == (10_000, True)
     assert (rnn.sequence, rnn.batch, rnn.reward_head) == (999, 100, False)
-    assert (evolve.popsize, evolve.episodes, evolve.sigma, evolve.inside) == (64, 16, 0.1, "environment")
+    assert (evolve.popsize, evolve.episodes, evolve.sigma0, evolve.evaluate_in) == (64, 16, 0.1, "environment")
     assert (evolve.max_steps, evolve.evaluate_every, evolve.evaluate_episodes) == (1000, 25, 1024)
 
 
@@ -41,7 +41,7 @@ def test_presets_hold_together():
     for name, config in TASK.presets.items():
         assert (config.preset, config.experiment) == (name, "carracing")
         players.parse_policies(config.collect.policies, TASK.policies)
-        assert config.train_rnn.reward_head == (config.evolve.inside == "dream") == (name == "dream")
+        assert config.train_rnn.reward_head == (config.evolve.evaluate_in == "dream") == (name == "dream")
     assert set(TASK.beside.values()) <= set(TASK.policies)
 
 
@@ -58,7 +58,7 @@ def test_policies_stay_on_the_pedals(name):
     actions = np.stack(list(itertools.islice(stream, 3000)))
     assert actions.shape == (3000, 3) and actions.dtype == np.float32
     assert (actions >= LOW).all() and (actions <= HIGH).all()
-    if name in ("uniform", "held 1-20", "brownian"):
+    if name in ("uniform", "repeat 1-20", "brownian"):
         assert (actions.std(axis=0) > 0.2).all()
         assert 0.3 < (actions[:, 2] == 0).mean() < 0.7
 
@@ -121,7 +121,7 @@ def test_noise_collects():
     job = players.Job(config, None, 0)
     assert job.environment.backend == "gymnasium" and job.options == {"ignore_done": True}
     episodes = list(players.play(Cars(None, 2, workers=1), job, range(12), None))
-    assert {episode.policy for episode in episodes} == {"random agent", "brownian"}
+    assert {episode.policy for episode in episodes} == {"random-weight agent", "brownian"}
     assert all(episode.actions.shape == (3, 3) and not episode.terminated for episode in episodes)
     assert len({episode.actions.tobytes() for episode in episodes}) == 12
     with pytest.raises(ValueError, match=r"^collect\.policies: .*random agent"):
@@ -164,12 +164,12 @@ def test_the_whole_of_it_at_toy_size(tmp_path):
     """Evolved in the real environment, with three-dimensional actions in every picture."""
     toy = {
         **TOY,
-        "collect": {"episodes": 2, "shard_episodes": 1, "workers": 1},
-        "evolve": {**TOY["evolve"], "max_steps": 5, "environments": 4, "evaluate_episodes": 2},
-        "evaluate": {"episodes": 2, "environments": 2, "gif_steps": 20},
+        "collect": {"episodes": 2, "shard_episodes": 1, "num_workers": 1},
+        "evolve": {**TOY["evolve"], "max_steps": 5, "num_envs": 4, "evaluate_episodes": 2},
+        "evaluate": {"episodes": 2, "num_envs": 2, "recording_steps": 20},
     }
     config = override(TASK.presets["quick"], toy)
-    assert config.environment == EnvironmentConfig(id=TASK.env_id, variant="", resolution="")
+    assert config.environment == EnvSpec(id=TASK.env_id, variant="", resolution="")
     with Experiment(tmp_path, config) as experiment:
         for stage in STAGES:
             experiment.run(stage)

@@ -72,18 +72,18 @@ def test_help_lists_the_commands(capsys):
 def test_flags_become_settings(tmp_path, ran):
     arguments = [
         *("run", "takecover", "--preset", "small", "--out", str(tmp_path), "--seed", "5"),
-        *("--collect.policies", "left:1, held 1-60:2", "--collect.episodes", "7", "--environment.variant", "modern"),
-        *("--no-train-rnn.done-head", "--train-rnn.reward-head", "--evolve.ends", "threshold"),
-        *("--evolve.sigma", "0.5", "--evolve.seeds", "common"),
+        *("--collect.policies", "left:1, repeat 1-60:2", "--collect.episodes", "7", "--environment.variant", "modern"),
+        *("--no-train-rnn.done-head", "--train-rnn.reward-head", "--evolve.termination", "threshold"),
+        *("--evolve.sigma0", "0.5", "--evolve.common-random-numbers", "common"),
     ]
     assert main(arguments) == 0
     assert list(ran) == list(STAGES)
     config = ran["evolve"]
     assert (config.preset, config.seed) == ("small", 5)
-    assert (config.collect.policies, config.collect.episodes) == ("left:1, held 1-60:2", 7)
+    assert (config.collect.policies, config.collect.episodes) == ("left:1, repeat 1-60:2", 7)
     assert config.environment.variant == "modern"
     assert (config.train_rnn.done_head, config.train_rnn.reward_head) == (False, True)
-    assert (config.evolve.sigma, config.evolve.seeds) == (0.5, "common")
+    assert (config.evolve.sigma0, config.evolve.common_random_numbers) == (0.5, "common")
     assert config.train_vae == preset("takecover", "small").train_vae
     assert Experiment.stored_config(tmp_path) == config
 
@@ -110,7 +110,12 @@ def test_the_paper_preset_is_the_default(tmp_path, ran):
         (["run", "takecover", "--from-scratch"], "quick", "takecover-quick", ""),
         (["run", "takecover", "--from-scratch", "--preset", "small"], "small", "takecover-small", ""),
         (["run", "takecover", "--preset", "paper"], "paper", "takecover-paper", ""),
-        (["run", "takecover", "--preset", "quick", "--world", "takecover"], "quick", "takecover-quick", "takecover"),
+        (
+            ["run", "takecover", "--preset", "quick", "--world-model", "takecover"],
+            "quick",
+            "takecover-quick",
+            "takecover",
+        ),
     ],
 )
 def test_a_run_takes_the_shipped_world_unless_it_is_told_to_train(
@@ -119,7 +124,7 @@ def test_a_run_takes_the_shipped_world_unless_it_is_told_to_train(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 0
     config = Experiment.stored_config(Path("runs", folder))
-    assert (config.preset, config.world) == (name, world)
+    assert (config.preset, config.world_model) == (name, world)
     assert set(ran) == set(STAGES) - (set(MAKERS) if world else set())
 
 
@@ -139,15 +144,15 @@ def test_a_taken_world_is_not_trained(tmp_path, monkeypatch, ran, capsys):
     assert "taken from the world takecover" in capsys.readouterr().err
     line = refused(capsys, "run", "takecover", "--from-scratch", "--out", "runs/takecover")
     assert "--from-scratch: expected a run that trains V and M, got one that takes them: takecover" in line
-    for arguments in (["train-rnn", "--again"], ["run", "takecover", "--train-rnn.steps", "9"]):
+    for arguments in (["train-rnn", "--force"], ["run", "takecover", "--train-rnn.steps", "9"]):
         line = refused(capsys, *arguments, "--out", "runs/takecover")
         assert "train-rnn: nothing to do in runs/takecover, which takes V and M from takecover" in line
-    assert "--world: " in refused(capsys, "run", "takecover", "--world", "elsewhere")
+    assert "--world: " in refused(capsys, "run", "takecover", "--world-model", "elsewhere")
     assert "iterate: expected a run that trains V and M" in refused(
         capsys, "iterate", "takecover", "--out", "runs/takecover"
     )
     assert "world: expected a run folder with vae/vae.safetensors, or one of takecover, got nowhere" in refused(
-        capsys, "run", "takecover", "--world", "nowhere", "--out", "other"
+        capsys, "run", "takecover", "--world-model", "nowhere", "--out", "other"
     )
     assert not Path("other").exists()
 
@@ -287,7 +292,7 @@ def test_a_full_disk_behind_stdout_is_explained(tmp_path):
     ("arguments", "message"),
     [
         (["evolve", "--popsize", "0"], "evolve.popsize: expected more than zero, got 0"),
-        (["collect", "--workers", "-1"], "collect.workers: expected zero or more, got -1"),
+        (["collect", "--workers", "-1"], "collect.num_workers: expected zero or more, got -1"),
         (["collect", "--policies", "left:1, hover"], "collect.policies: expected '<name>:<share>, ...'"),
         (["collect", "--policies", "left:0"], "got 'left:0'"),
         (["collect", "--seed", str(2**64)], "--seed: expected an integer from 0 to 18446744073709551615, got"),
@@ -305,7 +310,7 @@ def test_other_settings_of_a_finished_stage_are_refused(tmp_path, ran, capsys):
     for arguments in (["collect", "--episodes", "3"], ["run", "takecover", "--collect.episodes", "3"]):
         message = refused(capsys, *arguments, *out)
         assert "collect was done there with other settings (episodes)" in message
-        assert "--again" in message
+        assert "--force" in message
     assert "(seed)" in refused(capsys, "train-vae", *out, "--seed", "3")
     message = refused(capsys, "run", "takecover", *out, "--preset", "quick")
     assert f"--preset: {tmp_path} holds a run of preset 'paper', got 'quick'" in message
@@ -317,7 +322,7 @@ def test_again_discards_and_repeats(tmp_path, ran):
     ran.clear()
     (tmp_path / "latents").mkdir()
     (tmp_path / "latents" / "00000.safetensors").touch()
-    assert main(["train-rnn", *out, "--again", "--hidden-size", "7"]) == 0
+    assert main(["train-rnn", *out, "--force", "--hidden-size", "7"]) == 0
     assert list(ran) == ["train_rnn"]
     left = [stage for stage in STAGES if (tmp_path / "stages" / f"{stage}.json").exists()]
     assert left == ["collect", "train_vae", "encode", "train_rnn"]

@@ -17,7 +17,7 @@ import pytest
 from conftest import start, toy_config, write_world
 from worldmodels import Controller
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.envs.policies import brownian, constant, held, ornstein_uhlenbeck
+from worldmodels.envs.policies import brownian, constant, ornstein_uhlenbeck, repeated
 from worldmodels.pipeline.run import Experiment
 from worldmodels.pipeline.stages import players
 from worldmodels.pipeline.stages.evolve import save_controller
@@ -25,7 +25,7 @@ from worldmodels.pipeline.stages.players import interruptions, parse_policies
 from worldmodels.pipeline.tasks.takecover import POLICIES
 from worldmodels.rollout.runner import episode_seed
 
-SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "held 1-10, left", "min_length": 120, "workers": 2}
+SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "repeat 1-10, left", "min_length": 120, "workers": 2}
 
 
 def run(folder, **changes):
@@ -69,9 +69,11 @@ def test_episodes_are_real_and_whole(undisturbed):
         assert (episode.frames[1:] != episode.frames[:-1]).any(axis=(1, 2, 3)).mean() > 0.5
         lengths = [len(list(group)) for _, group in itertools.groupby(episode.actions[:, 0].tolist())]
         assert (
-            max(lengths[:-1], default=0) <= 10 if episode.policy == "held 1-10" else set(episode.actions[:, 0]) == {-1}
+            max(lengths[:-1], default=0) <= 10
+            if episode.policy == "repeat 1-10"
+            else set(episode.actions[:, 0]) == {-1}
         )
-    assert {episode.policy for episode in episodes} == {"held 1-10", "left"}
+    assert {episode.policy for episode in episodes} == {"repeat 1-10", "left"}
     assert len({episode.frames[-1].tobytes() for episode in episodes}) == 7
     with Experiment(folder) as experiment:
         summary = experiment.summary("collect")
@@ -157,7 +159,7 @@ def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
 
 
 def test_held_actions_last_as_long_as_they_should():
-    stream = held(2, 5)(np.random.default_rng(0))
+    stream = repeated(2, 5)(np.random.default_rng(0))
     actions = [next(stream) for _ in range(20_000)]
     assert all(action.shape == (1,) and action.dtype == np.float32 for action in actions)
     runs = [(value, len(list(group))) for value, group in itertools.groupby(float(action[0]) for action in actions)][
@@ -179,23 +181,23 @@ def test_fixed_policies():
         stream = POLICIES[name](np.random.default_rng(0))
         return [float(next(stream)[0]) for _ in range(count)]
 
-    assert set(first("never")) == {0.0}
+    assert set(first("noop")) == {0.0}
     assert set(first("left")) == {-1.0}
     assert set(first("right")) == {1.0}
     assert len(set(first("uniform"))) == 400
     longest = {
-        name: max(len(list(g)) for _, g in itertools.groupby(first(name))) for name in ("held 1-10", "held 1-60")
+        name: max(len(list(g)) for _, g in itertools.groupby(first(name))) for name in ("repeat 1-10", "repeat 1-60")
     }
-    assert longest["held 1-10"] == 10
-    assert 40 < longest["held 1-60"] <= 60
+    assert longest["repeat 1-10"] == 10
+    assert 40 < longest["repeat 1-60"] <= 60
     assert next(constant(0.25)(np.random.default_rng(0))).tolist() == [0.25]
     for low, high in ((0, 3), (4, 3)):
         with pytest.raises(ValueError, match="low, high: expected 1 <= low <= high"):
-            held(low, high)
+            repeated(low, high)
 
 
 def test_policies_are_read_with_their_shares():
-    assert parse_policies("held 1-10", POLICIES) == [("held 1-10", 1.0)]
+    assert parse_policies("repeat 1-10", POLICIES) == [("repeat 1-10", 1.0)]
     assert parse_policies(" left : 2,right:0.5 ", POLICIES) == [("left", 2.0), ("right", 0.5)]
 
 
@@ -276,7 +278,7 @@ def test_an_agent_collects_beside_included_episodes(tmp_path, toy_agent, undistu
     base, before = undisturbed
     changes = {
         "agent": str(toy_agent),
-        "policies": "agent, agent perturbed, agent interrupted",
+        "policies": "agent, agent with parameter noise, agent with action bursts",
         "include": str(base),
         "min_length": 1,
     }
@@ -284,10 +286,10 @@ def test_an_agent_collects_beside_included_episodes(tmp_path, toy_agent, undistu
     check_equal(episodes[:7], before)
     mine = episodes[7:]
     assert len(mine) == 7
-    assert {episode.policy for episode in mine} == {"agent", "agent perturbed", "agent interrupted"}
+    assert {episode.policy for episode in mine} == {"agent", "agent with parameter noise", "agent with action bursts"}
     for episode in mine:
         held = (np.diff(episode.actions[:, 0]) == 0).mean()
-        assert (held > 0.05) == (episode.policy == "agent interrupted")
+        assert (held > 0.05) == (episode.policy == "agent with action bursts")
     assert (base / "episodes" / "00000.h5").stat().st_nlink == 2
     check_equal(run(tmp_path / "two", **{**changes, "workers": 1}), episodes)
 

@@ -44,22 +44,24 @@ def test_presets_go_through_json(experiment, name):
 def test_the_paper_preset_has_the_papers_numbers():
     config = preset("takecover", "paper")
     assert config.collect.episodes == 10_000
-    assert config.collect.policies == "held 1-10"
+    assert config.collect.policies == "repeat 1-10"
     assert config.collect.min_length == 101  # episodes of 100 frames or fewer are dropped
     vae, rnn, evolve = config.train_vae, config.train_rnn, config.evolve
     assert (vae.latent_size, vae.lr, vae.batch, vae.kl_tolerance, vae.kl_weight) == (64, 1e-4, 100, 0.5, 1.0)
     assert (rnn.hidden_size, rnn.mixtures, rnn.batch, rnn.sequence, rnn.clip) == (512, 5, 100, 500, 1.0)
     assert (rnn.lr, rnn.lr_end, rnn.lr_decay, rnn.done_weight, rnn.steps) == (1e-3, 1e-5, 0.99999, 10.0, 24_400)
     assert (rnn.restart_input, rnn.done_head, rnn.reward_head) == (True, True, False)
-    assert (evolve.popsize, evolve.episodes, evolve.sigma, evolve.temperature) == (64, 16, 0.1, 1.15)
+    assert (evolve.popsize, evolve.episodes, evolve.sigma0, evolve.temperature) == (64, 16, 0.1, 1.15)
     assert (evolve.evaluate_every, evolve.evaluate_episodes, evolve.max_steps) == (25, 1024, 2100)
     assert (evolve.features, evolve.bias, evolve.hidden_units, evolve.weight_decay) == ("zch", False, 0, 0.01)
 
 
 def test_override_changes_what_it_is_told_and_nothing_else():
     before = preset("takecover", "quick")
-    after = override(before, {"evolve": {"popsize": 8, "sigma": 1, "weight_decay": 0.0}, "collect": {"workers": 0}})
-    assert (after.evolve.popsize, after.evolve.sigma, after.evolve.weight_decay) == (8, 1, 0.0)
+    after = override(
+        before, {"evolve": {"popsize": 8, "sigma0": 1, "weight_decay": 0.0}, "collect": {"num_workers": 0}}
+    )
+    assert (after.evolve.popsize, after.evolve.sigma0, after.evolve.weight_decay) == (8, 1, 0.0)
     assert dataclasses.replace(after, evolve=before.evolve) == before
     assert from_dict(to_dict(after)) == after
 
@@ -73,23 +75,23 @@ def test_override_changes_what_it_is_told_and_nothing_else():
         ("evolve", "popsize", True, "expected int, got True"),
         ("evolve", "popsize", 0, "expected more than zero, got 0"),
         ("evolve", "popsize", -4, "expected more than zero, got -4"),
-        ("evolve", "sigma", "big", "expected float, got 'big'"),
-        ("evolve", "sigma", float("nan"), "expected more than zero, got nan"),
+        ("evolve", "sigma0", "big", "expected float, got 'big'"),
+        ("evolve", "sigma0", float("nan"), "expected more than zero, got nan"),
         ("evolve", "temperature", -0.1, "expected zero or more, got -0.1"),
         ("evolve", "bias", 1, "expected bool, got 1"),
         ("evolve", "features", "hz", "expected one of z, zh, zc, zch, got 'hz'"),
         ("evolve", "features", None, "expected str, got None"),
-        ("evolve", "seeds", "same", "expected one of common, independent, got 'same'"),
-        ("train_vae", "batch", 0, "expected more than zero, got 0"),
+        ("evolve", "common_random_numbers", "same", "expected one of common, independent, got 'same'"),
+        ("train_vae", "batch_size", 0, "expected more than zero, got 0"),
         ("train_vae", "schedule", "linear", "expected one of constant, cosine"),
         ("train_vae", "keep", "worst", "expected one of best, last, got 'worst'"),
         ("train_rnn", "patience", -1, "expected zero or more, got -1"),
-        ("train_vae", "micro_batch", -1, "expected zero or more, got -1"),
-        ("train_rnn", "micro_steps", 0, "expected more than zero, got 0"),
+        ("train_vae", "micro_batch_size", -1, "expected zero or more, got -1"),
+        ("train_rnn", "micro_batch_steps", 0, "expected more than zero, got 0"),
         ("train_vae", "tensorboard", 1, "expected bool, got 1"),
         ("train_rnn", "schedule", "constant", "expected one of exponential, cosine"),
         ("train_rnn", "precision", "float64", "expected one of auto, float32, bfloat16"),
-        ("collect", "workers", -1, "expected zero or more, got -1"),
+        ("collect", "num_workers", -1, "expected zero or more, got -1"),
         ("environment", "variant", "hard", "expected one of (empty), paper, modern, got 'hard'"),
     ],
 )

@@ -21,7 +21,7 @@ from worldmodels.envs import vector as batch
 from worldmodels.envs.any_gymnasium import ActionMap, AdaptedEnv
 from worldmodels.envs.policies import constant
 from worldmodels.envs.rules import Rules
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import ProcessBatch, ThreadBatch, make, make_batch
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Experiment
@@ -43,7 +43,7 @@ class Left:
 
 
 def odd(kind):
-    return EnvironmentConfig(id=f"odd_env:Odd/{kind}-v0", variant="", resolution="")
+    return EnvSpec(id=f"odd_env:Odd/{kind}-v0", variant="", resolution="")
 
 
 def adapt(squash="tanh", **odd):
@@ -69,7 +69,7 @@ def package(tmp_path, monkeypatch):
 
 
 def collect(kind, *flags):
-    return main(["collect", "--experiment", f"odd_{kind.lower()}", "--preset", "quick", "--out", "run", *flags])
+    return main(["collect", "--task", f"odd_{kind.lower()}", "--preset", "quick", "--out", "run", *flags])
 
 
 def episodes(folder):
@@ -323,7 +323,7 @@ def test_finished_shards_are_kept_where_a_later_one_is_refused(package, monkeypa
     kept = (package / "run" / "episodes" / "00000.h5").read_bytes()
     (package / "run" / "stages" / "collect.json").unlink()
     config = replace(odd_env.task("Limited").presets["quick"], environment=odd("Nan"))
-    config = replace(config, collect=replace(config.collect, episodes=6, workers=2))
+    config = replace(config, collect=replace(config.collect, episodes=6, num_workers=2))
     with Experiment(package / "run", config) as experiment:
         with pytest.raises(ContractError, match="expected a finite reward"):
             experiment.run("collect")
@@ -436,7 +436,7 @@ def test_rewards_and_flags_of_numpy_are_fine():
 
 @pytest.mark.skipif(not pool.installed(), reason="EnvPool is not installed")
 def test_rewards_of_envpool_are_checked():
-    cars = EnvironmentConfig(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
+    cars = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
     made = make_batch(cars, 2, workers=1, rules=tasks.get("carracing").rules)
     made.expect([5, 6])
     made.reset([0, 1], [5, 6])

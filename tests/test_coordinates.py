@@ -7,7 +7,7 @@ import pytest
 
 from conftest import toy_config, write_world
 from worldmodels.cmaes.search_space import Coordinates, principal_components
-from worldmodels.dream.world_model import load_world
+from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline.run import Experiment
 from worldmodels.pipeline.search_space import dreamt_features, make_coordinates
@@ -88,7 +88,7 @@ def run(tmp_path):
 def test_they_are_those_of_what_c_sees_in_dreams(run):
     controller = Controller(4, 8, 1)
     coordinates = make_coordinates(run, controller, np.ones(20), 6, seed=3)
-    features = dreamt_features(load_world(run), controller, 3)
+    features = dreamt_features(load_world_model(run), controller, 3)
     assert features.shape[1] == 20
     np.testing.assert_array_equal(coordinates.basis, principal_components(features, 6))
     other = features[: len(features) // 2] @ coordinates.basis
@@ -106,5 +106,5 @@ def test_what_is_in_the_file_is_kept(run):
 
 
 def test_more_than_c_sees_is_refused_before_anything_is_played(tmp_path):
-    with pytest.raises(ValueError, match=r"evolve\.components: expected at most 20, what C sees, got 21"):
+    with pytest.raises(ValueError, match=r"evolve\.pca_components: expected at most 20, what C sees, got 21"):
         make_coordinates(tmp_path, Controller(4, 8, 1), np.ones(20), 21, seed=3)

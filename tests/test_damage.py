@@ -37,7 +37,7 @@ from worldmodels.support.files import read_json, write_json
 def complete_before(whole_run, to, stage):
     """A copy of the finished toy run in which ``stage`` is next."""
     shutil.copytree(whole_run[0] / "toy", to)
-    with Experiment(to, again=stage):
+    with Experiment(to, rerun=stage):
         pass
     return to
 
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_named_and_begun_anew_when_asked(tmp_path, capsy
     assert main([command(stage), "--out", str(tmp_path)]) == 1
     assert f"worldmodels: {path}: expected " in capsys.readouterr().err
     assert path.read_bytes() == data
-    assert main([command(stage), "--out", str(tmp_path), "--again"]) == 0
+    assert main([command(stage), "--out", str(tmp_path), "--force"]) == 0
 
 
 # Other versions
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path, stage, change):
         tensors[name] = torch.zeros(3, 5, 7)
     save_tensors(path, tensors, about)
     message = (
-        rf"checkpoint\.safetensors: expected a checkpoint of this version .*`worldmodels {command(stage)} --again`"
+        rf"checkpoint\.safetensors: expected a checkpoint of this version .*`worldmodels {command(stage)} --force`"
     )
     with prepare(tmp_path) as experiment, pytest.raises(ValueError, match=message):
         experiment.run(stage)

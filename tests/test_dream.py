@@ -421,7 +421,7 @@ def test_expected_returns_are_those_by_chance_with_less_noise():
 
 def test_expected_returns_do_not_depend_on_the_threads():
     model, controller, starts = make_model(), Controller(5, 7, 2), make_starts(5)
-    dream = Dream(model, *starts, controller, done_weight=4, expected_returns=True)
+    dream = Dream(model, *starts, controller, termination="expected")
     params = make_params(dream, 7)
     one, two = (dream.rollout(params, 9, num_threads=threads) for threads in (1, 2))
     np.testing.assert_array_equal(one.returns, two.returns)

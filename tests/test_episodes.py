@@ -18,7 +18,7 @@ from worldmodels.data.episodes import Episode, EpisodeShard, EpisodeStore, Episo
 
 def episodes():
     return [
-        make_episode(5, 1, policy="held 1-10"),
+        make_episode(5, 1, policy="repeat 1-10"),
         make_episode(1, 2, policy="left"),
         make_episode(9, 3, terminated=False),
         make_episode(4, 4),
@@ -76,7 +76,7 @@ from pathlib import Path
 import numpy as np
 from worldmodels.data.episodes import Episode, EpisodeWriter
 frames = np.random.default_rng(0).integers(0, 256, (50, 64, 64, 3), dtype=np.uint8)
-episode = Episode(frames, np.zeros((50, 1), np.float32), np.ones(50, np.float32), True, "never", 0)
+episode = Episode(frames, np.zeros((50, 1), np.float32), np.ones(50, np.float32), True, "noop", 0)
 with EpisodeWriter(Path(sys.argv[1]) / "00000.h5", 1) as writer:
     for _ in range(3):
         writer.append(episode)

@@ -14,11 +14,11 @@ from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.native import Dream
 from worldmodels.envs import vector as batch
 from worldmodels.envs.policies import constant
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.agent import Agent, Candidates
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline.config import override
-from worldmodels.pipeline.evaluators import looked_at_in
+from worldmodels.pipeline.evaluators import playback_precision
 from worldmodels.pipeline.run import Experiment
 from worldmodels.pipeline.stages import check_dream, evaluate, scores
 from worldmodels.pipeline.stages.evolve import Means, save_controller
@@ -53,7 +53,7 @@ def evaluated(tmp_path_factory):
 
 def test_results_are_complete(evaluated):
     results = read_json(evaluated / "results.json")
-    for name in ("agent", "before", "random", "collecting", "never", "left", "right"):
+    for name in ("agent", "before", "random", "collecting", "noop", "left", "right"):
         scores = results[name]["scores"]
         assert len(scores) == 3
         assert all(score == int(score) and 20 < score <= 2100 for score in scores)
@@ -61,9 +61,9 @@ def test_results_are_complete(evaluated):
         assert results[name]["std"] == pytest.approx(np.std(scores, ddof=1))
         low, high = results[name]["ci95"]
         assert low <= results[name]["mean"] <= high
-    assert len({tuple(results[name]["scores"]) for name in ("agent", "random", "collecting", "never")}) == 4
+    assert len({tuple(results[name]["scores"]) for name in ("agent", "random", "collecting", "noop")}) == 4
     assert results["before"]["policy"] == "first generation" and "curve" not in results
-    assert (results["random"]["policy"], results["collecting"]["policy"]) == ("uniform", "held 1-10")
+    assert (results["random"]["policy"], results["collecting"]["policy"]) == ("uniform", "repeat 1-10")
     assert results["environment"] == {
         "id": "worldmodels/TakeCover-v0",
         "variant": "paper",
@@ -82,8 +82,8 @@ def test_results_are_complete(evaluated):
 
 def test_scores_can_be_played_again_from_their_seeds(evaluated):
     results = read_json(evaluated / "results.json")
-    env = play.make(EnvironmentConfig())
-    for seed, score in zip(results["seeds"]["episodes"], results["never"]["scores"], strict=True):
+    env = play.make(EnvSpec())
+    for seed, score in zip(results["seeds"]["episodes"], results["noop"]["scores"], strict=True):
         env.reset(seed=seed)
         steps, over = 0, False
         while not over:
@@ -214,7 +214,7 @@ def test_a_machine_without_bfloat16_looks_at_its_dreams_in_float32(tmp_path, mon
         experiment.config = override(experiment.config, {"evolve": {"precision": "bfloat16"}})
         for here, found in ((["float32", "bfloat16"], "bfloat16"), (["float32"], "float32")):
             monkeypatch.setattr("worldmodels.pipeline.evaluators.precisions", lambda here=here: here)
-            assert looked_at_in(experiment) == found
+            assert playback_precision(experiment) == found
         assert evaluate.dream_scores(experiment) == expected
 
 
@@ -286,7 +286,7 @@ def test_an_agent_is_told_which_episode_every_frame_is_of(monkeypatch, slots):
     monkeypatch.setattr(batch, "make", lambda _: envs.append(Countdown()) or envs[-1])
     monkeypatch.setattr(play, "episode_seed", lambda seed, purpose, episode: lengths[episode])
     player, played = Spy(), []
-    with play.Environments(EnvironmentConfig(), slots) as environments:
+    with play.Environments(EnvSpec(), slots) as environments:
         for episodes in (list(lengths), [8, 5], []):  # what was opened for the first is there for the others
             options = {"seed": 6, "purpose": "test", "finished": lambda *score: played.append(score)}
             played.clear()
@@ -375,10 +375,10 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
         summary = experiment.summary("check_dream")
     out, err = capsys.readouterr()
     found = read_json(tmp_path / "check_dream" / "check_dream.json")
-    names = ["uniform", "held 1-10", "held 1-60", "never", "left", "right"]
+    names = ["uniform", "repeat 1-10", "repeat 1-60", "noop", "left", "right"]
     assert list(found["policies"]) == names
     assert found["temperature"] == 0.7
-    assert {how for how, _ in asked} == {(EnvironmentConfig(), 50, 3)}  # as long as its dreams, not longer
+    assert {how for how, _ in asked} == {(EnvSpec(), 50, 3)}  # as long as its dreams, not longer
     assert len({purpose for _, purpose in asked}) == 6
     for name, both in found["policies"].items():
         assert len(both["dream"]["scores"]) == 40

@@ -12,7 +12,7 @@ from toy_env import ToyEnv
 from worldmodels import MDNRNN, Controller
 from worldmodels.cmaes.cmaes import CMAES
 from worldmodels.envs import envpool as pool
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import make_batch
 from worldmodels.models.weights import save_model
 from worldmodels.pipeline.run import Experiment
@@ -21,7 +21,7 @@ from worldmodels.rollout.evaluators import environment as real
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.runner import episode_seed
 
-TOY = EnvironmentConfig(id="toy_env:Toy-v0", variant="", resolution="")
+TOY = EnvSpec(id="toy_env:Toy-v0", variant="", resolution="")
 needs_envpool = pytest.mark.skipif(not pool.installed(), reason="EnvPool is not installed")
 SETTINGS = {"generations": 4, "popsize": 4, "episodes": 2, "evaluate_every": 2, "evaluate_episodes": 3}
 
@@ -179,7 +179,7 @@ def test_another_back_end_does_not_go_on(tmp_path):
 
 
 def test_take_cover_pays_a_point_a_step():
-    evaluator = make_evaluator(EnvironmentConfig(), 1, slots=2, workers=2, max_steps=4)
+    evaluator = make_evaluator(EnvSpec(), 1, slots=2, workers=2, max_steps=4)
     played = evaluator.play(np.zeros((2, evaluator.controller.size)), 2, seed=1, common_seeds=True, told=quiet)
     evaluator.close()
     assert (played.lengths == 4).all() and (played.returns == 4).all()
@@ -188,7 +188,7 @@ def test_take_cover_pays_a_point_a_step():
 @pytest.mark.parametrize("back_end", ["gymnasium", pytest.param("envpool", marks=needs_envpool)])
 def test_cars_get_what_the_environment_pays(back_end):
     """A C of zeros does not steer, gives half gas and does not brake."""
-    cars = EnvironmentConfig(id="worldmodels/CarRacing-v0", variant="", resolution="", backend=back_end)
+    cars = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend=back_end)
     evaluator = make_evaluator(cars, 3, slots=2, max_steps=6, features="zh", bias=True, squash="carracing")
     played = evaluator.play(np.zeros((2, evaluator.controller.size)), 1, seed=1, common_seeds=True, told=quiet)
     evaluator.close()

@@ -47,7 +47,7 @@ def test_episodes_serve_whoever_steps_the_environment(tmp_path, ran):
 
 def test_more_components_than_c_sees_are_refused_before_anything_is_made(tmp_path, ran):
     """TOY's C sees [z, c, h] of 4 + 2 x 8 numbers."""
-    with pytest.raises(ValueError, match=r"evolve\.components: expected at most 20, what C sees, got 21"):
+    with pytest.raises(ValueError, match=r"evolve\.pca_components: expected at most 20, what C sees, got 21"):
         Experiment(tmp_path, toy_config(evolve={"components": 21}))
     assert not (tmp_path / "config.json").exists()
     with pytest.raises(ValueError, match=r"expected at most 4, what C sees, got 5"):
@@ -180,8 +180,8 @@ def cut_off(folder, stage, *, kept=True):
         ("collect", {"include": "elsewhere"}, {}),
         ("train_vae", {"quartic_weight": 3.0}, {"lr": 0.5, "steps": 9, "micro_batch": 1}),
         ("encode", {"precision": "bfloat16"}, {"batch": 7}),
-        ("train_rnn", {"sequence": 3}, {"lr_end": 0.5, "precision": "float32", "patience": 2}),
-        ("train_rnn", {"done_weight": 3.0}, {}),
+        ("train_rnn", {"sequence_length": 3}, {"lr_end": 0.5, "precision": "float32", "patience": 2}),
+        ("train_rnn", {"done_pos_weight": 3.0}, {}),
         ("evolve", {"popsize": 5}, {"generations": 1, "threads": 1}),
         ("evolve", {"max_steps": 7}, {"generations": 9}),
     ],
@@ -202,7 +202,7 @@ def test_a_stage_that_keeps_its_parts_goes_on_with_the_settings_it_began_with(
         experiment.run(stage)
         assert not list(tmp_path.glob("stages/*.begun.json"))
     cut_off(tmp_path / "other", stage)
-    with Experiment(tmp_path / "other", toy_config(**{stage: fixed}), again=stage) as experiment:
+    with Experiment(tmp_path / "other", toy_config(**{stage: fixed}), rerun=stage) as experiment:
         experiment.run(stage)
 
 
@@ -215,8 +215,14 @@ def test_a_mistake_that_made_nothing_may_be_mended(tmp_path, ran):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"evolve": {"inside": "dream"}}, r"^evolve\.inside: expected environment, or train_rnn\.reward_head"),
-        ({"evolve": {"ends": "chance"}}, r"^evolve\.ends: expected threshold, or train_rnn\.done_head .*, got chance"),
+        (
+            {"evolve": {"evaluate_in": "dream"}},
+            r"^evolve\.evaluate_in: expected environment, or train_rnn\.reward_head",
+        ),
+        (
+            {"evolve": {"termination": "sample"}},
+            r"^evolve\.termination: expected threshold, or train_rnn\.done_head .*, got chance",
+        ),
     ],
 )
 def test_dreams_without_scores_or_ends_are_refused_when_a_run_begins(tmp_path, changes, said):
@@ -277,7 +283,7 @@ MADE = {
     "train_vae": "vae.safetensors",
     "encode": "00000.safetensors",
     "train_rnn": "initial.safetensors",
-    "check_dream": "held_1-10.jsonl",
+    "check_dream": "repeat_1-10.jsonl",
     "evolve": "controller.json",
     "evaluate": "random.jsonl",
     "report": "index.html",
@@ -294,7 +300,7 @@ def test_again_discards_a_stage_and_all_after_it(tmp_path, ran):
             experiment.log(stage.replace("_", "-"), **{"generation" if stage == "evolve" else "step": 1})
         experiment.path("results.json").touch()
     changed = toy_config(train_rnn={"hidden_size": 9})
-    with Experiment(tmp_path, changed, again="train_rnn") as experiment:
+    with Experiment(tmp_path, changed, rerun="train_rnn") as experiment:
         kept = [stage for stage in STAGES if experiment.marker(stage).exists()]
         assert kept == ["collect", "train_vae", "encode"]
         assert [stage for stage in STAGES if experiment.path(folders.get(stage, stage), MADE[stage]).exists()] == kept
@@ -379,7 +385,7 @@ def test_another_report_keeps_the_results(tmp_path):
         mark_done(experiment, *STAGES)
         experiment.path("results.json").write_text("{}")
     for stage, kept in (("report", True), ("evaluate", False)):
-        with Experiment(tmp_path, again=stage) as experiment:
+        with Experiment(tmp_path, rerun=stage) as experiment:
             assert experiment.path("results.json").is_file() == kept
 
 
@@ -399,7 +405,7 @@ def left(folder):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("again", [[], ["--again"]])
+@pytest.mark.parametrize("again", [[], ["--force"]])
 def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path, capsys, stage, again):
     own_files(tmp_path)
     before = sorted(tmp_path.rglob("*"))
@@ -426,7 +432,7 @@ def test_discarding_keeps_what_no_stage_wrote(tmp_path, ran, capsys):
         (tmp_path / name).write_text(text)
     (tmp_path / "report/notes.tmp").write_text("mine")
     (tmp_path / "report/index.html.77.tmp").write_text("ours")
-    with Experiment(tmp_path, toy_config(), again="evaluate"):
+    with Experiment(tmp_path, toy_config(), rerun="evaluate"):
         pass
     assert sorted(path.name for path in tmp_path.glob("report/*")) == ["notes.tmp", "thesis.tex"]
     assert (tmp_path / "evaluate/data.csv").is_file()
@@ -440,7 +446,7 @@ def test_a_stage_that_never_ran_here_is_not_discarded(tmp_path, ran):
         experiment.run("collect")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "index.html").write_text("mine")
-    with Experiment(tmp_path, toy_config(), again="collect"):
+    with Experiment(tmp_path, toy_config(), rerun="collect"):
         pass
     assert (tmp_path / "report" / "index.html").read_text() == "mine"
 
@@ -454,7 +460,7 @@ def test_a_linked_stage_folder_is_emptied_where_it_is(tmp_path, ran):
     for name in ("00000.h5", "00001.h5", "readme.txt"):
         (disk / name).touch()
     (run / "episodes").symlink_to(disk)
-    with Experiment(run, toy_config(collect={"episodes": 7}), again="collect"):
+    with Experiment(run, toy_config(collect={"episodes": 7}), rerun="collect"):
         pass
     assert [path.name for path in disk.iterdir()] == ["readme.txt"]
     assert (run / "episodes").is_symlink()
@@ -476,7 +482,7 @@ def test_again_refuses_its_settings_before_it_deletes(tmp_path, ran, stage, chan
         (path / MADE[name]).touch()
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     try:
-        status = main([stage, "--again", *change, "--out", str(out)])
+        status = main([stage, "--force", *change, "--out", str(out)])
     except SystemExit as stopped:
         status = stopped.code
     assert status in (1, 2)
@@ -523,7 +529,7 @@ def test_nothing_is_discarded_where_not_all_can_be(finished, stage, blocked):
     (finished / blocked).mkdir(parents=True)
     before = files(finished)
     with pytest.raises(IsADirectoryError, match="expected a file, got a folder; nothing has been discarded"):
-        Experiment(finished, again=stage)
+        Experiment(finished, rerun=stage)
     assert files(finished) == before
 
 
@@ -532,7 +538,7 @@ def test_nothing_is_discarded_in_a_folder_that_may_not_be_written_to(finished, m
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("evaluate") and real(path, mode))
     before = files(finished)
     with pytest.raises(PermissionError, match=r"evaluate: expected a folder that can be written to"):
-        Experiment(finished, again="evolve")
+        Experiment(finished, rerun="evolve")
     assert files(finished) == before
 
 
@@ -546,7 +552,7 @@ def test_a_discarding_that_is_cut_off_leaves_a_stage_that_was_begun(finished, mo
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="cut off"):
         patch.setattr(Path, "unlink", unlink)
-        Experiment(finished, again="evaluate")
+        Experiment(finished, rerun="evaluate")
     with Experiment(finished) as experiment:
         assert not experiment.is_done("evaluate") and experiment.is_done("evolve")
 
@@ -556,7 +562,7 @@ def test_inputs_are_missed_before_anything_is_discarded(finished, capsys, stage,
     for path in finished.glob("episodes/*"):
         path.unlink()
     before = files(finished)
-    assert main([stage, "--again", "--out", str(finished)]) == 1
+    assert main([stage, "--force", "--out", str(finished)]) == 1
     assert f"`worldmodels {stage}` needs {missing}, which is missing" in capsys.readouterr().err
     assert files(finished) == before
 
@@ -566,7 +572,7 @@ def test_several_processes_are_refused_before_anything_is_discarded(finished, mo
         monkeypatch.setenv(name, value)
     before = files(finished)
     with pytest.raises(ValueError, match=r"^torchrun: expected train-vae and train-rnn"):
-        Experiment(finished, again="evaluate")
+        Experiment(finished, rerun="evaluate")
     assert files(finished) == before
 
 
@@ -575,7 +581,7 @@ def test_a_config_of_something_else_is_no_run(tmp_path, capsys, text):
     own_files(tmp_path)
     (tmp_path / "config.json").write_text(text)
     before = files(tmp_path)
-    for again in ([], ["--again"]):
+    for again in ([], ["--force"]):
         assert main(["collect", *again, "--out", str(tmp_path)]) == 1
         assert "config.json: expected the settings of a run" in capsys.readouterr().err
         assert files(tmp_path) == before
@@ -585,6 +591,6 @@ def test_only_our_own_temporary_files_are_swept(finished):
     (finished / "report" / "x.7.tmp").write_text("mine")
     (finished / "report" / "empty").mkdir()
     (finished / "report" / "index.html.7.tmp").write_text("ours")
-    with Experiment(finished, again="report"):
+    with Experiment(finished, rerun="report"):
         pass
     assert sorted(path.name for path in (finished / "report").iterdir()) == ["empty", "x.7.tmp"]

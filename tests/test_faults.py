@@ -224,8 +224,8 @@ def test_infinity_is_named():
 
 
 def test_all_episodes_cannot_be_held_out():
-    with pytest.raises(ValueError, match=r"train_rnn\.validation"):
-        override(Config(), {"train_rnn": {"validation": 1.0}})
+    with pytest.raises(ValueError, match=r"train_rnn\.validation_fraction"):
+        override(Config(), {"train_rnn": {"validation_fraction": 1.0}})
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_the_recipe_names_what_is_there():
     config = tasks.preset("pendulum", "quick")
     for section, name in re.findall(r"`(train_rnn|evolve)\.(\w+)`", text):
         assert hasattr(getattr(config, section), name)
-    assert {"uniform", "held 1-20", "never"} <= set(tasks.get("pendulum").policies)
+    assert {"uniform", "repeat 1-20", "noop"} <= set(tasks.get("pendulum").policies)
 
 
 @pytest.mark.parametrize("name", ["quick", "mine"])
@@ -97,7 +97,7 @@ def test_a_single_preset_is_used_where_none_is_named(tmp_path, monkeypatch, name
     one = replace(task, presets={name: replace(task.presets["quick"], preset=name)})
     monkeypatch.setattr("worldmodels.pipeline.tasks.pendulum.TASK", one)
     monkeypatch.setattr("worldmodels.pipeline.run.Experiment.run", lambda *_: None)
-    for words in (["run", "pendulum"], ["collect", "--experiment", "pendulum"]):
+    for words in (["run", "pendulum"], ["collect", "--task", "pendulum"]):
         folder = tmp_path / words[0]
         assert main([*words, "--out", str(folder)]) == 0
         assert Experiment.stored_config(folder).preset == name

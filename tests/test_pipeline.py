@@ -33,7 +33,7 @@ def test_every_stage_is_done(ran):
         "agent",
         "before (first generation)",
         "random (uniform)",
-        "collecting (held 1-10)",
+        "collecting (repeat 1-10)",
     ):
         assert title in done.stdout
     for stage in STAGES[:-1]:

@@ -70,50 +70,62 @@ REFUSED = [
     ),
     ("--collect.include /nosuch", "collect.include: expected a run folder with episodes, got /nosuch"),
     ("--collect.ignore-done", "collect.ignore_done: expected none, as worldmodels/TakeCover-v0 has no such option"),
-    ("--train-vae.start /nosuch", "train_vae.start: expected a run folder with vae/vae.safetensors"),
+    ("--train-vae.init-from /nosuch", "train_vae.init_from: expected a run folder with vae/vae.safetensors"),
     (
-        "--train-vae.start other",
-        "train_vae.start: expected {'latent_size': 64}, as the settings say, got {'latent_size': 7}",
+        "--train-vae.init-from other",
+        "train_vae.init_from: expected {'latent_size': 64}, as the settings say, got {'latent_size': 7}",
     ),
     ("--train-vae.latent-size 20000", "train_vae.latent_size: expected at most 16384, got 20000"),
-    ("--train-rnn.start /nosuch", "train_rnn.start: expected a run folder with rnn/rnn.safetensors"),
-    ("--train-rnn.start takecover", "train_rnn.start: expected {'latent_size': 64"),
+    ("--train-rnn.init-from /nosuch", "train_rnn.init_from: expected a run folder with rnn/rnn.safetensors"),
+    ("--train-rnn.init-from takecover", "train_rnn.init_from: expected {'latent_size': 64"),
     ("--train-rnn.hidden-size 1000000", "train_rnn.hidden_size: expected a size that fits in"),
-    ("--train-rnn.mixtures 10000", "train_rnn.mixtures: expected at most 5461, got 10000"),
-    ("--train-rnn.done-lead 2100", "train_rnn.done_lead: expected less than 2100"),
+    ("--train-rnn.num-mixtures 10000", "train_rnn.num_mixtures: expected at most 5461, got 10000"),
+    ("--train-rnn.done-lookahead 2100", "train_rnn.done_lookahead: expected less than 2100"),
     ("--evolve.popsize 1", "evolve.popsize: expected at least 2, got 1"),
     ("--evolve.popsize 100000 --evolve.episodes 100000", "evolve.episodes: expected at most 21474, got 100000"),
     ("--evolve.max-steps 5000000000", "evolve.max_steps: expected at most 2147483647, got 5000000000"),
-    ("--evolve.inside environment --evolve.max-steps 3000", "evolve.max_steps: expected at most 2100, the longest"),
-    ("--evolve.start /nosuch", "evolve.start: expected a run folder with evolve/controller.safetensors"),
-    ("--evolve.start other", "evolve.start: expected a C of 576 parameters, got 25 in other"),
-    ("--evolve.components 577", "evolve.components: expected at most 576, what C sees, got 577"),
+    (
+        "--evolve.evaluate-in environment --evolve.max-steps 3000",
+        "evolve.max_steps: expected at most 2100, the longest",
+    ),
+    ("--evolve.init-from /nosuch", "evolve.init_from: expected a run folder with evolve/controller.safetensors"),
+    ("--evolve.init-from other", "evolve.init_from: expected a C of 576 parameters, got 25 in other"),
+    ("--evolve.pca-components 577", "evolve.pca_components: expected at most 576, what C sees, got 577"),
     ("--evolve.hidden-units 500", "evolve.hidden_units: expected at most 32,766 parameters of C"),
     ("--collect.agent /nosuch", "collect.agent: expected a run folder with vae/vae.safetensors"),
-    ("--train-vae.batch 2000000000", "train_vae.batch: expected a size that fits in"),
+    ("--train-vae.batch-size 2000000000", "train_vae.batch_size: expected a size that fits in"),
     ("--train-vae.kl-weight 1e300", "train_vae.kl_weight: expected at most 1000000000.0, got 1e+300"),
-    ("--train-rnn.sequence 2000000000", "train_rnn.sequence: expected a size that fits in"),
+    ("--train-rnn.sequence-length 2000000000", "train_rnn.sequence_length: expected a size that fits in"),
     ("--train-rnn.lr-decay 1.5", "train_rnn.lr_decay: expected at most 1, got 1.5"),
-    ("--train-rnn.done-weight 1e30", "train_rnn.done_weight: expected at most 1000000000.0, got 1e+30"),
+    ("--train-rnn.done-pos-weight 1e30", "train_rnn.done_pos_weight: expected at most 1000000000.0, got 1e+30"),
     ("--check-dream.dream-episodes 16000000", "check_dream.dream_episodes: expected a size that fits in"),
     ("--evolve.popsize 20000000 --evolve.episodes 1", "evolve.popsize: expected a size that fits in"),
-    ("--collect.policies uniform:1e308,never:1e308", "collect.policies: expected shares with a finite sum"),
-    ("--encode.batch 16777217", "encode.batch: expected at most 16777216, got 16777217"),
-    ("--train-rnn.clip 1e300", "train_rnn.clip: expected at most 1000000000.0, got 1e+300"),
+    ("--collect.policies uniform:1e308,noop:1e308", "collect.policies: expected shares with a finite sum"),
+    ("--encode.batch-size 16777217", "encode.batch_size: expected at most 16777216, got 16777217"),
+    ("--train-rnn.grad-clip 1e300", "train_rnn.grad_clip: expected at most 1000000000.0, got 1e+300"),
     ("--train-rnn.lr 1e300", "train_rnn.lr: expected at most 3.4e+38, got 1e+300"),
-    ("--train-rnn.validation 0.9999999", "train_rnn.validation: expected a share that leaves one of 1600 episodes"),
-    ("--train-vae.start run", "train_vae.start: expected another run than run itself, got run"),
-    ("--train-rnn.start ./run", "train_rnn.start: expected another run than run itself, got run"),
-    ("--evolve.start run", "evolve.start: expected another run than run itself, got run"),
+    (
+        "--train-rnn.validation-fraction 0.9999999",
+        "train_rnn.validation_fraction: expected a share that leaves one of 1600 episodes",
+    ),
+    ("--train-vae.init-from run", "train_vae.init_from: expected another run than run itself, got run"),
+    ("--train-rnn.init-from ./run", "train_rnn.init_from: expected another run than run itself, got run"),
+    ("--evolve.init-from run", "evolve.init_from: expected another run than run itself, got run"),
     ("--collect.include other/../run", "collect.include: expected another run than run itself"),
     ("--collect.agent run --collect.policies agent", "collect.agent: expected another run than run itself"),
-    ("--evolve.threads 5000", "evolve.threads: expected at most 4096, got 5000"),
-    ("--evolve.sigma 1e300", "evolve.sigma: expected at most 1e+06, got 1e+300"),
-    ("--evolve.environments 5000", "evolve.environments: expected at most 4096, got 5000"),
-    ("--collect.workers 100000", "collect.workers: expected at most 4096, got 100000"),
+    ("--evolve.num-threads 5000", "evolve.num_threads: expected at most 4096, got 5000"),
+    ("--evolve.sigma0 1e300", "evolve.sigma0: expected at most 1e+06, got 1e+300"),
+    ("--evolve.num-envs 5000", "evolve.num_envs: expected at most 4096, got 5000"),
+    ("--collect.num-workers 100000", "collect.num_workers: expected at most 4096, got 100000"),
     ("--evolve.temperature 1e39", "evolve.temperature: expected a float32 number, got 1e+39"),
-    ("--evolve.ends expected --no-train-rnn.done-head", "evolve.ends: expected threshold, or train_rnn.done_head"),
-    ("--world /nosuch", "world: expected a run folder with vae/vae.safetensors, or one of takecover, got /nosuch"),
+    (
+        "--evolve.termination expected --no-train-rnn.done-head",
+        "evolve.termination: expected threshold, or train_rnn.done_head",
+    ),
+    (
+        "--world-model /nosuch",
+        "world: expected a run folder with vae/vae.safetensors, or one of takecover, got /nosuch",
+    ),
 ]
 
 
@@ -121,7 +133,7 @@ REFUSED = [
 def test_what_cannot_work_is_refused_before_anything_is_made(tmp_path, monkeypatch, capsys, ran, flags, message):
     monkeypatch.chdir(tmp_path)
     other_run(tmp_path / "other")
-    scratch = [] if "--world" in flags else ["--from-scratch"]
+    scratch = [] if "--world-model" in flags else ["--from-scratch"]
     before = contents(tmp_path)
     assert main(["run", "takecover", *scratch, *flags.split(), "--out", "run"]) == 1
     err = capsys.readouterr().err
@@ -129,7 +141,7 @@ def test_what_cannot_work_is_refused_before_anything_is_made(tmp_path, monkeypat
     assert ran == [] and not Path("run").exists() and contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(("flags", "message"), [pair for pair in REFUSED if "--world" not in pair[0]])
+@pytest.mark.parametrize(("flags", "message"), [pair for pair in REFUSED if "--world-model" not in pair[0]])
 def test_a_run_that_has_begun_keeps_its_settings_where_others_are_refused(
     tmp_path, monkeypatch, capsys, ran, flags, message
 ):
@@ -176,7 +188,7 @@ def test_a_precision_that_this_machine_lacks_is_refused_at_once(tmp_path, monkey
 
 
 def test_a_world_of_other_actions_is_refused(tmp_path, capsys, ran):
-    arguments = ["run", "carracing", "--preset", "quick", "--world", "takecover", "--out", str(tmp_path / "run")]
+    arguments = ["run", "carracing", "--preset", "quick", "--world-model", "takecover", "--out", str(tmp_path / "run")]
     assert main(arguments) == 1
     assert (
         "world: expected an M of 3 actions (steering, gas, brake), got one of 1 in takecover" in capsys.readouterr().err
@@ -187,7 +199,7 @@ def test_a_world_of_other_actions_is_refused(tmp_path, capsys, ran):
 def test_a_damaged_start_is_named(tmp_path, ran):
     other_run(tmp_path / "other")
     (tmp_path / "other" / "vae" / "vae.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"train_vae\.start: expected .*vae\.safetensors as worldmodels writes it"):
+    with pytest.raises(ValueError, match=r"train_vae\.init_from: expected .*vae\.safetensors as worldmodels writes it"):
         Experiment(tmp_path / "run", toy_config(train_vae={"start": str(tmp_path / "other")}))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from worldmodels import Agent, Dream, load_world, pretrained, simd_levels
+from worldmodels import Agent, Dream, load_world_model, pretrained, simd_levels
 
 NEEDS_BFLOAT16 = pytest.mark.skipif("avx512_bf16" not in simd_levels(), reason="no AVX-512 BF16 here")
 
@@ -59,7 +59,7 @@ def test_dream_lives_longer_with_the_agents_controller_than_without():
 
 
 def test_world_of_a_folder_is_the_pretrained_one():
-    world = load_world(pretrained.folder("takecover"))
+    world = load_world_model(pretrained.folder("takecover"))
     assert world.initial_mu.dtype == np.float32 and world.initial_mu.shape[1] == world.mdnrnn.latent_size
     dream = Dream(*world, Dream.pretrained("takecover").controller)
     params = np.zeros((1, dream.controller.size))

@@ -24,7 +24,7 @@ from strategies import JSON, NUMBERS, edited
 from worldmodels.analysis import figures
 from worldmodels.data.episodes import FORMAT, EpisodeStore
 from worldmodels.data.latents import load_latents
-from worldmodels.dream.world_model import load_midway, load_world
+from worldmodels.dream.world_model import load_midway, load_world_model
 from worldmodels.models.agent import load_controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
@@ -188,7 +188,7 @@ def test_controllers_and_starts_of_strangers(folder, data):
     original = without_checksum(folder / "good" / "tensors.safetensors")
     path = a_file(run / "rnn" / "initial.safetensors", data.draw(st.one_of(damaged(original), redirected(original))))
     with little_memory():
-        world = attempt(lambda: load_world(run), str(path))
+        world = attempt(lambda: load_world_model(run), str(path))
     if world is not None:
         attempt(lambda: wm.Dream(*world, wm.Controller(4, 8, 1)).rollout(np.zeros((1, 20)), 2, max_steps=5))
 
@@ -312,9 +312,9 @@ def test_a_damaged_heap_of_strings_is_refused(tmp_path):
     with h5py.File(path, "r+") as file:
         del file["policies"]
         file.attrs["format"] = FORMAT
-        file["policies"] = ["never", "uniform", "never"]
+        file["policies"] = ["noop", "uniform", "noop"]
     store = EpisodeStore(tmp_path)
-    assert store.shards[0].policies == ["never", "uniform", "never"]
+    assert store.shards[0].policies == ["noop", "uniform", "noop"]
     store.close()
     good = path.read_bytes()
     place = good.index(b"GCOL\x01") + 16

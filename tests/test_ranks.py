@@ -17,12 +17,12 @@ from worldmodels.training.distributed import Ranks, launched
 
 #: float32, so that only the order of sums differs; batches that do not divide evenly; pieces in every process.
 SETTINGS = {
-    "train_vae": {"steps": 4, "batch": 5, "micro_batch": 2, "checkpoint_every": 2, "precision": "float32"},
+    "train_vae": {"steps": 4, "batch_size": 5, "micro_batch_size": 2, "checkpoint_every": 2, "precision": "float32"},
     "train_rnn": {
         "steps": 6,
-        "batch": 3,
-        "sequence": 4,
-        "micro_steps": 4,
+        "batch_size": 3,
+        "sequence_length": 4,
+        "micro_batch_steps": 4,
         "checkpoint_every": 3,
         "precision": "float32",
     },

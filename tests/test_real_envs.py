@@ -20,7 +20,7 @@ from worldmodels.data.frames import FrameReader, Order
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.car_racing import CarRacingEnv
 from worldmodels.envs.pendulum import PendulumEnv
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.envs.vector import ProcessBatch, ThreadBatch, make_batch
 
@@ -176,8 +176,8 @@ def test_a_pendulum_leaves_the_display_alone(monkeypatch):
 # ---- forked processes
 
 
-TOY = EnvironmentConfig(id="toy_env:Toy-v0", variant="", resolution="")
-CARS = EnvironmentConfig(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
+TOY = EnvSpec(id="toy_env:Toy-v0", variant="", resolution="")
+CARS = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
 BATCHES = {
     "ThreadBatch": lambda: ThreadBatch(TOY, 2, 2, {}),
     "ProcessBatch": lambda: ProcessBatch(TOY, 2, 2, {}),

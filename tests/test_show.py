@@ -20,7 +20,7 @@ def test_dream_command(tmp_path, capsys):
 def test_the_shipped_worlds_dreams_end_by_chance():
     """Its M says ends ahead of time: a threshold would miss most of them."""
     _, config = Experiment.agent("takecover")
-    assert (config.evolve.ends, config.environment.variant) == ("expected", "paper")
+    assert (config.evolve.termination, config.environment.variant) == ("expected", "paper")
 
 
 def test_play_command(tmp_path, capsys):

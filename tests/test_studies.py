@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from conftest import make_latents, mark_done, toy_config, write_world
-from worldmodels import Controller, load_world, pretrained
+from worldmodels import Controller, load_world_model, pretrained
 from worldmodels.cli import main
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.models.agent import Agent, load_controller
@@ -25,7 +25,7 @@ from worldmodels.support.files import read_json
 ROUND = {
     "rounds": 1,
     "episodes": 3,
-    "policies": "agent, agent perturbed",
+    "policies": "agent, agent with parameter noise",
     "vae_steps": 2,
     "vae_lr": 1e-6,
     "rnn_steps": 2,
@@ -87,7 +87,10 @@ def test_ablate(base, capsys, monkeypatch):
     ablations = {
         "z": {"evolve": {"features": "z"}},
         "z, c, h": {"evolve": {"features": "zch"}},
-        "M untrained, in the game": {"train_rnn": {"steps": 0}, "evolve": {"inside": "environment", "max_steps": 3}},
+        "M untrained, in the game": {
+            "train_rnn": {"steps": 0},
+            "evolve": {"evaluate_in": "environment", "max_steps": 3},
+        },
     }
     task = dataclasses.replace(tasks.get("takecover"), ablations=ablations)
     monkeypatch.setattr(tasks, "get", lambda _: task)
@@ -148,7 +151,7 @@ def test_iterate(tmp_path, capsys, monkeypatch):
     with Experiment(one) as experiment:
         assert experiment.summary("collect")["player"] == player_of(tmp_path)
     evolve = Experiment.stored_config(one).evolve
-    assert (evolve.start, evolve.generations) == ("", ROUND["generations"])
+    assert (evolve.init_from, evolve.generations) == ("", ROUND["generations"])
     assert read_json(tmp_path / "rounds" / "rounds.json") == results
     capsys.readouterr()
     assert studies.iterate(tmp_path, config) == results
@@ -164,14 +167,16 @@ def test_a_round_of_another_agent_is_refused(tmp_path):
         studies._check_player(experiment, first)
         experiment.marker("collect").unlink()
         mark_done(experiment, "collect", summary={"player": {"generation": 1, "score": 5.0}})
-        with pytest.raises(ValueError, match=r"played by the C of generation 1 of .* generation 2 now.*--again"):
+        with pytest.raises(ValueError, match=r"played by the C of generation 1 of .* generation 2 now.*--force"):
             studies._check_player(experiment, first)
 
 
 @pytest.mark.parametrize("study", [studies.iterate, lambda folder, config: studies.sweep(folder, config, [1.0])])
 def test_studies_of_dreams_evolve_in_dreams(tmp_path, study):
     config = tasks.preset("carracing", "quick")
-    with pytest.raises(ValueError, match=r"^evolve\.inside: expected dream for .* \(--preset dream\), got environment"):
+    with pytest.raises(
+        ValueError, match=r"^evolve\.evaluate_in: expected dream for .* \(--preset dream\), got environment"
+    ):
         study(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
 
@@ -200,7 +205,7 @@ def test_evolution_starts_where_it_is_told(base, tmp_path):
     _, first, _ = load_controller(base / "evolve" / "controller.safetensors")
     _, second, _ = load_controller(tmp_path / "evolve" / "controller.safetensors")
     np.testing.assert_allclose(second, first, atol=1e-6)
-    with pytest.raises(ValueError, match=r"^evolve\.start: expected a C of 4 parameters, got 20"):
+    with pytest.raises(ValueError, match=r"^evolve\.init_from: expected a C of 4 parameters, got 20"):
         Experiment(tmp_path / "other", toy_config(evolve={"start": str(base), "features": "z"}))
 
 
@@ -222,7 +227,7 @@ def test_an_untrained_model_stands_in_for_the_taken_worlds(tmp_path):
     with Experiment(tmp_path, config) as experiment:
         for stage in ("collect", "train_vae", "encode", "train_rnn"):
             experiment.run(stage)
-    shipped, made = load_world(pretrained.folder("takecover")), load_world(tmp_path)
+    shipped, made = load_world_model(pretrained.folder("takecover")), load_world_model(tmp_path)
     assert made.mdnrnn.config == shipped.mdnrnn.config
     assert (made.mdnrnn.head.weight != shipped.mdnrnn.head.weight).any()
     np.testing.assert_array_equal(made.initial_mu, shipped.initial_mu)

@@ -19,7 +19,7 @@ from gymnasium.utils.env_checker import check_env
 import worldmodels  # noqa: F401 (registers the environments)
 from conftest import environment, forked, gone, processes
 from worldmodels.envs import GameLostError, take_cover
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.pipeline.tasks.takecover import POLICIES
 from worldmodels.rollout.runner import play_policy
@@ -203,12 +203,11 @@ def test_bad_actions_are_named(paper, action):
 
 def test_policies_play_the_same_episodes_in_any_number_of_slots():
     lengths = [
-        play_policy(EnvironmentConfig(), POLICIES["held 1-10"], 3, seed=1, purpose="test", slots=slots)
-        for slots in (1, 3)
+        play_policy(EnvSpec(), POLICIES["repeat 1-10"], 3, seed=1, purpose="test", slots=slots) for slots in (1, 3)
     ]
     assert lengths[0] == lengths[1]
     assert len(set(lengths[0])) == 3
-    other = play_policy(EnvironmentConfig(), POLICIES["held 1-10"], 3, seed=1, purpose="else", slots=3)
+    other = play_policy(EnvSpec(), POLICIES["repeat 1-10"], 3, seed=1, purpose="else", slots=3)
     assert other != lengths[0]
 
 
@@ -339,7 +338,7 @@ def test_a_player_that_is_killed_leaves_no_engine(tmp_path, when, engines):
 READ_ONLY = """
 import os, sys, threading
 import gymnasium, numpy as np, worldmodels, vizdoom
-from worldmodels.config import EnvironmentConfig
+from worldmodels.config import EnvSpec
 from worldmodels.envs import take_cover
 from worldmodels.envs.batch import ThreadBatch
 os.chdir(sys.argv[1])
@@ -347,7 +346,7 @@ os.chmod(".", 0o555)
 if os.getuid() == 0:  # root may write anywhere
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 assert not os.access(".", os.W_OK)
-batch = ThreadBatch(EnvironmentConfig(), 3, 3, {})
+batch = ThreadBatch(EnvSpec(), 3, 3, {})
 batch.reset([0, 1, 2], [1, 2, 3])
 batch.step([0, 1, 2], np.zeros((3, 1), np.float32))
 batch.close()

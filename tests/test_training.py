@@ -38,8 +38,14 @@ CPU_ALLOCATION = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocat
 FILES = {"train_vae": ("vae", "vae.safetensors"), "train_rnn": ("rnn", "rnn.safetensors")}
 EARLIER = {"train_vae": ("collect",), "train_rnn": ("collect", "train_vae", "encode")}
 SETTINGS = {
-    "train_vae": {"steps": 7, "batch": 4, "checkpoint_every": 2, "schedule": "cosine"},
-    "train_rnn": {"steps": 11, "batch": 2, "sequence": 4, "checkpoint_every": 4, "validation": 0.2},
+    "train_vae": {"steps": 7, "batch_size": 4, "checkpoint_every": 2, "schedule": "cosine"},
+    "train_rnn": {
+        "steps": 11,
+        "batch_size": 2,
+        "sequence_length": 4,
+        "checkpoint_every": 4,
+        "validation_fraction": 0.2,
+    },
 }
 
 
@@ -204,7 +210,7 @@ def test_frames_are_held_out_by_episode_and_read_once_an_epoch(tmp_path):
 def test_gradients_are_clipped_by_value():
     latents = make_latents(LENGTHS, latent_size=4)
     for clip in (1e-3, 1e-2):
-        config = TrainRNNConfig(hidden_size=8, mixtures=2, clip=clip, precision="float32")
+        config = TrainRNNConfig(hidden_size=8, num_mixtures=2, grad_clip=clip, precision="float32")
         model = train_rnn.build(config, latents)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         chunk = next(Streams(latents, np.arange(6), 2, 8, 0).epoch(0))
@@ -225,7 +231,7 @@ def test_a_batch_of_m_in_small_pieces_gives_the_same_gradient():
     latents = make_latents(LENGTHS, [True, False, True, True, False, True], latent_size=4)
     chunk = list(Streams(latents, np.arange(6), 5, 7, 0).epoch(0))[1]
     assert 0 < chunk.valid.sum() < chunk.valid.size
-    config = TrainRNNConfig(hidden_size=8, mixtures=2, precision="float32", reward_head=True)
+    config = TrainRNNConfig(hidden_size=8, num_mixtures=2, precision="float32", reward_head=True)
     torch.manual_seed(0)
     model, noise = train_rnn.build(config, latents), torch.randn(chunk.mu.shape)
     state = (torch.randn(1, 5, 8), torch.randn(1, 5, 8))
@@ -242,7 +248,7 @@ def test_m_learns_rewards_within_the_limit():
     """The loss is that of rewards which were cut beforehand; without a limit they count as they are."""
     latents = make_latents([12], [False], latent_size=4)
     chunk = next(Streams(latents, np.arange(1), 1, 11, 0).epoch(0))
-    model = train_rnn.build(config := TrainRNNConfig(hidden_size=8, mixtures=2, reward_head=True), latents)
+    model = train_rnn.build(config := TrainRNNConfig(hidden_size=8, num_mixtures=2, reward_head=True), latents)
     noise, state = torch.zeros(chunk.mu.shape), model.initial_state(1)
 
     def loss(rewards, limit):
@@ -255,7 +261,7 @@ def test_m_learns_rewards_within_the_limit():
 
 
 def test_a_batch_of_v_in_small_pieces_gives_the_same_gradient():
-    config = TrainVAEConfig(batch=5, latent_size=4, precision="float32")
+    config = TrainVAEConfig(batch_size=5, latent_size=4, precision="float32")
     model, noise = make_vae(4), torch.randn(5, 4)
     frames = make_episode(5).frames
     found = []
@@ -331,9 +337,9 @@ def test_no_steps_hand_on_what_training_starts_from(tmp_path, stage):
 
 
 def test_an_m_that_is_handed_on_keeps_the_weight_of_its_ends(tmp_path):
-    with prepare(tmp_path / "before", "train_rnn", done_weight=3.0) as experiment:
+    with prepare(tmp_path / "before", "train_rnn", done_pos_weight=3.0) as experiment:
         experiment.run("train_rnn")
-    with prepare(tmp_path / "kept", "train_rnn", steps=0, start=str(tmp_path / "before")) as experiment:
+    with prepare(tmp_path / "kept", "train_rnn", steps=0, init_from=str(tmp_path / "before")) as experiment:
         experiment.run("train_rnn")
     assert done_weight(tmp_path / "kept", "chance") == 3.0
 
@@ -350,7 +356,7 @@ def test_a_start_of_another_shape_is_named(tmp_path, stage, setting):
 
 def test_pieces_of_a_batch_change_no_validation():
     latents = make_latents(LENGTHS, latent_size=4)
-    config = TrainRNNConfig(hidden_size=8, batch=5, sequence=4)
+    config = TrainRNNConfig(hidden_size=8, batch_size=5, sequence_length=4)
     streams = Streams(latents, np.arange(len(LENGTHS)), config.batch, config.sequence, 0)
     model = MDNRNN(4, 1, 8)
     whole, pieces = (train_rnn.validate(model, streams, replace(config, micro_steps=steps)) for steps in (99, 8))

@@ -268,7 +268,7 @@ def test_saving_often_keeps_no_memory(tmp_path):
     """An evolution saves its checkpoint in every generation."""
     tensors = {str(size): torch.ones(size) for size in range(1, 20)}
 
-    def held(times):
+    def repeated(times):
         for _ in range(times):
             save_tensors(tmp_path / "checkpoint.safetensors", tensors, {})
         gc.collect()
@@ -276,7 +276,7 @@ def test_saving_often_keeps_no_memory(tmp_path):
 
     tracemalloc.start()
     try:
-        before = held(5)
-        assert held(50) - before < 50_000  # 6 KB for every save, where they are kept
+        before = repeated(5)
+        assert repeated(50) - before < 50_000  # 6 KB for every save, where they are kept
     finally:
         tracemalloc.stop()

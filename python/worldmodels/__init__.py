@@ -26,7 +26,7 @@ __version__ = metadata.version("worldmodels")
 if TYPE_CHECKING:
     from worldmodels.cmaes.cmaes import CMAES
     from worldmodels.dream.native import Dream, DreamResult, DreamTrace
-    from worldmodels.dream.world_model import World, load_world
+    from worldmodels.dream.world_model import WorldModel, load_world_model
     from worldmodels.models.agent import Agent
     from worldmodels.models.controller import Controller
     from worldmodels.models.mdnrnn import MDNRNN
@@ -41,8 +41,8 @@ _HOME = {
     "Dream": "worldmodels.dream.native",
     "DreamResult": "worldmodels.dream.native",
     "DreamTrace": "worldmodels.dream.native",
-    "World": "worldmodels.dream.world_model",
-    "load_world": "worldmodels.dream.world_model",
+    "WorldModel": "worldmodels.dream.world_model",
+    "load_world_model": "worldmodels.dream.world_model",
     "MDNRNN": "worldmodels.models.mdnrnn",
     "set_simd_level": "worldmodels.support.simd",
     "simd_levels": "worldmodels.support.simd",
@@ -57,9 +57,9 @@ __all__ = [
     "Dream",
     "DreamResult",
     "DreamTrace",
-    "World",
+    "WorldModel",
     "__version__",
-    "load_world",
+    "load_world_model",
     "set_simd_level",
     "simd_levels",
 ]

@@ -7,16 +7,16 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn
 
 from worldmodels import __version__, pretrained
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.config import CHOICES, Config, field_help, override
+from worldmodels.pipeline.config import Config, override
 from worldmodels.pipeline.run import (
     MAKERS,
-    PLACES,
     STAGES,
     Experiment,
     check_inputs,
@@ -24,6 +24,7 @@ from worldmodels.pipeline.run import (
     require_earlier,
     section_names,
 )
+from worldmodels.support import settings
 from worldmodels.support.cpu import describe
 from worldmodels.support.suggestions import suggestion
 from worldmodels.support.validation import MOST_SEED, check_integer, check_real
@@ -102,13 +103,13 @@ def parser() -> _Parser:
     top = _Parser(prog="worldmodels", description="World Models: learn a dream, evolve in it, play for real.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    experiments = tasks.names()
-    presets = sorted({name for experiment in experiments for name in tasks.get(experiment).presets})
+    known = tasks.names()
+    presets = sorted({name for task in known for name in tasks.get(task).presets})
 
     for name, about in _WHOLE.items():
         whole = commands.add_parser(name, help=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        whole.add_argument("experiment", type=_one_of(experiments), help=f"one of {', '.join(experiments)}")
-        _add_common(whole, presets, out="runs/<experiment>, with the preset behind it if one is given")
+        whole.add_argument("task", type=_one_of(known), help=f"one of {', '.join(known)}")
+        _add_common(whole, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
         whole.add_argument(
             "--from-scratch", action="store_true", help="train V and M too: the preset quick, unless --preset says more"
         )
@@ -127,16 +128,13 @@ def parser() -> _Parser:
             command(stage), help=_ABOUT[stage], formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         one.add_argument(
-            "--experiment",
-            type=_one_of(experiments),
-            metavar=_braces(experiments),
-            default="takecover",
-            help="in a new folder: which experiment",
+            "--task",
+            type=_one_of(known),
+            metavar=_braces(known),
+            default=argparse.SUPPRESS,
+            help="in a new folder: the task (default: takecover)",
         )
         _add_common(one, presets)
-        one.add_argument(
-            "--again", action="store_true", help="discard what this stage and all after it made, and do it again"
-        )
         _add_section(one, stage, "")
         if stage == "collect":
             _add_section(one, "environment", "environment.")
@@ -146,10 +144,10 @@ def parser() -> _Parser:
     _add_show(play)
     play.add_argument(
         "--variant",
-        type=_one_of(CHOICES["environment", "variant"]),
-        metavar=_braces(CHOICES["environment", "variant"]),
+        type=_one_of(settings.choices(EnvSpec, "variant")),
+        metavar=_braces(settings.choices(EnvSpec, "variant")),
         default=argparse.SUPPRESS,
-        help="rule set",
+        help="rules of the game",
     )
     play.add_argument("--resolution", metavar="SIZE", default=argparse.SUPPRESS, help="screen that is rendered")
     dream = commands.add_parser(
@@ -176,50 +174,53 @@ def _add_show(target: argparse.ArgumentParser) -> None:
     target.add_argument("--episodes", type=int, default=1, help="episodes to score")
     target.add_argument("--gif", metavar="FILE", type=_place, help="write an animation of the first episode (*.gif)")
     target.add_argument("--window", action="store_true", help="show the first episode in a window")
-    target.add_argument("--seed", type=int, default=0, help="of everything that is random")
+    target.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
 
 
 def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: str = "") -> None:
     where = f"the run folder (default: {out})" if out else "the run folder"
     target.add_argument("--out", required=not out, type=_place, default=argparse.SUPPRESS, metavar="FOLDER", help=where)
-    usual = "the experiment's own" if out else "paper"
+    usual = "that of the task" if out else "quick"
     target.add_argument(
         "--preset",
         type=_one_of(presets),
         metavar=_braces(presets),
         default=argparse.SUPPRESS,
-        help=f"in a new folder: its settings (default: {usual})",
+        help=f"in a new folder: the settings (default: {usual})",
     )
     target.add_argument(
-        "--world",
+        "--world-model",
         metavar="NAME",
         type=_place,
         default=argparse.SUPPRESS,
-        help="in a new folder: take V and M from here, a world of the package (takecover) or a run folder",
+        help="in a new folder: use this V and M, of a pretrained world model (takecover) or a run folder",
     )
-    target.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of everything that is random (default: 0)")
+    target.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="seed of all random numbers (default: 0)")
     target.add_argument(
         "--force",
         action="store_true",
-        help="continue although V or M failed its quality check, such as a V that draws nothing",
+        help="continue although V or M failed its quality gate"
+        if out
+        else "discard the outputs of this stage and all later ones and rerun it; continue although V or M failed its "
+        "quality gate",
     )
 
 
 def _add_section(target: argparse.ArgumentParser, section: str, prefix: str) -> None:
     """One flag per field; a flag that is not given keeps the preset's (or the folder's) setting."""
-    settings = type(getattr(Config(), section))
-    hints, texts = get_type_hints(settings), field_help(settings)
-    group = target.add_argument_group(f"{command(section)} ({(settings.__doc__ or '').rstrip('.')})")
-    for item in fields(settings):
-        hint, choices = hints[item.name], CHOICES.get((section, item.name))
-        kind: Any = _one_of(choices) if choices else _place_or_nothing if item.name in PLACES else hint
+    kind = type(getattr(Config(), section))
+    group = target.add_argument_group(f"{command(section)} ({(kind.__doc__ or '').rstrip('.')})")
+    defaults = kind()
+    for name, declared in settings.declared(kind).items():
+        hint, choices = settings.kind(kind, name), settings.choices(kind, name)
+        parse: Any = _one_of(choices) if choices else _place_or_nothing if declared.location else hint
         group.add_argument(
-            f"--{prefix}{command(item.name)}",
-            dest=f"{section}.{item.name}",
-            **({"action": argparse.BooleanOptionalAction} if hint is bool else {"type": kind}),
+            f"--{prefix}{command(name)}",
+            dest=f"{section}.{name}",
+            **({"action": argparse.BooleanOptionalAction} if hint is bool else {"type": parse}),
             metavar=None if hint is bool else _braces(choices) if choices else hint.__name__.upper(),
             default=argparse.SUPPRESS,
-            help=f"{texts[item.name]} (paper preset: {item.default})".replace("%", "%%"),
+            help=f"{declared.help} (paper preset: {getattr(defaults, name)})".replace("%", "%%"),
         )
 
 
@@ -346,9 +347,9 @@ def _work(options: argparse.Namespace) -> None:
     config = override(_config(options, out), changes)
     stage = options.command.replace("-", "_")
     trained = [section for section in MAKERS if section in changes or section == stage]
-    if config.world and trained:
+    if config.world_model and trained:
         raise ValueError(
-            f"{command(trained[0])}: nothing to do in {out}, which takes V and M from {config.world}; "
+            f"{command(trained[0])}: nothing to do in {out}, which takes V and M from {config.world_model}; "
             "use another --out, and --from-scratch with `worldmodels run`"
         )
 
@@ -370,43 +371,47 @@ def _work(options: argparse.Namespace) -> None:
     if options.command != "run":
         stages = (stage,)
         require_earlier(out, stage)
-    again = stage if getattr(options, "again", False) else None
-    if again is not None:
+    rerun = stage if options.force and stages == (stage,) else None
+    if rerun is not None:
         check_inputs(out, stage)
-    with Experiment(out, config, again=again, force=options.force) as experiment:
+    with Experiment(out, config, rerun=rerun, force=options.force) as experiment:
         for stage in stages:
             experiment.run(stage)
 
 
 def _folder(options: argparse.Namespace) -> Path:
-    """Where a run lies that was not told where."""
+    """The default run folder."""
     name = getattr(options, "preset", "quick" if options.from_scratch else "")
-    return Path("runs", f"{options.experiment}-{name}" if name else options.experiment)
+    return Path("runs", f"{options.task}-{name}" if name else options.task)
 
 
 def _config(options: argparse.Namespace, out: Path) -> Config:
     """The settings to start from: those in the folder, or in a new one those of its preset."""
     chosen = vars(options)
     whole, scratch = options.command in _WHOLE, chosen.get("from_scratch", False)
-    wanted: dict[str, Any] = {key: chosen[key] for key in ("preset", "seed", "world") if key in chosen}
+    wanted: dict[str, Any] = {key: chosen[key] for key in ("task", "preset", "world_model") if key in chosen}
     stored = Experiment.stored_config(out)
     if stored is None:
-        usual = tasks.get(options.experiment).usual_preset(whole)
-        if whole and (scratch or options.command == "iterate") and tasks.preset(options.experiment, usual).world:
-            usual = "quick"
-        config = tasks.preset(options.experiment, wanted.get("preset", usual))
-        config = replace(config, world=wanted.get("world", config.world))
+        task = tasks.get(wanted.get("task", "takecover"))
+        usual = task.default_preset if whole else task.training_preset
+        if whole and (scratch or options.command == "iterate") and task.presets[usual].world_model:
+            usual = task.training_preset
+        config = tasks.preset(task.name, wanted.get("preset", usual))
+        config = replace(config, world_model=wanted.get("world_model", config.world_model))
+        if not whole and "preset" not in wanted:
+            print(f"{out}: new run folder of {task.name} with the settings of preset {usual}", file=sys.stderr)
     else:
         config = stored
-        if whole:
-            wanted["experiment"] = options.experiment
         for key, value in wanted.items():
-            if key != "seed" and getattr(stored, key) != value:
-                raise ValueError(f"--{key}: {out} holds a run of {key} {getattr(stored, key)!r}, got {value!r}")
-    if scratch and config.world:
-        raise ValueError(f"--from-scratch: expected a run that trains V and M, got one that takes them: {config.world}")
-    if "seed" in wanted:
-        config = replace(config, seed=check_integer("--seed", wanted["seed"], 0, MOST_SEED))
+            if getattr(stored, key) != value:
+                flag = key if whole and key == "task" else f"--{command(key)}"
+                raise ValueError(f"{flag}: {out} holds a run of {key} {getattr(stored, key)!r}, got {value!r}")
+    if scratch and config.world_model:
+        raise ValueError(
+            f"--from-scratch: expected a run that trains V and M, got one with the world model {config.world_model}"
+        )
+    if "seed" in chosen:
+        config = replace(config, seed=check_integer("--seed", chosen["seed"], 0, MOST_SEED))
     return config
 
 
@@ -437,26 +442,26 @@ def _show(options: argparse.Namespace) -> None:
         _output("--gif", options.gif, ".gif")
     folder, config = Experiment.agent(options.agent)
 
-    from worldmodels import load_world
+    from worldmodels import load_world_model
     from worldmodels.analysis import playback as show
     from worldmodels.analysis.figures import save_animation
-    from worldmodels.dream.world_model import done_weight
+    from worldmodels.pipeline.evaluators import sampled
     from worldmodels.rollout.runner import describe_environment
 
     if options.window:
         show.check_display()
-    task = tasks.get(config.experiment)
+    task = tasks.get(config.task)
     if options.command == "dream":
         temperature = vars(options).get("temperature", config.evolve.temperature)
         chosen = {
             "temperature": temperature,
             "seed": options.seed,
             "max_steps": config.evolve.max_steps,
-            "done_weight": done_weight(folder, config.evolve.ends),
+            "termination": sampled(config.evolve.termination),
         }
         about = f"{options.agent}, in its dream at temperature {temperature:g}"
         scores = show.dream_scores(folder, options.episodes, **chosen)
-        if not task.dreams_are_scored(load_world(folder).mdnrnn):
+        if not task.dreams_are_scored(load_world_model(folder).mdnrnn):
             about += ", in steps (M has no reward head)"
     else:
         environment = replace(

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from worldmodels.analysis.stats import describe, format_interval
 from worldmodels.dream.native import Dream
 from worldmodels.envs.rules import Rules
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.agent import Agent, Recorder, load_controller
+from worldmodels.models.native_model import Termination
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.models.weights import load_model
 from worldmodels.rollout.runner import Environments, episode_seed, record
@@ -25,7 +26,7 @@ Actions = list[npt.NDArray[np.float32]]
 
 
 def play(
-    folder: Path, environment: EnvironmentConfig, episodes: int, *, seed: int, rules: Rules, slots: int = 16
+    folder: Path, environment: EnvSpec, episodes: int, *, seed: int, rules: Rules, slots: int = 16
 ) -> dict[str, Any]:
     """Plays the real game.
 
@@ -54,7 +55,7 @@ def play(
     return describe([scores[episode] for episode in range(episodes)])
 
 
-def record_play(folder: Path, environment: EnvironmentConfig, *, seed: int, rules: Rules) -> tuple[Pictures, Actions]:
+def record_play(folder: Path, environment: EnvSpec, *, seed: int, rules: Rules) -> tuple[Pictures, Actions]:
     """Plays the first episode of :func:`play`: pictures of the frame beside V's reconstruction, and the actions."""
     agent = Agent.load(folder)
     recorder = Recorder(agent)
@@ -63,12 +64,12 @@ def record_play(folder: Path, environment: EnvironmentConfig, *, seed: int, rule
 
 
 def record_dream(
-    folder: Path, *, temperature: float, seed: int, max_steps: int = 2100, done_weight: float | None = None
+    folder: Path, *, temperature: float, seed: int, max_steps: int = 2100, termination: Termination = "threshold"
 ) -> tuple[Pictures, Actions, float]:
     """Dreams one episode: V's pictures of the latents, the actions, and the return."""
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
     dream = Dream.load(
-        folder, controller=controller, temperature=temperature, max_steps=max_steps, done_weight=done_weight
+        folder, controller=controller, temperature=temperature, max_steps=max_steps, termination=termination
     )
     trace = dream.trace(params, seed=seed)
     vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
@@ -82,12 +83,12 @@ def dream_scores(
     temperature: float,
     seed: int,
     max_steps: int = 2100,
-    done_weight: float | None = None,
+    termination: Termination = "threshold",
 ) -> dict[str, Any]:
     """Returns of the agent's controller over many dreams, as :func:`worldmodels.analysis.stats.describe` gives them."""
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
     dream = Dream.load(
-        folder, controller=controller, temperature=temperature, max_steps=max_steps, done_weight=done_weight
+        folder, controller=controller, temperature=temperature, max_steps=max_steps, termination=termination
     )
     return describe(dream.rollout(params[None], episodes, seed=seed).returns[0].tolist())
 

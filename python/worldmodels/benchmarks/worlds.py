@@ -11,7 +11,7 @@ import torch
 
 from worldmodels import pretrained
 from worldmodels.dream.native import Dream
-from worldmodels.dream.world_model import load_world
+from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
@@ -86,7 +86,7 @@ def shipped(name: str = "takecover") -> World:
     """A world of the package, with a population around its own controller."""
     folder = pretrained.folder(name)
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
-    world = load_world(folder)
+    world = load_world_model(folder)
     return World("Doom, shipped", world.mdnrnn, controller, world.initial_mu, world.initial_logvar, params)
 
 

@@ -76,7 +76,7 @@ def principal_components(features: npt.NDArray[np.floating], count: int) -> Floa
     squares, directions = np.linalg.eigh(samples.T @ samples / len(samples))  # ascending
     there = int((squares > _SMALLEST * squares[-1]).sum())
     if count > there:
-        raise ValueError(f"evolve.components: expected at most {there}, the directions of what C sees, got {count}")
+        raise ValueError(f"evolve.pca_components: expected at most {there}, the directions of what C sees, got {count}")
     largest = np.arange(len(squares))[::-1][:count]
     basis: Floats = directions[:, largest] / np.sqrt(squares[largest])
     return basis

@@ -3,5 +3,5 @@
 from worldmodels.dream.native import Dream as Dream
 from worldmodels.dream.native import DreamResult as DreamResult
 from worldmodels.dream.native import DreamTrace as DreamTrace
-from worldmodels.dream.world_model import World as World
-from worldmodels.dream.world_model import load_world as load_world
+from worldmodels.dream.world_model import WorldModel as WorldModel
+from worldmodels.dream.world_model import load_world_model as load_world_model

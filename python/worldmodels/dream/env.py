@@ -16,7 +16,7 @@ from worldmodels import _core
 from worldmodels.dream.native import check_temperature
 from worldmodels.models.controller import Features
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.native_model import native_model
+from worldmodels.models.native_model import Termination, native_model
 from worldmodels.support.forks import Lock
 from worldmodels.support.simd import Precision, check_precision
 from worldmodels.support.validation import MOST_SEED, check_integer, check_seed, check_threads, float_array
@@ -40,7 +40,7 @@ class _Dreams:
         action_high: npt.ArrayLike,
         num_threads: int | None,
         precision: Precision,
-        done_weight: float | None,
+        termination: Termination,
     ) -> None:
         if features not in get_args(Features):
             raise ValueError(f"features: expected one of {', '.join(get_args(Features))}, got {features!r}")
@@ -52,7 +52,7 @@ class _Dreams:
         check_precision(precision)
         self.precision = precision
         self.lock = Lock()  # a call of the environment is several of the stepper
-        self._model = native_model(mdnrnn, initial_mu, initial_logvar, precision, done_weight=done_weight)
+        self._model = native_model(mdnrnn, initial_mu, initial_logvar, precision, termination=termination)
         self._stepper = _core.DreamStepper(self._model.core, self.num_envs)
         self.latent_size, self.hidden_size = mdnrnn.latent_size, mdnrnn.hidden_size
         self.action_size = mdnrnn.action_size
@@ -172,7 +172,7 @@ class DreamEnv(_Snapshots, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
         action_low: scalar or (A,), the lowest actions; -inf for no bound.
         action_high: scalar or (A,), the highest actions; inf for no bound.
         precision: "float32" or "bfloat16", as for ``Dream``.
-        done_weight: None for ends where M's done logit is above 0, or a number for ends by chance, as for ``Dream``.
+        termination: "threshold" or "sample", as for ``Dream``.
 
     Raises:
         TypeError, ValueError: an argument does not fit.
@@ -192,7 +192,7 @@ class DreamEnv(_Snapshots, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
         action_low: npt.ArrayLike = -1.0,
         action_high: npt.ArrayLike = 1.0,
         precision: Precision = "float32",
-        done_weight: float | None = None,
+        termination: Termination = "threshold",
         render_mode: None = None,
     ) -> None:
         if render_mode is not None:
@@ -210,7 +210,7 @@ class DreamEnv(_Snapshots, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
             action_high,
             1,
             precision,
-            done_weight,
+            termination,
         )
         self.observation_space = self._dreams.observation_space
         self.action_space: gymnasium.spaces.Box = self._dreams.action_space  # type: ignore[assignment]
@@ -280,7 +280,7 @@ class DreamVectorEnv(
         action_low: scalar or (A,), the lowest actions; -inf for no bound.
         action_high: scalar or (A,), the highest actions; inf for no bound.
         precision: "float32" or "bfloat16", as for ``Dream``.
-        done_weight: None for ends where M's done logit is above 0, or a number for ends by chance, as for ``Dream``.
+        termination: "threshold" or "sample", as for ``Dream``.
         num_threads: None for as many as there are cores, or OMP_NUM_THREADS if that is less.
         autoreset_mode: one of ``AutoresetMode``, or its value.
         max_episode_steps: another name of ``max_steps``, which ``gymnasium.make_vec`` uses; the smaller one counts.
@@ -304,7 +304,7 @@ class DreamVectorEnv(
         action_low: npt.ArrayLike = -1.0,
         action_high: npt.ArrayLike = 1.0,
         precision: Precision = "float32",
-        done_weight: float | None = None,
+        termination: Termination = "threshold",
         num_threads: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
@@ -332,7 +332,7 @@ class DreamVectorEnv(
             action_high,
             num_threads,
             precision,
-            done_weight,
+            termination,
         )
         self.num_envs = self._dreams.num_envs
         self.single_observation_space = self._dreams.observation_space

@@ -15,8 +15,9 @@ from torch import Tensor
 from worldmodels.dream.native import DreamResult, check_fits, check_temperature
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
+from worldmodels.models.native_model import Termination, check_termination
 from worldmodels.support.forks import Lock, check_threads_usable
-from worldmodels.support.validation import check_integer, check_real, check_seed, float_array
+from worldmodels.support.validation import check_integer, check_seed, float_array
 
 _HARDLY_LIKELY = 0.01  # an episode of expected returns is left when this likely to have come so far; as in the core
 _UNROLLED = 20  # steps in a CUDA graph
@@ -40,10 +41,7 @@ class TorchDream:
         max_steps: the longest episode, in steps.
         initial_h: (K, H), M's hidden states at the starts; None for zeros.
         initial_c: (K, H), M's cell states at the starts.
-        done_weight: None: an episode ends where M's done logit is above 0. A number: by chance, where ends weighed
-            that many times in M's training.
-        expected_returns: whether no end is drawn, and every reward counts as much as the episode is likely to have
-            come so far.
+        termination: ``"threshold"``, ``"sample"`` or ``"expected"``.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -62,20 +60,16 @@ class TorchDream:
         max_steps: int = 2100,
         initial_h: npt.ArrayLike | None = None,
         initial_c: npt.ArrayLike | None = None,
-        done_weight: float | None = None,
-        expected_returns: bool = False,
+        termination: Termination = "threshold",
     ) -> None:
-        if expected_returns and done_weight is None:
-            raise ValueError("expected_returns: expected a done_weight with them, got none")
         check_fits(controller, mdnrnn)
         check_threads_usable()
         self.controller, self.device = controller, device
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
         self.temperature = check_temperature(temperature)
-        if done_weight is not None and not check_real("done_weight", done_weight) > 0:
-            raise ValueError(f"done_weight: expected a finite number above 0, got {done_weight}")
-        self.done_weight = done_weight
-        self.expected_returns = expected_returns
+        check_termination(termination, mdnrnn)
+        self.termination = termination
+        self._done_pos_weight = mdnrnn.done_pos_weight
         self._latent, self._hidden, self._action = mdnrnn.latent_size, mdnrnn.hidden_size, mdnrnn.action_size
         self._mixtures, self._restart = mdnrnn.mixtures, mdnrnn.restart_input
         self._done, self._reward = mdnrnn.done_head, mdnrnn.reward_head
@@ -288,10 +282,10 @@ class _Batch:
     def _goes_on(self, logit: Tensor) -> Tensor:
         """(B,) how likely every episode is to go on behind this step; 1 or 0 where ends are not expected ones."""
         dream = self._dream
-        if dream.done_weight is None:
+        if dream.termination == "threshold":
             return (logit <= 0).float()
-        likely = torch.sigmoid(math.log(dream.done_weight) - logit)
-        if dream.expected_returns:
+        likely = torch.sigmoid(math.log(dream._done_pos_weight) - logit)
+        if dream.termination == "expected":
             return likely * (self._weight * likely >= _HARDLY_LIKELY)
         return (self._each(torch.rand(self._drawn, device=dream.device, generator=self._generator)) < likely).float()
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels import _core, pretrained
-from worldmodels.dream.world_model import load_world
+from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.native_model import native_model
+from worldmodels.models.native_model import Termination, native_model
 from worldmodels.support.simd import Precision, check_precision
 from worldmodels.support.validation import check_integer, check_real, check_seed, check_threads, float_array
 
@@ -72,14 +72,11 @@ class Dream:
         initial_h: (K, H) float32, M's hidden states at the starts; a row of zeros, here and in ``initial_c``, is an
             episode's first frame, whose restart flag is set. None for zeros.
         initial_c: (K, H) float32, M's cell states at the starts.
-        done_weight: None: an episode ends where M's done logit is above 0, as in the paper. A number: it ends by
-            chance, with the probability that M gives to it, where ends weighed that many times in its training
-            (``train_rnn.done_weight``; 1 for an M that was trained without a weight). What M thinks possible but
-            not likely then costs something.
-        expected_returns: whether no end is drawn, and every reward counts as much as the episode is likely to have
-            come so far: the mean of the returns by chance over all draws of the ends, with less noise. Needs
-            ``done_weight``. An episode is left when it is less than one percent likely to have come so far;
-            ``lengths`` counts the steps until then.
+        termination: ``"threshold"``: an episode terminates where M's done logit is above 0, as in the paper.
+            ``"sample"``: with M's probability, corrected for ``mdnrnn.done_pos_weight``. ``"expected"``: termination is
+            not sampled; each reward is weighted by the probability of surviving to its step. Returns have the mean of
+            ``"sample"`` and a lower variance. A rollout stops below 1 % survival; ``lengths`` counts the steps until
+            then.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -100,35 +97,28 @@ class Dream:
         precision: Precision = "float32",
         initial_h: npt.ArrayLike | None = None,
         initial_c: npt.ArrayLike | None = None,
-        done_weight: float | None = None,
-        expected_returns: bool = False,
+        termination: Termination = "threshold",
     ) -> None:
-        if not isinstance(expected_returns, bool | np.bool_):
-            raise TypeError(f"expected_returns: expected a bool, got {type(expected_returns).__name__}")
-        if expected_returns and done_weight is None:
-            raise ValueError("expected_returns: expected a done_weight with them, got none")
         if not isinstance(controller, Controller):
             raise TypeError(f"controller: expected a Controller, got {type(controller).__name__}")
         check_precision(precision)
         self.precision = precision
         self._native = native_model(
-            mdnrnn, initial_mu, initial_logvar, precision, initial_h, initial_c, done_weight=done_weight
+            mdnrnn, initial_mu, initial_logvar, precision, initial_h, initial_c, termination=termination
         )
         check_fits(controller, mdnrnn)
         self.controller = controller
         self.temperature = check_temperature(temperature)
-        self.done_weight = done_weight
-        self.expected_returns = bool(expected_returns)
+        self.termination = termination
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
         _ = self._shape  # refuses what does not fit
 
     def __repr__(self) -> str:
         of = self.controller
-        ends = "" if self.done_weight is None else f", done_weight={self.done_weight!r}"
-        ends += ", expected_returns=True" if self.expected_returns else ""
         return (
             f"Dream(latent_size={of.latent_size}, hidden_size={of.hidden_size}, action_size={of.action_size}, "
-            f"temperature={self.temperature!r}, max_steps={self.max_steps}, precision={self.precision!r}{ends})"
+            f"temperature={self.temperature!r}, max_steps={self.max_steps}, precision={self.precision!r}, "
+            f"termination={self.termination!r})"
         )
 
     @property
@@ -141,33 +131,36 @@ class Dream:
         return _core.ControllerShape(self._model, of.features, of.bias, of.hidden_units, of.squash == "carracing")
 
     @classmethod
-    def load(cls, run_folder: str | Path, *, controller: Controller | None = None, **settings: Any) -> Dream:
-        """The dream of a run folder's M.
+    def load(cls, name: str | Path, *, controller: Controller | None = None, **settings: Any) -> Dream:
+        """The dream of a run folder's M, or of a pretrained one with its own settings.
 
         Args:
-            run_folder: where ``train-rnn`` has been completed.
-            controller: the shape of C; None for a linear one that sees [z, c, h].
-            **settings: the constructor's ``temperature``, ``max_steps``, ``precision``, ``done_weight`` and
-                ``expected_returns``.
+            name: Run folder in which ``train-rnn`` is complete, or name of a pretrained world model.
+            controller: Shape of C; None for a linear one with inputs [z, c, h].
+            **settings: ``temperature``, ``max_steps``, ``precision`` and ``termination`` of the constructor. The
+                default of ``termination`` is the pretrained world model's own.
 
         Raises:
             FileNotFoundError: M has not been trained there yet.
-            ValueError: a file is damaged, or an argument does not fit.
+            ValueError: A file is damaged, or an argument does not fit.
         """
-        world = load_world(run_folder)
+        model = load_world_model(name)
+        if str(name) in pretrained.names():
+            settings = {**pretrained.dream_settings(str(name)), **settings}
         if controller is None:
-            model = world.mdnrnn
-            controller = Controller(model.latent_size, model.hidden_size, model.action_size)
-        return cls(*world, controller, **settings)
+            mdnrnn = model.mdnrnn
+            controller = Controller(mdnrnn.latent_size, mdnrnn.hidden_size, mdnrnn.action_size)
+        return cls(*model, controller, **settings)
 
     @classmethod
     def pretrained(cls, name: str, *, controller: Controller | None = None, **settings: Any) -> Dream:
-        """The dream that comes with the package, ``"takecover"``; arguments as for :meth:`load`.
+        """The dream of a pretrained world model, ``"takecover"``; other arguments as for :meth:`load`.
 
         Raises:
-            ValueError: there is no such dream, a file is damaged, or an argument does not fit.
+            ValueError: There is no such world model, a file is damaged, or an argument does not fit.
         """
-        return cls.load(pretrained.folder(name), controller=controller, **settings)
+        pretrained.folder(name)
+        return cls.load(name, controller=controller, **settings)
 
     def rollout(
         self,
@@ -229,7 +222,7 @@ class Dream:
             self.temperature,
             self._max_steps(max_steps),
             check_threads(num_threads),
-            self.expected_returns,
+            self.termination == "expected",
         )
         return DreamResult(returns, lengths), computed
 
@@ -270,7 +263,7 @@ class Dream:
             check_seed(seed),
             self.temperature,
             self._max_steps(max_steps),
-            self.expected_returns,
+            self.termination == "expected",
         )
         done = None if done_logit is None else done_logit[:length].copy()
         return DreamTrace(z[: length + 1].copy(), action[:length].copy(), done, reward[:length].copy())

@@ -13,7 +13,7 @@ Action = npt.NDArray[np.float32]
 Policy = Callable[[np.random.Generator], Iterator[Action]]
 
 
-def held(low: int, high: int, action_size: int = 1) -> Policy:
+def repeated(low: int, high: int, action_size: int = 1) -> Policy:
     """An action uniform in [-1, 1], held for a uniform number of ``low`` to ``high`` steps, then another."""
     if not 1 <= low <= high:
         raise ValueError(f"low, high: expected 1 <= low <= high, got {low}, {high}")
@@ -51,21 +51,23 @@ def brownian(step: float, action_size: int = 1) -> Policy:
     return actions
 
 
-def ornstein_uhlenbeck(step: float, memory: float, action_size: int = 1) -> Policy:
-    """A random walk as :func:`brownian`, drawn back to zero by a share 1 / ``memory`` of its distance every step."""
-    if not 0 < step < float("inf") or not 1 <= memory < float("inf"):
-        raise ValueError(f"step, memory: expected a finite step above zero and memory from 1, got {step}, {memory}")
+def ornstein_uhlenbeck(step: float, time_constant: float, action_size: int = 1) -> Policy:
+    """An Ornstein-Uhlenbeck process: a random walk that decays towards zero by 1 / ``time_constant`` every step."""
+    if not 0 < step < float("inf") or not 1 <= time_constant < float("inf"):
+        raise ValueError(
+            f"step, time_constant: expected a finite step above zero and a time constant from 1, got {step}, {time_constant}"
+        )
 
     def actions(rng: np.random.Generator) -> Iterator[Action]:
         action = rng.uniform(-1, 1, size=action_size)
         while True:
             yield action.astype(np.float32)
-            action = np.clip(action * (1 - 1 / memory) + step * rng.standard_normal(action_size), -1, 1)
+            action = np.clip(action * (1 - 1 / time_constant) + step * rng.standard_normal(action_size), -1, 1)
 
     return actions
 
 
-def mapped(policy: Policy, function: Callable[[Action], Action]) -> Policy:
+def transformed(policy: Policy, function: Callable[[Action], Action]) -> Policy:
     """A policy whose every action is put through a function."""
 
     def actions(rng: np.random.Generator) -> Iterator[Action]:
@@ -75,16 +77,16 @@ def mapped(policy: Policy, function: Callable[[Action], Action]) -> Policy:
 
 
 #: Collects as the authors did in CarRacing: V, M and C are noise, drawn anew for every episode.
-RANDOM_AGENT = "random agent"
+RANDOM_AGENT = "random-weight agent"
 #: What an agent can do while collecting: play; play with a controller near its own, another one every episode; play,
 #: and now and then be pushed aside by an action held for a while.
-AGENT = ("agent", "agent perturbed", "agent interrupted")
+AGENT = ("agent", "agent with parameter noise", "agent with action bursts")
 
 
 def parse_policies(
     text: str, policies: Mapping[str, Policy], argument: str = "collect.policies"
 ) -> list[tuple[str, float]]:
-    """Read 'held 1-10:4, left:1' as names with shares; the names are those of ``policies`` and of what an agent does.
+    """Read 'repeat 1-10:4, left:1' as names with shares; the names are those of ``policies`` and of what an agent does.
 
     Raises:
         ValueError: An unknown name, or a share that is not a positive number.

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from worldmodels.support.settings import setting
 
 
 @dataclass(frozen=True)
-class EnvironmentConfig:
+class EnvSpec:
     """The real environment."""
 
-    id: str = "worldmodels/TakeCover-v0"
-    """Gymnasium id"""
-    variant: str = "paper"
-    """TakeCover's rule set: paper or modern; empty where there is nothing to choose"""
-    resolution: str = "160x120"
-    """TakeCover's screen before the resize to 64x64 (the authors': 640x480); empty where there is nothing to choose"""
-    backend: str = ""
-    """who steps it: gymnasium, envpool, or empty for the fastest that is installed"""
+    id: str = setting("worldmodels/TakeCover-v0", "Gymnasium id")
+    variant: Literal["", "paper", "modern"] = setting(
+        "paper", "rules of TakeCover: paper or modern; empty for environments without variants"
+    )
+    resolution: str = setting(
+        "160x120",
+        "TakeCover's screen before it is resized to 64x64 (original code: 640x480); empty for other environments",
+    )
+    backend: Literal["", "gymnasium", "envpool"] = setting(
+        "", "gymnasium, envpool, or empty for the fastest one that is installed"
+    )

@@ -22,14 +22,14 @@ from worldmodels.envs.any_gymnasium import AdaptedEnv
 from worldmodels.envs.base import Batch, Bools, Floats, Step
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.support.cpu import cores
 from worldmodels.support.processes import Owned, deaf_to_interrupts, ending
 
 _OPTIONS = ("variant", "resolution")  # of an environment's constructor; a run may choose them
 
 
-def make(environment: EnvironmentConfig, *, rules: Rules | None = None, **options: Any) -> AdaptedEnv:
+def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) -> AdaptedEnv:
     """Makes the real environment of an experiment: what `gymnasium.make` returns, with its wrappers and time limit.
 
     Args:
@@ -53,7 +53,7 @@ def make(environment: EnvironmentConfig, *, rules: Rules | None = None, **option
         raise
 
 
-def check_options(environment: EnvironmentConfig, section: str = "environment", **more: Any) -> None:
+def check_options(environment: EnvSpec, section: str = "environment", **more: Any) -> None:
     """Refuses an option that the environment does not know, or a value that it does not take.
 
     An environment class may have a static method ``check_options(**options)``, which raises ValueError for values that
@@ -83,7 +83,7 @@ def check_options(environment: EnvironmentConfig, section: str = "environment", 
             raise ValueError(f"{section}.{error}") from error
 
 
-def backend(environment: EnvironmentConfig) -> str:
+def backend(environment: EnvSpec) -> str:
     """Who steps the environment: what the settings say, or the fastest that is installed.
 
     Returns:
@@ -106,7 +106,7 @@ def backend(environment: EnvironmentConfig) -> str:
     return "envpool" if environment.id in pool.TASKS and pool.installed() else "gymnasium"
 
 
-def make_batch(environment: EnvironmentConfig, slots: int, *, workers: int | None = None, **options: Any) -> Batch:
+def make_batch(environment: EnvSpec, slots: int, *, workers: int | None = None, **options: Any) -> Batch:
     """Makes a batch of environments.
 
     Args:
@@ -169,7 +169,7 @@ def entry_point(env_id: str) -> Callable[..., Any]:
 class _Row:
     """One slot of a batch that is made of Gymnasium environments."""
 
-    def __init__(self, environment: EnvironmentConfig, options: dict[str, Any]) -> None:
+    def __init__(self, environment: EnvSpec, options: dict[str, Any]) -> None:
         self._of, self._options = environment, options
         self._env: AdaptedEnv | None = None
 
@@ -193,7 +193,7 @@ class _Row:
 class ThreadBatch(Owned, Batch):
     """Gymnasium environments in threads of this process: right for those that wait for a process of their own."""
 
-    def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
+    def __init__(self, environment: EnvSpec, slots: int, workers: int, options: dict[str, Any]) -> None:
         super().__init__("ThreadBatch")
         self.slots = slots
         self._rows = [_Row(environment, options) for _ in range(slots)]
@@ -278,7 +278,7 @@ class _Shared:
 class ProcessBatch(Owned, Batch):
     """Gymnasium environments in spawned processes; worker w has the slots w, w + W, w + 2 W, ..."""
 
-    def __init__(self, environment: EnvironmentConfig, slots: int, workers: int, options: dict[str, Any]) -> None:
+    def __init__(self, environment: EnvSpec, slots: int, workers: int, options: dict[str, Any]) -> None:
         super().__init__("ProcessBatch")
         self.slots = slots
         env = make(environment, **options)
@@ -376,7 +376,7 @@ class ProcessBatch(Owned, Batch):
 
 
 def _serve(
-    pipe: Connection, about: tuple[int, int, int, int, str], environment: EnvironmentConfig, options: dict[str, Any]
+    pipe: Connection, about: tuple[int, int, int, int, str], environment: EnvSpec, options: dict[str, Any]
 ) -> None:
     """A worker: plays its slots until the pipe is closed."""
     number, workers, slots, action_size, name = about

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodels.support.validation import check_positive
+
 #: The head's log standard deviations are clamped to this range, in training and in the dream alike.
 LOGSTD_RANGE = (-8.0, 8.0)
 
+_UNRECORDED_POS_WEIGHT = 10.0
 _MANY = 256  # steps from which sorting the head's rows costs less than it gains
 
 State = tuple[Tensor, Tensor]
@@ -51,9 +55,12 @@ class MDNRNN(nn.Module):
         restart_input: whether the restart flag is an input of the LSTM (Doom).
         done_head: whether the head predicts the end of the episode (Doom).
         reward_head: whether the head predicts the reward.
+        done_pos_weight: Positive-class weight w of the termination loss M is trained with. A calibrated M then
+            predicts w p / (w p + 1 - p) where termination has probability p; sampled termination inverts this.
 
     Raises:
-        ValueError: a size is not a positive integer.
+        TypeError: ``done_pos_weight`` is no number.
+        ValueError: a size is not a positive integer, or ``done_pos_weight`` not a positive finite number.
 
     Source: Ha & Schmidhuber (2018), section 2.3, appendix A.2; the released code's rnn.py.
     """
@@ -68,6 +75,7 @@ class MDNRNN(nn.Module):
         restart_input: bool = False,
         done_head: bool = False,
         reward_head: bool = False,
+        done_pos_weight: float = 1.0,
     ) -> None:
         super().__init__()
         sizes = {
@@ -82,6 +90,7 @@ class MDNRNN(nn.Module):
         for name, flag in (("restart_input", restart_input), ("done_head", done_head), ("reward_head", reward_head)):
             if not isinstance(flag, bool):
                 raise ValueError(f"{name}: expected a bool, got {flag!r}")
+        done_pos_weight = check_positive("done_pos_weight", done_pos_weight)
         self.latent_size = latent_size
         self.action_size = action_size
         self.hidden_size = hidden_size
@@ -89,6 +98,7 @@ class MDNRNN(nn.Module):
         self.restart_input = restart_input
         self.done_head = done_head
         self.reward_head = reward_head
+        self.done_pos_weight = done_pos_weight
         self.lstm = nn.LSTM(latent_size + action_size + restart_input, hidden_size, batch_first=True)
         self.head = nn.Linear(hidden_size, done_head + reward_head + latent_size * mixtures * 3)
         self._reset_parameters()
@@ -107,7 +117,7 @@ class MDNRNN(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     @property
-    def config(self) -> dict[str, int | bool]:
+    def config(self) -> dict[str, int | bool | float]:
         """The constructor's arguments, for saving beside the weights."""
         return {
             "latent_size": self.latent_size,
@@ -117,7 +127,19 @@ class MDNRNN(nn.Module):
             "restart_input": self.restart_input,
             "done_head": self.done_head,
             "reward_head": self.reward_head,
+            "done_pos_weight": self.done_pos_weight,
         }
+
+    @staticmethod
+    def read_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """The constructor's arguments in the metadata of a weights file.
+
+        Files written before ``done_pos_weight`` was part of the config hold it as ``done_weight``, or were trained with
+        the default of that time, 10.
+        """
+        config = dict(metadata["config"])
+        config.setdefault("done_pos_weight", metadata.get("done_weight", _UNRECORDED_POS_WEIGHT))
+        return config
 
     def initial_state(self, batch: int) -> State:
         """The state at an episode's start: zeros (h, c), each (1, batch, H)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,24 @@ from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
 from worldmodels.support.forks import check_threads_usable
 from worldmodels.support.native import Native
 from worldmodels.support.simd import Precision, check_precision
-from worldmodels.support.validation import check_real, float_array
+from worldmodels.support.validation import float_array
 
 if LOGSTD_RANGE != _core.LOGSTD_RANGE:
     raise ImportError(f"the native core clamps log stds to {_core.LOGSTD_RANGE}, MDNRNN to {LOGSTD_RANGE}: rebuild it")
+
+
+#: When an episode of a dream terminates: where the done logit is above 0, with M's probability, or never, with rewards
+#: weighted by the probability of surviving to their step.
+Termination = Literal["threshold", "sample", "expected"]
+
+
+def check_termination(termination: str, mdnrnn: MDNRNN) -> str:
+    """Takes one of ``Termination`` that M can do: it needs a done head for all but ``"threshold"``."""
+    if termination not in get_args(Termination):
+        raise ValueError(f"termination: expected one of {', '.join(get_args(Termination))}, got {termination!r}")
+    if termination != "threshold" and not mdnrnn.done_head:
+        raise ValueError(f"termination: expected threshold, as mdnrnn has no done head, got {termination}")
+    return termination
 
 
 def native_model(
@@ -27,7 +41,7 @@ def native_model(
     initial_h: npt.ArrayLike | None = None,
     initial_c: npt.ArrayLike | None = None,
     *,
-    done_weight: float | None = None,
+    termination: Termination = "threshold",
 ) -> Native[_core.WorldModel]:
     """Copies M's weights and starts into the native core; arguments and errors as for :class:`Dream`."""
     if not isinstance(mdnrnn, MDNRNN):
@@ -62,7 +76,7 @@ def native_model(
         initial_logvar=logvar,
         initial_h=h,
         initial_c=c,
-        done_weight=None if done_weight is None else check_real("done_weight", done_weight, 0),
+        done_weight=None if check_termination(termination, mdnrnn) == "threshold" else mdnrnn.done_pos_weight,
         **weights,
     )
 

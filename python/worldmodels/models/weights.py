@@ -92,7 +92,7 @@ def taking_up(path: Path, stage: str) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path}: expected a checkpoint of this version and these settings, got {error!r:.300}; "
-            f"`worldmodels {stage} --again` begins anew"
+            f"`worldmodels {stage} --force` begins anew"
         ) from error
 
 
@@ -118,7 +118,8 @@ def load_model(path: Path, kind: type[Model]) -> Model:
         raise ValueError(f"{path}: expected a {kind.__name__}, got {found!r:.100}")
     try:
         with torch.device("meta"):  # no memory yet: a config may promise more than the file holds
-            model = kind(**about["config"])
+            read_config = getattr(kind, "read_config", None)  # a model may read older files
+            model = kind(**(read_config(about) if read_config else about["config"]))
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     except MemoryError:
         raise

@@ -1,272 +1,222 @@
-"""Every setting of every stage, as frozen dataclasses. The line under a field is its help text."""
+"""Every setting of every stage, as frozen dataclasses; the defaults are those of the preset ``paper``."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import functools
-import inspect
-import itertools
-import math
-import sys
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, Literal
 
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
+from worldmodels.support.settings import check, setting
+
+TrainingPrecision = Literal["auto", "float32", "bfloat16"]
+_PRECISION = "bfloat16 (autocast), float32, or auto: bfloat16 where the device has native support for it"
+_NUM_ENVS = "real environments stepped at once"
 
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Episodes of real play."""
+    """Collect episodes of the real environment."""
 
-    episodes: int = 10_000
-    """number of episodes to keep"""
-    policies: str = "held 1-10"
-    """names of policies and their shares, such as 'held 1-10:4, left:1, agent:2, agent perturbed:1'"""
-    agent: str = ""
-    """whose agent the policies 'agent', 'agent perturbed' and 'agent interrupted' are: a run folder, or takecover"""
-    include: str = ""
-    """run folder whose episodes come first in the store, beside those that are played"""
-    ignore_done: bool = False
-    """play on where the environment would end the episode (CarRacing in Gymnasium, as the authors do)"""
-    min_length: int = 101
-    """shorter episodes are dropped and played again with another seed"""
-    patience: int = 0
-    """steps without a reward above zero after which an episode is cut; 0 for never"""
-    shard_episodes: int = 25
-    """episodes in one file of the store"""
-    workers: int = 0
-    """processes that play; 0 for one per core"""
+    episodes: int = setting(10_000, "episodes to keep")
+    policies: str = setting(
+        "repeat 1-10",
+        "policies and their weights, such as 'repeat 1-10:4, left:1, agent:2, agent with parameter noise:1'",
+    )
+    agent: str = setting("", "run folder or pretrained agent that the policies 'agent ...' play", location=True)
+    include: str = setting("", "run folder whose episodes come first in the store", location=True)
+    ignore_done: bool = setting(False, "continue past termination (the original code does in CarRacing)")
+    min_length: int = setting(101, "shorter episodes are discarded and replaced", zero=True)
+    max_steps_without_reward: int = setting(
+        0, "truncate an episode after this many steps without a positive reward; 0 for never", zero=True
+    )
+    shard_episodes: int = setting(25, "episodes per file of the store")
+    num_workers: int = setting(0, "worker processes; 0 for one per core", zero=True, machine=True)
 
 
 @dataclass(frozen=True)
-class TrainVAEConfig:
-    """V, the ConvVAE."""
+class TrainingConfig:
+    """What training V and training M share."""
 
-    latent_size: int = 64
-    """length of z"""
-    steps: int = 30_000
-    """batches to train on; 0 for a V that stays as it was initialised, or as it comes from start"""
-    batch: int = 100
-    """frames in a batch (under torchrun of all processes together)"""
-    micro_batch: int = 0
-    """frames whose gradient is computed at once, to bound memory; 0 for the whole batch; the gradient is the same"""
-    lr: float = 1e-4
-    """Adam's learning rate (its peak, with schedule 'cosine')"""
-    schedule: str = "constant"
-    """learning rate over the steps: constant, or cosine (warm-up, then down to 2 % of lr)"""
-    kl_tolerance: float = 0.5
-    """nats per latent dimension that cost nothing"""
-    kl_weight: float = 1.0
-    """weight of the KL term; the paper's is 1"""
-    quartic_weight: float = 0.0
-    """weight of the errors' fourth powers beside their squares: small bright things come before large faint ones"""
-    start: str = ""
-    """run folder, or takecover, whose V to go on from; empty for a new one"""
-    validation: int = 2_000
-    """frames of held-out episodes to validate on"""
-    checkpoint_every: int = 250
-    """steps between checkpoints; each comes with a validation and a sheet of reconstructions"""
-    patience: int = 0
-    """validations without a new best after which training stops; 0 for never"""
-    keep: str = "best"
-    """which weights are handed on: the best by validation, or the last"""
-    precision: str = "auto"
-    """bfloat16 (autocast), float32, or auto: bfloat16 where the device computes in it, float32 elsewhere"""
-    compile: bool = False
-    """torch.compile V: a minute at the start, fewer kernels afterwards; for GPUs"""
-    workers: int = 0
-    """processes that read frames ahead; 0 for a thread of this one; the batches are the same"""
-    tensorboard: bool = False
-    """write TensorBoard files beside metrics.jsonl, into tensorboard/ of the run folder"""
+    init_from: str = setting("", "run folder or pretrained world model to initialize from", location=True)
+    checkpoint_every: int = setting(250, "steps between checkpoints, each with a validation and an image grid")
+    patience: int = setting(0, "early stopping: validations without improvement; 0 for never", zero=True)
+    keep: Literal["best", "last"] = setting("best", "weights to export: best by validation loss, or last")
+    precision: TrainingPrecision = setting("auto", _PRECISION)
+    tensorboard: bool = setting(False, "also log to tensorboard/ in the run folder", machine=True)
+
+
+@dataclass(frozen=True)
+class TrainVAEConfig(TrainingConfig):
+    """Train V, the ConvVAE."""
+
+    latent_size: int = setting(64, "dimensions of z")
+    steps: int = setting(30_000, "optimizer steps; 0 keeps the initial weights", zero=True)
+    batch_size: int = setting(100, "frames per step, over all processes of torchrun")
+    micro_batch_size: int = setting(
+        0, "frames per forward pass (gradient accumulation); 0 for the whole batch", zero=True, machine=True
+    )
+    lr: float = setting(1e-4, "learning rate of Adam; peak with schedule cosine")
+    schedule: Literal["constant", "cosine"] = setting(
+        "constant", "learning rate schedule: constant, or cosine with warm-up, down to 2 % of lr"
+    )
+    kl_tolerance: float = setting(0.5, "free nats of KL divergence per latent dimension", zero=True)
+    kl_weight: float = setting(1.0, "weight of the KL term")
+    quartic_weight: float = setting(
+        0.0, "weight of the fourth power of the pixel error, which emphasizes small bright objects", zero=True
+    )
+    validation_frames: int = setting(2_000, "held-out frames for validation")
+    compile: bool = setting(False, "torch.compile V (worthwhile on a GPU)", machine=True)
+    num_workers: int = setting(0, "processes that load frames; 0 for a background thread", zero=True, machine=True)
 
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """mu and logvar of every frame."""
+    """Encode every frame with V."""
 
-    batch: int = 256
-    """frames encoded at once"""
-    precision: str = "auto"
-    """bfloat16 (autocast), float32, or auto: bfloat16 where the device computes in it, float32 elsewhere"""
+    batch_size: int = setting(256, "frames per forward pass")
+    precision: TrainingPrecision = setting("auto", _PRECISION)
 
 
 @dataclass(frozen=True)
-class TrainRNNConfig:
-    """M, the MDN-RNN."""
+class TrainRNNConfig(TrainingConfig):
+    """Train M, the MDN-RNN."""
 
-    hidden_size: int = 512
-    """LSTM size"""
-    mixtures: int = 5
-    """Gaussians per latent dimension"""
-    restart_input: bool = True
-    """feed the flag that marks an episode's first frame"""
-    done_head: bool = True
-    """predict the end of the episode"""
-    reward_head: bool = False
-    """predict the reward"""
-    steps: int = 24_400
-    """batches to train on; 0 for an M that stays as it was initialised, or as it comes from start"""
-    batch: int = 100
-    """streams of concatenated episodes in a batch (under torchrun of all processes together)"""
-    sequence: int = 500
-    """steps of every stream in a batch; the state is carried on from batch to batch"""
-    micro_steps: int = 5_000
-    """steps whose gradient is computed at once, to bound memory; a batch's gradients add up to the same"""
-    lr: float = 1e-3
-    """Adam's learning rate at the start (its peak, with schedule 'cosine')"""
-    lr_end: float = 1e-5
-    """learning rate at the end"""
-    lr_decay: float = 0.99999
-    """schedule 'exponential': lr = (lr - lr_end) * lr_decay^step + lr_end"""
-    schedule: str = "exponential"
-    """learning rate over the steps: exponential (the paper's) or cosine (warm-up, then down to lr_end)"""
-    clip: float = 1.0
-    """gradients are clipped to this absolute value"""
-    done_weight: float = 10.0
-    """weight of the steps at which the episode ends, in the done loss"""
-    done_lead: int = 0
-    """steps that M is to say an end ahead of time; the frames in between are left out of the training"""
-    reward_limit: float = 0.0
-    """rewards are cut at plus and minus this before M learns them; 0 for as they are"""
-    start: str = ""
-    """run folder, or takecover, whose M to go on from; empty for a new one"""
-    validation: float = 0.05
-    """share of the episodes that is held out"""
-    checkpoint_every: int = 250
-    """steps between checkpoints; each comes with a validation and a sheet of dreams beside reality"""
-    patience: int = 0
-    """validations without a new best after which training stops; 0 for never"""
-    keep: str = "best"
-    """which weights are handed on: the best by validation, or the last"""
-    precision: str = "auto"
-    """bfloat16 (autocast), float32, or auto: bfloat16 on a CPU that computes in it, float32 elsewhere"""
-    tensorboard: bool = False
-    """write TensorBoard files beside metrics.jsonl, into tensorboard/ of the run folder"""
+    hidden_size: int = setting(512, "LSTM units")
+    num_mixtures: int = setting(5, "mixture components per latent dimension")
+    restart_input: bool = setting(True, "feed a flag that marks the first frame of an episode")
+    done_head: bool = setting(True, "predict termination")
+    reward_head: bool = setting(False, "predict the reward")
+    steps: int = setting(24_400, "optimizer steps; 0 keeps the initial weights", zero=True)
+    batch_size: int = setting(100, "sequences per step, over all processes of torchrun")
+    sequence_length: int = setting(500, "time steps per sequence; the LSTM state carries over to the next one")
+    micro_batch_steps: int = setting(
+        5_000, "time steps per forward pass (gradient accumulation), to bound memory", machine=True
+    )
+    lr: float = setting(1e-3, "initial learning rate of Adam; peak with schedule cosine")
+    lr_end: float = setting(1e-5, "final learning rate")
+    lr_decay: float = setting(0.99999, "schedule exponential: lr = (lr - lr_end) * lr_decay^step + lr_end")
+    schedule: Literal["exponential", "cosine"] = setting(
+        "exponential", "learning rate schedule: exponential (paper), or cosine with warm-up, down to lr_end"
+    )
+    grad_clip: float = setting(1.0, "clip gradients to this absolute value")
+    done_pos_weight: float = setting(10.0, "positive-class weight of the termination loss")
+    done_lookahead: int = setting(
+        0,
+        "train the termination head to fire this many steps early; the last frames of each episode are dropped",
+        zero=True,
+    )
+    reward_clip: float = setting(0.0, "clip rewards to this absolute value; 0 for no clipping", zero=True)
+    validation_fraction: float = setting(0.05, "fraction of the episodes held out for validation", below=1)
 
 
 @dataclass(frozen=True)
 class CheckDreamConfig:
-    """Fixed policies in the dream and in the game, before anything is evolved."""
+    """Compare open-loop policies in the dream and in the real environment."""
 
-    episodes: int = 100
-    """real episodes per policy"""
-    dream_episodes: int = 256
-    """dream episodes per policy"""
-    environments: int = 8
-    """real environments played side by side"""
+    episodes: int = setting(100, "real episodes per policy")
+    dream_episodes: int = setting(256, "dream episodes per policy")
+    num_envs: int = setting(8, _NUM_ENVS)
 
 
 @dataclass(frozen=True)
 class EvolveConfig:
-    """C, evolved by CMA-ES inside the dream, or in the real environment."""
+    """Evolve C with CMA-ES."""
 
-    inside: str = "dream"
-    """where candidates are tried: dream or environment (the real one)"""
-    features: str = "zch"
-    """what C sees: z, zh, zc or zch"""
-    bias: bool = False
-    """whether C has a bias"""
-    hidden_units: int = 0
-    """width of a hidden layer in C; 0 for none"""
-    temperature: float = 1.15
-    """temperature of the dream (the reality check uses it too)"""
-    ends: str = "threshold"
-    """when dreams end: threshold (where M's done logit is above 0, as in the paper), chance (as likely as M says) or
-    expected (as by chance, but the mean over all ends takes the place of drawing one: scores of less noise)"""
-    starts: str = "first"
-    """where dreams start: first (the first frames of recorded episodes) or anywhere (half of them midway)"""
-    max_steps: int = 2100
-    """longest episode, dreamed or real"""
-    generations: int = 2_000
-    """generations of CMA-ES"""
-    popsize: int = 64
-    """candidates in a generation"""
-    episodes: int = 16
-    """episodes per candidate"""
-    sigma: float = 0.1
-    """initial step size"""
-    start: str = ""
-    """run folder, or takecover, whose C is the first mean; empty for all zero"""
-    components: int = 0
-    """principal components of what C sees that are searched, scaled alike; 0 to search C's parameters themselves"""
-    seeds: str = "independent"
-    """episode seeds in a generation: common (all candidates play under the same) or independent"""
-    weight_decay: float = 0.01
-    """penalty weight_decay * mean(x^2) on the cost (the released code subtracts it: a slip of sign)"""
-    evaluate_every: int = 25
-    """generations between evaluations of the distribution's mean; the best mean is kept"""
-    evaluate_episodes: int = 1024
-    """episodes in such an evaluation"""
-    device: str = "cpu"
-    """where dreams are computed: cpu (the native core) or cuda (PyTorch; for thousands of episodes at once)"""
-    precision: str = "float32"
-    """arithmetic of the dream"""
-    threads: int = 0
-    """threads of the dream, or workers of the real environment; 0 for one per core"""
-    environments: int = 64
-    """real environments stepped side by side, where inside is environment"""
-    patience: int = 0
-    """steps without a reward above zero that end a real episode, whose rest pays as its last step; 0 for never"""
+    evaluate_in: Literal["dream", "environment"] = setting("dream", "where candidates are evaluated")
+    features: Literal["z", "zh", "zc", "zch"] = setting(
+        "zch", "inputs of C: latent z, LSTM hidden state h, cell state c"
+    )
+    bias: bool = setting(False, "give C a bias")
+    hidden_units: int = setting(0, "units of a hidden layer in C; 0 for a linear C", zero=True)
+    temperature: float = setting(1.15, "temperature of the dream, also of check-dream", zero=True)
+    termination: Literal["threshold", "sample", "expected"] = setting(
+        "threshold",
+        "threshold (done logit above 0), sample (with M's probability), or expected (no sampling: rewards weighted by "
+        "the survival probability)",
+    )
+    initial_states: Literal["first", "random"] = setting(
+        "first", "where dreams start: first frames of episodes, or half of them at burned-in states of random frames"
+    )
+    max_steps: int = setting(2100, "longest episode")
+    generations: int = setting(2_000, "generations of CMA-ES")
+    popsize: int = setting(64, "candidates per generation")
+    episodes: int = setting(16, "episodes per candidate")
+    sigma0: float = setting(0.1, "initial step size")
+    init_from: str = setting(
+        "", "run folder or pretrained agent whose C is the initial mean; empty for zeros", location=True
+    )
+    pca_components: int = setting(
+        0, "search along this many whitened principal components of C's inputs; 0 for C's parameters", zero=True
+    )
+    common_random_numbers: bool = setting(False, "evaluate all candidates of a generation on the same episode seeds")
+    weight_decay: float = setting(0.01, "penalty weight_decay * mean(x^2)", zero=True)
+    evaluate_every: int = setting(25, "generations between evaluations of the distribution's mean; the best is kept")
+    evaluate_episodes: int = setting(1024, "episodes per evaluation of the mean")
+    device: Literal["cpu", "cuda"] = setting("cpu", "cpu (native) or cuda (PyTorch; for thousands of episodes at once)")
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "arithmetic of the dream: float32, bfloat16, or auto: bfloat16 where the CPU has native support for it"
+    )
+    num_threads: int = setting(
+        0, "threads of the dream, or environment workers; 0 for one per core", zero=True, machine=True
+    )
+    num_envs: int = setting(64, _NUM_ENVS + ", with evaluate_in environment", machine=True)
+    max_steps_without_reward: int = setting(
+        0,
+        "end a real episode after so many steps without a positive reward and extrapolate its last reward; 0 for never",
+        zero=True,
+    )
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """The agent in the real environment."""
+    """Play the real environment with the agent and the baselines."""
 
-    episodes: int = 100
-    """episodes of the agent and of every policy beside it"""
-    environments: int = 16
-    """real environments played side by side"""
-    variant: str = ""
-    """rule set to play; empty for the one that was collected in"""
-    resolution: str = ""
-    """screen to render; empty for the one that was collected in"""
-    curve_episodes: int = 0
-    """episodes that every evaluated mean plays in the real environment too, for the curve over generations"""
-    gif_steps: int = 700
-    """longest recording of one episode (evaluate/episode.gif)"""
+    episodes: int = setting(100, "episodes of the agent and of each baseline")
+    num_envs: int = setting(16, _NUM_ENVS)
+    variant: Literal["", "paper", "modern"] = setting(
+        "", "rules of TakeCover; empty for those of the collected episodes"
+    )
+    resolution: str = setting("", "rendered screen; empty for that of the collected episodes")
+    curve_episodes: int = setting(
+        0, "real episodes of every evaluated mean, for the learning curve; 0 for none", zero=True
+    )
+    recording_steps: int = setting(700, "longest recording (evaluate/episode.gif)")
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """The pictures."""
+    """Draw the figures and the page."""
 
-    dream_steps: int = 240
-    """longest animation of the dream"""
+    dream_steps: int = setting(240, "longest animation of the dream")
 
 
 @dataclass(frozen=True)
 class IterateConfig:
-    """Rounds of play, training and evolution (worldmodels iterate)."""
+    """Rounds of collecting with the agent, training on all episodes, and evolving in the new dream."""
 
-    rounds: int = 2
-    """rounds after the first run"""
-    episodes: int = 1_000
-    """new episodes in a round"""
-    policies: str = "agent:2, agent perturbed:1, agent interrupted:1"
-    """who plays them"""
-    vae_steps: int = 3_000
-    """batches that V goes on for; 0 for the V of the first run"""
-    vae_lr: float = 3e-4
-    """V's learning rate"""
-    rnn_steps: int = 1_500
-    """batches that M goes on for"""
-    rnn_lr: float = 1e-3
-    """M's learning rate"""
-    generations: int = 60
-    """generations of C in the new dream, from nothing"""
+    rounds: int = setting(2, "rounds after the first run")
+    episodes: int = setting(1_000, "new episodes per round")
+    policies: str = setting(
+        "agent:2, agent with parameter noise:1, agent with action bursts:1",
+        "policies that play them, and their weights",
+    )
+    vae_steps: int = setting(3_000, "further optimizer steps of V; 0 keeps the V of the first run", zero=True)
+    vae_lr: float = setting(3e-4, "learning rate of V")
+    rnn_steps: int = setting(1_500, "further optimizer steps of M")
+    rnn_lr: float = setting(1e-3, "learning rate of M")
+    generations: int = setting(60, "generations of C, from zeros, in the new dream")
 
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment."""
+    """The settings of one run."""
 
-    experiment: str = "takecover"
+    task: str = "takecover"
     preset: str = "paper"
     seed: int = 0
-    world: str = ""  # a world of the package, or a run folder, whose V and M are taken; empty to train them
-    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    world_model: str = ""  # pretrained world model, or run folder, whose V and M are used; empty to train them
+    environment: EnvSpec = field(default_factory=EnvSpec)
     collect: CollectConfig = field(default_factory=CollectConfig)
     train_vae: TrainVAEConfig = field(default_factory=TrainVAEConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
@@ -278,63 +228,8 @@ class Config:
     iterate: IterateConfig = field(default_factory=IterateConfig)
 
 
-TOP = ("experiment", "preset", "seed", "world")
+TOP = ("task", "preset", "seed", "world_model")
 SECTIONS = tuple(item.name for item in fields(Config) if dataclasses.is_dataclass(item.default_factory))
-CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
-    ("environment", "variant"): ("", "paper", "modern"),
-    ("evaluate", "variant"): ("", "paper", "modern"),
-    ("train_vae", "schedule"): ("constant", "cosine"),
-    ("train_rnn", "schedule"): ("exponential", "cosine"),
-    ("environment", "backend"): ("", "gymnasium", "envpool"),
-    ("evolve", "inside"): ("dream", "environment"),
-    ("evolve", "features"): ("z", "zh", "zc", "zch"),
-    ("evolve", "seeds"): ("common", "independent"),
-    ("evolve", "ends"): ("threshold", "chance", "expected"),
-    ("evolve", "starts"): ("first", "anywhere"),
-    ("evolve", "device"): ("cpu", "cuda"),
-    ("evolve", "precision"): ("float32", "bfloat16"),
-    **{(stage, "keep"): ("best", "last") for stage in ("train_vae", "train_rnn")},
-    **{(stage, "precision"): ("auto", "float32", "bfloat16") for stage in ("train_vae", "encode", "train_rnn")},
-}
-_MAY_BE_ZERO = {
-    "workers",
-    "threads",
-    "hidden_units",
-    "components",
-    "done_lead",
-    "weight_decay",
-    "min_length",
-    "temperature",
-    "kl_tolerance",
-    "quartic_weight",
-    "micro_batch",
-    "patience",
-    "curve_episodes",
-    "reward_limit",
-    "vae_steps",
-}
-
-
-@functools.cache
-def _texts() -> dict[str, dict[str, str]]:
-    """The line under every field, by the name of its dataclass."""
-    found: dict[str, dict[str, str]] = {}
-    for item in ast.parse(inspect.getsource(sys.modules[__name__])).body:
-        if isinstance(item, ast.ClassDef):
-            found[item.name] = {
-                statement.target.id: str(following.value.value)
-                for statement, following in itertools.pairwise(item.body)
-                if isinstance(statement, ast.AnnAssign)
-                and isinstance(statement.target, ast.Name)
-                and isinstance(following, ast.Expr)
-                and isinstance(following.value, ast.Constant)
-            }
-    return found
-
-
-def field_help(section: type) -> dict[str, str]:
-    """The docstring line under every field of a dataclass of this module."""
-    return _texts()[section.__name__]
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -354,7 +249,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     top = {name: values[name] for name in TOP if name in values}
     for name, value in top.items():
         kind = int if name == "seed" else str
-        empty = value == "" and name != "world"
+        empty = value == "" and name != "world_model"
         within = kind is str or (isinstance(value, int) and 0 <= value < 2**64)
         if not isinstance(value, kind) or isinstance(value, bool) or empty or not within:
             wanted = "an integer from 0 to 2**64 - 1" if name == "seed" else "a name"
@@ -364,7 +259,7 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def override(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
-    """Replaces fields: ``{"evolve": {"generations": 10}}``.
+    """Replace fields: ``{"evolve": {"generations": 10}}``.
 
     Raises:
         ValueError: an unknown field, a wrong type or a value out of range.
@@ -373,34 +268,9 @@ def override(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
         if section not in SECTIONS:
             raise ValueError(f"{section}: no such section; expected one of {', '.join(SECTIONS)}")
         current = getattr(config, section)
-        hints = get_type_hints(type(current))
         if not isinstance(values, dict):
             raise ValueError(f"{section}: expected fields and values, got {values!r:.200}")
         for name, value in values.items():
-            _check(section, name, value, hints)
+            check(type(current), name, value, f"{section}.{name}")
         config = replace(config, **{section: replace(current, **values)})
     return config
-
-
-def _check(section: str, name: str, value: Any, hints: dict[str, type]) -> None:
-    if name not in hints:
-        raise ValueError(f"{section}.{name}: no such setting; expected one of {', '.join(hints)}")
-    kind = hints[name]
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{section}.{name}: expected {kind.__name__}, got {value!r}")
-    allowed = CHOICES.get((section, name))
-    if allowed and value not in allowed:
-        raise ValueError(
-            f"{section}.{name}: expected one of {', '.join(name or '(empty)' for name in allowed)}, got {value!r}"
-        )
-    if (section, name) == ("train_rnn", "validation") and value >= 1:
-        raise ValueError(f"{section}.{name}: expected a share below 1, got {value!r}")
-    if kind is float and isinstance(value, int) and abs(value) > 2**1000:
-        raise ValueError(f"{section}.{name}: expected a finite number, got an integer beyond float64")
-    zero = name in _MAY_BE_ZERO or (section, name) in {("train_vae", "steps"), ("train_rnn", "steps")}
-    if kind in (int, float) and not (value > 0 or (zero and value == 0)):
-        low = "zero or more" if zero else "more than zero"
-        raise ValueError(f"{section}.{name}: expected {low}, got {value!r}")
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"{section}.{name}: expected a finite number, got {value!r}")

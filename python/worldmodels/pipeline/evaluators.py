@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from worldmodels.dream.gpu import TorchDream
 from worldmodels.dream.native import Dream
-from worldmodels.dream.world_model import World, done_weight, load_midway, load_world
+from worldmodels.dream.world_model import WorldModel, load_midway, load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.native_model import Termination
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
 from worldmodels.pipeline.run import Experiment
@@ -19,12 +20,12 @@ from worldmodels.rollout.evaluators import Evaluator
 from worldmodels.rollout.evaluators.dream import DreamEvaluator
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.support.cpu import cores, default_threads
-from worldmodels.support.simd import precisions
+from worldmodels.support.simd import Precision, precisions
 
 
 def make_evaluator(experiment: Experiment) -> Evaluator:
-    """The evaluator that a run's settings choose: ``evolve.inside``."""
-    dream = experiment.config.evolve.inside == "dream"
+    """The evaluator that a run's settings choose: ``evolve.evaluate_in``."""
+    dream = experiment.config.evolve.evaluate_in == "dream"
     return dream_evaluator(experiment) if dream else environment_evaluator(experiment)
 
 
@@ -35,23 +36,23 @@ def dream_evaluator(experiment: Experiment) -> DreamEvaluator:
         ValueError: there is no CUDA device, and the settings ask for one; or M predicts no reward.
     """
     config = experiment.config.evolve
-    if not experiment.task.dreams_are_scored(load_world(experiment.folder).mdnrnn):
-        raise ValueError(f"evolve.inside: expected environment, as M predicts no reward, got {config.inside}")
-    threads, expected = config.threads or default_threads(), config.ends == "expected"
+    if not experiment.task.dreams_are_scored(load_world_model(experiment.folder).mdnrnn):
+        raise ValueError(f"evolve.evaluate_in: expected environment, as M predicts no reward, got {config.evaluate_in}")
+    threads = config.num_threads or default_threads()
     if config.device == "cpu":
-        return DreamEvaluator(make_dream(experiment, config.starts, expected_returns=expected), threads)
-    world, memory = _starts(experiment, config.starts)
-    dream = TorchDream(
+        dream = make_dream(experiment, config.initial_states, termination=config.termination)
+        return DreamEvaluator(dream, threads)
+    world, memory = _starts(experiment, config.initial_states)
+    on_gpu = TorchDream(
         *world,
         make_controller(experiment, world.mdnrnn),
         device=gpu(),
         temperature=config.temperature,
         max_steps=config.max_steps,
-        done_weight=done_weight(experiment.folder, config.ends),
-        expected_returns=expected,
+        termination=config.termination,
         **memory,
     )
-    return DreamEvaluator(dream, threads)
+    return DreamEvaluator(on_gpu, threads)
 
 
 def environment_evaluator(experiment: Experiment) -> EnvironmentEvaluator:
@@ -63,11 +64,11 @@ def environment_evaluator(experiment: Experiment) -> EnvironmentEvaluator:
         model,
         make_controller(experiment, model),
         config.environment,
-        slots=config.evolve.environments,
-        workers=config.evolve.threads or cores(),
+        slots=config.evolve.num_envs,
+        workers=config.evolve.num_threads or cores(),
         max_steps=config.evolve.max_steps,
         precision=config.encode.precision,
-        patience=config.evolve.patience,
+        patience=config.evolve.max_steps_without_reward,
         rules=experiment.task.rules,
     )
 
@@ -79,7 +80,7 @@ def make_controller(experiment: Experiment, model: MDNRNN) -> Controller:
         model.latent_size,
         model.hidden_size,
         model.action_size,
-        features=config.features,  # type: ignore[arg-type]
+        features=config.features,
         bias=config.bias,
         hidden_units=config.hidden_units,
         squash=experiment.task.squash,
@@ -98,18 +99,22 @@ def gpu() -> torch.device:
 
 
 def make_dream(
-    experiment: Experiment, starts: str = "first", *, expected_returns: bool = False, precision: str = ""
+    experiment: Experiment,
+    starts: str = "first",
+    *,
+    termination: Termination | None = None,
+    precision: Precision | None = None,
 ) -> Dream:
     """The native dream of a run folder's M, at its evolve stage's settings but for what is said here.
 
     Args:
         experiment: the run folder.
-        starts: where dreams start.
-        expected_returns: whether rewards count as much as they are likely to come.
-        precision: of the products; empty for that of the settings.
+        starts: ``"first"`` or ``"random"``: initial states.
+        termination: Termination of its episodes; None for that of the settings, sampled rather than expected.
+        precision: Precision; None for that of the settings.
 
     Raises:
-        ValueError: dreams are to start anywhere, and the world keeps no starts on the way.
+        ValueError: The settings ask for burned-in initial states, and the run folder has none.
     """
     config = experiment.config.evolve
     world, memory = _starts(experiment, starts)
@@ -118,27 +123,40 @@ def make_dream(
         make_controller(experiment, world.mdnrnn),
         temperature=config.temperature,
         max_steps=config.max_steps,
-        precision=precision or config.precision,  # type: ignore[arg-type]
-        done_weight=done_weight(experiment.folder, config.ends),
-        expected_returns=expected_returns,
+        precision=precision or resolve_precision(config.precision),
+        termination=termination or sampled(config.termination),
         **memory,
     )
 
 
-def looked_at_in(experiment: Experiment) -> str:
-    """The precision to look at a run's dreams in: that of its evolution, or float32 where this machine lacks it."""
-    wanted = experiment.config.evolve.precision
+def playback_precision(experiment: Experiment) -> Precision:
+    """The precision to play a run's dreams in: that of its evolution, or float32 where this machine lacks it."""
+    wanted = resolve_precision(experiment.config.evolve.precision)
     return wanted if wanted in precisions() else "float32"
 
 
-def _starts(experiment: Experiment, starts: str) -> tuple[World, dict[str, Any]]:
+def sampled(termination: Termination) -> Termination:
+    """The termination of dreams that are played step by step: survival weights belong to returns alone."""
+    return "sample" if termination == "expected" else termination
+
+
+def resolve_precision(precision: Literal["auto", "float32", "bfloat16"]) -> Precision:
+    """The precision of the dream that a setting stands for."""
+    if precision == "auto":
+        return "bfloat16" if "bfloat16" in precisions() else "float32"
+    return precision
+
+
+def _starts(experiment: Experiment, starts: str) -> tuple[WorldModel, dict[str, Any]]:
     """A run folder's M with where its dreams start, and M's memory there, if it has one."""
-    world = load_world(experiment.folder)
+    world = load_world_model(experiment.folder)
     if starts == "first":
         return world, {}
     midway = load_midway(experiment.folder, world.mdnrnn)
     if midway is None:
-        raise ValueError(f"evolve.starts: expected first, as {experiment.folder} keeps no starts midway, got anywhere")
+        raise ValueError(
+            f"evolve.initial_states: expected first, as {experiment.folder} has no burned-in states, got random"
+        )
     first = np.zeros((len(world.initial_mu), world.mdnrnn.hidden_size), np.float32)
     both = world._replace(
         initial_mu=np.concatenate([world.initial_mu, midway["mu"]]),

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from worldmodels import pretrained
 from worldmodels.envs.policies import AGENT, parse_policies
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config
@@ -58,13 +58,13 @@ def check_config(config: Config, stages: Collection[str], folder: Path | None = 
         FileNotFoundError: A run folder or file that a setting names is not there.
         ModuleNotFoundError: A package that a stage needs is not installed.
     """
-    task = tasks.get(config.experiment)
+    task = tasks.get(config.task)
     for package in dict.fromkeys(package for stage in stages for package in _PACKAGES[stage]):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     if folder is not None:
         _check_places(config, stages, folder)
-    if config.world:
+    if config.world_model:
         _check_world(config, task)
     else:
         _check_sizes(config)
@@ -74,7 +74,7 @@ def check_config(config: Config, stages: Collection[str], folder: Path | None = 
             _check_train_vae(config)
         if "encode" in stages:
             check_precision("encode.precision", config.encode.precision)
-            _at_most("encode.batch", config.encode.batch, 2**24)
+            _at_most("encode.batch_size", config.encode.batch_size, 2**24)
         if "train_rnn" in stages:
             _check_train_rnn(config, task)
     if "check_dream" in stages:
@@ -85,14 +85,14 @@ def check_config(config: Config, stages: Collection[str], folder: Path | None = 
         )
         _at_most("check_dream.dream_episodes", config.check_dream.dream_episodes, 2**24)
         _at_most("check_dream.episodes", config.check_dream.episodes, _EPISODES)
-        _at_most("check_dream.environments", config.check_dream.environments, _PARALLEL)
+        _at_most("check_dream.num_envs", config.check_dream.num_envs, _PARALLEL)
     if "evolve" in stages:
         _check_evolve(config, task)
     if "evaluate" in stages:
         evaluate = config.evaluate
         _at_most("evaluate.episodes", evaluate.episodes, _EPISODES)
         _at_most("evaluate.curve_episodes", evaluate.curve_episodes, _EPISODES)
-        _at_most("evaluate.environments", evaluate.environments, _PARALLEL)
+        _at_most("evaluate.num_envs", evaluate.num_envs, _PARALLEL)
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
         _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", made=True)
     _check_iterate(config, task)
@@ -122,16 +122,16 @@ def check_precision(name: str, precision: str) -> None:
 def _check_places(config: Config, stages: Collection[str], folder: Path) -> None:
     """Settings that name another run: a run cannot begin with what it is going to make itself."""
     places = {
-        "world": (config.world, (V, M)),
+        "world_model": (config.world_model, (V, M)),
         "collect.agent": (config.collect.agent, (V, M, C)),
         "collect.include": (config.collect.include, ("episodes",)),
-        "train_vae.start": (config.train_vae.start, (V,)),
-        "train_rnn.start": (config.train_rnn.start, (M,)),
-        "evolve.start": (config.evolve.start, (C,)),
+        "train_vae.init_from": (config.train_vae.init_from, (V,)),
+        "train_rnn.init_from": (config.train_rnn.init_from, (M,)),
+        "evolve.init_from": (config.evolve.init_from, (C,)),
     }
     for setting, (name, files) in places.items():
         section = setting.partition(".")[0]
-        if not name or (section != "world" and section not in stages):
+        if not name or (section != "world_model" and section not in stages):
             continue
         if any((folder_of(name) / file).resolve() == (folder / file).resolve() for file in files):
             raise ValueError(f"{setting}: expected another run than {folder} itself, got {name}")
@@ -152,7 +152,7 @@ def _check_collect(config: Config, task: tasks.Task) -> None:
     collect = config.collect
     _check_environment(config.environment, "environment", ignore_done=collect.ignore_done)
     _at_most("collect.episodes", collect.episodes, _EPISODES)
-    _at_most("collect.workers", collect.workers, _PARALLEL)
+    _at_most("collect.num_workers", collect.num_workers, _PARALLEL)
     names = [name for name, _ in parse_policies(collect.policies, task.policies)]
     played_by_agent = [name for name in names if name in AGENT]
     if played_by_agent and not collect.agent:
@@ -177,16 +177,18 @@ def _check_train_vae(config: Config) -> None:
     _check_tensorboard("train_vae", vae.tensorboard)
     for name in ("batch", "micro_batch", "validation", "steps"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _INT32)
-    _at_most("train_vae.workers", vae.workers, _PARALLEL)
+    _at_most("train_vae.num_workers", vae.num_workers, _PARALLEL)
     _at_most("train_vae.lr", vae.lr, _FLOAT32)
     for name in ("kl_tolerance", "kl_weight", "quartic_weight"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _LARGEST_WEIGHT)
-    _check_memory("train_vae.batch", vae.batch, vae.batch * (64 * 64 * 3 + 4 * vae.latent_size))
-    if vae.start:
-        found = _header("train_vae.start", vae.start, V).get("config")
+    _check_memory("train_vae.batch_size", vae.batch_size, vae.batch_size * (64 * 64 * 3 + 4 * vae.latent_size))
+    if vae.init_from:
+        found = _header("train_vae.init_from", vae.init_from, V).get("config")
         wanted = {"latent_size": vae.latent_size}
         if found != wanted:
-            raise ValueError(f"train_vae.start: expected {wanted}, as the settings say, got {found} in {vae.start}")
+            raise ValueError(
+                f"train_vae.init_from: expected {wanted}, as the settings say, got {found} in {vae.init_from}"
+            )
 
 
 def _check_train_rnn(config: Config, task: tasks.Task) -> None:
@@ -201,32 +203,36 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
     for name in ("done_weight", "clip"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _LARGEST_WEIGHT)
     episodes = config.collect.episodes
-    if not config.collect.include and max(1, round(rnn.validation * episodes)) >= episodes:
+    if not config.collect.include and max(1, round(rnn.validation_fraction * episodes)) >= episodes:
         raise ValueError(
-            f"train_rnn.validation: expected a share that leaves one of {episodes} episodes to train on, "
-            f"got {rnn.validation}"
+            f"train_rnn.validation_fraction: expected a share that leaves one of {episodes} episodes to train on, "
+            f"got {rnn.validation_fraction}"
         )
-    streams = rnn.batch if config.collect.include else min(rnn.batch, config.collect.episodes)
+    streams = rnn.batch_size if config.collect.include else min(rnn.batch_size, config.collect.episodes)
     values = 2 * config.train_vae.latent_size + len(task.actions)
-    _check_memory("train_rnn.sequence", rnn.sequence, 4 * streams * rnn.sequence * values)
-    if rnn.done_lead >= task.max_steps:
+    _check_memory("train_rnn.sequence_length", rnn.sequence_length, 4 * streams * rnn.sequence_length * values)
+    if rnn.done_lookahead >= task.max_steps:
         raise ValueError(
-            f"train_rnn.done_lead: expected less than {task.max_steps}, the longest episode of {task.name}, "
-            f"got {rnn.done_lead}"
+            f"train_rnn.done_lookahead: expected less than {task.max_steps}, the longest episode of {task.name}, "
+            f"got {rnn.done_lookahead}"
         )
-    if rnn.start:
-        found = _header("train_rnn.start", rnn.start, M).get("config")
+    if rnn.init_from:
+        found = _header("train_rnn.init_from", rnn.init_from, M).get("config")
+        if isinstance(found, dict):
+            found.pop("done_pos_weight", None)
         wanted = {
             "latent_size": config.train_vae.latent_size,
             "action_size": len(task.actions),
             "hidden_size": rnn.hidden_size,
-            "mixtures": rnn.mixtures,
+            "mixtures": rnn.num_mixtures,
             "restart_input": rnn.restart_input,
             "done_head": rnn.done_head,
             "reward_head": rnn.reward_head,
         }
         if found != wanted:
-            raise ValueError(f"train_rnn.start: expected {wanted}, as the settings say, got {found} in {rnn.start}")
+            raise ValueError(
+                f"train_rnn.init_from: expected {wanted}, as the settings say, got {found} in {rnn.init_from}"
+            )
 
 
 def _check_sizes(config: Config) -> None:
@@ -234,8 +240,8 @@ def _check_sizes(config: Config) -> None:
     vae, rnn = config.train_vae, config.train_rnn
     _at_most("train_vae.latent_size", vae.latent_size, _LATENTS)
     _at_most("train_rnn.hidden_size", rnn.hidden_size, _ROWS)
-    _at_most("train_rnn.mixtures", rnn.mixtures, (_ROWS - 2) // (3 * vae.latent_size))
-    size, head = rnn.hidden_size, 3 * vae.latent_size * rnn.mixtures
+    _at_most("train_rnn.num_mixtures", rnn.num_mixtures, (_ROWS - 2) // (3 * vae.latent_size))
+    size, head = rnn.hidden_size, 3 * vae.latent_size * rnn.num_mixtures
     parameters = 4 * size * (vae.latent_size + size + 2) + head * size
     _check_memory("train_rnn.hidden_size", size, parameters * _BYTES_PER_PARAMETER)
 
@@ -258,22 +264,24 @@ def _check_memory(name: str, value: int, needed: int) -> None:
 def _check_world(config: Config, task: tasks.Task) -> None:
     """A finished world model to take over: its files, and that it is one of this task's actions."""
     for file in (V, M, STARTS):
-        _header("world", config.world, file)
+        _header("world_model", config.world_model, file)
     model = _model_of(config, task)
     if model["action_size"] != len(task.actions):
         raise ValueError(
-            f"world: expected an M of {len(task.actions)} actions ({', '.join(task.actions)}), got one of "
-            f"{model['action_size']} in {config.world}"
+            f"world_model: expected an M of {len(task.actions)} actions ({', '.join(task.actions)}), got one of "
+            f"{model['action_size']} in {config.world_model}"
         )
 
 
 def _model_of(config: Config, task: tasks.Task) -> dict[str, Any]:
     """Sizes and heads of the M that C will be evolved with."""
-    if config.world:
-        model = _header("world", config.world, M).get("config")
+    if config.world_model:
+        model = _header("world_model", config.world_model, M).get("config")
         names = ("latent_size", "hidden_size", "action_size", "done_head", "reward_head")
         if not isinstance(model, dict) or not all(isinstance(model.get(name), int) for name in names):
-            raise ValueError(f"world: expected the config of an M in {config.world}/{M}, got {model!r:.200}")
+            raise ValueError(
+                f"world_model: expected the config of an M in {config.world_model}/{M}, got {model!r:.200}"
+            )
         return model
     rnn = config.train_rnn
     return {
@@ -287,20 +295,21 @@ def _model_of(config: Config, task: tasks.Task) -> dict[str, Any]:
 
 def _check_evolve(config: Config, task: tasks.Task) -> None:
     evolve, model = config.evolve, _model_of(config, task)
-    dreamt = evolve.inside == "dream"
+    dreamt = evolve.evaluate_in == "dream"
     if dreamt and not (task.survival or model["reward_head"]):
         raise ValueError(
-            f"evolve.inside: expected environment, or train_rnn.reward_head for dreams that have a score, "
-            f"got {evolve.inside}"
+            f"evolve.evaluate_in: expected environment, or train_rnn.reward_head for dreams that have a score, "
+            f"got {evolve.evaluate_in}"
         )
-    if evolve.ends != "threshold" and not model["done_head"]:
+    if evolve.termination != "threshold" and not model["done_head"]:
         raise ValueError(
-            f"evolve.ends: expected threshold, or train_rnn.done_head for dreams that end, got {evolve.ends}"
+            "evolve.termination: expected threshold, or train_rnn.done_head for dreams that terminate, got "
+            f"{evolve.termination}"
         )
-    if evolve.device == "cuda" and (evolve.precision != "float32" or not dreamt):
+    if evolve.device == "cuda" and (evolve.precision == "bfloat16" or not dreamt):
         raise ValueError(
-            f"evolve.device: expected cpu beside evolve.precision {evolve.precision} and evolve.inside "
-            f"{evolve.inside} (cuda has dreams in float32), got cuda"
+            f"evolve.device: expected cpu with evolve.precision {evolve.precision} and evolve.evaluate_in "
+            f"{evolve.evaluate_in} (cuda supports dreams in float32), got cuda"
         )
     if evolve.precision == "bfloat16":
         from worldmodels import _core
@@ -315,11 +324,11 @@ def _check_evolve(config: Config, task: tasks.Task) -> None:
     if evolve.temperature > _FLOAT32:
         raise ValueError(f"evolve.temperature: expected a float32 number, got {evolve.temperature:g}")
     _at_most("evolve.max_steps", evolve.max_steps, _INT32)
-    _at_most("evolve.environments", evolve.environments, _PARALLEL)
-    _at_most("evolve.threads", evolve.threads, _PARALLEL)
+    _at_most("evolve.num_envs", evolve.num_envs, _PARALLEL)
+    _at_most("evolve.num_threads", evolve.num_threads, _PARALLEL)
     _at_most("evolve.weight_decay", evolve.weight_decay, _LARGEST_WEIGHT)
-    if evolve.sigma > _LARGEST_STEP:
-        raise ValueError(f"evolve.sigma: expected at most {_LARGEST_STEP:g}, got {evolve.sigma:g}")
+    if evolve.sigma0 > _LARGEST_STEP:
+        raise ValueError(f"evolve.sigma0: expected at most {_LARGEST_STEP:g}, got {evolve.sigma0:g}")
     if not dreamt:
         _check_environment(config.environment, "environment")
         if evolve.max_steps > task.max_steps:
@@ -327,9 +336,11 @@ def _check_evolve(config: Config, task: tasks.Task) -> None:
                 f"evolve.max_steps: expected at most {task.max_steps}, the longest episode of {task.name}, "
                 f"got {evolve.max_steps}"
             )
-    midway = folder_of(config.world) / "rnn" / "midway.safetensors"
-    if evolve.starts == "anywhere" and config.world and not midway.is_file():
-        raise ValueError(f"evolve.starts: expected first, as {config.world} keeps no starts midway, got anywhere")
+    midway = folder_of(config.world_model) / "rnn" / "midway.safetensors"
+    if evolve.initial_states == "random" and config.world_model and not midway.is_file():
+        raise ValueError(
+            f"evolve.initial_states: expected first, as {config.world_model} has no burned-in states, got random"
+        )
     _check_controller(config, task, model)
 
 
@@ -341,38 +352,38 @@ def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -
         model["latent_size"],
         model["hidden_size"],
         model["action_size"],
-        evolve.features,  # type: ignore[arg-type]
+        evolve.features,
         evolve.bias,
         evolve.hidden_units,
         task.squash,
     )
     seen = controller.feature_size
-    if evolve.components > seen:
-        raise ValueError(f"evolve.components: expected at most {seen}, what C sees, got {evolve.components}")
+    if evolve.pca_components > seen:
+        raise ValueError(f"evolve.pca_components: expected at most {seen}, what C sees, got {evolve.pca_components}")
     rows, columns = controller.layer_shapes[0]
-    searched = controller.size - (rows * (columns - evolve.components) if evolve.components else 0)
+    searched = controller.size - (rows * (columns - evolve.pca_components) if evolve.pca_components else 0)
     if searched > _FULL_COVARIANCE:
         name = "hidden_units" if evolve.hidden_units else "features"
         raise ValueError(
             f"evolve.{name}: expected at most {_FULL_COVARIANCE:,} parameters of C for CMA-ES to search, got "
-            f"{searched:,}; evolve.components searches fewer"
+            f"{searched:,}; evolve.pca_components searches fewer"
         )
     _check_memory("evolve.popsize", evolve.popsize, 4 * 8 * evolve.popsize * searched)
-    if evolve.start:
-        found = _header("evolve.start", evolve.start, C).get("config")
+    if evolve.init_from:
+        found = _header("evolve.init_from", evolve.init_from, C).get("config")
         try:
             size = Controller(**(found or {})).size
         except (TypeError, ValueError) as error:
-            raise ValueError(f"evolve.start: expected a controller in {evolve.start}, got {error!s:.200}") from error
+            raise ValueError(
+                f"evolve.init_from: expected a controller in {evolve.init_from}, got {error!s:.200}"
+            ) from error
         if size != controller.size:
             raise ValueError(
-                f"evolve.start: expected a C of {controller.size} parameters, got {size} in {evolve.start}"
+                f"evolve.init_from: expected a C of {controller.size} parameters, got {size} in {evolve.init_from}"
             )
 
 
-def _check_environment(
-    environment: EnvironmentConfig, section: str, *, ignore_done: bool = False, made: bool = False
-) -> None:
+def _check_environment(environment: EnvSpec, section: str, *, ignore_done: bool = False, made: bool = False) -> None:
     """The real environment: that it is known, installed and has the options it is given.
 
     Args:

@@ -21,9 +21,8 @@ from types import TracebackType
 from typing import Any
 
 from worldmodels import pretrained
-from worldmodels.envs.spec import EnvironmentConfig
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.config import TOP, Config, EvolveConfig, from_dict, to_dict
+from worldmodels.pipeline.config import TOP, Config, from_dict, to_dict
 from worldmodels.pipeline.preflight import STARTS, C, M, V, check_config
 from worldmodels.pipeline.records import misfit
 from worldmodels.support.files import atomic_path, parse_line, read_json, read_lines, write_json
@@ -54,25 +53,25 @@ _WATCHING = ("checkpoint_every", "patience", "keep")
 KEEPERS = {
     "collect": ("*.h5", ("episodes",)),
     "train_vae": ("checkpoint.safetensors", ("steps", "lr", "schedule", "precision", *_WATCHING)),
-    "encode": ("*.safetensors", ("batch",)),
+    "encode": ("*.safetensors", ("batch_size",)),
     "train_rnn": (
         "checkpoint.safetensors",
-        ("steps", "lr", "lr_end", "lr_decay", "schedule", "clip", "precision", *_WATCHING),
+        ("steps", "lr", "lr_end", "lr_decay", "schedule", "grad_clip", "precision", *_WATCHING),
     ),
     "evolve": ("*.safetensors", ("generations",)),
 }
 #: Settings that say where another run lies.
-PLACES = ("agent", "include", "start", "world")
+PLACES = ("agent", "include", "init_from", "world_model")
 #: Settings that say how a stage uses the machine, not what comes out.
 MACHINE = {
-    ("collect", "workers"),
-    ("evolve", "threads"),
-    ("evolve", "environments"),
-    ("train_vae", "micro_batch"),
-    ("train_vae", "workers"),
+    ("collect", "num_workers"),
+    ("evolve", "num_threads"),
+    ("evolve", "num_envs"),
+    ("train_vae", "micro_batch_size"),
+    ("train_vae", "num_workers"),
     ("train_vae", "compile"),
     ("train_vae", "tensorboard"),
-    ("train_rnn", "micro_steps"),
+    ("train_rnn", "micro_batch_steps"),
     ("train_rnn", "tensorboard"),
 }
 #: Stages that several processes of one torchrun launch may share.
@@ -130,7 +129,7 @@ class Experiment:
     Args:
         folder: the run folder; made if need be.
         config: its settings; None to go on with those in the folder.
-        again: a stage to discard, with all stages after it.
+        rerun: Stage to discard, with all later ones.
         force: Whether stages may build on one that failed its purpose.
 
     Raises:
@@ -142,13 +141,13 @@ class Experiment:
     """
 
     def __init__(
-        self, folder: str | Path, config: Config | None = None, *, again: str | None = None, force: bool = False
+        self, folder: str | Path, config: Config | None = None, *, rerun: str | None = None, force: bool = False
     ) -> None:
         self.folder = Path(folder)
         self.force = force
         self.ranks = launched()
-        if again is not None:
-            self._check_shared(again)
+        if rerun is not None:
+            self._check_shared(rerun)
         self.ranks.join()
         if not self.ranks.first:
             self.ranks.wait()  # until rank 0 has the lock and has written the settings
@@ -157,7 +156,7 @@ class Experiment:
         stored = self.folder / "config.json"
         if config is None and not stored.is_file():
             raise FileNotFoundError(f"{self.folder}: no config.json there; start a run with `worldmodels run`")
-        discarded = STAGES[STAGES.index(again) :] if again is not None else ()
+        discarded = STAGES[STAGES.index(rerun) :] if rerun is not None else ()
         if not stored.is_file():
             assert config is not None
             check_config(config, STAGES, self.folder)
@@ -214,7 +213,7 @@ class Experiment:
         if not (Path(name) / "evolve" / "controller.safetensors").is_file():
             raise FileNotFoundError(
                 f"{name}: expected a run with an agent, got one without evolve/controller.safetensors; "
-                f"`worldmodels run {stored.experiment} --out {name}` resumes it"
+                f"`worldmodels run {stored.task} --out {name}` resumes it"
             )
         return Path(name), stored
 
@@ -237,7 +236,7 @@ class Experiment:
     @property
     def task(self) -> tasks.Task:
         """What is played."""
-        return tasks.get(self.config.experiment)
+        return tasks.get(self.config.task)
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder."""
@@ -259,15 +258,19 @@ class Experiment:
         fields_now = asdict(getattr(self.config, stage))
         settings = {name: value for name, value in fields_now.items() if (stage, name) not in MACHINE}
         settings["seed"] = self.config.seed
-        if self.config.world and stage in MAKERS:
-            settings["world"] = self.config.world
+        if self.config.world_model and stage in MAKERS:
+            settings["world_model"] = self.config.world_model
         if stage in ("collect", "check_dream", "evaluate"):
             settings["environment"] = asdict(self.config.environment)
         if stage == "collect":  # episodes serve whoever played them
             settings["environment"].pop("backend")
         if stage == "check_dream":
             evolve = self.config.evolve
-            settings |= {"temperature": evolve.temperature, "ends": evolve.ends, "max_steps": evolve.max_steps}
+            settings |= {
+                "temperature": evolve.temperature,
+                "termination": evolve.termination,
+                "max_steps": evolve.max_steps,
+            }
         return settings
 
     def _differences(self, stage: str, path: Path) -> list[str]:
@@ -275,16 +278,7 @@ class Experiment:
         if not path.is_file():
             return []
         then, now = _marked(path)["settings"], self._settings(stage)
-        # a setting that is younger than the run had its default; the longest dream was whatever it is
-        before = {
-            **asdict(type(getattr(self.config, stage))()),
-            "ends": EvolveConfig.ends,
-            "max_steps": self.config.evolve.max_steps,
-        }
-        if "environment" in then:
-            young = {name: asdict(EnvironmentConfig())[name] for name in now["environment"]}
-            then["environment"] = {**young, **then["environment"]}
-        return [name for name in now if not _same(name, then.get(name, before.get(name)), now[name])]
+        return [name for name in now if not _same(name, then.get(name), now[name])]
 
     def _check_shared(self, stage: str) -> None:
         """Refuses several processes for a stage of one."""
@@ -319,7 +313,7 @@ class Experiment:
             if bad:
                 raise ValueError(
                     f"{self.folder}: {command(stage)} was {what} there with other settings ({', '.join(bad)}); "
-                    f"use another --out, or `worldmodels {command(stage)} --again` to discard it and all after it"
+                    f"use another --out, or `worldmodels {command(stage)} --force` to discard it and all after it"
                 )
 
     def _mixed(self, stage: str, begun: Path) -> list[str]:
@@ -431,7 +425,7 @@ class Experiment:
         for dependent in DEPENDENTS.get(stage, ()) if self.ranks.first else ():
             self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
-        taken = self.config.world and stage in MAKERS
+        taken = self.config.world_model and stage in MAKERS
         if taken and not (stage == "train_rnn" and self.config.train_rnn.steps == 0):
             summary = self._take(stage)
         else:
@@ -473,19 +467,19 @@ class Experiment:
 
     def _take(self, stage: str) -> dict[str, Any]:
         """In place of a stage that makes V or M: copies what it made in the run's ``world``."""
-        source = pretrained.resolve(self.config.world)
+        source = pretrained.resolve(self.config.world_model)
         folder = MAKERS[stage]
         needed = _TAKEN.get(stage, ())
         for name in (*needed, *_TAKEN_IF_THERE.get(stage, ())):
             path = source / folder / name
             if not path.is_file() and name in needed:
-                raise FileNotFoundError(f"world: expected {folder}/{name} in {source}")
+                raise FileNotFoundError(f"world_model: expected {folder}/{name} in {source}")
             if path.is_file():
                 self.path(folder).mkdir(exist_ok=True)
                 with atomic_path(self.path(folder, name)) as temporary:
                     shutil.copyfile(path, temporary)
-        print(f"{command(stage):>12}  taken from the world {self.config.world}", file=sys.stderr)
-        return {"world": self.config.world}
+        print(f"{command(stage):>12}  from the world model {self.config.world_model}", file=sys.stderr)
+        return {"world_model": self.config.world_model}
 
     def log(self, stage: str, **values: Any) -> None:
         """Appends a line to metrics.jsonl."""
@@ -569,7 +563,7 @@ def _read_config(path: Path) -> Config:
         config = from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error} (another version of worldmodels may have written it)") from error
-    if "experiment" not in values:
+    if "task" not in values:
         raise ValueError(f"{path}: expected the settings of a run, got {values!r:.200}")
     return config
 

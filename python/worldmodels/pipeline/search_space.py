@@ -11,14 +11,14 @@ from gymnasium.vector import AutoresetMode
 
 from worldmodels.cmaes.search_space import Coordinates, Floats, principal_components
 from worldmodels.dream.env import DreamVectorEnv
-from worldmodels.dream.world_model import World, load_world
+from worldmodels.dream.world_model import WorldModel, load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import load_tensors, save_tensors, taking_up
 
 _DREAMS, _STEPS, _EVERY, _HELD = 256, 600, 10, 5  # that what C sees is learnt from; steps between two rows, and actions
 
 
-def dreamt_features(world: World, controller: Controller, seed: int) -> npt.NDArray[np.float32]:
+def dreamt_features(world: WorldModel, controller: Controller, seed: int) -> npt.NDArray[np.float32]:
     """What C sees, (B, F), in dreams whose actions are drawn anew every few steps."""
     envs = DreamVectorEnv(
         *world, num_envs=_DREAMS, features=controller.features, autoreset_mode=AutoresetMode.SAME_STEP
@@ -55,10 +55,10 @@ def make_coordinates(
         return Coordinates(controller, origin)
     seen = controller.feature_size
     if components > seen:
-        raise ValueError(f"evolve.components: expected at most {seen}, what C sees, got {components}")
+        raise ValueError(f"evolve.pca_components: expected at most {seen}, what C sees, got {components}")
     path = run_folder / "evolve" / "coordinates.safetensors"
     if not path.is_file():
-        basis = principal_components(dreamt_features(load_world(run_folder), controller, seed), components)
+        basis = principal_components(dreamt_features(load_world_model(run_folder), controller, seed), components)
         save_tensors(path, {"origin": torch.from_numpy(origin), "basis": torch.from_numpy(basis)}, {})
     tensors, _ = load_tensors(path)
     with taking_up(path, "evolve"):

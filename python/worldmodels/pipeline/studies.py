@@ -52,7 +52,7 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force:
     for value, result in zip(temperatures, results, strict=True):
         result["temperature"] = float(value)
     write_json(folder / "temperatures" / "sweep.json", results)
-    task = tasks.get(config.experiment)
+    task = tasks.get(config.task)
     figures.sweep(folder / "temperatures" / "sweep.png", results, task.paper, task.score)
     print(sweep_table(results, task.paper))
     return results
@@ -81,16 +81,16 @@ def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Result]
     Raises:
         ValueError: the experiment compares nothing.
     """
-    kinds = tasks.get(config.experiment).ablations
+    kinds = tasks.get(config.task).ablations
     if not kinds:
-        raise ValueError(f"experiment: expected one with ablations, got {config.experiment!r}, which names none")
+        raise ValueError(f"experiment: expected one with ablations, got {config.task!r}, which names none")
     variants = {
         name: override(config, {section: dict(values) for section, values in changes.items()})
         for name, changes in kinds.items()
     }
     results = _variants(folder, config, "ablations", variants, force)
     for (name, settings), result in zip(variants.items(), results, strict=True):
-        result |= {"variant": name, "features": settings.evolve.features, "inside": settings.evolve.inside}
+        result |= {"variant": name, "features": settings.evolve.features, "inside": settings.evolve.evaluate_in}
     write_json(folder / "ablations" / "ablate.json", results)
     rows = [
         [
@@ -126,15 +126,17 @@ def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result
         ValueError: the run takes V and M from another one or evolves C elsewhere, the policies of the rounds have no
             such name, or a round was played by another C than the round before it has now.
     """
-    if config.world:
-        raise ValueError(f"iterate: expected a run that trains V and M, got one that takes them from {config.world}")
+    if config.world_model:
+        raise ValueError(
+            f"iterate: expected a run that trains V and M, got one that takes them from {config.world_model}"
+        )
     _check_inside(config, "iterate")
     settings = config.iterate
     if config.seed + settings.rounds > MOST_SEED:
         raise ValueError(
             f"--seed: expected at most 2**64 - 1 in the last of {settings.rounds} rounds, got {config.seed}"
         )
-    parse_policies(settings.policies, tasks.get(config.experiment).policies, "iterate.policies")
+    parse_policies(settings.policies, tasks.get(config.task).policies, "iterate.policies")
     results = []
     previous = folder
     for number in range(settings.rounds + 1):
@@ -152,9 +154,9 @@ def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result
                         "agent": before,
                         "include": before,
                     },
-                    "train_vae": {"steps": settings.vae_steps, "lr": settings.vae_lr, "start": before},
-                    "train_rnn": {"steps": settings.rnn_steps, "lr": settings.rnn_lr, "start": before},
-                    "evolve": {"generations": settings.generations, "start": ""},
+                    "train_vae": {"steps": settings.vae_steps, "lr": settings.vae_lr, "init_from": before},
+                    "train_rnn": {"steps": settings.rnn_steps, "lr": settings.rnn_lr, "init_from": before},
+                    "evolve": {"generations": settings.generations, "init_from": ""},
                 },
             )
         with Experiment(here, wanted, force=force) as experiment:
@@ -172,11 +174,12 @@ def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result
 
 def _check_inside(config: Config, study: str) -> None:
     """Refuses a study of dreams where C is evolved elsewhere."""
-    if config.evolve.inside != "dream":
-        presets = tasks.get(config.experiment).presets.items()
-        dreaming = " or ".join(f"--preset {name}" for name, preset in presets if preset.evolve.inside == "dream")
+    if config.evolve.evaluate_in != "dream":
+        presets = tasks.get(config.task).presets.items()
+        dreaming = " or ".join(f"--preset {name}" for name, preset in presets if preset.evolve.evaluate_in == "dream")
         raise ValueError(
-            f"evolve.inside: expected dream for {study}{dreaming and f' ({dreaming})'}, got {config.evolve.inside}"
+            f"evolve.evaluate_in: expected dream for {study}{dreaming and f' ({dreaming})'}, got "
+            f"{config.evolve.evaluate_in}"
         )
 
 
@@ -188,7 +191,7 @@ def _check_player(experiment: Experiment, previous: Path) -> None:
         raise ValueError(
             f"{experiment.folder}: its episodes were played by the C of generation {played['generation']} of "
             f"{previous}, which has that of generation {now['generation']} now; use another --out, or "
-            f"`worldmodels collect --out {experiment.folder} --again` to do the round anew"
+            f"`worldmodels collect --out {experiment.folder} --force` to do the round anew"
         )
 
 
@@ -230,7 +233,7 @@ def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Confi
             print(f"{kind}: {name}")
             with Experiment(child, settings, force=force) as variant:
                 for stage in STAGES[: STAGES.index("report")]:
-                    if stage != "check_dream" or settings.evolve.inside == "dream":
+                    if stage != "check_dream" or settings.evolve.evaluate_in == "dream":
                         variant.run(stage)
                 results.append(_result(variant))
             played = child
@@ -238,7 +241,7 @@ def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Confi
 
 
 def _result(experiment: Experiment) -> Result:
-    scores = read_results(experiment.path("results.json"), experiment.config.evolve.inside)
+    scores = read_results(experiment.path("results.json"), experiment.config.evolve.evaluate_in)
     evolved = experiment.summary("evolve")
     return {
         "dream": scores["dream"]["evaluation"],

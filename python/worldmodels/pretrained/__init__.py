@@ -9,6 +9,7 @@ from worldmodels.support.files import read_json
 
 _HERE = Path(__file__).parent
 HASHES = "sha256.json"
+DREAM = "dream.json"
 
 
 def names() -> list[str]:
@@ -41,6 +42,12 @@ def folder(name: str) -> Path:
 def resolve(agent: str | Path) -> Path:
     """The folder of a world of the package, given by its name, or a run folder as it is."""
     return folder(str(agent)) if str(agent) in names() else Path(agent)
+
+
+def dream_settings(name: str) -> dict[str, str]:
+    """Arguments of the dreams that a pretrained agent was evolved in: ``termination``."""
+    settings: dict[str, str] = read_json(path(name) / DREAM)
+    return settings
 
 
 def sha256(path: Path) -> str:

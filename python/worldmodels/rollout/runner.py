@@ -13,7 +13,7 @@ from worldmodels.envs.base import Batch
 from worldmodels.envs.policies import Action, Policy
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend, make, make_batch
 
 
@@ -34,7 +34,7 @@ class Player(Protocol):
         """(B, 64, 64, 3) uint8 frames to (B, A) actions, in the slots that act; ``restart``: an episode begins."""
 
 
-def describe_environment(environment: EnvironmentConfig) -> str:
+def describe_environment(environment: EnvSpec) -> str:
     """The environment in a few words: its id and what was chosen."""
     chosen = [environment.variant, environment.resolution]
     if environment.id in pool.TASKS:
@@ -98,7 +98,7 @@ class Environments:
 
     def __init__(
         self,
-        environment: EnvironmentConfig,
+        environment: EnvSpec,
         slots: int,
         max_steps: int | None = None,
         *,
@@ -182,7 +182,7 @@ class Environments:
 
 
 def play_policy(
-    environment: EnvironmentConfig,
+    environment: EnvSpec,
     policy: Policy,
     episodes: int,
     *,
@@ -214,7 +214,7 @@ def play_policy(
 
 
 def record(
-    environment: EnvironmentConfig, player: Player, *, seed: int, episode_seed: int, rules: Rules | None = None
+    environment: EnvSpec, player: Player, *, seed: int, episode_seed: int, rules: Rules | None = None
 ) -> dict[str, Any]:
     """Plays one episode alone, in Gymnasium's environment whoever steps the others.
 

@@ -45,6 +45,14 @@ def check_real(name: str, value: Any, low: float = -math.inf, *, finite: bool = 
     return number
 
 
+def check_positive(name: str, value: Any) -> float:
+    """Takes a finite real number above 0."""
+    number = check_real(name, value)
+    if number <= 0:
+        raise ValueError(f"{name}: expected a finite number above 0, got {number}")
+    return number
+
+
 def check_seed(seed: Any) -> int:
     """Takes a seed from 0 to ``MOST_SEED``."""
     return check_integer("seed", seed, 0, MOST_SEED)

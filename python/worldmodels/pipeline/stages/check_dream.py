@@ -9,8 +9,9 @@ import numpy as np
 
 from worldmodels.analysis.stats import describe, table
 from worldmodels.dream.env import DreamVectorEnv
-from worldmodels.dream.world_model import done_weight, load_world
+from worldmodels.dream.world_model import load_world_model
 from worldmodels.envs.policies import Policy
+from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Experiment
 from worldmodels.pipeline.stages.scores import kept_scores
 from worldmodels.rollout.runner import Blind, Environments
@@ -25,7 +26,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     config, evolve = experiment.config.check_dream, experiment.config.evolve
     seed, task = experiment.config.seed, experiment.task
     policies = task.policies
-    world = load_world(experiment.folder)
+    world = load_world_model(experiment.folder)
     if not task.dreams_are_scored(world.mdnrnn):
         print("check-dream: M has no reward head, so that a dream has no score to compare", file=sys.stderr)
         path = experiment.path("check_dream", "check_dream.json")
@@ -37,11 +38,11 @@ def run(experiment: Experiment) -> dict[str, Any]:
         temperature=evolve.temperature,
         max_steps=evolve.max_steps,
         features="z",
-        done_weight=done_weight(experiment.folder, evolve.ends),
+        termination=sampled(evolve.termination),
     )
     progress = Progress("check-dream", len(policies), "policies")
     results = {}
-    slots = min(config.environments, config.episodes)
+    slots = min(config.num_envs, config.episodes)
     environment = experiment.config.environment
     with Environments(environment, slots, max_steps=evolve.max_steps, rules=task.rules) as environments:
         for number, (name, policy) in enumerate(policies.items()):

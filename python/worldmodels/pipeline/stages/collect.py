@@ -101,7 +101,7 @@ def _check_shards(job: Job, shards: int) -> None:
         if wanted.get(path) != found:
             raise ValueError(
                 f"collect.episodes: expected a number that fits the {found} of {path}, got {job.collect.episodes} "
-                f"({wanted.get(path, 0)} there); go on with another, or `worldmodels collect --again`"
+                f"({wanted.get(path, 0)} there); go on with another, or `worldmodels collect --force`"
             )
 
 
@@ -153,7 +153,7 @@ class _Pool:
     def __init__(self, job: Job, todo: list[int], progress: Progress, ready: int) -> None:
         self._job = job
         self._todo = todo[::-1]
-        self._count = min(job.collect.workers or cores(), len(todo))
+        self._count = min(job.collect.num_workers or cores(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
         self._deaths = 0
         self._noted: set[str] = set()

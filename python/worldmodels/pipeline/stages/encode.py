@@ -30,7 +30,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     config = experiment.config.encode
     store = EpisodeStore(experiment.path("episodes"))
     model = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)
-    pieces = Pieces("encode", "frames", config.batch, "--batch")
+    pieces = Pieces("encode", "frames", config.batch_size, "--batch")
     folder = experiment.path("latents")
     targets = [folder / f"{path.stem}.safetensors" for path in store.paths]
     for known, target in _known(experiment, store.paths):

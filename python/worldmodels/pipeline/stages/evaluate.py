@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from worldmodels.analysis import figures
 from worldmodels.analysis.stats import describe, format_interval, table
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend
 from worldmodels.models.agent import Agent, Candidates, Recorder, load_controller
 from worldmodels.models.vae import decode
-from worldmodels.pipeline.evaluators import looked_at_in, make_dream
+from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.records import players
 from worldmodels.pipeline.run import Experiment
 from worldmodels.pipeline.stages.evolve import Means, first_generation
@@ -40,7 +40,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     episodes = config.evaluate.episodes
     agent = Agent.load(experiment.folder)
     evolved = experiment.summary("evolve")
-    slots = min(config.evaluate.environments, episodes)
+    slots = min(config.evaluate.num_envs, episodes)
     with Environments(environment, slots, rules=task.rules) as environments:
         games = _Games(experiment, environments)
         results: dict[str, Any] = {"agent": describe(games.of_controllers("episodes", agent, episodes))}
@@ -52,16 +52,16 @@ def run(experiment: Experiment) -> dict[str, Any]:
         curve = _curve(games, agent) if config.evaluate.curve_episodes else None
     scored = task.dreams_are_scored(agent.mdnrnn)
     results["evolved"] = {
-        "inside": config.evolve.inside,
+        "inside": config.evolve.evaluate_in,
         "score": evolved["score"],
         "generation": evolved["generation"],
     }
     if curve is not None:
         results["curve"] = curve
     results["dream"] = {
-        **({"score": evolved["score"]} if config.evolve.inside == "dream" else {}),
+        **({"score": evolved["score"]} if config.evolve.evaluate_in == "dream" else {}),
         "temperature": config.evolve.temperature,
-        "precision": looked_at_in(experiment),
+        "precision": playback_precision(experiment),
         "generation": evolved["generation"],
         "evaluation": describe(dream_scores(experiment)) if scored else None,
     }
@@ -122,14 +122,14 @@ def _curve(games: _Games, agent: Agent) -> list[dict[str, Any]]:
 def dream_scores(experiment: Experiment) -> list[float]:
     """Returns of the agent's C in the dream it was evolved in, in episodes that chose nothing."""
     _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
-    dream = make_dream(experiment, precision=looked_at_in(experiment))
+    dream = make_dream(experiment, precision=playback_precision(experiment))
     episodes = experiment.config.evolve.evaluate_episodes
     seed = episode_seed(experiment.config.seed, "evaluate in the dream", 0)
     scores: list[float] = dream.rollout(params[None], episodes, seed=seed).returns[0].tolist()
     return scores
 
 
-def _environment(experiment: Experiment) -> EnvironmentConfig:
+def _environment(experiment: Experiment) -> EnvSpec:
     """The real environment to play: the one that was collected in, unless the settings say otherwise."""
     config = experiment.config
     return replace(
@@ -148,7 +148,7 @@ def _record(experiment: Experiment) -> None:
     environment = _environment(experiment)
     recorded = record(environment, recorder, seed=config.seed, episode_seed=number, rules=task.rules)
     write_json(experiment.path("evaluate", "episode.json"), recorded)
-    steps = config.evaluate.gif_steps
+    steps = config.evaluate.recording_steps
     figures.save_animation(
         experiment.path("evaluate", "episode.gif"),
         recorder.pictures(steps),
@@ -181,5 +181,5 @@ def format_table(results: dict[str, Any]) -> str:
             [label, str(len(entry["scores"])), f"{entry['mean']:.0f} +- {entry['std']:.0f}", format_interval(entry)]
         )
     environment = results["environment"]
-    title = describe_environment(EnvironmentConfig(**{key: environment.get(key) or "" for key in _SHOWN}))
+    title = describe_environment(EnvSpec(**{key: environment.get(key) or "" for key in _SHOWN}))
     return f"{title}\n{table(['player', 'episodes', 'score', '95 % interval'], rows)}"

@@ -68,7 +68,7 @@ def _evolve(experiment: Experiment, evaluator: Evaluator) -> dict[str, Any]:
             coordinates.params(candidates),
             config.episodes,
             seed=_seed(seed, "dream", generation),
-            common_seeds=config.seeds == "common",
+            common_seeds=config.common_random_numbers,
             told=_teller(progress, generation, evaluator, clock),
         )
         scores = played.returns.mean(axis=1, dtype=np.float64)  # (popsize,)
@@ -109,7 +109,7 @@ def _coordinates(experiment: Experiment, controller: Controller) -> Coordinates:
     origin = _kept_origin(experiment, controller)
     if origin is None:
         origin = first_mean(config, controller)
-    return make_coordinates(experiment.folder, controller, origin, config.components, experiment.config.seed)
+    return make_coordinates(experiment.folder, controller, origin, config.pca_components, experiment.config.seed)
 
 
 def _kept_origin(experiment: Experiment, controller: Controller) -> Params | None:
@@ -136,10 +136,10 @@ def _make_search(config: EvolveConfig, start: Params, seed: int) -> CMAES:
     """CMA-ES as it is before the first generation, at the first mean's coordinates."""
     return CMAES(
         start,
-        config.sigma,
+        config.sigma0,
         popsize=config.popsize,
         seed=_seed(seed, "cma", 0),
-        num_threads=config.threads or default_threads(),
+        num_threads=config.num_threads or default_threads(),
         weight_decay=config.weight_decay,
     )
 
@@ -191,12 +191,12 @@ def _teller(progress: Progress, generation: int, evaluator: Evaluator, began: fl
 
 def first_mean(config: EvolveConfig, controller: Controller) -> Params:
     """Where CMA-ES starts: at zero, or at the C of the run that ``start`` names."""
-    if not config.start:
+    if not config.init_from:
         return np.zeros(controller.size)
-    path = pretrained.resolve(config.start) / "evolve" / "controller.safetensors"
+    path = pretrained.resolve(config.init_from) / "evolve" / "controller.safetensors"
     found, params, _ = load_controller(path)
     if found.size != controller.size:
-        raise ValueError(f"evolve.start: expected a C of {controller.size} parameters, got {found.size} in {path}")
+        raise ValueError(f"evolve.init_from: expected a C of {controller.size} parameters, got {found.size} in {path}")
     return params.astype(np.float64)
 
 

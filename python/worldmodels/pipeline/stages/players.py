@@ -19,7 +19,7 @@ from worldmodels.envs.any_gymnasium import one_line
 from worldmodels.envs.base import Batch
 from worldmodels.envs.policies import RANDOM_AGENT, Action, parse_policies
 from worldmodels.envs.preprocessing import Frame
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import CollectConfig, Config
@@ -53,7 +53,7 @@ class Job:
     @cached_property
     def task(self) -> tasks.Task:
         """What is played."""
-        return tasks.get(self.config.experiment)
+        return tasks.get(self.config.task)
 
     @cached_property
     def shares(self) -> list[tuple[str, float]]:
@@ -66,7 +66,7 @@ class Job:
         return {"ignore_done": True} if self.collect.ignore_done else {}
 
     @property
-    def environment(self) -> EnvironmentConfig:
+    def environment(self) -> EnvSpec:
         """The settings of now; EnvPool cannot ignore an end."""
         environment = self.config.environment
         if self.collect.ignore_done and not environment.backend:
@@ -80,7 +80,7 @@ class Job:
             self.config.train_vae.latent_size,
             self.config.train_rnn.hidden_size,
             action_size,
-            features=c.features,  # type: ignore[arg-type]
+            features=c.features,
             bias=c.bias,
             hidden_units=c.hidden_units,
             squash=self.task.squash,
@@ -234,7 +234,7 @@ def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent |
             taken.append(action)
             rewards.append(reward)
             barren = 0 if reward > 0 else barren + 1
-            over = terminated or truncated or 0 < config.patience <= barren
+            over = terminated or truncated or 0 < config.max_steps_without_reward <= barren
             cut = not over and len(taken) >= task.max_steps
             over = over or cut
         if len(frames) >= config.min_length:
@@ -250,10 +250,10 @@ def _agent_policy(
     """The actions of one episode, NaN where the agent decides, and the agent's controller if it is not its own."""
     assert agent is not None
     size, params = agent.controller.action_size, None
-    if name == "agent perturbed":
+    if name == "agent with parameter noise":
         noise = rng.standard_normal(len(agent.params)) * agent.params.std() * rng.uniform(0, _PERTURBATION)
         params = agent.params + noise.astype(np.float32)
-    if name == "agent interrupted":
+    if name == "agent with action bursts":
         return interruptions(rng, space.low, space.high), None
     return itertools.repeat(np.full(size, np.nan, np.float32)), params
 

@@ -16,7 +16,7 @@ from worldmodels.models.agent import load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.models.weights import load_model
 from worldmodels.pipeline import records as measured
-from worldmodels.pipeline.evaluators import looked_at_in, make_dream
+from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.run import STAGES, Experiment, command
 from worldmodels.pipeline.stages.check_dream import format_table as dream_table
 from worldmodels.pipeline.stages.evaluate import format_table as score_table
@@ -26,20 +26,20 @@ from worldmodels.support.files import atomic_path
 
 def run(experiment: Experiment) -> dict[str, Any]:
     """Draws the pictures into ``report/`` and binds them into ``report/index.html``."""
-    results = measured.read_results(experiment.path("results.json"), experiment.config.evolve.inside)
+    results = measured.read_results(experiment.path("results.json"), experiment.config.evolve.evaluate_in)
     check = measured.read_measured(experiment.path("check_dream", "check_dream.json"), measured.CHECK)
     folder = experiment.path("report")
     folder.mkdir(exist_ok=True)
     dreamed = _draw_dream(experiment, folder / "dream_strip.png", folder / "dream.gif")
     config, score = experiment.config, experiment.task.score
-    if not config.world:
+    if not config.world_model:
         lines = (experiment.metrics(f"train-{name}", measured.STEP) for name in ("vae", "rnn"))
         figures.losses(folder / "losses.png", *lines)
     goodness = _quality(experiment)
     if goodness:
         figures.quality(folder / "quality.png", *goodness)
     where = f"inside the dream (temperature {config.evolve.temperature})"
-    if config.evolve.inside == "environment":
+    if config.evolve.evaluate_in == "environment":
         where = "in the real environment"
     generations = experiment.metrics("evolve", measured.GENERATION)
     curve = results.get("curve") or []
@@ -61,7 +61,7 @@ def _draw_dream(experiment: Experiment, strip: Path, animation: Path) -> int:
     """One dream of the evolved controller, as a strip and as an animation; returns its length."""
     config = experiment.config
     _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
-    dream = make_dream(experiment, precision=looked_at_in(experiment))
+    dream = make_dream(experiment, precision=playback_precision(experiment))
     trace = dream.trace(params, seed=config.seed, max_steps=min(config.evolve.max_steps, 2**20))
     vae = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)
     length = len(trace.action)
@@ -129,7 +129,7 @@ def _page(
     config = experiment.config
     dream = results["dream"]
     verdict = format_verdict(results, experiment.task)
-    if config.evolve.inside == "dream":
+    if config.evolve.evaluate_in == "dream":
         verdict += (
             f" Its controller was evolved in the dream alone, where it scores {dream['score']:.0f} at temperature "
             f"{dream['temperature']}."
@@ -158,7 +158,7 @@ def _page(
 
     actions = ", ".join(experiment.task.actions)
     parts = [
-        f"<h1>World Models: {html.escape(config.experiment)}, preset {html.escape(config.preset)}</h1>",
+        f"<h1>World Models: {html.escape(config.task)}, preset {html.escape(config.preset)}</h1>",
         f"<p class=verdict>{html.escape(verdict)}</p>",
         *failures,
         "<h2>In the real game</h2>",
@@ -198,8 +198,8 @@ def _page(
         "<h2>Evolution</h2>",
         picture(folder / "evolution.png", "What every generation of CMA-ES scores."),
         "<h2>Training</h2>",
-        f"<p>V and M were taken from the world {html.escape(config.world)}.</p>"
-        if config.world
+        f"<p>V and M were taken from the world {html.escape(config.world_model)}.</p>"
+        if config.world_model
         else picture(folder / "losses.png", "Losses of V and of M, in training and on held-out episodes."),
         "<h2>How good V and M are on episodes they have not seen</h2>",
         *(
@@ -216,7 +216,7 @@ def _page(
         "<h2>How it was made</h2>",
         f"<pre>{'<br>'.join(times)}\n\n{html.escape(versions)}\n\nseed {config.seed}; settings: config.json</pre>",
     ]
-    return _FRAME.format(title=f"World Models: {html.escape(config.experiment)}", body="\n".join(parts))
+    return _FRAME.format(title=f"World Models: {html.escape(config.task)}", body="\n".join(parts))
 
 
 _FRAME = """<!doctype html>

@@ -19,7 +19,6 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.sequences import Chunk, Streams
 from worldmodels.dream import initial_states as starts
-from worldmodels.dream.world_model import trained_done_weight
 from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step
 from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
 from worldmodels.models.vae import ConvVAE, decode, sample_latent
@@ -49,12 +48,16 @@ class Losses(NamedTuple):
 def run(experiment: Experiment) -> dict[str, Any]:
     """Trains for ``steps`` batches, from the last checkpoint if there is one."""
     config, seed, ranks = experiment.config.train_rnn, experiment.config.seed, experiment.ranks
-    if experiment.config.world:
+    if experiment.config.world_model:
         return _untrained(experiment)
     latents = load_latents(experiment.path("latents"))
-    training, held_out = split_episodes(latents, config.validation)
-    streams = Streams(latents, training, config.batch, config.sequence, seed, done_lead=config.done_lead)
-    validation = Streams(latents, held_out, config.batch, config.sequence, seed, done_lead=config.done_lead)
+    training, held_out = split_episodes(latents, config.validation_fraction)
+    streams = Streams(
+        latents, training, config.batch_size, config.sequence_length, seed, done_lead=config.done_lookahead
+    )
+    validation = Streams(
+        latents, held_out, config.batch_size, config.sequence_length, seed, done_lead=config.done_lookahead
+    )
     limit_threads()
     where = device()
     seed_step(seed, "rnn-init", 0)
@@ -108,29 +111,27 @@ def run(experiment: Experiment) -> dict[str, Any]:
         summary["quality"] = _quality(experiment, model, latents, held_out)
         write_json(experiment.path("rnn", "quality.json"), summary["quality"])
         failure = quality.rnn_failure(summary["quality"]) if config.steps > 0 else None
-        summary |= failed("train-rnn", failure, loop.step * config.batch * config.sequence, "steps")
+        summary |= failed("train-rnn", failure, loop.step * config.batch_size * config.sequence_length, "steps")
         _save_starts(experiment, model, latents)
-        handed_on = config.steps == 0 and config.start
-        weight = trained_done_weight(pretrained.resolve(config.start)) if handed_on else config.done_weight
-        loop.hand_on(summary, done_weight=weight)
+        loop.hand_on(summary)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"epochs": epoch, "parameters": parameters, **summary}
 
 
 def _at_once(config: TrainRNNConfig) -> int:
     """Streams whose gradient, or loss, is computed at once."""
-    return max(1, config.micro_steps // config.sequence)
+    return max(1, config.micro_batch_steps // config.sequence_length)
 
 
 def _untrained(experiment: Experiment) -> dict[str, Any]:
     """An M like that of the run's world before any training, with the world's starts."""
-    source = pretrained.resolve(experiment.config.world) / "rnn"
+    source = pretrained.resolve(experiment.config.world_model) / "rnn"
     shape: dict[str, Any] = load_model(source / "rnn.safetensors", MDNRNN).config
     seed_step(experiment.config.seed, "rnn-init", 0)
     experiment.path("rnn").mkdir(exist_ok=True)
     save_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN(**shape), steps=0)
     save_tensors(experiment.path("rnn", "initial.safetensors"), *load_tensors(source / "initial.safetensors"))
-    return {"world": experiment.config.world, "steps": 0}
+    return {"world_model": experiment.config.world_model, "steps": 0}
 
 
 def split_episodes(latents: Latents, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -149,10 +150,11 @@ def build(config: TrainRNNConfig, latents: Latents) -> MDNRNN:
         latents.mu.shape[1],
         latents.actions.shape[1],
         config.hidden_size,
-        config.mixtures,
+        config.num_mixtures,
         restart_input=config.restart_input,
         done_head=config.done_head,
         reward_head=config.reward_head,
+        done_pos_weight=config.done_pos_weight,
     )
 
 
@@ -206,10 +208,10 @@ def chunk_losses(
     zero = z_loss.new_zeros(())
     ends = reward = zero
     if out.done_logit is not None:
-        ends = done_loss(out.done_logit, done, config.done_weight, knows_end)
+        ends = done_loss(out.done_logit, done, config.done_pos_weight, knows_end)
     if out.reward is not None:
-        if config.reward_limit:
-            reward_seen = reward_seen.clamp(-config.reward_limit, config.reward_limit)
+        if config.reward_clip:
+            reward_seen = reward_seen.clamp(-config.reward_clip, config.reward_clip)
         reward = ((out.reward - reward_seen).square() * valid).sum() / valid.sum().clamp(min=1)
     return Losses(z_loss + ends + reward, z_loss, ends, reward), state, out.done_logit
 
@@ -229,7 +231,7 @@ def _step(
     # of the whole batch, so that any pieces and any number of processes take the same numbers
     noise = torch.randn(chunk.mu.shape, device=state[0].device)[ranks.share(len(chunk.mu))]
     losses, state = pieces.run(lambda rows: gradient(network, chunk, noise, state, config, rows, ranks))
-    torch.nn.utils.clip_grad_value_(network.parameters(), config.clip)
+    torch.nn.utils.clip_grad_value_(network.parameters(), config.grad_clip)
     optimizer.step()
     return losses, state
 
@@ -347,10 +349,10 @@ def _quality(
         store = None
     config = experiment.config.train_rnn
     some = held_out[np.linspace(0, len(held_out) - 1, min(_MEASURED, len(held_out))).astype(int)]
-    seed, lead = experiment.config.seed, config.done_lead
-    count = min(config.batch, max(1, _MEASURED_STEPS // config.sequence))
-    streams = Streams(latents, some, count, config.sequence, seed, done_lead=lead)
-    figures = quality.predictions(model, streams, config.done_weight)
+    seed, lead = experiment.config.seed, config.done_lookahead
+    count = min(config.batch_size, max(1, _MEASURED_STEPS // config.sequence_length))
+    streams = Streams(latents, some, count, config.sequence_length, seed, done_lead=lead)
+    figures = quality.predictions(model, streams, config.done_pos_weight)
     figures["rollouts"] = quality.rollouts(model, latents, held_out, vae=vae, store=store)
     if store is not None:
         store.close()

@@ -30,7 +30,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     """Trains for ``steps`` batches, from the last checkpoint if there is one."""
     config, seed, ranks = experiment.config.train_vae, experiment.config.seed, experiment.ranks
     store = EpisodeStore(experiment.path("episodes"))
-    train, held_out = split_frames(store, config.validation)
+    train, held_out = split_frames(store, config.validation_frames)
     limit_threads()
     where = device()
     seed_step(seed, "vae-init", 0)
@@ -42,13 +42,13 @@ def run(experiment: Experiment) -> dict[str, Any]:
     network = ranks.wrap(network)  # type: ignore[arg-type]
 
     guard = LossGuard("train-vae")
-    order = Order(train, config.batch, seed)
-    rows = ranks.share(config.batch)
-    at_once = config.micro_batch or rows.stop - rows.start
+    order = Order(train, config.batch_size, seed)
+    rows = ranks.share(config.batch_size)
+    at_once = config.micro_batch_size or rows.stop - rows.start
     pieces = Pieces("train-vae", "frames", at_once, "--micro-batch", retry=ranks.size == 1)
     first = loop.step
     progress = Progress("train-vae", config.steps, "batches", start=first, shown=ranks.first)
-    with FrameReader(store, order, first, config.steps, rows, config.workers) as batches:
+    with FrameReader(store, order, first, config.steps, rows, config.num_workers) as batches:
         for frames in batches:
             if loop.over:
                 break
@@ -59,7 +59,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
                 loss, squared_error, kl = ranks.total(losses).tolist()
                 guard.check(loss, loop.step, lr)
                 loop.log(loss=loss, squared_error=squared_error, kl=kl, lr=lr, seconds=round(progress.seconds, 2))
-                speed = (loop.step - first) * config.batch / progress.seconds
+                speed = (loop.step - first) * config.batch_size / progress.seconds
                 note = f"{speed:,.0f} frames/s, squared error {squared_error:.1f}, KL {kl:.1f}"
                 progress.update(loop.step, note)
             due = loop.due(config.checkpoint_every)
@@ -79,7 +79,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         summary["quality"] = quality.reconstruction(model, store, held_out)
         write_json(experiment.path("vae", "quality.json"), summary["quality"])
         failure = quality.vae_failure(summary["quality"]) if config.steps > 0 else None
-        summary |= failed("train-vae", failure, loop.step * config.batch, "frames")
+        summary |= failed("train-vae", failure, loop.step * config.batch_size, "frames")
         loop.hand_on(summary)
     store.close()
     return {"frames": len(train), "parameters": sum(p.numel() for p in model.parameters()), **summary}
@@ -127,7 +127,7 @@ def _step(
     optimizer.param_groups[0]["lr"] = lr
     seed_step(seed, "train-vae", step)
     # of the whole batch, so that any pieces and any number of processes take the same numbers
-    noise = torch.randn(config.batch, config.latent_size, device=where)[ranks.share(config.batch)]
+    noise = torch.randn(config.batch_size, config.latent_size, device=where)[ranks.share(config.batch_size)]
     losses = pieces.run(lambda rows: gradient(network, frames, noise, config, rows, ranks))
     optimizer.step()
     return losses
@@ -163,7 +163,7 @@ def gradient(
             with autocast(noise.device, config.precision):
                 recon, mu, logvar = network(x[part], noise[part])
             losses = vae_loss(recon, x[part], mu, logvar, **_weights(config))
-            share = (part.stop - part.start) / config.batch
+            share = (part.stop - part.start) / config.batch_size
             # DistributedDataParallel takes the mean over the processes, and the batch's loss is their sum
             (losses[0] * (share * ranks.size)).backward()  # type: ignore[no-untyped-call]
         sums += share * torch.stack(losses).detach()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodels import pretrained
+from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.weights import (
     load_model,
     load_tensors,
@@ -69,15 +70,16 @@ class Loop:
         self._stale = 0  # validations since then
         if self._path("checkpoint").is_file():
             self._restore()
-        elif config.start:
-            start = pretrained.resolve(config.start) / folder / f"{folder}.safetensors"
+        elif config.init_from:
+            start = pretrained.resolve(config.init_from) / folder / f"{folder}.safetensors"
             found: Any = load_model(start, type(model))
-            if found.config != model.config:
+            wanted, got = _architecture(model.config), _architecture(found.config)
+            if wanted != got:
                 section = stage.replace("-", "_")
-                raise ValueError(
-                    f"{section}.start: expected {model.config}, as the settings say, got {found.config} in {start}"
-                )
+                raise ValueError(f"{section}.init_from: expected {wanted}, as the settings say, got {got} in {start}")
             model.load_state_dict(found.state_dict())
+            if config.steps == 0 and isinstance(model, MDNRNN):
+                model.done_pos_weight = found.done_pos_weight
         experiment.rewind_metrics(stage, self.step)
         self._board = _board(experiment, stage, self.step) if config.tensorboard and experiment.ranks.first else None
 
@@ -140,6 +142,10 @@ class Loop:
     def hand_on(self, summary: dict[str, Any], **about: Any) -> None:
         """Writes the chosen weights, and what else is to be known of them: the stage is complete."""
         save_model(self._path(self._folder), self._model, steps=summary["kept_step"], validation=summary, **about)
+
+
+def _architecture(config: Any) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "done_pos_weight"}
 
 
 def failed(stage: str, failure: str | None, seen: int, unit: str) -> dict[str, str]:

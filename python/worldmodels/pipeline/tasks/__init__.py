@@ -72,8 +72,8 @@ class Task:
     def __post_init__(self) -> None:
         check_integer("max_steps", self.max_steps, 1, 2**31 - 1)
         for name, config in self.presets.items():
-            if (config.experiment, config.preset) != (self.name, name):
-                wanted, came = f"experiment={self.name!r}, preset={name!r}", f"{config.experiment!r}, {config.preset!r}"
+            if (config.task, config.preset) != (self.name, name):
+                wanted, came = f"experiment={self.name!r}, preset={name!r}", f"{config.task!r}, {config.preset!r}"
                 raise ValueError(f"presets[{name!r}]: expected Config({wanted}), got {came}")
 
     @property
@@ -81,11 +81,15 @@ class Task:
         """How the environment is played."""
         return Rules(self.squash, self.max_steps)
 
-    def usual_preset(self, whole: bool) -> str:
-        """The preset of a new folder where none is named: of a whole run, or of a stage by itself."""
-        if len(self.presets) == 1:
-            return next(iter(self.presets))
-        return self.preset if whole else "paper"
+    @property
+    def default_preset(self) -> str:
+        """The preset of a new run if none is given."""
+        return self.preset if self.preset in self.presets else next(iter(self.presets))
+
+    @property
+    def training_preset(self) -> str:
+        """The preset of a new run that trains V and M, and of a stage on its own, if none is given."""
+        return "quick" if "quick" in self.presets else next(iter(self.presets))
 
     def dreams_are_scored(self, mdnrnn: MDNRNN) -> bool:
         """Whether M says what a step is worth, or need not."""

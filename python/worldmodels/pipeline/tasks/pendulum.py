@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from worldmodels.envs.policies import brownian, constant, held
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.policies import brownian, constant, repeated
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline.config import (
     CollectConfig,
     Config,
@@ -20,18 +20,18 @@ from worldmodels.pipeline.tasks import Task
 ENVIRONMENT = "worldmodels/Pendulum-v0"
 
 QUICK = Config(
-    experiment="pendulum",
+    task="pendulum",
     preset="quick",
-    environment=EnvironmentConfig(id=ENVIRONMENT, variant="", resolution=""),
-    collect=CollectConfig(episodes=300, policies="held 1-20:2, brownian:1, never:1", min_length=1),
-    train_vae=TrainVAEConfig(latent_size=16, steps=2_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
+    environment=EnvSpec(id=ENVIRONMENT, variant="", resolution=""),
+    collect=CollectConfig(episodes=300, policies="repeat 1-20:2, brownian:1, noop:1", min_length=1),
+    train_vae=TrainVAEConfig(latent_size=16, steps=2_000, batch_size=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
     train_rnn=TrainRNNConfig(
         hidden_size=128,
         done_head=False,
         reward_head=True,
         steps=1_000,
-        batch=32,
-        sequence=64,
+        batch_size=32,
+        sequence_length=64,
         lr=2e-3,
         schedule="cosine",
     ),
@@ -39,8 +39,8 @@ QUICK = Config(
         temperature=1.0,
         max_steps=200,
         generations=60,
-        sigma=0.3,
-        seeds="common",
+        sigma0=0.3,
+        common_random_numbers=True,
         evaluate_every=10,
         evaluate_episodes=256,
     ),
@@ -53,14 +53,14 @@ TASK = Task(
     actions=("torque",),
     max_steps=200,
     policies={
-        "uniform": held(1, 1),
-        "held 1-20": held(1, 20),
+        "uniform": repeated(1, 1),
+        "repeat 1-20": repeated(1, 20),
         "brownian": brownian(0.3),
-        "never": constant(0.0),
+        "noop": constant(0.0),
         "left": constant(1.0),
         "right": constant(-1.0),
     },
-    beside={"random": "uniform", "collecting": "held 1-20", "never": "never"},
+    beside={"random": "uniform", "collecting": "repeat 1-20", "noop": "noop"},
     presets={"quick": QUICK, "paper": replace(QUICK, preset="paper", iterate=replace(QUICK.iterate, rounds=20))},
     score="points",
     frames_per_second=20,

@@ -26,9 +26,12 @@ class DreamEvaluator:
     def __init__(self, dream: Dream | TorchDream, threads: int) -> None:
         self.dream = dream
         self.controller = dream.controller
-        self.about: dict[str, Any] = {"inside": "dream", "temperature": dream.temperature}
-        if dream.done_weight is not None:
-            self.about["ends"] = "expected" if dream.expected_returns else "chance"
+        self.about: dict[str, Any] = {
+            "evaluate_in": "dream",
+            "temperature": dream.temperature,
+            "termination": dream.termination,
+            "precision": dream.precision if isinstance(dream, Dream) else "float32",
+        }
         if isinstance(dream, TorchDream):
             on_gpu = dream.device.type == "cuda"  # the draws are those of the kind of device
             self.about["device"] = torch.cuda.get_device_name(dream.device) if on_gpu else "cpu"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from worldmodels.envs.base import Batch
 from worldmodels.envs.rules import Rules
-from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend, make_batch
 from worldmodels.models.controller import Controller
 from worldmodels.models.device import device
@@ -64,7 +64,7 @@ class EnvironmentEvaluator:
         vae: ConvVAE,
         mdnrnn: MDNRNN,
         controller: Controller,
-        environment: EnvironmentConfig,
+        environment: EnvSpec,
         *,
         slots: int,
         workers: int,
@@ -75,7 +75,7 @@ class EnvironmentEvaluator:
     ) -> None:
         self.vae, self.mdnrnn, self.controller = vae, mdnrnn, controller
         self.encode = Encoder(vae, device(), precision, num_threads=workers)
-        self.about: dict[str, Any] = {"inside": "environment", "backend": backend(environment)}
+        self.about: dict[str, Any] = {"evaluate_in": "environment", "backend": backend(environment)}
         self.max_steps, self.patience = rules.limit(max_steps) if rules else max_steps, patience
         self._options: dict[str, Any] = {"rules": rules} if rules else {}
         self.remembers = controller.features != "z"
