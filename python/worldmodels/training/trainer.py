@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,29 @@ from worldmodels.models.weights import (
     taking_up,
     training_state,
 )
-from worldmodels.pipeline.config import TrainRNNConfig, TrainVAEConfig
-from worldmodels.pipeline.run import Experiment
+from worldmodels.training.distributed import Ranks
+from worldmodels.training.settings import TrainRNNConfig, TrainVAEConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 
 LOG_EVERY = 25
 #: Training on fewer frames of V, or fewer steps of M, is a trial: what it makes is not judged, only warned of.
 MIN_JUDGED = {"frames": 1_000, "steps": 10_000}
+
+
+class TrainingRun(Protocol):
+    """What training needs of a run: its folder, its processes and its metrics."""
+
+    ranks: Ranks
+
+    def path(self, *parts: str) -> Path:
+        """A path in the run folder."""
+
+    def log(self, stage: str, **values: Any) -> None:
+        """Append a line to the metrics."""
+
+    def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
+        """Drop a stage's lines after ``last``."""
 
 
 class Loop:
@@ -37,7 +52,7 @@ class Loop:
     ``best.safetensors`` (the weights with the lowest validation loss) and, at the end, ``<folder>.safetensors``.
 
     Args:
-        experiment: the run folder.
+        run: Run that is trained in.
         stage: name of the stage on the command line.
         folder: where its files lie.
         model: without a wrapper.
@@ -53,14 +68,14 @@ class Loop:
 
     def __init__(
         self,
-        experiment: Experiment,
+        run: TrainingRun,
         stage: str,
         folder: str,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         config: TrainVAEConfig | TrainRNNConfig,
     ) -> None:
-        self._experiment, self._stage, self._folder = experiment, stage, folder
+        self._run, self._stage, self._folder = run, stage, folder
         self._model, self._optimizer, self._config = model, optimizer, config
         self.step = 0
         self.place: dict[str, int] = {}
@@ -80,11 +95,11 @@ class Loop:
             model.load_state_dict(found.state_dict())
             if config.steps == 0 and isinstance(model, MDNRNN):
                 model.done_pos_weight = found.done_pos_weight
-        experiment.rewind_metrics(stage, self.step)
-        self._board = _board(experiment, stage, self.step) if config.tensorboard and experiment.ranks.first else None
+        run.rewind_metrics(stage, self.step)
+        self._board = _board(run, stage, self.step) if config.tensorboard and run.ranks.first else None
 
     def _path(self, name: str) -> Path:
-        return self._experiment.path(self._folder, f"{name}.safetensors")
+        return self._run.path(self._folder, f"{name}.safetensors")
 
     def _restore(self) -> None:
         tensors, about = load_tensors(self._path("checkpoint"))
@@ -108,7 +123,7 @@ class Loop:
 
     def log(self, **values: Any) -> None:
         """A line of metrics of this step."""
-        self._experiment.log(self._stage, step=self.step, **values)
+        self._run.log(self._stage, step=self.step, **values)
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{self._stage}/{name}", value, self.step)
@@ -122,7 +137,7 @@ class Loop:
             self._best, self._stale = {"step": self.step, "loss": loss, "figures": figures}, 0
         else:
             self._stale += 1
-        if not self._experiment.ranks.first:
+        if not self._run.ranks.first:
             return
         if better:
             save_model(self._path("best"), self._model, steps=self.step, validation=figures)
@@ -168,11 +183,11 @@ def failed(stage: str, failure: str | None, seen: int, unit: str) -> dict[str, s
     return {"failure": failure}
 
 
-def _board(experiment: Experiment, stage: str, step: int) -> Any:
+def _board(run: TrainingRun, stage: str, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RuntimeError(
             f"{stage}: the setting tensorboard needs the package: pip install 'worldmodels[tensorboard]' ({error})"
         ) from error
-    return SummaryWriter(str(experiment.path("tensorboard")), purge_step=step + 1)
+    return SummaryWriter(str(run.path("tensorboard")), purge_step=step + 1)

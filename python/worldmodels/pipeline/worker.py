@@ -12,7 +12,7 @@ from worldmodels.data.episodes import EpisodeWriter
 from worldmodels.envs import ContractError, GameLostError
 from worldmodels.envs.policies import RANDOM_AGENT
 from worldmodels.envs.vector import backend, make_batch
-from worldmodels.pipeline.stages.players import Job, check_policies, play
+from worldmodels.pipeline.players import Job, check_policies, play
 
 if TYPE_CHECKING:
     from worldmodels.models.agent import Agent

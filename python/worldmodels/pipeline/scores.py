@@ -32,7 +32,7 @@ def kept_scores(
         player: plays them.
         episodes: how many are wanted.
         environments: where they are played.
-        seed: of the experiment.
+        seed: of the run.
         purpose: keeps these episodes apart from others of the same seed.
         label: of the progress; empty for none.
 

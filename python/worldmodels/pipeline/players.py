@@ -47,7 +47,7 @@ class Job:
 
     @property
     def seed(self) -> int:
-        """Of the experiment."""
+        """Of the run."""
         return self.config.seed
 
     @cached_property
