@@ -30,7 +30,7 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     config = run.config.encode
     store = EpisodeStore(run.path("episodes"))
     model = load_model(run.path("vae", "vae.safetensors"), ConvVAE)
-    pieces = Pieces("encode", "frames", config.batch_size, "--batch")
+    pieces = Pieces("encode", "frames", config.batch_size, "--batch-size")
     folder = run.path("latents")
     targets = [folder / f"{path.stem}.safetensors" for path in store.paths]
     for known, target in _known(run, store.paths):

@@ -162,7 +162,7 @@ def _check_train_vae(config: Config) -> None:
     vae = config.train_vae
     check_precision("train_vae.precision", vae.precision)
     _check_tensorboard("train_vae", vae.tensorboard)
-    for name in ("batch", "micro_batch", "validation", "steps"):
+    for name in ("batch_size", "micro_batch_size", "validation_frames", "steps"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _INT32)
     _at_most("train_vae.num_workers", vae.num_workers, _PARALLEL)
     _at_most("train_vae.lr", vae.lr, _FLOAT32)
@@ -182,12 +182,12 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
     rnn = config.train_rnn
     check_precision("train_rnn.precision", rnn.precision)
     _check_tensorboard("train_rnn", rnn.tensorboard)
-    for name in ("batch", "sequence", "micro_steps", "steps"):
+    for name in ("batch_size", "sequence_length", "micro_batch_steps", "steps"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _INT32)
     _at_most("train_rnn.lr_decay", rnn.lr_decay, 1)
     for name in ("lr", "lr_end"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _FLOAT32)
-    for name in ("done_weight", "clip"):
+    for name in ("done_pos_weight", "grad_clip"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _LARGEST_WEIGHT)
     episodes = config.collect.episodes
     if not config.collect.include and max(1, round(rnn.validation_fraction * episodes)) >= episodes:

@@ -73,7 +73,7 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
     network = ranks.wrap(model)
 
     rows = ranks.share(streams.batch)
-    pieces = Pieces("train-rnn", "streams", _at_once(config), "--micro-steps", retry=ranks.size == 1)
+    pieces = Pieces("train-rnn", "streams", _at_once(config), "--micro-batch-steps", retry=ranks.size == 1)
     state = _part(model.initial_state(streams.batch), rows)
     if loop.tensors:
         state = _part((loop.tensors["state.h"].to(where), loop.tensors["state.c"].to(where)), rows)
@@ -311,7 +311,7 @@ def _whole(state: State, rows: slice, batch: int, ranks: Ranks) -> State:
 @torch.no_grad()
 def validate(model: MDNRNN, streams: Streams, config: TrainRNNConfig) -> dict[str, float]:
     """Losses on held-out episodes, and how the done decision (logit > 0) fares: recall, and false alarms a step."""
-    pieces = Pieces("train-rnn", "streams", min(_at_once(config), streams.batch), "--micro-steps")
+    pieces = Pieces("train-rnn", "streams", min(_at_once(config), streams.batch), "--micro-batch-steps")
     return pieces.run(lambda rows: _validate(model, streams, config, rows))
 
 

@@ -53,7 +53,7 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
     order = Order(train, config.batch_size, seed)
     rows = ranks.share(config.batch_size)
     at_once = config.micro_batch_size or rows.stop - rows.start
-    pieces = Pieces("train-vae", "frames", at_once, "--micro-batch", retry=ranks.size == 1)
+    pieces = Pieces("train-vae", "frames", at_once, "--micro-batch-size", retry=ranks.size == 1)
     first = loop.step
     progress = Progress("train-vae", config.steps, "batches", start=first, shown=ranks.first)
     with FrameReader(store, order, first, config.steps, rows, config.num_workers) as batches:
@@ -197,7 +197,7 @@ def validate(model: ConvVAE, frames: npt.NDArray[np.uint8], config: TrainVAEConf
     where = next(model.parameters()).device
     seed_step(0, "validate-vae", 0)
     noise = torch.randn(len(frames), model.latent_size, device=where)
-    pieces = Pieces("train-vae", "frames", 250, "--validation")
+    pieces = Pieces("train-vae", "frames", 250, "--validation-frames")
 
     def measure(at_once: int) -> tuple[Tensor, Tensor]:
         losses, kls = [], []
