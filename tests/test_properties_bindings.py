@@ -24,7 +24,7 @@ from strategies import ANY_ARRAY, FLOATS, NUMBERS, laid_out
 from worldmodels import _core
 from worldmodels.models.agent import Agent
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.memory import Memory
+from worldmodels.models.lstm_state import Memory
 from worldmodels.models.vae import ConvVAE
 
 MODEL = make_mdnrnn()
