@@ -97,7 +97,7 @@ def _presets() -> dict[str, Config]:
         ),
     )
     # For `worldmodels iterate`: short episodes of policies that look at nothing teach M how a drive begins, and dreams
-    # are no longer than what it knows; one round shows it how a driver goes on. docs/carracing.md has what came of it.
+    # are no longer than what it knows; one round shows it how a driver goes on. docs/lab_notes/carracing_dreams_alone.md.
     dream = replace(
         small,
         preset="dream",
