@@ -117,8 +117,7 @@ def make_batch(environment: EnvironmentConfig, slots: int, *, workers: int | Non
 
     Raises:
         ValueError: a number is out of range, or EnvPool is asked for what it does not have.
-        ContractError: the spaces of the environment are not those of
-            docs/tutorials/own_environment.md.
+        ContractError: the spaces of the environment are not those of docs/tutorials/own_environment.md.
     """
     workers = cores() if workers is None else workers
     for name, value in (("slots", slots), ("workers", workers)):
