@@ -1,4 +1,4 @@
-"""The recipe of docs/add_environment.md, followed to its end at toy size."""
+"""The recipe of docs/tutorials/own_environment.md, followed to its end at toy size."""
 
 from __future__ import annotations
 

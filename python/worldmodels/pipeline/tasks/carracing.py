@@ -96,8 +96,8 @@ def _presets() -> dict[str, Config]:
             num_envs=96,
         ),
     )
-    # For `worldmodels iterate`: short episodes of policies that look at nothing teach M how a drive begins, and dreams
-    # are no longer than what it knows; one round shows it how a driver goes on. docs/carracing.md has what came of it.
+    # For `worldmodels iterate`: short episodes of open-loop policies contain the start of a drive, dreams are no longer
+    # than these episodes, and one round adds episodes of C (docs/lab_notes/carracing_dreams_alone.md).
     dream = replace(
         small,
         preset="dream",

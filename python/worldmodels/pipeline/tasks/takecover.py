@@ -30,7 +30,7 @@ POLICIES = {
 def _presets() -> dict[str, Config]:
     paper = Config()
     exploring = "repeat 1-10:4, repeat 1-60:2, left:1, right:1"
-    # docs/results.md, "Where the presets' numbers come from".
+    # docs/lab_notes/presets.md has the measurement behind each number.
     quick = replace(
         paper,
         preset="quick",
