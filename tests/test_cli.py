@@ -338,7 +338,7 @@ def test_again_discards_and_repeats(tmp_path, ran):
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
         (RuntimeError("a worker failed"), 1, "worldmodels: a worker failed"),
         (MemoryError(), 1, "worldmodels: memory ran out (no more is said); the same command goes on"),
-        (ModuleNotFoundError("No module named 'vizdoom'"), 1, "pip install 'worldmodels[takecover]'"),
+        (ModuleNotFoundError("No module named 'vizdoom'"), 1, "pip install 'worldmodels-rl[takecover]'"),
     ],
 )
 def test_what_goes_wrong_in_a_stage_is_explained(tmp_path, monkeypatch, capsys, error, status, message):

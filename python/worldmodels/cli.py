@@ -310,7 +310,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get((error.name or "").partition(".")[0], "takecover")
         text = str(error)
-        return text if "pip install" in text else f"{text}; `pip install 'worldmodels[{extra}]'` brings it"
+        return text if "pip install" in text else f"{text}; `pip install 'worldmodels-rl[{extra}]'` brings it"
     if isinstance(error, MemoryError):
         return f"memory ran out ({str(error) or 'no more is said'}); the same command goes on from the last checkpoint"
     return str(error)

@@ -99,7 +99,7 @@ def backend(environment: EnvSpec) -> str:
             raise ValueError(f"environment.backend: EnvPool has {have}; expected gymnasium for {environment.id}")
         if not pool.installed():
             raise ModuleNotFoundError(
-                "environment.backend: envpool is not installed: pip install 'worldmodels[envpool]'"
+                "environment.backend: envpool is not installed: pip install 'worldmodels-rl[envpool]'"
             )
     if environment.backend:
         return environment.backend

@@ -393,7 +393,7 @@ def _check_environment(environment: EnvSpec, section: str, *, ignore_done: bool 
 def _check_tensorboard(section: str, wanted: bool) -> None:
     if wanted and find_spec("tensorboard") is None:
         raise ModuleNotFoundError(
-            f"{section}.tensorboard: needs the package: pip install 'worldmodels[tensorboard]'", name="tensorboard"
+            f"{section}.tensorboard: needs the package: pip install 'worldmodels-rl[tensorboard]'", name="tensorboard"
         )
 
 

@@ -188,6 +188,6 @@ def _board(run: TrainingRun, stage: str, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RuntimeError(
-            f"{stage}: the setting tensorboard needs the package: pip install 'worldmodels[tensorboard]' ({error})"
+            f"{stage}: the setting tensorboard needs the package: pip install 'worldmodels-rl[tensorboard]' ({error})"
         ) from error
     return SummaryWriter(str(run.path("tensorboard")), purge_step=step + 1)
