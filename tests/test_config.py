@@ -9,16 +9,16 @@ import pytest
 
 from worldmodels.envs.policies import RANDOM_AGENT
 from worldmodels.pipeline import tasks
+from worldmodels.pipeline.collection import parse_policies
 from worldmodels.pipeline.config import CHOICES, SECTIONS, Config, field_help, from_dict, override, to_dict
-from worldmodels.pipeline.run import STAGES
-from worldmodels.pipeline.stages.collect import parse_policies
+from worldmodels.pipeline.stages import NAMES
 from worldmodels.pipeline.tasks import preset
 
 ALL = [(experiment, name) for experiment in tasks.names() for name in tasks.get(experiment).presets]
 
 
 def test_there_is_a_section_for_every_stage():
-    assert set(SECTIONS) == {"environment", "iterate", *STAGES}
+    assert set(SECTIONS) == {"environment", "iterate", *NAMES}
     assert set(tasks.get("takecover").presets) == {"pretrained", "quick", "small", "paper"}
 
 
