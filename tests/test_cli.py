@@ -17,7 +17,7 @@ from worldmodels import __version__, pretrained
 from worldmodels.cli import main
 from worldmodels.pipeline.config import SECTIONS, Config
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.stages import NAMES, get
+from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import preset
 
 COMMANDS = [stage.replace("_", "-") for stage in NAMES]

@@ -115,7 +115,7 @@ def get(name: str) -> Task:
     """
     modules = _modules()
     if name not in modules:
-        raise ValueError(f"experiment: expected one of {', '.join(sorted(modules))}, got {name!r}")
+        raise ValueError(f"task: expected one of {', '.join(sorted(modules))}, got {name!r}")
     module = importlib.import_module(modules[name])
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task) or task.name != name:
