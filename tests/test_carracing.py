@@ -43,14 +43,14 @@ def test_presets_hold_together():
         assert (config.preset, config.experiment) == (name, "carracing")
         players.parse_policies(config.collect.policies, TASK.policies)
         assert config.train_rnn.reward_head == (config.evolve.evaluate_in == "dream") == (name == "dream")
-    assert set(TASK.beside.values()) <= set(TASK.policies)
+    assert set(TASK.baselines.values()) <= set(TASK.policies)
 
 
 def test_a_dream_is_scored_where_its_M_says_what_a_step_is_worth():
     """Whatever the settings say: M may be another run's."""
     with_rewards, without = (make_mdnrnn(reward_head=flag) for flag in (True, False))
-    assert TASK.dreams_are_scored(with_rewards) and not TASK.dreams_are_scored(without)
-    assert tasks.get("takecover").dreams_are_scored(without)
+    assert TASK.dream_has_reward(with_rewards) and not TASK.dream_has_reward(without)
+    assert tasks.get("takecover").dream_has_reward(without)
 
 
 @pytest.mark.parametrize("name", list(TASK.policies))

@@ -443,7 +443,7 @@ def _show(options: argparse.Namespace) -> None:
         }
         about = f"{options.agent}, in its dream at temperature {temperature:g}"
         scores = show.dream_scores(folder, options.episodes, **chosen)
-        if not task.dreams_are_scored(load_world_model(folder).mdnrnn):
+        if not task.dream_has_reward(load_world_model(folder).mdnrnn):
             about += ", in steps (M has no reward head)"
     else:
         environment = replace(
@@ -460,7 +460,7 @@ def _show(options: argparse.Namespace) -> None:
         pictures, actions = show.record_play(folder, environment, seed=options.seed, rules=task.rules)
     if options.gif:
         fps = task.frames_per_second
-        save_animation(Path(options.gif), pictures, actions, frames_per_second=fps, threshold=task.threshold)
+        save_animation(Path(options.gif), pictures, actions, frames_per_second=fps, threshold=task.action_threshold)
         print(f"animation: {options.gif}")
     if options.window:
         show.window(pictures, actions, about, frames_per_second=task.frames_per_second)

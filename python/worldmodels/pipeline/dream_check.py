@@ -27,7 +27,7 @@ def check(run: Run) -> dict[str, Any]:
     seed, task = run.config.seed, run.task
     policies = task.policies
     world = load_world_model(run.folder)
-    if not task.dreams_are_scored(world.mdnrnn):
+    if not task.dream_has_reward(world.mdnrnn):
         print("check-dream: M has no reward head, so that a dream has no score to compare", file=sys.stderr)
         path = run.path("check_dream", "check_dream.json")
         write_json(path, {"temperature": evolve.temperature, "policies": {}, "warnings": []})

@@ -46,11 +46,11 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
         results: dict[str, Any] = {"agent": describe(games.of_controllers("episodes", agent, episodes))}
         first = Candidates(agent, first_generation(run))
         results["before"] = {"policy": BEFORE, **describe(games.of_controllers("before", first, episodes))}
-        for name, policy in task.beside.items():
+        for name, policy in task.baselines.items():
             returns = games.scores(name, Blind(task.policies[policy], PURPOSE), episodes, {"policy": policy})
             results[name] = {"policy": policy, **describe(returns)}
         curve = _curve(games, agent) if config.evaluate.curve_episodes else None
-    scored = task.dreams_are_scored(agent.mdnrnn)
+    scored = task.dream_has_reward(agent.mdnrnn)
     results["evolved"] = {
         "inside": config.evolve.evaluate_in,
         "score": evolved["score"],
@@ -73,7 +73,7 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
     write_json(run.path("results.json"), results)
     _record(run)
     print(format_table(results))
-    played = ("agent", "before", *task.beside)
+    played = ("agent", "before", *task.baselines)
     return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in played}
 
 
@@ -154,7 +154,7 @@ def _record(run: Run) -> None:
         recorder.pictures(steps),
         recorder.actions[:steps],
         frames_per_second=task.frames_per_second,
-        threshold=task.threshold,
+        threshold=task.action_threshold,
     )
     chosen = liveliest(recorder.frames, _PICTURES)
     drawn = decode(agent.vae, np.stack([recorder.latents[index] for index in chosen]))

@@ -36,7 +36,7 @@ def dream_evaluator(run: Run) -> DreamEvaluator:
         ValueError: there is no CUDA device, and the settings ask for one; or M predicts no reward.
     """
     config = run.config.evolve
-    if not run.task.dreams_are_scored(load_world_model(run.folder).mdnrnn):
+    if not run.task.dream_has_reward(load_world_model(run.folder).mdnrnn):
         raise ValueError(f"evolve.evaluate_in: expected environment, as M predicts no reward, got {config.evaluate_in}")
     threads = config.num_threads or default_threads()
     if config.device == "cpu":
