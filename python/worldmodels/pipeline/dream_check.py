@@ -18,7 +18,8 @@ from worldmodels.rollout.runner import Blind, Environments
 from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
 
-_SUSPICIOUS = 1.5  # a dream this many times kinder (or harder) than the game is no place to learn
+PURPOSE = "check-dream"  # of the episodes: every policy plays the same ones
+_SUSPICIOUS = 1.5  # ratio of the mean scores in the dream and in the game above which the dream is biased
 
 
 def check(run: Run) -> dict[str, Any]:
@@ -47,15 +48,14 @@ def check(run: Run) -> dict[str, Any]:
     with Environments(environment, slots, max_steps=evolve.max_steps, rules=task.rules) as environments:
         for number, (name, policy) in enumerate(policies.items()):
             dream = play_dreams(dreams, policy, seed=seed)
-            purpose = f"check {name}"
             game = kept_scores(
                 run.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
                 {"policy": name},
-                Blind(policy, purpose),
+                Blind(policy, PURPOSE),
                 config.episodes,
                 environments=environments,
                 seed=seed,
-                purpose=purpose,
+                purpose=PURPOSE,
             )
             results[name] = {"dream": describe(dream), "game": describe(game)}
             progress.update(number + 1)
