@@ -19,7 +19,7 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import Termination, native_model
 from worldmodels.support.forks import Lock
 from worldmodels.support.simd import Precision, check_precision
-from worldmodels.support.validation import MOST_SEED, check_integer, check_seed, check_threads, float_array
+from worldmodels.support.validation import MAX_SEED, check_integer, check_seed, check_threads, float_array
 
 Array = npt.NDArray[Any]
 
@@ -411,7 +411,7 @@ class DreamVectorEnv(
         shape = np.shape(seeds) if isinstance(seeds, np.ndarray) else (len(seeds),)
         if shape != (self.num_envs,):
             raise ValueError(f"seed: expected ({self.num_envs},) integers or None, got {shape}")
-        return [None if one is None else check_integer("seed", one, 0, MOST_SEED) for one in seeds]
+        return [None if one is None else check_integer("seed", one, 0, MAX_SEED) for one in seeds]
 
     def step(
         self, actions: npt.NDArray[np.float32]

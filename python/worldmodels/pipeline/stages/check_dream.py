@@ -14,7 +14,7 @@ from worldmodels.envs.policies import Policy
 from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Experiment
 from worldmodels.pipeline.stages.scores import kept_scores
-from worldmodels.rollout.runner import Blind, Environments
+from worldmodels.rollout.runner import Environments, OpenLoopPlayer
 from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
 
@@ -51,7 +51,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
             game = kept_scores(
                 experiment.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
                 {"policy": name},
-                Blind(policy, purpose),
+                OpenLoopPlayer(policy, purpose),
                 config.episodes,
                 environments=environments,
                 seed=seed,
