@@ -16,7 +16,7 @@ import numpy.typing as npt
 from worldmodels.data.episodes import Episode, shard_path
 from worldmodels.envs import ContractError
 from worldmodels.envs.any_gymnasium import one_line
-from worldmodels.envs.base import Batch
+from worldmodels.envs.base import VectorEnv
 from worldmodels.envs.policies import RANDOM_AGENT, Action, parse_policies
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.spec import EnvSpec
@@ -101,14 +101,14 @@ class _Turn(NamedTuple):
 
     Attributes:
         frame: (64, 64, 3) uint8.
-        overrule: (A,) float32, NaN where the agent decides.
+        forced_actions: (A,) float32, NaN where the agent decides.
         params: (N,) float32, the agent's controller in this episode; None for its own.
         seed: of the episode.
         first: whether the episode begins.
     """
 
     frame: Frame
-    overrule: Action
+    forced_actions: Action
     params: npt.NDArray[np.float32] | None
     seed: int
     first: bool
@@ -133,16 +133,16 @@ def _action(job: Job, name: str, given: Any, space: gymnasium.spaces.Box) -> Act
     return np.clip(action.astype(np.float32), space.low, space.high)
 
 
-def play(batch: Batch, job: Job, numbers: range, agent: Agent | None) -> Iterator[Episode]:
+def play(batch: VectorEnv, job: Job, numbers: range, agent: Agent | None) -> Iterator[Episode]:
     """Plays episodes, one in every slot at a time, and yields them in their order."""
-    batch.expect([episode_seed(job.seed, "collect", number) for number in numbers])
+    batch.prefetch([episode_seed(job.seed, "collect", number) for number in numbers])
     waiting = list(reversed(numbers))
     running: dict[int, tuple[int, _Player]] = {}  # slot: episode, player
     turns: dict[int, _Turn] = {}
     done: dict[int, Episode] = {}
     following = numbers.start
     if agent is not None:
-        agent.reset(batch.slots)
+        agent.reset(batch.num_envs)
 
     def start(slot: int) -> None:
         """The episode that the slot's player asks for."""
@@ -160,7 +160,7 @@ def play(batch: Batch, job: Job, numbers: range, agent: Agent | None) -> Iterato
             running[slot] = number, _play_one(job, number, batch.action_space, agent)
             start(slot)
 
-    for slot in range(batch.slots):
+    for slot in range(batch.num_envs):
         begin(slot)
     while running:
         actions = _decide(turns, agent)
@@ -186,11 +186,13 @@ def play(batch: Batch, job: Job, numbers: range, agent: Agent | None) -> Iterato
 def _decide(turns: dict[int, _Turn], agent: Agent | None) -> dict[int, Action]:
     """The action of every slot that has a turn."""
     if agent is None:
-        return {slot: turn.overrule for slot, turn in turns.items()}
+        return {slot: turn.forced_actions for slot, turn in turns.items()}
     for slot, turn in turns.items():
-        agent.assign(slot, turn.params)
-    frames, overrule, _, seeds, first = zip(*turns.values(), strict=True)
-    actions = agent.act(np.stack(frames), np.array(first), np.array(seeds), np.stack(overrule), np.array([*turns]))
+        agent.set_params(slot, turn.params)
+    frames, forced_actions, _, seeds, first = zip(*turns.values(), strict=True)
+    actions = agent.act(
+        np.stack(frames), np.array(first), np.array(seeds), np.stack(forced_actions), np.array([*turns])
+    )
     return dict(zip(turns, actions, strict=True))
 
 
@@ -202,7 +204,7 @@ _Player = Generator[Any, Any, Episode]
 def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent | None) -> _Player:
     """Plays episode ``number``: what comes out depends on nothing but the seed, the number and the agent."""
     config, task = job.collect, job.task
-    overrule: Iterator[Action]
+    forced_actions: Iterator[Action]
     names, weights = zip(*job.shares, strict=True)
     for attempt in range(_MAX_ATTEMPTS):
         seed = episode_seed(job.seed, "collect", number, attempt)
@@ -211,22 +213,22 @@ def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent |
         params, chance = None, None
         if name in task.policies:
             policy = task.policies[name](rng)
-            overrule = (_action(job, name, action, space) for action in policy)
+            forced_actions = (_action(job, name, action, space) for action in policy)
         elif name == RANDOM_AGENT:
             from worldmodels.models.random_agent import RandomAgent
 
             rnn = job.config.train_rnn
             chance = RandomAgent(job.controller(len(space.low)), restart_input=rnn.restart_input)
             chance.draw(rng)
-            overrule = itertools.repeat(np.zeros(len(space.low), np.float32))
+            forced_actions = itertools.repeat(np.zeros(len(space.low), np.float32))
         else:
-            overrule, params = _agent_policy(name, rng, agent, space)
+            forced_actions, params = _agent_policy(name, rng, agent, space)
         frames: list[Frame] = []
         taken, rewards = [], []
         frame = yield seed
         over, cut, barren = False, False, 0
         while not over:
-            wanted = next(overrule) if chance is None else chance.act(frame)
+            wanted = next(forced_actions) if chance is None else chance.act(frame)
             frames.append(frame)
             action, frame, reward, terminated, truncated = yield _Turn(
                 frames[-1], wanted, params, seed, len(frames) == 1

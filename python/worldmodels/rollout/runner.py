@@ -1,4 +1,4 @@
-"""Playing the real environment: many episodes side by side, with policies that look at nothing or with an agent."""
+"""Rollouts in the real environment: concurrent episodes of an agent or of an open-loop policy."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.envs import envpool as pool
-from worldmodels.envs.base import Batch
+from worldmodels.envs.base import VectorEnv
 from worldmodels.envs.policies import Action, Policy
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import backend, make, make_batch
+from worldmodels.envs.vector import backend, make, make_vector_env
 
 
 class Player(Protocol):
-    """Whoever turns a batch of frames into a batch of actions, with one memory per slot of the batch."""
+    """Policy that maps a batch of frames to a batch of actions, with one state per environment."""
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
-        """Forgets everything; ``batch`` episodes begin."""
+        """Reset all states; ``batch`` episodes start."""
 
     def act(
         self,
@@ -29,13 +29,23 @@ class Player(Protocol):
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
         *,
-        slots: npt.NDArray[np.int64] | None = None,
+        env_ids: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """(B, 64, 64, 3) uint8 frames to (B, A) actions, in the slots that act; ``restart``: an episode begins."""
+        """Compute actions.
+
+        Args:
+            frames: (B, 64, 64, 3) uint8 frames.
+            restart: (B,) bool flags of the first frame of an episode.
+            episodes: (B,) indices of the episodes.
+            env_ids: (B,) indices of the environments that act; None for all.
+
+        Returns:
+            (B, A) float32 actions.
+        """
 
 
 def describe_environment(environment: EnvSpec) -> str:
-    """The environment in a few words: its id and what was chosen."""
+    """Describe an environment by its id, variant, resolution and back end."""
     chosen = [environment.variant, environment.resolution]
     if environment.id in pool.TASKS:
         chosen.append("EnvPool" if backend(environment) == "envpool" else "Gymnasium")
@@ -44,26 +54,26 @@ def describe_environment(environment: EnvSpec) -> str:
 
 
 def episode_seed(seed: int, purpose: str, episode: int, attempt: int = 0) -> int:
-    """The seed of one real episode, 31 bits, different for every purpose."""
+    """Derive the seed of one real episode, 31 bits, distinct for every purpose."""
     words = np.random.SeedSequence([seed, *purpose.encode(), episode, attempt]).generate_state(1)
     return int(words[0]) >> 1
 
 
-class Blind:
-    """A :class:`Player` that looks at nothing: a policy makes the actions of every episode.
+class OpenLoopPlayer:
+    """:class:`Player` of an open-loop policy: actions do not depend on the frames.
 
     Args:
-        policy: of random numbers that are the episode's own.
-        purpose: of the episodes, as :meth:`Environments.play` is told.
+        policy: Policy; every episode has its own generator.
+        purpose: Purpose of the episodes, as in :meth:`Environments.play`.
     """
 
     def __init__(self, policy: Policy, purpose: str) -> None:
         self._policy = policy
         self._purpose = purpose
-        self._actions: dict[int, Iterator[Action]] = {}  # of every slot
+        self._actions: dict[int, Iterator[Action]] = {}  # by environment
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
-        """As :class:`Player` says; ``seed`` is the one that :meth:`Environments.play` is told."""
+        """See :meth:`Player.reset`; ``seed`` is that of :meth:`Environments.play`."""
         self._seed = seed
         self._actions.clear()
 
@@ -73,55 +83,55 @@ class Blind:
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
         *,
-        slots: npt.NDArray[np.int64] | None = None,
+        env_ids: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """As :class:`Player` says; everything but the frames is needed."""
-        assert restart is not None and episodes is not None and slots is not None
-        for slot, episode in zip(slots[restart].tolist(), episodes[restart].tolist(), strict=True):
+        """See :meth:`Player.act`; all arguments but the frames are required."""
+        assert restart is not None and episodes is not None and env_ids is not None
+        for env_id, episode in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
             rng = np.random.default_rng(episode_seed(self._seed, self._purpose, episode))
-            self._actions[slot] = self._policy(rng)
-        return np.stack([next(self._actions[slot]) for slot in slots.tolist()])
+            self._actions[env_id] = self._policy(rng)
+        return np.stack([next(self._actions[env_id]) for env_id in env_ids.tolist()])
 
 
 class Environments:
-    """Real environments side by side, in which one player plays after the other.
+    """Concurrent real environments, reused by all players.
 
-    They are opened for the first episode and kept until :meth:`close`, or the end of a ``with`` block: a game's engine
-    takes longer to start than a short episode to play.
+    They open at the first episode and close in :meth:`close` or at the end of a ``with`` block, because the engine of a
+    game starts more slowly than a short episode plays.
 
     Args:
-        environment: the real environment.
-        slots: how many are played at once, at most.
-        max_steps: after which an episode is over; None for the environment's own end.
-        rules: Rules of the task: its longest episode and its actions; None for those of the environment.
+        environment: Specification of the real environment.
+        num_envs: Maximum number of concurrent episodes.
+        max_steps: Maximum length of an episode; None for the environment's own limit.
+        rules: Rules of the task: maximum length and actions; None for those of the environment.
     """
 
     def __init__(
         self,
         environment: EnvSpec,
-        slots: int,
+        num_envs: int,
         max_steps: int | None = None,
         *,
         rules: Rules | None = None,
     ) -> None:
         self.environment = environment
-        self.slots = slots
+        self.num_envs = num_envs
         self.max_steps = max_steps
         self._limit = rules.limit(max_steps) if rules else max_steps
         self._options: dict[str, Any] = {"rules": rules} if rules else {}
-        self._batch: Batch | None = None
+        self._envs: VectorEnv | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *about: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends the environments; the next episode opens new ones."""
-        if self._batch is not None:
-            self._batch.close()
-            self._batch = None
+        """Close the environments; the next episode opens new ones."""
+        if self._envs is not None:
+            self._envs.close()
+            self._envs = None
 
     def play(
         self,
@@ -132,25 +142,24 @@ class Environments:
         purpose: str,
         finished: Callable[[int, float], None],
     ) -> None:
-        """Plays episodes, as many at a time as there are slots; a slot that is done takes the next episode.
+        """Play episodes concurrently. An environment whose episode is over starts the next one.
 
-        Every episode has random numbers of its own, so that a score does not depend on what was played beside it, nor
-        before.
+        Every episode has its own random numbers, so that returns do not depend on concurrent or earlier episodes.
 
         Args:
-            player: plays them.
-            episodes: numbers of the episodes; each has its own seed.
-            seed: of the experiment.
-            purpose: keeps these episodes apart from others of the same seed.
-            finished: called with an episode's number and its score.
+            player: Player of the episodes.
+            episodes: Indices of the episodes; each index has its own seed.
+            seed: Seed of the run.
+            purpose: Name that separates the episodes from others of the same seed.
+            finished: Callback with the index and the return of a finished episode.
         """
         if not episodes:
             return
-        if self._batch is None:
-            self._batch = make_batch(self.environment, self.slots, **self._options)
-        batch, count = self._batch, min(self.slots, len(episodes))
+        if self._envs is None:
+            self._envs = make_vector_env(self.environment, self.num_envs, **self._options)
+        envs, count = self._envs, min(self.num_envs, len(episodes))
         seeds = {episode: episode_seed(seed, purpose, episode) for episode in episodes}
-        batch.expect(seeds.values())
+        envs.prefetch(seeds.values())
         waiting = list(reversed(episodes))
         current = np.full(count, -1, np.int64)
         scores = np.zeros(count)
@@ -159,25 +168,25 @@ class Environments:
         restart = np.zeros(count, np.bool_)
         player.reset(count, seed=seed)
 
-        def begin(slots: npt.NDArray[np.int64]) -> None:
-            scores[slots], ages[slots], restart[slots] = 0, 0, True
-            for slot in slots:
-                current[slot] = waiting.pop() if waiting else -1
-            fresh = slots[current[slots] >= 0]
+        def begin(env_ids: npt.NDArray[np.int64]) -> None:
+            scores[env_ids], ages[env_ids], restart[env_ids] = 0, 0, True
+            for env_id in env_ids:
+                current[env_id] = waiting.pop() if waiting else -1
+            fresh = env_ids[current[env_ids] >= 0]
             if len(fresh):
-                frames[fresh] = batch.reset(fresh, [seeds[int(episode)] for episode in current[fresh]])
+                frames[fresh] = envs.reset(fresh, [seeds[int(episode)] for episode in current[fresh]])
 
         begin(np.arange(count))
         while (current >= 0).any():
             busy = np.flatnonzero(current >= 0)
-            actions = player.act(frames[busy], restart[busy], current[busy], slots=busy)
+            actions = player.act(frames[busy], restart[busy], current[busy], env_ids=busy)
             restart[:] = False
-            frames[busy], rewards, terminated, truncated = batch.step(busy, actions)
+            frames[busy], rewards, terminated, truncated = envs.step(busy, actions)
             scores[busy] += rewards
             ages[busy] += 1
             ended = busy[terminated | truncated | (ages[busy] == self._limit)]
-            for slot in ended:
-                finished(int(current[slot]), float(scores[slot]))
+            for env_id in ended:
+                finished(int(current[env_id]), float(scores[env_id]))
             begin(ended)
 
 
@@ -188,27 +197,27 @@ def play_policy(
     *,
     seed: int,
     purpose: str,
-    slots: int,
+    num_envs: int,
     rules: Rules | None = None,
 ) -> list[float]:
-    """Plays episodes with a policy that looks at nothing.
+    """Play episodes with an open-loop policy.
 
     Args:
-        environment: the real environment.
-        policy: makes every episode's actions.
-        episodes: how many.
-        seed: of the experiment.
-        purpose: keeps these episodes apart from others of the same seed.
-        slots: environments that are played side by side.
+        environment: Specification of the real environment.
+        policy: Open-loop policy.
+        episodes: Number of episodes.
+        seed: Seed of the run.
+        purpose: Name that separates the episodes from others of the same seed.
+        num_envs: Number of concurrent environments.
         rules: Rules of the task.
 
     Returns:
         Return of every episode.
     """
     returns: dict[int, float] = {}
-    with Environments(environment, min(slots, episodes), rules=rules) as environments:
+    with Environments(environment, min(num_envs, episodes), rules=rules) as environments:
         environments.play(
-            Blind(policy, purpose), range(episodes), seed=seed, purpose=purpose, finished=returns.__setitem__
+            OpenLoopPlayer(policy, purpose), range(episodes), seed=seed, purpose=purpose, finished=returns.__setitem__
         )
     return [returns[episode] for episode in range(episodes)]
 
@@ -216,18 +225,18 @@ def play_policy(
 def record(
     environment: EnvSpec, player: Player, *, seed: int, episode_seed: int, rules: Rules | None = None
 ) -> dict[str, Any]:
-    """Plays one episode alone, in Gymnasium's environment whoever steps the others.
+    """Record one episode in Gymnasium's environment, whatever the configured back end.
 
     Args:
-        environment: the real environment.
-        player: the agent.
-        seed: of the experiment.
-        episode_seed: of the environment.
+        environment: Specification of the real environment.
+        player: Player of the episode.
+        seed: Seed of the player.
+        episode_seed: Seed of the environment.
         rules: Rules of the task.
 
     Returns:
-        ``rewards``: of every step; and from an environment that says where the player is (``"track"`` in the info of
-        ``reset``, ``"position"`` in that of every step) also ``track`` and ``positions``, lists of [x, y].
+        ``rewards`` of all steps. If the environment reports positions (``"track"`` in the info of ``reset``,
+        ``"position"`` in that of every step), also ``track`` and ``positions``, lists of [x, y].
     """
     env = make(environment, rules=rules)
     try:
@@ -238,7 +247,7 @@ def record(
             found |= {"track": info["track"].tolist(), "positions": [info["position"].tolist()]}
         restart, over = np.ones(1, np.bool_), False
         while not over:
-            seen = np.array(frame[None])  # a copy: a frame may be read-only
+            seen = np.array(frame[None])  # copied, because a frame may be read-only
             action = player.act(seen, restart, np.zeros(1, np.int64))[0]
             restart = np.zeros(1, np.bool_)
             frame, reward, terminated, truncated, info = env.step(action)
