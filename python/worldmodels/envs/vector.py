@@ -175,6 +175,8 @@ class _Row:
     def __init__(self, environment: EnvSpec, options: dict[str, Any]) -> None:
         self._of, self._options = environment, options
         self._env: AdaptedEnv | None = None
+        self.reset_info: dict[str, Any] = {}
+        self.outcome: tuple[Frame, float, bool, bool, dict[str, Any]] | None = None
 
     def open(self) -> AdaptedEnv:
         if self._env is None:
@@ -182,11 +184,13 @@ class _Row:
         return self._env
 
     def reset(self, seed: int) -> Frame:
-        return self.open().reset(seed=int(seed))[0]
+        frame, self.reset_info = self.open().reset(seed=int(seed))
+        return frame
 
     def step(self, action: Floats) -> tuple[Frame, float, bool, bool]:
         assert self._env is not None, "reset comes before step"
-        return self._env.step(action)[:4]
+        self.outcome = outcome = self._env.step(action)
+        return outcome[:4]
 
     def close(self) -> None:
         if self._env is not None:
@@ -212,6 +216,16 @@ class ThreadVectorEnv(Owned, VectorEnv):
     def scaling(self) -> str:
         """See :attr:`worldmodels.envs.base.VectorEnv.scaling`."""
         return self._rows[0].open().actions.scaling
+
+    @property
+    def reset_infos(self) -> list[dict[str, Any]]:
+        """Infos of the last reset of every environment."""
+        return [row.reset_info for row in self._rows]
+
+    @property
+    def outcomes(self) -> list[Any]:
+        """Results of the last step of every environment: frame, reward, terminated, truncated, info."""
+        return [row.outcome for row in self._rows]
 
     def _submit(self, work: Any, *jobs: Any) -> list[Future[Any]]:
         self.check_owner()

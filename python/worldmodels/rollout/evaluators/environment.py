@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.envs.base import VectorEnv
+from worldmodels.envs.base import Step, VectorEnv
+from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend, make_vector_env
@@ -22,7 +24,7 @@ from worldmodels.models.lstm_state import LSTMState
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
 from worldmodels.rollout.evaluators import EvalResult, OnProgress
-from worldmodels.rollout.runner import episode_seed
+from worldmodels.rollout.runner import Episode, episode_seed, run_episodes
 
 _REPORT_EVERY = 50  # steps between two progress reports without a finished episode
 _NOISE = 64  # steps per draw of noise
@@ -82,7 +84,7 @@ class EnvironmentEvaluator:
         self.uses_lstm = controller.features != "z"
         self._environment, self._workers = environment, num_workers
         self._sizes = [size for size in (num_envs - num_envs // 2, num_envs // 2) if size]
-        self._lstm_states = [LSTMState(mdnrnn, size, num_workers) for size in self._sizes]
+        self.lstm_state = LSTMState(mdnrnn, num_envs, num_workers)
         self._vector_envs: list[VectorEnv] = []
 
     def play(
@@ -101,23 +103,36 @@ class EnvironmentEvaluator:
         if not self._vector_envs:
             options = {"num_workers": self._workers, **self._options}
             self._vector_envs = [make_vector_env(self._environment, size, **options) for size in self._sizes]
-        stream = _Stream(self, params, episodes, seed, common_seeds)
-        groups = [
-            _Group(stream, envs, lstm_state, range(number, stream.total, len(self._vector_envs)))
-            for number, (envs, lstm_state) in enumerate(zip(self._vector_envs, self._lstm_states, strict=True))
-        ]
-        for group in groups:
-            group.act()
-        for number in itertools.count(1):
-            before = stream.ended
-            for group in groups:
-                group.observe()
-                group.act()
-            if stream.ended > before or number % _REPORT_EVERY == 0:
-                on_progress(stream.ended, stream.total, stream.steps)
-            if stream.ended == stream.total:
-                break
-        return EvalResult(stream.returns.astype(np.float32), stream.lengths, stream.profile)
+        population, total = len(params), len(params) * episodes
+        numbers = np.arange(total) // population  # job j is episode j // P of candidate j % P
+        if not common_seeds:
+            numbers += episodes * (np.arange(total) % population)
+        jobs = [Episode(job, episode_seed(seed, "evolve", int(number))) for job, number in enumerate(numbers)]
+        player = _PopulationPlayer(self, params, [job.seed for job in jobs])
+        player.reset(sum(self._sizes))
+        timed = [_Timed(envs, player.profile) for envs in self._vector_envs]
+        queues = [deque(jobs[number :: len(timed)]) for number in range(len(timed))]
+        scores, lengths = np.zeros(total), np.zeros(total, np.int32)
+        ended = steps = 0
+        for number, step in enumerate(
+            run_episodes(
+                timed,
+                queues,
+                player,
+                max_steps=self.max_steps,
+                max_steps_without_reward=self.max_steps_without_reward,
+                while_stepping=player.update_state,
+            )
+        ):
+            scores[step.episodes] += step.rewards
+            abandoned = step.episodes[step.starved]  # what is left pays as the last step did
+            scores[abandoned] += (self.max_steps - step.lengths[step.starved]) * step.rewards[step.starved]
+            lengths[step.episodes[step.over]] = step.lengths[step.over]
+            ended, steps = ended + int(step.over.sum()), steps + len(step.episodes)
+            if step.over.any() or number % (_REPORT_EVERY * len(timed)) == 0:
+                on_progress(ended, total, steps)
+        returns = scores.reshape(episodes, population).T.astype(np.float32)
+        return EvalResult(returns, np.ascontiguousarray(lengths.reshape(episodes, population).T), player.profile)
 
     def close(self) -> None:
         """Close the environments."""
@@ -126,118 +141,104 @@ class EnvironmentEvaluator:
         self._vector_envs = []
 
 
-class _Stream:
-    """Episodes of one population: job j is episode j // P of candidate j % P."""
+class _PopulationPlayer:
+    """:class:`worldmodels.rollout.runner.Player` with a controller of its own in every episode.
 
-    def __init__(
-        self, evaluator: EnvironmentEvaluator, params: Floats, episodes: int, seed: int, common_seeds: bool
-    ) -> None:
-        self.evaluator, self.params = evaluator, params
-        self.population, self.total = len(params), len(params) * episodes
-        numbers = np.arange(self.total) // self.population
-        if not common_seeds:
-            numbers += episodes * (np.arange(self.total) % self.population)
-        self.seeds = [episode_seed(seed, "evolve", int(number)) for number in numbers]
-        self.returns = np.zeros((self.population, episodes))
-        self.lengths = np.zeros((self.population, episodes), np.int32)
+    Args:
+        evaluator: V, M, the shape of C and the encoder.
+        params: (P, N) parameters; job j is played by candidate j % P.
+        seeds: Seed of every job, which its latent noise is derived from.
+
+    Attributes:
+        profile: Seconds per part of the work.
+    """
+
+    def __init__(self, evaluator: EnvironmentEvaluator, params: Floats, seeds: Sequence[int]) -> None:
+        self._evaluator, self._all_params, self._seeds = evaluator, params, seeds
+        self._state = evaluator.lstm_state
+        self._step: tuple[Indices, Floats, Floats, npt.NDArray[np.bool_]] | None = None
         self.profile = dict.fromkeys(("environment", "V", "C", "M"), 0.0)
-        self.ended = self.steps = 0
 
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.profile[what] += time.perf_counter() - began
+    def reset(self, batch: int, *, seed: int = 0) -> None:
+        """See :meth:`worldmodels.rollout.runner.Player.reset`; random numbers come from the seeds of the jobs."""
+        self._ages = np.zeros(batch, np.int64)
+        self._params = np.zeros((batch, self._all_params.shape[1]), np.float32)
+        self._noise = np.zeros((batch, _NOISE, self._evaluator.mdnrnn.latent_size), np.float32)
+        self._generators: list[np.random.Generator] = [np.random.default_rng(0)] * batch
+        self._state.reset(batch)
 
-    def end(self, jobs: Indices, scores: npt.NDArray[np.float64], lengths: Indices) -> None:
-        """Store the returns and lengths of finished episodes."""
-        episode, candidate = np.divmod(jobs, self.population)
-        self.returns[candidate, episode] = scores
-        self.lengths[candidate, episode] = lengths
-        self.ended += len(jobs)
+    def act(
+        self,
+        frames: Frame,
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+        *,
+        env_ids: npt.NDArray[np.int64] | None = None,
+    ) -> Floats:
+        """See :meth:`worldmodels.rollout.runner.Player.act`; all arguments are required."""
+        assert restart is not None and episodes is not None and env_ids is not None
+        fresh, jobs = env_ids[restart], episodes[restart]
+        self._ages[fresh] = 0
+        self._params[fresh] = self._all_params[jobs % len(self._all_params)]
+        self._state.h[fresh] = self._state.c[fresh] = 0
+        for env_id, job in zip(fresh.tolist(), jobs.tolist(), strict=True):
+            self._generators[env_id] = np.random.default_rng([self._seeds[job], 1])
+        with _timed(self.profile, "V"):
+            z = self._latents(frames, env_ids)
+        with _timed(self.profile, "C"):
+            controller = self._evaluator.controller
+            features = controller.join(z, self._state.c[env_ids], self._state.h[env_ids])
+            actions = controller.act_each(self._params[env_ids], features)
+        self._ages[env_ids] += 1
+        self._step = env_ids, z, actions, restart
+        return actions
 
-
-class _Group:
-    """Jobs that share one vector environment; :meth:`act` and :meth:`observe` alternate."""
-
-    def __init__(self, stream: _Stream, envs: VectorEnv, lstm_state: LSTMState, jobs: range) -> None:
-        self._stream, self._envs, self._lstm_state = stream, envs, lstm_state
-        self._jobs = jobs
-        envs.prefetch([stream.seeds[job] for job in jobs])
-        num_envs = envs.num_envs
-        latent_size = stream.evaluator.mdnrnn.latent_size
-        self._job = np.full(num_envs, -1, np.int64)
-        self._age, self._steps_without_reward = np.zeros((2, num_envs), np.int64)
-        self._score = np.zeros(num_envs)
-        self._frames = np.zeros((num_envs, 64, 64, 3), np.uint8)
-        self._params = np.zeros((num_envs, stream.params.shape[1]), np.float32)
-        self._noise = np.zeros((num_envs, _NOISE, latent_size), np.float32)
-        self._random: list[np.random.Generator] = [np.random.default_rng(0)] * num_envs
-        self._busy = np.arange(0)
-        lstm_state.reset(num_envs)
-        self._begin(np.arange(num_envs))
-
-    def _begin(self, env_ids: Indices) -> None:
-        """Start the next jobs in free environments."""
-        fresh, stream = env_ids[: len(self._jobs)], self._stream
-        self._job[env_ids] = -1
-        if len(fresh) == 0:
-            return
-        self._job[fresh] = self._jobs[: len(fresh)]
-        self._jobs = self._jobs[len(fresh) :]
-        self._age[fresh] = self._steps_without_reward[fresh] = 0
-        self._score[fresh] = 0
-        self._params[fresh] = stream.params[self._job[fresh] % stream.population]
-        self._lstm_state.h[fresh] = self._lstm_state.c[fresh] = 0
-        seeds = [stream.seeds[job] for job in self._job[fresh]]
-        for env_id, seed in zip(fresh, seeds, strict=True):
-            self._random[env_id] = np.random.default_rng([seed, 1])
-        with stream.timed("environment"):
-            self._frames[fresh] = self._envs.reset(fresh, seeds)
-
-    def _latents(self, busy: Indices) -> Floats:
-        for env_id in busy[self._age[busy] % _NOISE == 0]:
-            self._noise[env_id] = self._random[env_id].standard_normal(self._noise.shape[1:], np.float32)
-        mu, logvar = self._stream.evaluator.encode(self._frames[busy])
-        noise = self._noise[busy, self._age[busy] % _NOISE]
-        z: Floats = mu + np.exp(0.5 * logvar) * noise
+    def _latents(self, frames: Frame, env_ids: Indices) -> Floats:
+        for env_id in env_ids[self._ages[env_ids] % _NOISE == 0]:
+            self._noise[env_id] = self._generators[env_id].standard_normal(self._noise.shape[1:], np.float32)
+        mu, logvar = self._evaluator.encode(frames)
+        z: Floats = mu + np.exp(0.5 * logvar) * self._noise[env_ids, self._ages[env_ids] % _NOISE]
         return z
 
-    def act(self) -> None:
-        """Encode the frames, act in every busy environment and send the actions without waiting."""
-        stream, evaluator, controller = self._stream, self._stream.evaluator, self._stream.evaluator.controller
-        self._busy = busy = np.flatnonzero(self._job >= 0)
-        if len(busy) == 0:
-            return
-        with stream.timed("V"):
-            z = self._latents(busy)
-        with stream.timed("C"):
-            features = controller.join(z, self._lstm_state.c[busy], self._lstm_state.h[busy])
-            actions = controller.act_each(self._params[busy], features)
-        with stream.timed("environment"):
-            self._envs.send(busy, actions)
-        with stream.timed("M"):
-            if evaluator.uses_lstm:
-                self._lstm_state.step(busy, z, actions, self._age[busy] == 0)
+    def update_state(self) -> None:
+        """Advance M's LSTM by the last actions; called while the environments step."""
+        assert self._step is not None
+        if self._evaluator.uses_lstm:
+            with _timed(self.profile, "M"):
+                self._state.step(*self._step)
 
-    def observe(self) -> None:
-        """Receive the step and start new episodes in environments whose episode is over."""
-        stream, busy = self._stream, self._busy
-        if len(busy) == 0:
-            return
-        with stream.timed("environment"):
-            self._frames[busy], rewards, terminated, truncated = self._envs.recv()
-        self._score[busy] += rewards
-        self._age[busy] += 1
-        self._steps_without_reward[busy] = np.where(rewards > 0, 0, self._steps_without_reward[busy] + 1)
-        stream.steps += len(busy)
-        ended = terminated | truncated | (self._age[busy] >= stream.evaluator.max_steps)
-        if stream.evaluator.max_steps_without_reward:
-            abandoned = ~ended & (self._steps_without_reward[busy] >= stream.evaluator.max_steps_without_reward)
-            left = stream.evaluator.max_steps - self._age[busy[abandoned]]
-            self._score[busy[abandoned]] += left * rewards[abandoned]
-            ended |= abandoned
-        over = busy[ended]
-        if len(over):
-            stream.end(self._job[over], self._score[over], self._age[over])
-            self._begin(over)
+
+@contextmanager
+def _timed(profile: dict[str, float], what: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    profile[what] += time.perf_counter() - began
+
+
+class _Timed(VectorEnv):
+    """A vector of environments whose calls are timed."""
+
+    def __init__(self, envs: VectorEnv, profile: dict[str, float]) -> None:
+        self._envs, self._profile, self.num_envs = envs, profile, envs.num_envs
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        return self._envs.action_space
+
+    def prefetch(self, seeds: Iterable[int]) -> None:
+        self._envs.prefetch(seeds)
+
+    def reset(self, env_ids: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
+        with _timed(self._profile, "environment"):
+            return self._envs.reset(env_ids, seeds)
+
+    def send(self, env_ids: npt.ArrayLike, actions: Floats) -> None:
+        with _timed(self._profile, "environment"):
+            self._envs.send(env_ids, actions)
+
+    def recv(self) -> Step:
+        with _timed(self._profile, "environment"):
+            return self._envs.recv()
+
+    def close(self) -> None:
+        self._envs.close()
