@@ -332,6 +332,17 @@ def test_no_model_is_refused(call):
         call(None)
 
 
+def test_a_controller_shape_of_another_model_is_refused():
+    torch.manual_seed(1)
+    other = wm.Dream(wm.MDNRNN(4, 3, 8, mixtures=2), *STARTS, wm.Controller(4, 8, 3, squash="carracing"))
+    params, sizes = np.zeros((1, other.controller.size), np.float32), "latent_size 4, hidden_size 8, action_size"
+    refusal = f"^controller: expected a shape for {sizes} 1, got one for {sizes} 3$"
+    with pytest.raises(ValueError, match=refusal):
+        _core.rollout(DREAM._model, other._shape, params, 1, 0, False, 1.0, 5, 1, False)
+    with pytest.raises(ValueError, match=refusal):
+        _core.trace(DREAM._model, other._shape, params[0], 0, 0, 0, 1.0, 5, False)
+
+
 @pytest.mark.parametrize("threads", [0, -1])
 def test_bindings_refuse_teams_of_nobody(threads):
     es = _core.Cmaes(np.zeros(3), 1.0, 4, 0, True, False)

@@ -95,8 +95,16 @@ std::shared_ptr<WorldModel> make_model(
                                         Ends{done_weight.has_value(), std::log(done_weight.value_or(1.0))});
 }
 
-ControllerView make_controller(const WorldModel& model, const std::string& features, bool bias,
-                               long long hidden_units, bool carracing) {
+// The shape of C, checked against a world model's sizes. It fits every model of these sizes and no other.
+struct ControllerShape {
+    ControllerView view;
+    int latent, hidden, action;
+
+    std::size_t size() const { return controller_size(view, latent, hidden, action); }
+};
+
+ControllerShape make_controller(const WorldModel& model, const std::string& features, bool bias,
+                                long long hidden_units, bool carracing) {
     if (features != "z" && features != "zh" && features != "zc" && features != "zch")
         throw py::value_error("features: expected one of z, zh, zc, zch, got '" + features + "'");
     const ControllerView c{features.find('c') != std::string::npos, features.find('h') != std::string::npos,
@@ -108,7 +116,17 @@ ControllerView make_controller(const WorldModel& model, const std::string& featu
         (static_cast<double>(feature_size(c, model.view().latent, model.view().hidden)) + 1.0) *
         std::max(c.hidden_units, model.view().action);
     if (size > kMostRows * 16.0) throw py::value_error("hidden_units: too many controller parameters");
-    return c;
+    return {c, model.view().latent, model.view().hidden, model.view().action};
+}
+
+const ControllerView& checked_controller(const ControllerShape& shape, const ModelView& m) {
+    if (shape.latent == m.latent && shape.hidden == m.hidden && shape.action == m.action) return shape.view;
+    const auto sizes = [](int latent, int hidden, int action) {
+        return "latent_size " + std::to_string(latent) + ", hidden_size " + std::to_string(hidden) +
+               ", action_size " + std::to_string(action);
+    };
+    throw py::value_error("controller: expected a shape for " + sizes(m.latent, m.hidden, m.action) +
+                          ", got one for " + sizes(shape.latent, shape.hidden, shape.action));
 }
 
 bool checked_expected(bool expected, const WorldModel& model) {
@@ -117,13 +135,12 @@ bool checked_expected(bool expected, const WorldModel& model) {
     return expected;
 }
 
-py::tuple rollout(const WorldModel& model, const ControllerView& controller, const py::array& params,
+py::tuple rollout(const WorldModel& model, const ControllerShape& shape, const py::array& params,
                   long long episodes, std::uint64_t seed, bool common_seeds, double temperature,
                   long long max_steps, long long threads, bool expected) {
-    const ModelView& m = model.view();
-    const std::size_t size = controller_size(controller, m.latent, m.hidden, m.action);
+    const ControllerView& controller = checked_controller(shape, model.view());
     RolloutArgs args{};
-    args.params = checked_floats(params, "params", {"P", size});
+    args.params = checked_floats(params, "params", {"P", shape.size()});
     args.episodes = static_cast<std::uint32_t>(at_least(episodes, 1, "episodes"));
     if (params.shape(0) > std::numeric_limits<std::int32_t>::max() / static_cast<py::ssize_t>(args.episodes))
         throw py::value_error("params: expected fewer than 2**31 episodes in all, got " +
@@ -136,9 +153,9 @@ py::tuple rollout(const WorldModel& model, const ControllerView& controller, con
     args.temperature = checked_temperature(temperature);
     args.max_steps = at_least(max_steps, 1, "max_steps");
     args.threads = checked_threads(threads);
-    const py::ssize_t shape[2] = {params.shape(0), static_cast<py::ssize_t>(episodes)};
-    py::array_t<float> returns(shape);
-    py::array_t<std::int32_t> lengths(shape);
+    const std::vector<py::ssize_t> results{params.shape(0), static_cast<py::ssize_t>(episodes)};
+    py::array_t<float> returns(results);
+    py::array_t<std::int32_t> lengths(results);
     args.returns = returns.mutable_data();
     args.lengths = lengths.mutable_data();
     std::int64_t computed = 0;
@@ -153,15 +170,15 @@ py::tuple rollout(const WorldModel& model, const ControllerView& controller, con
     return py::make_tuple(returns, lengths, computed);
 }
 
-py::tuple trace(const WorldModel& model, const ControllerView& controller, const py::array& params,
+py::tuple trace(const WorldModel& model, const ControllerShape& shape, const py::array& params,
                 long long candidate, long long episode, std::uint64_t seed, double temperature,
                 long long max_steps, bool expected) {
     const ModelView& m = model.view();
+    const ControllerView& controller = checked_controller(shape, m);
     float total = 0.0F;
     std::int32_t length = 0;
     RolloutArgs args{};
-    args.params =
-        checked_floats(params, "params", {controller_size(controller, m.latent, m.hidden, m.action)});
+    args.params = checked_floats(params, "params", {shape.size()});
     args.first_candidate = static_cast<std::uint32_t>(at_least(candidate, 0, "candidate"));
     args.first_episode = static_cast<std::uint32_t>(at_least(episode, 0, "episode"));
     args.candidates = args.episodes = 1;
@@ -380,7 +397,7 @@ void bind_dream(pybind11::module_& m) {
              "restart_input"_a, "done_head"_a, "reward_head"_a, "bfloat16"_a, "weight_ih"_a, "weight_hh"_a,
              "bias"_a, "head_weight"_a, "head_bias"_a, "initial_mu"_a, "initial_logvar"_a,
              "initial_h"_a = py::none(), "initial_c"_a = py::none(), "done_weight"_a = py::none());
-    py::class_<ControllerView>(m, "ControllerShape")
+    py::class_<ControllerShape>(m, "ControllerShape")
         .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a);
     m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, "episodes"_a, "seed"_a,
           "common_seeds"_a, "temperature"_a, "max_steps"_a, "num_threads"_a, "expected"_a);
