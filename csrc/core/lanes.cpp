@@ -45,9 +45,9 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
     }
     const std::size_t few_inputs = in_rows((inputs + hidden) * kMostFew);
     const std::size_t few_gates = in_rows(4 * kMostFew * static_cast<std::size_t>(few_units(view_.hidden)));
-    storage_ = aligned_floats((inputs + x_words + h_words + 3 * hidden + params_ + units + few_inputs +
-                               few_gates + head + 2 * even + 5) *
-                              kBlock);
+    storage_ = aligned_floats(
+        (inputs + x_words + h_words + 3 * hidden + params_ + units + few_inputs + few_gates + head + even) *
+        kBlock);
     float* next = storage_.get();
     const auto take = [&next](std::size_t rows) {
         float* const rows_begin = next;
@@ -66,11 +66,14 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
     block_.few_gates = take(few_gates);
     block_.head = take(head);
     block_.noise = take(even);
-    block_.component = reinterpret_cast<std::int32_t*>(take(even));
-    block_.candidate = reinterpret_cast<std::uint32_t*>(take(1));
-    block_.episode = reinterpret_cast<std::uint32_t*>(take(1));
-    block_.step = reinterpret_cast<std::uint32_t*>(take(1));
-    if (controller == nullptr) block_.keys = reinterpret_cast<std::uint32_t*>(take(2));
+    components_ = aligned_zeros<std::int32_t>(even * kBlock);
+    block_.component = components_.get();
+    const std::size_t counters = controller == nullptr ? 5 : 3;
+    counters_ = aligned_zeros<std::uint32_t>(counters * kBlock);
+    block_.candidate = counters_.get();
+    block_.episode = block_.candidate + kBlock;
+    block_.step = block_.episode + kBlock;
+    if (controller == nullptr) block_.keys = block_.step + kBlock;
 }
 
 void Lanes::set_seed(int lane, std::uint64_t seed) {

@@ -50,6 +50,8 @@ class Lanes {
     Ends ends_;
     std::size_t params_ = 0;
     AlignedFloats storage_;
+    Aligned<std::int32_t> components_;
+    Aligned<std::uint32_t> counters_;  // candidate, episode, step and, without a controller, keys
     Block block_{};
 };
 
