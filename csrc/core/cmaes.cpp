@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/cmaes_kernels.hpp"
+#include "core/parallel.hpp"
 #include "core/rng.hpp"
 
 namespace worldmodels {
@@ -91,11 +92,11 @@ const std::vector<double>& Cmaes::ask(const Kernels& kernels, int threads) {
     if (state_.asked) return state_.x;
     const std::int64_t n = parameters_.n;
     const std::int64_t rows = parameters_.popsize;
+    if (rows * n * (separable_ ? 30 : n) < kParallelWork) threads = 1;
+    check_not_forked(threads);
     const auto age = static_cast<double>(state_.generation - state_.decomposed_at);
     if (age > 0.0 && (separable_ || age > parameters_.gap)) decompose();
 
-    if (rows * n * (separable_ ? 30 : n) < kParallelWork) threads = 1;
-    threads = usable_threads(threads);
     const auto key = philox_key(seed_);
     double* stretched = state_.x.data();  // scales z, until x takes its place
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -128,7 +129,7 @@ const std::vector<double>& Cmaes::ask(const Kernels& kernels, int threads) {
 void Cmaes::take_foreign(const double* solutions, int threads) {
     const std::int64_t n = parameters_.n;
     const double longest = std::sqrt(static_cast<double>(n)) + 6.0;
-#pragma omp parallel for num_threads(usable_threads(threads)) schedule(dynamic)
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (std::int64_t i = 0; i < parameters_.popsize; ++i) {
         const double* x = solutions + i * n;
         if (std::equal(x, x + n, state_.x.data() + i * n)) continue;
@@ -162,6 +163,7 @@ void Cmaes::tell(const Kernels& kernels, const double* solutions, const std::int
     const std::int64_t rows = p.popsize;
     CmaesState& s = state_;
     if (rows * n * (separable_ ? 1 : n) < kParallelWork) threads = 1;
+    check_not_forked(threads);
     take_foreign(solutions, threads);
 
     std::vector<double> weights(size(rows + 1));

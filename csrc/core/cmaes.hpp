@@ -32,7 +32,8 @@ class Cmaes {
     Cmaes(CmaesParameters parameters, const std::vector<double>& mean, double sigma, std::uint64_t seed,
           bool separable, Dsyevd dsyevd);
 
-    // The solutions (popsize, n) of this generation; the same ones until tell or skip.
+    // The solutions (popsize, n) of this generation, the same ones until tell or skip. ask and tell throw
+    // std::runtime_error where a forked process wants several threads, before anything changes.
     const std::vector<double>& ask(const Kernels& kernels, int threads);
 
     // solutions (popsize, n), finite; rank[i] is the place of row i, 0 the best.

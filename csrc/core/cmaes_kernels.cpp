@@ -2,15 +2,14 @@
 #include "core/cmaes_kernels.hpp"
 
 #include <omp.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "core/parallel.hpp"
+
 namespace worldmodels {
 namespace {
-
-const pid_t loaded_by = getpid();  // the process whose OpenMP threads may exist
 
 // Tiles of columns packed together: they are neighbours in memory, so that a row is fetched once for all.
 constexpr std::int64_t kGroup = 4;
@@ -53,17 +52,13 @@ double* room(std::vector<double>& workspace, std::int64_t size) {
 
 }  // namespace
 
-int usable_threads(int wanted) {
-    return getpid() == loaded_by ? std::max(1, wanted) : 1;
-}
-
 void matrix_product(const Kernels& kernels, const double* a, const double* b, double* out, std::int64_t rows,
                     std::int64_t depth, std::int64_t columns, int threads, std::vector<double>& workspace) {
     const auto product = kernels.tile_product;
     const std::int64_t row_tiles = tiles(rows);
     const std::int64_t column_tiles = tiles(columns);
     const std::int64_t panel = depth * kTile;
-    threads = usable_threads(threads);
+    check_not_forked(threads);
     const std::int64_t groups = (column_tiles + kGroup - 1) / kGroup;
     double* const left = room(workspace, (row_tiles + threads * kGroup) * panel);
     double* const right = left + row_tiles * panel;
@@ -98,7 +93,7 @@ void symmetric_update(const Kernels& kernels, double* c, std::int64_t n, double 
     const auto product = kernels.tile_product;
     const std::int64_t count = tiles(n);
     const std::int64_t panel = depth * kTile;
-    threads = usable_threads(threads);
+    check_not_forked(threads);
     double* const left = room(workspace, 2 * count * panel);
     double* const right = left + count * panel;
 #pragma omp parallel num_threads(threads)
@@ -139,7 +134,8 @@ void weighted_rows(const double* x, const double* m, double* out, std::int64_t r
                    int threads) {
     constexpr std::int64_t kStrip = 64;
     const std::int64_t strips = (columns + kStrip - 1) / kStrip;
-#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+    check_not_forked(threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (std::int64_t strip = 0; strip < strips; ++strip) {
         double sum[kStrip] = {};
         const std::int64_t start = strip * kStrip;

@@ -289,7 +289,8 @@ class CMAES:
             (popsize, N) float64, a copy.
 
         Raises:
-            RuntimeError: C has no finite decomposition, or the distribution reaches beyond float64.
+            RuntimeError: C has no finite decomposition, the distribution reaches beyond float64, or several threads
+                are wanted in a forked process.
         """
         x = self._core.ask(self.num_threads)
         if not np.isfinite(x).all():
