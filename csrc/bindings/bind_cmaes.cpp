@@ -12,16 +12,16 @@
 
 #include "bindings/arrays.hpp"
 #include "core/cmaes.hpp"
-#include "core/level.hpp"
 #include "core/lock.hpp"
+#include "core/simd_target.hpp"
 
 namespace py = pybind11;
 using worldmodels::checked_threads;
 using worldmodels::Cmaes;
 using worldmodels::CmaesParameters;
 using worldmodels::CmaesState;
-using worldmodels::current_level;
-using worldmodels::find_level;
+using worldmodels::current_simd_target;
+using worldmodels::find_simd_target;
 using worldmodels::Kernels;
 using worldmodels::kTile;
 using Doubles = py::array_t<double, py::array::c_style>;
@@ -131,7 +131,7 @@ Doubles ask(GuardedCmaes& self, long long threads) {
     const int team = checked_threads(threads);
     Doubles out({rows_of(self.object), size_of(self.object)});
     double* to = out.mutable_data();
-    const Kernels& level = current_level();
+    const Kernels& level = current_simd_target();
     const py::gil_scoped_release release;  // the decomposition takes a tenth of a second at N = 1088
     const std::lock_guard lock(self.lock);
     const std::vector<double>& x = self.object.ask(level, team);
@@ -152,7 +152,7 @@ void tell(GuardedCmaes& self, const Doubles& solutions, const Integers& rank, lo
         }
         seen[static_cast<std::size_t>(place)] = true;
     }
-    const Kernels& level = current_level();
+    const Kernels& level = current_simd_target();
     const py::gil_scoped_release release;
     const std::lock_guard lock(self.lock);
     if (!self.object.state().asked) throw std::runtime_error("tell: called before ask");
@@ -269,7 +269,7 @@ Doubles tile_product(const std::string& level, const Doubles& a, const Doubles& 
     expect_shape("b", b, {a.shape(0), kTile});
     expect_shape("a", a, {a.shape(0), kTile});
     Doubles out({kTile, kTile});
-    find_level(level, "level").tile_product(a.shape(0), a.data(), b.data(), out.mutable_data());
+    find_simd_target(level, "level").tile_product(a.shape(0), a.data(), b.data(), out.mutable_data());
     return out;
 }
 

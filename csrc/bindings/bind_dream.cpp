@@ -9,10 +9,10 @@
 
 #include "bindings/arrays.hpp"
 #include "core/dream.hpp"
-#include "core/level.hpp"
-#include "core/memory.hpp"
+#include "core/lstm_state.hpp"
 #include "core/peak.hpp"
 #include "core/rng.hpp"
+#include "core/simd_target.hpp"
 
 namespace worldmodels {
 namespace {
@@ -36,7 +36,7 @@ float checked_temperature(double value) {
 
 // The level in use, if it has this precision.
 const Kernels& level_for(Precision precision) {
-    const Kernels& level = current_level();
+    const Kernels& level = current_simd_target();
     if (precision == Precision::bfloat16 && level.step_bfloat16 == nullptr)
         throw py::value_error(std::string("precision: bfloat16 needs the SIMD level avx512_bf16, got ") +
                               level.name);
@@ -90,9 +90,9 @@ std::shared_ptr<WorldModel> make_model(
                               std::to_string(*done_weight));
     const Precision precision = bfloat16 ? Precision::bfloat16 : Precision::float32;
     level_for(precision);  // an impossible WORLDMODELS_SIMD is told before any work
-    return std::make_shared<WorldModel>(s, w, precision,
-                                        Starts{mu, logvar, h, c, static_cast<std::uint32_t>(starts)},
-                                        Ends{done_weight.has_value(), std::log(done_weight.value_or(1.0))});
+    return std::make_shared<WorldModel>(
+        s, w, precision, InitialStates{mu, logvar, h, c, static_cast<std::uint32_t>(starts)},
+        Termination{done_weight.has_value(), std::log(done_weight.value_or(1.0))});
 }
 
 // The shape of C, checked against a world model's sizes. It fits every model of these sizes and no other.
@@ -130,13 +130,13 @@ const ControllerView& checked_controller(const ControllerShape& shape, const Mod
 }
 
 bool checked_expected(bool expected, const WorldModel& model) {
-    if (expected && !model.ends().by_chance)
+    if (expected && !model.termination().by_chance)
         throw py::value_error("expected_returns: expected a done_weight with them, got none");
     return expected;
 }
 
 py::tuple rollout(const WorldModel& model, const ControllerShape& shape, const py::array& params,
-                  long long episodes, std::uint64_t seed, bool common_seeds, double temperature,
+                  long long episodes, std::uint64_t seed, bool common_random_numbers, double temperature,
                   long long max_steps, long long threads, bool expected) {
     const ControllerView& controller = checked_controller(shape, model.view());
     RolloutArgs args{};
@@ -148,7 +148,7 @@ py::tuple rollout(const WorldModel& model, const ControllerShape& shape, const p
                               " episodes");
     args.candidates = static_cast<std::uint32_t>(params.shape(0));
     args.seed = seed;
-    args.common_seeds = common_seeds;
+    args.common_random_numbers = common_random_numbers;
     args.expected = checked_expected(expected, model);
     args.temperature = checked_temperature(temperature);
     args.max_steps = at_least(max_steps, 1, "max_steps");
@@ -222,7 +222,7 @@ void stepper_reset(BoundStepper& self, const py::array& seeds, const py::array& 
                           checked<std::uint32_t>(candidates, "candidates", {envs}, "uint32"),
                           checked<std::uint32_t>(episodes, "episodes", {envs}, "uint32")};
     const bool* const reset = checked<bool>(mask, "mask", {envs}, "bool");
-    const Kernels& level = current_level();
+    const Kernels& level = current_simd_target();
     const py::gil_scoped_release release;
     self.stepper.reset_unchecked(level, streams, reset);
 }
@@ -306,16 +306,16 @@ py::array_t<float> stepper_observe(BoundStepper& self, bool use_c, bool use_h, l
 }
 
 // A Memory and the model it keeps alive.
-struct BoundMemory {
-    explicit BoundMemory(std::shared_ptr<WorldModel> m) : model(std::move(m)), memory(*model) {
+struct BoundLstmState {
+    explicit BoundLstmState(std::shared_ptr<WorldModel> m) : model(std::move(m)), memory(*model) {
         if (model->precision() != Precision::float32)
             throw py::value_error("model: expected one in float32, got bfloat16");
     }
     std::shared_ptr<WorldModel> model;
-    Memory memory;
+    LstmState memory;
 };
 
-py::tuple remember(const BoundMemory& self, const py::array& z, const py::array& actions,
+py::tuple remember(const BoundLstmState& self, const py::array& z, const py::array& actions,
                    const py::array& restart, const py::array& h, const py::array& c, long long threads) {
     const ModelView& m = self.model->view();
     const float* const latents = checked_floats(z, "z", {"B", m.latent});
@@ -326,11 +326,11 @@ py::tuple remember(const BoundMemory& self, const py::array& z, const py::array&
     const float* const cell = checked_floats(c, "c", {count, m.hidden});
     const int team = checked_threads(threads);
     py::array_t<float> next_h(h.size(), hidden), next_c(c.size(), cell);
-    const MemoryRows rows{count, latents, taken, flags, next_h.mutable_data(), next_c.mutable_data()};
-    const Kernels& level = current_level();
+    const LstmRows rows{count, latents, taken, flags, next_h.mutable_data(), next_c.mutable_data()};
+    const Kernels& level = current_simd_target();
     {
         const py::gil_scoped_release release;
-        self.memory.remember_unchecked(level, rows, team);
+        self.memory.advance_unchecked(level, rows, team);
     }
     const std::vector<py::ssize_t> shape{count, m.hidden};
     return py::make_tuple(next_h.reshape(shape), next_c.reshape(shape));
@@ -341,14 +341,13 @@ py::array_t<float> elementwise(const std::string& level, const std::string& func
     static const std::pair<const char*, Function> known[] = {{"exp", Function::exp},
                                                              {"log", Function::log},
                                                              {"tanh", Function::tanh},
-                                                             {"sigmoid", Function::sigmoid},
                                                              {"sin_turns", Function::sin_turns},
                                                              {"cos_turns", Function::cos_turns}};
     py::array_t<float> out(x.size());
     for (const auto& [name, f] : known)
         if (function == name) {
-            find_level(level, "level")
-                .elementwise(f, in, out.mutable_data(), static_cast<std::size_t>(x.size()));
+            find_simd_target(level, "level")
+                .testing.elementwise(f, in, out.mutable_data(), static_cast<std::size_t>(x.size()));
             return out;
         }
     throw py::value_error("function: unknown name '" + function + "'");
@@ -368,9 +367,9 @@ py::array_t<float> draws(const std::string& level, std::uint64_t seed, std::uint
                          std::uint32_t episode, std::uint32_t step, long long count) {
     const int blocks = at_least(count, 1, "count");
     py::array_t<float> out(std::vector<py::ssize_t>{4, blocks});
-    find_level(level, "level")
-        .draws(philox_key(seed).data(), candidate, episode, step, static_cast<std::uint32_t>(blocks),
-               out.mutable_data());
+    find_simd_target(level, "level")
+        .testing.draws(philox_key(seed).data(), candidate, episode, step, static_cast<std::uint32_t>(blocks),
+                       out.mutable_data());
     return out;
 }
 
@@ -383,9 +382,9 @@ void bind_dream(pybind11::module_& m) {
     using namespace py::literals;
 
     m.attr("LOGSTD_RANGE") = py::make_tuple(kLogstdMin, kLogstdMax);
-    m.def("simd_levels", &level_names);
-    m.def("simd_level", [] { return std::string(current_level().name); });
-    m.def("set_simd_level", &set_level, "name"_a);
+    m.def("simd_levels", &simd_target_names);
+    m.def("simd_level", [] { return std::string(current_simd_target().name); });
+    m.def("set_simd_level", &set_simd_target, "name"_a);
     m.def("philox4x32", &philox4x32, "counter"_a, "key"_a);
     m.def("elementwise", &elementwise, "level"_a, "function"_a, "x"_a);
     m.def("multiply_add_rate", &multiply_add_rate, "bfloat16"_a, "num_threads"_a, "seconds"_a);
@@ -410,7 +409,7 @@ void bind_dream(pybind11::module_& m) {
         .def("observe", &stepper_observe, "use_c"_a, "use_h"_a, "num_threads"_a)
         .def("get_state", &stepper_get_state)
         .def("set_state", &stepper_set_state, "state"_a);
-    py::class_<BoundMemory>(m, "Memory")
+    py::class_<BoundLstmState>(m, "Memory")
         .def(py::init<std::shared_ptr<WorldModel>>(), py::arg("model").none(false))
         .def("remember", &remember, "z"_a, "actions"_a, "restart"_a, "h"_a, "c"_a, "num_threads"_a);
 }

@@ -6,7 +6,7 @@
 
 #include "bindings/arrays.hpp"
 #include "core/encoder.hpp"
-#include "core/level.hpp"
+#include "core/simd_target.hpp"
 
 namespace worldmodels {
 namespace {
@@ -51,7 +51,7 @@ py::tuple encode(const Encoder& self, const py::array& frames, long long threads
     float* const to_mu = mu.mutable_data();
     float* const to_logvar = logvar.mutable_data();
     const int count = static_cast<int>(frames.shape(0));
-    const Kernels& level = current_level();
+    const Kernels& level = current_simd_target();
     {
         const py::gil_scoped_release release;
         self.encode_unchecked(level, pixels, count, team, to_mu, to_logvar);

@@ -126,7 +126,7 @@ const std::vector<double>& Cmaes::ask(const Kernels& kernels, int threads) {
 // Rows that were not asked for: y and z follow from x, and a step far longer than any sample is shortened
 // (Hansen 2011, "Injecting external solutions into CMA-ES"). The limit sqrt(n) + 6 is eight standard
 // deviations of a sample's length, so that solutions which a caller merely rounded are taken as they are.
-void Cmaes::take_foreign(const double* solutions, int threads) {
+void Cmaes::inject(const double* solutions, int threads) {
     const std::int64_t n = parameters_.n;
     const double longest = std::sqrt(static_cast<double>(n)) + 6.0;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
@@ -164,7 +164,7 @@ void Cmaes::tell(const Kernels& kernels, const double* solutions, const std::int
     CmaesState& s = state_;
     if (rows * n * (separable_ ? 1 : n) < kParallelWork) threads = 1;
     check_not_forked(threads);
-    take_foreign(solutions, threads);
+    inject(solutions, threads);
 
     std::vector<double> weights(size(rows + 1));
     std::vector<double> y_mean(size(n), 0.0);

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "core/cmaes_parameters.hpp"
-#include "core/eigen.hpp"
+#include "core/symmetric_eigen.hpp"
 #include "kernels/kernels.hpp"
 
 namespace worldmodels {
@@ -50,7 +50,7 @@ class Cmaes {
 
   private:
     void decompose();
-    void take_foreign(const double* solutions, int threads);
+    void inject(const double* solutions, int threads);
     void adapt_covariance(const Kernels& kernels, const double* row_weights, bool stalled, int threads);
 
     CmaesParameters parameters_;

@@ -9,7 +9,7 @@ namespace worldmodels {
 namespace {
 
 // An episode whose returns are expected ones is left when this likely to have come so far.
-constexpr double kHardlyLikely = 0.01;
+constexpr double kMinSurvival = 0.01;
 
 // What one thread is given: lanes that it plays to the end, refilled from the queue that all threads share.
 class Worker {
@@ -20,7 +20,7 @@ class Worker {
         params_ = controller_size(controller, model.view().latent, model.view().hidden, model.view().action);
     }
 
-    void play(std::atomic<std::int64_t>& queue, int share, Team& team, int thread) {
+    void play(std::atomic<std::int64_t>& queue, int share, InterruptiblePool& team, int thread) {
         const Sampling sampling = make_sampling(args_.seed, args_.temperature);
         int active = 0;
         while (active < share && take(queue, active, team, thread)) ++active;
@@ -45,19 +45,19 @@ class Worker {
     struct Running {
         std::int64_t job;
         double total;
-        double likelihood;  // of not having ended before, where returns are expected ones
+        double survival;  // of not having ended before, where returns are expected ones
         int length;
     };
 
     // Starts the next episode in a lane; false when there is none, or to stop.
-    bool take(std::atomic<std::int64_t>& queue, int lane, Team& team, int thread) {
+    bool take(std::atomic<std::int64_t>& queue, int lane, InterruptiblePool& team, int thread) {
         team.tick(thread);  // a large controller's parameters take their time
         if (team.stopped()) return false;
         const std::int64_t job = queue.fetch_add(1, std::memory_order_relaxed);
         if (job >= std::int64_t{args_.candidates} * args_.episodes) return false;
         const auto candidate = static_cast<std::uint32_t>(job / args_.episodes);
         const auto episode = static_cast<std::uint32_t>(job % args_.episodes) + args_.first_episode;
-        const std::uint32_t stream = args_.common_seeds ? 0 : candidate + args_.first_candidate;
+        const std::uint32_t stream = args_.common_random_numbers ? 0 : candidate + args_.first_candidate;
         lanes_.start(kernels_, model_, args_.seed, stream, episode, args_.params + candidate * params_, lane);
         running_[lane] = {job, 0.0, 1.0, 0};
         return true;
@@ -66,10 +66,10 @@ class Worker {
     // Counts the step a lane has just made; true when its episode is over.
     bool advance(int lane) {
         Running& run = running_[lane];
-        run.total += run.likelihood * static_cast<double>(lanes_.reward(lane));
+        run.total += run.survival * static_cast<double>(lanes_.reward(lane));
         ++run.length;
-        if (args_.expected) run.likelihood *= 1.0 - lanes_.end_probability(lane);
-        const bool done = args_.expected ? run.likelihood < kHardlyLikely : lanes_.done(lane, args_.seed);
+        if (args_.expected) run.survival *= 1.0 - lanes_.termination_probability(lane);
+        const bool done = args_.expected ? run.survival < kMinSurvival : lanes_.done(lane, args_.seed);
         ++lanes_.block().step[lane];
         if (!done && run.length < args_.max_steps) return false;
         args_.returns[run.job] = static_cast<float>(run.total);
@@ -117,7 +117,7 @@ bool rollout_unchecked(const Kernels& kernels, const WorldModel& model, const Co
     workers.reserve(static_cast<std::size_t>(threads));
     for (int t = 0; t < threads; ++t) workers.emplace_back(kernels, model, controller, args);
     std::atomic<std::int64_t> queue{0};
-    Team team(poll);
+    InterruptiblePool team(poll);
     if (threads == 1) {
         workers[0].play(queue, share, team, 0);
     } else {

@@ -22,8 +22,8 @@ struct RolloutArgs {
     std::uint32_t candidates, episodes;
     std::uint32_t first_candidate, first_episode;
     std::uint64_t seed;
-    bool common_seeds;  // every candidate sees the draws of candidate 0
-    bool expected;      // no end is drawn: a reward counts as likely as the episode is to have come so far
+    bool common_random_numbers;  // every candidate sees the draws of candidate 0
+    bool expected;  // no end is drawn: a reward counts as likely as the episode is to have come so far
     float temperature;
     int max_steps;
     int threads;

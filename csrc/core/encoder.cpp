@@ -8,8 +8,9 @@
 namespace worldmodels {
 namespace {
 
-constexpr int kFewFrames = 8;  // fill the vectors of most levels: blocks are multiples of them
-constexpr int kAlone = 4;      // frames for a thread up to which one after the other is faster than a block
+constexpr int kFrameGroup = 8;  // fill the vectors of most levels: blocks are multiples of them
+constexpr int kMaxSingleFrames =
+    4;  // frames for a thread up to which one after the other is faster than a block
 
 // A byte's brightness, as float32 divides it.
 constexpr std::array<float, 256> kLevels = [] {
@@ -156,12 +157,13 @@ void Encoder::encode_frame(const Kernels& kernels, const std::uint8_t* frame, Bu
 void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frames, int count, int threads,
                                float* mu, float* logvar) const {
     constexpr std::ptrdiff_t kBytes = kFrameSide * kFrameSide * kFrameChannels;
-    const int wanted = std::max(1, std::min(threads, (count + kFewFrames - 1) / kFewFrames));
-    const bool alone = (count - 1) / kAlone < threads;
+    const int wanted = std::max(1, std::min(threads, (count + kFrameGroup - 1) / kFrameGroup));
+    const bool alone = (count - 1) / kMaxSingleFrames < threads;
     const int size =
-        alone ? 1 : std::min(kBlock, (count + wanted * kFewFrames - 1) / (wanted * kFewFrames) * kFewFrames);
+        alone ? 1
+              : std::min(kBlock, (count + wanted * kFrameGroup - 1) / (wanted * kFrameGroup) * kFrameGroup);
     const int blocks = (count + size - 1) / size;
-    const int team = team_for(blocks, threads);
+    const int team = threads_for(blocks, threads);
     const auto scratch = scratch_.borrow();
     while (scratch->size() < static_cast<std::size_t>(team)) {
         std::array<std::size_t, 3> largest = {floats_of(kSeenSide, kFrameChannels), 0, 0};
@@ -174,7 +176,7 @@ void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frame
         scratch->push_back(
             {aligned_floats(largest[0]), aligned_floats(largest[1]), aligned_floats(largest[2])});
     }
-    share_blocks(blocks, team, [&](int b, int thread) {
+    parallel_for_blocks(blocks, team, [&](int b, int thread) {
         const std::ptrdiff_t first = std::ptrdiff_t{b} * size;
         Buffers& buffers = (*scratch)[static_cast<std::size_t>(thread)];
         float* const to_mu = mu + first * latent_;

@@ -28,7 +28,7 @@ class Lanes {
     float z(int lane, int d) const { return block_.x[d * kBlock + lane]; }
     float done_logit(int lane) const { return block_.head[lane]; }
     // That the episode ends with the step just played, where ends come by chance.
-    double end_probability(int lane) const;
+    double termination_probability(int lane) const;
     // Whether the episode ends with the step just played, whose number the block still holds.
     bool done(int lane, std::uint64_t seed) const;
     // The seed that a lane was started with, in lanes without a controller.
@@ -47,7 +47,7 @@ class Lanes {
 
   private:
     ModelView view_;
-    Ends ends_;
+    Termination termination_;
     std::size_t params_ = 0;
     AlignedFloats storage_;
     Aligned<std::int32_t> components_;

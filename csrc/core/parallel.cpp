@@ -52,13 +52,13 @@ void check_threads_usable() {
             "forked process");
 }
 
-int team_for(int blocks, int threads) {
+int threads_for(int blocks, int threads) {
     const int team = std::min(threads, blocks);
     check_not_forked(team);
     return team;
 }
 
-void Team::tick(int thread) {
+void InterruptiblePool::tick(int thread) {
     if (thread != 0 || poll_.stop == nullptr || stopped()) return;
     const Clock::time_point now = Clock::now();
     if (now < next_) return;
@@ -66,7 +66,7 @@ void Team::tick(int thread) {
     if (poll_.stop(poll_.context)) stop_.store(true, std::memory_order_relaxed);
 }
 
-void Team::finish(int thread, int threads) {
+void InterruptiblePool::finish(int thread, int threads) {
     std::unique_lock<std::mutex> lock(mutex_);
     ++finished_;
     done_.notify_one();

@@ -26,11 +26,11 @@ void check_threads_usable();
 
 // How many of the threads have something to do where there are so many blocks; refuses as check_not_forked
 // does.
-int team_for(int blocks, int threads);
+int threads_for(int blocks, int threads);
 
 // work(block, thread) for every block, on a team of threads; whichever is free takes the next.
 template <class Work>
-void share_blocks(int blocks, int team, const Work& work) {
+void parallel_for_blocks(int blocks, int team, const Work& work) {
     if (team == 1) {
         for (int block = 0; block < blocks; ++block) work(block, 0);
         return;
@@ -44,9 +44,9 @@ void share_blocks(int blocks, int team, const Work& work) {
 }
 
 // One parallel call: remembers whether to stop; the calling thread polls while it works and while it waits.
-class Team {
+class InterruptiblePool {
   public:
-    explicit Team(Poll poll) : poll_(poll) {}
+    explicit InterruptiblePool(Poll poll) : poll_(poll) {}
 
     bool stopped() const { return stop_.load(std::memory_order_relaxed); }
     // Called by every thread after each piece of work; only the caller's (thread 0) polls, every 40 ms.

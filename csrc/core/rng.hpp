@@ -33,8 +33,8 @@ constexpr std::uint32_t start_row(std::uint64_t seed, std::uint32_t candidate, s
 }
 
 // Uniform in (0, 1): whether an episode that ends by chance ends with this step.
-constexpr double end_draw(std::uint64_t seed, std::uint32_t candidate, std::uint32_t episode,
-                          std::uint32_t step) {
+constexpr double termination_uniform(std::uint64_t seed, std::uint32_t candidate, std::uint32_t episode,
+                                     std::uint32_t step) {
     const std::uint32_t word = philox4x32({0xFFFFFFFFU, step, episode, candidate}, philox_key(seed))[0];
     return (word + 0.5) * 0x1p-32;
 }

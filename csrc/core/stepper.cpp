@@ -41,9 +41,9 @@ void Stepper::step_unchecked(const Kernels& kernels, float temperature, const fl
         }
     };
     const int blocks = static_cast<int>(blocks_.size());
-    const int team = team_for(blocks, threads);
+    const int team = threads_for(blocks, threads);
     const std::lock_guard hold(lock_);
-    share_blocks(blocks, team, step_block);
+    parallel_for_blocks(blocks, team, step_block);
 }
 
 void Stepper::observe_unchecked(bool use_c, bool use_h, int threads, float* out) {
@@ -60,9 +60,9 @@ void Stepper::observe_unchecked(bool use_c, bool use_h, int threads, float* out)
         }
     };
     const int blocks = static_cast<int>(blocks_.size());
-    const int team = team_for(blocks, threads);
+    const int team = threads_for(blocks, threads);
     const std::lock_guard hold(lock_);
-    share_blocks(blocks, team, observe_block);
+    parallel_for_blocks(blocks, team, observe_block);
 }
 
 // copy(of a lane, of the state) for every number of the state but the seeds.

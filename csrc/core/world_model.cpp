@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "core/lstm.hpp"
-#include "core/mdn.hpp"
+#include "core/pack_head.hpp"
+#include "core/pack_lstm.hpp"
 
 namespace worldmodels {
 namespace {
@@ -21,9 +21,9 @@ ModelView sizes_of(const WorldModelSizes& s) {
 }  // namespace
 
 WorldModel::WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, Precision precision,
-                       const Starts& starts, const Ends& ends)
+                       const InitialStates& starts, const Termination& termination)
     : precision_(precision),
-      ends_(ends),
+      termination_(termination),
       view_(sizes_of(sizes)),
       lstm_(pack_lstm(view_, weights, precision)),
       head_(pack_head(view_, weights, precision)),
@@ -38,9 +38,9 @@ WorldModel::WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& we
     const auto zero = [](float value) { return value == 0.0F; };
     for (std::size_t row = 0; row < starts.rows; ++row) {
         for (const float* part : {starts.h, starts.c})
-            initial_memory_.insert(initial_memory_.end(), part + row * hidden(), part + (row + 1) * hidden());
-        remembers_.push_back(!std::all_of(initial_memory_.end() - static_cast<std::ptrdiff_t>(2 * hidden()),
-                                          initial_memory_.end(), zero));
+            initial_states_.insert(initial_states_.end(), part + row * hidden(), part + (row + 1) * hidden());
+        burned_in_.push_back(!std::all_of(initial_states_.end() - static_cast<std::ptrdiff_t>(2 * hidden()),
+                                          initial_states_.end(), zero));
     }
 }
 

@@ -186,7 +186,7 @@ Run minimise(const Kernels& kernels, std::int64_t n, std::int64_t popsize, bool 
 }  // namespace
 
 int main() {
-    const Levels levels = supported_levels();
+    const SimdTargets levels = supported_simd_targets();
     for (std::size_t l = 0; l < levels.count; ++l) {
         const Kernels& kernels = *levels.begin[l];
         test_normals(kernels);

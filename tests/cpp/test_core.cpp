@@ -8,7 +8,7 @@
 #include "check.hpp"
 #include "core/dream.hpp"
 #include "core/encoder.hpp"
-#include "core/memory.hpp"
+#include "core/lstm_state.hpp"
 #include "world.hpp"
 
 namespace {
@@ -134,7 +134,7 @@ void test_stepper(const Player& player, const Result& whole, int number) {
         stepper.reset_unchecked(player.kernels, {seeds.data(), candidates.data(), episodes.data()}, mask);
         std::vector<float> given(kEnvs * action), gained(kEnvs);
         Observed seen(player, kEnvs);
-        Memory memory(player.model);
+        LstmState memory(player.model);
         stepper.observe_unchecked(true, true, threads, seen.all.data());
         for (std::size_t t = 0; t < static_cast<std::size_t>(result.lengths[0]); ++t) {
             for (std::size_t i = 0; i < given.size(); ++i) given[i] = actions[t * action + i % action];
@@ -144,7 +144,7 @@ void test_stepper(const Player& player, const Result& whole, int number) {
             if (player.model.precision() == Precision::float32) {
                 bool restart[kEnvs];
                 std::fill_n(restart, kEnvs, t == 0);
-                memory.remember_unchecked(
+                memory.advance_unchecked(
                     player.kernels,
                     {static_cast<int>(kEnvs), before.data(), given.data(), restart, h.data(), c.data()},
                     threads);
@@ -214,7 +214,7 @@ void test_layer(const Kernels& kernels, const ConvView& shape, int lanes) {
     check(same, "a frame alone and in a block come to the same bits", kernels.name, number);
 }
 
-void test_layers(const Levels& levels) {
+void test_layers(const SimdTargets& levels) {
     for (std::size_t l = 0; l < levels.count; ++l)
         for (int out_side = 2; out_side <= 14; ++out_side)
             for (const int filters : {4, 20})
@@ -232,7 +232,7 @@ void test_layers(const Levels& levels) {
 }
 
 // A frame's latents: the same bits at every level but the plainest, for any number of threads and frames.
-void test_encoder(const Levels& levels) {
+void test_encoder(const SimdTargets& levels) {
     constexpr int kLatent = 7, kFrames = 41;
     Numbers numbers(5);
     EncoderWeights w{};
@@ -306,7 +306,7 @@ void test_chance(const Player& player, const Result& by_threshold, int number) {
 
 int main(int count, char** arguments) {
     const bool only_bits = count == 2 && std::strcmp(arguments[1], "bits") == 0;
-    const Levels levels = supported_levels();
+    const SimdTargets levels = supported_simd_targets();
     std::uint64_t plain = 0xCBF29CE484222325U, fused = plain;
     int number = 0;
     for (const auto& [sizes, controller] : kCases) {

@@ -11,9 +11,9 @@
 #include "core/cmaes.hpp"
 #include "core/dream.hpp"
 #include "core/encoder.hpp"
-#include "core/level.hpp"
 #include "core/lock.hpp"
-#include "core/memory.hpp"
+#include "core/lstm_state.hpp"
+#include "core/simd_target.hpp"
 #include "world.hpp"
 
 #if defined(__has_feature)
@@ -89,16 +89,16 @@ void test_memory(const Kernels& kernels, const World& world, const WorldModel& m
                              h = rows(world.sizes.hidden), c = rows(world.sizes.hidden);
     bool restart[kMost];
     for (int row = 0; row < kMost; ++row) restart[row] = row % 3 == 0;
-    const auto remember = [&](const Memory& memory, int count, int team) {
+    const auto remember = [&](const LstmState& memory, int count, int team) {
         std::vector<float> out_h = h, out_c = c;
-        memory.remember_unchecked(
+        memory.advance_unchecked(
             kernels, {count, z.data(), actions.data(), restart, out_h.data(), out_c.data()}, team);
         out_h.insert(out_h.end(), out_c.begin(), out_c.end());
         return out_h;
     };
-    const Memory memory(model);
+    const LstmState memory(model);
     std::vector<float> want[kThreads];
-    for (int t = 0; t < kThreads; ++t) want[t] = remember(Memory(model), kCounts[t], 1);
+    for (int t = 0; t < kThreads; ++t) want[t] = remember(LstmState(model), kCounts[t], 1);
     at_once(kThreads, [&](int t) {
         for (int round = 0; round < 20; ++round) {
             const int which = (t + round) % kThreads;
@@ -215,12 +215,12 @@ void test_cmaes(const Kernels& kernels) {
 }
 
 void test_level() {
-    const std::vector<std::string> names = level_names();
+    const std::vector<std::string> names = simd_target_names();
     at_once(kThreads, [&](int t) {
         for (int round = 0; round < 100; ++round) {
-            if (t % 2 == 0) set_level(names[size(round) % names.size()]);
-            if (std::find(names.begin(), names.end(), current_level().name) == names.end())
-                check(false, "a level is one of them", current_level().name, t);
+            if (t % 2 == 0) set_simd_target(names[size(round) % names.size()]);
+            if (std::find(names.begin(), names.end(), current_simd_target().name) == names.end())
+                check(false, "a level is one of them", current_simd_target().name, t);
         }
     });
 }
@@ -283,7 +283,7 @@ void test_fork() {
 int main() {
     test_fork();  // before OpenMP has threads
     test_pool();
-    const Levels levels = supported_levels();
+    const SimdTargets levels = supported_simd_targets();
     for (std::size_t l = 0; l < levels.count; ++l) {
         const Kernels& kernels = *levels.begin[l];
         test_encoder(kernels);

@@ -34,7 +34,7 @@ struct World {
         params = numbers.floats(candidates * params_size, kSpread);
     }
 
-    WorldModel model(Precision precision, const Ends& ends = {}) const {
+    WorldModel model(Precision precision, const Termination& ends = {}) const {
         const WorldModelWeights weights{input.data(), recurrent.data(), bias.data(), head.data(),
                                         head_bias.data()};
         return {sizes, weights, precision, {mu.data(), logvar.data(), nullptr, nullptr, kStarts}, ends};

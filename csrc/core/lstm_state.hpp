@@ -9,7 +9,7 @@
 namespace worldmodels {
 
 // What moves on, row by row. Every row's bits depend on that row alone.
-struct MemoryRows {
+struct LstmRows {
     int count;
     const float* z;        // (count, latent)
     const float* actions;  // (count, action)
@@ -19,12 +19,12 @@ struct MemoryRows {
 };
 
 // Moves memories on, in float32. Safe from any number of threads.
-class Memory {
+class LstmState {
   public:
-    explicit Memory(const WorldModel& model) : model_(model) {}
+    explicit LstmState(const WorldModel& model) : model_(model) {}
 
     // Throws std::bad_alloc, std::runtime_error (fork).
-    void remember_unchecked(const Kernels& kernels, const MemoryRows& rows, int threads) const;
+    void advance_unchecked(const Kernels& kernels, const LstmRows& rows, int threads) const;
 
   private:
     const WorldModel& model_;

@@ -1,5 +1,5 @@
 // Looks through the loaded libraries for OpenBLAS's thread setting, as threadpoolctl does.
-#include "core/eigen_threads.hpp"
+#include "core/lapack_threads.hpp"
 
 #include <pthread.h>
 
@@ -63,7 +63,7 @@ std::vector<Library>& libraries() {
 
 }  // namespace
 
-OneLapackThread::OneLapackThread() {
+SingleLapackThread::SingleLapackThread() {
     const std::lock_guard lock(mutex);
     if (holders++ > 0) return;
     for (Library& library : libraries()) {
@@ -72,7 +72,7 @@ OneLapackThread::OneLapackThread() {
     }
 }
 
-OneLapackThread::~OneLapackThread() {
+SingleLapackThread::~SingleLapackThread() {
     const std::lock_guard lock(mutex);
     if (--holders > 0) return;
     for (const Library& library : libraries()) library.set(library.before);

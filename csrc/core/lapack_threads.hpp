@@ -7,12 +7,12 @@ namespace worldmodels {
 // and its threads wait by spinning, so that on a machine with another busy process dsyevd at N = 1088 took 9
 // s with two threads, 0.16 s with one. A LAPACK that is not OpenBLAS is left as it is. Several may live at
 // once, in several threads.
-class OneLapackThread {
+class SingleLapackThread {
   public:
-    OneLapackThread();
-    ~OneLapackThread();
-    OneLapackThread(const OneLapackThread&) = delete;
-    OneLapackThread& operator=(const OneLapackThread&) = delete;
+    SingleLapackThread();
+    ~SingleLapackThread();
+    SingleLapackThread(const SingleLapackThread&) = delete;
+    SingleLapackThread& operator=(const SingleLapackThread&) = delete;
 };
 
 }  // namespace worldmodels

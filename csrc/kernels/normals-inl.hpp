@@ -1,6 +1,6 @@
-// Standard normals in double, for CMA-ES: Philox and Box-Muller, in plain loops that the compiler turns into
-// vector code. Included inside an ISA's anonymous namespace. Nothing here is fused and the elementary
-// functions are series, so that neither the level nor a libm decides the bits.
+// Standard normals in float64 for CMA-ES, by Philox and Box-Muller, in plain loops that the compiler
+// vectorises. No multiply-add is fused and the elementary functions are series, so the bits depend neither on
+// the target nor on a libm.
 
 constexpr int kPairs = 64;  // pairs of normals made at a time
 constexpr double kLn2 = 0.6931471805599453094;
@@ -50,11 +50,12 @@ void normals(const std::uint32_t key[2], std::uint64_t generation, std::uint32_t
     double first[kPairs], second[kPairs];
     for (std::int64_t pair = 0; 2 * pair < count; pair += kPairs) {
         for (int i = 0; i < kPairs; i += kLanes) {
-            U counter[4] = {counting(static_cast<std::uint32_t>(pair + i)), splat_bits(row),
-                            splat_bits(static_cast<std::uint32_t>(generation)),
-                            splat_bits(static_cast<std::uint32_t>(generation >> 32))};
+            VecU counter[4] = {counting(static_cast<std::uint32_t>(pair + i)), splat_bits(row),
+                               splat_bits(static_cast<std::uint32_t>(generation)),
+                               splat_bits(static_cast<std::uint32_t>(generation >> 32))};
             philox(counter, key[0], key[1]);
-            for (int word = 0; word < 4; ++word) __builtin_memcpy(&words[word][i], &counter[word], sizeof(U));
+            for (int word = 0; word < 4; ++word)
+                __builtin_memcpy(&words[word][i], &counter[word], sizeof(VecU));
         }
         for (int i = 0; i < kPairs; ++i) {
             // the logarithm's argument is in (0, 1)
