@@ -11,13 +11,14 @@
 namespace worldmodels {
 namespace {
 
-// Tiles of columns packed together: they are neighbours in memory, so that a row is fetched once for all.
+// Adjacent tiles of columns packed together: a row is fetched once for all of them.
 constexpr std::int64_t kGroup = 4;
 
 // panels[q][k][0..8) = v[k, column + 8 q..column + 8 q + 8), q < count, zeros past the end.
 void pack_columns(const double* v, std::int64_t depth, std::int64_t n, std::int64_t column,
                   std::int64_t count, double* panels) {
-    constexpr std::int64_t kAhead = 16;  // rows; each is in another page, where no hardware looks ahead
+    constexpr std::int64_t kAhead =
+        16;  // rows to prefetch; each is in another page, beyond the hardware prefetcher
     for (std::int64_t k = 0; k < depth; ++k) {
         for (std::int64_t q = 0; q < count; ++q) {
             const std::int64_t start = column + q * kTile;
@@ -108,7 +109,7 @@ void symmetric_update(const Kernels& kernels, double* c, std::int64_t n, double 
                     left[row * kTile + s] = weight * right[row * kTile + s];
             }
         }
-        // Long rows of tiles first, so that the threads end together.
+        // Long rows of tiles first, for load balance.
 #pragma omp for schedule(dynamic)
         for (std::int64_t rank = 0; rank < count; ++rank) {
             const std::int64_t i = count - 1 - rank;

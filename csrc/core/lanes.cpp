@@ -1,4 +1,4 @@
-// Lanes: a block's buffers and what moves episodes in and out of its columns.
+// The lanes of a block: allocation, starts, moves and termination.
 #include "core/lanes.hpp"
 
 #include <cmath>
@@ -9,7 +9,7 @@
 namespace worldmodels {
 namespace {
 
-// Rows of a block that hold `count` floats.
+// Number of rows of a block that hold `count` floats.
 constexpr std::size_t in_rows(std::size_t count) {
     return (count + kBlock - 1) / kBlock;
 }
@@ -84,17 +84,16 @@ void Lanes::set_seed(int lane, std::uint64_t seed) {
 }
 
 double Lanes::termination_probability(int lane) const {
-    return view_.done
-               ? 1.0 / (1.0 + std::exp(termination_.log_weight - static_cast<double>(done_logit(lane))))
-               : 0.0;
+    if (!view_.done) return 0.0;
+    return 1.0 / (1.0 + std::exp(termination_.log_pos_weight - static_cast<double>(done_logit(lane))));
 }
 
 bool Lanes::done(int lane, std::uint64_t seed) const {
     if (!view_.done) return false;
-    if (!termination_.by_chance) return done_logit(lane) > 0.0F;
+    if (termination_.mode == Termination::Mode::threshold) return done_logit(lane) > 0.0F;
     const double u =
         termination_uniform(seed, block_.candidate[lane], block_.episode[lane], block_.step[lane]);
-    return done_logit(lane) - termination_.log_weight > std::log(u / (1.0 - u));
+    return done_logit(lane) - termination_.log_pos_weight > std::log(u / (1.0 - u));
 }
 
 void Lanes::start(const Kernels& kernels, const WorldModel& model, std::uint64_t seed,
@@ -105,11 +104,11 @@ void Lanes::start(const Kernels& kernels, const WorldModel& model, std::uint64_t
     kernels.initial_latent(key.data(), candidate, episode, view_.latent, model.initial_mu(row),
                            model.initial_logvar(row), block_.noise);
     for (int d = 0; d < view_.latent; ++d) block_.x[d * kBlock + lane] = block_.noise[d];
-    const float* const memory = model.initial_state(row);
-    if (view_.restart) block_.x[(view_.inputs() - 1) * kBlock + lane] = memory == nullptr ? 1.0F : 0.0F;
+    const float* const state = model.initial_state(row);  // h, then c
+    if (view_.restart) block_.x[(view_.inputs() - 1) * kBlock + lane] = state == nullptr ? 1.0F : 0.0F;
     for (int k = 0; k < view_.hidden; ++k) {
-        block_.h[k * kBlock + lane] = memory == nullptr ? 0.0F : memory[k];
-        block_.c[k * kBlock + lane] = memory == nullptr ? 0.0F : memory[view_.hidden + k];
+        block_.h[k * kBlock + lane] = state == nullptr ? 0.0F : state[k];
+        block_.c[k * kBlock + lane] = state == nullptr ? 0.0F : state[view_.hidden + k];
     }
     if (params != nullptr)
         for (std::size_t i = 0; i < params_; ++i)

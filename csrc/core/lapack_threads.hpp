@@ -1,12 +1,11 @@
-// Holds a loaded OpenBLAS to one thread while it lives.
+// A scope in which the loaded OpenBLAS uses one thread.
 #pragma once
 
 namespace worldmodels {
 
-// Why: OpenBLAS's bits depend on its number of threads, so that a run would depend on OPENBLAS_NUM_THREADS;
-// and its threads wait by spinning, so that on a machine with another busy process dsyevd at N = 1088 took 9
-// s with two threads, 0.16 s with one. A LAPACK that is not OpenBLAS is left as it is. Several may live at
-// once, in several threads.
+// OpenBLAS's bits depend on its number of threads, so a run would depend on OPENBLAS_NUM_THREADS. Its threads
+// also wait by spinning: next to another busy process, dsyevd at N = 1088 took 9 s with two threads and 0.16
+// s with one. Other LAPACK libraries are not changed. Scopes may overlap, in any number of threads.
 class SingleLapackThread {
   public:
     SingleLapackThread();

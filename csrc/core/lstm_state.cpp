@@ -1,4 +1,4 @@
-// M's memory in the real world, a block of rows at a time.
+// The LSTM state of environments, advanced a block of rows at a time.
 #include "core/lstm_state.hpp"
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 namespace worldmodels {
 namespace {
 
-// rows (count, size) to columns (size, kBlock), and back.
+// Copies rows (count, size) to columns (size, kBlock), and back.
 void to_columns(const float* rows, int count, int size, float* columns) {
     for (int row = 0; row < count; ++row)
         for (int k = 0; k < size; ++k) columns[k * kBlock + row] = rows[std::ptrdiff_t{row} * size + k];
@@ -38,10 +38,10 @@ void advance_block(const Kernels& kernels, const ModelView& m, const LstmRows& r
 
 void LstmState::advance_unchecked(const Kernels& kernels, const LstmRows& rows, int threads) const {
     const int blocks = (rows.count + kBlock - 1) / kBlock;
-    const int team = threads_for(blocks, threads);
+    threads = threads_for(blocks, threads);
     const auto scratch = scratch_.borrow();
-    while (scratch->size() < static_cast<std::size_t>(team)) scratch->emplace_back(model_, nullptr);
-    parallel_for_blocks(blocks, team, [&](int b, int thread) {
+    while (scratch->size() < static_cast<std::size_t>(threads)) scratch->emplace_back(model_, nullptr);
+    parallel_for_blocks(blocks, threads, [&](int b, int thread) {
         advance_block(kernels, model_.view(), rows, b * kBlock,
                       (*scratch)[static_cast<std::size_t>(thread)].block());
     });

@@ -1,4 +1,5 @@
-// M's memory in the real world: the LSTM alone, on latents and actions that come from outside.
+// The LSTM state (h, c) of environments, advanced by given latents and actions. The MDN head is not
+// evaluated.
 #pragma once
 
 #include <vector>
@@ -8,27 +9,27 @@
 
 namespace worldmodels {
 
-// What moves on, row by row. Every row's bits depend on that row alone.
+// A batch of states and their inputs. Every row's bits depend on that row alone.
 struct LstmRows {
     int count;
     const float* z;        // (count, latent)
     const float* actions;  // (count, action)
     const bool* restart;   // (count)
-    float* h;              // (count, hidden): before, and then after
-    float* c;              // (count, hidden): likewise
+    float* h;              // (count, hidden), advanced in place
+    float* c;              // (count, hidden), advanced in place
 };
 
-// Moves memories on, in float32. Safe from any number of threads.
+// Advances batches of LSTM states in float32. Safe from any number of threads.
 class LstmState {
   public:
     explicit LstmState(const WorldModel& model) : model_(model) {}
 
-    // Throws std::bad_alloc, std::runtime_error (fork).
+    // Throws std::bad_alloc, and std::runtime_error as check_not_forked.
     void advance_unchecked(const Kernels& kernels, const LstmRows& rows, int threads) const;
 
   private:
     const WorldModel& model_;
-    mutable Pool<std::vector<Lanes>> scratch_;  // of a call: a block for every thread of its team
+    mutable Pool<std::vector<Lanes>> scratch_;  // one block per thread of a call
 };
 
 }  // namespace worldmodels

@@ -1,4 +1,4 @@
-// Calls LAPACK's dsyevd on row-major memory: its "upper" triangle is our lower one, its columns are our rows.
+// LAPACK's dsyevd on row-major memory: its "upper" triangle is the lower one here, its columns are rows.
 #include "core/symmetric_eigen.hpp"
 
 #include <cmath>

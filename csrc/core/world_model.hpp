@@ -1,4 +1,4 @@
-// M: the sizes and the packed weights of an MDN-RNN, and where its episodes start.
+// M: the sizes and packed weights of an MDN-RNN, its initial states and its termination rule.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,8 @@ struct WorldModelWeights {
     const float* head_bias;  // (head rows)
 };
 
-// Where episodes start. A row whose h and c are zero is an episode's first frame: its restart flag is set.
+// The initial states of episodes. A row whose h and c are zero is the first frame of an episode: its restart
+// flag is set. Any other row is a burned-in state.
 struct InitialStates {
     const float* mu;      // (rows, latent)
     const float* logvar;  // (rows, latent)
@@ -33,17 +34,19 @@ struct InitialStates {
     std::uint32_t rows;
 };
 
-// When episodes end: where the done logit is above 0, or by chance, with the probability that M gives to it
-// once the weight that ends had in its training is taken back.
+// How the done logit terminates an episode. threshold: where it is above 0. sample: with M's probability,
+// corrected for the positive-class weight of its training loss. expected: never sampled; rewards are weighted
+// by the probability of surviving to their step.
 struct Termination {
-    bool by_chance;
-    double log_weight;
+    enum class Mode { threshold, sample, expected };
+    Mode mode = Mode::threshold;
+    double log_pos_weight = 0.0;
 };
 
 class WorldModel {
   public:
     WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, Precision precision,
-               const InitialStates& starts, const Termination& termination = {});
+               const InitialStates& initial, const Termination& termination = {});
 
     Precision precision() const { return precision_; }
     const Termination& termination() const { return termination_; }
@@ -51,7 +54,7 @@ class WorldModel {
     std::uint32_t initial_rows() const { return initial_rows_; }
     const float* initial_mu(std::uint32_t row) const { return initial_mu_.data() + row * latent(); }
     const float* initial_logvar(std::uint32_t row) const { return initial_logvar_.data() + row * latent(); }
-    // h, then c (2, hidden); null at an episode's first frame.
+    // h, then c (2, hidden); null for the first frame of an episode.
     const float* initial_state(std::uint32_t row) const {
         return burned_in_.empty() || !burned_in_[row] ? nullptr : initial_states_.data() + row * 2 * hidden();
     }

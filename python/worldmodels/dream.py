@@ -211,7 +211,14 @@ class Dream:
         check_precision(precision)
         self.precision = precision
         self._native = native_model(
-            mdnrnn, initial_mu, initial_logvar, precision, initial_h, initial_c, done_weight=done_weight
+            mdnrnn,
+            initial_mu,
+            initial_logvar,
+            precision,
+            initial_h,
+            initial_c,
+            done_weight=done_weight,
+            expected_returns=bool(expected_returns),
         )
         check_fits(controller, mdnrnn)
         self.controller = controller
@@ -322,13 +329,12 @@ class Dream:
             self._model,
             self._shape,
             float_array("params", params, ("P", self.controller.size)),
-            check_integer("episodes", episodes, 1, 2**31 - 1),
-            check_seed(seed),
-            bool(common_seeds),
-            self.temperature,
-            self._max_steps(max_steps),
-            check_threads(num_threads),
-            self.expected_returns,
+            episodes=check_integer("episodes", episodes, 1, 2**31 - 1),
+            seed=check_seed(seed),
+            common_random_numbers=bool(common_seeds),
+            temperature=self.temperature,
+            max_steps=self._max_steps(max_steps),
+            num_threads=check_threads(num_threads),
         )
         return DreamResult(returns, lengths), computed
 
@@ -364,12 +370,11 @@ class Dream:
             self._model,
             self._shape,
             float_array("params", params, (self.controller.size,)),
-            check_integer("candidate", candidate, 0, 2**31 - 1),
-            check_integer("episode", episode, 0, 2**31 - 1),
-            check_seed(seed),
-            self.temperature,
-            self._max_steps(max_steps),
-            self.expected_returns,
+            candidate=check_integer("candidate", candidate, 0, 2**31 - 1),
+            episode=check_integer("episode", episode, 0, 2**31 - 1),
+            seed=check_seed(seed),
+            temperature=self.temperature,
+            max_steps=self._max_steps(max_steps),
         )
         done = None if done_logit is None else done_logit[:length].copy()
         return DreamTrace(z[: length + 1].copy(), action[:length].copy(), done, reward[:length].copy())
@@ -427,10 +432,15 @@ def native_model(
     initial_c: npt.ArrayLike | None = None,
     *,
     done_weight: float | None = None,
+    expected_returns: bool = False,
 ) -> Native[_core.WorldModel]:
     """Copies M's weights and starts into the native core; arguments and errors as for :class:`Dream`."""
     if not isinstance(mdnrnn, MDNRNN):
         raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
+    if done_weight is not None and not mdnrnn.done_head:
+        raise ValueError("done_weight: expected none without a done head")
+    if done_weight is not None and not check_real("done_weight", done_weight) > 0:
+        raise ValueError(f"done_weight: expected a finite number above 0, got {done_weight}")
     check_threads_usable()
     mu = float_array("initial_mu", initial_mu, ("K", mdnrnn.latent_size)).copy()
     logvar = float_array("initial_logvar", initial_logvar, (mu.shape[0], mdnrnn.latent_size)).copy()
@@ -461,7 +471,8 @@ def native_model(
         initial_logvar=logvar,
         initial_h=h,
         initial_c=c,
-        done_weight=None if done_weight is None else check_real("done_weight", done_weight, 0),
+        termination="threshold" if done_weight is None else "expected" if expected_returns else "sample",
+        done_pos_weight=1.0 if done_weight is None else float(done_weight),
         **weights,
     )
 

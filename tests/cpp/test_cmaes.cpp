@@ -169,7 +169,7 @@ Run minimise(const Kernels& kernels, std::int64_t n, std::int64_t popsize, bool 
     double best = std::numeric_limits<double>::infinity();
     for (int g = 0; g < generations; ++g) {
         std::vector<double> x = cmaes.ask(kernels, threads);
-        x[0] += 1e-3;  // a solution that was not asked for
+        x[0] += 1e-3;  // an injected solution
         std::vector<double> values(size(popsize));
         for (std::int64_t i = 0; i < popsize; ++i) values[size(i)] = ellipsoid(x.data() + i * n, n);
         std::vector<std::int64_t> order(size(popsize)), rank(size(popsize));

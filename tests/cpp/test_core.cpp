@@ -9,6 +9,8 @@
 #include "core/dream.hpp"
 #include "core/encoder.hpp"
 #include "core/lstm_state.hpp"
+#include "core/pack_winograd.hpp"
+#include "core/stepper.hpp"
 #include "world.hpp"
 
 namespace {
@@ -134,7 +136,7 @@ void test_stepper(const Player& player, const Result& whole, int number) {
         stepper.reset_unchecked(player.kernels, {seeds.data(), candidates.data(), episodes.data()}, mask);
         std::vector<float> given(kEnvs * action), gained(kEnvs);
         Observed seen(player, kEnvs);
-        LstmState memory(player.model);
+        LstmState lstm(player.model);
         stepper.observe_unchecked(true, true, threads, seen.all.data());
         for (std::size_t t = 0; t < static_cast<std::size_t>(result.lengths[0]); ++t) {
             for (std::size_t i = 0; i < given.size(); ++i) given[i] = actions[t * action + i % action];
@@ -144,11 +146,11 @@ void test_stepper(const Player& player, const Result& whole, int number) {
             if (player.model.precision() == Precision::float32) {
                 bool restart[kEnvs];
                 std::fill_n(restart, kEnvs, t == 0);
-                memory.advance_unchecked(
+                lstm.advance_unchecked(
                     player.kernels,
                     {static_cast<int>(kEnvs), before.data(), given.data(), restart, h.data(), c.data()},
                     threads);
-                check(same_bits(h, seen.h()) && same_bits(c, seen.c()), "memory is the dream's",
+                check(same_bits(h, seen.h()) && same_bits(c, seen.c()), "the LSTM state is the dream's",
                       player.kernels.name, number);
             }
             check(std::memcmp(seen.all.data(), z.data() + (t + 1) * latent, latent * sizeof(float)) == 0 &&
@@ -294,10 +296,10 @@ std::uint64_t fingerprint(std::uint64_t hash, const Result& result) {  // FNV-1a
     return hash;
 }
 
-// Ends by chance: other episodes, for which the same holds.
-void test_chance(const Player& player, const Result& by_threshold, int number) {
+// Sampled termination: other episodes, with the same properties.
+void test_sampled_termination(const Player& player, const Result& by_threshold, int number) {
     const Result whole = player.play(kCandidates, 1);
-    check(whole.lengths != by_threshold.lengths, "chance ends other episodes", player.kernels.name, number);
+    check(whole.lengths != by_threshold.lengths, "sampled termination differs", player.kernels.name, number);
     test_rollouts(player, whole, number);
     test_stepper(player, whole, number);
 }
@@ -312,7 +314,8 @@ int main(int count, char** arguments) {
     for (const auto& [sizes, controller] : kCases) {
         const World world(sizes, controller, static_cast<std::uint64_t>(number), kCandidates);
         for (const Precision precision : {Precision::float32, Precision::bfloat16}) {
-            const WorldModel model = world.model(precision), by_chance = world.model(precision, {true, 1.0});
+            const WorldModel model = world.model(precision),
+                             sampled = world.model(precision, {Termination::Mode::sample, 1.0});
             Result first;
             for (std::size_t l = 0; l < levels.count; ++l) {
                 const Player player{*levels.begin[l], world, model};
@@ -321,7 +324,7 @@ int main(int count, char** arguments) {
                 if (!only_bits) {
                     test_rollouts(player, whole, number);
                     test_stepper(player, whole, number);
-                    if (sizes.done) test_chance({player.kernels, world, by_chance}, whole, number);
+                    if (sizes.done) test_sampled_termination({player.kernels, world, sampled}, whole, number);
                 }
                 if (l == 0) {
                     plain = fingerprint(plain, whole);

@@ -14,6 +14,7 @@
 #include "core/lock.hpp"
 #include "core/lstm_state.hpp"
 #include "core/simd_target.hpp"
+#include "core/stepper.hpp"
 #include "world.hpp"
 
 #if defined(__has_feature)
@@ -81,7 +82,7 @@ void test_encoder(const Kernels& kernels) {
     });
 }
 
-void test_memory(const Kernels& kernels, const World& world, const WorldModel& model) {
+void test_lstm_state(const Kernels& kernels, const World& world, const WorldModel& model) {
     constexpr int kCounts[kThreads] = {1, 3, 40, 70}, kMost = 70;
     Numbers numbers(9);
     const auto rows = [&](int columns) { return numbers.floats(size(kMost) * size(columns), 0.9F); };
@@ -89,21 +90,21 @@ void test_memory(const Kernels& kernels, const World& world, const WorldModel& m
                              h = rows(world.sizes.hidden), c = rows(world.sizes.hidden);
     bool restart[kMost];
     for (int row = 0; row < kMost; ++row) restart[row] = row % 3 == 0;
-    const auto remember = [&](const LstmState& memory, int count, int team) {
+    const auto advance = [&](const LstmState& lstm, int count, int team) {
         std::vector<float> out_h = h, out_c = c;
-        memory.advance_unchecked(
-            kernels, {count, z.data(), actions.data(), restart, out_h.data(), out_c.data()}, team);
+        lstm.advance_unchecked(kernels,
+                               {count, z.data(), actions.data(), restart, out_h.data(), out_c.data()}, team);
         out_h.insert(out_h.end(), out_c.begin(), out_c.end());
         return out_h;
     };
-    const LstmState memory(model);
+    const LstmState lstm(model);
     std::vector<float> want[kThreads];
-    for (int t = 0; t < kThreads; ++t) want[t] = remember(LstmState(model), kCounts[t], 1);
+    for (int t = 0; t < kThreads; ++t) want[t] = advance(LstmState(model), kCounts[t], 1);
     at_once(kThreads, [&](int t) {
         for (int round = 0; round < 20; ++round) {
             const int which = (t + round) % kThreads;
-            const std::vector<float> found = remember(memory, kCounts[which], 1 + t % 2);
-            if (!same_bits(found, want[which])) check(false, "threads share a memory", kernels.name, t);
+            const std::vector<float> found = advance(lstm, kCounts[which], 1 + t % 2);
+            if (!same_bits(found, want[which])) check(false, "threads share an LSTM state", kernels.name, t);
         }
     });
 }
@@ -194,7 +195,7 @@ void test_cmaes(const Kernels& kernels) {
         Guarded<Cmaes> cmaes{Cmaes(cmaes_parameters(kSize, kPopsize, true, false),
                                    std::vector<double>(size(kSize), 1.0), 0.5, 1, false, nullptr),
                              {}};
-        cmaes.object.gap() = 1e9;  // no decomposition: there is no LAPACK here
+        cmaes.object.set_gap(1e9);  // no decomposition: there is no LAPACK here
         at_once(threads, [&](int t) {
             for (int g = 0; g < generations; ++g) {
                 const std::lock_guard hold(cmaes.lock);
@@ -291,8 +292,10 @@ int main() {
         for (const std::size_t number : {std::size_t{0}, std::size_t{3}}) {
             const auto& [sizes, controller] = kCases[number];
             const World world(sizes, controller, number, 3);
-            const WorldModel model = world.model(Precision::float32, {sizes.done, 1.0});
-            test_memory(kernels, world, model);
+            const WorldModel model =
+                world.model(Precision::float32,
+                            {sizes.done ? Termination::Mode::sample : Termination::Mode::threshold, 1.0});
+            test_lstm_state(kernels, world, model);
             test_rollouts(kernels, world, model);
             test_stepper(kernels, world, model);
         }

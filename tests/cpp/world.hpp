@@ -34,10 +34,11 @@ struct World {
         params = numbers.floats(candidates * params_size, kSpread);
     }
 
-    WorldModel model(Precision precision, const Termination& ends = {}) const {
+    WorldModel model(Precision precision, const Termination& termination = {}) const {
         const WorldModelWeights weights{input.data(), recurrent.data(), bias.data(), head.data(),
                                         head_bias.data()};
-        return {sizes, weights, precision, {mu.data(), logvar.data(), nullptr, nullptr, kStarts}, ends};
+        return {
+            sizes, weights, precision, {mu.data(), logvar.data(), nullptr, nullptr, kStarts}, termination};
     }
 
     WorldModelSizes sizes;
