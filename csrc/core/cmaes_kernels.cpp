@@ -1,4 +1,4 @@
-// Packing, tiling and threads of the products; the arithmetic of a tile is kernels/tile.hpp.
+// Packing, tiling and threads of the products; the arithmetic of a tile is kernels/tile-inl.hpp.
 #include "core/cmaes_kernels.hpp"
 
 #include <omp.h>

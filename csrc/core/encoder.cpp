@@ -9,9 +9,10 @@
 namespace worldmodels {
 namespace {
 
-constexpr int kFrameGroup = 8;  // blocks are multiples of this many frames, which fill whole vectors
-constexpr int kMaxSingleFrames =
-    4;  // up to this many frames per thread, single frames are faster than a block
+// Blocks are multiples of this many frames, which fill whole vectors.
+constexpr int kFrameGroup = 8;
+// Up to this many frames per thread, single frames are faster than a block.
+constexpr int kMaxSingleFrames = 4;
 
 // byte / 255 in float32.
 constexpr std::array<float, 256> kBrightness = [] {

@@ -78,8 +78,8 @@ inline void act(const ModelView& m, const ControllerView& c, Block& block, int v
     }
 }
 
-// The component of one dimension: from softmax(logits / temperature) by inversion, or the first largest.
-// logit(k) gives component k's logits.
+// The component of one dimension: sampled from softmax(logits / temperature) by inversion, or the argmax.
+// logit(k) returns the logits of component k.
 template <class Logit>
 inline VecI choose(Logit logit, int mixtures, VecF uniform, const Sampling& s) {
     VecF largest = logit(0);

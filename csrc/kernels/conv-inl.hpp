@@ -26,11 +26,11 @@ inline __attribute__((always_inline)) void convolve_rows(const ConvView& conv, c
 // where the last panel has no more than eight.
 template <int R, class F>
 inline __attribute__((always_inline)) void in_groups(int filters, F f) {
-    constexpr int kFewer = 4;
+    constexpr int kSmallGroup = 4;
     int first = 0;
-    for (; first < filters && (first % kPanel != 0 || filters - first > 2 * kFewer); first += R)
+    for (; first < filters && (first % kPanel != 0 || filters - first > 2 * kSmallGroup); first += R)
         f.template operator()<R>(first);
-    for (; first < filters; first += kFewer) f.template operator()<kFewer>(first);
+    for (; first < filters; first += kSmallGroup) f.template operator()<kSmallGroup>(first);
 }
 
 // One line of pixels. A panel is read once for all of them.

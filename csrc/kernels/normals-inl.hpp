@@ -2,7 +2,7 @@
 // vectorises. No multiply-add is fused and the elementary functions are series, so the bits depend neither on
 // the target nor on a libm.
 
-constexpr int kPairs = 64;  // pairs of normals made at a time
+constexpr int kPairs = 64;  // pairs of normals per iteration
 constexpr double kLn2 = 0.6931471805599453094;
 constexpr double kHalfPi = 1.5707963267948966192;
 constexpr double kSqrtHalf = 0.7071067811865475244;
@@ -10,7 +10,7 @@ constexpr double kSqrtHalf = 0.7071067811865475244;
 // ln x for x in (0, 1], by 2 atanh(s), s = (m - 1) / (m + 1), |s| < 0.172, after x = m 2^e with m near 1.
 inline double natural_log(double x) {
     const auto bits = __builtin_bit_cast(std::uint64_t, x);
-    // a whole number below 2^52 as the low bits of 2^52 + number
+    // an integer below 2^52 in the low bits of 2^52 + integer
     double exponent = __builtin_bit_cast(double, bits >> 52 | 0x4330000000000000ULL) - (0x1p52 + 1022.0);
     double mantissa =
         __builtin_bit_cast(double, (bits & 0x000FFFFFFFFFFFFFULL) | 0x3FE0000000000000ULL);  // [1/2, 1)
