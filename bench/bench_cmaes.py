@@ -21,9 +21,9 @@ import pytest
 
 from worldmodels.benchmarks.measure import rollout_case
 from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, doom
-from worldmodels.cmaes import CMAES
-from worldmodels.dream import multiply_add_rate, precisions
-from worldmodels.threads import cores
+from worldmodels.cmaes.cmaes import CMAES
+from worldmodels.support.cpu import cores
+from worldmodels.support.simd import multiply_add_rate, precisions
 
 POPSIZE = 64
 BATCHES = 3

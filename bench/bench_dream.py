@@ -16,7 +16,7 @@ import pytest
 
 from worldmodels import _core
 from worldmodels.benchmarks.measure import Case, cases, time_case
-from worldmodels.dream import multiply_add_rate, simd_levels
+from worldmodels.support.simd import multiply_add_rate, simd_levels
 
 ROUNDS = 3
 COUNT = 1 << 20

@@ -26,18 +26,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from worldmodels.config import TrainRNNConfig, TrainVAEConfig
 from worldmodels.data.episodes import Episode, EpisodeStore, EpisodeWriter, shard_path
 from worldmodels.data.frames import FrameReader, Order
 from worldmodels.data.latents import Latents
-from worldmodels.data.streams import Streams
-from worldmodels.experiment import Experiment
+from worldmodels.data.sequences import Streams
+from worldmodels.models.device import autocast, seed_step
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.training import Pieces, autocast, seed_step
 from worldmodels.models.vae import ConvVAE, vae_loss
-from worldmodels.ranks import Ranks
-from worldmodels.stages import train_rnn, train_vae
-from worldmodels.tasks import preset
+from worldmodels.pipeline.config import TrainRNNConfig, TrainVAEConfig
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.stages import train_rnn, train_vae
+from worldmodels.pipeline.tasks import preset
+from worldmodels.training.distributed import Ranks
+from worldmodels.training.optim import Pieces
 
 ROUNDS = 5
 CPU = torch.device("cpu")
@@ -358,7 +359,7 @@ def test_memory_with_10_000_episodes(benchmark, tmp_path) -> None:
                     writer.append(Episode(pool[start : start + 50], nothing[:, None], nothing, True, "never", 0))
         synthetic_latents(10_000, 300).save(experiment.path("latents", "00000.safetensors"))
         for stage in ("collect", "train_vae", "encode"):
-            with mock.patch(f"worldmodels.stages.{stage}.run", lambda _: {}):
+            with mock.patch(f"worldmodels.pipeline.stages.{stage}.run", lambda _: {}):
                 experiment.run(stage)
     peaks = {}
 

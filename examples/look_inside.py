@@ -16,8 +16,8 @@ import torch
 
 import worldmodels as wm
 from worldmodels import pretrained
-from worldmodels.data.weights import load_model
 from worldmodels.models.vae import decode
+from worldmodels.models.weights import load_model
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -24,11 +24,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 import worldmodels as wm
 from worldmodels import pretrained
-from worldmodels.config import EnvironmentConfig
-from worldmodels.data.weights import load_model
-from worldmodels.dream import done_weight
-from worldmodels.envs.dream import DreamVectorEnv
-from worldmodels.envs.play import Environments
+from worldmodels.dream.env import DreamVectorEnv
+from worldmodels.dream.world_model import done_weight
+from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.models.weights import load_model
+from worldmodels.rollout.runner import Environments
 
 SCALE = math.atanh(1 / 3) * 3
 

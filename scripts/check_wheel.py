@@ -16,7 +16,7 @@ assert not heavy, f"expected an import that loads nothing heavy, got {heavy}"
 
 import numpy as np
 
-from worldmodels.dream import simd_level
+from worldmodels.support.simd import simd_level
 
 
 def main() -> None:

@@ -29,18 +29,18 @@ with atheris.instrument_imports(include=["worldmodels"]):
     from conftest import make_episode, make_latents, make_mdnrnn, make_vae, mark_done, toy_config, write_store
     from measurements import MEASURED, draw, read, write_out
     from refusals import REFUSALS, STRANGE, a_file, attempt, little_memory, without_checksum
-    from worldmodels.config import Config, from_dict, override, to_dict
-    from worldmodels.data.atomic import read_json, write_json
     from worldmodels.data.episodes import EpisodeStore
     from worldmodels.data.latents import load_latents
-    from worldmodels.data.weights import load_model, load_tensors, save_model, save_tensors
-    from worldmodels.dream import load_midway, load_world
-    from worldmodels.experiment import Experiment
+    from worldmodels.dream.world_model import load_midway, load_world
     from worldmodels.models.agent import Agent, load_controller
     from worldmodels.models.encoder import Encoder
+    from worldmodels.models.lstm_state import Memory
     from worldmodels.models.mdnrnn import MDNRNN
-    from worldmodels.models.memory import Memory
-    from worldmodels.stages.scores import read_scores
+    from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
+    from worldmodels.pipeline.config import Config, from_dict, override, to_dict
+    from worldmodels.pipeline.run import Experiment
+    from worldmodels.pipeline.stages.scores import read_scores
+    from worldmodels.support.files import read_json, write_json
 
 Provider = atheris.FuzzedDataProvider
 LOADERS = (ValueError, TypeError, FileNotFoundError)  # a small file is no reason for a MemoryError
@@ -364,7 +364,7 @@ def cmaes(data: bytes, folder: Path) -> None:
             assert all(np.array_equal(before[key], value, equal_nan=True) for key, value in es.state_dict().items())
         elif es.popsize < 1000:
             for _ in range(3):
-                es.tell(es.ask(), np.arange(es.popsize * es.repeats).reshape(-1, es.repeats).squeeze(1))
+                es.tell(es.ask(), np.arange(es.popsize))
                 es.stop()
     except RuntimeError as error:  # C that no decomposition exists for, or steps beyond float64, told at the next ask
         assert "could not be decomposed" in str(error) or "beyond float64" in str(error), repr(error)

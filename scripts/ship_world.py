@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from worldmodels.data.atomic import write_json
-from worldmodels.data.weights import load_tensors, save_tensors
+from worldmodels.models.weights import load_tensors, save_tensors
 from worldmodels.pretrained import HASHES, sha256
+from worldmodels.support.files import write_json
 
 MEASURED = ("vae/quality.json", "rnn/quality.json")
 FILES = ("vae/vae.safetensors", "rnn/rnn.safetensors", "rnn/initial.safetensors", "evolve/controller.safetensors")

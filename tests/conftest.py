@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodels.config import Config, override
 from worldmodels.data.episodes import Episode, EpisodeWriter, shard_path
 from worldmodels.data.latents import Latents
-from worldmodels.data.weights import save_model, save_tensors
-from worldmodels.experiment import Experiment
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
-from worldmodels.tasks import preset
+from worldmodels.models.weights import save_model, save_tensors
+from worldmodels.pipeline.config import Config, override
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.tasks import preset
 
 #: Settings under which every stage takes seconds.
 TOY: dict[str, dict[str, Any]] = {
@@ -127,7 +127,7 @@ def mark_done(experiment: Experiment, *stages: str, summary: dict[str, Any] | No
     """Marks stages as complete with the settings of now, without running them."""
     for stage in stages:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"worldmodels.stages.{stage}.run", lambda _: summary or {})
+            patch.setattr(f"worldmodels.pipeline.stages.{stage}.run", lambda _: summary or {})
             experiment.run(stage)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worldmodels import figures, measured, quality
-from worldmodels.stages.check_dream import format_table as dream_table
-from worldmodels.stages.evaluate import format_table as score_table
-from worldmodels.stats import describe
+from worldmodels.analysis import figures, quality
+from worldmodels.analysis.stats import describe
+from worldmodels.pipeline import records as measured
+from worldmodels.pipeline.stages.check_dream import format_table as dream_table
+from worldmodels.pipeline.stages.evaluate import format_table as score_table
 
 _GAME = describe([10.0, 30.0, 50.0])
 _ERRORS = {"mean": 0.5, "sample": 0.7, "stays": 0.9}

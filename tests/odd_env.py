@@ -5,9 +5,10 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 
-from worldmodels.config import CollectConfig, Config, EnvironmentConfig, EvolveConfig, TrainRNNConfig
 from worldmodels.envs.policies import constant, held
-from worldmodels.tasks import Task
+from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.pipeline.config import CollectConfig, Config, EvolveConfig, TrainRNNConfig
+from worldmodels.pipeline.tasks import Task
 
 FRAMES = gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8)
 

@@ -8,8 +8,8 @@ import torch
 
 import worldmodels as wm
 from conftest import make_mdnrnn, make_vae, toy_config, write_world
-from worldmodels.experiment import Experiment
-from worldmodels.stages.evolve import save_controller
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.stages.evolve import save_controller
 
 LATENT, HIDDEN = 4, 6
 

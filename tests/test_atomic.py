@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from conftest import make_episode, make_latents, make_vae
-from worldmodels.data.atomic import atomic_path, link, write_json
 from worldmodels.data.episodes import EpisodeWriter
-from worldmodels.data.weights import save_model, save_tensors
+from worldmodels.models.weights import save_model, save_tensors
+from worldmodels.support.files import atomic_path, link, write_json
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077, 0o002], ids=lambda mask: f"{mask:03o}")

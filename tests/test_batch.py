@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from toy_env import ToyEnv
-from worldmodels.config import EnvironmentConfig
-from worldmodels.envs import batch as batches
-from worldmodels.envs import pool
-from worldmodels.envs.batch import ProcessBatch, ThreadBatch, backend, make_batch
+from worldmodels.envs import envpool as pool
+from worldmodels.envs import vector as batches
+from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.vector import ProcessBatch, ThreadBatch, backend, make_batch
 
 TOY = EnvironmentConfig(id="toy_env:Toy-v0", variant="", resolution="")
 CARS = EnvironmentConfig(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
@@ -165,8 +165,8 @@ def test_envpool_needs_no_box2d():
     lines = (
         "import sys",
         "sys.modules['Box2D'] = None",
-        "from worldmodels.config import EnvironmentConfig",
-        "from worldmodels.envs.batch import make_batch",
+        "from worldmodels.pipeline.config import EnvironmentConfig",
+        "from worldmodels.envs.vector import make_batch",
         "cars = EnvironmentConfig(id='worldmodels/CarRacing-v0', variant='', resolution='', backend='envpool')",
         "print(make_batch(cars, 1, workers=1).reset([0], [1]).shape)",
     )

@@ -9,7 +9,7 @@ import torch
 from worldmodels import MDNRNN, Controller
 from worldmodels.benchmarks import measure, peers, worlds
 from worldmodels.cli import main
-from worldmodels.dream import multiply_add_rate, precisions, set_simd_level, simd_level, simd_levels
+from worldmodels.support.simd import multiply_add_rate, precisions, set_simd_level, simd_level, simd_levels
 
 
 def small_world():

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from conftest import TOY, make_mdnrnn
-from worldmodels import MDNRNN, Controller, tasks
-from worldmodels.config import EnvironmentConfig, override
+from worldmodels import MDNRNN, Controller
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.envs import play, pool
+from worldmodels.envs import envpool as pool
 from worldmodels.envs.car_racing import HIGH, LOW
-from worldmodels.experiment import STAGES, Experiment
+from worldmodels.envs.spec import EnvironmentConfig
 from worldmodels.models.random_agent import RandomAgent
-from worldmodels.stages import collect, players
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.config import override
+from worldmodels.pipeline.run import STAGES, Experiment
+from worldmodels.pipeline.stages import collect, players
+from worldmodels.rollout import runner as play
 
 TASK = tasks.get("carracing")
 
@@ -62,8 +65,7 @@ def test_policies_stay_on_the_pedals(name):
 
 def test_noise_acts():
     """Every draw is another agent; its actions are actions, however large its weights are."""
-    config = override(TASK.presets["paper"], {"train_rnn": {"hidden_size": 8}, "train_vae": {"latent_size": 4}})
-    agent = RandomAgent(config, 3, "carracing")
+    agent = RandomAgent(Controller(4, 8, 3, squash="carracing"))
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     seen = []
     for seed in (1, 2, 3, 1):

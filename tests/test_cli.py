@@ -15,9 +15,9 @@ import torch
 from conftest import TOY, command, environment
 from worldmodels import __version__, pretrained
 from worldmodels.cli import main
-from worldmodels.config import SECTIONS, Config
-from worldmodels.experiment import MAKERS, STAGES, Experiment
-from worldmodels.tasks import preset
+from worldmodels.pipeline.config import SECTIONS, Config
+from worldmodels.pipeline.run import MAKERS, STAGES, Experiment
+from worldmodels.pipeline.tasks import preset
 
 COMMANDS = [stage.replace("_", "-") for stage in STAGES]
 
@@ -28,7 +28,7 @@ def ran(monkeypatch):
     ran = {}
     for stage in STAGES:
         monkeypatch.setattr(
-            f"worldmodels.stages.{stage}.run",
+            f"worldmodels.pipeline.stages.{stage}.run",
             lambda experiment, stage=stage: ran.update({stage: experiment.config}) or {},
         )
     return ran
@@ -340,7 +340,7 @@ def test_what_goes_wrong_in_a_stage_is_explained(tmp_path, monkeypatch, capsys, 
     def fail(_):
         raise error
 
-    monkeypatch.setattr("worldmodels.stages.collect.run", fail)
+    monkeypatch.setattr("worldmodels.pipeline.stages.collect.run", fail)
     assert main(["collect", "--out", str(tmp_path)]) == status
     assert message in capsys.readouterr().err
 

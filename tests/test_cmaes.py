@@ -15,7 +15,7 @@ from scipy import stats
 
 import reference_cmaes as ref
 from worldmodels import _core
-from worldmodels.cmaes import CMAES
+from worldmodels.cmaes.cmaes import CMAES
 
 LEVELS = _core.simd_levels()
 
@@ -467,8 +467,6 @@ def test_a_bad_state_changes_nothing():
         "seed": [-1],
         "sigma0": [0.0, np.nan],
         "gap": [np.array([np.nan]), np.zeros(2)],
-        "repeats": [0.0, 2.0, np.nan],
-        "uncertainty": [np.array([2]), np.array([5, 2])],
         "weight_decay": [-1.0, np.nan],
         "evaluations": [-1],
         "nonfinite": [-1, 10**6],
@@ -626,13 +624,13 @@ def test_one_finite_value_is_enough_and_no_reason_to_stop():
     assert np.array_equal(es.result.xbest, x[3])
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 1e300}, {"uncertainty": (2, 4)}])
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 1e300}])
 def test_values_near_the_end_of_the_doubles_are_ranked(options):
     es = CMAES(np.zeros(5), 1.0, popsize=8, seed=1, **options)
     for _ in range(5):
         x = es.ask()
         values = np.linspace(-1.0, 1.0, 8) * 1.7e308
-        es.tell(x, np.tile(values[:, None], es.repeats) if "uncertainty" in options else values)
+        es.tell(x, values)
         assert es.result.nonfinite == 0
         assert isinstance(es.stop(), dict)
     assert np.isfinite(es.ask()).all()
@@ -699,8 +697,6 @@ def test_shapes_and_types_are_checked():
         (r"weight_decay: expected a number >= 0, got -1", {"weight_decay": -1}),
         (r"gap: expected a number >= 0, got -1", {"gap": -1}),
         (r"gap: expected a number >= 0, got nan", {"gap": np.nan}),
-        (r"uncertainty: expected an integer from 2 to 2147483647, got 1", {"uncertainty": (1, 4)}),
-        (r"uncertainty: expected an integer from 5 to 2147483647, got 4", {"uncertainty": (5, 4)}),
         (r"tolx: expected a number, got nan", {"tolx": np.nan}),
     ],
 )
@@ -809,53 +805,3 @@ def test_result_follows_the_run():
     assert (result.evaluations, result.iterations, result.nonfinite) == (5 * es.popsize, 5, 0)
     assert np.array_equal(result.xfavorite, es.mean)
     np.testing.assert_allclose(result.stds, es.sigma * np.sqrt(np.diag(es.C)), rtol=1e-15)
-
-
-# Uncertainty
-
-
-def noisy_run(budget, seed, repeats=None):
-    """f(mean) on the sphere with noise N(0, 1) after `budget` evaluations; repeats None adapts them."""
-    random = np.random.default_rng(seed)
-    es = CMAES(np.full(10, 3.0), 1.0, seed=seed, num_threads=1, uncertainty=(2, 64) if repeats is None else None)
-    used = 0
-    while used < budget:
-        x = es.ask()
-        count = es.repeats if repeats is None else repeats
-        values = ref.sphere(x)[:, None] + random.standard_normal((len(x), count))
-        es.tell(x, values if repeats is None else values.mean(axis=1))
-        used += values.size
-    assert repeats is not None or es.result.evaluations == used
-    return ref.sphere(es.mean[None])[0], es
-
-
-def test_adapting_the_repeats_beats_every_fixed_number():
-    adapted = np.median([noisy_run(20_000, seed)[0] for seed in range(7)])
-    fixed = {k: np.median([noisy_run(20_000, seed, k)[0] for seed in range(7)]) for k in (1, 4, 16, 64)}
-    assert adapted < min(fixed.values()), fixed
-
-
-def test_repeats_grow_with_the_noise_and_only_then():
-    assert noisy_run(20_000, 1)[1].repeats > 16
-    es = CMAES(np.ones(5), 1.0, seed=1, uncertainty=(2, 64))
-    for _ in range(30):
-        x = es.ask()
-        es.tell(x, np.repeat(ref.sphere(x)[:, None], es.repeats, axis=1))
-    assert es.repeats == 2
-
-
-def test_repeats_are_part_of_the_state_and_checked():
-    _, es = noisy_run(2000, 1)
-    assert es.repeats > 2
-    other = CMAES(np.zeros(10), 1.0)
-    other.load_state_dict(stored(es.state_dict()))
-    assert other.repeats == es.repeats
-    x = es.ask()
-    with pytest.raises(ValueError, match=rf"values: expected \(10, {es.repeats}\), got \(10,\)"):
-        es.tell(x, np.zeros(10))
-    values = np.ones((10, es.repeats))
-    values[3, 0], values[4] = np.nan, [np.inf, -np.inf] * (es.repeats // 2) + [0] * (es.repeats % 2)
-    before = es.result.nonfinite
-    es.tell(x, values)
-    assert es.result.nonfinite == before + 1 + 2 * (values.shape[1] // 2)
-    assert np.isfinite(es.ask()).all()

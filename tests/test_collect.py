@@ -17,13 +17,13 @@ import pytest
 from conftest import start, toy_config, write_world
 from worldmodels import Controller
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.envs.play import episode_seed
 from worldmodels.envs.policies import brownian, constant, held, ornstein_uhlenbeck
-from worldmodels.experiment import Experiment
-from worldmodels.stages import players
-from worldmodels.stages.evolve import save_controller
-from worldmodels.stages.players import interruptions, parse_policies
-from worldmodels.tasks.takecover import POLICIES
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.stages import players
+from worldmodels.pipeline.stages.evolve import save_controller
+from worldmodels.pipeline.stages.players import interruptions, parse_policies
+from worldmodels.pipeline.tasks.takecover import POLICIES
+from worldmodels.rollout.runner import episode_seed
 
 SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "held 1-10, left", "min_length": 120, "workers": 2}
 
@@ -149,7 +149,7 @@ def test_kill_9_of_the_whole_command_leaves_no_game_behind(tmp_path, undisturbed
 
 
 def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr("worldmodels.experiment.check_config", lambda *_: None)  # which would have refused it
+    monkeypatch.setattr("worldmodels.pipeline.run.check_config", lambda *_: None)  # which would have refused it
     failed = pytest.raises(RuntimeError, match=r"a worker failed: ValueError: environment\.resolution: expected")
     with Experiment(tmp_path, toy_config(environment={"resolution": "1x1"})) as experiment, failed:
         experiment.run("collect")

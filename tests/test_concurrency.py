@@ -11,11 +11,11 @@ import torch
 
 from conftest import make_mdnrnn, make_vae
 from worldmodels import CMAES, Agent, Controller, Dream, _core
-from worldmodels.envs.dream import DreamVectorEnv
-from worldmodels.forks import Lock
+from worldmodels.dream.env import DreamVectorEnv
+from worldmodels.dream.gpu import TorchDream
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.memory import Memory
-from worldmodels.torch_dream import TorchDream
+from worldmodels.models.lstm_state import Memory
+from worldmodels.support.forks import Lock
 
 THREADS = 6
 

@@ -7,20 +7,12 @@ import json
 
 import pytest
 
-from worldmodels import tasks
-from worldmodels.config import (
-    CHOICES,
-    SECTIONS,
-    Config,
-    field_help,
-    from_dict,
-    override,
-    to_dict,
-)
 from worldmodels.envs.policies import RANDOM_AGENT
-from worldmodels.experiment import STAGES
-from worldmodels.stages.collect import parse_policies
-from worldmodels.tasks import preset
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.config import CHOICES, SECTIONS, Config, field_help, from_dict, override, to_dict
+from worldmodels.pipeline.run import STAGES
+from worldmodels.pipeline.stages.collect import parse_policies
+from worldmodels.pipeline.tasks import preset
 
 ALL = [(experiment, name) for experiment in tasks.names() for name in tasks.get(experiment).presets]
 

@@ -12,18 +12,21 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 import odd_env
 from conftest import make_mdnrnn, make_vae
-from worldmodels import Controller, tasks
+from worldmodels import Controller
 from worldmodels.cli import main
-from worldmodels.config import EnvironmentConfig
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.envs import ContractError, batch, pool
-from worldmodels.envs.adapter import ActionMap, AdaptedEnv
-from worldmodels.envs.batch import ProcessBatch, ThreadBatch, make, make_batch
-from worldmodels.envs.play import Blind, Environments, play_policy, record
+from worldmodels.envs import ContractError
+from worldmodels.envs import envpool as pool
+from worldmodels.envs import vector as batch
+from worldmodels.envs.any_gymnasium import ActionMap, AdaptedEnv
 from worldmodels.envs.policies import constant
 from worldmodels.envs.rules import Rules
-from worldmodels.evaluators.real import RealEvaluator
-from worldmodels.experiment import Experiment
+from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.vector import ProcessBatch, ThreadBatch, make, make_batch
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.run import Experiment
+from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
+from worldmodels.rollout.runner import Blind, Environments, play_policy, record
 
 TANH = Rules("tanh", 20)
 LEFT = constant(-1.0)
@@ -54,7 +57,7 @@ def package(tmp_path, monkeypatch):
     info = root / "odd-0.1.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 0.1\n")
-    entries = ["[worldmodels.tasks]"]
+    entries = ["[worldmodels.pipeline.tasks]"]
     for kind in odd_env.KINDS:
         name = f"odd_{kind.lower()}"
         (root / f"task_{name}.py").write_text(f"from odd_env import task\nTASK = task({kind!r})\n")
@@ -107,7 +110,7 @@ def test_every_caller_plays_the_time_limit():
 
 def make_evaluator(kind, rules, max_steps=100):
     controller = Controller(4, 8, 1)
-    evaluator = RealEvaluator(
+    evaluator = EnvironmentEvaluator(
         make_vae(), make_mdnrnn(), controller, odd(kind), slots=1, workers=1, max_steps=max_steps, precision="float32",
         rules=rules,
     )  # fmt: skip

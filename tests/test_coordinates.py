@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from conftest import toy_config, write_world
-from worldmodels.coordinates import Coordinates, dreamt_features, make_coordinates, principal_components
-from worldmodels.dream import load_world
-from worldmodels.experiment import Experiment
+from worldmodels.cmaes.search_space import Coordinates, principal_components
+from worldmodels.dream.world_model import load_world
 from worldmodels.models.controller import Controller
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.search_space import dreamt_features, make_coordinates
 
 
 def samples(count=4000, seed=0):

@@ -24,13 +24,14 @@ from conftest import environment, interrupt, make_episode, make_latents, make_md
 from test_kills import contents
 from worldmodels import Agent
 from worldmodels.cli import main
-from worldmodels.data.atomic import read_json, write_json
 from worldmodels.data.episodes import EpisodeWriter
 from worldmodels.data.latents import load_latents
-from worldmodels.data.weights import load_model, load_tensors, save_model, save_tensors
-from worldmodels.experiment import MAKERS, STAGES, Experiment, command
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.stages import evolve, loop
+from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
+from worldmodels.pipeline.run import MAKERS, STAGES, Experiment, command
+from worldmodels.pipeline.stages import evolve
+from worldmodels.pipeline.stages import trainer as loop
+from worldmodels.support.files import read_json, write_json
 
 
 def complete_before(whole_run, to, stage):
@@ -215,7 +216,7 @@ def test_a_full_disk_is_named_and_the_stage_goes_on_when_there_is_room(tmp_path,
     """The games are left out, and the report's pictures of them."""
     run = complete_before(whole_run, tmp_path / "toy", stage)
     before = contents(run)
-    monkeypatch.setattr("worldmodels.stages.check_dream.kept_scores", lambda *_, **__: [1.0, 2.0])
+    monkeypatch.setattr("worldmodels.pipeline.stages.check_dream.kept_scores", lambda *_, **__: [1.0, 2.0])
     with Experiment(run) as experiment, monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match=r"No space left on device: '.*/toy/"):

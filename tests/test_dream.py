@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from reference import Draws, ReferenceDream
-from worldmodels.dream import Dream, set_simd_level, simd_level, simd_levels
+from worldmodels.dream.native import Dream
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.threads import cores
+from worldmodels.support.cpu import cores
+from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 FUSED = [level for level in simd_levels() if level != "baseline"]
 

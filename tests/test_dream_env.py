@@ -9,9 +9,10 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from test_dream import make_model, make_params, make_starts
-from worldmodels.dream import Dream, set_simd_level, simd_level, simd_levels
-from worldmodels.envs.dream import DreamEnv, DreamVectorEnv
+from worldmodels.dream.env import DreamEnv, DreamVectorEnv
+from worldmodels.dream.native import Dream
 from worldmodels.models.controller import Controller
+from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 
 def arguments(**model):
@@ -174,7 +175,7 @@ def test_spaces():
 
 
 def test_registered():
-    from worldmodels.envs import register
+    from worldmodels.envs.registration import register
 
     register()
     made = dict(zip(["mdnrnn", "initial_mu", "initial_logvar"], arguments(), strict=True))

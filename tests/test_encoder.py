@@ -8,10 +8,10 @@ import torch
 
 from conftest import make_vae
 from worldmodels import _core
-from worldmodels.dream import set_simd_level, simd_level, simd_levels
+from worldmodels.models.device import computes_in_bfloat16
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.training import computes_in_bfloat16
 from worldmodels.models.vae import ConvVAE
+from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 CPU = torch.device("cpu")
 needs_bfloat16 = pytest.mark.skipif(not computes_in_bfloat16(CPU), reason="this CPU does not compute in bfloat16")

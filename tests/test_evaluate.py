@@ -10,19 +10,22 @@ import pytest
 from PIL import Image
 
 from conftest import interrupt, make_mdnrnn, mark_done, toy_config, write_world
-from worldmodels.config import EnvironmentConfig, override
-from worldmodels.data.atomic import read_json
-from worldmodels.dream import Dream
-from worldmodels.envs import batch, play
-from worldmodels.envs.dream import DreamVectorEnv
+from worldmodels.dream.env import DreamVectorEnv
+from worldmodels.dream.native import Dream
+from worldmodels.envs import vector as batch
 from worldmodels.envs.policies import constant
-from worldmodels.evaluators.dream import looked_at_in
-from worldmodels.experiment import Experiment, versions
+from worldmodels.envs.spec import EnvironmentConfig
 from worldmodels.models.agent import Agent, Candidates
 from worldmodels.models.controller import Controller
-from worldmodels.progress import Progress
-from worldmodels.stages import check_dream, evaluate, scores
-from worldmodels.stages.evolve import Means, save_controller
+from worldmodels.pipeline.config import override
+from worldmodels.pipeline.evaluators import looked_at_in
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.stages import check_dream, evaluate, scores
+from worldmodels.pipeline.stages.evolve import Means, save_controller
+from worldmodels.rollout import runner as play
+from worldmodels.support.files import read_json
+from worldmodels.support.progress import Progress
+from worldmodels.support.versions import versions
 
 SETTINGS = {"episodes": 3, "environments": 2, "gif_steps": 40}
 EVOLVED = {"parameters": 20, "score": 50.0, "generation": 2, "temperature": 1.15}
@@ -210,7 +213,7 @@ def test_a_machine_without_bfloat16_looks_at_its_dreams_in_float32(tmp_path, mon
         expected = evaluate.dream_scores(experiment)
         experiment.config = override(experiment.config, {"evolve": {"precision": "bfloat16"}})
         for here, found in ((["float32", "bfloat16"], "bfloat16"), (["float32"], "float32")):
-            monkeypatch.setattr("worldmodels.evaluators.dream.precisions", lambda here=here: here)
+            monkeypatch.setattr("worldmodels.pipeline.evaluators.precisions", lambda here=here: here)
             assert looked_at_in(experiment) == found
         assert evaluate.dream_scores(experiment) == expected
 

@@ -10,16 +10,16 @@ from conftest import interrupt, make_vae, mark_done, metrics, toy_config
 from test_agent import remember
 from toy_env import ToyEnv
 from worldmodels import MDNRNN, Controller
-from worldmodels.cmaes import CMAES
-from worldmodels.config import EnvironmentConfig
-from worldmodels.data.weights import save_model
-from worldmodels.envs import pool
-from worldmodels.envs.batch import make_batch
-from worldmodels.envs.play import episode_seed
-from worldmodels.evaluators import real
-from worldmodels.evaluators.real import RealEvaluator
-from worldmodels.experiment import Experiment
-from worldmodels.stages import evolve
+from worldmodels.cmaes.cmaes import CMAES
+from worldmodels.envs import envpool as pool
+from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.envs.vector import make_batch
+from worldmodels.models.weights import save_model
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.stages import evolve
+from worldmodels.rollout.evaluators import environment as real
+from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
+from worldmodels.rollout.runner import episode_seed
 
 TOY = EnvironmentConfig(id="toy_env:Toy-v0", variant="", resolution="")
 needs_envpool = pytest.mark.skipif(not pool.installed(), reason="EnvPool is not installed")
@@ -42,7 +42,7 @@ def make_evaluator(environment=TOY, action_size=2, slots=3, workers=1, max_steps
     controller = Controller(4, 6, action_size, **shape)
     options = {"slots": slots, "workers": workers, "max_steps": max_steps, "precision": "float32"}
     options["patience"] = patience
-    return RealEvaluator(make_vae(4), make_m(action_size), controller, environment, **options)
+    return EnvironmentEvaluator(make_vae(4), make_m(action_size), controller, environment, **options)
 
 
 def play_alone(evaluator, params, seed, max_steps=100, patience=100):
@@ -157,7 +157,7 @@ def test_evolution_in_the_real_environment_resumes_exactly(tmp_path):
         assert expected[2]["inside"] == "environment" and expected[2]["parameters"] == 32
         assert len({line["best"] for line in expected[1]}) == 4
         assert all("environment" in line["profile"] for line in experiment.metrics("evolve"))
-    places = [(RealEvaluator, "play", 3, False), (CMAES, "tell", 2, True), (evolve, "save_tensors", 3, True)]
+    places = [(EnvironmentEvaluator, "play", 3, False), (CMAES, "tell", 2, True), (evolve, "save_tensors", 3, True)]
     for number, (owner, name, call, after) in enumerate(places):
         with prepare(tmp_path / str(number), environments=1 + number) as experiment:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -14,18 +14,20 @@ import torch
 
 from conftest import command, interrupt, metrics, start, toy_config, write_world
 from worldmodels.cli import main
-from worldmodels.cmaes import CMAES
-from worldmodels.config import override
-from worldmodels.data.weights import load_model, load_tensors, save_model
-from worldmodels.dream import Dream, done_weight
-from worldmodels.evaluators.dream import DreamEvaluator, make_dream
-from worldmodels.experiment import Experiment
+from worldmodels.cmaes.cmaes import CMAES
+from worldmodels.dream.gpu import TorchDream
+from worldmodels.dream.native import Dream
+from worldmodels.dream.world_model import done_weight
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.progress import Progress
-from worldmodels.stages import evolve
-from worldmodels.torch_dream import TorchDream
+from worldmodels.models.weights import load_model, load_tensors, save_model
+from worldmodels.pipeline.config import override
+from worldmodels.pipeline.evaluators import dream_evaluator, make_dream
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.stages import evolve
+from worldmodels.rollout.evaluators.dream import DreamEvaluator
+from worldmodels.support.progress import Progress
 
 SETTINGS = {
     "generations": 7,
@@ -110,7 +112,7 @@ def test_along_components_too(tmp_path, uninterrupted):
 
 def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
     """All of the stage but the device itself: PyTorch's dream, on the CPU here."""
-    monkeypatch.setattr("worldmodels.evaluators.dream.gpu", lambda: torch.device("cpu"))
+    monkeypatch.setattr("worldmodels.pipeline.evaluators.gpu", lambda: torch.device("cpu"))
     whole, cut = whole_and_cut(tmp_path, TorchDream, "rollout", 4, device="cuda", ends="expected", seeds="common")
     assert whole == cut
     assert whole[2]["ends"] == "expected" and whole[2]["device"] == "cpu"  # what it ran on
@@ -264,7 +266,7 @@ def test_expected_returns_are_scores_alone(tmp_path):
     """C is told by them; what its dreams are like is told of dreams that end."""
     with prepare(tmp_path, ends="expected") as experiment:
         assert not make_dream(experiment).expected_returns
-        assert DreamEvaluator.of(experiment).dream.expected_returns
+        assert dream_evaluator(experiment).dream.expected_returns
         experiment.run("evolve")
         summary = experiment.summary("evolve")
         _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))

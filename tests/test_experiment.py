@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from conftest import make_episode, mark_done, toy_config, write_store
-from worldmodels import tasks
 from worldmodels.cli import main
-from worldmodels.config import override
-from worldmodels.data.atomic import read_json, write_json
-from worldmodels.experiment import STAGES, Experiment, command, versions
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.config import override
+from worldmodels.pipeline.run import STAGES, Experiment, command
+from worldmodels.support.files import read_json, write_json
+from worldmodels.support.versions import versions
 
 BUILT_ON = ("collect", "train_vae", "encode", "train_rnn", "evolve")
 
@@ -23,7 +24,9 @@ def ran(monkeypatch):
     """Stages that do nothing but say that they ran."""
     ran = []
     for stage in STAGES:
-        monkeypatch.setattr(f"worldmodels.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {"x": stage})
+        monkeypatch.setattr(
+            f"worldmodels.pipeline.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {"x": stage}
+        )
     return ran
 
 
@@ -81,7 +84,7 @@ def test_a_stage_that_fails_is_not_done(tmp_path, monkeypatch):
     def fail(_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("worldmodels.stages.collect.run", fail)
+    monkeypatch.setattr("worldmodels.pipeline.stages.collect.run", fail)
     with Experiment(tmp_path, toy_config()) as experiment:
         with pytest.raises(RuntimeError, match="broken"):
             experiment.run("collect")
@@ -161,7 +164,7 @@ def cut_off(folder, stage, *, kept=True):
     """A run whose stage was begun and not completed."""
     with Experiment(folder, toy_config()) as experiment, pytest.MonkeyPatch.context() as patch:
         mark_done(experiment, *BUILT_ON[: BUILT_ON.index(stage)])
-        patch.setattr(f"worldmodels.stages.{stage}.run", lambda _: pytest.fail("cut off"))
+        patch.setattr(f"worldmodels.pipeline.stages.{stage}.run", lambda _: pytest.fail("cut off"))
         with pytest.raises(pytest.fail.Exception):
             experiment.run(stage)
         if kept:
@@ -186,7 +189,7 @@ def cut_off(folder, stage, *, kept=True):
 def test_a_stage_that_keeps_its_parts_goes_on_with_the_settings_it_began_with(
     tmp_path, ran, monkeypatch, stage, fixed, free
 ):
-    monkeypatch.setattr("worldmodels.preflight.check_precision", lambda *_: None)  # this CPU may lack bfloat16
+    monkeypatch.setattr("worldmodels.pipeline.preflight.check_precision", lambda *_: None)  # this CPU may lack bfloat16
     if "include" in fixed:
         write_store(tmp_path / fixed["include"] / "episodes", [make_episode(3)])
         fixed = {"include": str(tmp_path / fixed["include"])}
@@ -481,7 +484,7 @@ def test_again_refuses_its_settings_before_it_deletes(tmp_path, ran, stage, chan
 
 
 def test_a_stage_that_failed_its_purpose_stops_the_run_unless_forced(tmp_path, ran, monkeypatch, capsys):
-    monkeypatch.setattr("worldmodels.stages.train_vae.run", lambda _: {"failure": "V draws nothing"})
+    monkeypatch.setattr("worldmodels.pipeline.stages.train_vae.run", lambda _: {"failure": "V draws nothing"})
     out = ["run", "takecover", "--from-scratch", "--out", str(tmp_path / "run")]
     for _ in range(2):  # the same when it is tried again
         assert main(out) == 1

@@ -19,16 +19,17 @@ import test_collect
 import test_evaluate
 import test_training
 from conftest import interrupt, make_episode, start, toy_config, write_store
-from worldmodels.config import Config, from_dict, override
 from worldmodels.data.episodes import EpisodeShard, EpisodeStore, EpisodeWriter, shard_path
-from worldmodels.data.weights import load_model, load_tensors, save_tensors
-from worldmodels.experiment import STAGES, Experiment
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.training import DivergedError
-from worldmodels.progress import Progress
-from worldmodels.stages import collect, loop
-from worldmodels.stages.players import Job
-from worldmodels.stages.scores import read_scores
+from worldmodels.models.weights import load_model, load_tensors, save_tensors
+from worldmodels.pipeline.config import Config, from_dict, override
+from worldmodels.pipeline.run import STAGES, Experiment
+from worldmodels.pipeline.stages import collect
+from worldmodels.pipeline.stages import trainer as loop
+from worldmodels.pipeline.stages.players import Job
+from worldmodels.pipeline.stages.scores import read_scores
+from worldmodels.support.progress import Progress
+from worldmodels.training.optim import DivergedError
 
 
 def engines():
@@ -231,7 +232,9 @@ def test_all_episodes_cannot_be_held_out():
 def ran(monkeypatch):
     ran = []
     for stage in STAGES:
-        monkeypatch.setattr(f"worldmodels.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {"x": stage})
+        monkeypatch.setattr(
+            f"worldmodels.pipeline.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {"x": stage}
+        )
     return ran
 
 

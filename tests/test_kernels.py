@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worldmodels import dream  # noqa: F401  (torch first)
+from worldmodels.dream import native as dream  # noqa: F401  (torch first)
 
 from worldmodels import _core  # isort: skip
 

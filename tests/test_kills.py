@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from conftest import WHOLE, command, environment, gone, start
-from worldmodels.data.atomic import read_json
 from worldmodels.data.episodes import EpisodeShard
 from worldmodels.data.latents import load_latents
-from worldmodels.data.weights import load_tensors
-from worldmodels.experiment import STAGES, Experiment
+from worldmodels.models.weights import load_tensors
+from worldmodels.pipeline.run import STAGES, Experiment
+from worldmodels.support.files import read_json
 
 KILLS = int(os.environ.get("WORLDMODELS_KILLS", "3"))
 AT_MOST = 16  # in one run

@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from conftest import make_episode, make_latents, make_mdnrnn, make_vae, mark_done, toy_config, write_store
-from worldmodels.config import TrainRNNConfig
 from worldmodels.data import latents as latents_module
-from worldmodels.data.atomic import link
 from worldmodels.data.episodes import EpisodeShard
 from worldmodels.data.latents import Latents, load_latents
-from worldmodels.data.streams import Streams
-from worldmodels.data.weights import save_model
-from worldmodels.experiment import Experiment
+from worldmodels.data.sequences import Streams
 from worldmodels.models.mdnrnn import done_loss, mdn_loss
-from worldmodels.ranks import Ranks
-from worldmodels.stages import encode
-from worldmodels.stages.train_rnn import _from, chunk_losses, gradient, precision
+from worldmodels.models.weights import save_model
+from worldmodels.pipeline.config import TrainRNNConfig
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.stages import encode
+from worldmodels.pipeline.stages.train_rnn import _from, chunk_losses, gradient, precision
+from worldmodels.support.files import link
+from worldmodels.training.distributed import Ranks
 
 LENGTHS = [5, 12, 1, 7, 9, 2, 16, 3, 8, 11]
 TERMINATED = [True, False, True, True, False, True, True, False, True, True]

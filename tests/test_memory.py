@@ -8,8 +8,8 @@ import torch
 
 import worldmodels as wm
 from test_agent import remember
-from worldmodels.dream import set_simd_level, simd_level, simd_levels
-from worldmodels.models.memory import Memory
+from worldmodels.models.lstm_state import Memory
+from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 LATENT, ACTION, HIDDEN = 5, 2, 37
 

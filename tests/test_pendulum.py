@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from conftest import TOY, command
-from worldmodels import Agent, tasks
+from worldmodels import Agent
 from worldmodels.cli import main
-from worldmodels.data.atomic import read_json
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs import pendulum
 from worldmodels.envs.pendulum import PendulumEnv
-from worldmodels.experiment import STAGES, Experiment
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.run import STAGES, Experiment
+from worldmodels.support.files import read_json
 
 FLAGS = [
     text
@@ -94,8 +95,8 @@ def test_the_recipe_names_what_is_there():
 def test_a_single_preset_is_used_where_none_is_named(tmp_path, monkeypatch, name):
     task = tasks.get("pendulum")
     one = replace(task, presets={name: replace(task.presets["quick"], preset=name)})
-    monkeypatch.setattr("worldmodels.tasks.pendulum.TASK", one)
-    monkeypatch.setattr("worldmodels.experiment.Experiment.run", lambda *_: None)
+    monkeypatch.setattr("worldmodels.pipeline.tasks.pendulum.TASK", one)
+    monkeypatch.setattr("worldmodels.pipeline.run.Experiment.run", lambda *_: None)
     for words in (["run", "pendulum"], ["collect", "--experiment", "pendulum"]):
         folder = tmp_path / words[0]
         assert main([*words, "--out", str(folder)]) == 0

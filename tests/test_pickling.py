@@ -16,12 +16,11 @@ from gymnasium.vector import AutoresetMode
 import worldmodels as wm
 from conftest import make_mdnrnn, make_vae
 from worldmodels import _core
-from worldmodels.dream import simd_levels
-from worldmodels.envs.dream import DreamEnv, DreamVectorEnv
+from worldmodels.dream.env import DreamEnv, DreamVectorEnv
+from worldmodels.dream.gpu import TorchDream
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.memory import Memory
-from worldmodels.restarts import RestartingCMAES
-from worldmodels.torch_dream import TorchDream
+from worldmodels.models.lstm_state import Memory
+from worldmodels.support.simd import simd_levels
 
 CPU = torch.device("cpu")
 WAYS = {"pickle": lambda thing: pickle.loads(pickle.dumps(thing)), "deepcopy": copy.deepcopy}
@@ -56,8 +55,7 @@ def same(one, other):
 
 def generation(es):
     x = es.ask()
-    shape = (len(x), es.repeats) if getattr(es, "_uncertainty", (1, 1))[1] > 1 else len(x)
-    es.tell(x, np.broadcast_to(((x - 0.3) ** 2).sum(axis=1), (es.repeats, len(x))).T.reshape(shape))
+    es.tell(x, ((x - 0.3) ** 2).sum(axis=1))
     return x
 
 
@@ -68,7 +66,6 @@ def generation(es):
     [
         {},
         {"separable": True},
-        {"uncertainty": (2, 5)},
         {"gap": 3, "active": False, "weight_decay": 0.1, "ftarget": -1.0},
     ],
     ids=str,
@@ -98,12 +95,6 @@ def test_cmaes_before_the_first_generation_and_of_an_own_class(way):
     other = way(es)
     assert type(other) is Mine and other.note == es.note == ["kept"] and other.note is not es.note
     same(generation(other), generation(es))
-    restarting = RestartingCMAES(np.zeros(2), 0.5, seed=1, maxiter=4)
-    for _ in range(9):
-        generation(restarting)
-    twin = way(restarting)
-    for _ in range(9):
-        same(generation(twin), generation(restarting))
 
 
 class Mine(wm.CMAES):
@@ -147,7 +138,7 @@ def test_a_dream_is_of_the_weights_it_was_made_of(way, options, kind):
 
 def test_a_precision_that_a_machine_lacks_is_refused_as_by_the_constructor(monkeypatch):
     if "avx512_bf16" in simd_levels():
-        monkeypatch.setattr("worldmodels.dream.simd_levels", lambda: ["baseline"])
+        monkeypatch.setattr("worldmodels.support.simd.simd_levels", lambda: ["baseline"])
     model = wm.Dream(*world().values(), wm.Controller(4, 8, 1))._native
     build, (kind, arguments) = model.__reduce__()
     with pytest.raises(ValueError, match=r"^precision: bfloat16 needs a CPU with AVX-512 BF16"):

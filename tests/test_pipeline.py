@@ -12,8 +12,8 @@ from PIL import Image
 
 from conftest import command
 from worldmodels import Agent
-from worldmodels.data.atomic import read_json
-from worldmodels.experiment import STAGES, Experiment
+from worldmodels.pipeline.run import STAGES, Experiment
+from worldmodels.support.files import read_json
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from conftest import make_mdnrnn, make_vae, mark_done, toy_config
-from worldmodels import preflight, pretrained
+from worldmodels import pretrained
 from worldmodels.cli import main
-from worldmodels.data.weights import save_model, save_tensors
-from worldmodels.experiment import STAGES, Experiment
 from worldmodels.models.controller import Controller
-from worldmodels.stages.evolve import save_controller
+from worldmodels.models.weights import save_model, save_tensors
+from worldmodels.pipeline import preflight
+from worldmodels.pipeline.run import STAGES, Experiment
+from worldmodels.pipeline.stages.evolve import save_controller
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def ran(monkeypatch):
     """Stages that do nothing but say that they ran."""
     ran = []
     for stage in STAGES:
-        monkeypatch.setattr(f"worldmodels.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {})
+        monkeypatch.setattr(f"worldmodels.pipeline.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {})
     return ran
 
 
@@ -165,8 +166,8 @@ def test_tensorboard_is_missed_at_once(tmp_path, monkeypatch, capsys, ran, secti
 
 
 def test_a_precision_that_this_machine_lacks_is_refused_at_once(tmp_path, monkeypatch, ran):
-    monkeypatch.setattr("worldmodels.models.training.computes_in_bfloat16", lambda _: False)
-    monkeypatch.setattr("worldmodels.models.training.device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("worldmodels.models.device.computes_in_bfloat16", lambda _: False)
+    monkeypatch.setattr("worldmodels.models.device.device", lambda: torch.device("cpu"))
     monkeypatch.setattr("worldmodels._core.simd_levels", lambda: ["baseline", "avx2"])
     for section in ("train_vae", "encode", "train_rnn", "evolve"):
         with pytest.raises(ValueError, match=rf"^{section}\.precision: expected float32.*, got bfloat16"):
@@ -230,7 +231,7 @@ def test_a_stage_that_is_complete_needs_nothing_any_more(tmp_path, ran):
 
 
 def test_every_preset_passes(tmp_path):
-    from worldmodels import tasks
+    from worldmodels.pipeline import tasks
 
     for name in tasks.names():
         for config in tasks.get(name).presets.values():

@@ -21,19 +21,19 @@ from conftest import make_episode, make_latents, make_mdnrnn, make_vae, mark_don
 from measurements import MEASURED, draw, read, write_out
 from refusals import a_file, attempt, little_memory, without_checksum
 from strategies import JSON, NUMBERS, edited
-from worldmodels import figures
-from worldmodels.config import Config, from_dict, override, to_dict
-from worldmodels.data.atomic import read_json, write_json
+from worldmodels.analysis import figures
 from worldmodels.data.episodes import FORMAT, EpisodeStore
 from worldmodels.data.latents import load_latents
-from worldmodels.data.weights import load_model, load_tensors, save_model, save_tensors
-from worldmodels.dream import load_midway, load_world
-from worldmodels.experiment import Experiment
-from worldmodels.measured import STEP
+from worldmodels.dream.world_model import load_midway, load_world
 from worldmodels.models.agent import load_controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
-from worldmodels.stages.scores import read_scores
+from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
+from worldmodels.pipeline.config import Config, from_dict, override, to_dict
+from worldmodels.pipeline.records import STEP
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.stages.scores import read_scores
+from worldmodels.support.files import read_json, write_json
 
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "U64", "BOOL", "C64", "F8_E4M3")
 

@@ -24,7 +24,7 @@ from strategies import ANY_ARRAY, FLOATS, NUMBERS, laid_out
 from worldmodels import _core
 from worldmodels.models.agent import Agent
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.memory import Memory
+from worldmodels.models.lstm_state import Memory
 from worldmodels.models.vae import ConvVAE
 
 MODEL = make_mdnrnn()
@@ -412,7 +412,7 @@ HUGE = """
 import resource, sys
 import numpy as np
 import worldmodels as wm
-from worldmodels.envs.dream import DreamVectorEnv
+from worldmodels.dream.env import DreamVectorEnv
 sys.path.insert(0, {tests!r})
 from conftest import make_mdnrnn
 model = make_mdnrnn()

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from conftest import make_episode, make_latents, make_mdnrnn, make_vae, write_store
-from worldmodels import figures, quality
-from worldmodels.data.atomic import read_json, write_json
+from worldmodels.analysis import figures, quality
 from worldmodels.data.episodes import Episode, EpisodeStore
 from worldmodels.data.latents import Latents
-from worldmodels.data.streams import Streams
+from worldmodels.data.sequences import Streams
 from worldmodels.models.mdnrnn import MDNOutput, mdn_nll
+from worldmodels.support.files import read_json, write_json
 
 
 def moving_square(length=6):

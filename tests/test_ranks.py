@@ -11,9 +11,9 @@ import pytest
 
 import test_training
 from conftest import environment, metrics
-from worldmodels.data.weights import load_tensors
-from worldmodels.experiment import Experiment
-from worldmodels.ranks import Ranks, launched
+from worldmodels.models.weights import load_tensors
+from worldmodels.pipeline.run import Experiment
+from worldmodels.training.distributed import Ranks, launched
 
 #: float32, so that only the order of sums differs; batches that do not divide evenly; pieces in every process.
 SETTINGS = {

@@ -15,23 +15,21 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 from conftest import environment, forked, make_episode, write_store
-from worldmodels.config import EnvironmentConfig
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.frames import FrameReader, Order
-from worldmodels.envs import pool
-from worldmodels.envs.batch import ProcessBatch, ThreadBatch, make_batch
+from worldmodels.envs import envpool as pool
 from worldmodels.envs.car_racing import CarRacingEnv
 from worldmodels.envs.pendulum import PendulumEnv
+from worldmodels.envs.spec import EnvironmentConfig
 from worldmodels.envs.take_cover import TakeCoverEnv
+from worldmodels.envs.vector import ProcessBatch, ThreadBatch, make_batch
 
 ENVS = {
     "TakeCover": (TakeCoverEnv, {"variant": "modern", "render_mode": "rgb_array"}),
     "CarRacing": (CarRacingEnv, {"ignore_done": True, "render_mode": "rgb_array"}),
     "Pendulum": (PendulumEnv, {"render_mode": "rgb_array"}),
 }
-IDS = {name: f"worldmodels/{name}-v0" for name in ENVS} | {
-    "Pendulum": "worldmodels.envs.pendulum:worldmodels/Pendulum-v0"
-}
+IDS = {name: f"worldmodels/{name}-v0" for name in ENVS} | {"Pendulum": "worldmodels/Pendulum-v0"}
 
 
 @pytest.fixture(scope="module", params=list(ENVS))

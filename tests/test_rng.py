@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reference import Draws, philox4x32
-from worldmodels import dream  # noqa: F401  (torch first)
+from worldmodels.dream import native as dream  # noqa: F401  (torch first)
 
 from worldmodels import _core  # isort: skip
 

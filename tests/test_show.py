@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldmodels import figures, show
+from worldmodels.analysis import figures
+from worldmodels.analysis import playback as show
 from worldmodels.cli import main
-from worldmodels.experiment import Experiment
+from worldmodels.pipeline.run import Experiment
 
 
 def test_dream_command(tmp_path, capsys):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from conftest import make_mdnrnn, toy_config, write_world
-from worldmodels import starts
 from worldmodels.data.latents import Latents
-from worldmodels.data.weights import save_tensors
-from worldmodels.dream import load_midway
-from worldmodels.evaluators.dream import DreamEvaluator
-from worldmodels.experiment import Experiment
+from worldmodels.dream import initial_states as starts
+from worldmodels.dream.world_model import load_midway
+from worldmodels.models.weights import save_tensors
+from worldmodels.pipeline.evaluators import dream_evaluator
+from worldmodels.pipeline.run import Experiment
 
 LATENT, HIDDEN = 4, 8
 
@@ -83,11 +83,11 @@ def test_dreams_that_start_anywhere(tmp_path):
     with Experiment(tmp_path, toy_config(evolve={"starts": "anywhere", "max_steps": 40})) as experiment:
         write_world(experiment, LATENT, HIDDEN)
         with pytest.raises(ValueError, match=r"^evolve.starts: expected first, as .* got anywhere"):
-            DreamEvaluator.of(experiment)
+            dream_evaluator(experiment)
         found = starts.midway(make_mdnrnn(LATENT, HIDDEN), make_latents(200), seed=0)
         path = experiment.path("rnn", "midway.safetensors")
         save_tensors(path, {name: torch.from_numpy(array) for name, array in found.items()}, {})
-        dream = DreamEvaluator.of(experiment).dream
+        dream = dream_evaluator(experiment).dream
         params = np.zeros(dream.controller.size)
         seen = {tuple(np.round(dream.trace(params, episode=e, max_steps=1).z[0], 2)) for e in range(300)}
         midway = {tuple(np.round(row, 2)) for row in found["mu"]}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from worldmodels.progress import Progress
-from worldmodels.stages.report import format_verdict
-from worldmodels.stats import compare, describe, format_interval, table
-from worldmodels.tasks import get
+from worldmodels.analysis.stats import compare, describe, format_interval, table
+from worldmodels.pipeline.stages.report import format_verdict
+from worldmodels.pipeline.tasks import get
+from worldmodels.support.progress import Progress
 
 
 @pytest.mark.parametrize("count", [2, 5, 100])

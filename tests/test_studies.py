@@ -9,17 +9,18 @@ import pytest
 from PIL import Image
 
 from conftest import make_latents, mark_done, toy_config, write_world
-from worldmodels import Controller, load_world, pretrained, studies, tasks
+from worldmodels import Controller, load_world, pretrained
 from worldmodels.cli import main
-from worldmodels.config import override
-from worldmodels.data.atomic import read_json
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.data.weights import load_tensors
-from worldmodels.envs import play
-from worldmodels.experiment import Experiment
 from worldmodels.models.agent import Agent, load_controller
-from worldmodels.stages.collect import player_of
-from worldmodels.stages.evolve import save_controller
+from worldmodels.models.weights import load_tensors
+from worldmodels.pipeline import studies, tasks
+from worldmodels.pipeline.config import override
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.stages.collect import player_of
+from worldmodels.pipeline.stages.evolve import save_controller
+from worldmodels.rollout import runner as play
+from worldmodels.support.files import read_json
 
 ROUND = {
     "rounds": 1,

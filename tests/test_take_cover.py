@@ -18,11 +18,11 @@ from gymnasium.utils.env_checker import check_env
 
 import worldmodels  # noqa: F401 (registers the environments)
 from conftest import environment, forked, gone, processes
-from worldmodels.config import EnvironmentConfig
 from worldmodels.envs import GameLostError, take_cover
-from worldmodels.envs.play import play_policy
+from worldmodels.envs.spec import EnvironmentConfig
 from worldmodels.envs.take_cover import TakeCoverEnv
-from worldmodels.tasks.takecover import POLICIES
+from worldmodels.pipeline.tasks.takecover import POLICIES
+from worldmodels.rollout.runner import play_policy
 
 
 @pytest.fixture(scope="module", params=["paper", "modern"])

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodels import CMAES, threads
-from worldmodels.checks import check_threads
-from worldmodels.models import training
+from worldmodels import CMAES
+from worldmodels.models import device as devices
+from worldmodels.support import cpu as threads
+from worldmodels.support.validation import check_threads
 
 
 def write(root, files):
@@ -131,11 +132,11 @@ def test_pytorch_is_held_to_the_quota(monkeypatch):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        monkeypatch.setattr(training, "cores", lambda: 1)
-        training.limit_threads()
+        monkeypatch.setattr(devices, "cores", lambda: 1)
+        devices.limit_threads()
         assert torch.get_num_threads() == 1
-        monkeypatch.setattr(training, "cores", lambda: 4)
-        training.limit_threads()
+        monkeypatch.setattr(devices, "cores", lambda: 4)
+        devices.limit_threads()
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from conftest import make_mdnrnn
-from worldmodels.dream import Dream
+from worldmodels.dream.gpu import TorchDream
+from worldmodels.dream.native import Dream
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.torch_dream import TorchDream
 
 EPISODES = 2000
 ENDS = {

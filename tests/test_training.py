@@ -13,21 +13,23 @@ import torch
 from PIL import Image
 
 from conftest import interrupt, make_episode, make_latents, make_vae, mark_done, metrics, toy_config, write_store
-from worldmodels.config import TrainRNNConfig, TrainVAEConfig
 from worldmodels.data.episodes import Episode, EpisodeStore
 from worldmodels.data.frames import Order
 from worldmodels.data.latents import Latents
-from worldmodels.data.streams import Streams
-from worldmodels.data.weights import load_model, load_tensors, save_model
-from worldmodels.dream import done_weight
-from worldmodels.experiment import Experiment
-from worldmodels.models import training
+from worldmodels.data.sequences import Streams
+from worldmodels.dream.world_model import done_weight
+from worldmodels.models import device as devices
+from worldmodels.models.device import seed_step
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.training import DivergedError, LossGuard, Pieces, cosine, seed_step
 from worldmodels.models.vae import ConvVAE, vae_loss
-from worldmodels.ranks import Ranks
-from worldmodels.stages import loop, train_rnn, train_vae
-from worldmodels.stages.train_rnn import learning_rate
+from worldmodels.models.weights import load_model, load_tensors, save_model
+from worldmodels.pipeline.config import TrainRNNConfig, TrainVAEConfig
+from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.stages import train_rnn, train_vae
+from worldmodels.pipeline.stages import trainer as loop
+from worldmodels.pipeline.stages.train_rnn import learning_rate
+from worldmodels.training.distributed import Ranks
+from worldmodels.training.optim import DivergedError, LossGuard, Pieces, cosine
 
 LENGTHS = [7, 12, 9, 14, 8, 11]
 MODULES = {"train_vae": train_vae, "train_rnn": train_rnn}
@@ -72,7 +74,7 @@ def check_same(one, other):
 
 
 NEEDS_BFLOAT16 = pytest.mark.skipif(
-    not training.computes_in_bfloat16(torch.device("cpu")), reason="no AVX-512 BF16 here"
+    not devices.computes_in_bfloat16(torch.device("cpu")), reason="no AVX-512 BF16 here"
 )
 
 
@@ -414,7 +416,7 @@ def test_v_is_compiled_only_when_asked(tmp_path, monkeypatch):
 
 def test_tensorboard_is_an_option(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr("worldmodels.preflight.find_spec", lambda _: True)  # installed, but not to be imported
+    monkeypatch.setattr("worldmodels.pipeline.preflight.find_spec", lambda _: True)  # installed, but not to be imported
     with prepare(tmp_path, "train_rnn", tensorboard=True) as experiment:
         with pytest.raises(RuntimeError, match=r"pip install 'worldmodels\[tensorboard\]'"):
             experiment.run("train_rnn")
@@ -512,10 +514,10 @@ def test_one_episode_is_not_enough(tmp_path, stage):
 
 @pytest.mark.parametrize("has", [True, False])
 def test_bfloat16_is_used_where_the_device_has_it(monkeypatch, has):
-    monkeypatch.setattr(training, "computes_in_bfloat16", lambda _: has)
+    monkeypatch.setattr(devices, "computes_in_bfloat16", lambda _: has)
     if not has:
         with pytest.raises(ValueError, match=r"^precision: expected float32 or auto"):
-            training.autocast(torch.device("cpu"), "bfloat16")
+            devices.autocast(torch.device("cpu"), "bfloat16")
     for precision, expected in (("auto", has), ("float32", False)):
-        with training.autocast(torch.device("cpu"), precision):
+        with devices.autocast(torch.device("cpu"), precision):
             assert torch.is_autocast_enabled("cpu") == expected

@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError
 
 from conftest import make_mdnrnn, make_vae
-from worldmodels.data import weights
-from worldmodels.data.atomic import read_json, write_json
-from worldmodels.data.weights import (
+from worldmodels.models import weights
+from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.vae import ConvVAE
+from worldmodels.models.weights import (
     load_model,
     load_tensors,
     restore_training,
@@ -24,8 +25,7 @@ from worldmodels.data.weights import (
     save_tensors,
     training_state,
 )
-from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.vae import ConvVAE
+from worldmodels.support.files import read_json, write_json
 
 
 @pytest.mark.parametrize("model", [make_vae(3), make_mdnrnn(reward_head=True), make_mdnrnn(restart_input=False)])

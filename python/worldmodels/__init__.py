@@ -1,7 +1,7 @@
 """World Models (Ha & Schmidhuber, 2018): learn a dream of a game, evolve a controller inside it, play for real.
 
-Names are loaded when first used, so that `import worldmodels` is quick and needs neither PyTorch nor a game. The
-environments are registered with Gymnasium as soon as it is imported, before this package or after it.
+Names are loaded when first used: `import worldmodels` needs neither PyTorch nor a game. It registers the environments
+with Gymnasium where that is installed.
 """
 
 from __future__ import annotations
@@ -11,39 +11,41 @@ import os
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from worldmodels import _openmp
-from worldmodels import forks as forks  # knows the process that has imported it
-from worldmodels.envs import register_with_gymnasium
+from worldmodels.envs.registration import register
+from worldmodels.support import forks as forks  # knows the process that has imported it
+from worldmodels.support import openmp as _openmp
 
 # Idle OpenMP threads that spin slow every other process of a busy machine, and torch's own threads most of all.
 # Only takes effect where no OpenMP runtime is loaded yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 _openmp.share()
-register_with_gymnasium()
+register()
 
 __version__ = metadata.version("worldmodels")
 
 if TYPE_CHECKING:
-    from worldmodels.cmaes import CMAES
-    from worldmodels.dream import Dream, DreamResult, DreamTrace, World, load_world, set_simd_level, simd_levels
+    from worldmodels.cmaes.cmaes import CMAES
+    from worldmodels.dream.native import Dream, DreamResult, DreamTrace
+    from worldmodels.dream.world_model import World, load_world
     from worldmodels.models.agent import Agent
     from worldmodels.models.controller import Controller
     from worldmodels.models.mdnrnn import MDNRNN
     from worldmodels.models.vae import ConvVAE
+    from worldmodels.support.simd import set_simd_level, simd_levels
 
 _HOME = {
     "Agent": "worldmodels.models.agent",
-    "CMAES": "worldmodels.cmaes",
+    "CMAES": "worldmodels.cmaes.cmaes",
     "Controller": "worldmodels.models.controller",
     "ConvVAE": "worldmodels.models.vae",
-    "Dream": "worldmodels.dream",
-    "DreamResult": "worldmodels.dream",
-    "DreamTrace": "worldmodels.dream",
-    "World": "worldmodels.dream",
-    "load_world": "worldmodels.dream",
+    "Dream": "worldmodels.dream.native",
+    "DreamResult": "worldmodels.dream.native",
+    "DreamTrace": "worldmodels.dream.native",
+    "World": "worldmodels.dream.world_model",
+    "load_world": "worldmodels.dream.world_model",
     "MDNRNN": "worldmodels.models.mdnrnn",
-    "set_simd_level": "worldmodels.dream",
-    "simd_levels": "worldmodels.dream",
+    "set_simd_level": "worldmodels.support.simd",
+    "simd_levels": "worldmodels.support.simd",
 }
 
 __all__ = [

@@ -11,10 +11,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-from worldmodels import __version__, pretrained, tasks
-from worldmodels.checks import MOST_SEED, check_integer, check_real
-from worldmodels.config import CHOICES, Config, field_help, override
-from worldmodels.experiment import (
+from worldmodels import __version__, pretrained
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.config import CHOICES, Config, field_help, override
+from worldmodels.pipeline.run import (
     MAKERS,
     PLACES,
     STAGES,
@@ -23,10 +23,11 @@ from worldmodels.experiment import (
     command,
     require_earlier,
     section_names,
-    versions,
 )
-from worldmodels.suggestions import suggestion
-from worldmodels.threads import describe
+from worldmodels.support.cpu import describe
+from worldmodels.support.suggestions import suggestion
+from worldmodels.support.validation import MOST_SEED, check_integer, check_real
+from worldmodels.support.versions import versions
 
 #: Extras of the package that bring a module, where it is not the extra `takecover`.
 _EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "tensorboard": "tensorboard", "stable_baselines3": "examples"}
@@ -352,11 +353,11 @@ def _work(options: argparse.Namespace) -> None:
         )
 
     if config.evolve.device == "cuda" and options.command in (*_WHOLE, "evolve"):
-        from worldmodels.evaluators.dream import gpu
+        from worldmodels.pipeline.evaluators import gpu
 
         gpu()  # one that is not there is missed before V and M are trained
     if options.command in ("sweep", "ablate", "iterate"):
-        from worldmodels import studies
+        from worldmodels.pipeline import studies
 
         if options.command == "sweep":
             studies.sweep(out, config, options.temperatures, force=options.force)
@@ -436,10 +437,11 @@ def _show(options: argparse.Namespace) -> None:
         _output("--gif", options.gif, ".gif")
     folder, config = Experiment.agent(options.agent)
 
-    from worldmodels import load_world, show
-    from worldmodels.dream import done_weight
-    from worldmodels.envs.play import describe_environment
-    from worldmodels.figures import save_animation
+    from worldmodels import load_world
+    from worldmodels.analysis import playback as show
+    from worldmodels.analysis.figures import save_animation
+    from worldmodels.dream.world_model import done_weight
+    from worldmodels.rollout.runner import describe_environment
 
     if options.window:
         show.check_display()
@@ -483,7 +485,7 @@ def _bench(options: argparse.Namespace) -> None:
         _output("--json", options.json, ".json")
 
     from worldmodels.benchmarks import measure
-    from worldmodels.data.atomic import write_json
+    from worldmodels.support.files import write_json
 
     rows = measure.measure(measure.cases(options.peers), options.rounds, lambda line: print(line, file=sys.stderr))
     about = measure.machine()
@@ -496,7 +498,7 @@ def _info() -> None:
     import torch
 
     import worldmodels
-    from worldmodels.dream import simd_level
+    from worldmodels.support.simd import simd_level
 
     lines = {
         **versions(),

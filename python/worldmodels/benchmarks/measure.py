@@ -16,8 +16,9 @@ import numpy as np
 
 from worldmodels.benchmarks.peers import JAXDream, NumPyDream, Peer, TorchDream
 from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom, shipped
-from worldmodels.dream import Dream, DreamResult, Precision, multiply_add_rate, precisions, simd_level
-from worldmodels.threads import cores
+from worldmodels.dream.native import Dream, DreamResult
+from worldmodels.support.cpu import cores
+from worldmodels.support.simd import Precision, multiply_add_rate, precisions, simd_level
 
 _PEAK_SECONDS = 0.1
 _CHECKED_STEPS = 4
@@ -145,7 +146,7 @@ def alone_case(world: World, precision: Precision, steps: int = 1000) -> Case:
 
 def env_case(world: World, steps: int = 500) -> Case:
     """One Gymnasium environment stepped from Python."""
-    from worldmodels.envs.dream import DreamEnv
+    from worldmodels.dream.env import DreamEnv
 
     env = DreamEnv(world.mdnrnn, world.initial_mu, world.initial_logvar)
     env.reset(seed=0)
@@ -267,7 +268,7 @@ def time_case(case: Case) -> tuple[float, float, float, float]:
 
 def machine() -> dict[str, Any]:
     """What it was measured on."""
-    from worldmodels.experiment import versions
+    from worldmodels.support.versions import versions
 
     peaks = {
         f"{precision}, {count} threads": multiply_add_rate(precision, count, 0.5) / 1e9
@@ -308,7 +309,7 @@ def as_table(rows: list[Row], about: dict[str, Any]) -> str:
 
 
 def _vector_env(world: World, precision: Precision, envs: int, threads: int) -> Any:
-    from worldmodels.envs.dream import DreamVectorEnv
+    from worldmodels.dream.env import DreamVectorEnv
 
     return DreamVectorEnv(
         world.mdnrnn,

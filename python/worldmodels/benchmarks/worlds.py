@@ -10,10 +10,12 @@ import numpy.typing as npt
 import torch
 
 from worldmodels import pretrained
-from worldmodels.dream import Dream, Precision, load_world
+from worldmodels.dream.native import Dream
+from worldmodels.dream.world_model import load_world
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.support.simd import Precision
 
 CANDIDATES, EPISODES = 64, 16
 LONGEST = 2100

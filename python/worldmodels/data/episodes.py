@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.data.atomic import atomic_path
+from worldmodels.support.files import atomic_path
 
 FORMAT = "worldmodels-episodes-1"
 FRAME = (64, 64, 3)

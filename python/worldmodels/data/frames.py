@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.processes import Owned, deaf_to_interrupts, ending
+from worldmodels.support.processes import Owned, deaf_to_interrupts, ending
 
 _AHEAD = 4  # batches that a thread is told to read
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from worldmodels.data.atomic import atomic_path
+from worldmodels.support.files import atomic_path
 
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
 _PER_EPISODE = ("lengths", "terminated")

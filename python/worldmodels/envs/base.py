@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.envs.screen import Frame
+from worldmodels.envs.preprocessing import Frame
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]

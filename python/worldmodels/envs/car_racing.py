@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.envs.screen import Frame, shrink
+from worldmodels.envs.preprocessing import Frame, shrink
 from worldmodels.envs.screen_env import ScreenEnv
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.envs.screen import Frame, shrink
+from worldmodels.envs.preprocessing import Frame, shrink
 from worldmodels.envs.screen_env import ScreenEnv
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -79,6 +79,3 @@ class PendulumEnv(ScreenEnv):
         self._phase = "closed"
         self._game.screen = None  # with one, Gymnasium closes pygame's display
         self._game.close()
-
-
-gymnasium.register("worldmodels/Pendulum-v0", entry_point="worldmodels.envs.pendulum:PendulumEnv")

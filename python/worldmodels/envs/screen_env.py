@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import EzPickle
 
-from worldmodels.envs.screen import Frame
+from worldmodels.envs.preprocessing import Frame
 
 
 class ScreenEnv(EzPickle, gymnasium.Env[Frame, npt.NDArray[np.float32]]):

@@ -23,9 +23,9 @@ import numpy.typing as npt
 import vizdoom
 
 from worldmodels.envs import GameLostError
-from worldmodels.envs.screen import Frame, shrink
+from worldmodels.envs.preprocessing import Frame, shrink
 from worldmodels.envs.screen_env import ScreenEnv
-from worldmodels.processes import Owned, deaf_to_interrupts
+from worldmodels.support.processes import Owned, deaf_to_interrupts
 
 Variant = Literal["paper", "modern"]
 

@@ -11,15 +11,15 @@ import numpy.typing as npt
 import torch
 
 from worldmodels import pretrained
-from worldmodels.checks import any_array, check_integer, check_seed, different_slots, exact_array
-from worldmodels.data.weights import load_model, load_tensors
-from worldmodels.forks import Lock
 from worldmodels.models.controller import Controller
 from worldmodels.models.encoder import Encoder
+from worldmodels.models.lstm_state import Memory
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.memory import Memory
 from worldmodels.models.vae import ConvVAE, decode
-from worldmodels.threads import cores
+from worldmodels.models.weights import load_model, load_tensors
+from worldmodels.support.cpu import cores
+from worldmodels.support.forks import Lock
+from worldmodels.support.validation import any_array, check_integer, check_seed, different_slots, exact_array
 
 _CHANGING = ("_memory", "_generators", "_restart", "_own", "z")  # what acting changes
 

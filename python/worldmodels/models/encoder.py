@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from worldmodels import _core
-from worldmodels.checks import any_array, check_integer, check_threads
-from worldmodels.forks import check_threads_usable
-from worldmodels.models.training import autocast, computes_in_bfloat16
+from worldmodels.models.device import autocast, computes_in_bfloat16
 from worldmodels.models.vae import ConvVAE
-from worldmodels.native import Native
+from worldmodels.support.forks import check_threads_usable
+from worldmodels.support.native import Native
+from worldmodels.support.validation import any_array, check_integer, check_threads
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,7 +27,7 @@ class Encoder:
     Args:
         vae: V; its weights are copied, or it is moved to the device.
         where: the device.
-        precision: of V's products, as :func:`worldmodels.models.training.autocast` takes it.
+        precision: of V's products, as :func:`worldmodels.models.device.autocast` takes it.
         block: frames that PyTorch computes at once.
         num_threads: of the native core; None for as many as there are cores, or OMP_NUM_THREADS if that is less.
 

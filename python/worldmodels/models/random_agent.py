@@ -7,9 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from worldmodels.config import Config
 from worldmodels.models.agent import Agent
-from worldmodels.models.controller import Controller, Squash
+from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
 
@@ -31,26 +30,17 @@ class RandomAgent:
     The largest of such weights have no bound; latents are clipped, so that actions saturate instead of becoming NaN.
 
     Args:
-        config: the sizes of V, M and C are those of its ``train_vae``, ``train_rnn`` and ``evolve``.
-        action_size: length of an action.
-        squash: how C's outputs become actions.
+        controller: Shape of C, and with it the sizes of V and M.
+        restart_input: Whether M is fed the restart flag.
 
     Source: Ha & Schmidhuber (2018), the released code's carracing/extract.py.
     """
 
-    def __init__(self, config: Config, action_size: int, squash: Squash) -> None:
-        latent_size, rnn, c = config.train_vae.latent_size, config.train_rnn, config.evolve
+    def __init__(self, controller: Controller, *, restart_input: bool = True) -> None:
+        latent_size, action_size, hidden_size = controller.latent_size, controller.action_size, controller.hidden_size
         self._vae = _BoundedVAE(latent_size)
-        self._mdnrnn = MDNRNN(latent_size, action_size, rnn.hidden_size, 1, restart_input=rnn.restart_input)
-        self._controller = Controller(
-            latent_size,
-            rnn.hidden_size,
-            action_size,
-            features=c.features,  # type: ignore[arg-type]
-            bias=c.bias,
-            hidden_units=c.hidden_units,
-            squash=squash,
-        )
+        self._mdnrnn = MDNRNN(latent_size, action_size, hidden_size, 1, restart_input=restart_input)
+        self._controller = controller
 
     def draw(self, rng: np.random.Generator) -> None:
         """Draws the weights of an episode."""

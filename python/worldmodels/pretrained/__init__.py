@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from worldmodels.data.atomic import read_json
+from worldmodels.support.files import read_json
 
 _HERE = Path(__file__).parent
 HASHES = "sha256.json"

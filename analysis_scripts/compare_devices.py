@@ -1,0 +1,67 @@
+"""The dream on the CPU and on the GPU: steps per second, and the mean return of one controller in both.
+
+python analysis_scripts/compare_devices.py                     the shipped world and its agent
+python analysis_scripts/compare_devices.py runs/small --popsize 64 --episodes 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+from worldmodels import Dream, pretrained
+from worldmodels.analysis.stats import table
+from worldmodels.dream.gpu import TorchDream
+from worldmodels.dream.world_model import done_weight, load_world
+from worldmodels.models.agent import load_controller
+
+
+def timed(play):
+    """Mean return with its standard error, and steps per second, of the second call: the first one sets up."""
+    play(0)
+    began = time.perf_counter()
+    played = play(1)
+    seconds = time.perf_counter() - began
+    one = played.returns[0]  # the same controller in every row
+    return f"{one.mean():.1f} +- {one.std() / len(one) ** 0.5:.1f}", f"{played.lengths.sum() / seconds:,.0f}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", nargs="?", default="takecover")
+    parser.add_argument("--popsize", type=int, default=256)
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=1.15)
+    parser.add_argument("--max-steps", type=int, default=2100)
+    options = parser.parse_args()
+    folder = pretrained.resolve(options.world)
+    world = load_world(folder)
+    controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
+    settings = {
+        "temperature": options.temperature,
+        "max_steps": options.max_steps,
+        "done_weight": done_weight(folder, "expected"),
+        "expected_returns": True,
+    }
+    if not torch.cuda.is_available():
+        parser.error("no CUDA device here")
+    device = torch.device("cuda")
+    gpu, native = TorchDream(*world, controller, device=device, **settings), Dream(*world, controller, **settings)
+    name = torch.cuda.get_device_name(device)
+    rows = []
+    for count, episodes, where, dream in (
+        (1, 2048, name, gpu),
+        (options.popsize, options.episodes, name, gpu),
+        (1, 1024, "native", native),
+    ):
+        same = np.repeat(params[None], count, axis=0)
+        played = timed(lambda seed, same=same, e=episodes, d=dream: d.rollout(same, e, seed=seed, common_seeds=True))
+        rows.append([f"{count} x {episodes}", where, *played])
+    print(table(["shape", "dream", "mean return", "steps/s"], rows))
+
+
+if __name__ == "__main__":
+    main()

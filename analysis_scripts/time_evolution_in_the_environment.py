@@ -1,0 +1,108 @@
+"""How fast C evolves in the real environment: the whole loop beside its environments alone and V's encoder alone.
+
+    python analysis_scripts/time_evolution_in_the_environment.py --rounds 3
+
+Prints frames a second of each, taken in turns, the loop's share of the slower of the two, and where the loop's time
+goes. V, M and C have the paper's sizes and no training: the work is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+
+from worldmodels import MDNRNN, Controller, ConvVAE
+from worldmodels.envs.vector import make_batch
+from worldmodels.pipeline import tasks
+from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
+from worldmodels.rollout.runner import describe_environment
+from worldmodels.support.cpu import cores
+
+_EPISODES = 2  # in every slot, one after the other; their starts are part of the work
+
+
+def environments_alone(environment, slots, steps, actions):
+    batch = make_batch(environment, slots)
+    everyone, seeds = np.arange(slots), list(range(_EPISODES * slots))
+    began = time.perf_counter()
+    batch.expect(seeds)
+    for episode in range(_EPISODES):
+        batch.reset(everyone, seeds[episode * slots : (episode + 1) * slots])
+        for _ in range(steps):
+            batch.step(everyone, actions)
+    speed = _EPISODES * slots * steps / (time.perf_counter() - began)
+    batch.close()
+    return speed
+
+
+def encoder_alone(evaluator, slots, rounds=20):
+    frames = np.random.default_rng(0).integers(0, 256, (slots, 64, 64, 3), dtype=np.uint8)
+    evaluator.encode(frames)
+    began = time.perf_counter()
+    for _ in range(rounds):
+        evaluator.encode(frames)
+    return slots * rounds / (time.perf_counter() - began)
+
+
+def whole_loop(evaluator, params, episodes):
+    """Frames a second, the share of the cores that this process keeps busy, and where the time goes, in shares."""
+    began, cpu = time.perf_counter(), time.process_time()
+    played = evaluator.play(params, episodes, seed=0, common_seeds=False, told=lambda *_: None)
+    seconds = time.perf_counter() - began
+    busy = (time.process_time() - cpu) / seconds / cores()
+    assert 0 < played.lengths.max() <= evaluator.max_steps
+    return played.lengths.sum() / seconds, busy, {name: value / seconds for name, value in played.profile.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiment", default="carracing")
+    parser.add_argument("--environments", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--precision", default="auto")
+    options = parser.parse_args()
+    task = tasks.get(options.experiment)
+    config = task.presets["paper"]
+    rnn, evolve = config.train_rnn, config.evolve
+    latent, size = config.train_vae.latent_size, len(task.actions)
+    controller = Controller(
+        latent, rnn.hidden_size, size, evolve.features, evolve.bias, evolve.hidden_units, task.squash
+    )
+    slots = options.environments
+    evaluator = EnvironmentEvaluator(
+        ConvVAE(latent),
+        MDNRNN(latent, size, rnn.hidden_size, restart_input=rnn.restart_input),
+        controller,
+        config.environment,
+        slots=slots,
+        workers=cores(),
+        max_steps=options.steps,
+        precision=options.precision,
+    )
+    calm = np.zeros(controller.size)  # does not steer
+    actions = np.tile(controller.act(calm, np.zeros(controller.feature_size)), (slots, 1))
+    print(f"{describe_environment(config.environment)}, {slots} environments, {cores()} cores")
+    rounds = []
+    for _ in range(options.rounds):
+        alone = environments_alone(config.environment, slots, options.steps, actions)
+        encoding = encoder_alone(evaluator, slots)
+        loop, busy, profile = whole_loop(evaluator, calm[None], _EPISODES * slots)
+        share = loop / min(alone, encoding)
+        rounds.append((alone, encoding, loop, share))
+        print(
+            f"environments alone {alone:,.0f} frames/s, V's encoder alone {encoding:,.0f}, the whole loop {loop:,.0f}: "
+            f"{share:.2f} of the slower"
+        )
+        parts = ", ".join(f"{name} {value:.0%}" for name, value in profile.items())
+        print(f"its time: {parts}; this process keeps {busy:.0%} of the cores busy")
+    evaluator.close()
+    alone, encoding, loop, share = map(statistics.median, zip(*rounds, strict=True))
+    print(f"medians: {alone:,.0f}, {encoding:,.0f}, {loop:,.0f}, {share:.2f}")
+
+
+if __name__ == "__main__":
+    main()

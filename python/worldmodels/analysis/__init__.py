@@ -1,0 +1,1 @@
+"""Statistics, quality of V and M, figures and recordings."""

@@ -1,0 +1,27 @@
+"""Sheets: rows of 64x64 pictures as one PNG, to look at while a model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from worldmodels.support.files import atomic_path
+
+_GAP = 2
+
+
+def save(path: Path, rows: Sequence[npt.NDArray[np.uint8]], scale: int = 2) -> None:
+    """Writes rows of (N, 64, 64, 3) pictures, one above the other, atomically; every pixel becomes scale x scale."""
+    columns = max(len(row) for row in rows)
+    height, width = rows[0].shape[1:3]
+    page = np.full((len(rows) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            top, left = y * (height + _GAP), x * (width + _GAP)
+            page[top : top + height, left : left + width] = picture
+    with atomic_path(path) as temporary:
+        Image.fromarray(page.repeat(scale, axis=0).repeat(scale, axis=1)).save(temporary, format="PNG")

@@ -1,0 +1,361 @@
+"""How good V and M are on held-out episodes: moving pixels, calibration, rollouts that run free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from worldmodels.data.episodes import EpisodeStore
+from worldmodels.data.latents import Latents
+from worldmodels.data.sequences import Streams
+from worldmodels.models.device import on_device, seed_step
+from worldmodels.models.mdnrnn import MDNRNN, MDNOutput, State, mdn_nll
+from worldmodels.models.vae import ConvVAE, decode, sample_latent
+
+#: Classes of pixels: least and most difference to the previous frame, in levels of 0-255, of any colour.
+PIXELS = {"all": (0, 255), "still": (0, 0), "moving": (1, 255), "moving much": (32, 255)}
+#: Edges of the bins of predicted probabilities; deaths are rare, so they are closer at the lower end.
+BINS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+#: Steps at which free-running rollouts are compared with what came.
+HORIZONS = (1, 10, 50, 100)
+
+_FRAMES = 1000  # of V's measure
+_AT_ONCE = 100  # steps of context, to bound memory
+_CONTEXT = 20  # frames that M sees at least, before it runs free
+
+
+def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """V's squared error per pixel (colours in [0, 1], summed over the three), by how much the pixel has changed.
+
+    Args:
+        model: V; frames are decoded from mu.
+        store: the episodes.
+        frames: (N,) frames to use, at most a thousand of them; those that begin an episode have no previous frame
+            and are left out.
+
+    Returns:
+        ``frames``, their number, and ``pixels``: for every class of :data:`PIXELS` its ``share`` of all pixels, V's
+        ``error``, the error of the ``mean_picture`` of these frames, and how much of that V ``explained``. None where
+        a class has no pixel.
+    """
+    starts = np.cumsum([0, *store.lengths[:-1]])
+    frames = frames[~np.isin(frames, starts)]
+    if len(frames) == 0:
+        return {"frames": 0, "pixels": {}}
+    if len(frames) > _FRAMES:
+        frames = frames[np.linspace(0, len(frames) - 1, _FRAMES).astype(int)]
+    real, previous = store.read(frames), store.read(frames - 1)
+    mean = real.mean(axis=0, dtype=np.float64) / 255
+    sums = {name: np.zeros(3) for name in PIXELS}  # pixels, V's error, the mean picture's
+    where = next(model.parameters()).device
+    for start in range(0, len(frames), 250):
+        now, before = real[start : start + 250], previous[start : start + 250]
+        with torch.inference_mode():
+            x = on_device(now, where).permute(0, 3, 1, 2).float() / 255
+            drawn = model.decode(model.encode(x)[0])
+            errors = (drawn - x).square().sum(dim=1).cpu().numpy()  # (B, 64, 64)
+        others = np.square(now / 255 - mean).sum(axis=3)
+        change = np.abs(now.astype(np.int16) - before).max(axis=3)
+        for name, (low, high) in PIXELS.items():
+            chosen = (low <= change) & (change <= high)
+            sums[name] += chosen.sum(), errors[chosen].sum(), others[chosen].sum()
+    total = sums["all"][0]
+    table = {}
+    for name, (count, error, other) in sums.items():
+        table[name] = {
+            "share": float(count / total),
+            "error": _ratio(error, count),
+            "mean_picture": _ratio(other, count),
+            "explained": None if other == 0 else float(1 - error / other),
+        }
+    return {"frames": len(frames), "pixels": table}
+
+
+def vae_failure(found: dict[str, Any]) -> str | None:
+    """Say why V is of no use to M and C: it reconstructs frames worse than their mean picture does.
+
+    Args:
+        found: What :func:`reconstruction` gives.
+
+    Returns:
+        The reason and what to try; None for a V that explains something of all pixels and of those that move.
+    """
+    explained = {name: found["pixels"].get(name, {}).get("explained") for name in ("moving", "all")}
+    worst = min(((value, name) for name, value in explained.items() if value is not None), default=None)
+    if worst is None or worst[0] >= 0:
+        return None
+    pixels = f"{worst[1]} pixels" if worst[1] == "moving" else "pixels"
+    return (
+        f"V explains {100 * worst[0]:.0f} % of the variance of {pixels}: below 0 %, it draws frames worse than their "
+        "mean picture, and M and C have nothing to learn from its latents. Look at vae/sheets; try more steps, another "
+        "learning rate, a smaller kl_weight, or frames in which what moves is larger or brighter"
+    )
+
+
+def rnn_failure(found: dict[str, Any]) -> str | None:
+    """Say why M is of no use to C: one step ahead, it predicts latents worse than their average does.
+
+    Args:
+        found: What :func:`predictions` gives, with ``rollouts``.
+
+    Returns:
+        The reason and what to try; None for an M that predicts better than the average latent, or where no episode
+        is long enough to tell.
+    """
+    first = next((row for row in found["rollouts"] if row["steps"] == 1), None)
+    if first is None or first["mean"] <= first["average"]:
+        return None
+    return (
+        f"M's prediction one step ahead has a mean squared error of {first['mean']:.3g} per latent dimension, above "
+        f"the {first['average']:.3g} of always predicting the average latent: its dreams are noise. Try more steps, "
+        "another learning rate, or precision float32"
+    )
+
+
+def _ratio(value: float, count: float) -> float | None:
+    return float(value / count) if count else None
+
+
+def calibration(
+    probability: npt.NDArray[np.float32], done: npt.NDArray[np.bool_], weight: float = 1.0
+) -> list[dict[str, float]]:
+    """How often the end follows at each predicted level.
+
+    Args:
+        probability: (N,) predicted.
+        done: (N,) whether the episode ended.
+        weight: of the ends in the loss. A model that is right then says w p / (w p + 1 - p) where ends have
+            probability p; ``expected`` takes that back.
+
+    Returns:
+        For every bin of :data:`BINS` that is not empty: ``low``, ``high``, ``count``, the means of what was
+        ``predicted`` and ``expected``, and the frequency that was ``observed``.
+    """
+    expected = probability / (probability + weight * (1 - probability))
+    number = np.clip(np.searchsorted(BINS, probability, side="right") - 1, 0, len(BINS) - 2)
+    rows = []
+    for bin_number in np.unique(number):
+        chosen = number == bin_number
+        rows.append(
+            {
+                "low": BINS[bin_number],
+                "high": BINS[bin_number + 1],
+                "count": int(chosen.sum()),
+                "predicted": float(probability[chosen].mean()),
+                "expected": float(expected[chosen].mean()),
+                "observed": float(done[chosen].mean()),
+            }
+        )
+    return rows
+
+
+@torch.no_grad()
+def predictions(model: MDNRNN, streams: Streams, done_weight: float) -> dict[str, Any]:
+    """M one step ahead, teacher-forced.
+
+    Returns:
+        ``z``: nats per dimension; ``z_noise``: the part of it that is the noise of V's own sampling, which no M could
+        predict; ``z_dimensions``: Z of each; ``done``: the :func:`calibration`, where M has a done head.
+    """
+    where = next(model.parameters()).device
+    seed_step(0, "quality", 0)
+    state = model.initial_state(streams.batch)
+    nll, noise, count = torch.zeros(2, model.latent_size, device=where), 0.0, 0.0
+    logits, ends = [], []
+    for chunk in streams.epoch(0):
+        mu, logvar = on_device(chunk.mu, where), on_device(chunk.logvar, where)
+        z = sample_latent(mu, logvar)
+        out, state = model(z[:, :-1], on_device(chunk.action, where), on_device(chunk.restart, where), state)
+        has_next = on_device(chunk.has_next, where).unsqueeze(-1)
+        nll[0] += (mdn_nll(out, z[:, 1:]) * has_next).sum(dim=(0, 1))
+        nll[1] += (logvar[:, 1:] * has_next).sum(dim=(0, 1))
+        count += float(chunk.has_next.sum())
+        if out.done_logit is not None:
+            known = chunk.knows_end > 0
+            logits.append(out.done_logit.cpu().numpy()[known])
+            ends.append(chunk.done[known] > 0)
+    per_dimension = (nll[0] / max(count, 1)).tolist()
+    noise = 0.5 * math.log(2 * math.pi * math.e) + 0.5 * float(nll[1].mean()) / max(count, 1)
+    found: dict[str, Any] = {
+        "z": float(np.mean(per_dimension)),
+        "z_noise": noise,
+        "z_dimensions": per_dimension,
+    }
+    if logits:
+        probability = 1 / (1 + np.exp(-np.concatenate(logits).astype(np.float64)))
+        found["done"] = calibration(probability.astype(np.float32), np.concatenate(ends), done_weight)
+    return found
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where rollouts begin: the last frame that M sees, in episodes that go on behind it.
+
+    Attributes:
+        first: (N,) frame at which the episode begins.
+        last: (N,) frame M runs free from.
+        end: (N,) last frame of the episode.
+    """
+
+    first: npt.NDArray[np.int64]
+    last: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+
+
+def choose_starts(latents: Latents, episodes: npt.NDArray[np.int64], count: int) -> Starts:
+    """At most ``count`` starts, one an episode, drawn where the longest horizon fits if it fits anywhere."""
+    lengths = latents.lengths[episodes]
+    chosen = episodes[lengths > 1]
+    if len(chosen) > count:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, count).astype(int)]
+    rng = np.random.default_rng(0)
+    lengths, first = latents.lengths[chosen], latents.starts[chosen]
+    low = np.minimum(_CONTEXT, lengths - 1) - 1
+    high = np.maximum(low, lengths - 1 - HORIZONS[-1])
+    last = first + rng.integers(low, high, endpoint=True)
+    return Starts(first, last, first + lengths - 1)
+
+
+@torch.no_grad()
+def run_free(model: MDNRNN, latents: Latents, starts: Starts, steps: int, *, sample: bool) -> npt.NDArray[np.float32]:
+    """Lets M run free: it sees the episodes up to the starts, then its own latents and the real actions.
+
+    Args:
+        model: M.
+        latents: the real ones.
+        starts: N places.
+        steps: how far.
+        sample: feed and return a sample of the mixture; False for its mean.
+
+    Returns:
+        (N, steps, Z) latents; behind an episode's end the last action is repeated.
+    """
+    where = next(model.parameters()).device
+    seed_step(0, "rollouts", 0)
+    # The contexts end together: the episode begins, and the state is zeroed, somewhere in the row.
+    context = int((starts.last - starts.first).max()) + 1
+    index = starts.last[:, None] - np.arange(context)[::-1]
+    restart = (index == starts.first[:, None]).astype(np.float32)
+    index = np.maximum(index, starts.first[:, None])
+    state: State | None = None
+    for begin in range(0, context, _AT_ONCE):
+        part = index[:, begin : begin + _AT_ONCE]
+        z, action = latents.mu[part].astype(np.float32), latents.actions[part]
+        flags = restart[:, begin : begin + _AT_ONCE]
+        out, state = model(on_device(z, where), on_device(action, where), on_device(flags, where), state)
+    last = MDNOutput(out.logmix[:, -1:], out.mean[:, -1:], out.logstd[:, -1:], None, None)
+    found = [next_latent(last, sample)]
+    for step in range(1, steps):
+        action = latents.actions[np.minimum(starts.last + step, starts.end)][:, None]
+        out, state = model(found[-1], on_device(action, where), None, state)
+        found.append(next_latent(out, sample))
+    return torch.cat(found, dim=1).cpu().numpy()
+
+
+def next_latent(out: MDNOutput, sample: bool) -> Tensor:
+    """The mean of the mixture, or a sample of it: (B, 1, Z)."""
+    weights = out.logmix.exp()
+    if not sample:
+        return (weights * out.mean).sum(dim=-1)
+    chosen = torch.multinomial(weights.flatten(0, -2), 1).reshape(*weights.shape[:-1], 1)
+    mean, logstd = (part.gather(-1, chosen).squeeze(-1) for part in (out.mean, out.logstd))
+    return mean + logstd.exp() * torch.randn_like(mean)
+
+
+def rollouts(
+    model: MDNRNN,
+    latents: Latents,
+    episodes: npt.NDArray[np.int64],
+    count: int = 64,
+    *,
+    vae: ConvVAE | None = None,
+    store: EpisodeStore | None = None,
+    horizons: Sequence[int] = HORIZONS,
+) -> list[dict[str, Any]]:
+    """Free-running rollouts against what came, ``horizons`` steps behind their start.
+
+    Returns:
+        For every horizon that some episode reaches: ``steps``, the number of rollouts ``count``, and the mean squared
+        errors per dimension of z (against mu) of the mixture's ``mean``, of a ``sample`` (which has the noise of V's
+        sampling in it), of z that ``stays`` what it was at the start, and of the ``average`` z. With V and the frames
+        also the squared errors of the pictures (summed over pixels, colours in [0, 1]): ``picture_mean``,
+        ``picture_sample``, ``picture_stays`` (the start's real frame) and ``picture_v``, V's own of the real z, which
+        no M could be below.
+    """
+    starts = choose_starts(latents, episodes, count)
+    if len(starts.last) == 0:
+        return []
+    reach = int((starts.end - starts.last).max())
+    reached = [steps for steps in horizons if steps <= reach]
+    free = {name: run_free(model, latents, starts, reached[-1], sample=name == "sample") for name in ("mean", "sample")}
+    average = latents.mu[np.concatenate([np.arange(a, b + 1) for a, b in zip(starts.first, starts.end, strict=True)])]
+    average = average.mean(axis=0, dtype=np.float64).astype(np.float32)
+    table = []
+    for steps in reached:
+        there = starts.last + steps <= starts.end
+        at, now = starts.last[there], starts.last[there] + steps
+        truth = latents.mu[now].astype(np.float32)
+        drawn = {name: z[there, steps - 1] for name, z in free.items()}
+        guesses = {**drawn, "stays": latents.mu[at].astype(np.float32), "average": average}
+        row: dict[str, Any] = {"steps": steps, "count": int(there.sum())}
+        row |= {name: float(np.square(guess - truth).mean()) for name, guess in guesses.items()}
+        if vae is not None and store is not None:
+            frames, before = store.read(now), store.read(at)
+            pictures = {**{name: decode(vae, z) for name, z in drawn.items()}, "stays": before, "v": decode(vae, truth)}
+            row |= {f"picture_{name}": _picture_error(picture, frames) for name, picture in pictures.items()}
+        table.append(row)
+    return table
+
+
+def _picture_error(drawn: npt.NDArray[np.uint8], real: npt.NDArray[np.uint8]) -> float:
+    difference = (drawn.astype(np.float64) - real) / 255
+    return float(np.square(difference).sum(axis=(1, 2, 3)).mean())
+
+
+def format_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> str:
+    """V's and M's measures as text."""
+
+    def number(value: float | None, digits: int = 4) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    lines = [f"V, {vae['frames']:,} frames".ljust(26) + "of all pixels   error/pixel   mean picture   explained"]
+    for name, row in vae["pixels"].items():
+        label = f"{name} pixels" if name != "moving much" else f"moving over {PIXELS[name][0]}/255"
+        lines.append(
+            f"{label:<26}{number(row['share'], 3):>13}{number(row['error'], 5):>14}"
+            f"{number(row['mean_picture'], 5):>15}{number(row['explained'], 3):>12}"
+        )
+    lines += [
+        "",
+        f"M, one step ahead: {rnn['z']:.3f} nats per dimension, {rnn['z_noise']:.3f} of them the noise of V's sampling",
+        "  (the authors' Doom run ended at 0.98; its noise is not known)",
+        f"  best dimension {min(rnn['z_dimensions']):.3f}, worst {max(rnn['z_dimensions']):.3f}",
+    ]
+    if rnn.get("done") is not None:
+        lines += ["", f"{'M, predicted end':<20}{'steps':>9}{'predicted':>12}{'unweighted':>12}{'observed':>12}"]
+        for row in rnn["done"]:
+            label = f"{row['low']:g} to {row['high']:g}"
+            lines.append(
+                f"{label:<20}{row['count']:>9,}{row['predicted']:>12.5f}{row['expected']:>12.5f}{row['observed']:>12.5f}"
+            )
+    columns = ("mean", "sample", "stays", "average")
+    lines += ["", "M free-running, mean squared error per dimension of z"]
+    lines.append(f"{'steps':>6}{'rollouts':>10}" + "".join(f"{name:>10}" for name in columns))
+    for row in rnn["rollouts"]:
+        lines.append(f"{row['steps']:>6}{row['count']:>10}" + "".join(f"{row[name]:>10.4f}" for name in columns))
+    columns = ("mean", "sample", "stays", "v")
+    pictured = [row for row in rnn["rollouts"] if all(row.get(f"picture_{name}") is not None for name in columns)]
+    if pictured:
+        lines += ["", "the same, squared error per picture"]
+        lines.append(f"{'steps':>6}{'rollouts':>10}" + "".join(f"{name:>10}" for name in columns))
+        for row in pictured:
+            errors = "".join(f"{row[f'picture_{name}']:>10.2f}" for name in columns)
+            lines.append(f"{row['steps']:>6}{row['count']:>10}" + errors)
+    return "\n".join(lines)

@@ -1,0 +1,451 @@
+"""CMA-ES (Hansen, arXiv 1604.00772): ask for solutions, tell their values, minimise.
+
+The distribution lives in the native core (`csrc/core/cmaes.cpp`); here are the checks, the ranking, what was
+found and the state as plain arrays and numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from worldmodels._core import Cmaes
+from worldmodels.cmaes.stopping import Stopping
+from worldmodels.support.forks import Lock
+from worldmodels.support.validation import (
+    check_integer,
+    check_real,
+    check_seed,
+    check_threads,
+    float64_array,
+    single_flag,
+    single_number,
+)
+
+Array = NDArray[np.float64]
+StateDict = dict[str, NDArray[Any] | int | float | str | bool]
+
+_FORMAT = 1
+_ARRAYS = ("mean", "ps", "pc", "covariance", "axes", "scales", "pending_z", "pending_y", "pending_x")
+_MOST_SOLUTIONS = 2**31 - 1
+_MOST_STORED = 2**26  # numbers of a generation that a stored state may ask for: nothing in it is as large
+
+
+class CMAESResult(NamedTuple):
+    """What a run has found so far.
+
+    Attributes:
+        xbest: (N,) float64, the best solution told so far; None before a finite value was told.
+        fbest: its value (with the penalty of `weight_decay`); inf before a finite value was told.
+        evaluations: values told so far, those that were not finite included.
+        iterations: completed generations.
+        xfavorite: (N,) float64, the mean of the distribution: the better guess when values are noisy.
+        stds: (N,) float64, standard deviation of each coordinate.
+        nonfinite: values told so far that were NaN or infinite.
+    """
+
+    xbest: Array | None
+    fbest: float
+    evaluations: int
+    iterations: int
+    xfavorite: Array
+    stds: Array
+    nonfinite: int
+
+
+class CMAES:
+    """Covariance matrix adaptation evolution strategy with active (negative) weights; minimises.
+
+        es = CMAES(np.zeros(1088), 0.1, popsize=64, seed=1)
+        while not es.stop():
+            solutions = es.ask()
+            es.tell(solutions, [f(x) for x in solutions])
+
+    The same seed gives the same bits for any `num_threads` and for the SIMD levels "avx2", "avx512",
+    "avx512_bf16" and "neon"; "baseline" has no fused multiply-add and other last bits. C is decomposed by
+    SciPy's LAPACK, which chooses its own instructions and is held to one thread, so that OPENBLAS_NUM_THREADS
+    and busy neighbours change neither bits nor time; another processor or another SciPy can differ in the last
+    bit. Calls from several threads take turns.
+
+    A pickle or a deep copy is independent of its original and continues with the same bits, also between `ask` and
+    `tell`; `state_dict` is the same state for files.
+
+    Args:
+        x0: (N,) start of the mean, finite.
+        sigma0: start of the step size, positive.
+        popsize: lambda, at least 2; 4 + floor(3 ln N) when None (equation 48).
+        seed: key of the random stream, 0 <= seed < 2**64; drawn from the system when None.
+        num_threads: threads of the native loops; when None as many as there are cores, or OMP_NUM_THREADS if that is
+            less. Changes no result.
+        active: whether the worse half has negative weights.
+        separable: keep C diagonal (Ros and Hansen 2008): O(N) memory and time, for large N.
+        gap: generations a decomposition of C lasts for; 1 / (2 N (c1 + cmu)) when None, as in Hansen's
+            purecma (the tutorial's section B.2 has 10 in place of 2). A diagonal C is taken every generation.
+        weight_decay: this times mean(x**2) is added to the value of x before anything else sees it.
+        ftarget: stop when the best value is at or below.
+        maxiter: stop after so many generations; 100 + 150 (N + 3)^2 / sqrt(popsize) when None.
+        maxfevals: stop after so many evaluations.
+        tolfun: stop when the values of this generation and the best of the last ones span less.
+        tolfunhist: stop when the best values of the last generations span less.
+        tolx: stop when all standard deviations and sigma * pc are below.
+        tolfacupx: stop when a standard deviation is so many times sigma0 (sigma0 was far too small).
+        tolupsigma: stop when sigma / sigma0 exceeds this times the longest axis of C.
+        conditioncov: stop when the condition number of C exceeds this.
+        tolstagnation: generations without progress of best and median before stopping, a fifth of all where
+            that is more; 100 + 100 N^1.5 / popsize when None, as in pycma; above 20,000 never stops.
+        tolflatfitness: stop after more than so many generations in a row whose best three quarters are equal.
+
+    Raises:
+        ValueError: an argument has the wrong shape or is out of range.
+        TypeError: an argument is not numeric.
+    """
+
+    def __init__(
+        self,
+        x0: ArrayLike,
+        sigma0: float,
+        *,
+        popsize: int | None = None,
+        seed: int | None = None,
+        num_threads: int | None = None,
+        active: bool = True,
+        separable: bool = False,
+        gap: float | None = None,
+        weight_decay: float = 0.0,
+        ftarget: float = -math.inf,
+        maxiter: float | None = None,
+        maxfevals: float = math.inf,
+        tolfun: float = 1e-11,
+        tolfunhist: float = 1e-12,
+        tolx: float = 1e-11,
+        tolfacupx: float = 1e3,
+        tolupsigma: float = 1e20,
+        conditioncov: float = 1e14,
+        tolstagnation: float | None = None,
+        tolflatfitness: float = 3,
+    ) -> None:
+        mean = float64_array("x0", x0)
+        if mean.ndim != 1 or mean.size == 0:
+            raise ValueError(f"x0: expected (N,) with N >= 1, got {mean.shape}")
+        if not np.isfinite(mean).all():
+            place = int(np.argmin(np.isfinite(mean)))
+            raise ValueError(f"x0: expected finite numbers, got {mean[place]} at [{place}]")
+        self._sigma0 = _checked_sigma("sigma0", sigma0)
+        n = mean.size
+        if popsize is None:
+            popsize = 4 + math.floor(3 * math.log(n))  # (48)
+        popsize = check_integer("popsize", popsize, 2, _MOST_SOLUTIONS)
+        seed = secrets.randbits(63) if seed is None else check_seed(seed)
+        self.num_threads = check_threads(num_threads)
+        self._seed = seed
+        self._active = bool(active)
+        self._separable = bool(separable)
+        self._weight_decay = check_real("weight_decay", weight_decay, 0)
+        self._stopping = Stopping(
+            {
+                "ftarget": ftarget,
+                "maxiter": 100 + 150 * (n + 3) ** 2 // popsize**0.5 if maxiter is None else maxiter,
+                "maxfevals": maxfevals,
+                "tolfun": tolfun,
+                "tolfunhist": tolfunhist,
+                "tolx": tolx,
+                "tolfacupx": tolfacupx,
+                "tolupsigma": tolupsigma,
+                "conditioncov": conditioncov,
+                "tolstagnation": 100 + 100 * n**1.5 / popsize if tolstagnation is None else tolstagnation,
+                "tolflatfitness": tolflatfitness,
+            }
+        )
+        self._lock = Lock()
+        self._core = Cmaes(mean, self._sigma0, popsize, seed, self._active, self._separable)
+        if gap is not None:
+            self._core.gap = check_real("gap", gap, 0, finite=False)
+        self._read_parameters()
+
+        self._evaluations = 0
+        self._nonfinite = 0
+        self._xbest: Array | None = None
+        self._fbest = math.inf
+
+    def __repr__(self) -> str:
+        return (
+            f"CMAES(n={self._core.mean.size}, popsize={self.popsize}, sigma={self.sigma:.6g}, seed={self._seed}, "
+            f"iterations={self.iterations}, active={self._active}, separable={self._separable}, "
+            f"num_threads={self.num_threads})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {**self.__dict__, "_core": self._state_dict(), "_stopping": copy.deepcopy(self._stopping)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._core = _restored_core(state["_core"])
+
+    def _read_parameters(self) -> None:
+        """Strategy parameters of the tutorial's Table 1, by their usual names."""
+        parameters = self._core.parameters
+        self.weights: Array = parameters["weights"]
+        self.mu: int = parameters["mu"]
+        self.mueff: float = parameters["mueff"]
+        self.c1: float = parameters["c1"]
+        self.cmu: float = parameters["cmu"]
+        self.cc: float = parameters["cc"]
+        self.cs: float = parameters["cs"]
+        self.damps: float = parameters["damps"]
+        self.chiN: float = parameters["chiN"]
+
+    # The distribution
+
+    @property
+    def popsize(self) -> int:
+        """Lambda, the number of solutions of a generation."""
+        return len(self.weights)
+
+    @property
+    def mean(self) -> Array:
+        """(N,) float64, mean of the distribution."""
+        return self._core.mean
+
+    @property
+    def sigma(self) -> float:
+        """Step size."""
+        return self._core.sigma
+
+    @property
+    def stds(self) -> Array:
+        """(N,) float64, sigma * sqrt(diag(C))."""
+        return self.sigma * np.sqrt(self._core.variances())
+
+    @property
+    def C(self) -> Array:
+        """(N, N) float64, the covariance matrix without sigma**2."""
+        lower = self._core.get_state()["covariance"]
+        return np.diag(lower) if self._separable else np.tril(lower) + np.tril(lower, -1).T
+
+    @property
+    def ps(self) -> Array:
+        """(N,) float64, evolution path of the step size."""
+        return self._core.ps
+
+    @property
+    def pc(self) -> Array:
+        """(N,) float64, evolution path of the covariance matrix."""
+        return self._core.pc
+
+    @property
+    def gap(self) -> float:
+        """Generations a decomposition of C lasts for."""
+        return self._core.gap
+
+    @property
+    def seed(self) -> int:
+        """Key of the random stream."""
+        return self._seed
+
+    @property
+    def iterations(self) -> int:
+        """Completed generations."""
+        return self._core.generation
+
+    @property
+    def result(self) -> CMAESResult:
+        """What was found so far."""
+        return CMAESResult(
+            xbest=None if self._xbest is None else self._xbest.copy(),
+            fbest=self._fbest,
+            evaluations=self._evaluations,
+            iterations=self.iterations,
+            xfavorite=self.mean,
+            stds=self.stds,
+            nonfinite=self._nonfinite,
+        )
+
+    # Ask and tell
+
+    def ask(self) -> Array:
+        """Draws this generation's solutions.
+
+        Until they are told, further calls return the same ones.
+
+        Returns:
+            (popsize, N) float64, a copy.
+
+        Raises:
+            RuntimeError: C has no finite decomposition, the distribution reaches beyond float64, or several threads
+                are wanted in a forked process.
+        """
+        x = self._core.ask(self.num_threads)
+        if not np.isfinite(x).all():
+            raise RuntimeError(f"ask: expected finite solutions, got some beyond float64 (sigma {self.sigma:g})")
+        return x
+
+    def tell(self, solutions: ArrayLike, values: ArrayLike) -> None:
+        """Updates the distribution.
+
+        Values that are NaN or infinite rank worst and are counted; a generation without a finite value
+        changes nothing but the counters. Equal values rank by row, which is as good as drawing lots: the rows
+        of `ask` are drawn alike. Rows that were not asked for take part like the others, but steps longer
+        than any sample would be are shortened (Hansen 2011).
+
+        Args:
+            solutions: (popsize, N) finite, usually those of `ask`.
+            values: (popsize,) to be minimised.
+
+        Raises:
+            ValueError: a wrong shape, or a solution that is not finite.
+            TypeError: not real numbers.
+            RuntimeError: there was no `ask` since the last `tell`.
+        """
+        x = float64_array("solutions", solutions)
+        f = float64_array("values", values)
+        popsize, n = self.popsize, self._core.mean.size
+        if x.shape != (popsize, n):
+            raise ValueError(f"solutions: expected ({popsize}, {n}), got {x.shape}")
+        if f.shape != (popsize,):
+            raise ValueError(f"values: expected {(popsize,)}, got {f.shape}")
+        if not np.isfinite(x).all():
+            row, column = np.argwhere(~np.isfinite(x))[0]
+            raise ValueError(f"solutions: expected finite numbers, got {x[row, column]} at [{row}, {column}]")
+        with self._lock:
+            self._tell(x, f)
+
+    def _tell(self, x: Array, f: Array) -> None:
+        """Ranks checked values and updates."""
+        if not self._core.asked:
+            raise RuntimeError("tell: called before ask")
+        self._evaluations += f.size
+        self._nonfinite += f.size - int(np.isfinite(f).sum())
+        with np.errstate(invalid="ignore", over="ignore"):  # too large for float64 is worst too
+            if self._weight_decay:
+                f = f + self._weight_decay * np.mean(np.square(x), axis=1)
+        f = np.where(np.isfinite(f), f, math.inf)
+        popsize = self.popsize
+        order = np.argsort(f, kind="stable")
+        ranked = f[order[: int(np.isfinite(f).sum())]]
+        if not len(ranked):
+            self._core.skip()
+            return
+        rank = np.empty(popsize, dtype=np.int64)
+        rank[order] = np.arange(popsize)
+        self._core.tell(x, rank, self.num_threads)
+        self._stopping.record(ranked, popsize)
+        if ranked[0] < self._fbest:
+            self._fbest = float(ranked[0])
+            self._xbest = x[order[0]].copy()
+
+    # Stopping
+
+    def stop(self) -> dict[str, float]:
+        """Why the run should end.
+
+        Returns:
+            Reason -> the limit that was met; empty when the run should go on. The reasons are the names of
+            the options, and noeffectaxis and noeffectcoord: adding 0.1 (0.2) standard deviations along an
+            axis of C (a coordinate) no longer changes the mean. (Tutorial, section B.3; the limits are
+            pycma's.)
+        """
+        if self.iterations == 0:
+            return {}
+        return self._stopping.reasons(self._core, self._sigma0, self.popsize, self._evaluations, self._fbest)
+
+    # State
+
+    def state_dict(self) -> StateDict:
+        """Everything a run needs to go on, at any point, as if it had never been interrupted.
+
+        Returns:
+            A flat dictionary of NumPy arrays and plain numbers. Numbers that may be infinite are arrays of
+            shape (1,), so that the others survive strict JSON. `num_threads` is not part of it.
+        """
+        with self._lock:
+            return self._state_dict()
+
+    def _state_dict(self) -> StateDict:
+        n = self._core.mean.size
+        state: StateDict = dict(self._core.get_state())
+        state |= {
+            "format": _FORMAT,
+            "n": n,
+            "popsize": self.popsize,
+            "seed": self._seed,
+            "sigma0": self._sigma0,
+            "active": self._active,
+            "separable": self._separable,
+            "weight_decay": self._weight_decay,
+            "gap": np.array([self._core.gap]),
+            "evaluations": self._evaluations,
+            "nonfinite": self._nonfinite,
+            "xbest": np.zeros((0, n)) if self._xbest is None else self._xbest[None].copy(),
+            "fbest": np.array([self._fbest]),
+        }
+        return state | self._stopping.state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a run, its options and its seed included; only `num_threads` stays.
+
+        Args:
+            state: what `state_dict` returned, perhaps stored and read again.
+
+        Raises:
+            ValueError: a missing key, another N, or an array of the wrong shape. This run is then unchanged.
+        """
+        missing = sorted(self.state_dict().keys() - state.keys())
+        if missing:
+            raise ValueError(f"state: expected the keys {missing}")
+        if check_integer("format", state["format"], 0, 2**63) != _FORMAT:
+            raise ValueError(f"state: expected format {_FORMAT}, got {state['format']}")
+        n = self._core.mean.size
+        if check_integer("n", state["n"], 1, 2**63) != n:
+            raise ValueError(f"state: expected N = {n}, got {state['n']}")
+        most_rows = max(_MOST_STORED // n, self.popsize, 2)
+        check_integer("popsize", state["popsize"], 2, min(most_rows, _MOST_SOLUTIONS))
+        core = _restored_core(state)
+        weight_decay = check_real("weight_decay", state["weight_decay"], 0)
+        stopping = Stopping.of_state(self._stopping.limits.keys(), state)
+        evaluations = check_integer("evaluations", state["evaluations"], 0, 2**63)
+        nonfinite = check_integer("nonfinite", state["nonfinite"], 0, evaluations)
+        fbest, xbest = single_number(state, "fbest"), float64_array("xbest", state["xbest"])
+        if xbest.shape not in ((0, n), (1, n)):
+            raise ValueError(f"xbest: expected (0, {n}) or (1, {n}), got {xbest.shape}")
+
+        if not (xbest.size == 0 or np.isfinite(xbest).all()) or math.isnan(fbest):
+            raise ValueError("xbest: expected finite numbers and a value fbest that is a number")
+
+        with self._lock:
+            self._core = core
+            self._read_parameters()
+            self._seed, self._sigma0 = int(state["seed"]), float(state["sigma0"])
+            self._active, self._separable = bool(state["active"]), bool(state["separable"])
+            self._weight_decay = weight_decay
+            self._stopping = stopping
+            self._evaluations, self._nonfinite = evaluations, nonfinite
+            self._xbest = xbest[0].copy() if len(xbest) else None
+            self._fbest = fbest
+
+
+def _restored_core(state: Mapping[str, Any]) -> Cmaes:
+    """The native distribution of a state; ValueError or TypeError where an entry does not fit."""
+    popsize = check_integer("popsize", state["popsize"], 2, _MOST_SOLUTIONS)
+    seed, sigma0 = check_seed(state["seed"]), _checked_sigma("sigma0", state["sigma0"])
+    active, separable = single_flag(state, "active"), single_flag(state, "separable")
+    core = Cmaes(float64_array("mean", state["mean"]), sigma0, popsize, seed, active, separable)
+    numbers = {name: check_integer(name, state[name], 0, 2**63 - 1) for name in ("generation", "decomposed_at")}
+    arrays = {name: float64_array(name, state[name]) for name in _ARRAYS}
+    core.set_state({**arrays, **numbers, "sigma": _checked_sigma("sigma", state["sigma"])})
+    core.gap = check_real("gap", single_number(state, "gap"), 0, finite=False)
+    return core
+
+
+def _checked_sigma(name: str, sigma: Any) -> float:
+    """A positive, finite step size."""
+    number = check_real(name, sigma)
+    if number <= 0:
+        raise ValueError(f"{name}: expected a positive number, got {number:g}")
+    return number

@@ -1,0 +1,109 @@
+"""When CMA-ES should stop: what its values have done lately, and the tutorial's section B.3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldmodels.support.validation import check_integer, check_real, float64_array, single_number
+
+if TYPE_CHECKING:
+    from worldmodels._core import Cmaes
+
+_LONGEST_HISTORY = 20_000
+
+
+class Stopping:
+    """Limits and the history they are held against.
+
+    Attributes:
+        limits: reason -> limit.
+        best, median: of each generation's finite values, the last 20,000.
+        span: of the last generation's values, inf where one was not finite.
+        flat: generations in a row whose best three quarters were equal.
+    """
+
+    def __init__(self, limits: Mapping[str, Any]) -> None:
+        self.limits = {name: check_real(name, limit, finite=False) for name, limit in limits.items()}
+        self.best: list[float] = []
+        self.median: list[float] = []
+        self.span = math.inf
+        self.flat = 0
+
+    def state(self) -> dict[str, NDArray[np.float64] | int]:
+        """Everything, as arrays and integers; a limit's key is its name after `limit.`."""
+        return {
+            "flat": self.flat,
+            "span": np.array([self.span]),
+            "best_history": np.array(self.best),
+            "median_history": np.array(self.median),
+            **{f"limit.{name}": np.array([limit]) for name, limit in self.limits.items()},
+        }
+
+    @classmethod
+    def of_state(cls, names: Iterable[str], state: Mapping[str, Any]) -> Stopping:
+        """The one whose `state` this is, with these limits; ValueError where the state is none."""
+        stopping = cls({name: single_number(state, f"limit.{name}") for name in names})
+        stopping.span = check_real("span", single_number(state, "span"), finite=False)
+        stopping.flat = check_integer("flat", state["flat"], 0, 2**63)
+        best, median = (float64_array(name, state[name]) for name in ("best_history", "median_history"))
+        if best.ndim != 1 or best.shape != median.shape:
+            raise ValueError(f"best_history: expected (T,), as median_history, got {best.shape}, {median.shape}")
+        stopping.best, stopping.median = list(map(float, best)), list(map(float, median))
+        return stopping
+
+    @np.errstate(over="ignore")  # values of any size
+    def record(self, ranked: NDArray[np.float64], popsize: int) -> None:
+        """Notes a generation's finite values, ascending, at least one."""
+        self.best.append(float(ranked[0]))
+        self.median.append(float(np.median(ranked)))
+        if len(self.best) > _LONGEST_HISTORY:
+            del self.best[0], self.median[0]
+        self.span = float(ranked[-1]) - float(ranked[0]) if len(ranked) == popsize else math.inf
+        quarter = int(0.75 * popsize)
+        is_flat = len(ranked) > quarter and ranked[0] == ranked[quarter]
+        self.flat = self.flat + 1 if is_flat else 0
+
+    @np.errstate(over="ignore", invalid="ignore")  # limits and steps may be of any size
+    def reasons(self, core: Cmaes, sigma0: float, popsize: int, evaluations: int, fbest: float) -> dict[str, float]:
+        """The limits that are met, by name; noeffectaxis and noeffectcoord have none and say 0."""
+        limit = self.limits
+        mean, sigma, scales = core.mean, core.sigma, core.D
+        stds = sigma * np.sqrt(core.variances())
+        n = mean.size
+        recent = self.best[-(10 + math.ceil(30 * n / popsize)) :]
+        recent_span = max(recent) - min(recent) if recent else math.inf
+        k = core.generation % n
+        along = 0.1 * sigma * scales[k] * core.axis(k)
+        met = {
+            "ftarget": fbest <= limit["ftarget"],
+            "maxiter": core.generation >= limit["maxiter"],
+            "maxfevals": evaluations >= limit["maxfevals"],
+            "tolfun": max(self.span, recent_span) < limit["tolfun"],
+            "tolfunhist": len(recent) > 9 and recent_span < limit["tolfunhist"],
+            "tolx": (stds < limit["tolx"]).all() and (sigma * np.abs(core.pc) < limit["tolx"]).all(),
+            "tolfacupx": (stds > sigma0 * limit["tolfacupx"]).any(),
+            "tolupsigma": sigma / sigma0 > limit["tolupsigma"] * scales.max(),
+            "conditioncov": scales.max() ** 2 > limit["conditioncov"] * scales.min() ** 2,
+            "tolstagnation": self._stagnates(),
+            "tolflatfitness": self.flat > limit["tolflatfitness"],
+            "noeffectaxis": (mean == mean + along).all(),
+            "noeffectcoord": (mean == mean + 0.2 * stds).any(),
+        }
+        return {reason: limit.get(reason, 0.0) for reason, is_met in met.items() if is_met}
+
+    def _stagnates(self) -> bool:
+        """Whether the window's last 30 % are in the median no better than its first, for best and median."""
+        window = max(self.limits["tolstagnation"], 0.2 * len(self.best))
+        if not self.best or len(self.best) < window:
+            return False
+        part = math.ceil(0.3 * window)
+        start = len(self.best) - math.ceil(window)
+        return all(
+            float(np.median(history[-part:])) >= float(np.median(history[start : start + part]))
+            for history in (self.best, self.median)
+        )

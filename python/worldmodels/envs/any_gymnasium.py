@@ -1,0 +1,182 @@
+"""The contract between a task and an environment of Gymnasium: frames, actions, rewards, termination."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from worldmodels.envs import ContractError
+from worldmodels.envs.preprocessing import Frame
+from worldmodels.models.controller import Squash
+
+Action = npt.NDArray[np.floating]
+FRAME = (64, 64, 3)
+#: Steering, gas and brake: the action space of squash "carracing".
+_PEDALS = gymnasium.spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
+
+
+class ActionMap:
+    """Maps actions of policies and of C to actions of an environment.
+
+    Args:
+        env_id: Name of the environment, for errors.
+        given: Action space of the environment.
+        squash: Squash of the task; None where actions are those of the environment, neither clipped nor scaled.
+
+    Attributes:
+        space: Action space of policies and of C, (A,).
+        scaling: Description of the scaling; empty where actions are handed to the environment as they are.
+
+    Raises:
+        ContractError: the space does not fit the squash.
+    """
+
+    def __init__(self, env_id: str, given: Any, squash: Squash | None) -> None:
+        if not isinstance(given, gymnasium.spaces.Box) or len(given.shape) != 1 or given.shape[0] == 0:
+            raise ContractError(f"{env_id}: expected a Box of shape (A,) as its action space, got {one_line(given)}")
+        self.space, self.scaling = given, ""
+        self._id, self._dtype, self._squash = env_id, given.dtype, squash
+        if squash is None:
+            return
+        low, high = given.low.astype(np.float64), given.high.astype(np.float64)
+        if given.dtype is None or given.dtype.kind != "f":
+            raise ContractError(f"{env_id}: expected an action space of floats, got {one_line(given)}")
+        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
+            raise ContractError(f"{env_id}: expected an action space with finite bounds, got {one_line(given)}")
+        if squash == "carracing":
+            if given.shape != _PEDALS.shape or (low != _PEDALS.low).any() or (high != _PEDALS.high).any():
+                wanted = one_line(_PEDALS)
+                raise ContractError(f"{env_id}: expected the action space {wanted}, got {one_line(given)}")
+            self.space = _PEDALS
+            return
+        self.space = gymnasium.spaces.Box(-1.0, 1.0, given.shape, np.float32)
+        self._low, self._high, self._same = low, high, (low == -1) & (high == 1)
+        if not self._same.all():
+            bounds = (np.array2string(bound, separator=", ", threshold=8) for bound in (given.low, given.high))
+            box = " ".join(f"Box({', '.join(bounds)})".split())
+            self.scaling = f"actions in [-1, 1] are scaled to the environment's {box}"
+
+    def __call__(self, action: npt.ArrayLike) -> Action:
+        """Maps actions (..., A): clips them to :attr:`space`, then scales them to the bounds of the environment.
+
+        Raises:
+            ContractError: another length, or numbers that are not finite.
+        """
+        value = np.asarray(action)
+        if value.shape[-1:] != self.space.shape or value.dtype.kind not in "fiub" or not np.isfinite(value).all():
+            (size,) = self.space.shape
+            raise ContractError(f"{self._id}: expected actions of {size} finite numbers, got {one_line(value)}")
+        if self._squash is not None:
+            value = np.clip(value, self.space.low, self.space.high)
+        if self.scaling:
+            exact = value.astype(np.float64)
+            scaled = self._low * (0.5 - 0.5 * exact) + self._high * (0.5 + 0.5 * exact)
+            value = np.where(self._same, exact, scaled)
+        return value.astype(self._dtype) if self._dtype.kind == "f" else value
+
+
+class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
+    """Plays what Gymnasium makes by the rules of a task, and refuses what breaks the contract.
+
+    Args:
+        env: Environment, with the wrappers that Gymnasium has put around it.
+        env_id: Name of the environment, for errors.
+        squash: Squash of the task; None where actions are those of the environment.
+
+    Attributes:
+        actions: Map from the actions of policies and of C to those of the environment.
+
+    Raises:
+        ContractError: from the constructor, for spaces; from :meth:`reset` and :meth:`step` for an observation that is
+            not (64, 64, 3) uint8, a reward that is not a finite number, flags that are not booleans.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, squash: Squash | None = None) -> None:
+        super().__init__(env)
+        self._id, self._seed, self._steps = env_id, 0, 0
+        space = getattr(env, "observation_space", None)
+        if not isinstance(space, gymnasium.spaces.Box) or space.shape != FRAME or space.dtype != np.uint8:
+            wanted = "a Box of shape (64, 64, 3) and dtype uint8 as its observation space"
+            raise ContractError(f"{env_id}: expected {wanted}, got {one_line(space)}")
+        self.actions = ActionMap(env_id, getattr(env, "action_space", None), squash)
+        self.action_space = self.actions.space
+
+    def _where(self) -> str:
+        step = f"step {self._steps}" if self._steps else "the reset"
+        return f"at {step} of the episode with seed {self._seed}"
+
+    def _refuse(self, wanted: str, came: Any) -> ContractError:
+        return ContractError(f"{self._id}: expected {wanted}, got {one_line(came)} {self._where()}")
+
+    def _frame(self, given: Any) -> Frame:
+        if not isinstance(given, np.ndarray) or given.shape != FRAME or given.dtype != np.uint8:
+            raise self._refuse("an observation of shape (64, 64, 3) and dtype uint8", given)
+        return given
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
+        """Starts an episode."""
+        self._seed, self._steps = -1 if seed is None else seed, 0
+        wanted = "(observation, info) from reset"
+        try:
+            found: Any = self.env.reset(seed=seed, options=options)
+        except (ValueError, TypeError) as error:
+            if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+                wanted = "a reset that takes seed and options"
+            elif not _unpacked(error, 2):
+                raise
+            raise ContractError(f"{self._id}: expected {wanted}: {error} {self._where()}") from error
+        if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+            raise self._refuse(wanted, found)
+        return self._frame(found[0]), found[1]
+
+    def step(self, action: Action) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
+        """Plays one step."""
+        self._steps += 1
+        given = self.actions(action)
+        if given.ndim != 1:
+            raise self._refuse(f"one action of shape {self.actions.space.shape}", given)
+        wanted = "(observation, reward, terminated, truncated, info) from step"
+        try:
+            found: Any = self.env.step(given)
+        except (ValueError, TypeError) as error:
+            if not _unpacked(error, 5):
+                raise
+            raise ContractError(f"{self._id}: expected {wanted}: {error} {self._where()}") from error
+        if not isinstance(found, tuple) or len(found) != 5:
+            raise self._refuse(wanted, found)
+        observation, reward, terminated, truncated, info = found
+        if not isinstance(info, dict):
+            raise self._refuse("a dictionary as the info of a step", info)
+        for name, flag in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(flag, bool | np.bool_):
+                raise self._refuse(f"a boolean for {name}", flag)
+        number = np.asarray(reward)
+        if number.shape != () or number.dtype.kind not in "fiub" or not is_finite32(number):
+            raise self._refuse("a finite reward", reward)
+        return self._frame(observation), float(number), bool(terminated), bool(truncated), info
+
+
+def _unpacked(error: Exception, count: int) -> bool:
+    """Whether a wrapper could not take an answer apart into so many values."""
+    return f"values to unpack (expected {count}" in str(error) or "cannot unpack non-iterable" in str(error)
+
+
+def is_finite32(values: npt.ArrayLike) -> bool:
+    """Whether all numbers are finite in float32, the precision in which rewards are kept."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.asarray(values).astype(np.float32)).all())
+
+
+def one_line(value: Any) -> str:
+    """A short description of a value: a tuple by its parts, an array by its shape and dtype too."""
+    if isinstance(value, tuple):
+        return f"{len(value)} values: {', '.join(type(item).__name__ for item in value)}"[:200]
+    text = " ".join(f"{value!r:.2000}".split())
+    text = text if len(text) <= 120 else text[:117] + "..."
+    if isinstance(value, np.ndarray):
+        kind = f"{value.shape} {value.dtype}"
+        return kind if value.size > 8 else f"{kind} {text}"
+    return text

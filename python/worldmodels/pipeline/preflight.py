@@ -1,0 +1,430 @@
+"""Preflight: refuse settings that cannot work before the first stage runs, by everything that is known then."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from worldmodels import pretrained
+from worldmodels.envs.policies import AGENT, parse_policies
+from worldmodels.envs.spec import EnvironmentConfig
+from worldmodels.models.controller import Controller
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.config import Config
+
+#: Files of V and of M in a run folder, and of C; the last is written by ``evolve``.
+V, M, C = "vae/vae.safetensors", "rnn/rnn.safetensors", "evolve/controller.safetensors"
+STARTS = "rnn/initial.safetensors"
+#: Packages that stages import, and the extra of the package that brings them.
+_PACKAGES = {
+    "collect": ("gymnasium", "h5py"),
+    "train_vae": ("h5py", "PIL"),
+    "encode": ("h5py",),
+    "train_rnn": ("h5py", "PIL"),
+    "check_dream": ("gymnasium",),
+    "evolve": ("gymnasium",),
+    "evaluate": ("gymnasium", "matplotlib", "PIL"),
+    "report": ("matplotlib", "PIL"),
+}
+_INT32 = 2**31 - 1
+_LATENTS = 2**14  # most that the native encoder takes
+_ROWS = 2**20  # most of any buffer of the native dream
+_FULL_COVARIANCE = 32_766  # most parameters that CMA-ES decomposes
+_EPISODES = 10_000_000
+_PARALLEL = 4_096  # most environments or processes at a time
+_LARGEST_STEP = 1e6  # of CMA-ES at first; C's squash saturates long before
+_FLOAT32 = 3.4e38  # largest number that float32 holds, about
+_LARGEST_WEIGHT = 1e9  # of a term of a loss, which overflows float32 beyond
+_BYTES_PER_PARAMETER = 16  # in training: the weight, its gradient and Adam's two moments, in float32
+
+
+def check_config(config: Config, stages: Collection[str], folder: Path | None = None) -> None:
+    """Check all settings together, for the stages that are going to run.
+
+    Args:
+        config: The settings.
+        stages: Stages that are not complete.
+        folder: The run folder, which no setting may name as another run; None where it is not known.
+
+    Raises:
+        ValueError: A setting cannot work; named as ``section.setting: expected X, got Y``.
+        FileNotFoundError: A run folder or file that a setting names is not there.
+        ModuleNotFoundError: A package that a stage needs is not installed.
+    """
+    task = tasks.get(config.experiment)
+    for package in dict.fromkeys(package for stage in stages for package in _PACKAGES[stage]):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    if folder is not None:
+        _check_places(config, stages, folder)
+    if config.world:
+        _check_world(config, task)
+    else:
+        _check_sizes(config)
+        if "collect" in stages:
+            _check_collect(config, task)
+        if "train_vae" in stages:
+            _check_train_vae(config)
+        if "encode" in stages:
+            check_precision("encode.precision", config.encode.precision)
+            _at_most("encode.batch", config.encode.batch, 2**24)
+        if "train_rnn" in stages:
+            _check_train_rnn(config, task)
+    if "check_dream" in stages:
+        model = _model_of(config, task)
+        lanes = 4 * (4 * model["hidden_size"] + 4 * model["latent_size"])  # bytes; the heads come on top
+        _check_memory(
+            "check_dream.dream_episodes", config.check_dream.dream_episodes, lanes * config.check_dream.dream_episodes
+        )
+        _at_most("check_dream.dream_episodes", config.check_dream.dream_episodes, 2**24)
+        _at_most("check_dream.episodes", config.check_dream.episodes, _EPISODES)
+        _at_most("check_dream.environments", config.check_dream.environments, _PARALLEL)
+    if "evolve" in stages:
+        _check_evolve(config, task)
+    if "evaluate" in stages:
+        evaluate = config.evaluate
+        _at_most("evaluate.episodes", evaluate.episodes, _EPISODES)
+        _at_most("evaluate.curve_episodes", evaluate.curve_episodes, _EPISODES)
+        _at_most("evaluate.environments", evaluate.environments, _PARALLEL)
+        chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
+        _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", made=True)
+    _check_iterate(config, task)
+
+
+def check_precision(name: str, precision: str) -> None:
+    """Refuse bfloat16 where neither the CPU nor a GPU computes in it.
+
+    Raises:
+        ValueError: Neither does.
+    """
+    if precision != "bfloat16":
+        return
+    import torch
+
+    from worldmodels.models.device import autocast, device
+
+    where = device()
+    try:
+        autocast(where, precision)
+    except ValueError as error:
+        raise ValueError(f"{name}: {str(error).partition(': ')[2]}") from error
+    if where.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"{name}: expected float32 or auto, as this GPU has no bfloat16, got bfloat16")
+
+
+def _check_places(config: Config, stages: Collection[str], folder: Path) -> None:
+    """Settings that name another run: a run cannot begin with what it is going to make itself."""
+    places = {
+        "world": (config.world, (V, M)),
+        "collect.agent": (config.collect.agent, (V, M, C)),
+        "collect.include": (config.collect.include, ("episodes",)),
+        "train_vae.start": (config.train_vae.start, (V,)),
+        "train_rnn.start": (config.train_rnn.start, (M,)),
+        "evolve.start": (config.evolve.start, (C,)),
+    }
+    for setting, (name, files) in places.items():
+        section = setting.partition(".")[0]
+        if not name or (section != "world" and section not in stages):
+            continue
+        if any((folder_of(name) / file).resolve() == (folder / file).resolve() for file in files):
+            raise ValueError(f"{setting}: expected another run than {folder} itself, got {name}")
+
+
+def _check_iterate(config: Config, task: tasks.Task) -> None:
+    """Settings of later rounds, which would be refused when their round begins."""
+    iterate = config.iterate
+    parse_policies(iterate.policies, task.policies, "iterate.policies")
+    _at_most("iterate.episodes", iterate.episodes, _EPISODES)
+    for name in ("rounds", "vae_steps", "rnn_steps", "generations"):
+        _at_most(f"iterate.{name}", getattr(iterate, name), _INT32)
+    for name in ("vae_lr", "rnn_lr"):
+        _at_most(f"iterate.{name}", getattr(iterate, name), _FLOAT32)
+
+
+def _check_collect(config: Config, task: tasks.Task) -> None:
+    collect = config.collect
+    _check_environment(config.environment, "environment", ignore_done=collect.ignore_done)
+    _at_most("collect.episodes", collect.episodes, _EPISODES)
+    _at_most("collect.workers", collect.workers, _PARALLEL)
+    names = [name for name, _ in parse_policies(collect.policies, task.policies)]
+    played_by_agent = [name for name in names if name in AGENT]
+    if played_by_agent and not collect.agent:
+        raise ValueError(f"collect.agent: expected whose agent plays '{played_by_agent[0]}', got nothing")
+    if collect.agent:
+        for file in (V, M, C):
+            _header("collect.agent", collect.agent, file)
+    if collect.include and not any((folder_of(collect.include) / "episodes").glob("*.h5")):
+        raise FileNotFoundError(f"collect.include: expected a run folder with episodes, got {collect.include}")
+    if collect.episodes < 2 and not collect.include:
+        raise ValueError("collect.episodes: expected at least 2, to hold one out for validation, got 1")
+    if collect.min_length > task.max_steps:
+        raise ValueError(
+            f"collect.min_length: expected at most Task.max_steps = {task.max_steps}, the longest episode of "
+            f"{task.name}, got {collect.min_length}"
+        )
+
+
+def _check_train_vae(config: Config) -> None:
+    vae = config.train_vae
+    check_precision("train_vae.precision", vae.precision)
+    _check_tensorboard("train_vae", vae.tensorboard)
+    for name in ("batch", "micro_batch", "validation", "steps"):
+        _at_most(f"train_vae.{name}", getattr(vae, name), _INT32)
+    _at_most("train_vae.workers", vae.workers, _PARALLEL)
+    _at_most("train_vae.lr", vae.lr, _FLOAT32)
+    for name in ("kl_tolerance", "kl_weight", "quartic_weight"):
+        _at_most(f"train_vae.{name}", getattr(vae, name), _LARGEST_WEIGHT)
+    _check_memory("train_vae.batch", vae.batch, vae.batch * (64 * 64 * 3 + 4 * vae.latent_size))
+    if vae.start:
+        found = _header("train_vae.start", vae.start, V).get("config")
+        wanted = {"latent_size": vae.latent_size}
+        if found != wanted:
+            raise ValueError(f"train_vae.start: expected {wanted}, as the settings say, got {found} in {vae.start}")
+
+
+def _check_train_rnn(config: Config, task: tasks.Task) -> None:
+    rnn = config.train_rnn
+    check_precision("train_rnn.precision", rnn.precision)
+    _check_tensorboard("train_rnn", rnn.tensorboard)
+    for name in ("batch", "sequence", "micro_steps", "steps"):
+        _at_most(f"train_rnn.{name}", getattr(rnn, name), _INT32)
+    _at_most("train_rnn.lr_decay", rnn.lr_decay, 1)
+    for name in ("lr", "lr_end"):
+        _at_most(f"train_rnn.{name}", getattr(rnn, name), _FLOAT32)
+    for name in ("done_weight", "clip"):
+        _at_most(f"train_rnn.{name}", getattr(rnn, name), _LARGEST_WEIGHT)
+    episodes = config.collect.episodes
+    if not config.collect.include and max(1, round(rnn.validation * episodes)) >= episodes:
+        raise ValueError(
+            f"train_rnn.validation: expected a share that leaves one of {episodes} episodes to train on, "
+            f"got {rnn.validation}"
+        )
+    streams = rnn.batch if config.collect.include else min(rnn.batch, config.collect.episodes)
+    values = 2 * config.train_vae.latent_size + len(task.actions)
+    _check_memory("train_rnn.sequence", rnn.sequence, 4 * streams * rnn.sequence * values)
+    if rnn.done_lead >= task.max_steps:
+        raise ValueError(
+            f"train_rnn.done_lead: expected less than {task.max_steps}, the longest episode of {task.name}, "
+            f"got {rnn.done_lead}"
+        )
+    if rnn.start:
+        found = _header("train_rnn.start", rnn.start, M).get("config")
+        wanted = {
+            "latent_size": config.train_vae.latent_size,
+            "action_size": len(task.actions),
+            "hidden_size": rnn.hidden_size,
+            "mixtures": rnn.mixtures,
+            "restart_input": rnn.restart_input,
+            "done_head": rnn.done_head,
+            "reward_head": rnn.reward_head,
+        }
+        if found != wanted:
+            raise ValueError(f"train_rnn.start: expected {wanted}, as the settings say, got {found} in {rnn.start}")
+
+
+def _check_sizes(config: Config) -> None:
+    """Sizes of V and M: what the native core takes, and what fits in memory while it is trained."""
+    vae, rnn = config.train_vae, config.train_rnn
+    _at_most("train_vae.latent_size", vae.latent_size, _LATENTS)
+    _at_most("train_rnn.hidden_size", rnn.hidden_size, _ROWS)
+    _at_most("train_rnn.mixtures", rnn.mixtures, (_ROWS - 2) // (3 * vae.latent_size))
+    size, head = rnn.hidden_size, 3 * vae.latent_size * rnn.mixtures
+    parameters = 4 * size * (vae.latent_size + size + 2) + head * size
+    _check_memory("train_rnn.hidden_size", size, parameters * _BYTES_PER_PARAMETER)
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_memory(name: str, value: int, needed: int) -> None:
+    """Refuse a size whose arrays are larger than the memory of the machine."""
+    there = _memory()
+    if needed > there:
+        raise ValueError(
+            f"{name}: expected a size that fits in {there / 2**30:.0f} GiB of memory, got {value}, which takes "
+            f"{needed / 2**30:,.0f} GiB"
+        )
+
+
+def _check_world(config: Config, task: tasks.Task) -> None:
+    """A finished world model to take over: its files, and that it is one of this task's actions."""
+    for file in (V, M, STARTS):
+        _header("world", config.world, file)
+    model = _model_of(config, task)
+    if model["action_size"] != len(task.actions):
+        raise ValueError(
+            f"world: expected an M of {len(task.actions)} actions ({', '.join(task.actions)}), got one of "
+            f"{model['action_size']} in {config.world}"
+        )
+
+
+def _model_of(config: Config, task: tasks.Task) -> dict[str, Any]:
+    """Sizes and heads of the M that C will be evolved with."""
+    if config.world:
+        model = _header("world", config.world, M).get("config")
+        names = ("latent_size", "hidden_size", "action_size", "done_head", "reward_head")
+        if not isinstance(model, dict) or not all(isinstance(model.get(name), int) for name in names):
+            raise ValueError(f"world: expected the config of an M in {config.world}/{M}, got {model!r:.200}")
+        return model
+    rnn = config.train_rnn
+    return {
+        "latent_size": config.train_vae.latent_size,
+        "hidden_size": rnn.hidden_size,
+        "action_size": len(task.actions),
+        "done_head": rnn.done_head,
+        "reward_head": rnn.reward_head,
+    }
+
+
+def _check_evolve(config: Config, task: tasks.Task) -> None:
+    evolve, model = config.evolve, _model_of(config, task)
+    dreamt = evolve.inside == "dream"
+    if dreamt and not (task.survival or model["reward_head"]):
+        raise ValueError(
+            f"evolve.inside: expected environment, or train_rnn.reward_head for dreams that have a score, "
+            f"got {evolve.inside}"
+        )
+    if evolve.ends != "threshold" and not model["done_head"]:
+        raise ValueError(
+            f"evolve.ends: expected threshold, or train_rnn.done_head for dreams that end, got {evolve.ends}"
+        )
+    if evolve.device == "cuda" and (evolve.precision != "float32" or not dreamt):
+        raise ValueError(
+            f"evolve.device: expected cpu beside evolve.precision {evolve.precision} and evolve.inside "
+            f"{evolve.inside} (cuda has dreams in float32), got cuda"
+        )
+    if evolve.precision == "bfloat16":
+        from worldmodels import _core
+
+        if "avx512_bf16" not in _core.simd_levels():
+            raise ValueError("evolve.precision: expected float32, as this CPU has no AVX-512 BF16, got bfloat16")
+    if evolve.popsize < 2:
+        raise ValueError(f"evolve.popsize: expected at least 2, got {evolve.popsize}")
+    _at_most("evolve.episodes", evolve.episodes, _INT32 // evolve.popsize)
+    _at_most("evolve.evaluate_episodes", evolve.evaluate_episodes, _INT32)
+    _at_most("evolve.generations", evolve.generations, _INT32)
+    if evolve.temperature > _FLOAT32:
+        raise ValueError(f"evolve.temperature: expected a float32 number, got {evolve.temperature:g}")
+    _at_most("evolve.max_steps", evolve.max_steps, _INT32)
+    _at_most("evolve.environments", evolve.environments, _PARALLEL)
+    _at_most("evolve.threads", evolve.threads, _PARALLEL)
+    _at_most("evolve.weight_decay", evolve.weight_decay, _LARGEST_WEIGHT)
+    if evolve.sigma > _LARGEST_STEP:
+        raise ValueError(f"evolve.sigma: expected at most {_LARGEST_STEP:g}, got {evolve.sigma:g}")
+    if not dreamt:
+        _check_environment(config.environment, "environment")
+        if evolve.max_steps > task.max_steps:
+            raise ValueError(
+                f"evolve.max_steps: expected at most {task.max_steps}, the longest episode of {task.name}, "
+                f"got {evolve.max_steps}"
+            )
+    midway = folder_of(config.world) / "rnn" / "midway.safetensors"
+    if evolve.starts == "anywhere" and config.world and not midway.is_file():
+        raise ValueError(f"evolve.starts: expected first, as {config.world} keeps no starts midway, got anywhere")
+    _check_controller(config, task, model)
+
+
+def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -> None:
+    """The shape of C: what CMA-ES can search, and the C that the evolution begins with."""
+    evolve = config.evolve
+    _at_most("evolve.hidden_units", evolve.hidden_units, _ROWS)
+    controller = Controller(
+        model["latent_size"],
+        model["hidden_size"],
+        model["action_size"],
+        evolve.features,  # type: ignore[arg-type]
+        evolve.bias,
+        evolve.hidden_units,
+        task.squash,
+    )
+    seen = controller.feature_size
+    if evolve.components > seen:
+        raise ValueError(f"evolve.components: expected at most {seen}, what C sees, got {evolve.components}")
+    rows, columns = controller.layer_shapes[0]
+    searched = controller.size - (rows * (columns - evolve.components) if evolve.components else 0)
+    if searched > _FULL_COVARIANCE:
+        name = "hidden_units" if evolve.hidden_units else "features"
+        raise ValueError(
+            f"evolve.{name}: expected at most {_FULL_COVARIANCE:,} parameters of C for CMA-ES to search, got "
+            f"{searched:,}; evolve.components searches fewer"
+        )
+    _check_memory("evolve.popsize", evolve.popsize, 4 * 8 * evolve.popsize * searched)
+    if evolve.start:
+        found = _header("evolve.start", evolve.start, C).get("config")
+        try:
+            size = Controller(**(found or {})).size
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"evolve.start: expected a controller in {evolve.start}, got {error!s:.200}") from error
+        if size != controller.size:
+            raise ValueError(
+                f"evolve.start: expected a C of {controller.size} parameters, got {size} in {evolve.start}"
+            )
+
+
+def _check_environment(
+    environment: EnvironmentConfig, section: str, *, ignore_done: bool = False, made: bool = False
+) -> None:
+    """The real environment: that it is known, installed and has the options it is given.
+
+    Args:
+        environment: The real environment.
+        section: Section of the settings that chose its options.
+        ignore_done: Whether it must play on where it would end an episode.
+        made: Whether Gymnasium's environment is needed whichever back end steps the others, as for a recording.
+    """
+    from worldmodels.envs.vector import backend, check_options, entry_point
+
+    check_options(environment, section)
+    if backend(environment) == "gymnasium" or made:
+        entry_point(environment.id)
+    if ignore_done and environment.backend == "envpool":
+        raise ValueError("collect.ignore_done: expected it with environment.backend gymnasium, got envpool")
+    if ignore_done:
+        check_options(replace(environment, variant="", resolution=""), "collect", ignore_done=True)
+
+
+def _check_tensorboard(section: str, wanted: bool) -> None:
+    if wanted and find_spec("tensorboard") is None:
+        raise ModuleNotFoundError(
+            f"{section}.tensorboard: needs the package: pip install 'worldmodels[tensorboard]'", name="tensorboard"
+        )
+
+
+def _at_most(name: str, value: float, most: float) -> None:
+    if value > most:
+        raise ValueError(f"{name}: expected at most {most}, got {value}")
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a pretrained world model, or a run folder as it is, without comparing hashes."""
+    return pretrained.path(name) if name in pretrained.names() else Path(name)
+
+
+def _header(setting: str, name: str, file: str) -> dict[str, Any]:
+    """What a safetensors file of a run folder says in its header, without reading its tensors.
+
+    Raises:
+        FileNotFoundError: There is no such file; the setting that names the folder is named.
+        ValueError: It is no safetensors file of ours.
+    """
+    path = folder_of(name) / file
+    if not path.is_file():
+        choices = ", ".join(pretrained.names())
+        raise FileNotFoundError(f"{setting}: expected a run folder with {file}, or one of {choices}, got {name}")
+    try:
+        with safe_open(path, framework="numpy") as opened:
+            about = json.loads((opened.metadata() or {})["about"])
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{setting}: expected {path} as worldmodels writes it, got {error!r:.200}") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{setting}: expected {path} as worldmodels writes it, got {about!r:.200}")
+    return about

@@ -1,0 +1,103 @@
+"""VizDoom TakeCover: C evolves inside the dream, then survives in the game."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from worldmodels.envs.policies import constant, held
+from worldmodels.pipeline.config import (
+    CheckDreamConfig,
+    CollectConfig,
+    Config,
+    EvaluateConfig,
+    EvolveConfig,
+    IterateConfig,
+    TrainRNNConfig,
+    TrainVAEConfig,
+)
+from worldmodels.pipeline.tasks import Task
+
+POLICIES = {
+    "uniform": held(1, 1),
+    "held 1-10": held(1, 10),
+    "held 1-60": held(1, 60),
+    "never": constant(0.0),
+    "left": constant(-1.0),
+    "right": constant(1.0),
+}
+
+
+def _presets() -> dict[str, Config]:
+    paper = Config()
+    exploring = "held 1-10:4, held 1-60:2, left:1, right:1"
+    # docs/results.md, "Where the presets' numbers come from".
+    quick = replace(
+        paper,
+        preset="quick",
+        collect=CollectConfig(episodes=1_600, policies=exploring, min_length=1),
+        train_vae=TrainVAEConfig(
+            steps=2_000, batch=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
+        ),
+        train_rnn=TrainRNNConfig(
+            hidden_size=256, steps=3_000, batch=32, sequence=64, lr=1.5e-3, schedule="cosine", done_lead=6
+        ),
+        check_dream=CheckDreamConfig(episodes=20, dream_episodes=64),
+        evolve=EvolveConfig(
+            generations=6, episodes=8, seeds="common", ends="expected", evaluate_every=2, evaluate_episodes=256
+        ),
+        evaluate=EvaluateConfig(environments=32),
+    )
+    small = replace(
+        paper,
+        preset="small",
+        collect=replace(quick.collect, episodes=2_400),
+        train_vae=replace(quick.train_vae, steps=8_000),
+        train_rnn=replace(quick.train_rnn, hidden_size=512, steps=3_000, sequence=128),
+        evolve=EvolveConfig(generations=16, seeds="common", ends="expected", evaluate_every=4, evaluate_episodes=512),
+        iterate=IterateConfig(rounds=1, episodes=500, vae_steps=0, rnn_steps=4_800, rnn_lr=1.5e-3, generations=16),
+    )
+    pretrained = replace(
+        paper,
+        preset="pretrained",
+        world="takecover",
+        check_dream=CheckDreamConfig(episodes=20, dream_episodes=64),
+        evolve=EvolveConfig(
+            generations=4, episodes=8, seeds="common", ends="expected", evaluate_every=2, evaluate_episodes=256
+        ),
+        evaluate=EvaluateConfig(episodes=50, environments=24),
+    )
+    return {"pretrained": pretrained, "quick": quick, "small": small, "paper": paper}
+
+
+TASK = Task(
+    name="takecover",
+    env_id="worldmodels/TakeCover-v0",
+    actions=("left / right",),
+    max_steps=2100,
+    policies=POLICIES,
+    beside={"random": "uniform", "collecting": "held 1-10", "never": "never", "left": "left", "right": "right"},
+    presets=_presets(),
+    score="steps survived",
+    frames_per_second=35,
+    threshold=1 / 3,
+    preset="pretrained",
+    survival=True,
+    paper_score=(1092, 556),
+    ablations={
+        "z": {"evolve": {"features": "z"}},
+        "z, h": {"evolve": {"features": "zh"}},
+        "z, c, h": {"evolve": {"features": "zch"}},
+        "z, c, h, in the game": {"evolve": {"features": "zch", "inside": "environment"}},
+        "z, c, h, M untrained, in the game": {
+            "train_rnn": {"steps": 0},
+            "evolve": {"features": "zch", "inside": "environment"},
+        },
+    },
+    paper={
+        0.1: ((2086, 140), (193, 58)),
+        0.5: ((2060, 277), (196, 50)),
+        1.0: ((1145, 690), (868, 511)),
+        1.15: ((918, 546), (1092, 556)),
+        1.3: ((732, 269), (753, 139)),
+    },
+)

@@ -1,0 +1,1 @@
+"""Episodes: one loop for real environments, and evaluators of controllers."""

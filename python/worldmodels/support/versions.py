@@ -1,0 +1,19 @@
+"""Versions of everything that can change a result."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+import worldmodels
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a result."""
+    found = {"worldmodels": worldmodels.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    for name in ("torch", "numpy", "scipy", "gymnasium", "vizdoom", "envpool", "h5py"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""What training V and training M share."""
