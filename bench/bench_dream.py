@@ -51,8 +51,8 @@ def test_dream(number: int, benchmark) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_elementwise(level: str, name: str, benchmark) -> None:
     x = np.linspace(0.01, 8.0, COUNT, dtype=np.float32)
-    np.testing.assert_allclose(_core.elementwise(level, name, x), FUNCTIONS[name](x), rtol=1e-6, atol=1e-6)
-    ours = benchmark.pedantic(lambda: _core.elementwise(level, name, x), rounds=20)
+    np.testing.assert_allclose(_core.testing.elementwise(level, name, x), FUNCTIONS[name](x), rtol=1e-6, atol=1e-6)
+    ours = benchmark.pedantic(lambda: _core.testing.elementwise(level, name, x), rounds=20)
     assert ours.shape == x.shape
     benchmark.extra_info["elements_per_second"] = COUNT / benchmark.stats.stats.median
 

@@ -84,7 +84,7 @@ def test_a_native_memory(world):
         state = np.zeros((2, count, 8), np.float32)
         for _ in range(20):
             z = rng_of[index].normal(size=(count, 4)).astype(np.float32)
-            state = core.remember(z, z[:, :1].copy(), np.zeros(count, np.bool_), *map(np.ascontiguousarray, state), 1)
+            state = core.advance(z, z[:, :1].copy(), np.zeros(count, np.bool_), *map(np.ascontiguousarray, state), 1)
         return state
 
     seeds = rng.integers(0, 2**31, THREADS)

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 PARENT = """
 import json, os, signal, sys, threading
 import numpy as np, torch, worldmodels as wm
-from worldmodels import forks
+from worldmodels.support import forks
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.memory import LSTMState
-from worldmodels.torch_dream import TorchDream
+from worldmodels.models.lstm_state import LSTMState
+from worldmodels.dream.gpu import TorchDream
 torch.set_num_threads(2)
 def use_threads():
     a = torch.ones(700, 700)
@@ -111,7 +111,7 @@ print(json.dumps(in_child(in_a_thread)))
 def test_a_fork_in_the_middle_of_a_call_leaves_no_lock_to_wait_for():
     """A thread steps, asks and rolls out for as long as the main thread forks."""
     said = run("""
-from worldmodels.envs.dream import DreamVectorEnv
+from worldmodels.dream.env import DreamVectorEnv
 agent = wm.Agent.pretrained("takecover")
 starts = np.zeros((2, 3, agent.mdnrnn.latent_size), np.float32)
 envs = DreamVectorEnv(agent.mdnrnn, *starts, num_envs=64, num_threads=1)

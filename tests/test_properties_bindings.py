@@ -34,6 +34,14 @@ DREAM = wm.Dream(MODEL, *STARTS, SHAPE, max_steps=20)
 MEMORY, BOOLS = np.zeros((3, 8), np.float32), np.zeros(3, np.bool_)
 SEEDS, WORDS = np.zeros(3, np.uint64), np.zeros(3, np.uint32)
 STATE = _core.DreamStepper(DREAM._model, 3).get_state()
+ONE_EPISODE = {
+    "episodes": 1,
+    "seed": 0,
+    "common_random_numbers": False,
+    "temperature": 1.0,
+    "max_steps": 5,
+    "num_threads": 1,
+}
 VAE = make_vae()
 CPU = torch.device("cpu")
 ENCODE = Encoder(VAE, CPU, num_threads=1)
@@ -290,8 +298,8 @@ def test_any_numbers_of_a_trace(candidate, episode, steps, seed):
     array=ANY_ARRAY,
     call=st.sampled_from(
         [
-            lambda core, a: _core.elementwise("baseline", "exp", a),
-            lambda core, a: _core.tile_product("baseline", a, a),
+            lambda core, a: _core.testing.elementwise("baseline", "exp", a),
+            lambda core, a: _core.testing.tile_product("baseline", a, a),
             lambda core, a: _core.DreamStepper(core, 3).step(1.0, a, 1),
             lambda core, a: _core.DreamStepper(core, 3).reset(a, WORDS, WORDS, np.ones(3, bool)),
             lambda core, a: _core.DreamStepper(core, 3).reset(SEEDS, a, WORDS, np.ones(3, bool)),
@@ -299,13 +307,15 @@ def test_any_numbers_of_a_trace(candidate, episode, steps, seed):
             lambda core, a: _core.DreamStepper(core, 3).reset(SEEDS, WORDS, WORDS, a),
             lambda core, a: _core.DreamStepper(core, 3).set_state(dict.fromkeys(STATE, a)),
             *(lambda core, a, name=name: _core.DreamStepper(core, 3).set_state({**STATE, name: a}) for name in STATE),
-            lambda core, a: _core.Memory(core).remember(a, *[np.zeros((3, 1), "f4"), BOOLS, MEMORY, MEMORY], 1),
-            lambda core, a: _core.Memory(core).remember(np.zeros((3, 4), "f4"), a, BOOLS, MEMORY, MEMORY, 1),
-            lambda core, a: _core.Memory(core).remember(
+            lambda core, a: _core.LstmState(core).advance(a, *[np.zeros((3, 1), "f4"), BOOLS, MEMORY, MEMORY], 1),
+            lambda core, a: _core.LstmState(core).advance(np.zeros((3, 4), "f4"), a, BOOLS, MEMORY, MEMORY, 1),
+            lambda core, a: _core.LstmState(core).advance(
                 np.zeros((3, 4), "f4"), np.zeros((3, 1), "f4"), a, MEMORY, MEMORY, 1
             ),
-            lambda core, a: _core.Memory(core).remember(np.zeros((3, 4), "f4"), np.zeros((3, 1), "f4"), BOOLS, a, a, 1),
-            lambda core, a: _core.Memory(a),
+            lambda core, a: _core.LstmState(core).advance(
+                np.zeros((3, 4), "f4"), np.zeros((3, 1), "f4"), BOOLS, a, a, 1
+            ),
+            lambda core, a: _core.LstmState(a),
             lambda core, a: _core.DreamStepper(a, 3),
             lambda core, a: ENCODE._native.encode(a, 1),
             lambda core, a: _core.Cmaes(a, 1.0, 4, 0, True, False),
@@ -322,7 +332,7 @@ def test_anything_at_the_bindings(array, call):
 @pytest.mark.parametrize(
     "call",
     [
-        _core.Memory,
+        _core.LstmState,
         lambda model: _core.DreamStepper(model, 3),
         lambda model: _core.ControllerShape(model, "z", False, 0, False),
     ],
@@ -332,6 +342,40 @@ def test_no_model_is_refused(call):
         call(None)
 
 
+def test_a_controller_shape_of_another_model_is_refused():
+    torch.manual_seed(1)
+    other = wm.Dream(wm.MDNRNN(4, 3, 8, mixtures=2), *STARTS, wm.Controller(4, 8, 3, squash="carracing"))
+    params, sizes = np.zeros((1, other.controller.size), np.float32), "latent_size 4, hidden_size 8, action_size"
+    refusal = f"^controller: expected a shape for {sizes} 1, got one for {sizes} 3$"
+    with pytest.raises(ValueError, match=refusal):
+        _core.rollout(DREAM._model, other._shape, params, **ONE_EPISODE)
+    with pytest.raises(ValueError, match=refusal):
+        _core.trace(DREAM._model, other._shape, params[0], candidate=0, episode=0, seed=0, temperature=1.0, max_steps=5)
+
+
+def a_model(**changes):
+    arguments = {name: value for name, value in DREAM._native._arguments.items() if name != "precision"}
+    return _core.WorldModel(**arguments | changes, bfloat16=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"termination": "chance"}, "^termination: expected one of threshold, sample, expected, got 'chance'"),
+        ({"done_pos_weight": 0.0}, "^done_pos_weight: expected a finite number above 0, got 0"),
+        ({"done_pos_weight": math.inf}, "^done_pos_weight: expected a finite number above 0, got inf"),
+    ],
+)
+def test_termination_is_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        a_model(**changes)
+
+
+def test_environments_step_no_model_of_expected_termination():
+    with pytest.raises(ValueError, match=r"^model: expected termination threshold or sample, got expected"):
+        _core.DreamStepper(a_model(termination="expected"), 3)
+
+
 @pytest.mark.parametrize("threads", [0, -1])
 def test_bindings_refuse_teams_of_nobody(threads):
     es = _core.Cmaes(np.zeros(3), 1.0, 4, 0, True, False)
@@ -339,7 +383,7 @@ def test_bindings_refuse_teams_of_nobody(threads):
         lambda: es.ask(threads),
         lambda: ENCODE._native.encode(np.zeros((1, 64, 64, 3), np.uint8), threads),
         lambda: _core.rollout(
-            DREAM._model, DREAM._shape, np.zeros((1, 20), np.float32), 1, 0, False, 1.0, 5, threads, False
+            DREAM._model, DREAM._shape, np.zeros((1, 20), np.float32), **{**ONE_EPISODE, "num_threads": threads}
         ),
     ):
         with pytest.raises(ValueError, match=r"^num_threads: expected at least 1, got"):
@@ -356,19 +400,19 @@ def test_bindings_refuse_what_does_not_lie_on_a_boundary(order):
     array = np.zeros((1, 20), np.float32)
     if order == "misaligned":
         array = np.zeros(81, np.uint8)[1:].view(np.float32).reshape(1, 20)
-    arguments = (DREAM._model, DREAM._shape, array, 1, 0, False, 1.0, 5, 1, False)
+    arguments = DREAM._model, DREAM._shape, array
     if order == "C":
-        assert _core.rollout(*arguments)[0].shape == (1, 1)
+        assert _core.rollout(*arguments, **ONE_EPISODE)[0].shape == (1, 1)
     else:
         with pytest.raises(ValueError, match=r"^params: expected \(P, 20\) float32, got .* not aligned"):
-            _core.rollout(*arguments)
+            _core.rollout(*arguments, **ONE_EPISODE)
 
 
 HUGE = """
 import resource, sys
 import numpy as np
 import worldmodels as wm
-from worldmodels.envs.dream import DreamVectorEnv
+from worldmodels.dream.env import DreamVectorEnv
 sys.path.insert(0, {tests!r})
 from conftest import make_mdnrnn
 model = make_mdnrnn()

@@ -24,7 +24,7 @@ VECTORS = [
 
 @pytest.mark.parametrize(("counter", "key", "output"), VECTORS)
 def test_published_vectors(counter, key, output):
-    assert list(_core.philox4x32(counter, key)) == output
+    assert list(_core.testing.philox4x32(counter, key)) == output
     assert philox4x32(tuple(counter), tuple(key)) == output
 
 
@@ -32,7 +32,7 @@ def test_published_vectors(counter, key, output):
 @pytest.mark.parametrize("count", [1, 3, 15, 16, 17, 40])
 def test_draws_equal_reference(level, count):
     seed, candidate, episode, step = 0xFEDCBA9876543210, 4_000_000_000, 77, 2099
-    got = _core.draws(level, seed, candidate, episode, step, count)
+    got = _core.testing.draws(level, seed, candidate, episode, step, count)
     normals, uniforms = Draws(seed, candidate, episode).step(step, 2 * count)
     np.testing.assert_array_equal(got[2:].T.ravel(), uniforms)
     np.testing.assert_allclose(got[:2].T.ravel(), normals, rtol=2e-6, atol=1e-6)
@@ -40,7 +40,7 @@ def test_draws_equal_reference(level, count):
 
 @pytest.mark.parametrize("level", _core.simd_levels())
 def test_normals_and_uniforms(level):
-    draws = _core.draws(level, 1, 2, 3, 4, 250_000).astype(np.float64)
+    draws = _core.testing.draws(level, 1, 2, 3, 4, 250_000).astype(np.float64)
     normal, uniform = draws[:2].ravel(), draws[2:].ravel()
     assert np.isfinite(draws).all() and uniform.min() >= 0 and uniform.max() < 1
     n = normal.size

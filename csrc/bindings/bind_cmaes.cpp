@@ -1,4 +1,4 @@
-// Bindings of CMA-ES: checked arrays in, copies out, LAPACK borrowed from SciPy.
+// Bindings of CMA-ES: checked arrays in, copies out, SciPy's LAPACK for the eigendecomposition.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,31 +10,22 @@
 #include <stdexcept>
 #include <string>
 
-#include "bindings/arrays.hpp"
+#include "bindings/arguments.hpp"
 #include "core/cmaes.hpp"
-#include "core/level.hpp"
 #include "core/lock.hpp"
+#include "core/simd_target.hpp"
 
-namespace py = pybind11;
-using worldmodels::checked_threads;
-using worldmodels::Cmaes;
-using worldmodels::CmaesParameters;
-using worldmodels::CmaesState;
-using worldmodels::current_level;
-using worldmodels::find_level;
-using worldmodels::Kernels;
-using worldmodels::kTile;
-using Doubles = py::array_t<double, py::array::c_style>;
-using Integers = py::array_t<std::int64_t, py::array::c_style>;
-
+namespace worldmodels {
 namespace {
 
-// dsyevd's workspace, 1 + 6 N + 2 N^2 doubles, is counted in 32 bits.
-constexpr py::ssize_t kMostFull = 32766;
+using Doubles = py::array_t<double>;
 
-// SciPy exports its LAPACK as capsules whose name is the C signature; numba uses the same door. The name is
-// checked, so that a SciPy with other integers is refused instead of being called wrongly.
-worldmodels::Dsyevd scipy_dsyevd() {
+// dsyevd's workspace, 1 + 6 N + 2 N^2 doubles, is counted in 32 bits.
+constexpr py::ssize_t kMaxFullSize = 32766;
+
+// SciPy exports its LAPACK as capsules whose name is the C signature, an interface that numba uses too. The
+// name is checked: a SciPy with 64-bit integers is refused.
+Dsyevd scipy_dsyevd() {
     const py::dict exported = py::module_::import("scipy.linalg.cython_lapack").attr("__pyx_capi__");
     const auto capsule = exported["dsyevd"].cast<py::capsule>();
     std::string signature = capsule.name() == nullptr ? "" : capsule.name();
@@ -50,7 +41,7 @@ worldmodels::Dsyevd scipy_dsyevd() {
         throw py::import_error(
             "scipy.linalg.cython_lapack.dsyevd: expected LAPACK with 32-bit integers, got " + signature);
     }
-    return reinterpret_cast<worldmodels::Dsyevd>(capsule.get_pointer());
+    return reinterpret_cast<Dsyevd>(capsule.get_pointer());
 }
 
 Doubles copy_out(const std::vector<double>& v, std::vector<py::ssize_t> shape) {
@@ -59,32 +50,11 @@ Doubles copy_out(const std::vector<double>& v, std::vector<py::ssize_t> shape) {
     return out;
 }
 
-std::string shape_of(const py::array& a) {
-    std::string text = "(";
-    for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(a.shape(i));
-    return text + (a.ndim() == 1 ? ",)" : ")");
-}
+// ask and tell run without the GIL; the lock hides their intermediate states from other threads.
+using GuardedCmaes = Guarded<Cmaes>;
 
-void expect_shape(const char* name, const py::array& a, const std::vector<py::ssize_t>& shape) {
-    if (std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()) == shape) return;
-    std::string wanted = "(";
-    for (std::size_t i = 0; i < shape.size(); ++i) wanted += (i > 0 ? ", " : "") + std::to_string(shape[i]);
-    throw py::value_error(std::string(name) + ": expected " + wanted + (shape.size() == 1 ? ",)" : ")") +
-                          ", got " + shape_of(a));
-}
-
-void expect_finite(const char* name, const Doubles& a) {
-    for (py::ssize_t i = 0; i < a.size(); ++i) {
-        if (!std::isfinite(a.data()[i]))
-            throw py::value_error(std::string(name) + ": expected finite numbers");
-    }
-}
-
-// ask and tell run without the GIL, and another thread must not see them half done.
-using GuardedCmaes = worldmodels::Guarded<Cmaes>;
-
-// Waits without the GIL: who has the lock may want the GIL.
-std::unique_lock<worldmodels::Lock> locked(GuardedCmaes& self) {
+// Waits without the GIL, which the lock's holder may be waiting for.
+std::unique_lock<Lock> locked(GuardedCmaes& self) {
     std::unique_lock held(self.lock, std::try_to_lock);
     if (!held.owns_lock()) {
         const py::gil_scoped_release release;
@@ -100,7 +70,7 @@ py::ssize_t rows_of(const Cmaes& core) {
     return core.parameters().popsize;
 }
 
-// A getter of what `read` makes of the core.
+// A property getter that calls `read` under the lock.
 template <class Read>
 auto reader(Read read) {
     return [read](GuardedCmaes& self) {
@@ -109,54 +79,51 @@ auto reader(Read read) {
     };
 }
 
-std::unique_ptr<GuardedCmaes> make(const Doubles& mean, double sigma, std::int64_t popsize,
+std::unique_ptr<GuardedCmaes> make(const py::array& mean, double sigma, std::int64_t popsize,
                                    std::uint64_t seed, bool active, bool separable) {
-    expect_shape("mean", mean, {mean.size()});
-    expect_finite("mean", mean);
-    if (mean.size() < 1) throw py::value_error("mean: expected at least one number, got none");
+    const double* const x0 = checked_doubles(mean, "mean", {"N"});
     if (popsize < 2) throw py::value_error("popsize: expected at least 2, got " + std::to_string(popsize));
-    if (!(sigma > 0.0 && std::isfinite(sigma))) throw py::value_error("sigma: expected a positive number");
-    if (!separable && mean.size() > kMostFull) {
-        throw py::value_error("x0: expected at most " + std::to_string(kMostFull) +
+    checked_positive(sigma, "sigma");
+    if (!separable && mean.size() > kMaxFullSize) {
+        throw py::value_error("x0: expected at most " + std::to_string(kMaxFullSize) +
                               " numbers for a full C, got " + std::to_string(mean.size()) +
                               ": use separable=True");
     }
-    CmaesParameters parameters = worldmodels::cmaes_parameters(mean.size(), popsize, active, separable);
-    const std::vector<double> start(mean.data(), mean.data() + mean.size());
+    CmaesParameters parameters = cmaes_parameters(mean.size(), popsize, active, separable);
     return std::unique_ptr<GuardedCmaes>(
-        new GuardedCmaes{Cmaes(std::move(parameters), start, sigma, seed, separable, scipy_dsyevd()), {}});
+        new GuardedCmaes{Cmaes(std::move(parameters), std::vector<double>(x0, x0 + mean.size()), sigma, seed,
+                               separable, scipy_dsyevd()),
+                         {}});
 }
 
-Doubles ask(GuardedCmaes& self, long long threads) {
-    const int team = checked_threads(threads);
+Doubles ask(GuardedCmaes& self, long long num_threads) {
+    const int threads = checked_threads(num_threads);
     Doubles out({rows_of(self.object), size_of(self.object)});
     double* to = out.mutable_data();
-    const Kernels& level = current_level();
+    const Kernels& kernels = current_simd_target();
     const py::gil_scoped_release release;  // the decomposition takes a tenth of a second at N = 1088
     const std::lock_guard lock(self.lock);
-    const std::vector<double>& x = self.object.ask(level, team);
+    const std::vector<double>& x = self.object.ask(kernels, threads);
     std::copy(x.begin(), x.end(), to);
     return out;
 }
 
-void tell(GuardedCmaes& self, const Doubles& solutions, const Integers& rank, long long threads) {
-    const int team = checked_threads(threads);
-    expect_shape("solutions", solutions, {rows_of(self.object), size_of(self.object)});
-    expect_shape("rank", rank, {rows_of(self.object)});
-    expect_finite("solutions", solutions);
-    std::vector<bool> seen(static_cast<std::size_t>(rows_of(self.object)), false);
-    for (py::ssize_t i = 0; i < rank.size(); ++i) {
-        const std::int64_t place = rank.data()[i];
-        if (place < 0 || place >= rows_of(self.object) || seen[static_cast<std::size_t>(place)]) {
-            throw py::value_error("rank: expected a permutation");
-        }
-        seen[static_cast<std::size_t>(place)] = true;
+void tell(GuardedCmaes& self, const py::array& solutions, const py::array& rank, long long num_threads) {
+    const int threads = checked_threads(num_threads);
+    const py::ssize_t rows = rows_of(self.object);
+    const double* const x = checked_doubles(solutions, "solutions", {rows, size_of(self.object)});
+    const auto* const ranks = checked<std::int64_t>(rank, "rank", {rows});
+    std::vector<bool> seen(static_cast<std::size_t>(rows), false);
+    for (py::ssize_t i = 0; i < rows; ++i) {
+        if (ranks[i] < 0 || ranks[i] >= rows || seen[static_cast<std::size_t>(ranks[i])])
+            throw py::value_error("rank: expected a permutation of 0 to popsize - 1");
+        seen[static_cast<std::size_t>(ranks[i])] = true;
     }
-    const Kernels& level = current_level();
+    const Kernels& kernels = current_simd_target();
     const py::gil_scoped_release release;
     const std::lock_guard lock(self.lock);
     if (!self.object.state().asked) throw std::runtime_error("tell: called before ask");
-    self.object.tell(level, solutions.data(), rank.data(), team);
+    self.object.tell(kernels, x, ranks, threads);
 }
 
 void skip(GuardedCmaes& self) {
@@ -183,12 +150,13 @@ Doubles axis(GuardedCmaes& self, py::ssize_t k) {
     if (self.object.separable()) {
         out.mutable_data()[k] = 1.0;
     } else {
-        std::copy_n(self.object.state().axes.data() + k * size_of(self.object), size_of(self.object),
+        std::copy_n(self.object.state().B.data() + k * size_of(self.object), size_of(self.object),
                     out.mutable_data());
     }
     return out;
 }
 
+// The keys are those of saved states: axes is B with eigenvectors in rows, scales is D.
 py::dict get_state(GuardedCmaes& self) {
     const auto lock = locked(self);
     const CmaesState& s = self.object.state();
@@ -202,8 +170,8 @@ py::dict get_state(GuardedCmaes& self) {
     out["ps"] = copy_out(s.ps, {n});
     out["pc"] = copy_out(s.pc, {n});
     out["covariance"] = copy_out(s.covariance, square);
-    out["axes"] = copy_out(s.axes, {diagonal ? 0 : n, n});
-    out["scales"] = copy_out(s.scales, {n});
+    out["axes"] = copy_out(s.B, {diagonal ? 0 : n, n});
+    out["scales"] = copy_out(s.D, {n});
     out["pending_z"] = copy_out(s.z, {rows, n});
     out["pending_y"] = copy_out(s.y, {rows, n});
     out["pending_x"] = copy_out(s.x, {rows, n});
@@ -213,91 +181,83 @@ py::dict get_state(GuardedCmaes& self) {
     return out;
 }
 
-void take(const py::dict& state, const char* name, const std::vector<py::ssize_t>& shape,
-          std::vector<double>& to) {
+void copy_in(const py::dict& state, const char* name, Shape shape, std::vector<double>& to) {
     if (!state.contains(name)) throw py::value_error(std::string("state: expected the key ") + name);
-    const auto from = Doubles::ensure(state[name]);
+    const auto from = py::array_t<double, py::array::c_style>::ensure(state[name]);
     if (!from) throw py::value_error(std::string(name) + ": expected float64");
-    expect_shape(name, from, shape);
-    expect_finite(name, from);
-    std::copy_n(from.data(), from.size(), to.begin());
+    std::copy_n(checked_doubles(from, name, shape), from.size(), to.begin());
 }
 
 void set_gap(GuardedCmaes& self, double gap) {
     if (!(gap >= 0.0)) throw py::value_error("gap: expected a number >= 0, got " + std::to_string(gap));
     const auto lock = locked(self);
-    self.object.gap() = gap;
+    self.object.set_gap(gap);
 }
 
 void set_state(GuardedCmaes& self, const py::dict& state) {
     const auto lock = locked(self);
-    CmaesState next = self.object.state();  // a copy: a bad state leaves the good one alone
+    CmaesState next = self.object.state();  // a copy: an invalid state changes nothing
     const py::ssize_t n = size_of(self.object);
     const bool diagonal = self.object.separable();
-    const std::vector<py::ssize_t> square =
-        diagonal ? std::vector<py::ssize_t>{n} : std::vector<py::ssize_t>{n, n};
-    take(state, "mean", {n}, next.mean);
-    take(state, "ps", {n}, next.ps);
-    take(state, "pc", {n}, next.pc);
-    take(state, "covariance", square, next.covariance);
-    take(state, "axes", {diagonal ? 0 : n, n}, next.axes);
-    take(state, "scales", {n}, next.scales);
+    copy_in(state, "mean", {n}, next.mean);
+    copy_in(state, "ps", {n}, next.ps);
+    copy_in(state, "pc", {n}, next.pc);
+    if (diagonal)
+        copy_in(state, "covariance", {n}, next.covariance);
+    else
+        copy_in(state, "covariance", {n, n}, next.covariance);
+    copy_in(state, "axes", {diagonal ? 0 : n, n}, next.B);
+    copy_in(state, "scales", {n}, next.D);
     const auto pending = py::array::ensure(state["pending_x"]);
     next.asked = pending && pending.ndim() == 2 && pending.shape(0) > 0;
     const py::ssize_t rows = next.asked ? rows_of(self.object) : 0;
-    take(state, "pending_z", {rows, n}, next.z);
-    take(state, "pending_y", {rows, n}, next.y);
-    take(state, "pending_x", {rows, n}, next.x);
+    copy_in(state, "pending_z", {rows, n}, next.z);
+    copy_in(state, "pending_y", {rows, n}, next.y);
+    copy_in(state, "pending_x", {rows, n}, next.x);
     next.sigma = state["sigma"].cast<double>();
     next.generation = state["generation"].cast<std::int64_t>();
     next.decomposed_at = state["decomposed_at"].cast<std::int64_t>();
-    if (!(next.sigma > 0.0 && std::isfinite(next.sigma)))
-        throw py::value_error("sigma: expected a positive number, got " + std::to_string(next.sigma));
+    checked_positive(next.sigma, "sigma");
     if (next.decomposed_at < 0 || next.decomposed_at > next.generation)
         throw py::value_error("decomposed_at: expected 0 <= decomposed_at <= generation");
-    if (std::any_of(next.scales.begin(), next.scales.end(), [](double scale) { return !(scale > 0.0); }))
+    if (std::any_of(next.D.begin(), next.D.end(), [](double root) { return !(root > 0.0); }))
         throw py::value_error("scales: expected positive numbers");
     for (py::ssize_t i = 0; i < n; ++i) {
         if (!(next.covariance[static_cast<std::size_t>(i * (diagonal ? 1 : n + 1))] > 0.0))
             throw py::value_error("covariance: expected a positive diagonal");
     }
-    self.object.state() = std::move(next);
-}
-
-// out (8, 8) = a^T b for a, b (depth, 8), for tests.
-Doubles tile_product(const std::string& level, const Doubles& a, const Doubles& b) {
-    expect_shape("b", b, {a.shape(0), kTile});
-    expect_shape("a", a, {a.shape(0), kTile});
-    Doubles out({kTile, kTile});
-    find_level(level, "level").tile_product(a.shape(0), a.data(), b.data(), out.mutable_data());
-    return out;
+    self.object.set_state(std::move(next));
 }
 
 }  // namespace
+}  // namespace worldmodels
 
-void bind_cmaes(py::module_& m) {
-    m.def("tile_product", &tile_product, py::arg("level"), py::arg("a").noconvert(),
-          py::arg("b").noconvert());
+void bind_cmaes(pybind11::module_& m) {
+    namespace py = pybind11;
+    using namespace worldmodels;
+    using namespace py::literals;
+
     py::class_<GuardedCmaes>(m, "Cmaes")
-        .def(py::init(&make), py::arg("mean").noconvert(), py::arg("sigma"), py::arg("popsize"),
-             py::arg("seed"), py::arg("active"), py::arg("separable"))
-        .def("ask", &ask, py::arg("threads"))
-        .def("tell", &tell, py::arg("solutions").noconvert(), py::arg("rank").noconvert(), py::arg("threads"))
+        .def(py::init(&make), "mean"_a, "sigma"_a, "popsize"_a, "seed"_a, "active"_a, "separable"_a)
+        .def("ask", &ask, "num_threads"_a)
+        .def("tell", &tell, "solutions"_a, "rank"_a, "num_threads"_a)
         .def("skip", &skip)
         .def("variances", &variances)
-        .def("axis", &axis, py::arg("k"))
+        .def("axis", &axis, "k"_a)
         .def("get_state", &get_state)
-        .def("set_state", &set_state, py::arg("state"))
+        .def("set_state", &set_state, "state"_a)
         .def_property_readonly("mean",
-                               reader([](Cmaes& s) { return copy_out(s.state().mean, {size_of(s)}); }))
-        .def_property_readonly("pc", reader([](Cmaes& s) { return copy_out(s.state().pc, {size_of(s)}); }))
-        .def_property_readonly("ps", reader([](Cmaes& s) { return copy_out(s.state().ps, {size_of(s)}); }))
-        .def_property_readonly("scales",
-                               reader([](Cmaes& s) { return copy_out(s.state().scales, {size_of(s)}); }))
-        .def_property_readonly("sigma", reader([](Cmaes& s) { return s.state().sigma; }))
-        .def_property_readonly("generation", reader([](Cmaes& s) { return s.state().generation; }))
-        .def_property_readonly("asked", reader([](Cmaes& s) { return s.state().asked; }))
-        .def_property("gap", reader([](Cmaes& s) { return s.gap(); }), &set_gap)
+                               reader([](const Cmaes& s) { return copy_out(s.state().mean, {size_of(s)}); }))
+        .def_property_readonly("pc",
+                               reader([](const Cmaes& s) { return copy_out(s.state().pc, {size_of(s)}); }))
+        .def_property_readonly("ps",
+                               reader([](const Cmaes& s) { return copy_out(s.state().ps, {size_of(s)}); }))
+        .def_property_readonly("D",
+                               reader([](const Cmaes& s) { return copy_out(s.state().D, {size_of(s)}); }))
+        .def_property_readonly("sigma", reader([](const Cmaes& s) { return s.state().sigma; }))
+        .def_property_readonly("generation", reader([](const Cmaes& s) { return s.state().generation; }))
+        .def_property_readonly("asked", reader([](const Cmaes& s) { return s.state().asked; }))
+        .def_property("gap", reader([](const Cmaes& s) { return s.parameters().gap; }), &set_gap)
         .def_property_readonly("parameters", [](GuardedCmaes& s) {
             const CmaesParameters& p = s.object.parameters();
             py::dict out;

@@ -1,4 +1,5 @@
-// Bindings of the dream: every argument is checked here, then the GIL is let go.
+// Bindings of the dream: rollouts, environments and LSTM states. Arguments are checked, then the GIL is
+// released.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -7,25 +8,17 @@
 #include <memory>
 #include <optional>
 
-#include "bindings/arrays.hpp"
+#include "bindings/arguments.hpp"
 #include "core/dream.hpp"
-#include "core/level.hpp"
-#include "core/memory.hpp"
+#include "core/lstm_state.hpp"
 #include "core/peak.hpp"
-#include "core/rng.hpp"
+#include "core/simd_target.hpp"
+#include "core/stepper.hpp"
 
 namespace worldmodels {
 namespace {
 
-constexpr int kMostRows = 1 << 20;  // of any one buffer: keeps every index of a block inside an int
-
-int at_least(long long value, long long low, const char* name,
-             long long high = std::numeric_limits<int>::max()) {
-    if (value < low || value > high)
-        throw py::value_error(std::string(name) + ": expected an integer from " + std::to_string(low) +
-                              " to " + std::to_string(high) + ", got " + std::to_string(value));
-    return static_cast<int>(value);
-}
+constexpr int kMaxRows = 1 << 20;  // of any buffer: every index of a block fits an int
 
 float checked_temperature(double value) {
     if (!(value >= 0.0) || !std::isfinite(static_cast<float>(value)))
@@ -34,19 +27,33 @@ float checked_temperature(double value) {
     return static_cast<float>(value);
 }
 
-// The level in use, if it has this precision.
-const Kernels& level_for(Precision precision) {
-    const Kernels& level = current_level();
-    if (precision == Precision::bfloat16 && level.step_bfloat16 == nullptr)
+// The SIMD target in use. Throws unless it has this precision.
+const Kernels& kernels_for(Precision precision) {
+    const Kernels& kernels = current_simd_target();
+    if (precision == Precision::bfloat16 && kernels.step_bfloat16 == nullptr)
         throw py::value_error(std::string("precision: bfloat16 needs the SIMD level avx512_bf16, got ") +
-                              level.name);
-    return level;
+                              kernels.name);
+    return kernels;
 }
 
-// Ctrl-C: true when a signal's handler raised; the error is then set in this thread.
+// Ctrl-C: true when a signal handler raised; the Python error is then set in this thread.
 bool interrupted(void*) {
     const py::gil_scoped_acquire gil;
     return PyErr_CheckSignals() != 0;
+}
+
+Termination make_termination(const std::string& name, double done_pos_weight, bool done_head) {
+    using Mode = Termination::Mode;
+    static const std::pair<const char*, Mode> modes[] = {
+        {"threshold", Mode::threshold}, {"sample", Mode::sample}, {"expected", Mode::expected}};
+    const double weight = checked_positive(done_pos_weight, "done_pos_weight");
+    for (const auto& [known, mode] : modes) {
+        if (name != known) continue;
+        if (mode != Mode::threshold && !done_head)
+            throw py::value_error("termination: expected threshold without a done head, got '" + name + "'");
+        return {mode, std::log(weight)};
+    }
+    throw py::value_error("termination: expected one of threshold, sample, expected, got '" + name + "'");
 }
 
 std::shared_ptr<WorldModel> make_model(
@@ -54,16 +61,16 @@ std::shared_ptr<WorldModel> make_model(
     bool reward, bool bfloat16, const py::array& weight_ih, const py::array& weight_hh, const py::array& bias,
     const py::array& head_weight, const py::array& head_bias, const py::array& initial_mu,
     const py::array& initial_logvar, const std::optional<py::array>& initial_h,
-    const std::optional<py::array>& initial_c, const std::optional<double>& done_weight) {
-    const WorldModelSizes s{at_least(latent, 1, "latent_size", kMostRows),
-                            at_least(action, 1, "action_size", kMostRows),
-                            at_least(hidden, 1, "hidden_size", kMostRows),
-                            at_least(mixtures, 1, "mixtures", kMostRows),
+    const std::optional<py::array>& initial_c, const std::string& termination, double done_pos_weight) {
+    const WorldModelSizes s{checked_integer(latent, 1, "latent_size", kMaxRows),
+                            checked_integer(action, 1, "action_size", kMaxRows),
+                            checked_integer(hidden, 1, "hidden_size", kMaxRows),
+                            checked_integer(mixtures, 1, "mixtures", kMaxRows),
                             restart,
                             done,
                             reward};
     const long long rows = (done ? 1 : 0) + (reward ? 1 : 0) + 3 * latent * mixtures;
-    const int head = at_least(rows, 1, "latent_size * mixtures", kMostRows);
+    const int head = checked_integer(rows, 1, "latent_size * mixtures", kMaxRows);
     const int inputs = s.latent + s.action + (restart ? 1 : 0), gates = 4 * s.hidden;
     WorldModelWeights w{};
     w.input = checked_floats(weight_ih, "weight_ih", {gates, inputs});
@@ -71,104 +78,106 @@ std::shared_ptr<WorldModel> make_model(
     w.bias = checked_floats(bias, "bias", {gates});
     w.head = checked_floats(head_weight, "head_weight", {head, s.hidden});
     w.head_bias = checked_floats(head_bias, "head_bias", {head});
-    const float* const mu = checked_floats(initial_mu, "initial_mu", {"K", s.latent});
-    const auto starts = static_cast<std::size_t>(initial_mu.shape(0));
-    const float* const logvar =
-        checked_floats(initial_logvar, "initial_logvar", {starts, static_cast<std::size_t>(s.latent)});
+    InitialStates initial{};
+    initial.mu = checked_floats(initial_mu, "initial_mu", {"K", s.latent});
+    const py::ssize_t states = initial_mu.shape(0);
+    initial.logvar = checked_floats(initial_logvar, "initial_logvar", {states, s.latent});
     if (initial_h.has_value() != initial_c.has_value())
         throw py::value_error("initial_h, initial_c: expected both or neither, got one");
-    const auto memory = [&](const std::optional<py::array>& given, const char* name) {
-        return given ? checked_floats(*given, name, {starts, static_cast<std::size_t>(s.hidden)}) : nullptr;
-    };
-    const float* const h = memory(initial_h, "initial_h");
-    const float* const c = memory(initial_c, "initial_c");
-    if (starts > std::numeric_limits<std::uint32_t>::max())
-        throw py::value_error("initial_mu: too many rows");
-    if (done_weight && !done) throw py::value_error("done_weight: expected none without a done head");
-    if (done_weight && !(*done_weight > 0.0 && std::isfinite(*done_weight)))
-        throw py::value_error("done_weight: expected a finite number above 0, got " +
-                              std::to_string(*done_weight));
+    if (initial_h) initial.h = checked_floats(*initial_h, "initial_h", {states, s.hidden});
+    if (initial_c) initial.c = checked_floats(*initial_c, "initial_c", {states, s.hidden});
+    if (states > std::numeric_limits<std::uint32_t>::max())
+        throw py::value_error("initial_mu: expected fewer than 2**32 rows, got " + std::to_string(states));
+    initial.rows = static_cast<std::uint32_t>(states);
     const Precision precision = bfloat16 ? Precision::bfloat16 : Precision::float32;
-    level_for(precision);  // an impossible WORLDMODELS_SIMD is told before any work
-    return std::make_shared<WorldModel>(s, w, precision,
-                                        Starts{mu, logvar, h, c, static_cast<std::uint32_t>(starts)},
-                                        Ends{done_weight.has_value(), std::log(done_weight.value_or(1.0))});
+    kernels_for(precision);  // raises for an invalid WORLDMODELS_SIMD before any work
+    return std::make_shared<WorldModel>(s, w, precision, initial,
+                                        make_termination(termination, done_pos_weight, done));
 }
 
-ControllerView make_controller(const WorldModel& model, const std::string& features, bool bias,
-                               long long hidden_units, bool carracing) {
+// The shape of C, checked against a world model's sizes. It fits every model of these sizes and no other.
+struct ControllerShape {
+    ControllerView view;
+    int latent, hidden, action;
+
+    std::size_t size() const { return controller_size(view, latent, hidden, action); }
+};
+
+ControllerShape make_controller(const WorldModel& model, const std::string& features, bool bias,
+                                long long hidden_units, bool carracing) {
     if (features != "z" && features != "zh" && features != "zc" && features != "zch")
         throw py::value_error("features: expected one of z, zh, zc, zch, got '" + features + "'");
     const ControllerView c{features.find('c') != std::string::npos, features.find('h') != std::string::npos,
-                           bias, carracing, at_least(hidden_units, 0, "hidden_units", kMostRows)};
+                           bias, carracing, checked_integer(hidden_units, 0, "hidden_units", kMaxRows)};
     if (carracing && model.view().action != 3)
         throw py::value_error("action_size: expected 3 for squash='carracing', got " +
                               std::to_string(model.view().action));
     const double size =
         (static_cast<double>(feature_size(c, model.view().latent, model.view().hidden)) + 1.0) *
         std::max(c.hidden_units, model.view().action);
-    if (size > kMostRows * 16.0) throw py::value_error("hidden_units: too many controller parameters");
-    return c;
+    if (size > kMaxRows * 16.0) throw py::value_error("hidden_units: too many controller parameters");
+    return {c, model.view().latent, model.view().hidden, model.view().action};
 }
 
-bool checked_expected(bool expected, const WorldModel& model) {
-    if (expected && !model.ends().by_chance)
-        throw py::value_error("expected_returns: expected a done_weight with them, got none");
-    return expected;
+const ControllerView& checked_controller(const ControllerShape& shape, const ModelView& m) {
+    if (shape.latent == m.latent && shape.hidden == m.hidden && shape.action == m.action) return shape.view;
+    const auto sizes = [](int latent, int hidden, int action) {
+        return "latent_size " + std::to_string(latent) + ", hidden_size " + std::to_string(hidden) +
+               ", action_size " + std::to_string(action);
+    };
+    throw py::value_error("controller: expected a shape for " + sizes(m.latent, m.hidden, m.action) +
+                          ", got one for " + sizes(shape.latent, shape.hidden, shape.action));
 }
 
-py::tuple rollout(const WorldModel& model, const ControllerView& controller, const py::array& params,
-                  long long episodes, std::uint64_t seed, bool common_seeds, double temperature,
-                  long long max_steps, long long threads, bool expected) {
-    const ModelView& m = model.view();
-    const std::size_t size = controller_size(controller, m.latent, m.hidden, m.action);
+py::tuple rollout(const WorldModel& model, const ControllerShape& shape, const py::array& params,
+                  long long episodes, std::uint64_t seed, bool common_random_numbers, double temperature,
+                  long long max_steps, long long num_threads) {
+    const ControllerView& controller = checked_controller(shape, model.view());
     RolloutArgs args{};
-    args.params = checked_floats(params, "params", {"P", size});
-    args.episodes = static_cast<std::uint32_t>(at_least(episodes, 1, "episodes"));
+    args.params = checked_floats(params, "params", {"P", shape.size()});
+    args.episodes = static_cast<std::uint32_t>(checked_integer(episodes, 1, "episodes"));
     if (params.shape(0) > std::numeric_limits<std::int32_t>::max() / static_cast<py::ssize_t>(args.episodes))
         throw py::value_error("params: expected fewer than 2**31 episodes in all, got " +
                               std::to_string(params.shape(0)) + " candidates x " + std::to_string(episodes) +
                               " episodes");
     args.candidates = static_cast<std::uint32_t>(params.shape(0));
     args.seed = seed;
-    args.common_seeds = common_seeds;
-    args.expected = checked_expected(expected, model);
+    args.common_random_numbers = common_random_numbers;
     args.temperature = checked_temperature(temperature);
-    args.max_steps = at_least(max_steps, 1, "max_steps");
-    args.threads = checked_threads(threads);
-    const py::ssize_t shape[2] = {params.shape(0), static_cast<py::ssize_t>(episodes)};
-    py::array_t<float> returns(shape);
-    py::array_t<std::int32_t> lengths(shape);
+    args.max_steps = checked_integer(max_steps, 1, "max_steps");
+    args.threads = checked_threads(num_threads);
+    const std::vector<py::ssize_t> results{params.shape(0), static_cast<py::ssize_t>(episodes)};
+    py::array_t<float> returns(results);
+    py::array_t<std::int32_t> lengths(results);
     args.returns = returns.mutable_data();
     args.lengths = lengths.mutable_data();
     std::int64_t computed = 0;
     args.computed = &computed;
-    const Kernels& level = level_for(model.precision());
+    const Kernels& kernels = kernels_for(model.precision());
     bool complete = false;
     {
-        const py::gil_scoped_release release;  // pure C++ until the end of the rollout
-        complete = rollout_unchecked(level, model, controller, args, {interrupted, nullptr});
+        const py::gil_scoped_release release;  // no Python until the rollout returns
+        complete = rollout_unchecked(kernels, model, controller, args, {interrupted, nullptr});
     }
     if (!complete) throw py::error_already_set();
     return py::make_tuple(returns, lengths, computed);
 }
 
-py::tuple trace(const WorldModel& model, const ControllerView& controller, const py::array& params,
+py::tuple trace(const WorldModel& model, const ControllerShape& shape, const py::array& params,
                 long long candidate, long long episode, std::uint64_t seed, double temperature,
-                long long max_steps, bool expected) {
+                long long max_steps) {
     const ModelView& m = model.view();
+    const ControllerView& controller = checked_controller(shape, m);
     float total = 0.0F;
     std::int32_t length = 0;
     RolloutArgs args{};
-    args.params =
-        checked_floats(params, "params", {controller_size(controller, m.latent, m.hidden, m.action)});
-    args.first_candidate = static_cast<std::uint32_t>(at_least(candidate, 0, "candidate"));
-    args.first_episode = static_cast<std::uint32_t>(at_least(episode, 0, "episode"));
+    args.params = checked_floats(params, "params", {shape.size()});
+    args.first_candidate = static_cast<std::uint32_t>(checked_integer(candidate, 0, "candidate"));
+    args.first_episode = static_cast<std::uint32_t>(checked_integer(episode, 0, "episode"));
     args.candidates = args.episodes = 1;
-    args.expected = checked_expected(expected, model);
     args.seed = seed;
     args.temperature = checked_temperature(temperature);
-    args.max_steps = at_least(max_steps, 1, "max_steps", 1 << 24);
+    args.max_steps = checked_integer(max_steps, 1, "max_steps", 1 << 24);
     args.threads = 1;
     args.returns = &total;
     args.lengths = &length;
@@ -180,11 +189,11 @@ py::tuple trace(const WorldModel& model, const ControllerView& controller, const
     Record record{z.mutable_data(), actions.mutable_data(), m.done ? done_logit.mutable_data() : nullptr,
                   reward.mutable_data()};
     args.record = &record;
-    const Kernels& level = level_for(model.precision());
+    const Kernels& kernels = kernels_for(model.precision());
     bool complete = false;
     {
         const py::gil_scoped_release release;
-        complete = rollout_unchecked(level, model, controller, args, {interrupted, nullptr});
+        complete = rollout_unchecked(kernels, model, controller, args, {interrupted, nullptr});
     }
     if (!complete) throw py::error_already_set();
     return py::make_tuple(length, z, actions, m.done ? py::object(done_logit) : py::none(), reward);
@@ -193,7 +202,10 @@ py::tuple trace(const WorldModel& model, const ControllerView& controller, const
 // A Stepper and the model it keeps alive.
 struct BoundStepper {
     BoundStepper(std::shared_ptr<WorldModel> m, long long envs)
-        : model(std::move(m)), stepper(*model, at_least(envs, 1, "num_envs", 1 << 24)) {}
+        : model(std::move(m)), stepper(*model, checked_integer(envs, 1, "num_envs", 1 << 24)) {
+        if (model->termination().mode == Termination::Mode::expected)
+            throw py::value_error("model: expected termination threshold or sample, got expected");
+    }
     std::shared_ptr<WorldModel> model;
     Stepper stepper;
 };
@@ -201,28 +213,29 @@ struct BoundStepper {
 void stepper_reset(BoundStepper& self, const py::array& seeds, const py::array& candidates,
                    const py::array& episodes, const py::array& mask) {
     const int envs = self.stepper.envs();
-    const Streams streams{checked<std::uint64_t>(seeds, "seeds", {envs}, "uint64"),
-                          checked<std::uint32_t>(candidates, "candidates", {envs}, "uint32"),
-                          checked<std::uint32_t>(episodes, "episodes", {envs}, "uint32")};
-    const bool* const reset = checked<bool>(mask, "mask", {envs}, "bool");
-    const Kernels& level = current_level();
+    const Streams streams{checked<std::uint64_t>(seeds, "seeds", {envs}),
+                          checked<std::uint32_t>(candidates, "candidates", {envs}),
+                          checked<std::uint32_t>(episodes, "episodes", {envs})};
+    const bool* const reset = checked<bool>(mask, "mask", {envs});
+    const Kernels& kernels = current_simd_target();
     const py::gil_scoped_release release;
-    self.stepper.reset_unchecked(level, streams, reset);
+    self.stepper.reset_unchecked(kernels, streams, reset);
 }
 
-py::tuple stepper_step(BoundStepper& self, double temperature, const py::array& actions, long long threads) {
+py::tuple stepper_step(BoundStepper& self, double temperature, const py::array& actions,
+                       long long num_threads) {
     const int envs = self.stepper.envs();
     const float* const taken = checked_floats(actions, "actions", {envs, self.model->view().action});
     const float tau = checked_temperature(temperature);
-    const int team = checked_threads(threads);
+    const int threads = checked_threads(num_threads);
     py::array_t<float> rewards(envs);
     py::array_t<bool> dones(envs);
-    const Kernels& level = level_for(self.model->precision());
+    const Kernels& kernels = kernels_for(self.model->precision());
     float* const to_rewards = rewards.mutable_data();
     bool* const to_dones = dones.mutable_data();
     {
         const py::gil_scoped_release release;
-        self.stepper.step_unchecked(level, tau, taken, team, to_rewards, to_dones);
+        self.stepper.step_unchecked(kernels, tau, taken, threads, to_rewards, to_dones);
     }
     return py::make_tuple(rewards, dones);
 }
@@ -251,110 +264,79 @@ py::dict stepper_get_state(BoundStepper& self) {
 void stepper_set_state(BoundStepper& self, const py::dict& state) {
     const ModelView& m = self.model->view();
     const int envs = self.stepper.envs();
-    std::vector<py::array> copies;  // the caller's may change meanwhile
-    const auto copied = [&]<class T>(const char* name, std::initializer_list<Axis> shape, const char* dtype) {
+    std::vector<py::array> copies;  // the caller's arrays may change while the GIL is released
+    const auto copied = [&]<class T>(const char* name, Shape shape, T) {
         if (!state.contains(name)) throw py::value_error(std::string("state: expected the key ") + name);
         const auto given = py::array::ensure(state[name]);
         if (!given) throw py::value_error(std::string(name) + ": expected an array");
-        checked<T>(given, name, shape, dtype);
         copies.push_back(py::array_t<T>(std::vector<py::ssize_t>(given.shape(), given.shape() + given.ndim()),
-                                        static_cast<const T*>(given.data())));
+                                        checked<T>(given, name, shape)));
         return static_cast<T*>(copies.back().mutable_data());
     };
     const StepperState from{
-        copied.template operator()<float>("inputs", {envs, m.inputs()}, "float32"),
-        copied.template operator()<float>("h", {envs, m.hidden}, "float32"),
-        copied.template operator()<float>("c", {envs, m.hidden}, "float32"),
-        copied.template operator()<std::uint64_t>("seeds", {envs}, "uint64"),
-        copied.template operator()<std::uint32_t>("candidates", {envs}, "uint32"),
-        copied.template operator()<std::uint32_t>("episodes", {envs}, "uint32"),
-        copied.template operator()<std::uint32_t>("steps", {envs}, "uint32"),
+        copied("inputs", {envs, m.inputs()}, float{}), copied("h", {envs, m.hidden}, float{}),
+        copied("c", {envs, m.hidden}, float{}),        copied("seeds", {envs}, std::uint64_t{}),
+        copied("candidates", {envs}, std::uint32_t{}), copied("episodes", {envs}, std::uint32_t{}),
+        copied("steps", {envs}, std::uint32_t{}),
     };
     const py::gil_scoped_release release;
     self.stepper.set_state_unchecked(from);
 }
 
-py::array_t<float> stepper_observe(BoundStepper& self, bool use_c, bool use_h, long long threads) {
+py::array_t<float> stepper_observe(BoundStepper& self, bool use_c, bool use_h, long long num_threads) {
     const ModelView& m = self.model->view();
-    const int team = checked_threads(threads);
+    const int threads = checked_threads(num_threads);
     const ControllerView features{use_c, use_h, false, false, 0};
     py::array_t<float> out(std::vector<py::ssize_t>{
         self.stepper.envs(), static_cast<py::ssize_t>(feature_size(features, m.latent, m.hidden))});
     float* const to = out.mutable_data();
     {
         const py::gil_scoped_release release;
-        self.stepper.observe_unchecked(use_c, use_h, team, to);
+        self.stepper.observe_unchecked(use_c, use_h, threads, to);
     }
     return out;
 }
 
-// A Memory and the model it keeps alive.
-struct BoundMemory {
-    explicit BoundMemory(std::shared_ptr<WorldModel> m) : model(std::move(m)), memory(*model) {
+// An LstmState and the model it keeps alive.
+struct BoundLstmState {
+    explicit BoundLstmState(std::shared_ptr<WorldModel> m) : model(std::move(m)), lstm(*model) {
         if (model->precision() != Precision::float32)
             throw py::value_error("model: expected one in float32, got bfloat16");
     }
     std::shared_ptr<WorldModel> model;
-    Memory memory;
+    LstmState lstm;
 };
 
-py::tuple remember(const BoundMemory& self, const py::array& z, const py::array& actions,
-                   const py::array& restart, const py::array& h, const py::array& c, long long threads) {
+py::tuple advance_lstm(const BoundLstmState& self, const py::array& z, const py::array& actions,
+                       const py::array& restart, const py::array& h, const py::array& c,
+                       long long num_threads) {
     const ModelView& m = self.model->view();
     const float* const latents = checked_floats(z, "z", {"B", m.latent});
-    const int count = at_least(z.shape(0), 1, "B", kMostRows);
+    const int count = checked_integer(z.shape(0), 1, "B", kMaxRows);
     const float* const taken = checked_floats(actions, "actions", {count, m.action});
-    const bool* const flags = checked<bool>(restart, "restart", {count}, "bool");
+    const bool* const flags = checked<bool>(restart, "restart", {count});
     const float* const hidden = checked_floats(h, "h", {count, m.hidden});
     const float* const cell = checked_floats(c, "c", {count, m.hidden});
-    const int team = checked_threads(threads);
+    const int threads = checked_threads(num_threads);
     py::array_t<float> next_h(h.size(), hidden), next_c(c.size(), cell);
-    const MemoryRows rows{count, latents, taken, flags, next_h.mutable_data(), next_c.mutable_data()};
-    const Kernels& level = current_level();
+    const LstmRows rows{count, latents, taken, flags, next_h.mutable_data(), next_c.mutable_data()};
+    const Kernels& kernels = current_simd_target();
     {
         const py::gil_scoped_release release;
-        self.memory.remember_unchecked(level, rows, team);
+        self.lstm.advance_unchecked(kernels, rows, threads);
     }
     const std::vector<py::ssize_t> shape{count, m.hidden};
     return py::make_tuple(next_h.reshape(shape), next_c.reshape(shape));
 }
 
-py::array_t<float> elementwise(const std::string& level, const std::string& function, const py::array& x) {
-    const float* const in = checked<float>(x, "x", {"N"}, "float32");
-    static const std::pair<const char*, Function> known[] = {{"exp", Function::exp},
-                                                             {"log", Function::log},
-                                                             {"tanh", Function::tanh},
-                                                             {"sigmoid", Function::sigmoid},
-                                                             {"sin_turns", Function::sin_turns},
-                                                             {"cos_turns", Function::cos_turns}};
-    py::array_t<float> out(x.size());
-    for (const auto& [name, f] : known)
-        if (function == name) {
-            find_level(level, "level")
-                .elementwise(f, in, out.mutable_data(), static_cast<std::size_t>(x.size()));
-            return out;
-        }
-    throw py::value_error("function: unknown name '" + function + "'");
-}
-
-double multiply_add_rate(bool bfloat16, long long threads, double seconds) {
-    const int team = checked_threads(threads);
+double multiply_add_rate(bool bfloat16, long long num_threads, double seconds) {
+    const int threads = checked_threads(num_threads);
     if (!(seconds > 0.0 && seconds <= 60.0))
         throw py::value_error("seconds: expected a number from 0 to 60, got " + std::to_string(seconds));
-    const Kernels& level = level_for(bfloat16 ? Precision::bfloat16 : Precision::float32);
+    const Kernels& kernels = kernels_for(bfloat16 ? Precision::bfloat16 : Precision::float32);
     const py::gil_scoped_release release;
-    return multiply_add_rate_unchecked(bfloat16 ? level.multiply_adds_bfloat16 : level.multiply_adds, team,
-                                       seconds);
-}
-
-py::array_t<float> draws(const std::string& level, std::uint64_t seed, std::uint32_t candidate,
-                         std::uint32_t episode, std::uint32_t step, long long count) {
-    const int blocks = at_least(count, 1, "count");
-    py::array_t<float> out(std::vector<py::ssize_t>{4, blocks});
-    find_level(level, "level")
-        .draws(philox_key(seed).data(), candidate, episode, step, static_cast<std::uint32_t>(blocks),
-               out.mutable_data());
-    return out;
+    return multiply_add_rate_unchecked(bfloat16 ? kernels.multiply_adds_bfloat16 : kernels.multiply_adds,
+                                       threads, seconds);
 }
 
 }  // namespace
@@ -366,26 +348,24 @@ void bind_dream(pybind11::module_& m) {
     using namespace py::literals;
 
     m.attr("LOGSTD_RANGE") = py::make_tuple(kLogstdMin, kLogstdMax);
-    m.def("simd_levels", &level_names);
-    m.def("simd_level", [] { return std::string(current_level().name); });
-    m.def("set_simd_level", &set_level, "name"_a);
-    m.def("philox4x32", &philox4x32, "counter"_a, "key"_a);
-    m.def("elementwise", &elementwise, "level"_a, "function"_a, "x"_a);
+    m.def("simd_levels", &simd_target_names);
+    m.def("simd_level", [] { return std::string(current_simd_target().name); });
+    m.def("set_simd_level", &set_simd_target, "name"_a);
     m.def("multiply_add_rate", &multiply_add_rate, "bfloat16"_a, "num_threads"_a, "seconds"_a);
     m.def("check_threads_usable", &check_threads_usable, py::call_guard<py::gil_scoped_release>());
-    m.def("draws", &draws, "level"_a, "seed"_a, "candidate"_a, "episode"_a, "step"_a, "count"_a);
 
     py::class_<WorldModel, std::shared_ptr<WorldModel>>(m, "WorldModel")
-        .def(py::init(&make_model), "latent_size"_a, "action_size"_a, "hidden_size"_a, "mixtures"_a,
-             "restart_input"_a, "done_head"_a, "reward_head"_a, "bfloat16"_a, "weight_ih"_a, "weight_hh"_a,
-             "bias"_a, "head_weight"_a, "head_bias"_a, "initial_mu"_a, "initial_logvar"_a,
-             "initial_h"_a = py::none(), "initial_c"_a = py::none(), "done_weight"_a = py::none());
-    py::class_<ControllerView>(m, "ControllerShape")
+        .def(py::init(&make_model), py::kw_only(), "latent_size"_a, "action_size"_a, "hidden_size"_a,
+             "mixtures"_a, "restart_input"_a, "done_head"_a, "reward_head"_a, "bfloat16"_a, "weight_ih"_a,
+             "weight_hh"_a, "bias"_a, "head_weight"_a, "head_bias"_a, "initial_mu"_a, "initial_logvar"_a,
+             "initial_h"_a = py::none(), "initial_c"_a = py::none(), "termination"_a = "threshold",
+             "done_pos_weight"_a = 1.0);
+    py::class_<ControllerShape>(m, "ControllerShape")
         .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a);
-    m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, "episodes"_a, "seed"_a,
-          "common_seeds"_a, "temperature"_a, "max_steps"_a, "num_threads"_a, "expected"_a);
-    m.def("trace", &trace, "model"_a, "controller"_a, "params"_a, "candidate"_a, "episode"_a, "seed"_a,
-          "temperature"_a, "max_steps"_a, "expected"_a);
+    m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, py::kw_only(), "episodes"_a, "seed"_a,
+          "common_random_numbers"_a, "temperature"_a, "max_steps"_a, "num_threads"_a);
+    m.def("trace", &trace, "model"_a, "controller"_a, "params"_a, py::kw_only(), "candidate"_a, "episode"_a,
+          "seed"_a, "temperature"_a, "max_steps"_a);
     py::class_<BoundStepper>(m, "DreamStepper")
         .def(py::init<std::shared_ptr<WorldModel>, long long>(), py::arg("model").none(false), "num_envs"_a)
         .def("reset", &stepper_reset, "seeds"_a, "candidates"_a, "episodes"_a, "mask"_a)
@@ -393,7 +373,7 @@ void bind_dream(pybind11::module_& m) {
         .def("observe", &stepper_observe, "use_c"_a, "use_h"_a, "num_threads"_a)
         .def("get_state", &stepper_get_state)
         .def("set_state", &stepper_set_state, "state"_a);
-    py::class_<BoundMemory>(m, "Memory")
+    py::class_<BoundLstmState>(m, "LstmState")
         .def(py::init<std::shared_ptr<WorldModel>>(), py::arg("model").none(false))
-        .def("remember", &remember, "z"_a, "actions"_a, "restart"_a, "h"_a, "c"_a, "num_threads"_a);
+        .def("advance", &advance_lstm, "z"_a, "actions"_a, "restart"_a, "h"_a, "c"_a, "num_threads"_a);
 }

@@ -1,17 +1,17 @@
-// Bindings of V's encoder.
+// Bindings of V's encoder: checked arrays in, new arrays out.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <memory>
 
-#include "bindings/arrays.hpp"
+#include "bindings/arguments.hpp"
 #include "core/encoder.hpp"
-#include "core/level.hpp"
+#include "core/simd_target.hpp"
 
 namespace worldmodels {
 namespace {
 
-constexpr py::ssize_t kMostFrames = 1 << 24, kMostLatents = 1 << 14;
+constexpr py::ssize_t kMaxFrames = 1 << 24, kMaxLatents = 1 << 14;
 
 std::unique_ptr<Encoder> make_encoder(const std::vector<py::array>& weights,
                                       const std::vector<py::array>& biases, const py::array& mu,
@@ -29,8 +29,8 @@ std::unique_ptr<Encoder> make_encoder(const std::vector<py::array>& weights,
         channels = kFilters[layer];
     }
     w.mu = checked_floats(mu, "mu", {"Z", kFeatures});
-    if (mu.shape(0) > kMostLatents)
-        throw py::value_error("mu: expected at most " + std::to_string(kMostLatents) + " rows, got " +
+    if (mu.shape(0) > kMaxLatents)
+        throw py::value_error("mu: expected at most " + std::to_string(kMaxLatents) + " rows, got " +
                               std::to_string(mu.shape(0)));
     const int latent = static_cast<int>(mu.shape(0));
     w.mu_bias = checked_floats(mu_bias, "mu_bias", {latent});
@@ -39,22 +39,22 @@ std::unique_ptr<Encoder> make_encoder(const std::vector<py::array>& weights,
     return std::make_unique<Encoder>(w, latent);
 }
 
-py::tuple encode(const Encoder& self, const py::array& frames, long long threads) {
+py::tuple encode(const Encoder& self, const py::array& frames, long long num_threads) {
     const auto* const pixels =
-        checked<std::uint8_t>(frames, "frames", {"B", kFrameSide, kFrameSide, kFrameChannels}, "uint8");
-    if (frames.shape(0) > kMostFrames)
-        throw py::value_error("frames: expected at most " + std::to_string(kMostFrames) + ", got " +
+        checked<std::uint8_t>(frames, "frames", {"B", kFrameSide, kFrameSide, kFrameChannels});
+    if (frames.shape(0) > kMaxFrames)
+        throw py::value_error("frames: expected at most " + std::to_string(kMaxFrames) + ", got " +
                               std::to_string(frames.shape(0)));
-    const int team = checked_threads(threads);
+    const int threads = checked_threads(num_threads);
     const std::vector<py::ssize_t> shape{frames.shape(0), self.latent()};
     py::array_t<float> mu(shape), logvar(shape);
     float* const to_mu = mu.mutable_data();
     float* const to_logvar = logvar.mutable_data();
     const int count = static_cast<int>(frames.shape(0));
-    const Kernels& level = current_level();
+    const Kernels& kernels = current_simd_target();
     {
         const py::gil_scoped_release release;
-        self.encode_unchecked(level, pixels, count, team, to_mu, to_logvar);
+        self.encode_unchecked(kernels, pixels, count, threads, to_mu, to_logvar);
     }
     return py::make_tuple(mu, logvar);
 }

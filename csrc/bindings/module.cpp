@@ -1,4 +1,4 @@
-// The extension module _core: one bind_*.cpp per topic, nothing else here.
+// The extension module _core: calls one bind_*.cpp per topic.
 #include <pybind11/pybind11.h>
 
 namespace py = pybind11;
@@ -6,10 +6,13 @@ namespace py = pybind11;
 void bind_cmaes(py::module_& m);
 void bind_dream(py::module_& m);
 void bind_encoder(py::module_& m);
+void bind_testing(py::module_& m);
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "Native core of worldmodels: the dream, V's encoder and CMA-ES.";
     bind_cmaes(m);
     bind_dream(m);
     bind_encoder(m);
+    py::module_ testing = m.def_submodule("testing", "Kernels by themselves, for tests alone.");
+    bind_testing(testing);
 }

@@ -1,25 +1,36 @@
-// Zeroed float storage aligned to a cache line.
+// Zeroed storage aligned to a cache line.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
-#include <cstdlib>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 namespace worldmodels {
 
 inline constexpr std::size_t kAlignment = 64;
 
-struct Free {
-    void operator()(float* p) const { ::operator delete[](p, std::align_val_t{kAlignment}); }
+struct AlignedDelete {
+    template <class T>
+    void operator()(T* p) const {
+        ::operator delete[](p, std::align_val_t{kAlignment});
+    }
 };
-using AlignedFloats = std::unique_ptr<float[], Free>;
+template <class T>
+using Aligned = std::unique_ptr<T[], AlignedDelete>;
+using AlignedFloats = Aligned<float>;
+
+template <class T>
+Aligned<T> aligned_zeros(std::size_t count) {
+    static_assert(std::is_trivial_v<T>);
+    Aligned<T> data(static_cast<T*>(::operator new[](count * sizeof(T), std::align_val_t{kAlignment})));
+    std::fill_n(data.get(), count, T{});
+    return data;
+}
 
 inline AlignedFloats aligned_floats(std::size_t count) {
-    AlignedFloats data(
-        static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t{kAlignment})));
-    for (std::size_t i = 0; i < count; ++i) data[i] = 0.0F;
-    return data;
+    return aligned_zeros<float>(count);
 }
 
 }  // namespace worldmodels

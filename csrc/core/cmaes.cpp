@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/cmaes_kernels.hpp"
+#include "core/parallel.hpp"
 #include "core/rng.hpp"
 
 namespace worldmodels {
@@ -14,10 +15,10 @@ namespace {
 // Below this many multiplications a parallel region costs more than it saves.
 constexpr std::int64_t kParallelWork = 200'000;
 
-// Longest coordinate of a step in sigmas, so that squares stay finite.
-constexpr double kFar = 1e100;
+// Largest coordinate of an injected step in sigmas: squares stay finite.
+constexpr double kMaxStep = 1e100;
 
-// Eight sums, so that additions need not wait for each other.
+// Eight partial sums, so that additions do not wait for each other.
 double dot(const double* a, const double* b, std::int64_t n) {
     double sum[8] = {};
     std::int64_t i = 0;
@@ -44,14 +45,14 @@ Cmaes::Cmaes(CmaesParameters parameters, const std::vector<double>& mean, double
     state_.mean = mean;
     state_.ps.assign(size(n), 0.0);
     state_.pc.assign(size(n), 0.0);
-    state_.scales.assign(size(n), 1.0);
+    state_.D.assign(size(n), 1.0);
     if (separable_) {
         state_.covariance.assign(size(n), 1.0);
     } else {
         state_.covariance.assign(size(n * n), 0.0);
         for (std::int64_t i = 0; i < n; ++i) state_.covariance[size(i * n + i)] = 1.0;
-        state_.axes = state_.covariance;
-        scratch_.resize(size(n * n));
+        state_.B = state_.covariance;
+        next_B_.resize(size(n * n));
     }
     const std::int64_t all = parameters_.popsize * n;
     state_.z.assign(size(all), 0.0);
@@ -66,13 +67,13 @@ Cmaes::Cmaes(CmaesParameters parameters, const std::vector<double>& mean, double
 void Cmaes::decompose() {
     const std::int64_t n = parameters_.n;
     if (separable_) {
-        for (std::int64_t i = 0; i < n; ++i) state_.scales[size(i)] = std::sqrt(state_.covariance[size(i)]);
+        for (std::int64_t i = 0; i < n; ++i) state_.D[size(i)] = std::sqrt(state_.covariance[size(i)]);
     } else {
         std::vector<double> values(size(n));
-        scratch_ = state_.covariance;
-        eigen_.decompose(n, scratch_.data(), values.data());
-        // Rounding can leave the smallest eigenvalue of a very long C at or below zero: lift the whole
-        // spectrum.
+        next_B_ = state_.covariance;
+        eigen_.decompose(n, next_B_.data(), values.data());
+        // Rounding can leave the smallest eigenvalue of an ill-conditioned C at or below zero: shift all of
+        // them.
         const double floor = values.back() * 1e-15;
         if (values.front() < floor) {
             const double lift = floor - values.front();
@@ -81,8 +82,8 @@ void Cmaes::decompose() {
                 values[size(i)] += lift;
             }
         }
-        for (std::int64_t k = 0; k < n; ++k) state_.scales[size(k)] = std::sqrt(values[size(k)]);
-        std::swap(state_.axes, scratch_);
+        for (std::int64_t k = 0; k < n; ++k) state_.D[size(k)] = std::sqrt(values[size(k)]);
+        std::swap(state_.B, next_B_);
     }
     state_.decomposed_at = state_.generation;
 }
@@ -91,25 +92,24 @@ const std::vector<double>& Cmaes::ask(const Kernels& kernels, int threads) {
     if (state_.asked) return state_.x;
     const std::int64_t n = parameters_.n;
     const std::int64_t rows = parameters_.popsize;
+    if (rows * n * (separable_ ? 30 : n) < kParallelWork) threads = 1;
+    check_not_forked(threads);
     const auto age = static_cast<double>(state_.generation - state_.decomposed_at);
     if (age > 0.0 && (separable_ || age > parameters_.gap)) decompose();
 
-    if (rows * n * (separable_ ? 30 : n) < kParallelWork) threads = 1;
-    threads = usable_threads(threads);
     const auto key = philox_key(seed_);
-    double* stretched = state_.x.data();  // scales z, until x takes its place
+    Dz_.resize(separable_ ? 0 : size(rows * n));
+    double* Dz = separable_ ? state_.y.data() : Dz_.data();  // with a diagonal C, B = I and y = D z
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (std::int64_t i = 0; i < rows; ++i) {
         double* z = state_.z.data() + i * n;
         kernels.normals(key.data(), static_cast<std::uint64_t>(state_.generation),
                         static_cast<std::uint32_t>(i), n,
                         z);  // (38)
-        for (std::int64_t k = 0; k < n; ++k) stretched[i * n + k] = state_.scales[size(k)] * z[k];
+        for (std::int64_t k = 0; k < n; ++k) Dz[i * n + k] = state_.D[size(k)] * z[k];
     }
-    if (separable_) {
-        std::copy_n(stretched, rows * n, state_.y.data());
-    } else {
-        matrix_product(kernels, stretched, state_.axes.data(), state_.y.data(), rows, n, n, threads,
+    if (!separable_) {
+        matrix_product(kernels, Dz, state_.B.data(), state_.y.data(), rows, n, n, threads,
                        workspace_);  // (39) y = B D z
     }
     for (std::int64_t i = 0; i < rows; ++i) {
@@ -122,29 +122,29 @@ const std::vector<double>& Cmaes::ask(const Kernels& kernels, int threads) {
     return state_.x;
 }
 
-// Rows that were not asked for: y and z follow from x, and a step far longer than any sample is shortened
-// (Hansen 2011, "Injecting external solutions into CMA-ES"). The limit sqrt(n) + 6 is eight standard
-// deviations of a sample's length, so that solutions which a caller merely rounded are taken as they are.
-void Cmaes::take_foreign(const double* solutions, int threads) {
+// Hansen 2011, "Injecting external solutions into CMA-ES": rows that differ from x get y and z of their own,
+// and steps longer than sqrt(n) + 6 are shortened. This limit is eight standard deviations beyond the mean
+// length of a sample, so solutions that a caller only rounded keep their length.
+void Cmaes::inject(const double* solutions, int threads) {
     const std::int64_t n = parameters_.n;
     const double longest = std::sqrt(static_cast<double>(n)) + 6.0;
-#pragma omp parallel for num_threads(usable_threads(threads)) schedule(dynamic)
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (std::int64_t i = 0; i < parameters_.popsize; ++i) {
         const double* x = solutions + i * n;
         if (std::equal(x, x + n, state_.x.data() + i * n)) continue;
         double* y = state_.y.data() + i * n;
         double* z = state_.z.data() + i * n;
-        // quarters do not overflow; a step beyond kFar, to be shortened anyway, keeps its direction
-        double farthest = 0.0;
+        // quarters do not overflow; a step beyond kMaxStep keeps its direction
+        double largest = 0.0;
         for (std::int64_t j = 0; j < n; ++j) {
             y[j] = 0.25 * x[j] - 0.25 * state_.mean[size(j)];
-            farthest = std::max(farthest, std::abs(y[j]));
+            largest = std::max(largest, std::abs(y[j]));
         }
-        const double unit = std::max(0.25 * state_.sigma, farthest / kFar);
+        const double unit = std::max(0.25 * state_.sigma, largest / kMaxStep);
         for (std::int64_t j = 0; j < n; ++j) y[j] /= unit;
         for (std::int64_t k = 0; k < n; ++k) {
-            const double along = separable_ ? y[k] : dot(state_.axes.data() + k * n, y, n);
-            z[k] = along / state_.scales[size(k)];
+            const double along = separable_ ? y[k] : dot(state_.B.data() + k * n, y, n);
+            z[k] = along / state_.D[size(k)];
         }
         const double shrink = longest / norm(z, n);
         if (shrink < 1.0) {
@@ -162,7 +162,8 @@ void Cmaes::tell(const Kernels& kernels, const double* solutions, const std::int
     const std::int64_t rows = p.popsize;
     CmaesState& s = state_;
     if (rows * n * (separable_ ? 1 : n) < kParallelWork) threads = 1;
-    take_foreign(solutions, threads);
+    check_not_forked(threads);
+    inject(solutions, threads);
 
     std::vector<double> weights(size(rows + 1));
     std::vector<double> y_mean(size(n), 0.0);
@@ -180,16 +181,16 @@ void Cmaes::tell(const Kernels& kernels, const double* solutions, const std::int
 
     // (43) with C^-1/2 y_mean = B D^-1 B^T y_mean = B z_mean
     std::vector<double> white = z_mean;
-    if (!separable_) weighted_rows(z_mean.data(), s.axes.data(), white.data(), n, n, threads);
+    if (!separable_) weighted_rows(z_mean.data(), s.B.data(), white.data(), n, n, threads);
     const double ps_rate = std::sqrt(p.cs * (2.0 - p.cs) * p.mueff);
     for (std::int64_t j = 0; j < n; ++j)
         s.ps[size(j)] = (1.0 - p.cs) * s.ps[size(j)] + ps_rate * white[size(j)];
     const double ps_length = norm(s.ps.data(), n);
-    // (44), a single change limited to a factor e
+    // (44), limited to a factor e per generation
     s.sigma *= std::exp(std::min(1.0, p.cs / p.damps * (ps_length / p.chi_n - 1.0)));
     s.sigma = std::clamp(s.sigma, 1e-290, 1e290);
 
-    // h_sigma: the path is too long to be learned from (below equation 45)
+    // h_sigma = 0 (below equation 45): ps is so long that the update of pc is stalled
     const double settled = 1.0 - std::pow(1.0 - p.cs, 2.0 * static_cast<double>(s.generation + 1));
     const bool stalled =
         ps_length / std::sqrt(settled) >= (1.4 + 2.0 / (static_cast<double>(n) + 1.0)) * p.chi_n;
@@ -212,7 +213,7 @@ void Cmaes::adapt_covariance(const Kernels& kernels, const double* row_weights, 
     for (std::int64_t i = 0; i < rows; ++i) {
         double w = row_weights[i];
         weight_sum += w;
-        if (w < 0.0) {  // (46) the length of a negative update does not depend on the sample's
+        if (w < 0.0) {  // (46) negative updates have a length independent of the sample's
             const double length = norm(s.z.data() + i * n, n);
             w *= static_cast<double>(n) / (length * length + 1e-300);
         }

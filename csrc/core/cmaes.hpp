@@ -1,30 +1,31 @@
-// CMA-ES (Hansen, arXiv 1604.00772): sampling and the update of the search distribution, full or diagonal.
+// CMA-ES (Hansen, arXiv 1604.00772): sampling and update of a search distribution with full or diagonal C.
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "core/cmaes_parameters.hpp"
-#include "core/eigen.hpp"
+#include "core/symmetric_eigen.hpp"
 #include "kernels/kernels.hpp"
 
 namespace worldmodels {
 
-// Everything that changes from generation to generation; saved and restored as it is.
+// The state of a run, C = B D^2 B^T; saved and restored as it is.
 struct CmaesState {
     std::vector<double> mean;        // (n)
     std::vector<double> ps;          // (n) evolution path of the step size
     std::vector<double> pc;          // (n) evolution path of C
     std::vector<double> covariance;  // (n, n) row-major, lower triangle; (n) when separable
-    std::vector<double> axes;        // (n, n) row k is the eigenvector of scales[k]; empty when separable
-    std::vector<double> scales;      // (n) roots of the eigenvalues
-    std::vector<double> z;  // (popsize, n) N(0, I) in the axes; of the pending generation, as x and y
-    std::vector<double> y;  // (popsize, n) = axes^T (scales z) ~ N(0, C)
-    std::vector<double> x;  // (popsize, n) = mean + sigma y
+    std::vector<double> B;           // (n, n) row k is the eigenvector of D[k]; empty when separable
+    std::vector<double> D;           // (n) square roots of the eigenvalues of C
+    std::vector<double> z;           // (popsize, n) ~ N(0, I), of the pending generation like y and x
+    std::vector<double> y;           // (popsize + 1, n) = B D z ~ N(0, C); the last row is scratch
+    std::vector<double> x;           // (popsize, n) = mean + sigma y
     double sigma;
     std::int64_t generation;     // completed ones
-    std::int64_t decomposed_at;  // generation whose C the axes belong to
-    bool asked;                  // x is out and waits for its values
+    std::int64_t decomposed_at;  // generation whose C was decomposed into B and D
+    bool asked;                  // between ask and tell
 };
 
 class Cmaes {
@@ -32,24 +33,26 @@ class Cmaes {
     Cmaes(CmaesParameters parameters, const std::vector<double>& mean, double sigma, std::uint64_t seed,
           bool separable, Dsyevd dsyevd);
 
-    // The solutions (popsize, n) of this generation; the same ones until tell or skip.
+    // The solutions (popsize, n) of this generation, the same ones until tell or skip. ask and tell throw
+    // std::runtime_error where a forked process wants several threads, before anything changes.
     const std::vector<double>& ask(const Kernels& kernels, int threads);
 
-    // solutions (popsize, n), finite; rank[i] is the place of row i, 0 the best.
+    // solutions (popsize, n), finite; rank[i] is the rank of row i, 0 for the best.
     void tell(const Kernels& kernels, const double* solutions, const std::int64_t* rank, int threads);
 
-    // Ends a generation that taught nothing (no finite value): the distribution stays, the next ask draws
-    // anew.
+    // Skips a generation without finite values: the distribution is unchanged, the next ask samples again.
     void skip();
 
     const CmaesParameters& parameters() const { return parameters_; }
     bool separable() const { return separable_; }
-    double& gap() { return parameters_.gap; }
-    CmaesState& state() { return state_; }
+    const CmaesState& state() const { return state_; }
+    // The sizes of the state must be those of state().
+    void set_state(CmaesState state) { state_ = std::move(state); }
+    void set_gap(double gap) { parameters_.gap = gap; }
 
   private:
     void decompose();
-    void take_foreign(const double* solutions, int threads);
+    void inject(const double* solutions, int threads);
     void adapt_covariance(const Kernels& kernels, const double* row_weights, bool stalled, int threads);
 
     CmaesParameters parameters_;
@@ -57,7 +60,8 @@ class Cmaes {
     std::uint64_t seed_;
     bool separable_;
     SymmetricEigen eigen_;
-    std::vector<double> scratch_;    // (n, n)
+    std::vector<double> next_B_;     // (n, n) eigenvectors while they are computed
+    std::vector<double> Dz_;         // (popsize, n) D z of a full C
     std::vector<double> workspace_;  // packed panels of the products
 };
 

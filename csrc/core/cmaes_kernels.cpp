@@ -1,24 +1,24 @@
-// Packing, tiling and threads of the products; the arithmetic of a tile is kernels/tile.hpp.
+// Packing, tiling and threads of the products; the arithmetic of a tile is kernels/tile-inl.hpp.
 #include "core/cmaes_kernels.hpp"
 
 #include <omp.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "core/parallel.hpp"
+
 namespace worldmodels {
 namespace {
 
-const pid_t loaded_by = getpid();  // the process whose OpenMP threads may exist
-
-// Tiles of columns packed together: they are neighbours in memory, so that a row is fetched once for all.
+// Adjacent tiles of columns packed together: a row is fetched once for all of them.
 constexpr std::int64_t kGroup = 4;
 
 // panels[q][k][0..8) = v[k, column + 8 q..column + 8 q + 8), q < count, zeros past the end.
 void pack_columns(const double* v, std::int64_t depth, std::int64_t n, std::int64_t column,
                   std::int64_t count, double* panels) {
-    constexpr std::int64_t kAhead = 16;  // rows; each is in another page, where no hardware looks ahead
+    constexpr std::int64_t kAhead =
+        16;  // rows to prefetch; each is in another page, beyond the hardware prefetcher
     for (std::int64_t k = 0; k < depth; ++k) {
         for (std::int64_t q = 0; q < count; ++q) {
             const std::int64_t start = column + q * kTile;
@@ -53,17 +53,13 @@ double* room(std::vector<double>& workspace, std::int64_t size) {
 
 }  // namespace
 
-int usable_threads(int wanted) {
-    return getpid() == loaded_by ? std::max(1, wanted) : 1;
-}
-
 void matrix_product(const Kernels& kernels, const double* a, const double* b, double* out, std::int64_t rows,
                     std::int64_t depth, std::int64_t columns, int threads, std::vector<double>& workspace) {
     const auto product = kernels.tile_product;
     const std::int64_t row_tiles = tiles(rows);
     const std::int64_t column_tiles = tiles(columns);
     const std::int64_t panel = depth * kTile;
-    threads = usable_threads(threads);
+    check_not_forked(threads);
     const std::int64_t groups = (column_tiles + kGroup - 1) / kGroup;
     double* const left = room(workspace, (row_tiles + threads * kGroup) * panel);
     double* const right = left + row_tiles * panel;
@@ -98,7 +94,7 @@ void symmetric_update(const Kernels& kernels, double* c, std::int64_t n, double 
     const auto product = kernels.tile_product;
     const std::int64_t count = tiles(n);
     const std::int64_t panel = depth * kTile;
-    threads = usable_threads(threads);
+    check_not_forked(threads);
     double* const left = room(workspace, 2 * count * panel);
     double* const right = left + count * panel;
 #pragma omp parallel num_threads(threads)
@@ -113,7 +109,7 @@ void symmetric_update(const Kernels& kernels, double* c, std::int64_t n, double 
                     left[row * kTile + s] = weight * right[row * kTile + s];
             }
         }
-        // Long rows of tiles first, so that the threads end together.
+        // Long rows of tiles first, for load balance.
 #pragma omp for schedule(dynamic)
         for (std::int64_t rank = 0; rank < count; ++rank) {
             const std::int64_t i = count - 1 - rank;
@@ -139,7 +135,8 @@ void weighted_rows(const double* x, const double* m, double* out, std::int64_t r
                    int threads) {
     constexpr std::int64_t kStrip = 64;
     const std::int64_t strips = (columns + kStrip - 1) / kStrip;
-#pragma omp parallel for num_threads(usable_threads(threads)) schedule(static)
+    check_not_forked(threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (std::int64_t strip = 0; strip < strips; ++strip) {
         double sum[kStrip] = {};
         const std::int64_t start = strip * kStrip;

@@ -1,5 +1,6 @@
-// The three products of a CMA-ES generation that cost O(N^2) and more. The bits never depend on `threads`; a
-// `workspace` is kept from call to call, so that its pages are.
+// The three products of a CMA-ES generation that cost O(N^2) and more. The bits never depend on `threads`. A
+// `workspace` is reused by later calls, which saves page faults. All throw std::runtime_error in a forked
+// process that wants several threads (check_not_forked).
 #pragma once
 
 #include <cstdint>
@@ -8,10 +9,6 @@
 #include "kernels/kernels.hpp"
 
 namespace worldmodels {
-
-// The number of threads a parallel region may have: 1 in a forked child, where the parent's threads are
-// missing and OpenMP would wait for them for ever.
-int usable_threads(int wanted);
 
 // out (rows, columns) = a (rows, depth) b (depth, columns), all row-major.
 void matrix_product(const Kernels& kernels, const double* a, const double* b, double* out, std::int64_t rows,

@@ -1,4 +1,4 @@
-// C: the number of parameters of a controller's shape; models/controller.py gives their order.
+// C: the number of features and parameters of a controller; models/controller.py defines their order.
 #pragma once
 
 #include <cstddef>

@@ -1,21 +1,24 @@
-// V's encoder: packing, and blocks of frames on threads.
+// V's encoder: weight packing, and blocks of frames on threads.
 #include "core/encoder.hpp"
 
 #include <algorithm>
 
+#include "core/pack_winograd.hpp"
 #include "core/parallel.hpp"
 
 namespace worldmodels {
 namespace {
 
-constexpr int kFewFrames = 8;  // fill the vectors of most levels: blocks are multiples of them
-constexpr int kAlone = 4;      // frames for a thread up to which one after the other is faster than a block
+// Blocks are multiples of this many frames, which fill whole vectors.
+constexpr int kFrameGroup = 8;
+// Up to this many frames per thread, single frames are faster than a block.
+constexpr int kMaxSingleFrames = 4;
 
-// A byte's brightness, as float32 divides it.
-constexpr std::array<float, 256> kLevels = [] {
-    std::array<float, 256> levels{};
-    for (std::size_t byte = 0; byte < levels.size(); ++byte) levels[byte] = static_cast<float>(byte) / 255.0F;
-    return levels;
+// byte / 255 in float32.
+constexpr std::array<float, 256> kBrightness = [] {
+    std::array<float, 256> values{};
+    for (std::size_t byte = 0; byte < values.size(); ++byte) values[byte] = static_cast<float>(byte) / 255.0F;
+    return values;
 }();
 
 std::size_t floats_of(int side, int channels) {
@@ -23,49 +26,22 @@ std::size_t floats_of(int side, int channels) {
            static_cast<std::size_t>(channels) * kBlock;
 }
 
-// The panels of a layer from its weights, of(filter, channel, y, x), and biases. Missing filters are zero.
-template <class Of, class BiasOf>
-AlignedFloats pack(const ConvView& conv, Of of, BiasOf bias_of) {
+// The panels of a layer, from weight(filter, channel, y, x) and bias(filter). Missing filters are zero.
+template <class Weight, class Bias>
+AlignedFloats pack(const ConvView& conv, Weight weight, Bias bias) {
     AlignedFloats packed = aligned_floats(static_cast<std::size_t>(conv.panels_size()));
     for (int filter = 0; filter < conv.filters; ++filter) {
         float* to = packed.get() + filter / kPanel * conv.panel_size() + filter % kPanel;
-        *to = bias_of(filter);
+        *to = bias(filter);
         for (int y = 0; y < conv.kernel; ++y)
             for (int x = 0; x < conv.kernel; ++x)
                 for (int channel = 0; channel < conv.channels; ++channel)
-                    *(to += kPanel) = of(filter, channel, y, x);
+                    *(to += kPanel) = weight(filter, channel, y, x);
     }
     return packed;
 }
 
 }  // namespace
-
-AlignedFloats pack_winograd(const ConvView& conv, const float* weight, const float* bias) {
-    constexpr double kShares[4][2] = {{1.0, 0.0}, {0.5, 0.5}, {0.0, 1.0}, {0.5, -0.5}};
-    constexpr int kWindow = kConvKernel * kConvKernel;
-    const int each = conv.products();
-    AlignedFloats packed = aligned_floats(static_cast<std::size_t>(each * each * conv.panels_size()));
-    for (int product = 0; product < each * each; ++product) {
-        const int line = product / each, column = product % each;
-        for (int filter = 0; filter < conv.filters; ++filter) {
-            float* to = packed.get() + product * conv.panels_size() + filter / kPanel * conv.panel_size() +
-                        filter % kPanel;
-            *to = line == 1 && column == 1 ? bias[filter] : 0.0F;
-            for (int odd = 0; odd < 4; ++odd)
-                for (int channel = 0; channel < conv.channels; ++channel) {
-                    const float* const window =
-                        weight + (std::ptrdiff_t{filter} * conv.channels + channel) * kWindow;
-                    double sum = 0.0;
-                    for (int y = 0; y < 2; ++y)
-                        for (int x = 0; x < 2; ++x)
-                            sum += kShares[line][y] * kShares[column][x] *
-                                   window[(2 * y + odd / 2) * kConvKernel + 2 * x + odd % 2];
-                    *(to += kPanel) = static_cast<float>(sum);
-                }
-        }
-    }
-    return packed;
-}
 
 Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
     int side = kSeenSide, channels = kFrameChannels;
@@ -95,7 +71,7 @@ Encoder::Encoder(const EncoderWeights& weights, int latent) : latent_(latent) {
         side = conv.out_side();
         channels = conv.filters;
     }
-    ConvView& last = layers_[kConvolutions];  // mu and logvar: a convolution as large as what it sees
+    ConvView& last = layers_[kConvolutions];  // mu and logvar: a convolution as large as its input
     last = {.side = side,
             .channels = channels,
             .filters = 2 * latent,
@@ -125,7 +101,7 @@ void Encoder::encode_block(const Kernels& kernels, const std::uint8_t* frames, i
             const std::uint8_t* const from =
                 frames + std::ptrdiff_t{lane} * kFrameSide * kLine + line * kLine;
             float* const to = in + line * kSeen * kBlock + lane;
-            for (int i = 0; i < kSeen; ++i) to[i * kBlock] = kLevels[from[i]];
+            for (int i = 0; i < kSeen; ++i) to[i * kBlock] = kBrightness[from[i]];
         }
     for (const ConvView& conv : layers_) {
         kernels.convolve(conv, in, buffers.scratch.get(), out, count);
@@ -144,7 +120,7 @@ void Encoder::encode_frame(const Kernels& kernels, const std::uint8_t* frame, Bu
     float* in = buffers.even.get();
     float* out = buffers.odd.get();
     for (int line = 0; line < kSeenSide; ++line)
-        for (int i = 0; i < kSeen; ++i) in[line * kSeen + i] = kLevels[frame[line * kLine + i]];
+        for (int i = 0; i < kSeen; ++i) in[line * kSeen + i] = kBrightness[frame[line * kLine + i]];
     for (const ConvView& conv : layers_) {
         kernels.convolve_frame(conv, in, buffers.scratch.get(), out);
         std::swap(in, out);
@@ -156,14 +132,15 @@ void Encoder::encode_frame(const Kernels& kernels, const std::uint8_t* frame, Bu
 void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frames, int count, int threads,
                                float* mu, float* logvar) const {
     constexpr std::ptrdiff_t kBytes = kFrameSide * kFrameSide * kFrameChannels;
-    const int wanted = std::max(1, std::min(threads, (count + kFewFrames - 1) / kFewFrames));
-    const bool alone = (count - 1) / kAlone < threads;
+    const int wanted = std::max(1, std::min(threads, (count + kFrameGroup - 1) / kFrameGroup));
+    const bool single = (count - 1) / kMaxSingleFrames < threads;
     const int size =
-        alone ? 1 : std::min(kBlock, (count + wanted * kFewFrames - 1) / (wanted * kFewFrames) * kFewFrames);
+        single ? 1
+               : std::min(kBlock, (count + wanted * kFrameGroup - 1) / (wanted * kFrameGroup) * kFrameGroup);
     const int blocks = (count + size - 1) / size;
-    const int team = team_for(blocks, threads);
+    threads = threads_for(blocks, threads);
     const auto scratch = scratch_.borrow();
-    while (scratch->size() < static_cast<std::size_t>(team)) {
+    while (scratch->size() < static_cast<std::size_t>(threads)) {
         std::array<std::size_t, 3> largest = {floats_of(kSeenSide, kFrameChannels), 0, 0};
         for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
             const ConvView& conv = layers_[layer];
@@ -174,12 +151,12 @@ void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frame
         scratch->push_back(
             {aligned_floats(largest[0]), aligned_floats(largest[1]), aligned_floats(largest[2])});
     }
-    share_blocks(blocks, team, [&](int b, int thread) {
+    parallel_for_blocks(blocks, threads, [&](int b, int thread) {
         const std::ptrdiff_t first = std::ptrdiff_t{b} * size;
         Buffers& buffers = (*scratch)[static_cast<std::size_t>(thread)];
         float* const to_mu = mu + first * latent_;
         float* const to_logvar = logvar + first * latent_;
-        if (alone)
+        if (single)
             encode_frame(kernels, frames + first * kBytes, buffers, to_mu, to_logvar);
         else
             encode_block(kernels, frames + first * kBytes, std::min(size, count - b * size), buffers, to_mu,

@@ -1,4 +1,4 @@
-// Lanes: a block's buffers and what moves episodes in and out of its columns.
+// The lanes of a block: allocation, starts, moves and termination.
 #include "core/lanes.hpp"
 
 #include <cmath>
@@ -9,7 +9,7 @@
 namespace worldmodels {
 namespace {
 
-// Rows of a block that hold `count` floats.
+// Number of rows of a block that hold `count` floats.
 constexpr std::size_t in_rows(std::size_t count) {
     return (count + kBlock - 1) / kBlock;
 }
@@ -30,23 +30,24 @@ Sampling make_sampling(std::uint64_t seed, float temperature) {
 }
 
 Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
-    : view_(model.view()), ends_(model.ends()) {
+    : view_(model.view()), termination_(model.termination()) {
     const std::size_t latent = static_cast<std::size_t>(view_.latent),
                       hidden = static_cast<std::size_t>(view_.hidden);
     const std::size_t inputs = static_cast<std::size_t>(view_.inputs()), even = latent + latent % 2;
     const std::size_t head = static_cast<std::size_t>(view_.score_panels + view_.moment_panels) * kPanel;
     const bool pairs = model.precision() == Precision::bfloat16;
-    const std::size_t x_words = pairs ? words(Precision::bfloat16, inputs) : 0;
-    const std::size_t h_words = pairs ? words(Precision::bfloat16, hidden) : 0;
+    const std::size_t x_packed = pairs ? packed_size(Precision::bfloat16, inputs) : 0;
+    const std::size_t h_packed = pairs ? packed_size(Precision::bfloat16, hidden) : 0;
     std::size_t units = 0;
     if (controller != nullptr) {
         params_ = controller_size(*controller, view_.latent, view_.hidden, view_.action);
         units = static_cast<std::size_t>(controller->hidden_units);
     }
-    const std::size_t few_inputs = in_rows((inputs + hidden) * kMostFew);
-    const std::size_t few_gates = in_rows(4 * kMostFew * static_cast<std::size_t>(few_units(view_.hidden)));
-    storage_ = aligned_floats((inputs + x_words + h_words + 3 * hidden + params_ + units + few_inputs +
-                               few_gates + head + 2 * even + 5) *
+    const std::size_t narrow_inputs = in_rows((inputs + hidden) * kMaxNarrowLanes);
+    const std::size_t narrow_gates =
+        in_rows(4 * kMaxNarrowLanes * static_cast<std::size_t>(narrow_units(view_.hidden)));
+    storage_ = aligned_floats((inputs + x_packed + h_packed + 3 * hidden + params_ + units + narrow_inputs +
+                               narrow_gates + head + even) *
                               kBlock);
     float* next = storage_.get();
     const auto take = [&next](std::size_t rows) {
@@ -56,21 +57,24 @@ Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
     };
     block_.x = take(inputs);
     block_.h = take(hidden);
-    block_.x_words = take(x_words);
-    block_.h_words = take(h_words);
+    block_.x_packed = take(x_packed);
+    block_.h_packed = take(h_packed);
     block_.h_next = take(hidden);
     block_.c = take(hidden);
     block_.params = take(params_);
     block_.units = take(units);
-    block_.few_inputs = take(few_inputs);
-    block_.few_gates = take(few_gates);
+    block_.narrow_inputs = take(narrow_inputs);
+    block_.narrow_gates = take(narrow_gates);
     block_.head = take(head);
     block_.noise = take(even);
-    block_.component = reinterpret_cast<std::int32_t*>(take(even));
-    block_.candidate = reinterpret_cast<std::uint32_t*>(take(1));
-    block_.episode = reinterpret_cast<std::uint32_t*>(take(1));
-    block_.step = reinterpret_cast<std::uint32_t*>(take(1));
-    if (controller == nullptr) block_.keys = reinterpret_cast<std::uint32_t*>(take(2));
+    components_ = aligned_zeros<std::int32_t>(even * kBlock);
+    block_.component = components_.get();
+    const std::size_t counters = controller == nullptr ? 5 : 3;
+    counters_ = aligned_zeros<std::uint32_t>(counters * kBlock);
+    block_.candidate = counters_.get();
+    block_.episode = block_.candidate + kBlock;
+    block_.step = block_.episode + kBlock;
+    if (controller == nullptr) block_.keys = block_.step + kBlock;
 }
 
 void Lanes::set_seed(int lane, std::uint64_t seed) {
@@ -79,31 +83,32 @@ void Lanes::set_seed(int lane, std::uint64_t seed) {
     block_.keys[kBlock + lane] = key[1];
 }
 
-double Lanes::end_probability(int lane) const {
-    return view_.done ? 1.0 / (1.0 + std::exp(ends_.log_weight - static_cast<double>(done_logit(lane))))
-                      : 0.0;
+double Lanes::termination_probability(int lane) const {
+    if (!view_.done) return 0.0;
+    return 1.0 / (1.0 + std::exp(termination_.log_pos_weight - static_cast<double>(done_logit(lane))));
 }
 
 bool Lanes::done(int lane, std::uint64_t seed) const {
     if (!view_.done) return false;
-    if (!ends_.by_chance) return done_logit(lane) > 0.0F;
-    const double u = end_draw(seed, block_.candidate[lane], block_.episode[lane], block_.step[lane]);
-    return done_logit(lane) - ends_.log_weight > std::log(u / (1.0 - u));
+    if (termination_.mode == Termination::Mode::threshold) return done_logit(lane) > 0.0F;
+    const double u =
+        termination_uniform(seed, block_.candidate[lane], block_.episode[lane], block_.step[lane]);
+    return done_logit(lane) - termination_.log_pos_weight > std::log(u / (1.0 - u));
 }
 
 void Lanes::start(const Kernels& kernels, const WorldModel& model, std::uint64_t seed,
                   std::uint32_t candidate, std::uint32_t episode, const float* params, int lane) {
     const std::uint32_t row = start_row(seed, candidate, episode, model.initial_rows());
     const auto key = philox_key(seed);
-    // The noise is free between two steps: room for one contiguous latent.
-    kernels.start(key.data(), candidate, episode, view_.latent, model.initial_mu(row),
-                  model.initial_logvar(row), block_.noise);
+    // The noise buffer is unused between two steps: it holds the contiguous latent.
+    kernels.initial_latent(key.data(), candidate, episode, view_.latent, model.initial_mu(row),
+                           model.initial_logvar(row), block_.noise);
     for (int d = 0; d < view_.latent; ++d) block_.x[d * kBlock + lane] = block_.noise[d];
-    const float* const memory = model.initial_memory(row);
-    if (view_.restart) block_.x[(view_.inputs() - 1) * kBlock + lane] = memory == nullptr ? 1.0F : 0.0F;
+    const float* const state = model.initial_state(row);  // h, then c
+    if (view_.restart) block_.x[(view_.inputs() - 1) * kBlock + lane] = state == nullptr ? 1.0F : 0.0F;
     for (int k = 0; k < view_.hidden; ++k) {
-        block_.h[k * kBlock + lane] = memory == nullptr ? 0.0F : memory[k];
-        block_.c[k * kBlock + lane] = memory == nullptr ? 0.0F : memory[view_.hidden + k];
+        block_.h[k * kBlock + lane] = state == nullptr ? 0.0F : state[k];
+        block_.c[k * kBlock + lane] = state == nullptr ? 0.0F : state[view_.hidden + k];
     }
     if (params != nullptr)
         for (std::size_t i = 0; i < params_; ++i)

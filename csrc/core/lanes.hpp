@@ -1,4 +1,4 @@
-// Lanes: a block's buffers and what moves episodes in and out of its columns.
+// The lanes of a block: its buffers, and episodes that start, move and terminate in its columns.
 #pragma once
 
 #include "core/controller.hpp"
@@ -6,10 +6,10 @@
 
 namespace worldmodels {
 
-// The draws of one dream: its seed and temperature.
+// The constants of sampling for a seed and a temperature.
 Sampling make_sampling(std::uint64_t seed, float temperature);
 
-// Plays one step of the first `lanes` lanes in the model's precision; returns the lanes computed.
+// One step of the first `lanes` lanes in the model's precision. Returns the number of lanes computed.
 inline int step(const Kernels& kernels, const WorldModel& model, const ControllerView* controller,
                 const Sampling& sampling, Block& block, int lanes) {
     const auto play = model.precision() == Precision::bfloat16 ? kernels.step_bfloat16 : kernels.step;
@@ -18,7 +18,7 @@ inline int step(const Kernels& kernels, const WorldModel& model, const Controlle
 
 class Lanes {
   public:
-    // controller may be null: then the caller writes the actions, and every lane has a seed of its own.
+    // Without a controller (null) the caller sets the actions, and every lane has a seed of its own.
     Lanes(const WorldModel& model, const ControllerView* controller);
 
     Block& block() { return block_; }
@@ -27,11 +27,13 @@ class Lanes {
     void set_action(int lane, int a, float value) { block_.x[(view_.latent + a) * kBlock + lane] = value; }
     float z(int lane, int d) const { return block_.x[d * kBlock + lane]; }
     float done_logit(int lane) const { return block_.head[lane]; }
-    // That the episode ends with the step just played, where ends come by chance.
-    double end_probability(int lane) const;
-    // Whether the episode ends with the step just played, whose number the block still holds.
+    // M's probability that the episode terminates with the last step, corrected for the positive-class
+    // weight.
+    double termination_probability(int lane) const;
+    // Whether the episode terminates with the last step, by threshold or sampled. Called before the lane's
+    // step counter advances.
     bool done(int lane, std::uint64_t seed) const;
-    // The seed that a lane was started with, in lanes without a controller.
+    // The seed of a lane's episode, for lanes without a controller.
     std::uint64_t seed(int lane) const {
         return std::uint64_t{block_.keys[kBlock + lane]} << 32 | block_.keys[lane];
     }
@@ -40,16 +42,18 @@ class Lanes {
         return view_.reward ? block_.head[(view_.done ? kBlock : 0) + lane] : 1.0F;
     }
 
-    // Begins an episode in a lane; params is the controller's (size) row, or null.
+    // Starts an episode in a lane; params is the controller's (size) row, or null.
     void start(const Kernels& kernels, const WorldModel& model, std::uint64_t seed, std::uint32_t candidate,
                std::uint32_t episode, const float* params, int lane);
     void move(int from, int to);
 
   private:
     ModelView view_;
-    Ends ends_;
+    Termination termination_;
     std::size_t params_ = 0;
     AlignedFloats storage_;
+    Aligned<std::int32_t> components_;
+    Aligned<std::uint32_t> counters_;  // candidate, episode, step and, without a controller, keys
     Block block_{};
 };
 

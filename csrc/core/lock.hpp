@@ -1,4 +1,4 @@
-// What makes an object safe from any number of threads: a lock for its state, a pool for its scratch memory.
+// Thread safety of objects: a fork-aware lock for their state, a pool for their scratch memory.
 #pragma once
 
 #include <unistd.h>
@@ -11,8 +11,8 @@
 
 namespace worldmodels {
 
-// A mutex that names its process as the holder. A fork copies a locked mutex but not the thread that would
-// unlock it: in the child, lock throws std::runtime_error instead of waiting forever.
+// A mutex that stores the process id of its holder. A fork copies a locked mutex but not the thread that
+// would unlock it: in the child, lock throws std::runtime_error instead of waiting forever.
 class Lock {
   public:
     bool try_lock() {
@@ -41,15 +41,15 @@ class Lock {
     std::atomic<pid_t> holder_{kFree};
 };
 
-// An object whose calls take turns.
+// An object with the lock that serialises its calls.
 template <class T>
 struct Guarded {
     T object;
     Lock lock;
 };
 
-// Scratch memory that calls borrow, so that concurrent calls never share any. Without a lock: a fork at any
-// moment leaves it usable in the child.
+// Scratch memory borrowed per call, so that concurrent calls never share any. Lock-free: a fork at any moment
+// leaves it usable in the child.
 template <class T>
 class Pool {
     struct Return {
@@ -73,7 +73,7 @@ class Pool {
         for (std::atomic<T*>& slot : slots_) delete slot.load();
     }
 
-    // One that nobody else has until the loan ends: as an earlier call left it, or a new one.
+    // Exclusive until the loan ends; holds what an earlier call left, or is new.
     Loan borrow() {
         for (std::atomic<T*>& slot : slots_)
             if (T* const kept = slot.exchange(nullptr, std::memory_order_acquire)) return {kept, {this}};

@@ -1,4 +1,4 @@
-// Threads: a poll for interrupts that never leaves a parallel region, and the refusal of forked thread pools.
+// Threads: polling for interrupts and the fork policy.
 #include "core/parallel.hpp"
 
 #include <poll.h>
@@ -14,7 +14,7 @@ namespace {
 
 const pid_t loaded_by = getpid();
 
-constexpr int kPatience = 3000;  // milliseconds for a parallel region that does nothing
+constexpr int kTimeout = 3000;  // milliseconds for an empty parallel region
 
 }  // namespace
 
@@ -27,20 +27,20 @@ void check_not_forked(int threads) {
 }
 
 void check_threads_usable() {
-    int ends[2];
-    if (pipe(ends) != 0) throw std::runtime_error("a pipe cannot be opened");
+    int channel[2];
+    if (pipe(channel) != 0) throw std::runtime_error("a pipe cannot be opened");
     const pid_t probe = fork();
     if (probe == 0) {
         int members = 0;
 #pragma omp parallel num_threads(2) reduction(+ : members)
         ++members;
         const char done = static_cast<char>(members);
-        _exit(write(ends[1], &done, 1) == 1 ? 0 : 1);
+        _exit(write(channel[1], &done, 1) == 1 ? 0 : 1);
     }
-    close(ends[1]);
-    pollfd waited{ends[0], POLLIN, 0};
-    const bool usable = probe > 0 && poll(&waited, 1, kPatience) == 1 && (waited.revents & POLLIN) != 0;
-    close(ends[0]);
+    close(channel[1]);
+    pollfd waited{channel[0], POLLIN, 0};
+    const bool usable = probe > 0 && poll(&waited, 1, kTimeout) == 1 && (waited.revents & POLLIN) != 0;
+    close(channel[0]);
     if (probe > 0) {
         kill(probe, SIGKILL);
         waitpid(probe, nullptr, 0);
@@ -52,13 +52,13 @@ void check_threads_usable() {
             "forked process");
 }
 
-int team_for(int blocks, int threads) {
-    const int team = std::min(threads, blocks);
-    check_not_forked(team);
-    return team;
+int threads_for(int blocks, int threads) {
+    threads = std::min(threads, blocks);
+    check_not_forked(threads);
+    return threads;
 }
 
-void Team::tick(int thread) {
+void InterruptiblePool::tick(int thread) {
     if (thread != 0 || poll_.stop == nullptr || stopped()) return;
     const Clock::time_point now = Clock::now();
     if (now < next_) return;
@@ -66,7 +66,7 @@ void Team::tick(int thread) {
     if (poll_.stop(poll_.context)) stop_.store(true, std::memory_order_relaxed);
 }
 
-void Team::finish(int thread, int threads) {
+void InterruptiblePool::finish(int thread, int threads) {
     std::unique_lock<std::mutex> lock(mutex_);
     ++finished_;
     done_.notify_one();

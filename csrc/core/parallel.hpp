@@ -1,4 +1,4 @@
-// Threads: a poll for interrupts that never leaves a parallel region, and the refusal of forked thread pools.
+// Threads: parallel loops over blocks, polling for interrupts, and the fork policy.
 #pragma once
 
 #include <omp.h>
@@ -10,32 +10,31 @@
 
 namespace worldmodels {
 
-// Called now and then from the calling thread during a long call; true asks to stop.
+// Called from the calling thread about every 40 ms during a long call; true asks to stop.
 struct Poll {
     bool (*stop)(void*) = nullptr;
     void* context = nullptr;
 };
 
-// Throws std::runtime_error when this process was forked from the one that loaded the library, and more than
-// one thread is wanted: OpenMP's pool, which PyTorch uses too, does not survive a fork.
+// The fork policy of every parallel call: throws std::runtime_error where a process forked from the one that
+// loaded the library wants several threads. OpenMP's threads, which PyTorch shares, do not survive a fork.
 void check_not_forked(int threads);
 
-// Throws std::runtime_error when a parallel region of this thread would wait forever for threads that a fork
-// has left behind. OpenMP does not say so: a process forked from this one tries, and is ended if it waits.
+// Throws std::runtime_error when a parallel region of this thread would wait forever for threads lost in a
+// fork. OpenMP cannot be asked: a child process tries, and is killed if it hangs.
 void check_threads_usable();
 
-// How many of the threads have something to do where there are so many blocks; refuses as check_not_forked
-// does.
-int team_for(int blocks, int threads);
+// The number of threads that `blocks` blocks can occupy, at most `threads`. Throws as check_not_forked.
+int threads_for(int blocks, int threads);
 
-// work(block, thread) for every block, on a team of threads; whichever is free takes the next.
+// Calls work(block, thread) for every block, on `threads` threads with dynamic scheduling.
 template <class Work>
-void share_blocks(int blocks, int team, const Work& work) {
-    if (team == 1) {
+void parallel_for_blocks(int blocks, int threads, const Work& work) {
+    if (threads == 1) {
         for (int block = 0; block < blocks; ++block) work(block, 0);
         return;
     }
-#pragma omp parallel num_threads(team)
+#pragma omp parallel num_threads(threads)
     {
         const int thread = omp_get_thread_num();
 #pragma omp for schedule(dynamic)
@@ -43,14 +42,16 @@ void share_blocks(int blocks, int team, const Work& work) {
     }
 }
 
-// One parallel call: remembers whether to stop; the calling thread polls while it works and while it waits.
-class Team {
+// The threads of one call that can be interrupted: the calling thread polls while it works and while it
+// waits.
+class InterruptiblePool {
   public:
-    explicit Team(Poll poll) : poll_(poll) {}
+    explicit InterruptiblePool(Poll poll) : poll_(poll) {}
 
     bool stopped() const { return stop_.load(std::memory_order_relaxed); }
-    // Called by every thread after each piece of work; only the caller's (thread 0) polls, every 40 ms.
+    // Called by every thread after each piece of work; only the calling thread (thread 0) polls.
     void tick(int thread);
+    // Called by every thread after its last piece of work; thread 0 polls until all have finished.
     void finish(int thread, int threads);
 
   private:

@@ -1,4 +1,4 @@
-// The machine's peak of multiply-adds.
+// The machine's peak rate of multiply-adds.
 #include "core/peak.hpp"
 
 #include <omp.h>

@@ -1,4 +1,4 @@
-// The machine's peak of multiply-adds, which the speed of a dream is measured against.
+// The machine's peak rate of multiply-adds, the reference for a dream's speed.
 #pragma once
 
 #include "kernels/kernels.hpp"
@@ -6,7 +6,7 @@
 namespace worldmodels {
 
 // Floating-point operations a second (a multiply-add counts as two) of independent multiply-adds on `threads`
-// threads, over about `seconds` seconds. Throws std::runtime_error (fork).
+// threads, measured for `seconds` seconds. Throws std::runtime_error as check_not_forked.
 double multiply_add_rate_unchecked(MultiplyAdds multiply_adds, int threads, double seconds);
 
 }  // namespace worldmodels

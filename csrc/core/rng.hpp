@@ -1,6 +1,8 @@
-// Philox4x32-10, the counter-based generator of every random draw (Salmon et al. 2011, "Parallel random
-// numbers: as easy as 1, 2, 3"). Key: the seed. The dream's counter is (block, step, episode, candidate);
-// step 0 is an episode's start, and the last block is of what is drawn once: the start's row, a step's end.
+// Philox4x32-10, the counter-based generator of every random number (Salmon et al. 2011, "Parallel random
+// numbers: as easy as 1, 2, 3").
+//
+// The key is the seed. The dream's counter is (block, step, episode, candidate); step 0 is the start of an
+// episode. The last block holds draws made once a step: the initial row, the termination.
 #pragma once
 
 #include <array>
@@ -25,18 +27,18 @@ constexpr std::array<std::uint32_t, 2> philox_key(std::uint64_t seed) {
     return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
 }
 
-// The row of the initial latents that an episode starts from, uniform over [0, rows).
+// The row of the initial states that an episode starts from, uniform over [0, rows).
 constexpr std::uint32_t start_row(std::uint64_t seed, std::uint32_t candidate, std::uint32_t episode,
                                   std::uint32_t rows) {
-    const std::uint32_t word = philox4x32({0xFFFFFFFFU, 0, episode, candidate}, philox_key(seed))[0];
-    return static_cast<std::uint32_t>((std::uint64_t{word} * rows) >> 32);
+    const std::uint32_t bits = philox4x32({0xFFFFFFFFU, 0, episode, candidate}, philox_key(seed))[0];
+    return static_cast<std::uint32_t>((std::uint64_t{bits} * rows) >> 32);
 }
 
-// Uniform in (0, 1): whether an episode that ends by chance ends with this step.
-constexpr double end_draw(std::uint64_t seed, std::uint32_t candidate, std::uint32_t episode,
-                          std::uint32_t step) {
-    const std::uint32_t word = philox4x32({0xFFFFFFFFU, step, episode, candidate}, philox_key(seed))[0];
-    return (word + 0.5) * 0x1p-32;
+// The uniform number in (0, 1) that samples termination at a step.
+constexpr double termination_uniform(std::uint64_t seed, std::uint32_t candidate, std::uint32_t episode,
+                                     std::uint32_t step) {
+    const std::uint32_t bits = philox4x32({0xFFFFFFFFU, step, episode, candidate}, philox_key(seed))[0];
+    return (bits + 0.5) * 0x1p-32;
 }
 
 }  // namespace worldmodels

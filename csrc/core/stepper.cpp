@@ -1,8 +1,10 @@
-// M stepped as a batch of environments.
+// M stepped as a batch of environments, a block at a time.
+#include "core/stepper.hpp"
+
 #include <algorithm>
 #include <mutex>
 
-#include "core/dream.hpp"
+#include "core/parallel.hpp"
 
 namespace worldmodels {
 
@@ -41,9 +43,9 @@ void Stepper::step_unchecked(const Kernels& kernels, float temperature, const fl
         }
     };
     const int blocks = static_cast<int>(blocks_.size());
-    const int team = team_for(blocks, threads);
+    threads = threads_for(blocks, threads);
     const std::lock_guard hold(lock_);
-    share_blocks(blocks, team, step_block);
+    parallel_for_blocks(blocks, threads, step_block);
 }
 
 void Stepper::observe_unchecked(bool use_c, bool use_h, int threads, float* out) {
@@ -60,12 +62,12 @@ void Stepper::observe_unchecked(bool use_c, bool use_h, int threads, float* out)
         }
     };
     const int blocks = static_cast<int>(blocks_.size());
-    const int team = team_for(blocks, threads);
+    threads = threads_for(blocks, threads);
     const std::lock_guard hold(lock_);
-    share_blocks(blocks, team, observe_block);
+    parallel_for_blocks(blocks, threads, observe_block);
 }
 
-// copy(of a lane, of the state) for every number of the state but the seeds.
+// Calls copy(lane, state) for every pair of numbers but the seeds.
 template <class Copy>
 void Stepper::copy_state(const StepperState& state, Copy copy) {
     const ModelView& m = model_.view();

@@ -1,10 +1,10 @@
-// M: the sizes and the packed weights of an MDN-RNN, and where its episodes start.
+// M: packing of its weights and copies of its initial states.
 #include "core/world_model.hpp"
 
 #include <algorithm>
 
-#include "core/lstm.hpp"
-#include "core/mdn.hpp"
+#include "core/pack_head.hpp"
+#include "core/pack_lstm.hpp"
 
 namespace worldmodels {
 namespace {
@@ -21,26 +21,26 @@ ModelView sizes_of(const WorldModelSizes& s) {
 }  // namespace
 
 WorldModel::WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, Precision precision,
-                       const Starts& starts, const Ends& ends)
+                       const InitialStates& initial, const Termination& termination)
     : precision_(precision),
-      ends_(ends),
+      termination_(termination),
       view_(sizes_of(sizes)),
       lstm_(pack_lstm(view_, weights, precision)),
       head_(pack_head(view_, weights, precision)),
       moments_(pack_moments(view_, weights, precision)),
-      initial_mu_(starts.mu, starts.mu + starts.rows * latent()),
-      initial_logvar_(starts.logvar, starts.logvar + starts.rows * latent()),
-      initial_rows_(starts.rows) {
+      initial_mu_(initial.mu, initial.mu + initial.rows * latent()),
+      initial_logvar_(initial.logvar, initial.logvar + initial.rows * latent()),
+      initial_rows_(initial.rows) {
     view_.lstm = lstm_.get();
     view_.head = head_.get();
     view_.moments = moments_.get();
-    if (starts.h == nullptr) return;
+    if (initial.h == nullptr) return;
     const auto zero = [](float value) { return value == 0.0F; };
-    for (std::size_t row = 0; row < starts.rows; ++row) {
-        for (const float* part : {starts.h, starts.c})
-            initial_memory_.insert(initial_memory_.end(), part + row * hidden(), part + (row + 1) * hidden());
-        remembers_.push_back(!std::all_of(initial_memory_.end() - static_cast<std::ptrdiff_t>(2 * hidden()),
-                                          initial_memory_.end(), zero));
+    for (std::size_t row = 0; row < initial.rows; ++row) {
+        for (const float* part : {initial.h, initial.c})
+            initial_states_.insert(initial_states_.end(), part + row * hidden(), part + (row + 1) * hidden());
+        burned_in_.push_back(!std::all_of(initial_states_.end() - static_cast<std::ptrdiff_t>(2 * hidden()),
+                                          initial_states_.end(), zero));
     }
 }
 

@@ -1,10 +1,10 @@
-// M: the sizes and the packed weights of an MDN-RNN, and where its episodes start.
+// M: the sizes and packed weights of an MDN-RNN, its initial states and its termination rule.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "core/words.hpp"
+#include "core/packing.hpp"
 #include "kernels/kernels.hpp"
 
 namespace worldmodels {
@@ -24,8 +24,9 @@ struct WorldModelWeights {
     const float* head_bias;  // (head rows)
 };
 
-// Where episodes start. A row whose h and c are zero is an episode's first frame: its restart flag is set.
-struct Starts {
+// The initial states of episodes. A row whose h and c are zero is the first frame of an episode: its restart
+// flag is set. Any other row is a burned-in state.
+struct InitialStates {
     const float* mu;      // (rows, latent)
     const float* logvar;  // (rows, latent)
     const float* h;       // (rows, hidden), or null for zeros
@@ -33,27 +34,29 @@ struct Starts {
     std::uint32_t rows;
 };
 
-// When episodes end: where the done logit is above 0, or by chance, with the probability that M gives to it
-// once the weight that ends had in its training is taken back.
-struct Ends {
-    bool by_chance;
-    double log_weight;
+// How the done logit terminates an episode. threshold: where it is above 0. sample: with M's probability,
+// corrected for the positive-class weight of its training loss. expected: never sampled; rewards are weighted
+// by the probability of surviving to their step.
+struct Termination {
+    enum class Mode { threshold, sample, expected };
+    Mode mode = Mode::threshold;
+    double log_pos_weight = 0.0;
 };
 
 class WorldModel {
   public:
     WorldModel(const WorldModelSizes& sizes, const WorldModelWeights& weights, Precision precision,
-               const Starts& starts, const Ends& ends = {});
+               const InitialStates& initial, const Termination& termination = {});
 
     Precision precision() const { return precision_; }
-    const Ends& ends() const { return ends_; }
+    const Termination& termination() const { return termination_; }
     const ModelView& view() const { return view_; }
     std::uint32_t initial_rows() const { return initial_rows_; }
     const float* initial_mu(std::uint32_t row) const { return initial_mu_.data() + row * latent(); }
     const float* initial_logvar(std::uint32_t row) const { return initial_logvar_.data() + row * latent(); }
-    // h, then c (2, hidden); null at an episode's first frame.
-    const float* initial_memory(std::uint32_t row) const {
-        return remembers_.empty() || !remembers_[row] ? nullptr : initial_memory_.data() + row * 2 * hidden();
+    // h, then c (2, hidden); null for the first frame of an episode.
+    const float* initial_state(std::uint32_t row) const {
+        return burned_in_.empty() || !burned_in_[row] ? nullptr : initial_states_.data() + row * 2 * hidden();
     }
 
   private:
@@ -61,11 +64,11 @@ class WorldModel {
     std::size_t hidden() const { return static_cast<std::size_t>(view_.hidden); }
 
     Precision precision_;
-    Ends ends_;
+    Termination termination_;
     ModelView view_;
     AlignedFloats lstm_, head_, moments_;
-    std::vector<float> initial_mu_, initial_logvar_, initial_memory_;
-    std::vector<bool> remembers_;
+    std::vector<float> initial_mu_, initial_logvar_, initial_states_;
+    std::vector<bool> burned_in_;
     std::uint32_t initial_rows_;
 };
 

@@ -1,7 +1,7 @@
 // Kernels for AVX2 with FMA: 8 lanes.
 #include <immintrin.h>
 
-#include "kernels/levels.hpp"
+#include "kernels/simd_targets.hpp"
 
 #define WORLDMODELS_LOOKUP
 
@@ -10,56 +10,41 @@ namespace {
 
 constexpr int kLanes = 8;
 constexpr int kRows = 6, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
-constexpr int kFewLanes = 2, kFewSums = 8;
+constexpr int kNarrowLanes = 2, kNarrowSums = 8;
 constexpr int kTileRows = 4, kTileVectors = 2;
-using V = float __attribute__((vector_size(32), may_alias));
-using Q = float __attribute__((vector_size(16), may_alias));
-using I = std::int32_t __attribute__((vector_size(32), may_alias));
-using U = std::uint32_t __attribute__((vector_size(32), may_alias));
-using D = double __attribute__((vector_size(32), may_alias));
+using VecF = float __attribute__((vector_size(32), may_alias));
+using VecF4 = float __attribute__((vector_size(16), may_alias));
+using VecI = std::int32_t __attribute__((vector_size(32), may_alias));
+using VecU = std::uint32_t __attribute__((vector_size(32), may_alias));
+using VecD = double __attribute__((vector_size(32), may_alias));
 
-inline V fma(V a, V b, V c) {
+inline VecF fma(VecF a, VecF b, VecF c) {
     return _mm256_fmadd_ps(a, b, c);
 }
-inline Q fma(Q a, Q b, Q c) {
+inline VecF4 fma(VecF4 a, VecF4 b, VecF4 c) {
     return _mm_fmadd_ps(a, b, c);
 }
-inline D fma(D a, D b, D c) {
+inline VecD fma(VecD a, VecD b, VecD c) {
     return _mm256_fmadd_pd(a, b, c);
 }
-inline V sqrt(V x) {
+inline VecF sqrt(VecF x) {
     return _mm256_sqrt_ps(x);
 }
-inline U high_product(U a, std::uint32_t b) {
+inline VecU high_product(VecU a, std::uint32_t b) {
     const __m256i x = reinterpret_cast<__m256i>(a), y = _mm256_set1_epi32(static_cast<int>(b));
     const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(x, y), 32);
-    return reinterpret_cast<U>(_mm256_blend_epi32(even, _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y), 0xAA));
+    return reinterpret_cast<VecU>(
+        _mm256_blend_epi32(even, _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y), 0xAA));
 }
-// Where a table's entries from `first` on are loaded from, and the entries a lane's index names.
+// The offset at which a table is loaded to look up its entries from `first` on, and the lookup itself.
 inline int lookup_offset(int first) {
     return first < kTable - kLanes ? first : kTable - kLanes;
 }
-inline V lookup(const float* table, I index) {
+inline VecF lookup(const float* table, VecI index) {
     return _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), reinterpret_cast<__m256i>(index));
 }
 
-#include "kernels/vecmath.hpp"
-//
-#include "kernels/body.hpp"
-//
-#include "kernels/step.hpp"
-//
-#include "kernels/conv.hpp"
-//
-#include "kernels/winograd.hpp"
-//
-#include "kernels/probes.hpp"
-//
-#include "kernels/tile.hpp"
-//
-#include "kernels/normals.hpp"
-//
-#include "kernels/table.hpp"
+#include "kernels/all_kernels-inl.hpp"
 
 bool supported() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -67,6 +52,6 @@ bool supported() {
 
 }  // namespace
 
-constinit const Kernels avx2_kernels = level("avx2", supported);
+constinit const Kernels avx2_kernels = simd_target("avx2", supported);
 
 }  // namespace worldmodels

@@ -1,43 +1,27 @@
 // Kernels for AVX-512 (F, DQ, BW, VL): 16 lanes.
 #include <immintrin.h>
 
-#include "kernels/levels.hpp"
+#include "kernels/simd_targets.hpp"
 
 #define WORLDMODELS_LOOKUP
 
 namespace worldmodels {
 namespace {
 
-#include "kernels/avx512_vectors.hpp"
+#include "kernels/avx512_vectors-inl.hpp"
 
 constexpr int kTileRows = 8, kTileVectors = 1;
-using D = double __attribute__((vector_size(64), may_alias));
+using VecD = double __attribute__((vector_size(64), may_alias));
 
-inline D fma(D a, D b, D c) {
+inline VecD fma(VecD a, VecD b, VecD c) {
     return _mm512_fmadd_pd(a, b, c);
 }
-//
-#include "kernels/vecmath.hpp"
-//
-#include "kernels/body.hpp"
-//
-#include "kernels/step.hpp"
-//
-#include "kernels/conv.hpp"
-//
-#include "kernels/winograd.hpp"
-//
-#include "kernels/probes.hpp"
-//
-#include "kernels/tile.hpp"
-//
-#include "kernels/normals.hpp"
-//
-#include "kernels/table.hpp"
 
-// Half a vector of lanes is faster, and the same bits, in vectors of 8.
+#include "kernels/all_kernels-inl.hpp"
+
+// Up to half a vector of lanes is faster in vectors of 8, with the same bits.
 int step(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block, int lanes) {
-    if (lanes > kFewLanes && lanes <= kLanes / 2) return avx2_kernels.step(m, controller, s, block, lanes);
+    if (lanes > kNarrowLanes && lanes <= kLanes / 2) return avx2_kernels.step(m, controller, s, block, lanes);
     return step_lanes<Float32>(m, controller, s, block, lanes);
 }
 
@@ -62,8 +46,8 @@ constexpr Kernels with_bfloat16(Kernels kernels) {
 
 }  // namespace
 
-constinit const Kernels avx512_kernels = own_step(level("avx512", supported));
+constinit const Kernels avx512_kernels = own_step(simd_target("avx512", supported));
 constinit const Kernels avx512_bf16_kernels =
-    with_bfloat16(own_step(level("avx512_bf16", bfloat16_supported)));
+    with_bfloat16(own_step(simd_target("avx512_bf16", bfloat16_supported)));
 
 }  // namespace worldmodels

@@ -1,9 +1,9 @@
-// Which levels this machine can run.
-#include "kernels/levels.hpp"
+// The SIMD targets that this machine can run.
+#include "kernels/simd_targets.hpp"
 
 namespace worldmodels {
 
-Levels supported_levels() {
+SimdTargets supported_simd_targets() {
     static constexpr const Kernels* known[] = {
         &baseline_kernels,
 #if defined(__x86_64__)
@@ -17,8 +17,8 @@ Levels supported_levels() {
     static const Kernels* usable[sizeof known / sizeof known[0]];
     static const std::size_t count = [] {
         std::size_t n = 0;
-        for (const Kernels* level : known)
-            if (level->supported()) usable[n++] = level;
+        for (const Kernels* target : known)
+            if (target->supported()) usable[n++] = target;
         return n;
     }();
     return {usable, count};

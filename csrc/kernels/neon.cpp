@@ -1,56 +1,42 @@
 // Kernels for aarch64: 4 lanes, fused multiply-adds.
 #include <arm_neon.h>
 
-#include "kernels/levels.hpp"
+#include "kernels/simd_targets.hpp"
 
 namespace worldmodels {
 namespace {
 
 constexpr int kLanes = 4;
 constexpr int kRows = 12, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
-constexpr int kFewLanes = 2, kFewSums = 12;
+constexpr int kNarrowLanes = 2, kNarrowSums = 12;
 constexpr int kTileRows = 4, kTileVectors = 4;
-using V = float __attribute__((vector_size(16), may_alias));
-using Q = V;
-using I = std::int32_t __attribute__((vector_size(16), may_alias));
-using U = std::uint32_t __attribute__((vector_size(16), may_alias));
-using D = double __attribute__((vector_size(16), may_alias));
+using VecF = float __attribute__((vector_size(16), may_alias));
+using VecF4 = VecF;
+using VecI = std::int32_t __attribute__((vector_size(16), may_alias));
+using VecU = std::uint32_t __attribute__((vector_size(16), may_alias));
+using VecD = double __attribute__((vector_size(16), may_alias));
 
-inline V fma(V a, V b, V c) {
-    return reinterpret_cast<V>(vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a),
-                                         reinterpret_cast<float32x4_t>(b)));
+inline VecF fma(VecF a, VecF b, VecF c) {
+    return reinterpret_cast<VecF>(vfmaq_f32(reinterpret_cast<float32x4_t>(c),
+                                            reinterpret_cast<float32x4_t>(a),
+                                            reinterpret_cast<float32x4_t>(b)));
 }
-inline D fma(D a, D b, D c) {
-    return reinterpret_cast<D>(vfmaq_f64(reinterpret_cast<float64x2_t>(c), reinterpret_cast<float64x2_t>(a),
-                                         reinterpret_cast<float64x2_t>(b)));
+inline VecD fma(VecD a, VecD b, VecD c) {
+    return reinterpret_cast<VecD>(vfmaq_f64(reinterpret_cast<float64x2_t>(c),
+                                            reinterpret_cast<float64x2_t>(a),
+                                            reinterpret_cast<float64x2_t>(b)));
 }
-inline V sqrt(V x) {
-    return reinterpret_cast<V>(vsqrtq_f32(reinterpret_cast<float32x4_t>(x)));
+inline VecF sqrt(VecF x) {
+    return reinterpret_cast<VecF>(vsqrtq_f32(reinterpret_cast<float32x4_t>(x)));
 }
-inline U high_product(U a, std::uint32_t b) {
-    U high;
+inline VecU high_product(VecU a, std::uint32_t b) {
+    VecU high;
     for (int lane = 0; lane < kLanes; ++lane)
         high[lane] = static_cast<std::uint32_t>((std::uint64_t{a[lane]} * b) >> 32);
     return high;
 }
 
-#include "kernels/vecmath.hpp"
-//
-#include "kernels/body.hpp"
-//
-#include "kernels/step.hpp"
-//
-#include "kernels/conv.hpp"
-//
-#include "kernels/winograd.hpp"
-//
-#include "kernels/probes.hpp"
-//
-#include "kernels/tile.hpp"
-//
-#include "kernels/normals.hpp"
-//
-#include "kernels/table.hpp"
+#include "kernels/all_kernels-inl.hpp"
 
 bool supported() {
     return true;
@@ -58,6 +44,6 @@ bool supported() {
 
 }  // namespace
 
-constinit const Kernels neon_kernels = level("neon", supported);
+constinit const Kernels neon_kernels = simd_target("neon", supported);
 
 }  // namespace worldmodels

@@ -15,15 +15,13 @@ LOGSTD_RANGE: tuple[float, float]
 def simd_levels() -> list[str]: ...
 def simd_level() -> str: ...
 def set_simd_level(name: str) -> None: ...
-def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> list[int]: ...
-def elementwise(level: str, function: str, x: FloatArray) -> FloatArray: ...
 def multiply_add_rate(bfloat16: bool, num_threads: int, seconds: float) -> float: ...
 def check_threads_usable() -> None: ...
-def draws(level: str, seed: int, candidate: int, episode: int, step: int, count: int) -> FloatArray: ...
 
 class WorldModel:
     def __init__(
         self,
+        *,
         latent_size: int,
         action_size: int,
         hidden_size: int,
@@ -41,7 +39,8 @@ class WorldModel:
         initial_logvar: FloatArray,
         initial_h: FloatArray | None = None,
         initial_c: FloatArray | None = None,
-        done_weight: float | None = None,
+        termination: str = "threshold",
+        done_pos_weight: float = 1.0,
     ) -> None: ...
 
 class ControllerShape:
@@ -51,24 +50,24 @@ def rollout(
     model: WorldModel,
     controller: ControllerShape,
     params: FloatArray,
+    *,
     episodes: int,
     seed: int,
-    common_seeds: bool,
+    common_random_numbers: bool,
     temperature: float,
     max_steps: int,
     num_threads: int,
-    expected: bool,
 ) -> tuple[FloatArray, npt.NDArray[np.int32], int]: ...
 def trace(
     model: WorldModel,
     controller: ControllerShape,
     params: FloatArray,
+    *,
     candidate: int,
     episode: int,
     seed: int,
     temperature: float,
     max_steps: int,
-    expected: bool,
 ) -> tuple[int, FloatArray, FloatArray, FloatArray | None, FloatArray]: ...
 
 class DreamStepper:
@@ -87,9 +86,9 @@ class DreamStepper:
     def set_state(self, state: dict[str, NDArray[Any]]) -> None: ...
     def observe(self, use_c: bool, use_h: bool, num_threads: int) -> FloatArray: ...
 
-class Memory:
+class LstmState:
     def __init__(self, model: WorldModel) -> None: ...
-    def remember(
+    def advance(
         self,
         z: FloatArray,
         actions: FloatArray,
@@ -115,15 +114,13 @@ class Encoder:
 
 # --- CMA-ES (bind_cmaes.cpp) ---
 
-def tile_product(level: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]: ...
-
 class Cmaes:
     gap: float
     def __init__(
         self, mean: NDArray[np.float64], sigma: float, popsize: int, seed: int, active: bool, separable: bool
     ) -> None: ...
-    def ask(self, threads: int) -> NDArray[np.float64]: ...
-    def tell(self, solutions: NDArray[np.float64], rank: NDArray[np.int64], threads: int) -> None: ...
+    def ask(self, num_threads: int) -> NDArray[np.float64]: ...
+    def tell(self, solutions: NDArray[np.float64], rank: NDArray[np.int64], num_threads: int) -> None: ...
     def skip(self) -> None: ...
     def variances(self) -> NDArray[np.float64]: ...
     def axis(self, k: int) -> NDArray[np.float64]: ...
@@ -136,7 +133,7 @@ class Cmaes:
     @property
     def ps(self) -> NDArray[np.float64]: ...
     @property
-    def scales(self) -> NDArray[np.float64]: ...
+    def D(self) -> NDArray[np.float64]: ...
     @property
     def sigma(self) -> float: ...
     @property
@@ -145,3 +142,15 @@ class Cmaes:
     def asked(self) -> bool: ...
     @property
     def parameters(self) -> dict[str, Any]: ...
+
+# --- tests alone (bind_testing.cpp): a submodule ---
+
+class testing:
+    @staticmethod
+    def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> list[int]: ...
+    @staticmethod
+    def elementwise(level: str, function: str, x: FloatArray) -> FloatArray: ...
+    @staticmethod
+    def draws(level: str, seed: int, candidate: int, episode: int, step: int, count: int) -> FloatArray: ...
+    @staticmethod
+    def tile_product(level: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]: ...

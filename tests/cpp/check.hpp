@@ -1,4 +1,4 @@
-// What the tests of the core share: a count of failures, and numbers that are the same on every machine.
+// Shared by the tests of the core: counted checks, and random numbers that are the same on every machine.
 #pragma once
 
 #include <cmath>
@@ -14,10 +14,10 @@ namespace worldmodels::test {
 inline constexpr double kEps = 0x1p-23;  // of float32
 inline int failures = 0;
 
-// `number` says which case of the level failed; the first hundred failures are printed.
-inline void check(bool good, const char* what, const char* level, long long number) {
+// Counts a failed check. `number` is the failed case; the first hundred failures are printed.
+inline void check(bool good, const char* what, const char* target, long long number) {
     if (good) return;
-    if (++failures <= 100) std::printf("failed: %s (%s, case %lld)\n", what, level, number);
+    if (++failures <= 100) std::printf("failed: %s (%s, case %lld)\n", what, target, number);
 }
 
 inline int finish(const char* suite) {
@@ -33,7 +33,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
     return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-// Uniform numbers by Philox: no library's distribution, no libm.
+// Uniform random numbers by Philox, independent of the standard library and libm.
 class Numbers {
   public:
     explicit Numbers(std::uint64_t seed) : seed_(seed) {}

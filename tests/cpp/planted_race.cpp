@@ -1,4 +1,4 @@
-// A race on purpose: its test passes when the thread sanitizer reports it.
+// An intended data race: its test passes when the thread sanitizer reports it.
 int main() {
     int count = 0;
 #pragma omp parallel num_threads(2)

@@ -1,5 +1,5 @@
-// CMA-ES without Python: its normals and products against long double and plain loops, bits that no number of
-// threads changes, and a run that finds a minimum with a Jacobi eigensolver in LAPACK's place.
+// CMA-ES without Python: normals and products against long double and plain loops, the same bits for any
+// number of threads, and runs that find a minimum with a Jacobi eigensolver in place of LAPACK.
 #include <algorithm>
 #include <numeric>
 
@@ -109,7 +109,8 @@ void test_products(const Kernels& kernels) {
         }
 }
 
-// Cyclic Jacobi rotations, called as LAPACK's dsyevd: a (n, n) becomes eigenvectors in rows, values ascend.
+// Cyclic Jacobi rotations with the interface of LAPACK's dsyevd: eigenvectors in the rows of a, values
+// ascend.
 void jacobi(char*, char*, int* order, double* a, int*, double* values, double* work, int* work_size,
             int* integer_work, int* integer_size, int* info) {
     *info = 0;
@@ -169,7 +170,7 @@ Run minimise(const Kernels& kernels, std::int64_t n, std::int64_t popsize, bool 
     double best = std::numeric_limits<double>::infinity();
     for (int g = 0; g < generations; ++g) {
         std::vector<double> x = cmaes.ask(kernels, threads);
-        x[0] += 1e-3;  // a solution that was not asked for
+        x[0] += 1e-3;  // an injected solution
         std::vector<double> values(size(popsize));
         for (std::int64_t i = 0; i < popsize; ++i) values[size(i)] = ellipsoid(x.data() + i * n, n);
         std::vector<std::int64_t> order(size(popsize)), rank(size(popsize));
@@ -186,9 +187,9 @@ Run minimise(const Kernels& kernels, std::int64_t n, std::int64_t popsize, bool 
 }  // namespace
 
 int main() {
-    const Levels levels = supported_levels();
-    for (std::size_t l = 0; l < levels.count; ++l) {
-        const Kernels& kernels = *levels.begin[l];
+    const SimdTargets targets = supported_simd_targets();
+    for (std::size_t l = 0; l < targets.count; ++l) {
+        const Kernels& kernels = *targets.begin[l];
         test_normals(kernels);
         test_products(kernels);
         check(minimise(kernels, 8, 12, false, 300, 1).best < 1e-9, "a minimum is found", "full", 8);

@@ -1,5 +1,6 @@
-// The core without Python: Philox's published vectors, and rollouts whose bits do not depend on threads,
-// batch or level. `test_core bits` prints what must be equal on every architecture and compiler.
+// The core without Python: Philox's published vectors, and rollouts whose bits depend neither on threads,
+// batch nor SIMD target. `test_core bits` prints fingerprints that must be equal on every architecture and
+// compiler.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -8,8 +9,10 @@
 #include "check.hpp"
 #include "core/dream.hpp"
 #include "core/encoder.hpp"
-#include "core/memory.hpp"
-#include "world.hpp"
+#include "core/lstm_state.hpp"
+#include "core/pack_winograd.hpp"
+#include "core/stepper.hpp"
+#include "random_model.hpp"
 
 namespace {
 
@@ -35,14 +38,14 @@ struct Result {
 
 struct Player {
     const Kernels& kernels;
-    const World& world;
+    const RandomModel& random_model;
     const WorldModel& model;
 
     RolloutArgs args(std::uint32_t candidates, int threads, Result& result) const {
         result = {std::vector<float>(candidates * kEpisodes, -1.0F),
                   std::vector<std::int32_t>(candidates * kEpisodes, -1)};
         RolloutArgs args{};
-        args.params = world.params.data();
+        args.params = random_model.params.data();
         args.candidates = candidates;
         args.episodes = kEpisodes;
         args.seed = kSeed;
@@ -56,21 +59,21 @@ struct Player {
     Result play(std::uint32_t candidates, int threads) const {
         Result result;
         const RolloutArgs wanted = args(candidates, threads, result);
-        check(rollout_unchecked(kernels, model, world.controller, wanted, {}), "rollout is complete",
+        check(rollout_unchecked(kernels, model, random_model.controller, wanted, {}), "rollout is complete",
               kernels.name, threads);
         return result;
     }
 };
 
 void test_rollouts(const Player& player, const Result& whole, int number) {
-    const char* const level = player.kernels.name;
+    const char* const target = player.kernels.name;
     for (const int threads : {2, 3, 8})
-        check(whole == player.play(kCandidates, threads), "threads do not matter", level, number);
+        check(whole == player.play(kCandidates, threads), "threads do not matter", target, number);
     for (std::uint32_t candidates = 1; candidates < kCandidates; ++candidates) {
         const Result part = player.play(candidates, 1);
         check(std::equal(part.lengths.begin(), part.lengths.end(), whole.lengths.begin()) &&
                   std::equal(part.returns.begin(), part.returns.end(), whole.returns.begin()),
-              "the batch does not matter", level, number);
+              "the batch does not matter", target, number);
     }
     for (const int threads : {1, 3}) {
         Result result;
@@ -78,18 +81,20 @@ void test_rollouts(const Player& player, const Result& whole, int number) {
         args.max_steps = 1 << 20;
         int calls = 0;
         const auto stop = [](void* context) { return ++*static_cast<int*>(context) == 1; };
-        if (!player.world.sizes.done)
-            check(!rollout_unchecked(player.kernels, player.model, player.world.controller, args,
+        if (!player.random_model.sizes.done)
+            check(!rollout_unchecked(player.kernels, player.model, player.random_model.controller, args,
                                      {stop, &calls}) &&
                       calls == 1,
-                  "the poll stops a rollout", level, number);
+                  "the poll stops a rollout", target, number);
     }
 }
 
-// What a stepper observes: [z, c, h] of every environment, side by side.
+// The observations of a stepper: (envs, [z, c, h]).
 struct Observed {
     Observed(const Player& player, std::size_t envs)
-        : latent(player.world.sizes.latent), hidden(player.world.hidden), all(envs * (latent + 2 * hidden)) {}
+        : latent(player.random_model.sizes.latent),
+          hidden(player.random_model.hidden),
+          all(envs * (latent + 2 * hidden)) {}
 
     std::vector<float> part(std::size_t from, std::size_t size) const {
         std::vector<float> rows;
@@ -107,7 +112,7 @@ struct Observed {
     std::vector<float> all;
 };
 
-// Environments given the actions of recorded episodes dream the same; more of them than a block has lanes.
+// Environments stepped with the actions of a recorded episode repeat it. There are more than a block of them.
 void test_stepper(const Player& player, const Result& whole, int number) {
     const ModelView& m = player.model.view();
     const auto latent = static_cast<std::size_t>(m.latent), action = static_cast<std::size_t>(m.action);
@@ -118,7 +123,7 @@ void test_stepper(const Player& player, const Result& whole, int number) {
     RolloutArgs args = player.args(1, 1, result);
     args.episodes = 1;
     args.record = &record;
-    rollout_unchecked(player.kernels, player.model, player.world.controller, args, {});
+    rollout_unchecked(player.kernels, player.model, player.random_model.controller, args, {});
     check(result.lengths[0] == whole.lengths[0] && result.returns[0] == whole.returns[0],
           "recording changes nothing", player.kernels.name, number);
 
@@ -134,7 +139,7 @@ void test_stepper(const Player& player, const Result& whole, int number) {
         stepper.reset_unchecked(player.kernels, {seeds.data(), candidates.data(), episodes.data()}, mask);
         std::vector<float> given(kEnvs * action), gained(kEnvs);
         Observed seen(player, kEnvs);
-        Memory memory(player.model);
+        LstmState lstm(player.model);
         stepper.observe_unchecked(true, true, threads, seen.all.data());
         for (std::size_t t = 0; t < static_cast<std::size_t>(result.lengths[0]); ++t) {
             for (std::size_t i = 0; i < given.size(); ++i) given[i] = actions[t * action + i % action];
@@ -144,11 +149,11 @@ void test_stepper(const Player& player, const Result& whole, int number) {
             if (player.model.precision() == Precision::float32) {
                 bool restart[kEnvs];
                 std::fill_n(restart, kEnvs, t == 0);
-                memory.remember_unchecked(
+                lstm.advance_unchecked(
                     player.kernels,
                     {static_cast<int>(kEnvs), before.data(), given.data(), restart, h.data(), c.data()},
                     threads);
-                check(same_bits(h, seen.h()) && same_bits(c, seen.c()), "memory is the dream's",
+                check(same_bits(h, seen.h()) && same_bits(c, seen.c()), "the LSTM state is the dream's",
                       player.kernels.name, number);
             }
             check(std::memcmp(seen.all.data(), z.data() + (t + 1) * latent, latent * sizeof(float)) == 0 &&
@@ -161,9 +166,8 @@ void test_stepper(const Player& player, const Result& whole, int number) {
     }
 }
 
-// One layer by Winograd's minimal filtering, with every division of its outputs into tiles: what a
-// convolution in double precision makes, and the same bits over frames that lie across the lanes as over one
-// alone.
+// One layer by Winograd's minimal filtering, with every division of its outputs into tiles: close to a
+// convolution in float64, and the same bits for a frame in a block as for a single frame.
 void test_layer(const Kernels& kernels, const ConvView& shape, int lanes) {
     Numbers numbers(6);
     ConvView conv = shape;
@@ -183,7 +187,7 @@ void test_layer(const Kernels& kernels, const ConvView& shape, int lanes) {
                   from_block = aligned_floats(outputs * kBlock);
     for (std::size_t i = 0; i < frame.size(); ++i) {
         alone[i] = frame[i];
-        for (int lane = 0; lane < lanes; ++lane)  // the last lane is the frame, the others are not
+        for (int lane = 0; lane < lanes; ++lane)  // the last lane holds the frame, the others another one
             block[i * kBlock + at(lane)] = lane == lanes - 1 ? frame[i] : frame[i] * 0.5F;
     }
     const float nothing = std::numeric_limits<float>::quiet_NaN();
@@ -211,28 +215,27 @@ void test_layer(const Kernels& kernels, const ConvView& shape, int lanes) {
                         std::abs(static_cast<double>(found) - (conv.relu ? std::max(sum, 0.0) : sum)) < 1e-5;
             }
     check(right, "a layer is a convolution", kernels.name, number);
-    check(same, "a frame alone and in a block come to the same bits", kernels.name, number);
+    check(same, "a single frame and a frame in a block give the same bits", kernels.name, number);
 }
 
-void test_layers(const Levels& levels) {
-    for (std::size_t l = 0; l < levels.count; ++l)
+void test_layers(const SimdTargets& targets) {
+    for (std::size_t l = 0; l < targets.count; ++l)
         for (int out_side = 2; out_side <= 14; ++out_side)
             for (const int filters : {4, 20})
-                test_layer(
-                    *levels.begin[l],
-                    {.side = 2 * out_side + 2 + out_side % 2,  // of odd sides the last line is left over
-                     .channels = kBlock,
-                     .filters = filters,
-                     .kernel = kConvKernel,
-                     .stride = 2,
-                     .relu = out_side % 3 != 0,
-                     .winograd = true,
-                     .panels = nullptr},
-                    filters == 4 ? kBlock : 2 * out_side + 1);
+                test_layer(*targets.begin[l],
+                           {.side = 2 * out_side + 2 + out_side % 2,  // the last line of odd sides is unused
+                            .channels = kBlock,
+                            .filters = filters,
+                            .kernel = kConvKernel,
+                            .stride = 2,
+                            .relu = out_side % 3 != 0,
+                            .winograd = true,
+                            .panels = nullptr},
+                           filters == 4 ? kBlock : 2 * out_side + 1);
 }
 
-// A frame's latents: the same bits at every level but the plainest, for any number of threads and frames.
-void test_encoder(const Levels& levels) {
+// A frame's latents: the same bits on every SIMD target but baseline, for any number of threads and frames.
+void test_encoder(const SimdTargets& targets) {
     constexpr int kLatent = 7, kFrames = 41;
     Numbers numbers(5);
     EncoderWeights w{};
@@ -257,8 +260,8 @@ void test_encoder(const Levels& levels) {
 
     using Latents = std::pair<std::vector<float>, std::vector<float>>;
     std::vector<Latents> fused;
-    for (std::size_t l = 0; l < levels.count; ++l) {
-        const Kernels& kernels = *levels.begin[l];
+    for (std::size_t l = 0; l < targets.count; ++l) {
+        const Kernels& kernels = *targets.begin[l];
         Encoder encoder(w, kLatent);
         const auto encode = [&](int count, int threads) {
             const auto size = static_cast<std::size_t>(count) * kLatent;
@@ -283,7 +286,7 @@ void test_encoder(const Levels& levels) {
         if (fused.size() > 1)
             check(
                 same_bits(fused.front().first, whole.first) && same_bits(fused.front().second, whole.second),
-                "the level does not matter to frames", kernels.name, 0);
+                "the SIMD target does not matter to frames", kernels.name, 0);
     }
 }
 
@@ -294,10 +297,10 @@ std::uint64_t fingerprint(std::uint64_t hash, const Result& result) {  // FNV-1a
     return hash;
 }
 
-// Ends by chance: other episodes, for which the same holds.
-void test_chance(const Player& player, const Result& by_threshold, int number) {
+// Sampled termination: other episodes, with the same properties.
+void test_sampled_termination(const Player& player, const Result& by_threshold, int number) {
     const Result whole = player.play(kCandidates, 1);
-    check(whole.lengths != by_threshold.lengths, "chance ends other episodes", player.kernels.name, number);
+    check(whole.lengths != by_threshold.lengths, "sampled termination differs", player.kernels.name, number);
     test_rollouts(player, whole, number);
     test_stepper(player, whole, number);
 }
@@ -306,22 +309,24 @@ void test_chance(const Player& player, const Result& by_threshold, int number) {
 
 int main(int count, char** arguments) {
     const bool only_bits = count == 2 && std::strcmp(arguments[1], "bits") == 0;
-    const Levels levels = supported_levels();
+    const SimdTargets targets = supported_simd_targets();
     std::uint64_t plain = 0xCBF29CE484222325U, fused = plain;
     int number = 0;
     for (const auto& [sizes, controller] : kCases) {
-        const World world(sizes, controller, static_cast<std::uint64_t>(number), kCandidates);
+        const RandomModel random_model(sizes, controller, static_cast<std::uint64_t>(number), kCandidates);
         for (const Precision precision : {Precision::float32, Precision::bfloat16}) {
-            const WorldModel model = world.model(precision), by_chance = world.model(precision, {true, 1.0});
+            const WorldModel model = random_model.model(precision),
+                             sampled = random_model.model(precision, {Termination::Mode::sample, 1.0});
             Result first;
-            for (std::size_t l = 0; l < levels.count; ++l) {
-                const Player player{*levels.begin[l], world, model};
+            for (std::size_t l = 0; l < targets.count; ++l) {
+                const Player player{*targets.begin[l], random_model, model};
                 if (precision == Precision::bfloat16 && player.kernels.step_bfloat16 == nullptr) continue;
                 const Result whole = player.play(kCandidates, 1);
                 if (!only_bits) {
                     test_rollouts(player, whole, number);
                     test_stepper(player, whole, number);
-                    if (sizes.done) test_chance({player.kernels, world, by_chance}, whole, number);
+                    if (sizes.done)
+                        test_sampled_termination({player.kernels, random_model, sampled}, whole, number);
                 }
                 if (l == 0) {
                     plain = fingerprint(plain, whole);
@@ -331,14 +336,14 @@ int main(int count, char** arguments) {
                     first = whole;
                     if (precision == Precision::float32) fused = fingerprint(fused, whole);
                 }
-                check(first == whole, "the level does not matter", player.kernels.name, number);
+                check(first == whole, "the SIMD target does not matter", player.kernels.name, number);
             }
         }
         ++number;
     }
     if (!only_bits) {
-        test_layers(levels);
-        test_encoder(levels);
+        test_layers(targets);
+        test_encoder(targets);
         return finish("core");
     }
     std::printf("float32 rollouts, plain %016llx, fused %016llx\n", static_cast<unsigned long long>(plain),

@@ -1,12 +1,12 @@
-// Every level's kernels against float64: elementary functions within the bounds of kernels/vecmath.hpp,
-// draws, and whole steps, where an error may be the rounding of the sums that lead to it.
+// Every SIMD target's kernels against float64: elementary functions within the bounds of
+// kernels/vecmath-inl.hpp,// draws, and whole steps within the rounding errors of their sums.
 #include <algorithm>
 #include <bit>
 #include <string>
 
 #include "check.hpp"
 #include "core/lanes.hpp"
-#include "world.hpp"
+#include "random_model.hpp"
 
 namespace {
 
@@ -34,7 +34,7 @@ double ulps(float got, double want) {
 
 std::vector<float> apply(const Kernels& kernels, Function f, const std::vector<float>& x) {
     std::vector<float> out(x.size());
-    kernels.elementwise(f, x.data(), out.data(), x.size());
+    kernels.testing.elementwise(f, x.data(), out.data(), x.size());
     return out;
 }
 
@@ -46,8 +46,6 @@ double truth(Function f, double x) {
             return std::log(x);
         case Function::tanh:
             return std::tanh(x);
-        case Function::sigmoid:
-            return 1.0 / (1.0 + std::exp(-x));
         case Function::sin_turns:
             return std::sin(kTau * x);
         case Function::cos_turns:
@@ -80,7 +78,6 @@ void test_elementwise(const Kernels& kernels) {
         {Function::exp, "exp to denormals", 1.5, 0.0, 0.0, inf, {span(-104.0, -87.4)}},
         {Function::log, "log", 3.0, 0.0, -inf, inf, {logarithmic, span(0.5, 2.0)}},
         {Function::tanh, "tanh", 6.0, 0.0, -1.0, 1.0, {span(-12.0, 12.0), span(-0.01, 0.01), tiny, large}},
-        {Function::sigmoid, "sigmoid", 0.0, 3e-7, 0.0, 1.0, {span(-30.0, 30.0), tiny, large}},
         {Function::sin_turns, "sin_turns", 0.0, 1.5e-7, -1.001, 1.001, {span(-3.0, 3.0), tiny}},
         {Function::cos_turns, "cos_turns", 0.0, 1.5e-7, -1.001, 1.001, {span(-3.0, 3.0), tiny}},
     };
@@ -119,7 +116,7 @@ void test_elementwise(const Kernels& kernels) {
 
 // ---- draws
 
-// Normal and uniform of one latent dimension; `radius` bounds what the normal can be wrong by.
+// Normal and uniform of one latent dimension. The error of the normal is bounded by a multiple of `radius`.
 struct Draw {
     double normal, uniform, radius;
 };
@@ -132,14 +129,14 @@ Draw draw(std::array<std::uint32_t, 2> key, std::uint32_t candidate, std::uint32
     return {radius * (dimension % 2 == 0 ? std::cos(turn) : std::sin(turn)), unit(2 + dimension % 2), radius};
 }
 
-constexpr double kNormalError = 6e-7;  // of a normal, times its radius
+constexpr double kNormalError = 6e-7;  // relative to the radius
 
 void test_draws(const Kernels& kernels) {
     const auto key = philox_key(0xFEDCBA9876543210U);
     const std::uint32_t candidate = 0x80000001U, episode = 3, step = 0xFFFFFFFFU;
     for (const std::uint32_t count : {1U, 7U, 100U}) {
         std::vector<float> out(4 * count);
-        kernels.draws(key.data(), candidate, episode, step, count, out.data());
+        kernels.testing.draws(key.data(), candidate, episode, step, count, out.data());
         for (std::uint32_t i = 0; i < count; ++i)
             for (std::uint32_t j = 0; j < 2; ++j) {
                 const Draw want = draw(key, candidate, episode, step, 2 * i + j);
@@ -154,8 +151,8 @@ void test_draws(const Kernels& kernels) {
         Numbers numbers(latent);
         const auto mu = numbers.floats(latent, 1.0F), logvar = numbers.floats(latent, 3.0F);
         std::vector<float> z(latent + 1, 7.0F);
-        kernels.start(key.data(), candidate, episode, static_cast<int>(latent), mu.data(), logvar.data(),
-                      z.data());
+        kernels.initial_latent(key.data(), candidate, episode, static_cast<int>(latent), mu.data(),
+                               logvar.data(), z.data());
         for (std::uint32_t d = 0; d < latent; ++d) {
             const Draw want = draw(key, candidate, episode, 0, d);
             const double spread = std::exp(static_cast<double>(logvar[d]) / 2.0);
@@ -169,20 +166,20 @@ void test_draws(const Kernels& kernels) {
 
 // ---- steps
 
-// A sum in float64 and what its float32 twin may be wrong by.
+// A sum in float64 and an error bound of its float32 counterpart.
 struct Sum {
     double value, error;
 };
 
 struct Reference {
-    const World& world;
+    const RandomModel& random_model;
     Precision precision;
 
     double rounded(float x) const {
         return static_cast<double>(precision == Precision::bfloat16 ? std::bit_cast<float>(bfloat16(x) << 16)
                                                                     : x);
     }
-    // bias + w . x over two stretches, the weights lying side by side in each.
+    // bias + w1 . x1 + w2 . x2
     Sum dot(float bias, const float* w1, const std::vector<float>& x1, const float* w2,
             const std::vector<float>& x2) const {
         double sum = static_cast<double>(bias), magnitude = std::fabs(sum);
@@ -198,7 +195,8 @@ struct Reference {
         return {sum, kEps * static_cast<double>(x1.size() + x2.size() + 1) * magnitude};
     }
     Sum head(std::size_t row, const std::vector<float>& h) const {
-        return dot(world.head_bias[row], world.head.data() + row * world.hidden, h, nullptr, {});
+        return dot(random_model.head_bias[row], random_model.head.data() + row * random_model.hidden, h,
+                   nullptr, {});
     }
 };
 
@@ -212,7 +210,7 @@ double sigmoid(double x) {
     return 1.0 / (1.0 + std::exp(-x));
 }
 
-// One layer of the controller on features that may be wrong themselves; w points at its weights.
+// One layer of the controller, whose features have error bounds too. w points at its weights.
 std::vector<Sum> layer(const float* w, std::size_t rows, bool bias, const std::vector<Sum>& features) {
     std::vector<Sum> out;
     for (std::size_t r = 0; r < rows; ++r) {
@@ -234,8 +232,9 @@ struct Before {
     std::vector<float> z, c, h;
 };
 
-void check_actions(const World& world, const Lanes& lanes, const Before& before, int lane, const char* name) {
-    const ControllerView& c = world.controller;
+void check_actions(const RandomModel& random_model, const Lanes& lanes, const Before& before, int lane,
+                   const char* name) {
+    const ControllerView& c = random_model.controller;
     const auto bias = static_cast<std::size_t>(c.bias), units = static_cast<std::size_t>(c.hidden_units);
     std::vector<Sum> features;
     const auto append = [&](const std::vector<float>& part) {
@@ -244,18 +243,18 @@ void check_actions(const World& world, const Lanes& lanes, const Before& before,
     append(before.z);
     if (c.use_c) append(before.c);
     if (c.use_h) append(before.h);
-    const float* w = world.params.data() + static_cast<std::size_t>(lane) * world.params_size;
+    const float* w = random_model.params.data() + static_cast<std::size_t>(lane) * random_model.params_size;
     if (units > 0) {
         const std::size_t size = units * (features.size() + bias);
         features = layer(w, units, c.bias, features);
         w += size;
     }
-    auto actions = layer(w, static_cast<std::size_t>(world.sizes.action), c.bias, features);
+    auto actions = layer(w, static_cast<std::size_t>(random_model.sizes.action), c.bias, features);
     if (c.carracing) {
         actions[1].value = (actions[1].value + 1.0) / 2.0;
         actions[2].value = std::max(actions[2].value, 0.0);
     }
-    for (int a = 0; a < world.sizes.action; ++a) {
+    for (int a = 0; a < random_model.sizes.action; ++a) {
         const Sum& want = actions[static_cast<std::size_t>(a)];
         check(std::fabs(static_cast<double>(lanes.action(lane, a)) - want.value) <= want.error, "action",
               name, lane);
@@ -264,16 +263,17 @@ void check_actions(const World& world, const Lanes& lanes, const Before& before,
 
 void check_state(const Reference& reference, const Lanes& lanes, const Before& before, bool first, int lane,
                  const char* name) {
-    const World& world = reference.world;
+    const RandomModel& random_model = reference.random_model;
     std::vector<float> x = before.z;
-    for (int a = 0; a < world.sizes.action; ++a) x.push_back(lanes.action(lane, a));
-    if (world.sizes.restart) x.push_back(first ? 1.0F : 0.0F);
-    for (std::size_t k = 0; k < world.hidden; ++k) {
+    for (int a = 0; a < random_model.sizes.action; ++a) x.push_back(lanes.action(lane, a));
+    if (random_model.sizes.restart) x.push_back(first ? 1.0F : 0.0F);
+    for (std::size_t k = 0; k < random_model.hidden; ++k) {
         Sum gates[4];  // i, f, g, o
         for (std::size_t g = 0; g < 4; ++g) {
-            const std::size_t row = g * world.hidden + k;
-            gates[g] = reference.dot(world.bias[row], world.input.data() + row * world.inputs, x,
-                                     world.recurrent.data() + row * world.hidden, before.h);
+            const std::size_t row = g * random_model.hidden + k;
+            gates[g] =
+                reference.dot(random_model.bias[row], random_model.input.data() + row * random_model.inputs,
+                              x, random_model.recurrent.data() + row * random_model.hidden, before.h);
         }
         const auto& [i, f, g, o] = gates;
         const double old = static_cast<double>(before.c[k]);
@@ -287,19 +287,19 @@ void check_state(const Reference& reference, const Lanes& lanes, const Before& b
     }
 }
 
-// The heads, on the h that the step has made; the next latent from the component that the step has drawn.
+// The heads, from the step's h; the next latent, from the step's component.
 void check_heads(const Reference& reference, const Lanes& lanes, std::array<std::uint32_t, 2> key,
                  std::uint32_t episode, std::uint32_t step, float temperature, int lane, const char* name) {
-    const World& world = reference.world;
-    const auto h = column(lanes.block().h, world.sizes.hidden, lane);
-    const auto mixtures = static_cast<std::size_t>(world.sizes.mixtures);
+    const RandomModel& random_model = reference.random_model;
+    const auto h = column(lanes.block().h, random_model.sizes.hidden, lane);
+    const auto mixtures = static_cast<std::size_t>(random_model.sizes.mixtures);
     const auto near = [&](float got, Sum want, const char* what) {
         check(std::fabs(static_cast<double>(got) - want.value) <= want.error, what, name, lane);
     };
     std::size_t row = 0;
-    if (world.sizes.done) near(lanes.done_logit(lane), reference.head(row++, h), "done logit");
-    if (world.sizes.reward) near(lanes.reward(lane), reference.head(row++, h), "reward");
-    for (int d = 0; d < world.sizes.latent; ++d, row += 3 * mixtures) {
+    if (random_model.sizes.done) near(lanes.done_logit(lane), reference.head(row++, h), "done logit");
+    if (random_model.sizes.reward) near(lanes.reward(lane), reference.head(row++, h), "reward");
+    for (int d = 0; d < random_model.sizes.latent; ++d, row += 3 * mixtures) {
         const std::size_t at = static_cast<std::size_t>(d) * kBlock + static_cast<std::size_t>(lane);
         const Draw random =
             draw(key, static_cast<std::uint32_t>(lane), episode, step, static_cast<std::uint32_t>(d));
@@ -319,7 +319,7 @@ void check_heads(const Reference& reference, const Lanes& lanes, std::array<std:
         check(chosen < mixtures, "component is in range", name, lane);
         if (chosen >= mixtures) continue;
         if (temperature == 0.0F) {
-            check(logits[chosen].value >= largest - 2.0 * unsure, "likeliest component", name, lane);
+            check(logits[chosen].value >= largest - 2.0 * unsure, "most probable component", name, lane);
         } else {
             double total = 0.0, below = 0.0;
             for (std::size_t k = 0; k < mixtures; ++k) {
@@ -341,70 +341,72 @@ void check_heads(const Reference& reference, const Lanes& lanes, std::array<std:
                              kEps * std::fabs(mean.value + part);
         near(lanes.z(lane, d), {mean.value + part, error}, "next latent");
     }
-    if (world.sizes.restart)
-        check(lanes.block().x[(world.inputs - 1) * kBlock + static_cast<std::size_t>(lane)] == 0.0F,
+    if (random_model.sizes.restart)
+        check(lanes.block().x[(random_model.inputs - 1) * kBlock + static_cast<std::size_t>(lane)] == 0.0F,
               "the restart flag is cleared", name, lane);
 }
 
-void test_steps(const Kernels& kernels, Precision precision, const World& world, float temperature,
-                int number) {
+void test_steps(const Kernels& kernels, Precision precision, const RandomModel& random_model,
+                float temperature, int number) {
     constexpr std::uint64_t kSeed = 0x123456789ABCDEFU;
     constexpr std::uint32_t kEpisode = 5;
     constexpr int kSteps = 3;
-    const WorldModel model = world.model(precision);
-    const Reference reference{world, precision};
+    const WorldModel model = random_model.model(precision);
+    const Reference reference{random_model, precision};
     const Sampling sampling = make_sampling(kSeed, temperature);
     const std::string name = std::string(kernels.name) +
                              (precision == Precision::bfloat16 ? ", bfloat16, world " : ", world ") +
                              std::to_string(number);
     const auto begin = [&](Lanes& lanes, int count) {
         for (int lane = 0; lane < count; ++lane)
-            lanes.start(kernels, model, kSeed, static_cast<std::uint32_t>(lane), kEpisode,
-                        world.params.data() + static_cast<std::size_t>(lane) * world.params_size, lane);
+            lanes.start(
+                kernels, model, kSeed, static_cast<std::uint32_t>(lane), kEpisode,
+                random_model.params.data() + static_cast<std::size_t>(lane) * random_model.params_size, lane);
     };
 
     // A full block against float64, one step at a time.
-    Lanes full(model, &world.controller);
+    Lanes full(model, &random_model.controller);
     begin(full, kBlock);
     for (std::uint32_t at = 1; at <= kSteps; ++at) {
         std::vector<Before> before;
         for (int lane = 0; lane < kBlock; ++lane)
-            before.push_back({column(full.block().x, world.sizes.latent, lane),
-                              column(full.block().c, world.sizes.hidden, lane),
-                              column(full.block().h, world.sizes.hidden, lane)});
-        step(kernels, model, &world.controller, sampling, full.block(), kBlock);
+            before.push_back({column(full.block().x, random_model.sizes.latent, lane),
+                              column(full.block().c, random_model.sizes.hidden, lane),
+                              column(full.block().h, random_model.sizes.hidden, lane)});
+        step(kernels, model, &random_model.controller, sampling, full.block(), kBlock);
         for (int lane = 0; lane < kBlock; ++lane) {
             const Before& old = before[static_cast<std::size_t>(lane)];
-            check_actions(world, full, old, lane, name.c_str());
+            check_actions(random_model, full, old, lane, name.c_str());
             check_state(reference, full, old, at == 1, lane, name.c_str());
             check_heads(reference, full, philox_key(kSeed), kEpisode, at, temperature, lane, name.c_str());
             ++full.block().step[lane];
         }
     }
 
-    // Fewer lanes take other kernels and give the same bits, whatever the empty lanes hold.
+    // Other kernels serve fewer lanes and give the same bits, even with NaN in the idle lanes.
     for (int count = 1; count < kBlock; ++count) {
-        Lanes some(model, &world.controller);
+        Lanes some(model, &random_model.controller);
         for (int lane = count; lane < kBlock; ++lane) {
-            for (std::size_t r = 0; r < world.inputs; ++r)
+            for (std::size_t r = 0; r < random_model.inputs; ++r)
                 some.block().x[r * kBlock + static_cast<std::size_t>(lane)] = kNan;
-            for (std::size_t r = 0; r < world.hidden; ++r)
+            for (std::size_t r = 0; r < random_model.hidden; ++r)
                 some.block().h[r * kBlock + static_cast<std::size_t>(lane)] =
                     some.block().c[r * kBlock + static_cast<std::size_t>(lane)] = kNan;
         }
         begin(some, count);
         for (int at = 0; at < kSteps; ++at) {
-            step(kernels, model, &world.controller, sampling, some.block(), count);
+            step(kernels, model, &random_model.controller, sampling, some.block(), count);
             for (int lane = 0; lane < count; ++lane) ++some.block().step[lane];
         }
         for (int lane = 0; lane < count; ++lane) {
             const auto equal = [&](const float* a, const float* b, int rows) {
                 return same_bits(column(a, rows, lane), column(b, rows, lane));
             };
-            check(equal(some.block().x, full.block().x, static_cast<int>(world.inputs)) &&
-                      equal(some.block().c, full.block().c, world.sizes.hidden) &&
-                      equal(some.block().h, full.block().h, world.sizes.hidden) &&
-                      equal(some.block().head, full.block().head, world.sizes.done + world.sizes.reward),
+            check(equal(some.block().x, full.block().x, static_cast<int>(random_model.inputs)) &&
+                      equal(some.block().c, full.block().c, random_model.sizes.hidden) &&
+                      equal(some.block().h, full.block().h, random_model.sizes.hidden) &&
+                      equal(some.block().head, full.block().head,
+                            random_model.sizes.done + random_model.sizes.reward),
                   "the number of lanes does not matter", name.c_str(), count);
         }
     }
@@ -413,9 +415,9 @@ void test_steps(const Kernels& kernels, Precision precision, const World& world,
 }  // namespace
 
 int main() {
-    const Levels levels = supported_levels();
-    for (std::size_t l = 0; l < levels.count; ++l) {
-        const Kernels& kernels = *levels.begin[l];
+    const SimdTargets targets = supported_simd_targets();
+    for (std::size_t l = 0; l < targets.count; ++l) {
+        const Kernels& kernels = *targets.begin[l];
         std::printf("%s\n", kernels.name);
         test_elementwise(kernels);
         test_draws(kernels);
@@ -423,9 +425,9 @@ int main() {
             if (precision == Precision::bfloat16 && kernels.step_bfloat16 == nullptr) continue;
             int number = 0;
             for (const auto& [sizes, controller] : kCases) {
-                const World world(sizes, controller, static_cast<std::uint64_t>(number), kBlock);
-                test_steps(kernels, precision, world, 1.15F, number);
-                test_steps(kernels, precision, world, 0.0F, number);
+                const RandomModel random_model(sizes, controller, static_cast<std::uint64_t>(number), kBlock);
+                test_steps(kernels, precision, random_model, 1.15F, number);
+                test_steps(kernels, precision, random_model, 0.0F, number);
                 ++number;
             }
         }

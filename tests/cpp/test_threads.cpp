@@ -1,5 +1,5 @@
-// One object called from several threads at once: the results of one thread alone, bit for bit. The thread
-// sanitizer's build says that it was no luck.
+// One object called from several threads at once gives the bits of one thread. The thread sanitizer checks
+// the same calls for data races.
 #include <sys/wait.h>
 
 #include <algorithm>
@@ -11,10 +11,11 @@
 #include "core/cmaes.hpp"
 #include "core/dream.hpp"
 #include "core/encoder.hpp"
-#include "core/level.hpp"
 #include "core/lock.hpp"
-#include "core/memory.hpp"
-#include "world.hpp"
+#include "core/lstm_state.hpp"
+#include "core/simd_target.hpp"
+#include "core/stepper.hpp"
+#include "random_model.hpp"
 
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
@@ -81,40 +82,40 @@ void test_encoder(const Kernels& kernels) {
     });
 }
 
-void test_memory(const Kernels& kernels, const World& world, const WorldModel& model) {
+void test_lstm_state(const Kernels& kernels, const RandomModel& random_model, const WorldModel& model) {
     constexpr int kCounts[kThreads] = {1, 3, 40, 70}, kMost = 70;
     Numbers numbers(9);
     const auto rows = [&](int columns) { return numbers.floats(size(kMost) * size(columns), 0.9F); };
-    const std::vector<float> z = rows(world.sizes.latent), actions = rows(world.sizes.action),
-                             h = rows(world.sizes.hidden), c = rows(world.sizes.hidden);
+    const std::vector<float> z = rows(random_model.sizes.latent), actions = rows(random_model.sizes.action),
+                             h = rows(random_model.sizes.hidden), c = rows(random_model.sizes.hidden);
     bool restart[kMost];
     for (int row = 0; row < kMost; ++row) restart[row] = row % 3 == 0;
-    const auto remember = [&](const Memory& memory, int count, int team) {
+    const auto advance = [&](const LstmState& lstm, int count, int team) {
         std::vector<float> out_h = h, out_c = c;
-        memory.remember_unchecked(
-            kernels, {count, z.data(), actions.data(), restart, out_h.data(), out_c.data()}, team);
+        lstm.advance_unchecked(kernels,
+                               {count, z.data(), actions.data(), restart, out_h.data(), out_c.data()}, team);
         out_h.insert(out_h.end(), out_c.begin(), out_c.end());
         return out_h;
     };
-    const Memory memory(model);
+    const LstmState lstm(model);
     std::vector<float> want[kThreads];
-    for (int t = 0; t < kThreads; ++t) want[t] = remember(Memory(model), kCounts[t], 1);
+    for (int t = 0; t < kThreads; ++t) want[t] = advance(LstmState(model), kCounts[t], 1);
     at_once(kThreads, [&](int t) {
         for (int round = 0; round < 20; ++round) {
             const int which = (t + round) % kThreads;
-            const std::vector<float> found = remember(memory, kCounts[which], 1 + t % 2);
-            if (!same_bits(found, want[which])) check(false, "threads share a memory", kernels.name, t);
+            const std::vector<float> found = advance(lstm, kCounts[which], 1 + t % 2);
+            if (!same_bits(found, want[which])) check(false, "threads share an LSTM state", kernels.name, t);
         }
     });
 }
 
-void test_rollouts(const Kernels& kernels, const World& world, const WorldModel& model) {
+void test_rollouts(const Kernels& kernels, const RandomModel& random_model, const WorldModel& model) {
     constexpr std::uint32_t kCandidates = 3, kEpisodes = 13;
     const auto play = [&](std::uint64_t seed, int team) {
         std::vector<float> returns(kCandidates * kEpisodes);
         std::vector<std::int32_t> lengths(returns.size());
         RolloutArgs args{};
-        args.params = world.params.data();
+        args.params = random_model.params.data();
         args.candidates = kCandidates;
         args.episodes = kEpisodes;
         args.seed = seed;
@@ -123,7 +124,7 @@ void test_rollouts(const Kernels& kernels, const World& world, const WorldModel&
         args.threads = team;
         args.returns = returns.data();
         args.lengths = lengths.data();
-        rollout_unchecked(kernels, model, world.controller, args, {});
+        rollout_unchecked(kernels, model, random_model.controller, args, {});
         for (const std::int32_t length : lengths) returns.push_back(static_cast<float>(length));
         return returns;
     };
@@ -138,11 +139,11 @@ void test_rollouts(const Kernels& kernels, const World& world, const WorldModel&
     });
 }
 
-// Steps take turns: after as many of them, whoever made them, the state is the same.
-void test_stepper(const Kernels& kernels, const World& world, const WorldModel& model) {
+// Steps are serialised: the final state depends on their number, not on the threads that made them.
+void test_stepper(const Kernels& kernels, const RandomModel& random_model, const WorldModel& model) {
     constexpr int kEnvs = kBlock + 7, kSteps = 6;
-    const std::size_t features = size(world.sizes.latent + 2 * world.sizes.hidden);
-    const std::vector<float> actions(size(kEnvs) * size(world.sizes.action), 0.3F);
+    const std::size_t features = size(random_model.sizes.latent + 2 * random_model.sizes.hidden);
+    const std::vector<float> actions(size(kEnvs) * size(random_model.sizes.action), 0.3F);
     std::vector<std::uint64_t> seeds(kEnvs);
     std::vector<std::uint32_t> candidates(kEnvs), episodes(kEnvs, 2);
     for (int env = 0; env < kEnvs; ++env) {
@@ -162,7 +163,8 @@ void test_stepper(const Kernels& kernels, const World& world, const WorldModel& 
                 stepper.observe_unchecked(true, true, 1, seen.data());
             }
         });
-        std::vector<float> inputs(size(kEnvs) * world.inputs), h(size(kEnvs) * world.hidden), c(h.size());
+        std::vector<float> inputs(size(kEnvs) * random_model.inputs), h(size(kEnvs) * random_model.hidden),
+            c(h.size());
         std::vector<std::uint64_t> seed(kEnvs);
         std::vector<std::uint32_t> candidate(kEnvs), episode(kEnvs), step(kEnvs);
         const StepperState state{inputs.data(),    h.data(),       c.data(),   seed.data(),
@@ -172,7 +174,7 @@ void test_stepper(const Kernels& kernels, const World& world, const WorldModel& 
               kernels.name, threads);
         check(step == std::vector<std::uint32_t>(kEnvs, 1 + static_cast<std::uint32_t>(threads * steps)),
               "no step is lost", kernels.name, threads);
-        // what was got can be set, and goes on alike
+        // a copied state continues in the same way
         Stepper other(model, kEnvs);
         other.set_state_unchecked(state);
         std::vector<float> rewards(kEnvs), seen(size(kEnvs) * features), seen_too(seen.size());
@@ -181,7 +183,7 @@ void test_stepper(const Kernels& kernels, const World& world, const WorldModel& 
             each->step_unchecked(kernels, 1.1F, actions.data(), 1, rewards.data(), dones);
             each->observe_unchecked(true, true, 1, (each == &stepper ? seen : seen_too).data());
         }
-        check(same_bits(seen, seen_too), "a stepper's state is all of it", kernels.name, threads);
+        check(same_bits(seen, seen_too), "a stepper's state is complete", kernels.name, threads);
         return seen;
     };
     check(same_bits(play(kThreads, kSteps), play(1, kThreads * kSteps)), "threads share a stepper",
@@ -194,7 +196,7 @@ void test_cmaes(const Kernels& kernels) {
         Guarded<Cmaes> cmaes{Cmaes(cmaes_parameters(kSize, kPopsize, true, false),
                                    std::vector<double>(size(kSize), 1.0), 0.5, 1, false, nullptr),
                              {}};
-        cmaes.object.gap() = 1e9;  // no decomposition: there is no LAPACK here
+        cmaes.object.set_gap(1e9);  // no decomposition: there is no LAPACK here
         at_once(threads, [&](int t) {
             for (int g = 0; g < generations; ++g) {
                 const std::lock_guard hold(cmaes.lock);
@@ -214,13 +216,13 @@ void test_cmaes(const Kernels& kernels) {
           0);
 }
 
-void test_level() {
-    const std::vector<std::string> names = level_names();
+void test_simd_target() {
+    const std::vector<std::string> names = simd_target_names();
     at_once(kThreads, [&](int t) {
         for (int round = 0; round < 100; ++round) {
-            if (t % 2 == 0) set_level(names[size(round) % names.size()]);
-            if (std::find(names.begin(), names.end(), current_level().name) == names.end())
-                check(false, "a level is one of them", current_level().name, t);
+            if (t % 2 == 0) set_simd_target(names[size(round) % names.size()]);
+            if (std::find(names.begin(), names.end(), current_simd_target().name) == names.end())
+                check(false, "the SIMD target in use is one of them", current_simd_target().name, t);
         }
     });
 }
@@ -232,7 +234,7 @@ void test_pool() {
             const auto loan = pool.borrow(), other = pool.borrow();
             loan->assign(5, t);
             other->assign(5, -1);
-            if (*loan != std::vector<int>(5, t)) check(false, "a loan is nobody else's", "pool", t);
+            if (*loan != std::vector<int>(5, t)) check(false, "a loan is exclusive", "pool", t);
         }
     });
     try {
@@ -244,9 +246,9 @@ void test_pool() {
     }
 }
 
-// A lock that a fork has left locked is refused in the child, one that was free is taken.
+// In a forked child, a lock that another thread held is refused and a free one is taken.
 void test_fork() {
-#ifndef WORLDMODELS_TSAN  // which does not let a process with threads fork
+#ifndef WORLDMODELS_TSAN  // which does not support forking a process with threads
     Lock held, free;
     std::atomic<int> step{0};
     std::thread holder([&] {
@@ -258,7 +260,7 @@ void test_fork() {
     step.wait(0);
     const pid_t child = fork();
     if (child == 0) {
-        alarm(20);  // a lock that waits ends the child
+        alarm(20);  // kills a child that waits for the lock
         free.lock();
         try {
             held.lock();
@@ -269,7 +271,7 @@ void test_fork() {
     }
     int status = -1;
     waitpid(child, &status, 0);
-    check(status == 0, "a lock of a thread that is gone is refused", "fork", status);
+    check(status == 0, "a lock lost in a fork is refused", "fork", status);
     step = 2;
     step.notify_all();
     holder.join();
@@ -283,20 +285,22 @@ void test_fork() {
 int main() {
     test_fork();  // before OpenMP has threads
     test_pool();
-    const Levels levels = supported_levels();
-    for (std::size_t l = 0; l < levels.count; ++l) {
-        const Kernels& kernels = *levels.begin[l];
+    const SimdTargets targets = supported_simd_targets();
+    for (std::size_t l = 0; l < targets.count; ++l) {
+        const Kernels& kernels = *targets.begin[l];
         test_encoder(kernels);
         test_cmaes(kernels);
         for (const std::size_t number : {std::size_t{0}, std::size_t{3}}) {
             const auto& [sizes, controller] = kCases[number];
-            const World world(sizes, controller, number, 3);
-            const WorldModel model = world.model(Precision::float32, {sizes.done, 1.0});
-            test_memory(kernels, world, model);
-            test_rollouts(kernels, world, model);
-            test_stepper(kernels, world, model);
+            const RandomModel random_model(sizes, controller, number, 3);
+            const WorldModel model = random_model.model(
+                Precision::float32,
+                {sizes.done ? Termination::Mode::sample : Termination::Mode::threshold, 1.0});
+            test_lstm_state(kernels, random_model, model);
+            test_rollouts(kernels, random_model, model);
+            test_stepper(kernels, random_model, model);
         }
     }
-    test_level();
+    test_simd_target();
     return finish("threads");
 }

@@ -73,7 +73,7 @@ class Stopping:
     def reasons(self, core: Cmaes, sigma0: float, popsize: int, evaluations: int, fbest: float) -> dict[str, float]:
         """Return the limits that are met, by name; those of noeffectaxis and noeffectcoord are 0."""
         limit = self.limits
-        mean, sigma, scales = core.mean, core.sigma, core.scales
+        mean, sigma, scales = core.mean, core.sigma, core.D
         stds = sigma * np.sqrt(core.variances())
         n = mean.size
         recent = self.best[-(10 + math.ceil(30 * n / popsize)) :]

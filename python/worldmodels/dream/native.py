@@ -221,13 +221,12 @@ class Dream:
             self._model,
             self._shape,
             float_array("params", params, ("P", self.controller.size)),
-            check_integer("episodes", episodes, 1, 2**31 - 1),
-            check_seed(seed),
-            bool(common_seeds),
-            self.temperature,
-            self._max_steps(max_steps),
-            check_threads(num_threads),
-            self.termination == "expected",
+            episodes=check_integer("episodes", episodes, 1, 2**31 - 1),
+            seed=check_seed(seed),
+            common_random_numbers=bool(common_seeds),
+            temperature=self.temperature,
+            max_steps=self._max_steps(max_steps),
+            num_threads=check_threads(num_threads),
         )
         return DreamResult(returns, lengths), computed
 
@@ -263,12 +262,11 @@ class Dream:
             self._model,
             self._shape,
             float_array("params", params, (self.controller.size,)),
-            check_integer("candidate", candidate, 0, 2**31 - 1),
-            check_integer("episode", episode, 0, 2**31 - 1),
-            check_seed(seed),
-            self.temperature,
-            self._max_steps(max_steps),
-            self.termination == "expected",
+            candidate=check_integer("candidate", candidate, 0, 2**31 - 1),
+            episode=check_integer("episode", episode, 0, 2**31 - 1),
+            seed=check_seed(seed),
+            temperature=self.temperature,
+            max_steps=self._max_steps(max_steps),
         )
         done = None if done_logit is None else done_logit[:length].copy()
         return DreamTrace(z[: length + 1].copy(), action[:length].copy(), done, reward[:length].copy())

@@ -77,8 +77,8 @@ class LSTMState:
             h[restart] = c[restart] = 0
             latents = float_array("z", z, (count, self._latent_size))
             taken = float_array("actions", actions, (count, self._action_size))
-            self.h[env_ids], self.c[env_ids] = self._core.core.remember(latents, taken, restart, h, c, self._threads)
+            self.h[env_ids], self.c[env_ids] = self._core.core.advance(latents, taken, restart, h, c, self._threads)
 
 
-def _lstm_state(model: Native[_core.WorldModel]) -> _core.Memory:
-    return _core.Memory(model.core)
+def _lstm_state(model: Native[_core.WorldModel]) -> _core.LstmState:
+    return _core.LstmState(model.core)

@@ -76,7 +76,8 @@ def native_model(
         initial_logvar=logvar,
         initial_h=h,
         initial_c=c,
-        done_weight=None if check_termination(termination, mdnrnn) == "threshold" else mdnrnn.done_pos_weight,
+        termination=check_termination(termination, mdnrnn),
+        done_pos_weight=mdnrnn.done_pos_weight,
         **weights,
     )
 

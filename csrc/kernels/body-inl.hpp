@@ -1,20 +1,19 @@
-// The parts of a step that both precisions share: LSTM units, controller, choice of components. Included
-// inside an ISA's anonymous namespace.
+// The float32 parts of a step in either precision: LSTM units, the controller, the choice of components.
 
-// Vectors that hold `lanes` lanes.
+// Number of vectors that hold `lanes` lanes.
 inline int vectors_of(int lanes) {
     return (lanes + kLanes - 1) / kLanes;
 }
 
 // One unit's output from its gates i, f, g, o, which lie `stride` apart: c' = sigmoid(f) c + sigmoid(i)
 // tanh(g); h' = sigmoid(o) tanh(c'). Two divisions.
-inline V lstm_unit(const float* gates, int stride, V& c) {
+inline VecF lstm_unit(const float* gates, int stride, VecF& c) {
     const Ratio i = tanh_ratio(load(gates) * 0.5F);
     const Ratio f = tanh_ratio(load(gates + stride) * 0.5F);
     const Ratio g = tanh_ratio(load(gates + 2 * stride));
     const Ratio o = tanh_ratio(load(gates + 3 * stride) * 0.5F);
-    const V ig = i.under * g.under;
-    const V kept = c * (f.under + f.over) * ig;
+    const VecF ig = i.under * g.under;
+    const VecF kept = c * (f.under + f.over) * ig;
     c = fma((i.under + i.over) * g.over, f.under, kept) * 0.5F / (ig * f.under);
     const Ratio t = tanh_ratio(c);
     return (o.under + o.over) * t.over * 0.5F / (o.under * t.under);
@@ -23,9 +22,9 @@ inline V lstm_unit(const float* gates, int stride, V& c) {
 // Sums `count` features into R rows of a layer whose parameters are one column per lane.
 template <int R>
 inline void layer_part(const float* w, std::ptrdiff_t columns, const float* features, int count,
-                       V (&acc)[R]) {
+                       VecF (&acc)[R]) {
     for (int k = 0; k < count; ++k) {
-        const V f = load(features + k * kBlock);
+        const VecF f = load(features + k * kBlock);
         for (int r = 0; r < R; ++r) acc[r] = fma(load(w + (r * columns + k) * kBlock), f, acc[r]);
     }
 }
@@ -38,8 +37,8 @@ struct Features {
 
 template <int R>
 inline void layer_rows(const float* w, const float* bias, const Features& f, float* out) {
-    V acc[R];
-    for (int r = 0; r < R; ++r) acc[r] = bias ? load(bias + r * kBlock) : V{};
+    VecF acc[R];
+    for (int r = 0; r < R; ++r) acc[r] = bias ? load(bias + r * kBlock) : VecF{};
     int column = 0;
     for (int p = 0; p < 3; ++p) {
         layer_part<R>(w + column * kBlock, f.columns(), f.part[p], f.count[p], acc);
@@ -79,24 +78,24 @@ inline void act(const ModelView& m, const ControllerView& c, Block& block, int v
     }
 }
 
-// The component of one dimension: from softmax(logits / temperature) by inversion, or the first largest.
-// logit(k) gives component k's logits.
+// The component of one dimension: sampled from softmax(logits / temperature) by inversion, or the argmax.
+// logit(k) returns the logits of component k.
 template <class Logit>
-inline I choose(Logit logit, int mixtures, V uniform, const Sampling& s) {
-    V largest = logit(0);
-    I best = I{};
+inline VecI choose(Logit logit, int mixtures, VecF uniform, const Sampling& s) {
+    VecF largest = logit(0);
+    VecI best = VecI{};
     for (int k = 1; k < mixtures; ++k) {
-        const V next = logit(k);
-        const I more = next > largest;
+        const VecF next = logit(k);
+        const VecI more = next > largest;
         largest = more ? next : largest;
         best = more ? splat_int(k) : best;
     }
     if (s.greedy) return best;
-    V total = V{};
+    VecF total = VecF{};
     for (int k = 0; k < mixtures; ++k) total += exp((logit(k) - largest) * s.inverse_temperature);
-    const V target = uniform * total;
-    V sum = V{};
-    I component = I{};
+    const VecF target = uniform * total;
+    VecF sum = VecF{};
+    VecI component = VecI{};
     for (int k = 0; k + 1 < mixtures; ++k) {
         sum += exp((logit(k) - largest) * s.inverse_temperature);
         component -= target >= sum;  // a true comparison is -1
@@ -108,22 +107,22 @@ inline void choose_components(const ModelView& m, const Sampling& s, Block& bloc
     const float* const logits = block.head + m.score_row() * kBlock;
     for (int n = 0; n < vectors; ++n) {
         const int at = n * kLanes;
-        U candidate, episode, step;
+        VecU candidate, episode, step;
         __builtin_memcpy(&candidate, block.candidate + at, sizeof candidate);
         __builtin_memcpy(&episode, block.episode + at, sizeof episode);
         __builtin_memcpy(&step, block.step + at, sizeof step);
-        U key[2]{};
+        VecU key[2]{};
         if (block.keys != nullptr)
             for (int word = 0; word < 2; ++word)
                 __builtin_memcpy(&key[word], block.keys + word * kBlock + at, sizeof key[word]);
         for (int d = 0; d < m.latent; d += 2) {
-            const U pair = splat_bits(static_cast<std::uint32_t>(d / 2));
+            const VecU pair = splat_bits(static_cast<std::uint32_t>(d / 2));
             const Draws draws = block.keys == nullptr
                                     ? draw(pair, step, episode, candidate, s.key[0], s.key[1])
                                     : draw(pair, step, episode, candidate, key[0], key[1]);
             for (int j = 0; j < 2 && d + j < m.latent; ++j) {
                 const float* const own = logits + (d + j) * m.mixtures * kBlock + at;
-                const I component =
+                const VecI component =
                     choose([own](int k) { return load(own + k * kBlock); }, m.mixtures, draws.uniform[j], s);
                 __builtin_memcpy(block.component + (d + j) * kBlock + at, &component, sizeof component);
                 store(block.noise + (d + j) * kBlock + at, draws.normal[j] * s.noise_scale);
@@ -132,12 +131,12 @@ inline void choose_components(const ModelView& m, const Sampling& s, Block& bloc
     }
 }
 
-// The same for few lanes: vectors of pairs of dimensions instead of lanes.
-inline void choose_components_few(const ModelView& m, const Sampling& s, Block& block, int lanes) {
+// The narrow kernel: vectors of pairs of dimensions instead of lanes.
+inline void choose_components_narrow(const ModelView& m, const Sampling& s, Block& block, int lanes) {
     for (int lane = 0; lane < lanes; ++lane) {
         const float* const logits = block.head + m.score_row() * kBlock + lane;
-        const U step = splat_bits(block.step[lane]), episode = splat_bits(block.episode[lane]),
-                candidate = splat_bits(block.candidate[lane]);
+        const VecU step = splat_bits(block.step[lane]), episode = splat_bits(block.episode[lane]),
+                   candidate = splat_bits(block.candidate[lane]);
         const std::uint32_t* const keys = block.keys == nullptr ? s.key : block.keys + lane;
         const std::uint32_t key0 = keys[0], key1 = keys[block.keys == nullptr ? 1 : kBlock];
         for (int first = 0; first < m.latent; first += 2 * kLanes) {
@@ -145,13 +144,13 @@ inline void choose_components_few(const ModelView& m, const Sampling& s, Block& 
                 draw(counting(static_cast<std::uint32_t>(first / 2)), step, episode, candidate, key0, key1);
             for (int j = 0; j < 2; ++j) {
                 const auto logit = [&](int k) {
-                    V x = V{};
+                    VecF x = VecF{};
                     for (int i = 0, d = first + j; i < kLanes && d < m.latent; ++i, d += 2)
                         x[i] = logits[(d * m.mixtures + k) * kBlock];
                     return x;
                 };
-                const I component = choose(logit, m.mixtures, draws.uniform[j], s);
-                const V noise = draws.normal[j] * s.noise_scale;
+                const VecI component = choose(logit, m.mixtures, draws.uniform[j], s);
+                const VecF noise = draws.normal[j] * s.noise_scale;
                 for (int i = 0, d = first + j; i < kLanes && d < m.latent; ++i, d += 2) {
                     block.component[d * kBlock + lane] = component[i];
                     block.noise[d * kBlock + lane] = noise[i];
@@ -161,6 +160,6 @@ inline void choose_components_few(const ModelView& m, const Sampling& s, Block& 
     }
 }
 
-inline V sample(V mean, V logstd, V noise) {
+inline VecF sample(VecF mean, VecF logstd, VecF noise) {
     return fma(exp(maximum(minimum(logstd, kLogstdMax), kLogstdMin)), noise, mean);
 }

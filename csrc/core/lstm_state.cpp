@@ -1,5 +1,5 @@
-// M's memory in the real world, a block of rows at a time.
-#include "core/memory.hpp"
+// The LSTM state of environments, advanced a block of rows at a time.
+#include "core/lstm_state.hpp"
 
 #include <algorithm>
 
@@ -8,7 +8,7 @@
 namespace worldmodels {
 namespace {
 
-// rows (count, size) to columns (size, kBlock), and back.
+// Copies rows (count, size) to columns (size, kBlock), and back.
 void to_columns(const float* rows, int count, int size, float* columns) {
     for (int row = 0; row < count; ++row)
         for (int k = 0; k < size; ++k) columns[k * kBlock + row] = rows[std::ptrdiff_t{row} * size + k];
@@ -18,8 +18,8 @@ void to_rows(const float* columns, int count, int size, float* rows) {
         for (int k = 0; k < size; ++k) rows[std::ptrdiff_t{row} * size + k] = columns[k * kBlock + row];
 }
 
-void remember_block(const Kernels& kernels, const ModelView& m, const MemoryRows& rows, int first,
-                    Block& block) {
+void advance_block(const Kernels& kernels, const ModelView& m, const LstmRows& rows, int first,
+                   Block& block) {
     const int count = std::min(kBlock, rows.count - first);
     const std::ptrdiff_t at = first;
     to_columns(rows.z + at * m.latent, count, m.latent, block.x);
@@ -29,21 +29,21 @@ void remember_block(const Kernels& kernels, const ModelView& m, const MemoryRows
             block.x[(m.inputs() - 1) * kBlock + row] = rows.restart[first + row] ? 1.0F : 0.0F;
     to_columns(rows.h + at * m.hidden, count, m.hidden, block.h);
     to_columns(rows.c + at * m.hidden, count, m.hidden, block.c);
-    kernels.remember(m, block, count);
+    kernels.lstm_step(m, block, count);
     to_rows(block.h, count, m.hidden, rows.h + at * m.hidden);
     to_rows(block.c, count, m.hidden, rows.c + at * m.hidden);
 }
 
 }  // namespace
 
-void Memory::remember_unchecked(const Kernels& kernels, const MemoryRows& rows, int threads) const {
+void LstmState::advance_unchecked(const Kernels& kernels, const LstmRows& rows, int threads) const {
     const int blocks = (rows.count + kBlock - 1) / kBlock;
-    const int team = team_for(blocks, threads);
+    threads = threads_for(blocks, threads);
     const auto scratch = scratch_.borrow();
-    while (scratch->size() < static_cast<std::size_t>(team)) scratch->emplace_back(model_, nullptr);
-    share_blocks(blocks, team, [&](int b, int thread) {
-        remember_block(kernels, model_.view(), rows, b * kBlock,
-                       (*scratch)[static_cast<std::size_t>(thread)].block());
+    while (scratch->size() < static_cast<std::size_t>(threads)) scratch->emplace_back(model_, nullptr);
+    parallel_for_blocks(blocks, threads, [&](int b, int thread) {
+        advance_block(kernels, model_.view(), rows, b * kBlock,
+                      (*scratch)[static_cast<std::size_t>(thread)].block());
     });
 }
 

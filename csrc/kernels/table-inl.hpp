@@ -1,21 +1,20 @@
-// A level's entry of the dispatch table. Included last inside an ISA's anonymous namespace.
+// A SIMD target's entry of the dispatch table.
 
-constexpr Kernels level(const char* name, bool (*supported_here)()) {
+constexpr Kernels simd_target(const char* name, bool (*supported_here)()) {
     return {
         .name = name,
         .lanes = kLanes,
         .supported = supported_here,
         .step = step_lanes<Float32>,
         .step_bfloat16 = nullptr,
-        .remember = remember_lanes<Float32>,
+        .lstm_step = lstm_step_lanes<Float32>,
         .convolve = convolve,
         .convolve_frame = convolve_frame,
-        .start = start,
+        .initial_latent = initial_latent,
         .tile_product = tile_product,
         .normals = normals,
-        .elementwise = elementwise,
-        .draws = draws,
         .multiply_adds = multiply_adds<Float32>,
         .multiply_adds_bfloat16 = nullptr,
+        .testing = {.elementwise = elementwise, .draws = draws},
     };
 }

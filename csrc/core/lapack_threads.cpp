@@ -1,5 +1,5 @@
-// Looks through the loaded libraries for OpenBLAS's thread setting, as threadpoolctl does.
-#include "core/eigen_threads.hpp"
+// Finds OpenBLAS's thread setting among the loaded libraries, as threadpoolctl does.
+#include "core/lapack_threads.hpp"
 
 #include <pthread.h>
 
@@ -27,8 +27,8 @@ int find(dl_phdr_info* info, std::size_t, void* found) {
     if (path.find("openblas") == std::string::npos) return 0;
     void* library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
     if (library == nullptr) return 0;
-    // SciPy's wheels prefix the names. NumPy's OpenBLAS has 64-bit integers and other names: it is not meant
-    // here.
+    // SciPy's wheels prefix the names. NumPy's OpenBLAS, with 64-bit integers, has other names and is
+    // skipped.
     for (const std::string prefix : {"scipy_openblas_", "openblas_"}) {
         void* set = dlsym(library, (prefix + "set_num_threads").c_str());
         void* get = dlsym(library, (prefix + "get_num_threads").c_str());
@@ -37,14 +37,14 @@ int find(dl_phdr_info* info, std::size_t, void* found) {
             {reinterpret_cast<void (*)(int)>(set), reinterpret_cast<int (*)()>(get), 1});
         break;
     }
-    dlclose(library);  // only our reference: whoever loaded it keeps it
+    dlclose(library);  // drops the reference taken above; the library stays loaded
     return 0;
 }
 #endif
 
 std::mutex mutex;
 int holders = 0;
-// A fork waits for the mutex, and leaves the holders behind.
+// A fork waits for the mutex; the child starts without holders.
 [[maybe_unused]] const int forks = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
                                                   [] {
                                                       holders = 0;
@@ -63,7 +63,7 @@ std::vector<Library>& libraries() {
 
 }  // namespace
 
-OneLapackThread::OneLapackThread() {
+SingleLapackThread::SingleLapackThread() {
     const std::lock_guard lock(mutex);
     if (holders++ > 0) return;
     for (Library& library : libraries()) {
@@ -72,7 +72,7 @@ OneLapackThread::OneLapackThread() {
     }
 }
 
-OneLapackThread::~OneLapackThread() {
+SingleLapackThread::~SingleLapackThread() {
     const std::lock_guard lock(mutex);
     if (--holders > 0) return;
     for (const Library& library : libraries()) library.set(library.before);

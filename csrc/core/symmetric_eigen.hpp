@@ -1,5 +1,4 @@
-// Symmetric eigendecomposition by a LAPACK that somebody else has loaded (SciPy's, see
-// bindings/bind_cmaes.cpp).
+// Symmetric eigendecomposition by SciPy's LAPACK, passed as a function pointer (bindings/bind_cmaes.cpp).
 #pragma once
 
 #include <cstdint>
@@ -10,7 +9,7 @@ namespace worldmodels {
 // LAPACK's dsyevd with 32-bit integers: jobz, uplo, n, a, lda, w, work, lwork, iwork, liwork, info.
 using Dsyevd = void (*)(char*, char*, int*, double*, int*, double*, double*, int*, int*, int*, int*);
 
-// Divide and conquer, with its workspace kept from call to call (2 n^2 doubles).
+// Divide and conquer. The workspace (2 n^2 doubles) is reused by later calls.
 class SymmetricEigen {
   public:
     explicit SymmetricEigen(Dsyevd dsyevd) : dsyevd_(dsyevd) {}

@@ -1,4 +1,4 @@
-// The tables of the levels, one per ISA file.
+// The tables of the SIMD targets, one per ISA file.
 #pragma once
 
 #include "kernels/kernels.hpp"
@@ -11,7 +11,7 @@ extern const Kernels avx512_kernels;
 extern const Kernels avx512_bf16_kernels;
 extern const Kernels neon_kernels;
 
-// Of avx512_bf16.cpp, the one file built with -mavx512bf16.
+// Defined in avx512_bf16.cpp, the only file built with -mavx512bf16.
 int step_avx512_bfloat16(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
 double multiply_adds_avx512_bfloat16(int rounds);
 

@@ -1,5 +1,5 @@
-// Packing of the mixture head's weights into panels and tables.
-#include "core/mdn.hpp"
+// Packing of the MDN head's weights into panels and tables.
+#include "core/pack_head.hpp"
 
 namespace worldmodels {
 namespace {
@@ -9,19 +9,19 @@ std::size_t head_row(const ModelView& sizes, int d, int kind, int k) {
     return static_cast<std::size_t>(sizes.score_row() + (d * 3 + kind) * sizes.mixtures + k);
 }
 
-// Writes the bias and then the weights of a head row to every `stride`-th word.
+// Writes the bias and then the weights of a head row, `stride` floats apart.
 void write_row(const ModelView& sizes, const WorldModelWeights& weights, Precision precision, std::size_t row,
                float* to, std::size_t stride) {
     const std::size_t hidden = static_cast<std::size_t>(sizes.hidden);
     *to = weights.head_bias[row];
-    write_words(precision, weights.head + row * hidden, hidden, to + stride, stride);
+    write_packed(precision, weights.head + row * hidden, hidden, to + stride, stride);
 }
 
 }  // namespace
 
 AlignedFloats pack_head(const ModelView& sizes, const WorldModelWeights& weights, Precision precision) {
     const std::size_t panel =
-        std::size_t{kPanel} * (1 + words(precision, static_cast<std::size_t>(sizes.hidden)));
+        std::size_t{kPanel} * (1 + packed_size(precision, static_cast<std::size_t>(sizes.hidden)));
     AlignedFloats packed = aligned_floats(
         static_cast<std::size_t>(sizes.score_panels + sizes.moment_panels) * panel + kPanelPadding);
     const auto put = [&](std::size_t row, int at) {
@@ -43,7 +43,7 @@ AlignedFloats pack_moments(const ModelView& sizes, const WorldModelWeights& weig
     if (sizes.mixtures > kTableMixtures) return nullptr;
     const int dims = table_dims(sizes.mixtures);
     const std::size_t group =
-        std::size_t{2} * kTable * (1 + words(precision, static_cast<std::size_t>(sizes.hidden)));
+        std::size_t{2} * kTable * (1 + packed_size(precision, static_cast<std::size_t>(sizes.hidden)));
     AlignedFloats packed = aligned_floats(static_cast<std::size_t>((sizes.latent + dims - 1) / dims) * group);
     for (int d = 0; d < sizes.latent; ++d)
         for (int kind = 0; kind < 2; ++kind)

@@ -1,4 +1,4 @@
-// A small random M with as many controllers as wanted.
+// A small M with random weights, and random controllers for it.
 #pragma once
 
 #include <vector>
@@ -9,11 +9,11 @@
 
 namespace worldmodels::test {
 
-struct World {
+struct RandomModel {
     static constexpr std::uint32_t kStarts = 3;
 
-    World(const WorldModelSizes& sizes_, const ControllerView& controller_, std::uint64_t seed,
-          std::size_t candidates)
+    RandomModel(const WorldModelSizes& sizes_, const ControllerView& controller_, std::uint64_t seed,
+                std::size_t candidates)
         : sizes(sizes_),
           controller(controller_),
           inputs(static_cast<std::size_t>(sizes.latent + sizes.action + sizes.restart)),
@@ -34,10 +34,11 @@ struct World {
         params = numbers.floats(candidates * params_size, kSpread);
     }
 
-    WorldModel model(Precision precision, const Ends& ends = {}) const {
+    WorldModel model(Precision precision, const Termination& termination = {}) const {
         const WorldModelWeights weights{input.data(), recurrent.data(), bias.data(), head.data(),
                                         head_bias.data()};
-        return {sizes, weights, precision, {mu.data(), logvar.data(), nullptr, nullptr, kStarts}, ends};
+        return {
+            sizes, weights, precision, {mu.data(), logvar.data(), nullptr, nullptr, kStarts}, termination};
     }
 
     WorldModelSizes sizes;
@@ -46,7 +47,7 @@ struct World {
     std::vector<float> input, recurrent, bias, head, head_bias, mu, logvar, params;
 };
 
-// Every head, restart flag, controller and number of mixtures; sizes that fill no panel, table or vector.
+// All heads, controllers and kinds of tables; sizes that fill no panel, table or vector.
 inline const std::vector<std::pair<WorldModelSizes, ControllerView>> kCases = {
     {{5, 2, 7, 3, true, true, true}, {true, true, true, false, 0}},
     {{1, 1, 1, 1, false, false, true}, {false, false, false, false, 0}},

@@ -1,15 +1,16 @@
 // Convolutions of 4x4 windows and stride 2 by Winograd's minimal filtering (Lavin & Gray, Fast Algorithms for
-// Convolutional Neural Networks, 2016): pixels of odd and even lines and columns make four pictures each of
-// which is convolved by 2x2 with stride 1. A tile of 3x3 outputs takes 16 products where it took 36, F(3x3,
-// 2x2); where threes leave a remainder, a tile of two takes 3 along that axis where it took 4. Along an axis,
-// pixels d0 to d3 and weights g0, g1 of one parity make
-//     m0 = (d0 - d2) g0, m1 = (d1 + d2) (g0 + g1) / 2, m2 = (d1 - d3) g1 and m3 = (d2 - d1) (g0 - g1) / 2,
-// and three outputs are m0 + m1 + m3, m1 - m3 and m1 - m2 + m3; two outputs, of d0 to d2,
-//     m0 = (d0 - d1) g0, m1 = (d1 + d1) (g0 + g1) / 2 and m2 = (d1 - d2) g1
-// are m0 + m1 and m1 - m2. Over frames that lie across the lanes and over one frame alone, to the same bits.
-// Included inside an ISA's anonymous namespace, after conv.hpp. Steps are distances in floats.
+// Convolutional Neural Networks, 2016), of frames across the lanes and of one frame, with the same bits.
+//
+// The pixels of odd and even lines and columns form four images, each convolved by 2x2 with stride 1. A tile
+// of 3x3 outputs, F(3x3, 2x2), takes 16 products instead of 36. Where threes leave a remainder, a tile of two
+// takes 3 products along that axis instead of 4. Along an axis, pixels d0 to d3 and weights g0, g1 of one
+// parity give
+//     m0 = (d0 - d2) g0, m1 = (d1 + d2) (g0 + g1) / 2, m2 = (d1 - d3) g1 and m3 = (d2 - d1) (g0 - g1) / 2;
+// three outputs are m0 + m1 + m3, m1 - m3 and m1 - m2 + m3. Two outputs, of d0 to d2,
+//     m0 = (d0 - d1) g0, m1 = (d1 + d1) (g0 + g1) / 2 and m2 = (d1 - d2) g1,
+// are m0 + m1 and m1 - m2. Needs conv-inl.hpp. Steps are distances in floats.
 
-// A tile along one axis: its first output, and how many there are.
+// A tile along one axis: its first output and the number of its outputs.
 struct WinogradTile {
     int first, size;
 
@@ -18,31 +19,30 @@ struct WinogradTile {
         if (size == 2) first -= number - conv.tiles_of_three();
     }
     int products() const { return size + 1; }
-    // The four even pixels d0 to d3 that its products are made of; for two outputs d0, d1, d1, d2.
+    // The even pixels d0 to d3 of its products; for two outputs d0, d1, d1, d2.
     int pixel(int number) const { return 2 * (first + (number < 2 ? number : size + number - 3)); }
 };
 
-// What the products m0 to m3 take of the four pixels; m3 is of tiles of three alone.
+// The pixel factors of the products m0 to m3; only tiles of three have m3.
 struct WinogradPixels {
-    V product[4];
+    VecF product[4];
 
-    WinogradPixels(V first, V second, V third, V fourth)
+    WinogradPixels(VecF first, VecF second, VecF third, VecF fourth)
         : product{first - third, second + third, second - fourth, third - second} {}
 };
 
-// One of the products of a tile, m0, m1, m2 or m3 along the lines and along the columns, and the outputs that
-// take it.
+// One product of a tile (one of m0 to m3 along the lines and along the columns) and its share in the outputs.
 struct WinogradProduct {
     int number;
-    int count;  // of the outputs; 0 where the tile does not have the product
+    int count;  // of outputs that take it; 0 where the tile does not have the product
     int output[9];
     float sign[9];
 
     const float* panels(const ConvView& conv) const { return conv.panels + number * conv.panels_size(); }
 };
 
-// The products of a tile of lines x columns outputs, which are numbered `step` to a line, in the order in
-// which they are added. The first, m1 along both, is of all outputs, and has the biases.
+// The products of a tile of lines x columns outputs, numbered `step` per line, in the order of summation. The
+// first, m1 along both axes, enters all outputs and has the biases.
 struct WinogradProducts {
     int count;
     WinogradProduct all[16];
@@ -63,7 +63,7 @@ struct WinogradProducts {
                 }
         }
     }
-    // What an output takes of a product.
+    // The factor (-1, 0 or 1) of a product in an output.
     static int gain_along(int size, int product, int output) {
         if (product == 0) return output == 0 ? 1 : 0;
         if (product == 2) return output == size - 1 ? -1 : 0;
@@ -72,10 +72,10 @@ struct WinogradProducts {
     }
 };
 
-// What the products take of a tile: rows of N vectors, kStep apart, for all channels of even lines' even
-// pixels, then of their odd ones, then of odd lines; those of a product product_step behind the one before. A
-// pixel of the frame is rows too, row_step apart: a channel in N vectors of lanes, or N vectors of channels.
-// Products that a tile does not have stay as they were.
+// The transformed inputs of a tile: rows of N vectors, kStep apart, for all channels of even lines' even
+// pixels, then of even lines' odd pixels, then of odd lines. Consecutive products are product_step apart. A
+// pixel of the frame has rows too, row_step apart: a channel in N vectors of lanes, or N vectors of channels.
+// Products that a tile does not have are left unwritten.
 template <int N, int kEach, int kStep>
 inline void winograd_inputs(const ConvView& conv, const WinogradTile& down, const WinogradTile& across,
                             const float* frame, std::ptrdiff_t pixel_step, std::ptrdiff_t row_step,
@@ -90,7 +90,7 @@ inline void winograd_inputs(const ConvView& conv, const WinogradTile& down, cons
     for (int odd = 0; odd < 4; ++odd) {
         const float* in = frame + odd / 2 * line_step + odd % 2 * pixel_step;
         for (const float* const end = in + pixel_step; in != end; in += row_step, out += kStep) {
-            V along[4][4][N];
+            VecF along[4][4][N];
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 2
@@ -115,19 +115,19 @@ inline void winograd_inputs(const ConvView& conv, const WinogradTile& down, cons
     }
 }
 
-// R filters of a panel at one tile, for N vectors of lanes: all products, one after the other.
+// R filters of a panel at one tile, for N vectors of lanes: the sum of all products.
 template <int R, int N, int kEach>
 inline __attribute__((always_inline)) void winograd_rows(const ConvView& conv, const WinogradTile& down,
                                                          const WinogradTile& across,
                                                          const WinogradProducts& products,
                                                          const float* inputs, int first, float* out) {
     const int filters = conv.filters - first;
-    V sums[9][R][N] = {};
+    VecF sums[9][R][N] = {};
     for (int order = 0; order < products.count; ++order) {
         const WinogradProduct& product = products.all[order];
         if (product.count == 0) continue;
         const float* const panel = product.panels(conv) + first / kPanel * conv.panel_size() + first % kPanel;
-        V acc[R][N];
+        VecF acc[R][N];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -135,8 +135,8 @@ inline __attribute__((always_inline)) void winograd_rows(const ConvView& conv, c
         accumulate<Float32, kEach * kEach * N * kLanes>(panel + kPanel, inputs + product.number * N * kLanes,
                                                         conv.columns(), acc);
         for (int i = 0; i < product.count; ++i) {
-            V(&to)[R][N] = sums[product.output[i]];
-            const V sign = splat(product.sign[i]);
+            VecF(&to)[R][N] = sums[product.output[i]];
+            const VecF sign = splat(product.sign[i]);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -145,7 +145,7 @@ inline __attribute__((always_inline)) void winograd_rows(const ConvView& conv, c
     }
     for (int y = 0; y < down.size; ++y)
         for (int x = 0; x < across.size; ++x) {
-            const V(&sum)[R][N] = sums[3 * y + x];
+            const VecF(&sum)[R][N] = sums[3 * y + x];
             float* const pixel =
                 out + ((down.first + y) * conv.out_side() + across.first + x) * conv.filters * kBlock;
 #pragma GCC unroll 16
@@ -185,7 +185,7 @@ inline void winograd(const ConvView& conv, const float* in, float* inputs, float
     if (n < vectors) winograd_lanes<kRowsAlone, 1, kEach>(conv, in + n * kLanes, inputs, out + n * kLanes);
 }
 
-// A panel's filters at P of the tiles that take a product, from the one numbered `first` on; inputs:
+// A panel's filters at P of the tiles that have a product, from tile `first` on; inputs:
 // (products, tiles, tiles, 4 channels).
 template <int P>
 inline void winograd_tiles(const ConvView& conv, const WinogradProducts (&products)[2][2], int order,
@@ -198,7 +198,7 @@ inline void winograd_tiles(const ConvView& conv, const WinogradProducts (&produc
         at[p] = inputs + std::ptrdiff_t{tile} * conv.columns();
     }
     const float* const panel = products[0][0].all[order].panels(conv) + filter / kPanel * conv.panel_size();
-    Q acc[P][kPanel / 4];
+    VecF4 acc[P][kPanel / 4];
     start_pixels(panel, acc);
     accumulate_pixels(panel + kPanel, at, conv.columns(), acc);
     for (int p = 0; p < P; ++p) {
@@ -207,11 +207,11 @@ inline void winograd_tiles(const ConvView& conv, const WinogradProducts (&produc
         float* const tile = out + (std::ptrdiff_t{down.first} * side + across.first) * conv.filters + filter;
         for (int i = 0; i < product.count; ++i) {
             float* const to = tile + std::ptrdiff_t{product.output[i]} * conv.filters;
-            const Q sign = product.sign[i] - Q{};
+            const VecF4 sign = product.sign[i] - VecF4{};
 #pragma GCC unroll 3
             for (int q = 0; q < kPanel / 4; ++q)
                 if (filter + 4 * q < conv.filters) {
-                    Q sum;
+                    VecF4 sum;
                     __builtin_memcpy(&sum, to + 4 * q, sizeof sum);
                     sum = fma(sign, acc[p][q], sum);
                     __builtin_memcpy(to + 4 * q, &sum, sizeof sum);
@@ -248,23 +248,4 @@ inline void winograd_frame(const ConvView& conv, const float* in, float* inputs,
         }
     }
     for (std::ptrdiff_t i = 0; conv.relu && i < values; ++i) out[i] = out[i] < 0.0F ? 0.0F : out[i];
-}
-
-// A layer of either kind: the entries of the table.
-inline void convolve(const ConvView& conv, const float* in, float* scratch, float* out, int lanes) {
-    if (conv.winograd && conv.products() == 4)
-        winograd<4>(conv, in, scratch, out, lanes);
-    else if (conv.winograd)
-        winograd<3>(conv, in, scratch, out, lanes);
-    else
-        convolve_directly(conv, in, out, lanes);
-}
-
-inline void convolve_frame(const ConvView& conv, const float* in, float* scratch, float* out) {
-    if (conv.winograd && conv.products() == 4)
-        winograd_frame<4>(conv, in, scratch, out);
-    else if (conv.winograd)
-        winograd_frame<3>(conv, in, scratch, out);
-    else
-        convolve_frame_directly(conv, in, out);
 }

@@ -1,11 +1,11 @@
-// Convolutions, over frames that lie across the lanes and over one frame by itself, to the same bits: a sum
-// runs over its window in one order. Included inside an ISA's anonymous namespace, which has Q, four floats.
+// Direct convolutions: of frames across the lanes, and of one frame. Every sum runs over its window in the
+// same order, so both give the same bits. Needs VecF4, four floats.
 
 // R rows of a panel at one pixel, for N vectors of lanes; `rows` of them are stored.
 template <int R, int N>
 inline __attribute__((always_inline)) void convolve_rows(const ConvView& conv, const float* panel,
                                                          const float* window, int rows, float* out) {
-    V acc[R][N];
+    VecF acc[R][N];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -26,11 +26,11 @@ inline __attribute__((always_inline)) void convolve_rows(const ConvView& conv, c
 // where the last panel has no more than eight.
 template <int R, class F>
 inline __attribute__((always_inline)) void in_groups(int filters, F f) {
-    constexpr int kFewer = 4;
+    constexpr int kSmallGroup = 4;
     int first = 0;
-    for (; first < filters && (first % kPanel != 0 || filters - first > 2 * kFewer); first += R)
+    for (; first < filters && (first % kPanel != 0 || filters - first > 2 * kSmallGroup); first += R)
         f.template operator()<R>(first);
-    for (; first < filters; first += kFewer) f.template operator()<kFewer>(first);
+    for (; first < filters; first += kSmallGroup) f.template operator()<kSmallGroup>(first);
 }
 
 // One line of pixels. A panel is read once for all of them.
@@ -46,7 +46,7 @@ inline void convolve_line(const ConvView& conv, const float* line, float* out) {
 }
 
 // out (out_side, out_side, filters, kBlock) = the layer of in (side, side, channels, kBlock), for the first
-// `lanes` lanes. Every lane's sums run over the window in one order: its bits do not depend on the others.
+// `lanes` lanes.
 inline void convolve_directly(const ConvView& conv, const float* in, float* out, int lanes) {
     const int vectors = vectors_of(lanes), side = conv.out_side();
     for (int y = 0; y < side; ++y) {
@@ -60,25 +60,25 @@ inline void convolve_directly(const ConvView& conv, const float* in, float* out,
 
 // Sums of a panel's filters at P pixels: their biases.
 template <int P, int N>
-inline __attribute__((always_inline)) void start_pixels(const float* panel, Q (&acc)[P][N]) {
+inline __attribute__((always_inline)) void start_pixels(const float* panel, VecF4 (&acc)[P][N]) {
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 3
-        for (int q = 0; q < N; ++q) __builtin_memcpy(&acc[p][q], panel + 4 * q, sizeof(Q));
+        for (int q = 0; q < N; ++q) __builtin_memcpy(&acc[p][q], panel + 4 * q, sizeof(VecF4));
 }
 
 // Accumulates a panel's filters at P pixels from their inputs; returns the weights that follow.
 template <int P, int N>
 inline __attribute__((always_inline)) const float* accumulate_pixels(const float* w,
                                                                      const float* const (&in)[P], int count,
-                                                                     Q (&acc)[P][N]) {
+                                                                     VecF4 (&acc)[P][N]) {
     for (int k = 0; k < count; ++k, w += kPanel) {
-        Q weight[N];
+        VecF4 weight[N];
 #pragma GCC unroll 3
-        for (int q = 0; q < N; ++q) __builtin_memcpy(&weight[q], w + 4 * q, sizeof(Q));
+        for (int q = 0; q < N; ++q) __builtin_memcpy(&weight[q], w + 4 * q, sizeof(VecF4));
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
-            const Q x = in[p][k] - Q{};
+            const VecF4 x = in[p][k] - VecF4{};
 #pragma GCC unroll 3
             for (int q = 0; q < N; ++q) acc[p][q] = fma(weight[q], x, acc[p][q]);
         }
@@ -90,7 +90,7 @@ inline __attribute__((always_inline)) const float* accumulate_pixels(const float
 template <int P>
 inline void convolve_pixels(const ConvView& conv, const float* panel, const float* window, int filters,
                             float* out) {
-    Q acc[P][kPanel / 4];
+    VecF4 acc[P][kPanel / 4];
     start_pixels(panel, acc);
     const float* w = panel + kPanel;
     for (int line = 0; line < conv.kernel; ++line) {

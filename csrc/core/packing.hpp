@@ -1,5 +1,4 @@
-// Packed weights: words of one float32 or of two bfloat16, and the writing of one row of a matrix into every
-// stride-th.
+// Packed weights: floats that hold one float32 or two bfloat16 each, and the packing of a matrix row.
 #pragma once
 
 #include <bit>
@@ -11,9 +10,10 @@ namespace worldmodels {
 
 enum class Precision { float32, bfloat16 };
 
-inline constexpr std::size_t kPanelPadding = 64;  // kernels for few lanes read on past the last panel
+inline constexpr std::size_t kPanelPadding = 64;  // floats that narrow kernels read past the last panel
 
-constexpr std::size_t words(Precision precision, std::size_t count) {
+// Number of floats that hold `count` weights.
+constexpr std::size_t packed_size(Precision precision, std::size_t count) {
     return precision == Precision::bfloat16 ? (count + 1) / 2 : count;
 }
 
@@ -23,9 +23,9 @@ constexpr std::uint32_t bfloat16(float x) {
     return (bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16;
 }
 
-// Writes row (count) to to[0], to[stride], ...; returns where the next word goes.
-inline float* write_words(Precision precision, const float* row, std::size_t count, float* to,
-                          std::size_t stride) {
+// Writes row (count) to to[0], to[stride], ... and returns the address of the float that follows.
+inline float* write_packed(Precision precision, const float* row, std::size_t count, float* to,
+                           std::size_t stride) {
     if (precision == Precision::float32) {
         for (std::size_t k = 0; k < count; ++k, to += stride) *to = row[k];
         return to;

@@ -1,16 +1,16 @@
-// Calls LAPACK's dsyevd on row-major memory: its "upper" triangle is our lower one, its columns are our rows.
-#include "core/eigen.hpp"
+// LAPACK's dsyevd on row-major memory: its "upper" triangle is the lower one here, its columns are rows.
+#include "core/symmetric_eigen.hpp"
 
 #include <cmath>
 #include <stdexcept>
 #include <string>
 
-#include "core/eigen_threads.hpp"
+#include "core/lapack_threads.hpp"
 
 namespace worldmodels {
 
 void SymmetricEigen::decompose(std::int64_t n, double* vectors, double* values) {
-    const OneLapackThread one_thread;
+    const SingleLapackThread one_thread;
     char jobz = 'V';
     char uplo = 'U';
     int order = static_cast<int>(n);

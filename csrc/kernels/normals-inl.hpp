@@ -1,8 +1,8 @@
-// Standard normals in double, for CMA-ES: Philox and Box-Muller, in plain loops that the compiler turns into
-// vector code. Included inside an ISA's anonymous namespace. Nothing here is fused and the elementary
-// functions are series, so that neither the level nor a libm decides the bits.
+// Standard normals in float64 for CMA-ES, by Philox and Box-Muller, in plain loops that the compiler
+// vectorises. No multiply-add is fused and the elementary functions are series, so the bits depend neither on
+// the target nor on a libm.
 
-constexpr int kPairs = 64;  // pairs of normals made at a time
+constexpr int kPairs = 64;  // pairs of normals per iteration
 constexpr double kLn2 = 0.6931471805599453094;
 constexpr double kHalfPi = 1.5707963267948966192;
 constexpr double kSqrtHalf = 0.7071067811865475244;
@@ -10,7 +10,7 @@ constexpr double kSqrtHalf = 0.7071067811865475244;
 // ln x for x in (0, 1], by 2 atanh(s), s = (m - 1) / (m + 1), |s| < 0.172, after x = m 2^e with m near 1.
 inline double natural_log(double x) {
     const auto bits = __builtin_bit_cast(std::uint64_t, x);
-    // a whole number below 2^52 as the low bits of 2^52 + number
+    // an integer below 2^52 in the low bits of 2^52 + integer
     double exponent = __builtin_bit_cast(double, bits >> 52 | 0x4330000000000000ULL) - (0x1p52 + 1022.0);
     double mantissa =
         __builtin_bit_cast(double, (bits & 0x000FFFFFFFFFFFFFULL) | 0x3FE0000000000000ULL);  // [1/2, 1)
@@ -50,11 +50,12 @@ void normals(const std::uint32_t key[2], std::uint64_t generation, std::uint32_t
     double first[kPairs], second[kPairs];
     for (std::int64_t pair = 0; 2 * pair < count; pair += kPairs) {
         for (int i = 0; i < kPairs; i += kLanes) {
-            U counter[4] = {counting(static_cast<std::uint32_t>(pair + i)), splat_bits(row),
-                            splat_bits(static_cast<std::uint32_t>(generation)),
-                            splat_bits(static_cast<std::uint32_t>(generation >> 32))};
+            VecU counter[4] = {counting(static_cast<std::uint32_t>(pair + i)), splat_bits(row),
+                               splat_bits(static_cast<std::uint32_t>(generation)),
+                               splat_bits(static_cast<std::uint32_t>(generation >> 32))};
             philox(counter, key[0], key[1]);
-            for (int word = 0; word < 4; ++word) __builtin_memcpy(&words[word][i], &counter[word], sizeof(U));
+            for (int word = 0; word < 4; ++word)
+                __builtin_memcpy(&words[word][i], &counter[word], sizeof(VecU));
         }
         for (int i = 0; i < kPairs; ++i) {
             // the logarithm's argument is in (0, 1)

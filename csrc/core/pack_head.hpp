@@ -1,11 +1,11 @@
-// Packing of the mixture head's weights into panels and tables.
+// Packing of the MDN head's weights into panels and tables.
 #pragma once
 
 #include "core/world_model.hpp"
 
 namespace worldmodels {
 
-// Panels of 12 rows (1 + hidden, 12): [done] [reward] logits (Z, K), filled up to a whole panel, then means
+// Panels of 12 rows (1 + hidden, 12): [done] [reward] logits (Z, K), padded to a whole panel, then means
 // (Z, K) and log stds (Z, K).
 AlignedFloats pack_head(const ModelView& sizes, const WorldModelWeights& weights, Precision precision);
 
