@@ -109,7 +109,12 @@ class Mine(wm.CMAES):
 @both
 @pytest.mark.parametrize(
     "options",
-    [{}, {"done_weight": 3.0, "expected_returns": True, "temperature": 0.7}, {"initial": True, "max_steps": 30}],
+    [
+        {},
+        {"termination": "sample"},
+        {"termination": "expected", "temperature": 0.7},
+        {"initial": True, "max_steps": 30},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("kind", [wm.Dream, TorchDream])
@@ -176,7 +181,7 @@ def envs(kind, **settings):
 @pytest.mark.parametrize("kind", ["env", "make", "make_vec", "NEXT_STEP", "SAME_STEP"])
 @pytest.mark.parametrize("steps", [0, 4, 15, 16])
 def test_an_environment_goes_on_in_the_middle_of_an_episode(way, kind, steps):
-    env = envs(kind, temperature=1.3, done_weight=2.0)
+    env = envs(kind, temperature=1.3, termination="sample")
     env.reset(seed=6, options={"temperature": 0.8})
     play(env, steps, np.random.default_rng(2))
     other = way(env)
