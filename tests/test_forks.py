@@ -14,10 +14,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 PARENT = """
 import json, os, signal, sys, threading
 import numpy as np, torch, worldmodels as wm
-from worldmodels import forks
+from worldmodels.support import forks
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.memory import Memory
-from worldmodels.torch_dream import TorchDream
+from worldmodels.models.lstm_state import Memory
+from worldmodels.dream.gpu import TorchDream
 torch.set_num_threads(2)
 def use_threads():
     a = torch.ones(700, 700)

@@ -63,7 +63,7 @@ def test_damaged_latents_are_refused(tmp_path):
 
 def test_encode_stores_what_v_says_of_every_frame(tmp_path):
     episodes = [make_episode(length, length) for length in (7, 3, 5)]
-    config = toy_config(encode={"precision": "float32", "batch": 4})
+    config = toy_config(encode={"precision": "float32", "batch_size": 4})
     with Run(tmp_path, config) as experiment:
         write_store(experiment.path("episodes"), episodes)
         vae = make_vae()

@@ -70,7 +70,9 @@ def test_the_positive_class_weight_is_part_of_the_config(weight):
     assert json.loads(json.dumps(model.config)) == model.config
 
 
-@pytest.mark.parametrize("bad", [0, -1.0, float("nan"), float("inf"), -float("inf"), pytest.param(10**400, id="10**400")])
+@pytest.mark.parametrize(
+    "bad", [0, -1.0, float("nan"), float("inf"), -float("inf"), pytest.param(10**400, id="10**400")]
+)
 def test_a_positive_class_weight_is_a_finite_number_above_0(bad):
     with pytest.raises(ValueError, match=r"^done_pos_weight: expected a (finite )?number"):
         wm.MDNRNN(4, 1, 8, done_head=True, done_pos_weight=bad)
