@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,8 +39,8 @@ class Draws:
     def start_row(self, rows: int) -> int:
         return self.words(0xFFFFFFFF, 0)[0] * rows >> 32
 
-    def termination(self, step: int) -> float:
-        """Uniform: whether a dream with sampled termination terminates with this step."""
+    def end(self, step: int) -> float:
+        """Uniform: whether a dream that ends by chance ends with this step."""
         return (self.words(0xFFFFFFFF, step)[0] + 0.5) / 2**32
 
     def step(self, step: int, latent: int) -> tuple[Floats, Floats]:
@@ -80,7 +81,7 @@ class ReferenceDream:
         bfloat16: bool = False,
         initial_h: NDArray[np.float32] | None = None,
         initial_c: NDArray[np.float32] | None = None,
-        termination: str = "threshold",
+        termination: Literal["threshold", "sample"] = "threshold",
     ) -> None:
         def array(tensor: torch.Tensor) -> Floats:
             return tensor.detach().numpy().astype(np.float64)
@@ -163,6 +164,6 @@ class ReferenceDream:
             out.reward.append(float(head[int(self.m.done_head)]) if self.m.reward_head else 1.0)
             if self.m.done_head:
                 out.done_logit.append(float(head[0]))
-                if self.terminates(head[0], draws.termination(step)):
+                if self.terminates(head[0], draws.end(step)):
                     break
         return out

@@ -18,9 +18,11 @@ import pytest
 import torch
 
 from reference import Draws, ReferenceDream
+from worldmodels import _core, pretrained
 from worldmodels.dream.native import Dream
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.support import cpu
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 FUSED = [level for level in simd_levels() if level != "baseline"]
@@ -40,12 +42,12 @@ def level(request):
 
 
 def make_model(
-    latent=5, action=2, hidden=7, mixtures=3, *, restart=True, done=True, reward=False, seed=1, done_pos_weight=1.0
+    latent=5, action=2, hidden=7, mixtures=3, *, restart=True, done=True, reward=False, pos_weight=1.0, seed=1
 ):
     """A random M whose gates, mixtures and done logit are far from trivial."""
     torch.manual_seed(seed)
-    heads = {"restart_input": restart, "done_head": done, "reward_head": reward, "done_pos_weight": done_pos_weight}
-    model = MDNRNN(latent, action, hidden, mixtures, **heads)
+    heads = {"done_head": done, "reward_head": reward, "done_pos_weight": pos_weight}
+    model = MDNRNN(latent, action, hidden, mixtures, restart_input=restart, **heads)
     with torch.no_grad():
         for p in (
             model.lstm.weight_ih_l0,
@@ -364,7 +366,7 @@ def test_starts_with_a_memory_equal_the_reference():
 
 
 def test_sampled_termination_equals_the_reference(level):
-    model, controller, starts = make_model(done_pos_weight=4), Controller(5, 7, 2), make_starts(5)
+    model, controller, starts = make_model(pos_weight=4), Controller(5, 7, 2), make_starts(5)
     dream = Dream(model, *starts, controller, termination="sample")
     params = make_params(dream, 1)[0]
     check_against_reference(
@@ -378,17 +380,10 @@ def test_sampled_termination_equals_the_reference(level):
     assert (dream.rollout(params[None], 12).lengths != by_threshold).any()
 
 
-def test_the_threshold_ignores_the_positive_class_weight(level):
-    params = make_params(make_dream(make_model())[0], 3)
-    plain, weighted = (make_dream(make_model(done_pos_weight=weight))[0].rollout(params, 8) for weight in (1, 10))
-    np.testing.assert_array_equal(weighted.returns, plain.returns)
-    np.testing.assert_array_equal(weighted.lengths, plain.lengths)
-
-
 @pytest.mark.parametrize(("weight", "probability"), [(1, 0.5), (10, 0.02), (0.3, 0.2)])
-def test_termination_is_sampled_with_the_probability_of_M(weight, probability):
-    """Trained with a weight w, the logit of a probability p is log(w p / (1 - p)); lengths are geometric."""
-    model = make_model(done_pos_weight=weight)
+def test_termination_is_sampled_with_the_probability_that_M_predicts(weight, probability):
+    """With positive-class weight w, the logit of a probability p is log(w p / (1 - p)); lengths are geometric."""
+    model = make_model(pos_weight=weight)
     with torch.no_grad():
         model.head.weight[0] = 0
         model.head.bias[0] = np.log(weight * probability / (1 - probability))
@@ -401,22 +396,22 @@ def test_termination_is_sampled_with_the_probability_of_M(weight, probability):
 
 
 @pytest.mark.parametrize("weight", [1, 4])
-def test_expected_returns_weigh_rewards_by_the_survival_probability(level, weight):
-    model = make_model(reward=True, done_pos_weight=weight)
+def test_expected_termination_weights_rewards_by_the_survival_probability(level, weight):
+    model = make_model(reward=True, pos_weight=weight)
     dream = Dream(model, *make_starts(5), Controller(5, 7, 2), termination="expected", max_steps=300)
     params = make_params(dream, 3)
     result = dream.rollout(params, 8, seed=4)
     for row, episode in itertools.product(range(3), range(8)):
         trace = dream.trace(params[row], candidate=row, episode=episode, seed=4)
         odds = np.exp(trace.done_logit.astype(np.float64)) / weight
-        survival = np.cumprod(np.concatenate([[1.0], 1 / (1 + odds)]))  # to every step
+        survival = np.cumprod(np.concatenate([[1.0], 1 / (1 + odds)]))  # probability of surviving to each step
         assert len(trace.reward) == result.lengths[row, episode]
         assert len(trace.reward) == 300 or survival[-1] < 0.01 <= survival[-2]
         assert result.returns[row, episode] == pytest.approx((survival[:-1] * trace.reward).sum(), rel=1e-5, abs=1e-5)
 
 
-def test_expected_returns_have_the_mean_of_sampled_termination_and_a_lower_variance():
-    model, controller, starts = make_model(done_pos_weight=4), Controller(5, 7, 2), make_starts(5)
+def test_returns_of_expected_termination_have_the_mean_of_sampled_ones_and_a_lower_variance():
+    model, controller, starts = make_model(pos_weight=4), Controller(5, 7, 2), make_starts(5)
     params = make_params(Dream(model, *starts, controller), 1)
     sampled, expected = (
         Dream(model, *starts, controller, termination=termination).rollout(params, 20_000).returns[0]
@@ -566,12 +561,16 @@ BAD_DREAMS = [
     ({"mdnrnn": None}, TypeError, "^mdnrnn: "),
     ({"precision": "float16"}, ValueError, "^precision: "),
     *(
-        ({"termination": bad}, ValueError, "^termination: expected one of threshold, sample, expected, got ")
-        for bad in ("chance", "Sample", "", None, True, 0)
+        ({"termination": bad}, ValueError, "^termination: expected one of threshold, sample, expected, got")
+        for bad in ("chance", "", "Sample", None, True, 3.0, ["sample"])
     ),
     *(
-        ({"mdnrnn": make_model(done=False), "termination": kind}, ValueError, f"^termination: .* no done head.*{kind}")
-        for kind in ("sample", "expected")
+        (
+            {"mdnrnn": make_model(done=False), "termination": value},
+            ValueError,
+            f"^termination: expected threshold, as mdnrnn has no done head, got {value}",
+        )
+        for value in ("sample", "expected")
     ),
 ]
 
@@ -662,7 +661,7 @@ def test_gil_is_free_and_ctrl_c_stops(hidden_units, max_steps):
     finally:
         signal.signal(signal.SIGINT, before)
         thread.join()
-    assert stopped - sent[0] < 0.5  # CPU seconds: other processes do not count
+    assert stopped - sent[0] < 0.5  # CPU time, which other processes take nothing from; 0.1 s is usual
 
 
 FORK = """
@@ -703,3 +702,27 @@ def test_fork_is_refused(threads_of):
     )
     out = json.loads(run.stdout)
     assert out["single"] and "forked" in out["error"]
+
+
+def test_all_available_cpus_are_the_default(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cpu, "affinity", lambda: 3)
+    monkeypatch.setattr(cpu, "cgroup_quota", lambda: None)
+    used, real = [], _core.rollout
+
+    def spy(*arguments):
+        used.append(arguments[8])
+        return real(*arguments)
+
+    monkeypatch.setattr(_core, "rollout", spy)
+    dream, _ = make_dream(make_model(), max_steps=5)
+    params = make_params(dream, 4)
+    by_default, by_one = dream.rollout(params), dream.rollout(params, num_threads=1)
+    assert used == [3, 1]
+    np.testing.assert_array_equal(by_default.returns, by_one.returns)
+
+
+def test_the_default_of_termination_is_threshold():
+    """Also for a folder with the files of a pretrained world model, which has another default by name."""
+    assert make_dream(make_model())[0].termination == "threshold"
+    assert Dream.load(pretrained.folder("takecover")).termination == "threshold"

@@ -51,7 +51,7 @@ def test_sweep(base, capsys, monkeypatch):
 
     def spy(environments, player, episodes, **options):
         if episodes:
-            played.append(isinstance(player, play.Blind))
+            played.append(isinstance(player, play.OpenLoopPlayer))
         really(environments, player, episodes, **options)
 
     really = play.Environments.play
@@ -129,8 +129,8 @@ def save_latents(experiment):
 
 def test_iterate(tmp_path, capsys, monkeypatch):
     task = tasks.get("takecover")
-    beside = {name: task.beside[name] for name in ("random", "collecting")}
-    few = dataclasses.replace(task, beside=beside, policies={name: task.policies[name] for name in beside.values()})
+    beside = {name: task.baselines[name] for name in ("random", "collecting")}
+    few = dataclasses.replace(task, baselines=beside, policies={name: task.policies[name] for name in beside.values()})
     monkeypatch.setattr(tasks, "get", lambda _: few)
     config = override(toy_config(), {"iterate": ROUND})
     results = studies.iterate(tmp_path, config)

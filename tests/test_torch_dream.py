@@ -13,7 +13,7 @@ from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 
 EPISODES = 2000
-TERMINATIONS = ("threshold", "sample", "expected")
+TERMINATION = ("threshold", "sample", "expected")
 
 
 def both(controller, model=None, *, logvar=1.0, memory=None, **settings):
@@ -40,7 +40,7 @@ def compare(ours, native, params, episodes=EPISODES):
     return found
 
 
-@pytest.mark.parametrize("termination", TERMINATIONS)
+@pytest.mark.parametrize("termination", TERMINATION)
 @pytest.mark.parametrize("features", ["z", "zh", "zc", "zch"])
 def test_returns_are_those_of_the_native_dream(features, termination):
     found = compare(*both(Controller(4, 8, 1, features=features), termination=termination))
@@ -103,21 +103,26 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=said):
             TorchDream(model, *starts, Controller(4, 8, 1), device=torch.device("cpu"), **settings)
-    for kind in ("sample", "expected"):
-        endless = make_mdnrnn(done_head=False)
+    for termination in ("sample", "expected"):
         with pytest.raises(
-            ValueError, match=f"termination: expected threshold, as mdnrnn has no done head, got {kind}"
+            ValueError, match=f"termination: expected threshold, as mdnrnn has no done head, got {termination}"
         ):
-            TorchDream(endless, *starts, Controller(4, 8, 1), device=torch.device("cpu"), termination=kind)
+            TorchDream(
+                make_mdnrnn(done_head=False),
+                *starts,
+                Controller(4, 8, 1),
+                device=torch.device("cpu"),
+                termination=termination,
+            )
     with pytest.raises(ValueError, match="controller: expected hidden_size 8 as mdnrnn has, got 9"):
         TorchDream(model, *starts, Controller(4, 9, 1), device=torch.device("cpu"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("termination", TERMINATIONS)
+@pytest.mark.parametrize("termination", TERMINATION)
 def test_on_a_gpu(termination):
     """Seventy steps: three graphs of twenty and ten alone."""
-    model, controller = make_mdnrnn(), Controller(4, 8, 1)
+    model, controller = make_mdnrnn(done_pos_weight=3.0), Controller(4, 8, 1)
     rng = np.random.default_rng(0)
     starts, params = (rng.normal(size=(5, 4)), np.zeros((5, 4))), rng.normal(size=(3, controller.size))
     settings = {"temperature": 1.2, "max_steps": 70, "termination": termination}

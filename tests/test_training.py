@@ -14,9 +14,10 @@ from PIL import Image
 
 from conftest import interrupt, make_episode, make_latents, make_vae, mark_done, metrics, toy_config, write_store
 from worldmodels.data.episodes import Episode, EpisodeStore
-from worldmodels.data.frames import Order
+from worldmodels.data.frames import ShuffledBatches
 from worldmodels.data.latents import Latents
-from worldmodels.data.sequences import Streams
+from worldmodels.data.sequences import PackedSequences
+from worldmodels.dream.world_model import load_world_model
 from worldmodels.models import device as devices
 from worldmodels.models.device import seed_step
 from worldmodels.models.mdnrnn import MDNRNN
@@ -198,13 +199,13 @@ def test_frames_are_held_out_by_episode_and_read_once_an_epoch(tmp_path):
     assert train.tolist() == list(range(sum(LENGTHS[:-1])))
     assert len(held_out) == 5
     assert (held_out.min(), held_out.max()) == (sum(LENGTHS[:-1]), sum(LENGTHS) - 1)
-    order = Order(train, 8, seed=0)
+    order = ShuffledBatches(train, 8, seed=0)
     rows = np.concatenate([order.batch(step) for step in range(25)])  # four epochs of 50
     for epoch in range(4):
         assert sorted(rows[50 * epoch : 50 * (epoch + 1)]) == train.tolist()
     assert (rows[:50] != rows[50:100]).any()
     for step in (24, 3, 6):  # and any batch can be found again
-        np.testing.assert_array_equal(Order(train, 8, seed=0).batch(step), rows[8 * step : 8 * step + 8])
+        np.testing.assert_array_equal(ShuffledBatches(train, 8, seed=0).batch(step), rows[8 * step : 8 * step + 8])
 
 
 def test_gradients_are_clipped_by_value():
@@ -213,7 +214,7 @@ def test_gradients_are_clipped_by_value():
         config = TrainRNNConfig(hidden_size=8, num_mixtures=2, grad_clip=clip, precision="float32")
         model = train_rnn.build(config, latents)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-        chunk = next(Streams(latents, np.arange(6), 2, 8, 0).epoch(0))
+        chunk = next(PackedSequences(latents, np.arange(6), 2, 8, 0).epoch(0))
         pieces = Pieces("train-rnn", "streams", 2, "--micro-batch-steps")
         train_rnn._step(model, optimizer, chunk, model.initial_state(2), 1e-3, config, pieces, Ranks())
         largest = max(p.grad.abs().max().item() for p in model.parameters() if p.requires_grad)
@@ -229,7 +230,7 @@ def check_gradients(found):
 def test_a_batch_of_m_in_small_pieces_gives_the_same_gradient():
     """Recordings that were cut off and streams that end early are among them; every piece takes its own noise."""
     latents = make_latents(LENGTHS, [True, False, True, True, False, True], latent_size=4)
-    chunk = list(Streams(latents, np.arange(6), 5, 7, 0).epoch(0))[1]
+    chunk = list(PackedSequences(latents, np.arange(6), 5, 7, 0).epoch(0))[1]
     assert 0 < chunk.valid.sum() < chunk.valid.size
     config = TrainRNNConfig(hidden_size=8, num_mixtures=2, precision="float32", reward_head=True)
     torch.manual_seed(0)
@@ -244,10 +245,10 @@ def test_a_batch_of_m_in_small_pieces_gives_the_same_gradient():
     np.testing.assert_allclose(torch.stack(whole).detach(), torch.stack([*found[0][:4]]), rtol=1e-5)
 
 
-def test_rewards_are_clipped_in_the_loss_of_m():
+def test_m_learns_rewards_within_the_limit():
     """The loss is that of rewards which were cut beforehand; without a limit they count as they are."""
     latents = make_latents([12], [False], latent_size=4)
-    chunk = next(Streams(latents, np.arange(1), 1, 11, 0).epoch(0))
+    chunk = next(PackedSequences(latents, np.arange(1), 1, 11, 0).epoch(0))
     model = train_rnn.build(config := TrainRNNConfig(hidden_size=8, num_mixtures=2, reward_head=True), latents)
     noise, state = torch.zeros(chunk.mu.shape), model.initial_state(1)
 
@@ -323,7 +324,7 @@ def test_out_of_memory_with_nothing_to_halve_is_explained():
 
 
 @pytest.mark.parametrize("stage", list(MODULES))
-def test_no_steps_export_the_initial_weights(tmp_path, stage):
+def test_no_steps_hand_on_what_training_starts_from(tmp_path, stage):
     file = FILES[stage]
     with prepare(tmp_path / "before", stage) as experiment:
         experiment.run_stage(stage)
@@ -336,22 +337,17 @@ def test_no_steps_export_the_initial_weights(tmp_path, stage):
     assert summary["loss" if stage == "train_vae" else "total"] > 0 and summary["quality"]
 
 
-def test_an_m_that_is_exported_untrained_keeps_its_positive_class_weight(tmp_path):
+def test_an_exported_m_keeps_the_positive_class_weight_it_was_trained_with(tmp_path):
     with prepare(tmp_path / "before", "train_rnn", done_pos_weight=3.0) as experiment:
         experiment.run_stage("train_rnn")
     with prepare(tmp_path / "kept", "train_rnn", steps=0, init_from=str(tmp_path / "before")) as experiment:
         experiment.run_stage("train_rnn")
     for name in ("before", "kept"):
-        model = load_model(tmp_path / name / "rnn" / "rnn.safetensors", MDNRNN)
-        assert model.done_pos_weight == model.config["done_pos_weight"] == 3.0
-    with prepare(tmp_path / "trained", "train_rnn", init_from=str(tmp_path / "before")) as experiment:
-        experiment.run_stage("train_rnn")
-    trained = load_model(tmp_path / "trained" / "rnn" / "rnn.safetensors", MDNRNN)
-    assert trained.done_pos_weight == TrainRNNConfig().done_pos_weight == 10.0  # of its own training
+        assert load_world_model(tmp_path / name).mdnrnn.done_pos_weight == 3.0
 
 
 @pytest.mark.parametrize(("stage", "setting"), [("train_vae", "latent_size"), ("train_rnn", "hidden_size")])
-def test_initial_weights_of_another_shape_are_named(tmp_path, stage, setting):
+def test_a_start_of_another_shape_is_named(tmp_path, stage, setting):
     with prepare(tmp_path / "before", stage) as experiment:
         experiment.run_stage(stage)
     size = getattr(getattr(experiment.config, stage), setting) + 1
@@ -363,7 +359,7 @@ def test_initial_weights_of_another_shape_are_named(tmp_path, stage, setting):
 def test_pieces_of_a_batch_change_no_validation():
     latents = make_latents(LENGTHS, latent_size=4)
     config = TrainRNNConfig(hidden_size=8, batch_size=5, sequence_length=4)
-    streams = Streams(latents, np.arange(len(LENGTHS)), config.batch_size, config.sequence_length, 0)
+    streams = PackedSequences(latents, np.arange(len(LENGTHS)), config.batch_size, config.sequence_length, 0)
     model = MDNRNN(4, 1, 8)
     whole, pieces = (train_rnn.validate(model, streams, replace(config, micro_batch_steps=steps)) for steps in (99, 8))
     assert pieces == pytest.approx(whole, rel=1e-5)
@@ -466,15 +462,8 @@ def picture(channel):
 def test_v_learns_a_few_pictures(tmp_path):
     pictures = np.stack([picture(channel) for channel in range(3)])
     episode = Episode(**{**vars(make_episode(9)), "frames": np.tile(pictures, (3, 1, 1, 1))})
-    settings = {
-        "steps": 50,
-        "batch_size": 6,
-        "lr": 1e-3,
-        "checkpoint_every": 50,
-        "latent_size": 4,
-        "precision": "float32",
-    }
-    with Run(tmp_path, toy_config(train_vae=settings)) as experiment:
+    settings = {"steps": 50, "batch_size": 6, "lr": 1e-3, "checkpoint_every": 50, "latent_size": 4}
+    with Run(tmp_path, toy_config(train_vae={**settings, "precision": "float32"})) as experiment:
         write_store(experiment.path("episodes"), [episode] * 2)
         mark_done(experiment, "collect")
         experiment.run_stage("train_vae")
@@ -490,7 +479,7 @@ def test_v_learns_a_few_pictures(tmp_path):
     assert lines[-1]["validation_squared_error"] < 0.3 * variance
 
 
-def test_m_learns_the_entropy_of_its_data_and_termination(tmp_path):
+def test_m_learns_the_entropy_of_its_data_and_when_episodes_end(tmp_path):
     """A clock that runs to 12 and noise of known width: no prediction is better than the noise's entropy."""
     sigma, length, episodes = 0.1, 12, 40
     clock = np.tile(np.arange(length) / 6 - 1, episodes)

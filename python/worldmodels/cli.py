@@ -21,7 +21,7 @@ from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.support import settings
 from worldmodels.support.cpu import describe
 from worldmodels.support.suggestions import suggestion
-from worldmodels.support.validation import MOST_SEED, check_integer, check_real
+from worldmodels.support.validation import MAX_SEED, check_integer, check_real
 from worldmodels.support.versions import versions
 
 #: Extras of the package that bring a module, where it is not the extra `takecover`.
@@ -393,7 +393,7 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
             f"--from-scratch: expected a run that trains V and M, got one with the world model {config.world_model}"
         )
     if "seed" in chosen:
-        config = replace(config, seed=check_integer("--seed", chosen["seed"], 0, MOST_SEED))
+        config = replace(config, seed=check_integer("--seed", chosen["seed"], 0, MAX_SEED))
     return config
 
 
@@ -417,7 +417,7 @@ def _output(flag: str, path: str, ending: str) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     check_integer("--episodes", options.episodes, 1, _MOST_EPISODES)
-    check_integer("--seed", options.seed, 0, MOST_SEED)
+    check_integer("--seed", options.seed, 0, MAX_SEED)
     if "temperature" in options:
         check_real("--temperature", options.temperature, 0)
     if options.gif:
@@ -443,7 +443,7 @@ def _show(options: argparse.Namespace) -> None:
         }
         about = f"{options.agent}, in its dream at temperature {temperature:g}"
         scores = show.dream_scores(folder, options.episodes, **chosen)
-        if not task.dreams_are_scored(load_world_model(folder).mdnrnn):
+        if not task.dream_has_reward(load_world_model(folder).mdnrnn):
             about += ", in steps (M has no reward head)"
     else:
         environment = replace(
@@ -460,7 +460,7 @@ def _show(options: argparse.Namespace) -> None:
         pictures, actions = show.record_play(folder, environment, seed=options.seed, rules=task.rules)
     if options.gif:
         fps = task.frames_per_second
-        save_animation(Path(options.gif), pictures, actions, frames_per_second=fps, threshold=task.threshold)
+        save_animation(Path(options.gif), pictures, actions, frames_per_second=fps, threshold=task.action_threshold)
         print(f"animation: {options.gif}")
     if options.window:
         show.window(pictures, actions, about, frames_per_second=task.frames_per_second)

@@ -14,11 +14,12 @@ from worldmodels.envs.policies import Policy
 from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import kept_scores
-from worldmodels.rollout.runner import Blind, Environments
+from worldmodels.rollout.runner import Environments, OpenLoopPlayer
 from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
 
-_SUSPICIOUS = 1.5  # a dream this many times kinder (or harder) than the game is no place to learn
+PURPOSE = "check-dream"  # of the episodes: every policy plays the same ones
+_SUSPICIOUS = 1.5  # ratio of the mean scores in the dream and in the game above which the dream is biased
 
 
 def check(run: Run) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def check(run: Run) -> dict[str, Any]:
     seed, task = run.config.seed, run.task
     policies = task.policies
     world = load_world_model(run.folder)
-    if not task.dreams_are_scored(world.mdnrnn):
+    if not task.dream_has_reward(world.mdnrnn):
         print("check-dream: M has no reward head, so that a dream has no score to compare", file=sys.stderr)
         path = run.path("check_dream", "check_dream.json")
         write_json(path, {"temperature": evolve.temperature, "policies": {}, "warnings": []})
@@ -47,15 +48,14 @@ def check(run: Run) -> dict[str, Any]:
     with Environments(environment, slots, max_steps=evolve.max_steps, rules=task.rules) as environments:
         for number, (name, policy) in enumerate(policies.items()):
             dream = play_dreams(dreams, policy, seed=seed)
-            purpose = f"check {name}"
             game = kept_scores(
                 run.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
                 {"policy": name},
-                Blind(policy, purpose),
+                OpenLoopPlayer(policy, PURPOSE),
                 config.episodes,
                 environments=environments,
                 seed=seed,
-                purpose=purpose,
+                purpose=PURPOSE,
             )
             results[name] = {"dream": describe(dream), "game": describe(game)}
             progress.update(number + 1)

@@ -13,14 +13,14 @@ from worldmodels.analysis import figures
 from worldmodels.analysis.stats import describe, format_interval, table
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend
-from worldmodels.models.agent import Agent, Candidates, Recorder, load_controller
+from worldmodels.models.agent import Agent, Population, Recorder, load_controller
 from worldmodels.models.vae import decode
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.evolution import Means, first_generation
 from worldmodels.pipeline.records import players
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import kept_scores
-from worldmodels.rollout.runner import Blind, Environments, Player, describe_environment, episode_seed, record
+from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player, describe_environment, episode_seed, record
 from worldmodels.support.files import write_json
 from worldmodels.support.versions import versions
 
@@ -44,13 +44,13 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
     with Environments(environment, slots, rules=task.rules) as environments:
         games = _Games(run, environments)
         results: dict[str, Any] = {"agent": describe(games.of_controllers("episodes", agent, episodes))}
-        first = Candidates(agent, first_generation(run))
+        first = Population(agent, first_generation(run))
         results["before"] = {"policy": BEFORE, **describe(games.of_controllers("before", first, episodes))}
-        for name, policy in task.beside.items():
-            returns = games.scores(name, Blind(task.policies[policy], PURPOSE), episodes, {"policy": policy})
+        for name, policy in task.baselines.items():
+            returns = games.scores(name, OpenLoopPlayer(task.policies[policy], PURPOSE), episodes, {"policy": policy})
             results[name] = {"policy": policy, **describe(returns)}
         curve = _curve(games, agent) if config.evaluate.curve_episodes else None
-    scored = task.dreams_are_scored(agent.mdnrnn)
+    scored = task.dream_has_reward(agent.mdnrnn)
     results["evolved"] = {
         "inside": config.evolve.evaluate_in,
         "score": evolved["score"],
@@ -73,7 +73,7 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
     write_json(run.path("results.json"), results)
     _record(run)
     print(format_table(results))
-    played = ("agent", "before", *task.beside)
+    played = ("agent", "before", *task.baselines)
     return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in played}
 
 
@@ -104,7 +104,7 @@ class _Games:
     def of_means(self, agent: Agent, means: Means, episodes: int) -> list[float]:
         """Scores of the evaluated means in turn."""
         about = {"generations": means.generations, "scores": means.scores}
-        return self.scores("curve", Candidates(agent, np.stack(means.params)), episodes, about)
+        return self.scores("curve", Population(agent, np.stack(means.params)), episodes, about)
 
 
 def _curve(games: _Games, agent: Agent) -> list[dict[str, Any]]:
@@ -154,7 +154,7 @@ def _record(run: Run) -> None:
         recorder.pictures(steps),
         recorder.actions[:steps],
         frames_per_second=task.frames_per_second,
-        threshold=task.threshold,
+        threshold=task.action_threshold,
     )
     chosen = liveliest(recorder.frames, _PICTURES)
     drawn = decode(agent.vae, np.stack([recorder.latents[index] for index in chosen]))

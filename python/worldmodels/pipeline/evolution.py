@@ -1,4 +1,4 @@
-"""Evolve C: CMA-ES asks, an evaluator answers, generation by generation."""
+"""The evolution of C: CMA-ES proposes candidates, an evaluator scores them, and every generation is checkpointed."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from worldmodels import pretrained
 from worldmodels.cmaes.cmaes import CMAES
-from worldmodels.cmaes.search_space import Coordinates
+from worldmodels.cmaes.search_space import SearchSpace
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
-from worldmodels.models.weights import load_tensors, save_model, save_tensors, taking_up
+from worldmodels.models.weights import checkpoint_errors, load_tensors, save_tensors
 from worldmodels.pipeline.config import EvolveConfig
 from worldmodels.pipeline.evaluators import make_evaluator
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.search_space import make_coordinates
-from worldmodels.rollout.evaluators import Evaluator, Told
+from worldmodels.rollout.evaluators import Evaluator, OnProgress
 from worldmodels.support.cpu import default_threads
+from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
 
 Params = npt.NDArray[np.float64]
 
 
 def evolve_controller(run: Run) -> dict[str, Any]:
-    """Evolves for ``generations``, from the last checkpoint if there is one; keeps the best evaluated mean."""
+    """Evolve C for ``generations``, from the last checkpoint if there is one; exports the best evaluated mean."""
     evaluator = make_evaluator(run)
     try:
         return _evolve(run, evaluator)
@@ -38,24 +40,24 @@ def evolve_controller(run: Run) -> dict[str, Any]:
 def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
     config, seed = run.config.evolve, run.config.seed
     controller = evaluator.controller
-    coordinates = _coordinates(run, controller)
+    checkpoint = _checkpoint(run)
+    tensors, about = _read_checkpoint(run)
+    coordinates = _coordinates(run, controller, tensors)
     es = _make_search(config, coordinates.start, seed)
-    checkpoint = run.path("evolve", "checkpoint.safetensors")
     best, best_score, best_generation, first = np.zeros(controller.size), -np.inf, 0, 0
-    if checkpoint.is_file():
-        tensors, about = load_tensors(checkpoint)
-        played_with = about.get("evaluator", evaluator.about)
-        if played_with != evaluator.about:
-            raise ValueError(f"{checkpoint}: expected to go on with {played_with}, got {evaluator.about}")
-        tensors.pop("origin", None)
-        with taking_up(checkpoint, "evolve"):
+    if tensors:
+        evaluated_with = about.get("evaluator")
+        if evaluated_with != evaluator.metadata:
+            raise ValueError(f"{checkpoint}: expected to resume with {evaluated_with}, got {evaluator.metadata}")
+        with checkpoint_errors(checkpoint, "evolve"):
+            del tensors["origin"]
             best = tensors.pop("best").numpy()
             best_score, best_generation, first = about["best_score"], about["best_generation"], about["generation"]
             es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **about["es"]})
-    least = first if best_generation else first + 1  # where no mean was evaluated, there is no C yet
+    least = first if best_generation else first + 1  # without an evaluated mean there is no C yet
     if config.generations < least:
         raise ValueError(
-            f"evolve.generations: expected at least {least}, as {first} have run already, got {config.generations}"
+            f"evolve.generations: expected at least {least}, as {first} are complete, got {config.generations}"
         )
     run.rewind_metrics("evolve", first, key="generation")
 
@@ -69,7 +71,7 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
             config.episodes,
             seed=_seed(seed, "dream", generation),
             common_seeds=config.common_random_numbers,
-            told=_teller(progress, generation, evaluator, clock),
+            on_progress=_teller(progress, generation, evaluator, clock),
         )
         scores = played.returns.mean(axis=1, dtype=np.float64)  # (popsize,)
         es.tell(candidates, -scores)
@@ -93,47 +95,51 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
                 best, best_score, best_generation = mean.copy(), score, generation
         elapsed, clock = progress.seconds - clock, progress.seconds
         run.log("evolve", generation=generation, **line, seconds=round(elapsed, 3))
-        _save(checkpoint, es, generation, coordinates.origin, best, best_score, best_generation, evaluator.about)
+        _save(checkpoint, es, generation, coordinates.origin, best, best_score, best_generation, evaluator.metadata)
         progress.update(
             generation, f"best {line['best']:.0f}, mean {line['mean']:.0f}, {speed:,.0f} {evaluator.unit}/s"
         )
-    progress.close(config.generations, f"best mean {best_score:.0f}, of generation {best_generation}")
-    about = {"score": best_score, "generation": best_generation, **evaluator.about}
+    progress.close(config.generations, f"best mean {best_score:.0f}, generation {best_generation}")
+    about = {"score": best_score, "generation": best_generation, **evaluator.metadata}
     save_controller(run, controller, best, about)
     return {"parameters": controller.size, **about}
 
 
-def _coordinates(run: Run, controller: Controller) -> Coordinates:
-    """Those that the settings choose; nothing is played for them, and no other run is read, where a run goes on."""
+def _checkpoint(run: Run) -> Path:
+    return run.path("evolve", "checkpoint.safetensors")
+
+
+def _read_checkpoint(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of the checkpoint; empty before the first generation."""
+    path = _checkpoint(run)
+    return load_tensors(path) if path.is_file() else ({}, {})
+
+
+def _coordinates(run: Run, controller: Controller, checkpoint: dict[str, Tensor]) -> SearchSpace:
+    """The search space of the settings; a resumed search keeps the origin of its checkpoint."""
     config = run.config.evolve
-    origin = _kept_origin(run, controller)
-    if origin is None:
-        origin = first_mean(config, controller)
+    origin = checkpoint["origin"].numpy().astype(np.float64) if checkpoint else initial_mean(config, controller)
+    if origin.shape != (controller.size,):
+        raise ValueError(f"{_checkpoint(run)}: expected an origin of ({controller.size},), got {origin.shape}")
     return make_coordinates(run.folder, controller, origin, config.pca_components, run.config.seed)
 
 
-def _kept_origin(run: Run, controller: Controller) -> Params | None:
-    """The parameters that the search began at, as its checkpoint has them; None where there is none."""
-    path = run.path("evolve", "checkpoint.safetensors")
-    tensors = load_tensors(path)[0] if path.is_file() else {}
-    if "origin" not in tensors:
-        return None
-    origin: Params = tensors["origin"].numpy().astype(np.float64)
-    if origin.shape != (controller.size,):
-        raise ValueError(f"{path}: expected an origin of ({controller.size},), got {origin.shape}")
-    return origin
-
-
 def first_generation(run: Run) -> npt.NDArray[np.float32]:
-    """(popsize, N) the candidates that the evolution began with."""
+    """The first candidates of the evolution, (popsize, N) float32."""
     controller, _, _ = load_controller(run.path("evolve", "controller.safetensors"))
-    coordinates = _coordinates(run, controller)
+    coordinates = _coordinates(run, controller, _read_checkpoint(run)[0])
     search = _make_search(run.config.evolve, coordinates.start, run.config.seed)
     return coordinates.params(search.ask()).astype(np.float32)
 
 
 def _make_search(config: EvolveConfig, start: Params, seed: int) -> CMAES:
-    """CMA-ES as it is before the first generation, at the first mean's coordinates."""
+    """CMA-ES before the first generation.
+
+    Args:
+        config: Settings.
+        start: Initial mean in the search space.
+        seed: Seed of the run.
+    """
     return CMAES(
         start,
         config.sigma0,
@@ -145,11 +151,16 @@ def _make_search(config: EvolveConfig, start: Params, seed: int) -> CMAES:
 
 
 class Means:
-    """The means that were evaluated, in ``evolve/means.safetensors``: what the distribution believed over time.
+    """The evaluated means of the search distribution, in ``evolve/means.safetensors``.
 
     Args:
-        path: the file.
-        last: the generation that is gone on from; later ones are dropped.
+        path: The file.
+        last: Generation to resume from; later ones are dropped.
+
+    Attributes:
+        generations: Generation of each mean.
+        scores: Score of each mean.
+        params: Parameters of each mean, (N,) float32.
     """
 
     def __init__(self, path: Path, last: int) -> None:
@@ -159,7 +170,7 @@ class Means:
         self.params: list[npt.NDArray[np.float32]] = []
         if path.is_file():
             tensors, about = load_tensors(path)
-            with taking_up(path, "evolve"):
+            with checkpoint_errors(path, "evolve"):
                 for values in zip(about["generations"], about["scores"], tensors["params"].numpy(), strict=True):
                     if values[0] <= last:
                         self._append(*values)
@@ -170,27 +181,27 @@ class Means:
         self.params.append(params)
 
     def add(self, generation: int, score: float, mean: Params) -> None:
-        """Keeps a mean, (N,), and its score in the dream."""
+        """Append a mean, (N,), and its score."""
         self._append(generation, score, mean.astype(np.float32))
         params = torch.from_numpy(np.stack(self.params))  # (G, N)
         save_tensors(self._path, {"params": params}, {"generations": self.generations, "scores": self.scores})
 
 
-def _teller(progress: Progress, generation: int, evaluator: Evaluator, began: float | None = None) -> Told:
-    """Shows how far a generation is, or the evaluation behind it."""
+def _teller(progress: Progress, generation: int, evaluator: Evaluator, began: float | None = None) -> OnProgress:
+    """A callback that shows the progress of a generation, or of the evaluation of its mean."""
     start = progress.seconds if began is None else began
     what = "evaluation of the mean" if began is None else f"generation {generation}"
 
-    def told(ended: int, total: int, steps: int) -> None:
+    def on_progress(ended: int, total: int, steps: int) -> None:
         if ended < total:
             speed = steps / max(progress.seconds - start, 1e-9)
             progress.update(generation - 1, f"{what}: {ended}/{total} episodes, {speed:,.0f} {evaluator.unit}/s")
 
-    return told
+    return on_progress
 
 
-def first_mean(config: EvolveConfig, controller: Controller) -> Params:
-    """Where CMA-ES starts: at zero, or at the C of the run that ``start`` names."""
+def initial_mean(config: EvolveConfig, controller: Controller) -> Params:
+    """The initial mean of CMA-ES: zero, or the C that ``init_from`` names."""
     if not config.init_from:
         return np.zeros(controller.size)
     path = pretrained.resolve(config.init_from) / "evolve" / "controller.safetensors"
@@ -201,11 +212,15 @@ def first_mean(config: EvolveConfig, controller: Controller) -> Params:
 
 
 def evaluate_mean(
-    evaluator: Evaluator, mean: Params, config: EvolveConfig, seed: int, told: Told = lambda *_: None
+    evaluator: Evaluator, mean: Params, config: EvolveConfig, seed: int, on_progress: OnProgress = lambda *_: None
 ) -> float:
-    """Mean return of the distribution's mean; the same episodes every time, so that means compare."""
+    """Mean return of the distribution's mean, on the same episodes for every mean of a run."""
     played = evaluator.play(
-        mean[None], config.evaluate_episodes, seed=_seed(seed, "evaluate", 0), common_seeds=False, told=told
+        mean[None],
+        config.evaluate_episodes,
+        seed=_seed(seed, "evaluate", 0),
+        common_seeds=False,
+        on_progress=on_progress,
     )
     return float(played.returns.mean(dtype=np.float64))
 
@@ -225,7 +240,7 @@ def _save(
     best_generation: int,
     evaluator: dict[str, Any],
 ) -> None:
-    """Writes one checkpoint: all of CMA-ES, where it began, the best mean so far and whom they were played with."""
+    """Write a checkpoint: the state of CMA-ES, its origin, the best mean so far and the metadata of the evaluator."""
     state = es.state_dict()
     arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
     about = {
@@ -239,14 +254,8 @@ def _save(
 
 
 def save_controller(run: Run, controller: Controller, params: Params, about: dict[str, Any]) -> None:
-    """Writes ``evolve/controller.safetensors``: the agent's C."""
-    save_model(run.path("evolve", "controller.safetensors"), _Weights(controller, params), **about)
-
-
-class _Weights(torch.nn.Module):
-    """A controller's parameters in the form that weights are saved in."""
-
-    def __init__(self, controller: Controller, params: Params) -> None:
-        super().__init__()
-        self.config = dict(vars(controller))
-        self.params = torch.nn.Parameter(torch.from_numpy(params.astype(np.float32)), requires_grad=False)
+    """Write ``evolve/controller.safetensors`` and its JSON: the agent's C."""
+    path = run.path("evolve", "controller.safetensors")
+    about = {"model": "Controller", "config": dict(vars(controller)), **about}
+    save_tensors(path, {"params": torch.from_numpy(params.astype(np.float32))}, about)
+    write_json(path.with_suffix(".json"), about)

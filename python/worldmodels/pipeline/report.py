@@ -76,7 +76,7 @@ def _draw_dream(run: Run, strip: Path, animation: Path) -> int:
         moving,
         list(trace.action[:shown]),
         frames_per_second=task.frames_per_second,
-        threshold=task.threshold,
+        threshold=task.action_threshold,
     )
     return length
 

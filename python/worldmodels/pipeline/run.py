@@ -306,7 +306,7 @@ class Run:
         """Patterns of the files that a stage writes, relative to the run folder."""
         names = {
             "policies": [escape(name.replace(" ", "_")) for name in self.task.policies],
-            "baselines": [escape(name) for name in self.task.beside],
+            "baselines": [escape(name) for name in self.task.baselines],
         }
         for pattern in stage.outputs:
             before, brace, rest = pattern.partition("{")

@@ -19,7 +19,7 @@ from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import Temperatures
 from worldmodels.support.files import link, write_json
-from worldmodels.support.validation import MOST_SEED
+from worldmodels.support.validation import MAX_SEED
 
 Result = dict[str, Any]
 #: Stages that build V and M.
@@ -56,8 +56,8 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force:
         result["temperature"] = float(value)
     write_json(folder / "temperatures" / "sweep.json", results)
     task = tasks.get(config.task)
-    figures.sweep(folder / "temperatures" / "sweep.png", results, task.paper, task.score)
-    print(sweep_table(results, task.paper))
+    figures.sweep(folder / "temperatures" / "sweep.png", results, task.paper_scores, task.score)
+    print(sweep_table(results, task.paper_scores))
     return results
 
 
@@ -135,7 +135,7 @@ def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result
         )
     _check_inside(config, "iterate")
     settings = config.iterate
-    if config.seed + settings.rounds > MOST_SEED:
+    if config.seed + settings.rounds > MAX_SEED:
         raise ValueError(
             f"--seed: expected at most 2**64 - 1 in the last of {settings.rounds} rounds, got {config.seed}"
         )
@@ -232,7 +232,7 @@ def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Confi
             same = [getattr(settings, stage) == getattr(config, stage) for stage in _BUILDERS]
             shared = [stage for number, stage in enumerate(_BUILDERS, 1) if all(same[:number])]
             branch(folder, child, shared)
-            _share_scores(played, child, run.task.beside)
+            _share_scores(played, child, run.task.baselines)
             print(f"{kind}: {name}")
             with Run(child, settings, force=force) as variant:
                 for stage in NAMES[:-1]:  # without the report

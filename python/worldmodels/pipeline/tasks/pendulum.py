@@ -60,7 +60,7 @@ TASK = Task(
         "left": constant(1.0),
         "right": constant(-1.0),
     },
-    beside={"random": "uniform", "collecting": "repeat 1-20", "noop": "noop"},
+    baselines={"random": "uniform", "collecting": "repeat 1-20", "noop": "noop"},
     presets={"quick": QUICK, "paper": replace(QUICK, preset="paper", iterate=replace(QUICK.iterate, rounds=20))},
     score="points",
     frames_per_second=20,

@@ -93,11 +93,11 @@ TASK = Task(
     actions=("left / right",),
     max_steps=2100,
     policies=POLICIES,
-    beside={"random": "uniform", "collecting": "repeat 1-10", "noop": "noop", "left": "left", "right": "right"},
+    baselines={"random": "uniform", "collecting": "repeat 1-10", "noop": "noop", "left": "left", "right": "right"},
     presets=_presets(),
     score="steps survived",
     frames_per_second=35,
-    threshold=1 / 3,
+    action_threshold=1 / 3,
     preset="pretrained",
     survival=True,
     paper_score=(1092, 556),
@@ -111,7 +111,7 @@ TASK = Task(
             "evolve": {"features": "zch", "evaluate_in": "environment"},
         },
     },
-    paper={
+    paper_scores={
         0.1: ((2086, 140), (193, 58)),
         0.5: ((2060, 277), (196, 50)),
         1.0: ((1145, 690), (868, 511)),
