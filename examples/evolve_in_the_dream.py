@@ -18,9 +18,8 @@ options.add_argument("--popsize", type=int, default=64)
 options.add_argument("--episodes", type=int, default=16, help="dreams per candidate")
 chosen = options.parse_args()
 
-# M's termination loss has a positive-class weight of 10; rewards are weighted by the probability of survival
-ends = {"done_weight": 10.0, "expected_returns": True}
-dream = wm.Dream.pretrained("takecover", temperature=1.15, **ends)  # or wm.Dream.load("runs/quick", ...)
+# termination="expected" is this world model's default: rewards are weighted by the probability of survival
+dream = wm.Dream.pretrained("takecover", temperature=1.15)  # or wm.Dream.load("runs/quick", termination=...)
 size = dream.controller.size  # 1,088: weights of z, c and h
 es = wm.CMAES(np.zeros(size), 0.1, popsize=chosen.popsize, seed=1)
 

@@ -28,7 +28,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 import worldmodels as wm
 from worldmodels import pretrained
 from worldmodels.dream.env import DreamVectorEnv
-from worldmodels.dream.world_model import done_weight
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.weights import load_model
 from worldmodels.rollout.runner import Environments
@@ -102,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = world.mdnrnn
     controller = wm.Controller(model.latent_size, model.hidden_size, model.action_size, bias=True)
     # termination is sampled with M's probability
-    sampling = {"temperature": chosen.temperature, "done_weight": done_weight(folder, "chance")}
+    sampling = {"temperature": chosen.temperature, "termination": "sample"}
     dream = wm.Dream(*world, controller, **sampling)
     dreams = DreamVectorEnv(*world, num_envs=chosen.envs, autoreset_mode=AutoresetMode.SAME_STEP, **sampling)
     ppo = PPO(

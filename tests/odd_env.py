@@ -114,7 +114,7 @@ gymnasium.register("Odd/VectorOnly-v0", vector_entry_point="odd_env:Odd")
 def task(kind, **collect):
     """A task whose episodes have 20 steps at most: four episodes in two shards."""
     name, env_id = f"odd_{kind.lower()}", f"odd_env:Odd/{kind}-v0"
-    settings = {"episodes": 4, "policies": "uniform", "min_length": 1, "workers": 1, "shard_episodes": 2, **collect}
+    settings = {"episodes": 4, "policies": "uniform", "min_length": 1, "num_workers": 1, "shard_episodes": 2, **collect}
     quick = Config(
         task=name,
         preset="quick",

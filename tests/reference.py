@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class ReferenceDream:
         bfloat16: bool = False,
         initial_h: NDArray[np.float32] | None = None,
         initial_c: NDArray[np.float32] | None = None,
-        done_weight: float | None = None,
+        termination: Literal["threshold", "sample"] = "threshold",
     ) -> None:
         def array(tensor: torch.Tensor) -> Floats:
             return tensor.detach().numpy().astype(np.float64)
@@ -95,7 +96,7 @@ class ReferenceDream:
         self.c = nothing if initial_c is None else initial_c.astype(np.float64)
         self.controller = controller
         self.temperature = temperature
-        self.done_weight = done_weight
+        self.termination = termination
         self.rounded = rounded
         self.w_input = rounded(array(mdnrnn.lstm.weight_ih_l0))
         self.w_recurrent = rounded(array(mdnrnn.lstm.weight_hh_l0))
@@ -140,10 +141,10 @@ class ReferenceDream:
             z[d] = mean[k] + std * np.sqrt(self.temperature) * normal[d]
         return z
 
-    def ends(self, logit: float, uniform: float) -> bool:
-        if self.done_weight is None:
+    def terminates(self, logit: float, uniform: float) -> bool:
+        if self.termination == "threshold":
             return logit > 0
-        odds = np.exp(logit) / self.done_weight
+        odds = np.exp(logit) / self.m.done_pos_weight
         return bool(uniform < odds / (1 + odds))
 
     def play(self, params: Floats, seed: int, candidate: int, episode: int, max_steps: int) -> Episode:
@@ -163,6 +164,6 @@ class ReferenceDream:
             out.reward.append(float(head[int(self.m.done_head)]) if self.m.reward_head else 1.0)
             if self.m.done_head:
                 out.done_logit.append(float(head[0]))
-                if self.ends(head[0], draws.end(step)):
+                if self.terminates(head[0], draws.end(step)):
                     break
         return out

@@ -127,7 +127,7 @@ def test_the_back_end_is_the_fastest_there_is(monkeypatch):
         monkeypatch.setattr(pool, "installed", lambda there=installed: there)
         anyone = EnvSpec(id=CARS.id, variant="", resolution="")
         assert backend(anyone) == ("envpool" if installed else "gymnasium")
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'worldmodels\[envpool\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'worldmodels-rl\[envpool\]'"):
         backend(CARS)
     with pytest.raises(ValueError, match=r"^environment\.backend: EnvPool has worldmodels/CarRacing-v0"):
         backend(EnvSpec(backend="envpool"))

@@ -18,7 +18,7 @@ def small_world():
         model.head.weight[0] = 0
         model.head.bias[0] = -100.0
     mu = np.zeros((1, 4), np.float32)
-    return worlds.WorldModel("small", model, Controller(4, 8, 1), mu, np.full_like(mu, -100))
+    return worlds.World("small", model, Controller(4, 8, 1), mu, np.full_like(mu, -100))
 
 
 def test_operations_of_a_step_are_the_papers():

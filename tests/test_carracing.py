@@ -27,20 +27,20 @@ TASK = tasks.get("carracing")
 def test_the_paper_preset_is_the_papers():
     config = TASK.presets["paper"]
     rnn, evolve = config.train_rnn, config.evolve
-    model = MDNRNN(32, 3, rnn.hidden_size, rnn.mixtures, restart_input=rnn.restart_input, done_head=rnn.done_head)
+    model = MDNRNN(32, 3, rnn.hidden_size, rnn.num_mixtures, restart_input=rnn.restart_input, done_head=rnn.done_head)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 422_368
     assert config.train_vae.latent_size == 32
     controller = Controller(32, 256, 3, evolve.features, evolve.bias, evolve.hidden_units, TASK.squash)
     assert controller.size == 867
     assert (config.collect.episodes, config.collect.ignore_done) == (10_000, True)
-    assert (rnn.sequence, rnn.batch, rnn.reward_head) == (999, 100, False)
+    assert (rnn.sequence_length, rnn.batch_size, rnn.reward_head) == (999, 100, False)
     assert (evolve.popsize, evolve.episodes, evolve.sigma0, evolve.evaluate_in) == (64, 16, 0.1, "environment")
     assert (evolve.max_steps, evolve.evaluate_every, evolve.evaluate_episodes) == (1000, 25, 1024)
 
 
 def test_presets_hold_together():
     for name, config in TASK.presets.items():
-        assert (config.preset, config.experiment) == (name, "carracing")
+        assert (config.preset, config.task) == (name, "carracing")
         players.parse_policies(config.collect.policies, TASK.policies)
         assert config.train_rnn.reward_head == (config.evolve.evaluate_in == "dream") == (name == "dream")
     assert set(TASK.baselines.values()) <= set(TASK.policies)
@@ -116,7 +116,7 @@ def test_noise_collects():
         {
             "train_rnn": {"hidden_size": 8},
             "train_vae": {"latent_size": 4},
-            "collect": {"policies": "random agent:3, brownian:1"},
+            "collect": {"policies": "random-weight agent:3, brownian:1"},
         },
     )
     job = players.Job(config, None, 0)
@@ -125,7 +125,7 @@ def test_noise_collects():
     assert {episode.policy for episode in episodes} == {"random-weight agent", "brownian"}
     assert all(episode.actions.shape == (3, 3) and not episode.terminated for episode in episodes)
     assert len({episode.actions.tobytes() for episode in episodes}) == 12
-    with pytest.raises(ValueError, match=r"^collect\.policies: .*random agent"):
+    with pytest.raises(ValueError, match=r"^collect\.policies: .*random-weight agent"):
         players.parse_policies("noise", TASK.policies)
     assert collect.parse_policies is players.parse_policies
 
@@ -137,9 +137,9 @@ class LongCars(Cars):
     paying = (2, 6)
 
 
-@pytest.mark.parametrize(("patience", "length"), [(0, 30), (1, 1), (4, 10), (5, 11), (23, 29), (24, 30), (99, 30)])
-def test_an_episode_in_which_nothing_comes_is_cut(patience, length):
-    changes = {"policies": "brownian", "patience": patience, "ignore_done": False}
+@pytest.mark.parametrize(("max_steps", "length"), [(0, 30), (1, 1), (4, 10), (5, 11), (23, 29), (24, 30), (99, 30)])
+def test_an_episode_without_rewards_is_truncated(max_steps, length):
+    changes = {"policies": "brownian", "max_steps_without_reward": max_steps, "ignore_done": False}
     job = players.Job(override(TASK.presets["paper"], {"collect": changes}), None, 0)
     episodes = list(players.play(LongCars(None, 2, num_workers=1), job, range(5), None))
     assert [len(episode.frames) for episode in episodes] == [length] * 5

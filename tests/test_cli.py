@@ -59,7 +59,7 @@ def test_help_of_run_lists_every_setting_of_every_stage(capsys):
 @pytest.mark.parametrize("stage", NAMES)
 def test_help_of_a_stage_lists_its_settings(capsys, stage):
     text = help_of(capsys, stage.replace("_", "-"))
-    for flag in [*flags(stage), "out", "again", "preset", "seed"]:
+    for flag in [*flags(stage), "out", "force", "task", "preset", "world-model", "seed"]:
         assert f"--{flag}" in text
     assert ("--environment.variant" in text) == (stage == "collect")
     assert "paper preset: " in text
@@ -76,7 +76,7 @@ def test_flags_become_settings(tmp_path, ran):
         *("run", "takecover", "--preset", "small", "--out", str(tmp_path), "--seed", "5"),
         *("--collect.policies", "left:1, repeat 1-60:2", "--collect.episodes", "7", "--environment.variant", "modern"),
         *("--no-train-rnn.done-head", "--train-rnn.reward-head", "--evolve.termination", "threshold"),
-        *("--evolve.sigma0", "0.5", "--evolve.common-random-numbers", "common"),
+        *("--evolve.sigma0", "0.5", "--evolve.common-random-numbers"),
     ]
     assert main(arguments) == 0
     assert list(ran) == list(NAMES)
@@ -85,7 +85,7 @@ def test_flags_become_settings(tmp_path, ran):
     assert (config.collect.policies, config.collect.episodes) == ("left:1, repeat 1-60:2", 7)
     assert config.environment.variant == "modern"
     assert (config.train_rnn.done_head, config.train_rnn.reward_head) == (False, True)
-    assert (config.evolve.sigma0, config.evolve.common_random_numbers) == (0.5, "common")
+    assert (config.evolve.sigma0, config.evolve.common_random_numbers) == (0.5, True)
     assert config.train_vae == preset("takecover", "small").train_vae
     assert Run.stored_config(tmp_path) == config
 
@@ -100,9 +100,18 @@ def test_a_stage_alone_goes_on_with_the_settings_of_the_folder(tmp_path, ran):
     assert list(ran) == ["collect", "train_vae"]
 
 
-def test_the_paper_preset_is_the_default(tmp_path, ran):
-    assert main(["collect", "--out", str(tmp_path)]) == 0
-    assert ran["collect"] == preset("takecover", "paper")
+@pytest.mark.parametrize("task", ["takecover", "carracing"])
+def test_a_stage_alone_in_a_new_folder_uses_the_preset_quick_and_says_so(tmp_path, ran, capsys, task):
+    quick, paper = tmp_path / "new", tmp_path / "paper"
+    assert main(["collect", "--out", str(quick), "--task", task]) == 0
+    assert ran["collect"] == Run.stored_config(quick) == preset(task, "quick")
+    said = f"{quick}: new run folder of {task} with the settings of preset quick\n"
+    assert capsys.readouterr().err == said
+    assert main(["collect", "--out", str(quick)]) == 0
+    assert "new run folder" not in capsys.readouterr().err
+    assert main(["collect", "--out", str(paper), "--task", task, "--preset", "paper"]) == 0
+    assert ran["collect"] == preset(task, "paper")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -120,7 +129,7 @@ def test_the_paper_preset_is_the_default(tmp_path, ran):
         ),
     ],
 )
-def test_a_run_takes_the_shipped_world_unless_it_is_told_to_train(
+def test_a_run_uses_the_pretrained_world_model_unless_it_is_told_to_train(
     tmp_path, monkeypatch, ran, arguments, name, folder, world
 ):
     monkeypatch.chdir(tmp_path)
@@ -137,23 +146,23 @@ def test_a_gpu_that_is_not_there_is_missed_before_anything_is_trained(tmp_path, 
     assert not ran and not list(tmp_path.iterdir())
 
 
-def test_a_taken_world_is_not_trained(tmp_path, monkeypatch, ran, capsys):
+def test_a_given_world_model_is_not_trained(tmp_path, monkeypatch, ran, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["run", "takecover"]) == 0
-    shipped = pretrained.folder("takecover")
+    given = pretrained.folder("takecover")
     for file in ("vae/vae.safetensors", "rnn/rnn.safetensors", "rnn/initial.safetensors"):
-        assert (tmp_path / "runs" / "takecover" / file).read_bytes() == (shipped / file).read_bytes()
-    assert "taken from the world takecover" in capsys.readouterr().err
+        assert (tmp_path / "runs" / "takecover" / file).read_bytes() == (given / file).read_bytes()
+    assert "taken from the world model takecover" in capsys.readouterr().err
     line = refused(capsys, "run", "takecover", "--from-scratch", "--out", "runs/takecover")
-    assert "--from-scratch: expected a run that trains V and M, got one that takes them: takecover" in line
+    assert "--from-scratch: expected a run that trains V and M, got one with the world model takecover" in line
     for arguments in (["train-rnn", "--force"], ["run", "takecover", "--train-rnn.steps", "9"]):
         line = refused(capsys, *arguments, "--out", "runs/takecover")
         assert "train-rnn: nothing to do in runs/takecover, which takes V and M from takecover" in line
-    assert "--world: " in refused(capsys, "run", "takecover", "--world-model", "elsewhere")
+    assert "--world-model: " in refused(capsys, "run", "takecover", "--world-model", "elsewhere")
     assert "iterate: expected a run that trains V and M" in refused(
         capsys, "iterate", "takecover", "--out", "runs/takecover"
     )
-    assert "world: expected a run folder with vae/vae.safetensors, or one of takecover, got nowhere" in refused(
+    assert "world_model: expected a run folder with vae/vae.safetensors, or one of takecover, got nowhere" in refused(
         capsys, "run", "takecover", "--world-model", "nowhere", "--out", "other"
     )
     assert not Path("other").exists()
@@ -176,7 +185,7 @@ def refused(capsys, *arguments):
             "run: --preset: expected one of dream, paper, pretrained, quick, small",
         ),
         ("run takecover --preset Quick --out x", "got 'Quick'; did you mean 'quick'?"),
-        ("run pong --out x", "run: experiment: expected one of carracing, pendulum, takecover, got 'pong' (see"),
+        ("run pong --out x", "run: task: expected one of carracing, pendulum, takecover, got 'pong' (see"),
         ("run doom --out x", "got 'doom'; did you mean 'takecover'?"),
         ("run TakeCover", "got 'TakeCover'; did you mean 'takecover'?"),
         ("run CarRacing-v3", "got 'CarRacing-v3'; did you mean 'carracing'?"),
@@ -194,7 +203,7 @@ def refused(capsys, *arguments):
         ("run takecover --out=", "run: --out: expected a path, got an empty text"),
         ("play takecover --gif=", "play: --gif: expected a path, got an empty text"),
         ("bench --json=", "bench: --json: expected a path, got an empty text"),
-        ("run takecover --world=", "run: --world: expected a path, got an empty text"),
+        ("run takecover --world-model=", "run: --world-model: expected a path, got an empty text"),
         ("play takecover --gif=~nobody-here/x.gif", "play: --gif: expected a path, got '~nobody-here/x.gif'"),
     ],
 )
@@ -231,8 +240,8 @@ def test_no_command_lists_the_commands(capsys):
         ("bench --json figures.csv", "--json: expected a file that ends in .json, got figures.csv"),
         ("bench --rounds 0", "--rounds: expected an integer from 1 to 10000, got 0"),
         ("run takecover --out file", "--out: expected a folder, got a file: file"),
-        ("evolve --out nowhere", "nowhere: `worldmodels evolve` needs what `worldmodels collect` makes"),
-        ("evolve --out half --popsize 1", "half: `worldmodels evolve` needs what `worldmodels collect` makes"),
+        ("evolve --out nowhere", "nowhere: `worldmodels evolve` needs the outputs of `worldmodels collect`"),
+        ("evolve --out half --popsize 1", "half: `worldmodels evolve` needs the outputs of `worldmodels collect`"),
     ],
 )
 def test_paths_and_numbers_are_refused_before_any_work(tmp_path, monkeypatch, capsys, arguments, message):
@@ -294,12 +303,12 @@ def test_a_full_disk_behind_stdout_is_explained(tmp_path):
     ("arguments", "message"),
     [
         (["evolve", "--popsize", "0"], "evolve.popsize: expected more than zero, got 0"),
-        (["collect", "--workers", "-1"], "collect.num_workers: expected zero or more, got -1"),
+        (["collect", "--num-workers", "-1"], "collect.num_workers: expected zero or more, got -1"),
         (["collect", "--policies", "left:1, hover"], "collect.policies: expected '<name>:<weight>, ...'"),
         (["collect", "--policies", "left:0"], "got 'left:0'"),
         (["collect", "--seed", str(2**64)], "--seed: expected an integer from 0 to 18446744073709551615, got"),
         (["collect", "--seed", "-1"], "--seed: expected an integer from 0 to 18446744073709551615, got -1"),
-        (["train-vae"], "`worldmodels train-vae` needs what `worldmodels collect` makes"),
+        (["train-vae"], "`worldmodels train-vae` needs the outputs of `worldmodels collect`"),
     ],
 )
 def test_what_the_stages_refuse(tmp_path, capsys, arguments, message):
@@ -314,11 +323,11 @@ def test_other_settings_of_a_finished_stage_are_refused(tmp_path, ran, capsys):
         assert "collect was done there with other settings (episodes)" in message
         assert "--force" in message
     assert "(seed)" in refused(capsys, "train-vae", *out, "--seed", "3")
-    message = refused(capsys, "run", "takecover", *out, "--preset", "quick")
-    assert f"--preset: {tmp_path} holds a run of preset 'paper', got 'quick'" in message
+    message = refused(capsys, "run", "takecover", *out, "--preset", "paper")
+    assert f"--preset: {tmp_path} holds a run of preset 'quick', got 'paper'" in message
 
 
-def test_again_discards_and_repeats(tmp_path, ran):
+def test_force_discards_a_stage_and_all_later_ones_and_reruns_it(tmp_path, ran):
     out = ["--out", str(tmp_path)]
     assert main(["run", "takecover", "--from-scratch", *out]) == 0
     ran.clear()
@@ -355,8 +364,8 @@ def test_what_goes_wrong_in_a_stage_is_explained(tmp_path, monkeypatch, capsys, 
 INTERRUPTED = """
 import os, signal, sys, time
 from worldmodels.cli import main
-from worldmodels.stages import collect
-collect.run = lambda _: exec("os.kill(os.getpid(), signal.SIGINT); time.sleep(10)")
+from worldmodels.pipeline.stages import get
+vars(get("collect"))["run"] = lambda _: exec("os.kill(os.getpid(), signal.SIGINT); time.sleep(10)")
 raise SystemExit(main(["collect", "--out", sys.argv[1]]))
 """
 
@@ -372,9 +381,9 @@ def test_ctrl_c_while_source_text_runs_as_in_an_import_ends_with_the_status_too(
 
 HOLDER = """
 import sys
-from worldmodels.tasks import preset
-from worldmodels.experiment import Run
-with Run(sys.argv[1], preset("takecover", "paper")):
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.tasks import preset
+with Run(sys.argv[1], preset("takecover", "quick")):
     print("held", flush=True)
     sys.stdin.read()
 """

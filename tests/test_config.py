@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from typing import Literal, get_args
 
 import pytest
 
 from worldmodels.envs.policies import RANDOM_AGENT
+from worldmodels.models.controller import Features
+from worldmodels.models.native_model import Termination
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.collection import parse_policies
 from worldmodels.pipeline.config import SECTIONS, Config, from_dict, override, to_dict
@@ -15,7 +19,7 @@ from worldmodels.pipeline.stages import NAMES
 from worldmodels.pipeline.tasks import preset
 from worldmodels.support import settings
 
-ALL = [(experiment, name) for experiment in tasks.names() for name in tasks.get(experiment).presets]
+ALL = [(task, name) for task in tasks.names() for name in tasks.get(task).presets]
 
 
 def test_there_is_a_section_for_every_stage():
@@ -33,12 +37,55 @@ def test_every_field_has_a_help_text(section):
         setattr(getattr(Config(), section), next(iter(texts)), 1)
 
 
-@pytest.mark.parametrize(("experiment", "name"), ALL)
-def test_presets_go_through_json(experiment, name):
-    config = preset(experiment, name)
-    assert (config.task, config.preset) == (experiment, name)
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_is_declared_with_a_kind_that_its_default_has(section):
+    kind = type(getattr(Config(), section))
+    for name in settings.declared(kind):
+        assert settings.kind(kind, name) in (int, float, bool, str)
+        settings.check(kind, name, getattr(kind(), name), name)
+        for wrong in ([], None, {}, b"1"):
+            with pytest.raises(ValueError, match=rf"^label: expected {settings.kind(kind, name).__name__}, got "):
+                settings.check(kind, name, wrong, "label")
+        for choice in settings.choices(kind, name):
+            settings.check(kind, name, choice, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    count: int = settings.setting(3, "how many", zero=True, machine=True)
+    fraction: float = settings.setting(0.5, "which part", below=1)
+    mode: Literal["", "fast"] = settings.setting("", "how", location=False)
+    source: str = settings.setting("", "where from", location=True)
+
+
+def test_a_setting_is_declared_once_with_all_that_is_known_of_it():
+    declared = settings.declared(Toy)
+    assert list(declared) == ["count", "fraction", "mode", "source"]
+    assert declared["count"] == settings.Setting("how many", zero=True, machine=True)
+    assert declared["fraction"] == settings.Setting("which part", below=1)
+    assert declared["source"].location and not declared["mode"].location
+    assert [settings.kind(Toy, name) for name in declared] == [int, float, str, str]
+    assert [settings.choices(Toy, name) for name in declared] == [(), (), ("", "fast"), ()]
+    for name, value in (("count", 0), ("fraction", 0.999), ("fraction", 5e-324), ("mode", ""), ("source", "a/b")):
+        settings.check(Toy, name, value, "toy")
+    for name, value, message in (
+        ("count", -1, "toy: expected zero or more, got -1"),
+        ("count", True, "toy: expected int, got True"),
+        ("fraction", 0, "toy: expected more than zero, got 0"),
+        ("fraction", 1, "toy: expected less than 1, got 1"),
+        ("mode", "slow", "toy: expected one of (empty), fast, got 'slow'"),
+        ("amount", 1, "toy: no such setting; expected one of count, fraction, mode, source"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            settings.check(Toy, name, value, "toy")
+
+
+@pytest.mark.parametrize(("task", "name"), ALL)
+def test_presets_go_through_json(task, name):
+    config = preset(task, name)
+    assert (config.task, config.preset) == (task, name)
     assert from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False))) == config
-    known = tasks.get(experiment).policies
+    known = tasks.get(task).policies
     assert {policy for policy, _ in parse_policies(config.collect.policies, known)} <= {*known, RANDOM_AGENT}
 
 
@@ -71,7 +118,7 @@ def test_override_changes_what_it_is_told_and_nothing_else():
 @pytest.mark.parametrize(
     ("section", "name", "value", "wanted"),
     [
-        ("evolve", "popsise", 8, "no such setting; expected one of inside, features, bias"),
+        ("evolve", "popsise", 8, "no such setting; expected one of evaluate_in, features, bias"),
         ("evolve", "popsize", 8.0, "expected int, got 8.0"),
         ("evolve", "popsize", "8", "expected int, got '8'"),
         ("evolve", "popsize", True, "expected int, got True"),
@@ -80,10 +127,15 @@ def test_override_changes_what_it_is_told_and_nothing_else():
         ("evolve", "sigma0", "big", "expected float, got 'big'"),
         ("evolve", "sigma0", float("nan"), "expected more than zero, got nan"),
         ("evolve", "temperature", -0.1, "expected zero or more, got -0.1"),
+        ("evolve", "temperature", float("inf"), "expected a finite number, got inf"),
+        ("evolve", "sigma0", 10**400, "expected a finite number, got an integer beyond float64"),
         ("evolve", "bias", 1, "expected bool, got 1"),
+        ("evolve", "termination", "chance", "expected one of threshold, sample, expected, got 'chance'"),
+        ("evolve", "initial_states", "midway", "expected one of first, random, got 'midway'"),
+        ("evolve", "evaluate_in", "game", "expected one of dream, environment, got 'game'"),
         ("evolve", "features", "hz", "expected one of z, zh, zc, zch, got 'hz'"),
         ("evolve", "features", None, "expected str, got None"),
-        ("evolve", "common_random_numbers", "same", "expected one of common, independent, got 'same'"),
+        ("evolve", "common_random_numbers", "same", "expected bool, got 'same'"),
         ("train_vae", "batch_size", 0, "expected more than zero, got 0"),
         ("train_vae", "schedule", "linear", "expected one of constant, cosine"),
         ("train_vae", "keep", "worst", "expected one of best, last, got 'worst'"),
@@ -91,6 +143,9 @@ def test_override_changes_what_it_is_told_and_nothing_else():
         ("train_vae", "micro_batch_size", -1, "expected zero or more, got -1"),
         ("train_rnn", "micro_batch_steps", 0, "expected more than zero, got 0"),
         ("train_vae", "tensorboard", 1, "expected bool, got 1"),
+        ("train_rnn", "done_pos_weight", 0.0, "expected more than zero, got 0.0"),
+        ("train_rnn", "done_lookahead", -1, "expected zero or more, got -1"),
+        ("train_rnn", "validation_fraction", 1.0, "expected less than 1, got 1.0"),
         ("train_rnn", "schedule", "constant", "expected one of exponential, cosine"),
         ("train_rnn", "precision", "float64", "expected one of auto, float32, bfloat16"),
         ("collect", "num_workers", -1, "expected zero or more, got -1"),
@@ -120,18 +175,19 @@ def test_choices_exist_and_hold_the_defaults():
         for name in settings.declared(kind)
         if (choices := settings.choices(kind, name))
     }
-    assert found["evolve", "termination"] == ("threshold", "sample", "expected")
+    assert found["evolve", "termination"] == ("threshold", "sample", "expected") == get_args(Termination)
+    assert found["evolve", "features"] == get_args(Features)
     for (section, name), choices in found.items():
         assert all(getattr(getattr(preset(*which), section), name) in choices for which in ALL)
 
 
 @pytest.mark.parametrize(
-    ("experiment", "name", "message"),
+    ("task", "name", "message"),
     [
         ("pong", "paper", "task: expected one of .*takecover.*, got 'pong'"),
         ("takecover", "tiny", "preset: expected one of pretrained, quick, small, paper, got 'tiny'"),
     ],
 )
-def test_unknown_presets_are_named(experiment, name, message):
+def test_unknown_presets_are_named(task, name, message):
     with pytest.raises(ValueError, match=message):
-        preset(experiment, name)
+        preset(task, name)

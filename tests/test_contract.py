@@ -312,7 +312,7 @@ def test_evaluation_scales_too():
     ],
 )
 def test_collect_refuses_in_one_line_and_leaves_nothing(package, capsys, kind, said):
-    assert collect(kind, "--workers", "2") == 1
+    assert collect(kind, "--num-workers", "2") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"worldmodels: {said}")
     assert list((package / "run" / "episodes").iterdir()) == []

@@ -33,12 +33,14 @@ def test_check_env():
     check_env(DreamEnv(*arguments()), skip_render_check=True)
 
 
-@pytest.mark.parametrize(("features", "done_weight"), [("z", None), ("zc", None), ("zh", 3), ("zch", None)])
-def test_vector_env_plays_the_rollouts_episodes(features, done_weight):
+@pytest.mark.parametrize(
+    ("features", "termination"), [("z", "threshold"), ("zc", "threshold"), ("zh", "sample"), ("zch", "threshold")]
+)
+def test_vector_env_plays_the_rollouts_episodes(features, termination):
     """A linear controller by hand: lengths and returns are Dream.rollout's, episode by episode."""
-    made = arguments(reward=True)
+    made = arguments(reward=True, pos_weight=3.0)
     controller = Controller(5, 7, 2, features=features)
-    settings = {"temperature": 1.1, "max_steps": 30, "done_weight": done_weight}
+    settings = {"temperature": 1.1, "max_steps": 30, "termination": termination}
     dream = Dream(*made, controller, **settings)
     params = make_params(dream, 1)[0].astype(np.float32)
     envs = DreamVectorEnv(*made, num_envs=37, features=features, **settings)
@@ -266,13 +268,13 @@ def test_actions_that_are_not_finite_are_refused(bad, dtype):
 
 @pytest.mark.parametrize("name", simd_levels())
 @pytest.mark.parametrize("num_envs", [1, 3, 37])
-@pytest.mark.parametrize("done_weight", [None, 2.0])
-def test_seeds_of_their_own_play_what_single_environments_play(name, num_envs, done_weight):
+@pytest.mark.parametrize("termination", ["threshold", "sample"])
+def test_seeds_of_their_own_play_what_single_environments_play(name, num_envs, termination):
     before = simd_level()
     set_simd_level(name)
     try:
-        made = arguments()
-        settings = {"max_steps": 7, "temperature": 1.2, "done_weight": done_weight}
+        made = arguments(pos_weight=2.0)
+        settings = {"max_steps": 7, "temperature": 1.2, "termination": termination}
         envs = DreamVectorEnv(*made, num_envs=num_envs, **settings)
         seeds = [int(seed) for seed in np.random.default_rng(num_envs).integers(0, 2**63, num_envs)]
         seeds[0] = 2**64 - 1

@@ -90,7 +90,9 @@ def test_a_kill_while_writing_leaves_nothing_that_loads(tmp_path):
     line = [sys.executable, "-c", WRITER, str(tmp_path)]
     process = subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "writing\n"
-    time.sleep(0.05)
+    deadline = time.monotonic() + 60
+    while sum(path.stat().st_size for path in tmp_path.iterdir()) < 1_000_000 and time.monotonic() < deadline:
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()

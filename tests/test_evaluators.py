@@ -137,7 +137,7 @@ def prepare(folder, environment=TOY, action_size=2, **changes):
     config = toy_config(
         environment=vars(environment),
         encode={"precision": "float32"},
-        evolve={**SETTINGS, "inside": "environment", "environments": 3, **changes},
+        evolve={**SETTINGS, "evaluate_in": "environment", "num_envs": 3, **changes},
     )
     experiment = Run(folder, config)
     save_model(experiment.path("vae", "vae.safetensors"), make_vae(4))
@@ -161,7 +161,7 @@ def test_evolution_in_the_real_environment_resumes_exactly(tmp_path):
         assert all("environment" in line["profile"] for line in experiment.metrics("evolve"))
     places = [(EnvironmentEvaluator, "play", 3, False), (CMAES, "tell", 2, True), (evolve, "save_tensors", 3, True)]
     for number, (owner, name, call, after) in enumerate(places):
-        with prepare(tmp_path / str(number), environments=1 + number) as experiment:
+        with prepare(tmp_path / str(number), num_envs=1 + number) as experiment:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 interrupt(patch, owner, name, call, after=after)
                 experiment.run_stage("evolve")

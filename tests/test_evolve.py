@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import command, interrupt, metrics, start, toy_config, write_world
+from conftest import command, interrupt, make_mdnrnn, metrics, start, toy_config, write_world
 from worldmodels.cli import main
 from worldmodels.cmaes.cmaes import CMAES
 from worldmodels.dream.gpu import TorchDream
 from worldmodels.dream.native import Dream
-from worldmodels.dream.world_model import done_weight
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
@@ -98,8 +97,8 @@ def whole_and_cut(folder, owner, name, call, **changes):
     return outcomes
 
 
-def test_along_components_too(tmp_path, uninterrupted):
-    whole, cut = whole_and_cut(tmp_path, CMAES, "tell", 4, components=5)
+def test_along_principal_components_too(tmp_path, uninterrupted):
+    whole, cut = whole_and_cut(tmp_path, CMAES, "tell", 4, pca_components=5)
     assert whole == cut != uninterrupted
     with Run(tmp_path / "cut") as experiment:
         basis = load_tensors(experiment.path("evolve", "coordinates.safetensors"))[0]["basis"].numpy()
@@ -113,10 +112,12 @@ def test_along_components_too(tmp_path, uninterrupted):
 def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
     """All of the stage but the device itself: PyTorch's dream, on the CPU here."""
     monkeypatch.setattr("worldmodels.pipeline.evaluators.gpu", lambda: torch.device("cpu"))
-    whole, cut = whole_and_cut(tmp_path, TorchDream, "rollout", 4, device="cuda", ends="expected", seeds="common")
+    whole, cut = whole_and_cut(
+        tmp_path, TorchDream, "rollout", 4, device="cuda", termination="expected", common_random_numbers=True
+    )
     assert whole == cut
-    assert whole[2]["ends"] == "expected" and whole[2]["device"] == "cpu"  # what it ran on
-    with prepare(tmp_path / "native", ends="expected", seeds="common") as experiment:
+    assert whole[2]["termination"] == "expected" and whole[2]["device"] == "cpu"  # what it ran on
+    with prepare(tmp_path / "native", termination="expected", common_random_numbers=True) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, Dream, "rollout", 4)
             experiment.run_stage("evolve")
@@ -126,7 +127,9 @@ def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
     (tmp_path / "native" / "stages" / "evolve.begun.json").unlink()  # as another machine's "cuda" is no other setting
     with (
         Run(tmp_path / "native", config) as experiment,
-        pytest.raises(ValueError, match=r"expected to go on with \{.*'ends': 'expected'\}, got .*'device': 'cpu'"),
+        pytest.raises(
+            ValueError, match=r"expected to go on with \{.*'termination': 'expected'\}, got .*'device': 'cpu'"
+        ),
     ):
         experiment.run_stage("evolve")
 
@@ -140,24 +143,24 @@ def test_a_gpu_that_is_not_there_is_missed_before_anything_is_dreamt(tmp_path):
         experiment.run_stage("evolve")
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"inside": "environment"}])
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"evaluate_in": "environment"}])
 def test_what_a_gpu_cannot_do_is_refused_when_a_run_begins(tmp_path, changes):
     with pytest.raises(ValueError, match=r"evolve\.device: expected cpu beside evolve.precision .*, got cuda"):
         prepare(tmp_path, device="cuda", **changes)
 
 
-def test_along_components_from_another_c(tmp_path, uninterrupted):
+def test_along_principal_components_from_another_c(tmp_path, uninterrupted):
     with prepare(tmp_path / "before") as experiment:
         experiment.run_stage("evolve")
     _, params, _ = load_controller(tmp_path / "before" / "evolve" / "controller.safetensors")
-    with prepare(tmp_path / "after", components=5, start=str(tmp_path / "before"), sigma=1e-9) as experiment:
+    with prepare(tmp_path / "after", pca_components=5, init_from=str(tmp_path / "before"), sigma0=1e-9) as experiment:
         experiment.run_stage("evolve")
     _, found, _ = load_controller(tmp_path / "after" / "evolve" / "controller.safetensors")
     np.testing.assert_allclose(found, params, atol=1e-5)
 
 
 def test_the_number_of_threads_changes_nothing(tmp_path, uninterrupted):
-    with prepare(tmp_path, threads=2) as experiment:
+    with prepare(tmp_path, num_threads=2) as experiment:
         experiment.run_stage("evolve")
         assert outcome(experiment) == uninterrupted
 
@@ -211,7 +214,7 @@ def test_metrics_say_what_the_dream_gave(tmp_path, uninterrupted):
 
     with prepare(tmp_path) as experiment:
         dream, config = make_dream(experiment), experiment.config.evolve
-    es = CMAES(np.zeros(20), config.sigma, popsize=6, seed=evolve._seed(0, "cma", 0), weight_decay=config.weight_decay)
+    es = CMAES(np.zeros(20), config.sigma0, popsize=6, seed=evolve._seed(0, "cma", 0), weight_decay=config.weight_decay)
     means = {}
     for line in lines:
         candidates = es.ask()
@@ -239,46 +242,47 @@ def test_the_controller_is_the_mean_that_was_evaluated(tmp_path, uninterrupted):
     assert again == about["score"]
 
 
-def test_ends_by_chance_know_what_M_was_trained_with(tmp_path, capsys):
-    """10 unless M says otherwise: older files do not say it."""
-    with prepare(tmp_path, ends="chance") as experiment:
-        assert make_dream(experiment).done_weight == 10
-        model = load_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN)
-        save_model(experiment.path("rnn", "rnn.safetensors"), model, done_weight=3.0)
-        assert make_dream(experiment).done_weight == 3
+def test_sampled_termination_is_corrected_for_the_weight_that_M_was_trained_with(tmp_path, capsys):
+    with prepare(tmp_path, termination="sample") as experiment:
+        path = experiment.path("rnn", "rnn.safetensors")
+        assert make_dream(experiment).termination == "sample"
+        weights = load_model(path, MDNRNN).state_dict()
+        lengths = []
+        for weight in (1.0, 30.0):
+            model = make_mdnrnn(done_pos_weight=weight)
+            model.load_state_dict(weights)
+            save_model(path, model)
+            lengths.append(make_dream(experiment).rollout(np.zeros((8, 20)), 64, seed=0).lengths.mean())
+        assert lengths[1] > 2 * lengths[0]
         experiment.run_stage("evolve")
-        summary = experiment.summary("evolve")
-        assert summary["ends"] == "chance"
+        assert experiment.summary("evolve")["termination"] == "sample"
         _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
         expected = make_dream(experiment).rollout(params[None], 5, seed=0).lengths[0].mean()
     assert main(["dream", str(tmp_path), "--episodes", "5"]) == 0
     assert f": {expected:.0f} +- " in capsys.readouterr().out
-    with Run(tmp_path, toy_config(evolve={**SETTINGS, "ends": "chance", "generations": 8})) as experiment:
+    with Run(tmp_path, toy_config(evolve={**SETTINGS, "termination": "sample", "generations": 8})) as experiment:
         experiment.run_stage("evolve")
     with prepare(tmp_path / "other") as experiment:
-        assert make_dream(experiment).done_weight is None
-    save_model(tmp_path / "rnn" / "rnn.safetensors", model, done_weight="much")
-    with pytest.raises(ValueError, match=r"rnn\.safetensors: done_weight: expected a number, got 'much'"):
-        done_weight(tmp_path, "chance")
+        assert make_dream(experiment).termination == "threshold"
 
 
 def test_expected_returns_are_scores_alone(tmp_path):
-    """C is told by them; what its dreams are like is told of dreams that end."""
-    with prepare(tmp_path, ends="expected") as experiment:
-        assert not make_dream(experiment).expected_returns
-        assert dream_evaluator(experiment).dream.expected_returns
+    """CMA-ES maximizes them; dreams that are played step by step have sampled termination."""
+    with prepare(tmp_path, termination="expected") as experiment:
+        assert make_dream(experiment).termination == "sample"
+        assert dream_evaluator(experiment).dream.termination == "expected"
         experiment.run_stage("evolve")
         summary = experiment.summary("evolve")
         _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
-        dream = make_dream(experiment, expected_returns=True)
-    assert summary["ends"] == "expected"
+        dream = make_dream(experiment, termination="expected")
+    assert summary["termination"] == "expected"
     again = evolve.evaluate_mean(DreamEvaluator(dream, 1), params.astype(np.float64), experiment.config.evolve, 0)
     assert again == summary["score"]
 
 
 def test_selection_makes_dreams_longer(tmp_path):
     """Against the same number of controllers that are drawn and never selected."""
-    with prepare(tmp_path, generations=30, popsize=16, episodes=8, max_steps=100, sigma=0.5) as experiment:
+    with prepare(tmp_path, generations=30, popsize=16, episodes=8, max_steps=100, sigma0=0.5) as experiment:
         experiment.run_stage("evolve")
         lines = experiment.metrics("evolve")
         dream = make_dream(experiment)
@@ -288,14 +292,14 @@ def test_selection_makes_dreams_longer(tmp_path):
     assert late > random.mean() + 2 * random.std()
 
 
-def test_common_seeds_are_common(tmp_path):
-    """Equal candidates score the same under common seeds, and not under seeds of their own."""
-    for seeds, same in (("common", True), ("independent", False)):
-        settings = {"seeds": seeds, "generations": 1, "popsize": 6, "sigma": 1e-12}  # all candidates are the mean
-        with prepare(tmp_path / seeds, **settings) as experiment:
+def test_common_random_numbers_are_common(tmp_path):
+    """Equal candidates score the same under common random numbers, and not under their own."""
+    for common in (True, False):
+        settings = {"generations": 1, "popsize": 6, "sigma0": 1e-12}  # all candidates are the mean
+        with prepare(tmp_path / str(common), common_random_numbers=common, **settings) as experiment:
             experiment.run_stage("evolve")
             (line,) = experiment.metrics("evolve")
-        assert (line["best"] == line["worst"]) == same
+        assert (line["best"] == line["worst"]) == common
 
 
 def test_weight_decay_keeps_the_weights_small(tmp_path):
@@ -341,7 +345,7 @@ def test_where_a_search_began_is_kept(tmp_path):
     """The first generation can be asked for again when the run it began from is gone, or is another by now."""
     with prepare(tmp_path / "before") as experiment:
         experiment.run_stage("evolve")
-    with prepare(tmp_path / "after", start=str(tmp_path / "before")) as experiment:
+    with prepare(tmp_path / "after", init_from=str(tmp_path / "before")) as experiment:
         experiment.run_stage("evolve")
         expected = evolve.first_generation(experiment)
         shutil.rmtree(tmp_path / "before")

@@ -107,6 +107,7 @@ def test_a_reading_process_ends_with_its_parent(store, tmp_path, how):
     script = tmp_path / "reading.py"
     script.write_text(READING)
     line = [sys.executable, str(script), str(store.folder)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job passes on that it is ignored
     parent = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     reader = Path(f"/proc/{int(parent.stdout.readline())}")
     assert reader.exists()

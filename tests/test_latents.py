@@ -63,7 +63,7 @@ def test_damaged_latents_are_refused(tmp_path):
 
 def test_encode_stores_what_v_says_of_every_frame(tmp_path):
     episodes = [make_episode(length, length) for length in (7, 3, 5)]
-    config = toy_config(encode={"precision": "float32", "batch": 4})
+    config = toy_config(encode={"precision": "float32", "batch_size": 4})
     with Run(tmp_path, config) as experiment:
         write_store(experiment.path("episodes"), episodes)
         vae = make_vae()
@@ -252,7 +252,7 @@ def slow_losses(model, latents, rows, config):
                 z_terms.append(mdn_loss(out, z[None, 1:]))
             if not last or terminated:
                 target = torch.tensor([[float(last)]])
-                done_terms.append(done_loss(out.done_logit, target, config.done_weight))
+                done_terms.append(done_loss(out.done_logit, target, config.done_pos_weight))
     return sum(z_terms) / len(z_terms), sum(done_terms) / len(done_terms)
 
 
@@ -301,7 +301,7 @@ def slow_gradients(model, latents, chunk, config):
             if not last:
                 z_terms.append(mdn_loss(out, z[None, 1:]))
             if not last or latents.terminated[episode]:
-                done_terms.append(done_loss(out.done_logit, torch.tensor([[float(last)]]), config.done_weight))
+                done_terms.append(done_loss(out.done_logit, torch.tensor([[float(last)]]), config.done_pos_weight))
     model.zero_grad()
     (sum(z_terms) / len(z_terms) + sum(done_terms) / len(done_terms)).backward()
     return [p.grad.clone() for p in model.parameters() if p.requires_grad]
@@ -332,7 +332,7 @@ def test_the_slow_loop_would_notice():
     flagless = chunk.restart * (np.arange(chunk.restart.shape[1]) == 0)
     changed = [
         (replace(chunk, restart=flagless.astype(np.float32)), config),
-        (chunk, replace(config, done_weight=1.0)),
+        (chunk, replace(config, done_pos_weight=1.0)),
         (replace(chunk, has_next=chunk.valid), config),
         (replace(chunk, knows_end=chunk.valid), config),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -57,6 +58,30 @@ def sequences(model, batch=3, steps=9, seed=0):
 )
 def test_trainable_parameters_count_what_the_paper_counts(model, count):
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+
+
+@pytest.mark.parametrize("weight", [1, 0.25, 10.0, np.float32(3), np.int64(2)])
+def test_the_positive_class_weight_is_part_of_the_config(weight):
+    assert wm.MDNRNN(4, 1, 8).config["done_pos_weight"] == 1.0
+    model = wm.MDNRNN(4, 1, 8, done_head=True, done_pos_weight=weight)
+    found = model.config["done_pos_weight"]
+    assert type(found) is float and found == model.done_pos_weight == weight
+    assert wm.MDNRNN(**model.config).config == model.config
+    assert json.loads(json.dumps(model.config)) == model.config
+
+
+@pytest.mark.parametrize(
+    "bad", [0, -1.0, float("nan"), float("inf"), -float("inf"), pytest.param(10**400, id="10**400")]
+)
+def test_a_positive_class_weight_is_a_finite_number_above_0(bad):
+    with pytest.raises(ValueError, match=r"^done_pos_weight: expected a (finite )?number"):
+        wm.MDNRNN(4, 1, 8, done_head=True, done_pos_weight=bad)
+
+
+@pytest.mark.parametrize("bad", ["much", "3", None, [3.0], 1j])
+def test_a_positive_class_weight_is_a_number(bad):
+    with pytest.raises(TypeError, match=r"^done_pos_weight: expected a number, got "):
+        wm.MDNRNN(4, 1, 8, done_head=True, done_pos_weight=bad)
 
 
 @pytest.mark.parametrize("restart_input", [True, False])

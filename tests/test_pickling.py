@@ -109,12 +109,12 @@ class Mine(wm.CMAES):
 @both
 @pytest.mark.parametrize(
     "options",
-    [{}, {"done_weight": 3.0, "expected_returns": True, "temperature": 0.7}, {"initial": True, "max_steps": 30}],
+    [{}, {"termination": "expected", "temperature": 0.7}, {"initial": True, "max_steps": 30}],
     ids=str,
 )
 @pytest.mark.parametrize("kind", [wm.Dream, TorchDream])
 def test_a_dream_is_of_the_weights_it_was_made_of(way, options, kind):
-    made, options = world(), dict(options)
+    made, options = world(done_pos_weight=3.0), dict(options)
     if options.pop("initial", False):
         options |= {f"initial_{part}": np.full((7, 8), 0.2, np.float32) for part in "hc"}
     if kind is TorchDream:
@@ -160,7 +160,7 @@ def play(env, steps, rng):
 
 
 def envs(kind, **settings):
-    made = {**world(), "max_steps": 15, **settings}
+    made = {**world(done_pos_weight=2.0), "max_steps": 15, **settings}
     if kind == "env":
         return DreamEnv(**made)
     if kind == "make":
@@ -176,7 +176,7 @@ def envs(kind, **settings):
 @pytest.mark.parametrize("kind", ["env", "make", "make_vec", "NEXT_STEP", "SAME_STEP"])
 @pytest.mark.parametrize("steps", [0, 4, 15, 16])
 def test_an_environment_goes_on_in_the_middle_of_an_episode(way, kind, steps):
-    env = envs(kind, temperature=1.3, done_weight=2.0)
+    env = envs(kind, temperature=1.3, termination="sample")
     env.reset(seed=6, options={"temperature": 0.8})
     play(env, steps, np.random.default_rng(2))
     other = way(env)

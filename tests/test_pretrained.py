@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from worldmodels import Agent, Dream, load_world_model, pretrained, simd_levels
+from worldmodels import Agent, Dream, WorldModel, load_world_model, pretrained, simd_levels
 
 NEEDS_BFLOAT16 = pytest.mark.skipif("avx512_bf16" not in simd_levels(), reason="no AVX-512 BF16 here")
 
@@ -51,20 +51,39 @@ def test_agent_acts():
     assert agent.act(frames).shape == (2, 1)
 
 
-def test_dream_lives_longer_with_the_agents_controller_than_without():
-    dream = Dream.pretrained("takecover", temperature=1.15)
+def test_the_agents_controller_survives_longer_in_the_dream_than_a_zero_one():
+    dream = Dream.pretrained("takecover", temperature=1.15, termination="threshold")
     params = np.stack([Agent.pretrained("takecover").params, np.zeros(dream.controller.size, np.float32)])
-    lived = dream.rollout(params, 64, max_steps=600).lengths.mean(axis=1)
-    assert lived[0] > 1.5 * lived[1]
+    survived = dream.rollout(params, 64, max_steps=600).lengths.mean(axis=1)
+    assert survived[0] > 1.5 * survived[1]
 
 
-def test_world_of_a_folder_is_the_pretrained_one():
-    world = load_world_model(pretrained.folder("takecover"))
+@pytest.mark.parametrize("name", ["takecover", pretrained.path("takecover"), str(pretrained.path("takecover"))])
+def test_a_world_model_is_loaded_by_its_name_or_from_its_folder(name):
+    world = load_world_model(name)
+    assert isinstance(world, WorldModel)
     assert world.initial_mu.dtype == np.float32 and world.initial_mu.shape[1] == world.mdnrnn.latent_size
-    dream = Dream(*world, Dream.pretrained("takecover").controller)
+    assert world.initial_logvar.shape == world.initial_mu.shape
+    assert world.mdnrnn.done_pos_weight == 10
+    dream = Dream(*world, Dream.pretrained("takecover").controller, termination="expected")
     params = np.zeros((1, dream.controller.size))
     same = Dream.pretrained("takecover").rollout(params, 4, max_steps=20)
     assert (dream.rollout(params, 4, max_steps=20).returns == same.returns).all()
+
+
+def test_a_world_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"pong.rnn.rnn\.safetensors: no such file"):
+        load_world_model("pong")
+    with pytest.raises(FileNotFoundError, match=r"rnn\.safetensors: no such file"):
+        load_world_model(tmp_path)
+
+
+def test_the_pretrained_dream_has_its_own_termination():
+    assert Dream.pretrained("takecover").termination == "expected"
+    assert Dream.load("takecover").termination == "expected"
+    assert Dream.pretrained("takecover", termination="threshold").termination == "threshold"
+    with pytest.raises(ValueError, match=r"^termination: expected one of threshold, sample, expected, got 'chance'"):
+        Dream.pretrained("takecover", termination="chance")
 
 
 @NEEDS_BFLOAT16
@@ -74,7 +93,7 @@ def test_world_of_a_folder_is_the_pretrained_one():
 def test_bfloat16_dreams_of_a_trained_model_are_distributed_as_float32s(agent):
     lengths = {}
     for seed, precision in enumerate(("float32", "bfloat16")):
-        dream = Dream.pretrained("takecover", temperature=1.15, precision=precision)
+        dream = Dream.pretrained("takecover", temperature=1.15, precision=precision, termination="threshold")
         params = Agent.pretrained("takecover").params if agent else np.zeros(dream.controller.size, np.float32)
         lengths[precision] = dream.rollout(params[None], 4096, seed=seed, max_steps=600).lengths[0].astype(float)
     exact, rough = lengths["float32"], lengths["bfloat16"]

@@ -79,10 +79,10 @@ def test_midway_takes_a_thousand_of_many_and_none_of_short_episodes():
     }
 
 
-def test_dreams_that_start_anywhere(tmp_path):
-    with Run(tmp_path, toy_config(evolve={"starts": "anywhere", "max_steps": 40})) as experiment:
+def test_dreams_from_burned_in_initial_states(tmp_path):
+    with Run(tmp_path, toy_config(evolve={"initial_states": "random", "max_steps": 40})) as experiment:
         write_world(experiment, LATENT, HIDDEN)
-        with pytest.raises(ValueError, match=r"^evolve.initial_states: expected first, as .* got anywhere"):
+        with pytest.raises(ValueError, match=r"^evolve.initial_states: expected first, as .* got random"):
             dream_evaluator(experiment)
         found = starts.burned_in_states(make_mdnrnn(LATENT, HIDDEN), make_latents(200), seed=0)
         path = experiment.path("rnn", "midway.safetensors")

@@ -13,17 +13,13 @@ from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 
 EPISODES = 2000
-ENDS = {
-    "threshold": {},
-    "chance": {"done_weight": 3.0},
-    "expected": {"done_weight": 3.0, "expected_returns": True},
-}
+TERMINATION = ("threshold", "sample", "expected")
 
 
 def both(controller, model=None, *, logvar=1.0, memory=None, **settings):
     """The dream in PyTorch and the native one, and three candidates."""
     if model is None:
-        model = make_mdnrnn()
+        model = make_mdnrnn(done_pos_weight=3.0)
         with torch.no_grad():
             model.lstm.weight_ih_l0[:, -1] *= 8  # the restart flag
     rng = np.random.default_rng(0)
@@ -44,16 +40,16 @@ def compare(ours, native, params, episodes=EPISODES):
     return found
 
 
-@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("termination", TERMINATION)
 @pytest.mark.parametrize("features", ["z", "zh", "zc", "zch"])
-def test_returns_are_those_of_the_native_dream(features, ends):
-    found = compare(*both(Controller(4, 8, 1, features=features), **ENDS[ends]))
-    assert found.lengths.min() < 60  # there are ends at all
-    assert (ends == "expected") == (not np.array_equal(found.returns, found.lengths))
+def test_returns_are_those_of_the_native_dream(features, termination):
+    found = compare(*both(Controller(4, 8, 1, features=features), termination=termination))
+    assert found.lengths.min() < 60  # some episodes terminate
+    assert (termination == "expected") == (not np.array_equal(found.returns, found.lengths))
 
 
 def test_a_hidden_layer_and_biases():
-    compare(*both(Controller(4, 8, 1, hidden_units=3, bias=True), **ENDS["chance"]))
+    compare(*both(Controller(4, 8, 1, hidden_units=3, bias=True), termination="sample"))
 
 
 def test_a_car_with_rewards_and_no_end():
@@ -71,7 +67,7 @@ def test_without_chance_every_step_is_the_native_one():
     cells = np.random.default_rng(1).normal(size=(5, 8))
     cells[[0, 3]] = 0  # first frames of an episode
     memory = {"initial_h": np.zeros((5, 8)), "initial_c": cells}
-    ours, native, params = both(controller, logvar=-60.0, temperature=0.0, memory=memory, **ENDS["expected"])
+    ours, native, params = both(controller, logvar=-60.0, temperature=0.0, memory=memory, termination="expected")
     found, wanted = ours.rollout(params, 300, seed=1), native.rollout(params, 300, seed=1)
     for mine, theirs in zip(found.returns, wanted.returns, strict=True):  # one value for every start
         apart = np.abs(mine[:, None] - theirs[None])
@@ -101,25 +97,35 @@ def test_bad_arguments_are_named():
         ours.rollout(np.full_like(params, np.nan), 4)
     model, starts = make_mdnrnn(), (np.zeros((1, 4)), np.zeros((1, 4)))
     for settings, said in (
-        ({"expected_returns": True}, "expected_returns: expected a done_weight"),
+        ({"termination": "chance"}, "termination: expected one of threshold, sample, expected, got 'chance'"),
         ({"max_steps": 0}, "max_steps: expected an integer from 1"),
         ({"temperature": -1}, "temperature: expected a"),
-        ({"done_weight": 0}, "done_weight: expected a finite number above 0, got 0"),
     ):
         with pytest.raises(ValueError, match=said):
             TorchDream(model, *starts, Controller(4, 8, 1), device=torch.device("cpu"), **settings)
+    for termination in ("sample", "expected"):
+        with pytest.raises(
+            ValueError, match=f"termination: expected threshold, as mdnrnn has no done head, got {termination}"
+        ):
+            TorchDream(
+                make_mdnrnn(done_head=False),
+                *starts,
+                Controller(4, 8, 1),
+                device=torch.device("cpu"),
+                termination=termination,
+            )
     with pytest.raises(ValueError, match="controller: expected hidden_size 8 as mdnrnn has, got 9"):
         TorchDream(model, *starts, Controller(4, 9, 1), device=torch.device("cpu"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("ends", ENDS)
-def test_on_a_gpu(ends):
+@pytest.mark.parametrize("termination", TERMINATION)
+def test_on_a_gpu(termination):
     """Seventy steps: three graphs of twenty and ten alone."""
-    model, controller = make_mdnrnn(), Controller(4, 8, 1)
+    model, controller = make_mdnrnn(done_pos_weight=3.0), Controller(4, 8, 1)
     rng = np.random.default_rng(0)
     starts, params = (rng.normal(size=(5, 4)), np.zeros((5, 4))), rng.normal(size=(3, controller.size))
-    settings = {"temperature": 1.2, "max_steps": 70, **ENDS[ends]}
+    settings = {"temperature": 1.2, "max_steps": 70, "termination": termination}
     one, other = (TorchDream(model, *starts, controller, device=torch.device("cuda"), **settings) for _ in range(2))
     found = compare(one, Dream(model, *starts, controller, **settings), params)
     for dream in (one, other):

@@ -17,7 +17,7 @@ from worldmodels.data.episodes import Episode, EpisodeStore
 from worldmodels.data.frames import ShuffledBatches
 from worldmodels.data.latents import Latents
 from worldmodels.data.sequences import PackedSequences
-from worldmodels.dream.world_model import done_weight
+from worldmodels.dream.world_model import load_world_model
 from worldmodels.models import device as devices
 from worldmodels.models.device import seed_step
 from worldmodels.models.mdnrnn import MDNRNN
@@ -215,7 +215,7 @@ def test_gradients_are_clipped_by_value():
         model = train_rnn.build(config, latents)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         chunk = next(PackedSequences(latents, np.arange(6), 2, 8, 0).epoch(0))
-        pieces = Pieces("train-rnn", "streams", 2, "--micro-steps")
+        pieces = Pieces("train-rnn", "streams", 2, "--micro-batch-steps")
         train_rnn._step(model, optimizer, chunk, model.initial_state(2), 1e-3, config, pieces, Ranks())
         largest = max(p.grad.abs().max().item() for p in model.parameters() if p.requires_grad)
         assert largest == pytest.approx(clip)
@@ -254,7 +254,7 @@ def test_m_learns_rewards_within_the_limit():
 
     def loss(rewards, limit):
         chunk.reward[:] = rewards
-        return train_rnn.chunk_losses(model, chunk, state, replace(config, reward_limit=limit), noise)[0].reward
+        return train_rnn.chunk_losses(model, chunk, state, replace(config, reward_clip=limit), noise)[0].reward
 
     seen = np.tile(np.float32([-100, 3, 0, 25]), 3)[: chunk.reward.shape[1]]
     assert loss(seen, 10.0) == loss(np.clip(seen, -10, 10), 0.0)
@@ -280,7 +280,7 @@ def test_a_batch_of_v_in_small_pieces_gives_the_same_gradient():
 def test_out_of_memory_halves_the_pieces_and_the_result_is_the_same(tmp_path, capsys, monkeypatch, stage, error):
     """In the first step there is room for a piece of one only; float32, so that the sums are all that may differ."""
     steps = {"steps": 2, "precision": "float32", "checkpoint_every": 2}
-    steps |= {"batch": 4} if stage == "train_vae" else {"micro_steps": 8}
+    steps |= {"batch_size": 4} if stage == "train_vae" else {"micro_batch_steps": 8}
     with prepare(tmp_path / "roomy", stage, **steps) as experiment:
         experiment.run_stage(stage)
         expected = outcome(experiment, stage)
@@ -313,14 +313,14 @@ def test_out_of_memory_with_nothing_to_halve_is_explained():
     def broken(rows):
         raise RuntimeError("something else")
 
-    pieces = Pieces("train-vae", "frames", 4, "--micro-batch")
+    pieces = Pieces("train-vae", "frames", 4, "--micro-batch-size")
     with pytest.raises(RuntimeError, match=r"out of memory with 1 frames at once; there is nothing to halve"):
         pieces.run(never)
     assert pieces.rows == 1
     with pytest.raises(RuntimeError, match="something else"):
         pieces.run(broken)
-    with pytest.raises(RuntimeError, match=r"out of memory with 4 frames at once; set --micro-batch below that"):
-        Pieces("train-vae", "frames", 4, "--micro-batch", retry=False).run(never)
+    with pytest.raises(RuntimeError, match=r"out of memory with 4 frames at once; set --micro-batch-size below that"):
+        Pieces("train-vae", "frames", 4, "--micro-batch-size", retry=False).run(never)
 
 
 @pytest.mark.parametrize("stage", list(MODULES))
@@ -328,7 +328,7 @@ def test_no_steps_hand_on_what_training_starts_from(tmp_path, stage):
     file = FILES[stage]
     with prepare(tmp_path / "before", stage) as experiment:
         experiment.run_stage(stage)
-    with prepare(tmp_path / "kept", stage, steps=0, start=str(tmp_path / "before")) as experiment:
+    with prepare(tmp_path / "kept", stage, steps=0, init_from=str(tmp_path / "before")) as experiment:
         experiment.run_stage(stage)
         summary = experiment.summary(stage)
     (before, _), (kept, about) = (load_tensors((tmp_path / name).joinpath(*file)) for name in ("before", "kept"))
@@ -337,12 +337,13 @@ def test_no_steps_hand_on_what_training_starts_from(tmp_path, stage):
     assert summary["loss" if stage == "train_vae" else "total"] > 0 and summary["quality"]
 
 
-def test_an_m_that_is_handed_on_keeps_the_weight_of_its_ends(tmp_path):
+def test_an_exported_m_keeps_the_positive_class_weight_it_was_trained_with(tmp_path):
     with prepare(tmp_path / "before", "train_rnn", done_pos_weight=3.0) as experiment:
         experiment.run_stage("train_rnn")
     with prepare(tmp_path / "kept", "train_rnn", steps=0, init_from=str(tmp_path / "before")) as experiment:
         experiment.run_stage("train_rnn")
-    assert done_weight(tmp_path / "kept", "chance") == 3.0
+    for name in ("before", "kept"):
+        assert load_world_model(tmp_path / name).mdnrnn.done_pos_weight == 3.0
 
 
 @pytest.mark.parametrize(("stage", "setting"), [("train_vae", "latent_size"), ("train_rnn", "hidden_size")])
@@ -350,17 +351,17 @@ def test_a_start_of_another_shape_is_named(tmp_path, stage, setting):
     with prepare(tmp_path / "before", stage) as experiment:
         experiment.run_stage(stage)
     size = getattr(getattr(experiment.config, stage), setting) + 1
-    said = rf"^{stage}\.start: expected .*'{setting}': {size}.* got .*'{setting}': {size - 1}.*before"
+    said = rf"^{stage}\.init_from: expected .*'{setting}': {size}.* got .*'{setting}': {size - 1}.*before"
     with pytest.raises(ValueError, match=said):
-        prepare(tmp_path / "after", stage, start=str(tmp_path / "before"), **{setting: size})
+        prepare(tmp_path / "after", stage, init_from=str(tmp_path / "before"), **{setting: size})
 
 
 def test_pieces_of_a_batch_change_no_validation():
     latents = make_latents(LENGTHS, latent_size=4)
     config = TrainRNNConfig(hidden_size=8, batch_size=5, sequence_length=4)
-    streams = PackedSequences(latents, np.arange(len(LENGTHS)), config.batch, config.sequence, 0)
+    streams = PackedSequences(latents, np.arange(len(LENGTHS)), config.batch_size, config.sequence_length, 0)
     model = MDNRNN(4, 1, 8)
-    whole, pieces = (train_rnn.validate(model, streams, replace(config, micro_steps=steps)) for steps in (99, 8))
+    whole, pieces = (train_rnn.validate(model, streams, replace(config, micro_batch_steps=steps)) for steps in (99, 8))
     assert pieces == pytest.approx(whole, rel=1e-5)
 
 
@@ -397,7 +398,7 @@ def test_the_best_weights_are_handed_on_and_patience_ends_the_training(tmp_path,
 @pytest.mark.parametrize("stage", list(MODULES))
 def test_a_sheet_is_drawn_every_epoch(tmp_path, stage):
     """And at every validation; an epoch of V is 50 frames, one of M's 24 steps in chunks of 10."""
-    settings = {"steps": 9, "batch": 20} if stage == "train_vae" else {"steps": 6, "sequence": 10}
+    settings = {"steps": 9, "batch_size": 20} if stage == "train_vae" else {"steps": 6, "sequence_length": 10}
     with prepare(tmp_path, stage, checkpoint_every=100, **settings) as experiment:
         if stage == "train_rnn":
             save_model(experiment.path("vae", "vae.safetensors"), make_vae(4))
@@ -425,7 +426,7 @@ def test_tensorboard_is_an_option(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr("worldmodels.pipeline.preflight.find_spec", lambda _: True)  # installed, but not to be imported
     with prepare(tmp_path, "train_rnn", tensorboard=True) as experiment:
-        with pytest.raises(RuntimeError, match=r"pip install 'worldmodels\[tensorboard\]'"):
+        with pytest.raises(RuntimeError, match=r"pip install 'worldmodels-rl\[tensorboard\]'"):
             experiment.run_stage("train_rnn")
     written = []
 
@@ -461,8 +462,8 @@ def picture(channel):
 def test_v_learns_a_few_pictures(tmp_path):
     pictures = np.stack([picture(channel) for channel in range(3)])
     episode = Episode(**{**vars(make_episode(9)), "frames": np.tile(pictures, (3, 1, 1, 1))})
-    settings = {"steps": 50, "batch": 6, "lr": 1e-3, "checkpoint_every": 50, "latent_size": 4, "precision": "float32"}
-    with Run(tmp_path, toy_config(train_vae=settings)) as experiment:
+    settings = {"steps": 50, "batch_size": 6, "lr": 1e-3, "checkpoint_every": 50, "latent_size": 4}
+    with Run(tmp_path, toy_config(train_vae={**settings, "precision": "float32"})) as experiment:
         write_store(experiment.path("episodes"), [episode] * 2)
         mark_done(experiment, "collect")
         experiment.run_stage("train_vae")
@@ -491,8 +492,15 @@ def test_m_learns_the_entropy_of_its_data_and_when_episodes_end(tmp_path):
         np.full(episodes, length),
         np.ones(episodes, np.bool_),
     )
-    settings = {"steps": 300, "batch": 16, "sequence": 24, "hidden_size": 16, "lr": 1e-2, "checkpoint_every": 300}
-    with Run(tmp_path, toy_config(train_rnn={**settings, "validation": 0.25})) as experiment:
+    settings = {
+        "steps": 300,
+        "batch_size": 16,
+        "sequence_length": 24,
+        "hidden_size": 16,
+        "lr": 1e-2,
+        "checkpoint_every": 300,
+    }
+    with Run(tmp_path, toy_config(train_rnn={**settings, "validation_fraction": 0.25})) as experiment:
         latents.save(experiment.path("latents", "00000.safetensors"))
         mark_done(experiment, "collect", "train_vae", "encode")
         experiment.run_stage("train_rnn")

@@ -85,6 +85,41 @@ def test_weights_that_do_not_fit_their_config_are_refused(tmp_path):
             load_model(path, MDNRNN)
 
 
+@pytest.mark.parametrize(
+    ("config", "metadata", "expected"),
+    [
+        ({"done_pos_weight": 3.0}, {}, 3.0),
+        ({"done_pos_weight": 3.0}, {"done_weight": 5.0}, 3.0),  # the config comes first
+        ({}, {"done_weight": 5.0}, 5.0),
+        ({}, {}, 10.0),
+    ],
+)
+def test_the_positive_class_weight_of_files_with_and_without_it(tmp_path, config, metadata, expected):
+    """A file whose config lacks it has it as ``done_weight``, or was trained with 10."""
+    path = tmp_path / "rnn.safetensors"
+    model = make_mdnrnn()
+    written = {name: value for name, value in model.config.items() if name != "done_pos_weight"} | config
+    about = {"model": "MDNRNN", "config": written, **metadata}
+    assert MDNRNN.read_config(about) == {**written, "done_pos_weight": expected}
+    assert about["config"] is written and ("done_pos_weight" in written) == bool(config)  # read, not changed
+    save_tensors(path, model.state_dict(), about)
+    loaded = load_model(path, MDNRNN)
+    assert loaded.config == {**model.config, "done_pos_weight": expected}
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, "much", None, [1.0]])
+def test_a_positive_class_weight_that_is_none_is_refused(tmp_path, weight):
+    path = tmp_path / "rnn.safetensors"
+    model = make_mdnrnn()
+    old = {name: value for name, value in model.config.items() if name != "done_pos_weight"}
+    for about in ({"config": {**old, "done_pos_weight": weight}}, {"config": old, "done_weight": weight}):
+        save_tensors(path, model.state_dict(), {"model": "MDNRNN", **about})
+        with pytest.raises(
+            ValueError, match=r"rnn\.safetensors: the weights do not fit their config: done_pos_weight: "
+        ):
+            load_model(path, MDNRNN)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors: no such file"):
         load_model(tmp_path / "none.safetensors", ConvVAE)
