@@ -146,6 +146,6 @@ def _read_episodes(path: Path) -> dict[str, Any]:
     lengths = part["lengths"]
     if not lengths.size or not ((lengths > 0) & (lengths <= frames)).all() or lengths.sum() != frames:
         raise ValueError(
-            f"{path}: expected consistent {', '.join(_KEYS)}, got {frames} frames, lengths {lengths!s:.200}"
+            f"{path}: expected {', '.join(_KEYS)} of consistent sizes, got {frames} frames, lengths {lengths!s:.200}"
         )
     return part

@@ -18,12 +18,12 @@ class DreamEvaluator:
 
     Args:
         dream: Native dream or dream on a GPU.
-        threads: Number of threads of the native core; changes no result.
+        num_threads: Number of threads of the native core; changes no result.
     """
 
     unit = "dream steps"
 
-    def __init__(self, dream: Dream | TorchDream, threads: int) -> None:
+    def __init__(self, dream: Dream | TorchDream, num_threads: int) -> None:
         self.dream = dream
         self.controller = dream.controller
         self.metadata: dict[str, Any] = {
@@ -35,7 +35,7 @@ class DreamEvaluator:
         if isinstance(dream, TorchDream):
             on_gpu = dream.device.type == "cuda"  # random numbers depend on the kind of device
             self.metadata["device"] = torch.cuda.get_device_name(dream.device) if on_gpu else "cpu"
-        self._threads = threads
+        self._num_threads = num_threads
 
     def play(
         self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, on_progress: OnProgress
@@ -44,7 +44,7 @@ class DreamEvaluator:
         result: DreamResult
         if isinstance(self.dream, Dream):
             result = self.dream.rollout(
-                params, episodes, seed=seed, num_threads=self._threads, common_seeds=common_seeds
+                params, episodes, seed=seed, num_threads=self._num_threads, common_seeds=common_seeds
             )
         else:
             result = self.dream.rollout(params, episodes, seed=seed, common_seeds=common_seeds)
