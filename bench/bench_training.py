@@ -40,7 +40,7 @@ from worldmodels.pipeline.tasks import preset
 from worldmodels.training import rnn as train_rnn
 from worldmodels.training import vae as train_vae
 from worldmodels.training.distributed import Ranks
-from worldmodels.training.optim import Pieces
+from worldmodels.training.optim import MicroBatches
 
 ROUNDS = 5
 CPU = torch.device("cpu")
@@ -137,7 +137,7 @@ def plain_vae_step(
 def our_vae_step(
     model: ConvVAE, optimizer: torch.optim.Optimizer, config: TrainVAEConfig
 ) -> Callable[[np.ndarray, int], float]:
-    pieces = Pieces("bench", "frames", config.batch, "")
+    pieces = MicroBatches("bench", "frames", config.batch, "")
 
     def step(frames: np.ndarray, number: int) -> float:
         losses = train_vae._step(model, optimizer, frames, config.lr, config, 0, number, pieces, Ranks())
@@ -326,8 +326,8 @@ def test_rnn_training(batch: int, sequence: int, benchmark) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
     step = padded_step(plain, latents, 16, 250)
     optimizer = torch.optim.Adam([p for p in ours.parameters() if p.requires_grad], lr=1e-3, fused=True)
-    pieces = Pieces("bench", "streams", max(1, config.micro_steps // sequence), "")
-    source = train_rnn._from(PackedSequences(latents, np.arange(400), batch, sequence, 0), 0, 0)
+    pieces = MicroBatches("bench", "sequences", max(1, config.micro_steps // sequence), "")
+    source = train_rnn._chunks(PackedSequences(latents, np.arange(400), batch, sequence, 0), 0, 0)
 
     def ours_step() -> int:
         nonlocal state

@@ -20,7 +20,7 @@ from worldmodels.pipeline.config import TrainRNNConfig
 from worldmodels.pipeline.run import Run
 from worldmodels.support.files import link
 from worldmodels.training.distributed import Ranks
-from worldmodels.training.rnn import _from, chunk_losses, gradient, precision
+from worldmodels.training.rnn import _chunks, accumulate_gradient, chunk_losses, precision
 
 LENGTHS = [5, 12, 1, 7, 9, 2, 16, 3, 8, 11]
 TERMINATED = [True, False, True, True, False, True, True, False, True, True]
@@ -215,7 +215,7 @@ def test_chunks_go_on_from_any_place():
     streams = PackedSequences(make_latents(LENGTHS), np.arange(10), 3, 4, seed=5)
 
     def take(epoch, chunk, count):
-        source = _from(streams, epoch, chunk)
+        source = _chunks(streams, epoch, chunk)
         return [(e, c, numbers(value)) for e, c, value in (next(source) for _ in range(count))]
 
     whole = take(0, 0, 20)
@@ -316,7 +316,7 @@ def test_gradients_equal_those_of_the_slow_loop(sequence, at_once):
     state = model.initial_state(3)
     for chunk in PackedSequences(latents, np.arange(10), 3, sequence, seed=1).epoch(0):
         noise = torch.randn(chunk.mu.shape)
-        _, state = gradient(model, chunk, noise, state, config, at_once, Ranks())
+        _, state = accumulate_gradient(model, chunk, noise, state, config, at_once, Ranks())
         fast = [p.grad.clone() for p in model.parameters() if p.requires_grad]
         slow = slow_gradients(model, latents, chunk, config)
         for a, b in zip(fast, slow, strict=True):
@@ -337,7 +337,7 @@ def test_the_slow_loop_would_notice():
         (replace(chunk, knows_end=chunk.valid), config),
     ]
     for other, settings in changed:
-        gradient(model, other, torch.randn(chunk.mu.shape), model.initial_state(3), settings, 3, Ranks())
+        accumulate_gradient(model, other, torch.randn(chunk.mu.shape), model.initial_state(3), settings, 3, Ranks())
         fast = [p.grad for p in model.parameters() if p.requires_grad]
         assert max(float((a - b).abs().max()) for a, b in zip(fast, slow, strict=True)) > 1e-3
 

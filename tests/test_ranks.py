@@ -13,7 +13,7 @@ import test_training
 from conftest import environment, metrics
 from worldmodels.models.weights import load_tensors
 from worldmodels.pipeline.run import Run
-from worldmodels.training.distributed import Ranks, launched
+from worldmodels.training.distributed import Ranks, ranks_from_env
 
 #: float32, so that only the order of sums differs; batches that do not divide evenly; pieces in every process.
 SETTINGS = {
@@ -74,7 +74,7 @@ def test_two_processes_give_what_one_gives_and_go_on_where_one_stopped(tmp_path,
     every = SETTINGS[stage]["checkpoint_every"]
     with test_training.prepare(tmp_path / "three", stage, **SETTINGS[stage]) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            test_training.interrupt(patch, test_training.loop, "save_tensors", 1, after=True)
+            test_training.interrupt(patch, test_training.trainer, "save_tensors", 1, after=True)
             experiment.run_stage(stage)
     _, about = load_tensors(tmp_path / "three" / test_training.FILES[stage][0] / "checkpoint.safetensors")
     assert about["step"] == every
@@ -105,19 +105,19 @@ def test_stages_of_one_process_say_so(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("batch", "size"), [(5, 2), (7, 3), (4, 4), (100, 7)])
 def test_every_row_is_of_one_rank(batch, size):
-    shares = [Ranks(rank, size).share(batch) for rank in range(size)]
+    shares = [Ranks(rank, size).shard(batch) for rank in range(size)]
     rows = [row for share in shares for row in range(batch)[share]]
     assert rows == list(range(batch))
     assert max(len(range(batch)[share]) for share in shares) - min(len(range(batch)[share]) for share in shares) <= 1
     with pytest.raises(ValueError, match=f"batch: expected at least one row for each of {size} processes, got"):
-        Ranks(0, size).share(size - 1)
+        Ranks(0, size).shard(size - 1)
 
 
 def test_what_torchrun_says_is_read(monkeypatch):
-    assert launched() == Ranks()
+    assert ranks_from_env() == Ranks()
     for name, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    assert launched() == Ranks()  # a number alone may be anyone's
+    assert ranks_from_env() == Ranks()  # a number alone may be anyone's
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    assert launched() == Ranks(3, 4, 1)
-    assert not launched().first
+    assert ranks_from_env() == Ranks(3, 4, 1)
+    assert not ranks_from_env().is_main

@@ -26,15 +26,15 @@ from worldmodels.models.weights import load_model, load_tensors, save_model
 from worldmodels.pipeline.config import TrainRNNConfig, TrainVAEConfig
 from worldmodels.pipeline.run import Run
 from worldmodels.training import rnn as train_rnn
-from worldmodels.training import trainer as loop
+from worldmodels.training import trainer
 from worldmodels.training import vae as train_vae
 from worldmodels.training.distributed import Ranks
-from worldmodels.training.optim import DivergedError, LossGuard, Pieces, cosine
+from worldmodels.training.optim import DivergedError, LossGuard, MicroBatches, cosine
 from worldmodels.training.rnn import learning_rate
 
 LENGTHS = [7, 12, 9, 14, 8, 11]
 MODULES = {"train_vae": train_vae, "train_rnn": train_rnn}
-OWNERS = {"save_tensors": loop, "save_model": loop, "hand_on": loop.Loop}
+OWNERS = {"save_tensors": trainer, "save_model": trainer, "export": trainer.Trainer}
 CPU_ALLOCATION = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
 FILES = {"train_vae": ("vae", "vae.safetensors"), "train_rnn": ("rnn", "rnn.safetensors")}
 EARLIER = {"train_vae": ("collect",), "train_rnn": ("collect", "train_vae", "encode")}
@@ -106,7 +106,7 @@ def uninterrupted(request, precision, tmp_path_factory):
         ("save_tensors", 1, True),
         ("save_tensors", 2, False),
         ("save_model", 1, False),
-        ("hand_on", 1, False),
+        ("export", 1, False),
     ],
 )
 def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, uninterrupted, precision, name, call, after):
@@ -142,13 +142,11 @@ def test_a_diverging_loss_stops_and_the_checkpoint_is_kept(tmp_path, stage):
         expected = outcome(experiment, stage)
     with prepare(tmp_path / "bad", stage) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            interrupt(patch, loop, "save_tensors", 1, after=True)
+            interrupt(patch, trainer, "save_tensors", 1, after=True)
             experiment.run_stage(stage)
         kept = experiment.path(*checkpoint).read_bytes()
     with prepare(tmp_path / "bad", stage, lr=1e30) as experiment:
-        with pytest.raises(
-            DivergedError, match=rf"{stage.replace('_', '-')}: the loss is .* last good checkpoint is kept"
-        ):
+        with pytest.raises(DivergedError, match=rf"{stage.replace('_', '-')}: the loss is .* last checkpoint is kept"):
             experiment.run_stage(stage)
         assert experiment.path(*checkpoint).read_bytes() == kept
         assert not experiment.path(*FILES[stage]).exists()
@@ -164,7 +162,7 @@ def test_guard_stops_what_is_no_loss(loss):
     guard.check(10.0, 1, 0.1)
     guard.check(199.0, 2, 0.1)
     guard.check(-3.0, 3, 0.1)
-    with pytest.raises(DivergedError, match=r"train-x: the loss is \S+ at step 4 .*began at 10.* below 0\.1"):
+    with pytest.raises(DivergedError, match=r"train-x: the loss is \S+ at step 4 .*initially 10.* below 0\.1"):
         guard.check(loss, 4, 0.1)
     with pytest.raises(DivergedError):
         LossGuard("train-x").check(float("nan"), 1, 0.1)
@@ -215,7 +213,7 @@ def test_gradients_are_clipped_by_value():
         model = train_rnn.build(config, latents)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         chunk = next(PackedSequences(latents, np.arange(6), 2, 8, 0).epoch(0))
-        pieces = Pieces("train-rnn", "streams", 2, "--micro-batch-steps")
+        pieces = MicroBatches("train-rnn", "sequences", 2, "--micro-batch-steps")
         train_rnn._step(model, optimizer, chunk, model.initial_state(2), 1e-3, config, pieces, Ranks())
         largest = max(p.grad.abs().max().item() for p in model.parameters() if p.requires_grad)
         assert largest == pytest.approx(clip)
@@ -238,7 +236,7 @@ def test_a_batch_of_m_in_small_pieces_gives_the_same_gradient():
     state = (torch.randn(1, 5, 8), torch.randn(1, 5, 8))
     found = []
     for at_once in (5, 2, 1):
-        losses, after = train_rnn.gradient(model, chunk, noise, state, config, at_once, Ranks())
+        losses, after = train_rnn.accumulate_gradient(model, chunk, noise, state, config, at_once, Ranks())
         found.append([*losses, *after, *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
     check_gradients(found)
     whole, _, _ = train_rnn.chunk_losses(model, chunk, state, config, noise)
@@ -267,7 +265,7 @@ def test_a_batch_of_v_in_small_pieces_gives_the_same_gradient():
     frames = make_episode(5).frames
     found = []
     for at_once in (5, 2, 1):
-        losses = train_vae.gradient(model, frames, noise, config, at_once, Ranks())
+        losses = train_vae.accumulate_gradient(model, frames, noise, config, at_once, Ranks())
         found.append([losses, *(p.grad.clone() for p in model.parameters())])
     check_gradients(found)
     x = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
@@ -297,8 +295,8 @@ def test_out_of_memory_halves_the_pieces_and_the_result_is_the_same(tmp_path, ca
         experiment.run_stage(stage)
         found = outcome(experiment, stage)
     said = capsys.readouterr().err
-    unit = "frames" if stage == "train_vae" else "streams"
-    assert f"{stage.replace('_', '-')}: out of memory with 2 {unit} at once; going on with 1" in said
+    unit = "frames" if stage == "train_vae" else "sequences"
+    assert f"{stage.replace('_', '-')}: out of memory with micro-batches of 2 {unit}; retrying with 1" in said
     assert "Traceback" not in said
     for (tensors, _), (others, _) in zip(found[0], expected[0], strict=True):
         for key in tensors:
@@ -313,14 +311,16 @@ def test_out_of_memory_with_nothing_to_halve_is_explained():
     def broken(rows):
         raise RuntimeError("something else")
 
-    pieces = Pieces("train-vae", "frames", 4, "--micro-batch-size")
-    with pytest.raises(RuntimeError, match=r"out of memory with 1 frames at once; there is nothing to halve"):
+    pieces = MicroBatches("train-vae", "frames", 4, "--micro-batch-size")
+    with pytest.raises(RuntimeError, match=r"out of memory with micro-batches of 1 frames; one is the minimum"):
         pieces.run(never)
     assert pieces.rows == 1
     with pytest.raises(RuntimeError, match="something else"):
         pieces.run(broken)
-    with pytest.raises(RuntimeError, match=r"out of memory with 4 frames at once; set --micro-batch-size below that"):
-        Pieces("train-vae", "frames", 4, "--micro-batch-size", retry=False).run(never)
+    with pytest.raises(
+        RuntimeError, match=r"out of memory with micro-batches of 4 frames; set --micro-batch-size to a smaller number"
+    ):
+        MicroBatches("train-vae", "frames", 4, "--micro-batch-size", retry=False).run(never)
 
 
 @pytest.mark.parametrize("stage", list(MODULES))

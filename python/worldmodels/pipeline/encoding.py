@@ -21,7 +21,7 @@ from worldmodels.models.weights import load_model, load_tensors
 from worldmodels.pipeline.run import Run
 from worldmodels.support.files import link
 from worldmodels.support.progress import Progress
-from worldmodels.training.optim import Pieces
+from worldmodels.training.optim import MicroBatches
 
 
 def encode_episodes(run: Run) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     config = run.config.encode
     store = EpisodeStore(run.path("episodes"))
     model = load_model(run.path("vae", "vae.safetensors"), ConvVAE)
-    pieces = Pieces("encode", "frames", config.batch_size, "--batch-size")
+    micro_batches = MicroBatches("encode", "frames", config.batch_size, "--batch-size")
     folder = run.path("latents")
     targets = [folder / f"{path.stem}.safetensors" for path in store.paths]
     for known, target in _known(run, store.paths):
@@ -41,7 +41,7 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     for shard, target in zip(store.shards, targets, strict=True):
         if target.is_file():
             continue
-        mu, logvar = pieces.run(partial(encode_shard, model, shard, precision=config.precision))
+        mu, logvar = micro_batches.run(partial(encode_shard, model, shard, precision=config.precision))
         Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
         done += len(mu)
         progress.update(done)

@@ -30,7 +30,7 @@ from worldmodels.support import settings
 from worldmodels.support.files import atomic_path, parse_line, read_json, read_lines, write_json
 from worldmodels.support.suggestions import suggestion
 from worldmodels.support.versions import versions
-from worldmodels.training.distributed import launched
+from worldmodels.training.distributed import ranks_from_env
 
 _TEMPORARY = re.compile(r".+\.\d+\.tmp")  # of atomic_path, in whichever process
 
@@ -61,12 +61,12 @@ class Run:
     ) -> None:
         self.folder = Path(folder)
         self.force = force
-        self.ranks = launched()
+        self.ranks = ranks_from_env()
         if rerun is not None:
             self._check_distributed(stages.get(rerun))
-        self.ranks.join()
-        if not self.ranks.first:
-            self.ranks.wait()  # until rank 0 has the lock and has written the settings
+        self.ranks.init()
+        if not self.ranks.is_main:
+            self.ranks.barrier()  # until rank 0 has the lock and has written the settings
             self.config = config if config is not None else _read_config(self.folder / "config.json")
             return
         stored = self.folder / "config.json"
@@ -105,7 +105,7 @@ class Run:
         except BaseException:
             self._lock.close()
             raise
-        self.ranks.wait()
+        self.ranks.barrier()
 
     @staticmethod
     def agent(name: str) -> tuple[Path, Config]:
@@ -145,9 +145,9 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.ranks.first:
+        if self.ranks.is_main:
             self._lock.close()
-        self.ranks.leave()
+        self.ranks.shutdown()
 
     @property
     def task(self) -> tasks.Task:
@@ -320,31 +320,31 @@ class Run:
         Raises:
             FileNotFoundError: A stage that it builds on is not complete.
             StageFailedError: It failed its quality gate, or one that it builds on did; not with ``force``.
-            ValueError: Several processes were launched for a stage that one process runs.
+            ValueError: Several processes were ranks_from_env for a stage that one process runs.
         """
         stage = stages.get(name)
         self._check_distributed(stage)
-        done = self.ranks.told(self.is_done(name))
+        done = self.ranks.broadcast(self.is_done(name))
         if done:
-            if self.ranks.first:
+            if self.ranks.is_main:
                 print(f"{stage.command:>12}  done before", file=sys.stderr)
             self._check_gate(stage)
             return
         require_earlier(self.folder, name)
         for earlier in stages.earlier(stage):
             self._check_gate(earlier)
-        for dependent in stage.invalidates if self.ranks.first else ():
+        for dependent in stage.invalidates if self.ranks.is_main else ():
             self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
         given = self.config.world_model and stage.world_model
         if given and not stage.runs_with_world_model(self.config):
             summary = self._take(stage)
         else:
-            if self.ranks.first and not self.marker(name).is_file():
+            if self.ranks.is_main and not self.marker(name).is_file():
                 begun = {"stage": name, "settings": self._settings(stage), "summary": {}, "began": began}
                 write_json(self._begun(name), {**begun, "versions": versions()})
             summary = stage.run(self)
-        if self.ranks.first:
+        if self.ranks.is_main:
             write_json(
                 self.marker(name),
                 {
@@ -358,7 +358,7 @@ class Run:
                 },
             )
             self._begun(name).unlink(missing_ok=True)
-        self.ranks.wait()
+        self.ranks.barrier()
         self._check_gate(stage)
 
     def _check_gate(self, stage: Stage) -> None:
@@ -369,11 +369,11 @@ class Run:
             return
         if not self.force:
             raise StageFailedError(f"{stage.command}: {failure} (--force continues with it)")
-        if self.ranks.first:
+        if self.ranks.is_main:
             print(f"WARNING: {stage.command}: {failure}", file=sys.stderr)
             marked = _read_marker(self.marker(stage.name))
             write_json(self.marker(stage.name), {**marked, "summary": {**summary, "accepted": True}})
-        self.ranks.wait()
+        self.ranks.barrier()
 
     def _take(self, stage: Stage) -> dict[str, Any]:
         """Copy a stage's outputs from the run's world model instead of running it."""
@@ -391,7 +391,7 @@ class Run:
 
     def log(self, stage: str, **values: Any) -> None:
         """Appends a line to metrics.jsonl."""
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
@@ -405,7 +405,7 @@ class Run:
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
         """Drops a stage's lines after ``last``: they were logged after the checkpoint that is resumed from."""
         path = self.path("metrics.jsonl")
-        if not path.is_file() or not self.ranks.first:
+        if not path.is_file() or not self.ranks.is_main:
             return
         kept = []
         for line in path.read_bytes().splitlines():

@@ -1,1 +1,1 @@
-"""What training V and training M share."""
+"""Training of V and M: loop, optimization, distributed processes and settings."""

@@ -1,6 +1,6 @@
-"""The processes of one torchrun launch: whose part of a batch is whose, and what the parts add up to.
+"""Distributed training: the processes of a torchrun launch, their shards of a batch and their collectives.
 
-PyTorch is loaded where a launch has several processes: every command reads this module, and most need no PyTorch.
+PyTorch is imported only in a launch with several processes, because every command imports this module.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its launch.
+    """Rank of this process in its launch. With one process, every method is a no-op.
 
     Attributes:
-        rank: its number; rank 0 writes the files.
-        size: how many there are.
-        local: its number on this machine: that of its GPU.
+        rank: Global rank; rank 0 writes the files.
+        size: World size, the number of processes.
+        local: Local rank, the index of this process's GPU on its machine.
     """
 
     rank: int = 0
@@ -30,22 +30,22 @@ class Ranks:
     local: int = 0
 
     @property
-    def first(self) -> bool:
-        """Whether this process writes."""
+    def is_main(self) -> bool:
+        """Whether this process is rank 0, which writes the files."""
         return self.rank == 0
 
-    def share(self, batch: int) -> slice:
-        """The rows of a batch that are this process's.
+    def shard(self, batch: int) -> slice:
+        """Return this process's rows of a batch.
 
         Raises:
-            ValueError: there are fewer rows than processes.
+            ValueError: The batch has fewer rows than the launch has processes.
         """
         if batch < self.size:
             raise ValueError(f"batch: expected at least one row for each of {self.size} processes, got {batch}")
         return slice(batch * self.rank // self.size, batch * (self.rank + 1) // self.size)
 
-    def join(self) -> None:
-        """Opens the process group (NCCL with CUDA, else gloo), unless it is open or there is one process."""
+    def init(self) -> None:
+        """Initialize the process group (NCCL with CUDA, else gloo), unless it is initialized."""
         if self.size == 1:
             return
         import torch
@@ -57,8 +57,8 @@ class Ranks:
                 torch.cuda.set_device(self.local)
             distributed.init_process_group("nccl" if cuda else "gloo")
 
-    def leave(self) -> None:
-        """Closes the process group."""
+    def shutdown(self) -> None:
+        """Destroy the process group."""
         if self.size == 1:
             return
         from torch import distributed
@@ -66,8 +66,8 @@ class Ranks:
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
-    def wait(self) -> None:
-        """Returns when every process is here."""
+    def barrier(self) -> None:
+        """Block until every process has reached this call."""
         if self.size == 1:
             return
         from torch import distributed
@@ -75,7 +75,7 @@ class Ranks:
         distributed.barrier()
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients that are averaged over the processes (DistributedDataParallel)."""
+        """Wrap a model in DistributedDataParallel, which averages its gradients over the processes."""
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
@@ -83,8 +83,8 @@ class Ranks:
         devices = [self.local] if next(model.parameters()).is_cuda else None
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over the processes."""
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the processes."""
         if self.size == 1:
             return tensor
         from torch import distributed
@@ -93,28 +93,33 @@ class Ranks:
         distributed.all_reduce(tensor)
         return tensor
 
-    def told(self, value: Any) -> Any:
-        """What rank 0 says."""
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value in every process."""
         if self.size == 1:
             return value
         from torch import distributed
 
-        box = [value]
-        distributed.broadcast_object_list(box)
-        return box[0]
+        values = [value]
+        distributed.broadcast_object_list(values)
+        return values[0]
 
 
-def synchronised(model: nn.Module, now: bool) -> AbstractContextManager[None]:
-    """Around a piece of a batch: unless ``now`` (the last piece), its gradient stays in this process."""
+def gradient_sync(model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
+    """Create the context of one micro-batch's backward pass.
+
+    Args:
+        model: Model, or its DistributedDataParallel.
+        enabled: Whether the backward pass averages the gradients over the processes: True for the last micro-batch.
+    """
     from torch.nn.parallel import DistributedDataParallel
 
-    if isinstance(model, DistributedDataParallel) and not now:
+    if isinstance(model, DistributedDataParallel) and not enabled:
         return model.no_sync()
     return contextlib.nullcontext()
 
 
-def launched() -> Ranks:
-    """What torchrun says in the environment; one process if it says nothing (or not where to meet)."""
+def ranks_from_env() -> Ranks:
+    """Read torchrun's environment variables. Without ``MASTER_ADDR``, the launch has one process."""
     if "MASTER_ADDR" not in os.environ:
         return Ranks()
     rank, size, local = (

@@ -1,4 +1,4 @@
-"""What training V and training M have in common: device, precision, schedule, seeds, memory, and when to stop."""
+"""Optimization shared by V and M: learning rate schedule, divergence check and micro-batches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Result = TypeVar("Result")
 
 
 class DivergedError(RuntimeError):
-    """The loss became NaN, infinite or far larger than it was at the start."""
+    """The loss is NaN, infinite or far above its initial value."""
 
 
 def cosine(step: int, steps: int, low: float, high: float) -> float:
-    """Learning rate: up to ``high`` over the first fiftieth of the steps, then down to ``low`` along a cosine."""
+    """Compute the learning rate: linear warm-up to ``high`` over 2 % of the steps, then a cosine down to ``low``."""
     warmup = max(1, steps // 50)
     if step < warmup:
         return high * (step + 1) / warmup
@@ -25,67 +25,78 @@ def cosine(step: int, steps: int, low: float, high: float) -> float:
 
 
 class LossGuard:
-    """Stops a training run whose loss is no longer a loss.
+    """Detect divergence.
 
     Args:
-        stage: named in the message.
-        factor: how many times the first loss (or 1, if that is larger) is too much.
+        stage: Name of the stage in the message.
+        factor: Largest allowed multiple of the initial loss, or of 1 if the initial loss is smaller.
     """
 
     def __init__(self, stage: str, factor: float = 20.0) -> None:
         self._stage, self._factor = stage, factor
-        self._first: float | None = None
+        self._initial: float | None = None
 
     def check(self, loss: float, step: int, lr: float) -> None:
-        """Raises :class:`DivergedError` if ``loss`` is not finite or has exploded."""
-        if self._first is None and math.isfinite(loss):
-            self._first = loss
-        if not math.isfinite(loss) or loss > self._factor * max(abs(self._first or 0.0), 1.0):
+        """Check the loss of a step.
+
+        Raises:
+            DivergedError: The loss is not finite, or above the largest allowed multiple.
+        """
+        if self._initial is None and math.isfinite(loss):
+            self._initial = loss
+        if not math.isfinite(loss) or loss > self._factor * max(abs(self._initial or 0.0), 1.0):
             raise DivergedError(
-                f"{self._stage}: the loss is {loss:g} at step {step} (it began at {self._first}); the last good "
-                f"checkpoint is kept. Try a learning rate below {lr:g} or precision float32."
+                f"{self._stage}: the loss is {loss:g} at step {step} (initially {self._initial}); the last checkpoint "
+                f"is kept. Try a learning rate below {lr:g}, or precision float32."
             )
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Check whether an error means that a GPU or the CPU is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-class Pieces:
-    """How many rows are computed at once: halved whenever memory runs out, with a message.
+class MicroBatches:
+    """Size of micro-batches, halved whenever memory runs out.
 
     Args:
-        stage: named in the messages.
-        unit: what the rows are, in the plural.
-        rows: to begin with.
-        setting: what to set to begin with less.
-        retry: whether to go on; False where other processes would wait for this one.
+        stage: Name of the stage in the messages.
+        unit: Name of the rows, in the plural.
+        rows: Initial number of rows.
+        setting: Flag that sets the initial number.
+        retry: Whether to retry with half as many rows. False in a launch with several processes, where the others would
+            wait for this one.
+
+    Attributes:
+        rows: Number of rows of a micro-batch.
     """
 
     def __init__(self, stage: str, unit: str, rows: int, setting: str, *, retry: bool = True) -> None:
         self.rows = rows
         self._stage, self._unit, self._setting, self._retry = stage, unit, setting, retry
 
-    def run(self, attempt: Callable[[int], Result]) -> Result:
-        """Calls ``attempt(rows)`` until it fits; it must start anew every time.
+    def run(self, compute: Callable[[int], Result]) -> Result:
+        """Call ``compute(rows)``, with fewer rows after every failure, until it fits in memory.
+
+        Args:
+            compute: Function of the number of rows; called again from the start after a failure.
 
         Raises:
-            RuntimeError: it does not fit, and there is nothing to halve.
+            RuntimeError: One row does not fit in memory, or ``retry`` is False.
         """
         while True:
             try:
-                return attempt(self.rows)
+                return compute(self.rows)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                text = f"{self._stage}: out of memory with {self.rows} {self._unit} at once"
+                text = f"{self._stage}: out of memory with micro-batches of {self.rows} {self._unit}"
                 if self.rows == 1 or not self._retry:
-                    advice = "there is nothing to halve" if self.rows == 1 else f"set {self._setting} below that"
+                    advice = "one is the minimum" if self.rows == 1 else f"set {self._setting} to a smaller number"
                     raise RuntimeError(f"{text}; {advice}. The last checkpoint is kept.") from None
-            self.rows //= 2  # outside the except block: the error holds on to the memory
+            self.rows //= 2  # outside the except block, because the error holds references to tensors
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            print(f"{text}; going on with {self.rows}, the result stays the same ({self._setting})", file=sys.stderr)
+            print(f"{text}; retrying with {self.rows}, with the same result ({self._setting})", file=sys.stderr)

@@ -1,10 +1,11 @@
-"""Train M: the MDN-RNN on streams of whole episodes of latents that are sampled anew in every batch."""
+"""Training of M: the MDN-RNN on packed sequences of whole episodes, shuffled in every epoch."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,30 +14,36 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from worldmodels.analysis import image_grid as sheets
-from worldmodels.analysis import quality
+from worldmodels.analysis import image_grid, quality
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.sequences import Chunk, PackedSequences
-from worldmodels.dream import initial_states as starts
+from worldmodels.dream import initial_states
 from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step
 from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
 from worldmodels.models.vae import ConvVAE, decode, sample_latent
 from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
 from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
-from worldmodels.training.distributed import Ranks, synchronised
-from worldmodels.training.optim import LossGuard, Pieces, cosine
+from worldmodels.training.distributed import Ranks, gradient_sync
+from worldmodels.training.optim import LossGuard, MicroBatches, cosine
 from worldmodels.training.settings import TrainRNNConfig
-from worldmodels.training.trainer import LOG_EVERY, Loop, TrainingRun, failed
+from worldmodels.training.trainer import LOG_EVERY, Trainer, TrainingRun, gate
 
-_MEASURED = 250  # held-out episodes whose every step the measures of quality look at
-_MEASURED_STEPS = 5_000  # of them that are in memory at once
-_SHEET = (4, 12, 5)  # of a sheet of dreams: episodes, pictures of each, steps between them
+_QUALITY_EPISODES = 250  # held-out episodes in the measures of quality
+_QUALITY_STEPS = 5_000  # steps of them in memory at once
+_GRID_EPISODES, _GRID_IMAGES, _GRID_STRIDE = 4, 12, 5  # of an image grid; the stride is in steps
 
 
 class Losses(NamedTuple):
-    """Scalars (): the total, z's negative log likelihood per dimension, the done loss and the reward loss."""
+    """Loss terms, each a scalar ().
+
+    Attributes:
+        total: Sum of the terms.
+        z: Negative log likelihood of the next latent, in nats per dimension.
+        done: Termination loss.
+        reward: Squared error of the reward.
+    """
 
     total: Tensor
     z: Tensor
@@ -55,82 +62,121 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
     Returns:
         Summary: losses, quality and, if M failed its quality gate, ``failure``.
     """
-    ranks = run.ranks
     latents = load_latents(run.path("latents"))
     training, held_out = split_episodes(latents, config.validation_fraction)
-    streams = PackedSequences(
-        latents, training, config.batch_size, config.sequence_length, seed, done_lookahead=config.done_lookahead
-    )
-    validation = PackedSequences(
-        latents, held_out, config.batch_size, config.sequence_length, seed, done_lookahead=config.done_lookahead
-    )
+    sequences = _pack(latents, training, config.batch_size, config, seed)
+    validation = _pack(latents, held_out, config.batch_size, config, seed)
     limit_threads()
-    where = device()
     seed_step(seed, "rnn-init", 0)
-    model = build(config, latents).to(where)
+    model = build(config, latents).to(device())
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
-    loop = Loop(run, "train-rnn", "rnn", model, optimizer, config)
-    network = ranks.wrap(model)
+    trainer = Trainer(run, "train-rnn", "rnn", model, optimizer, config)
+    progress = Progress("train-rnn", config.steps, "batches", start=trainer.step, shown=run.ranks.is_main)
 
-    rows = ranks.share(streams.batch)
-    pieces = Pieces("train-rnn", "streams", _at_once(config), "--micro-batch-steps", retry=ranks.size == 1)
-    state = _part(model.initial_state(streams.batch), rows)
-    if loop.tensors:
-        state = _part((loop.tensors["state.h"].to(where), loop.tensors["state.c"].to(where)), rows)
-    epoch, chunk_index = loop.place.get("epoch", 0), loop.place.get("chunk", 0)
-    guard = LossGuard("train-rnn")
-    first = loop.step
-    progress = Progress("train-rnn", config.steps, "batches", start=first, shown=ranks.first)
-    frames = 0.0
-    chunks = _ahead(_from(streams, epoch, chunk_index))
-    while not loop.over:
-        epoch, chunk_index, chunk = next(chunks)
-        if chunk_index == 0:
-            state = _part(model.initial_state(streams.batch), rows)
-            if ranks.first and loop.step > first:
-                _draw(run, model, latents, held_out, epoch)
-        lr = learning_rate(config, loop.step)
-        seed_step(seed, "train-rnn", loop.step)
-        losses, state = _step(network, optimizer, chunk, state, lr, config, pieces, ranks)
-        frames += float(chunk.valid.sum())
-        loop.step += 1
-        if loop.due(LOG_EVERY):
-            values = dict(zip(Losses._fields, ranks.total(torch.stack(losses)).tolist(), strict=True))
-            guard.check(values["total"], loop.step, lr)
-            loop.log(epoch=epoch, lr=lr, **values, seconds=round(progress.seconds, 2))
-            speed = frames / progress.seconds
-            progress.update(loop.step, f"{speed:,.0f} steps/s, z {values['z']:.3f}, done {values['done']:.4f}")
-        if loop.due(config.checkpoint_every):
-            figures = ranks.told(validate(model, validation, config) if ranks.first else {})
-            guard.check(figures["total"], loop.step, lr)
-            hidden, cell = _whole(state, rows, streams.batch, ranks)
-            place = {"epoch": epoch, "chunk": chunk_index + 1}
-            if ranks.first:  # before the checkpoint: a run that goes on from there does not draw it
-                _draw(run, model, latents, held_out, epoch + 1)
-            loop.validated(figures, figures["total"], place, **{"state.h": hidden, "state.c": cell})
-    if not loop.figures:
-        loop.figures = ranks.told(validate(model, validation, config) if ranks.first else {})
-    summary = loop.choose()
+    def validate_on_main() -> dict[str, float]:
+        metrics: dict[str, float] = run.ranks.broadcast(
+            validate(model, validation, config) if run.ranks.is_main else {}
+        )
+        return metrics
+
+    save_grid = partial(_save_image_grid, run, model, latents, held_out)
+    epoch = _train(trainer, sequences, config, seed, progress, validate_on_main, save_grid)
+    if not trainer.metrics:
+        trainer.metrics = validate_on_main()
+    summary = trainer.load_selected()
     note = ", ".join(f"{name} {summary[name]:.3f}" for name in ("z", "done_recall") if name in summary)
-    progress.close(loop.step, f"validation {note}")
-    if ranks.first:
+    progress.close(trainer.step, f"validation {note}")
+    if run.ranks.is_main:
         summary["quality"] = _quality(run, config, seed, model, latents, held_out)
         write_json(run.path("rnn", "quality.json"), summary["quality"])
         failure = quality.rnn_failure(summary["quality"]) if config.steps > 0 else None
-        summary |= failed("train-rnn", failure, loop.step * config.batch_size * config.sequence_length, "steps")
-        _save_starts(run, model, latents, seed)
-        loop.hand_on(summary)
+        summary |= gate("train-rnn", failure, trainer.step * config.batch_size * config.sequence_length, "steps")
+        _save_initial_states(run, model, latents, seed)
+        trainer.export(summary)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"epochs": epoch, "parameters": parameters, **summary}
 
 
-def _at_once(config: TrainRNNConfig) -> int:
-    """PackedSequences whose gradient, or loss, is computed at once."""
+def _train(
+    trainer: Trainer[MDNRNN],
+    sequences: PackedSequences,
+    config: TrainRNNConfig,
+    seed: int,
+    progress: Progress,
+    validate_on_main: Callable[[], dict[str, float]],
+    save_grid: Callable[[int], None],
+) -> int:
+    """Train until the trainer has finished.
+
+    Args:
+        trainer: Trainer of M.
+        sequences: Training data.
+        config: Settings.
+        seed: Seed of the run.
+        progress: Progress of the stage.
+        validate_on_main: Function that computes the validation metrics in rank 0 and returns them in every process.
+        save_grid: Function that saves the image grid of an epoch.
+
+    Returns:
+        Index of the last epoch.
+    """
+    model, ranks = trainer.model, trainer.ranks
+    network = ranks.wrap(model)
+    rows = ranks.shard(sequences.batch)
+    micro_batches = MicroBatches(
+        "train-rnn", "sequences", _micro_batch_size(config), "--micro-batch-steps", retry=ranks.size == 1
+    )
+    state = _state_rows(model.initial_state(sequences.batch), rows)
+    if trainer.tensors:
+        where = state[0].device
+        state = _state_rows((trainer.tensors["state.h"].to(where), trainer.tensors["state.c"].to(where)), rows)
+    epoch, chunk_index = trainer.position.get("epoch", 0), trainer.position.get("chunk", 0)
+    guard = LossGuard("train-rnn")
+    first = trainer.step
+    steps = 0.0
+    chunks = _prefetch(_chunks(sequences, epoch, chunk_index))
+    while not trainer.finished:
+        epoch, chunk_index, chunk = next(chunks)
+        if chunk_index == 0:
+            state = _state_rows(model.initial_state(sequences.batch), rows)
+            if ranks.is_main and trainer.step > first:
+                save_grid(epoch)
+        lr = learning_rate(config, trainer.step)
+        seed_step(seed, "train-rnn", trainer.step)
+        losses, state = _step(network, trainer.optimizer, chunk, state, lr, config, micro_batches, ranks)
+        steps += float(chunk.valid.sum())
+        trainer.step += 1
+        if trainer.is_due(LOG_EVERY):
+            values = dict(zip(Losses._fields, ranks.all_reduce_sum(torch.stack(losses)).tolist(), strict=True))
+            guard.check(values["total"], trainer.step, lr)
+            trainer.log(epoch=epoch, lr=lr, **values, seconds=round(progress.seconds, 2))
+            speed = steps / progress.seconds
+            progress.update(trainer.step, f"{speed:,.0f} steps/s, z {values['z']:.3f}, done {values['done']:.4f}")
+        if trainer.is_due(config.checkpoint_every):
+            metrics = validate_on_main()
+            guard.check(metrics["total"], trainer.step, lr)
+            h, c = _gather_state(state, rows, sequences.batch, ranks)
+            position = {"epoch": epoch, "chunk": chunk_index + 1}
+            if ranks.is_main:  # before the checkpoint: a run resumed from it does not save this image grid
+                save_grid(epoch + 1)
+            trainer.checkpoint(metrics, metrics["total"], position, **{"state.h": h, "state.c": c})
+    return epoch
+
+
+def _pack(
+    latents: Latents, episodes: npt.NDArray[np.int64], batch: int, config: TrainRNNConfig, seed: int
+) -> PackedSequences:
+    """Pack episodes into ``batch`` rows with the sequence length and the lookahead of the settings."""
+    return PackedSequences(latents, episodes, batch, config.sequence_length, seed, done_lookahead=config.done_lookahead)
+
+
+def _micro_batch_size(config: TrainRNNConfig) -> int:
+    """Return the number of sequences of a micro-batch."""
     return max(1, config.micro_batch_steps // config.sequence_length)
 
 
 def untrained_rnn(run: TrainingRun, world_model: Path, seed: int) -> None:
-    """Write an M of the architecture of a world model before any training, with the initial states of that model.
+    """Write an untrained M with the architecture and the initial states of a world model.
 
     Args:
         run: Run whose ``rnn/`` is written.
@@ -138,25 +184,36 @@ def untrained_rnn(run: TrainingRun, world_model: Path, seed: int) -> None:
         seed: Seed of the run.
     """
     source = world_model / "rnn"
-    shape: dict[str, Any] = load_model(source / "rnn.safetensors", MDNRNN).config
+    architecture: dict[str, Any] = load_model(source / "rnn.safetensors", MDNRNN).config
     seed_step(seed, "rnn-init", 0)
     run.path("rnn").mkdir(exist_ok=True)
-    save_model(run.path("rnn", "rnn.safetensors"), MDNRNN(**shape), steps=0)
+    save_model(run.path("rnn", "rnn.safetensors"), MDNRNN(**architecture), steps=0)
     save_tensors(run.path("rnn", "initial.safetensors"), *load_tensors(source / "initial.safetensors"))
 
 
-def split_episodes(latents: Latents, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Numbers of the episodes to train on and, from the end, of those that are held out."""
+def split_episodes(latents: Latents, fraction: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Hold out the last episodes.
+
+    Args:
+        latents: Encoded episodes.
+        fraction: Fraction of held-out episodes; at least one is held out.
+
+    Returns:
+        int64 indices of the training episodes and of the held-out episodes.
+
+    Raises:
+        ValueError: No episode is left to train on.
+    """
     count = len(latents.lengths)
-    held_out = max(1, round(share * count))
+    held_out = max(1, round(fraction * count))
     if held_out >= count:
         raise ValueError(f"collect.episodes: expected at least 2 to hold one out, got {count}")
-    numbers = np.arange(count)
-    return numbers[:-held_out], numbers[-held_out:]
+    indices = np.arange(count)
+    return indices[:-held_out], indices[-held_out:]
 
 
 def build(config: TrainRNNConfig, latents: Latents) -> MDNRNN:
-    """An untrained M that fits the latents."""
+    """Build an untrained M for the latents."""
     return MDNRNN(
         latents.mu.shape[1],
         latents.actions.shape[1],
@@ -170,23 +227,23 @@ def build(config: TrainRNNConfig, latents: Latents) -> MDNRNN:
 
 
 def learning_rate(config: TrainRNNConfig, step: int) -> float:
-    """The schedule's rate at a step."""
+    """Compute the learning rate of a step."""
     if config.schedule == "cosine":
         return cosine(step, config.steps, config.lr_end, config.lr)
     return (config.lr - config.lr_end) * float(config.lr_decay**step) + config.lr_end
 
 
-def _from(streams: PackedSequences, epoch: int, chunk: int) -> Iterator[tuple[int, int, Chunk]]:
-    """Chunks without end, with their epoch and their number in it."""
+def _chunks(sequences: PackedSequences, epoch: int, chunk: int) -> Iterator[tuple[int, int, Chunk]]:
+    """Yield (epoch, index, chunk) without end, starting at a position."""
     while True:
-        for index, value in enumerate(streams.epoch(epoch)):
+        for index, value in enumerate(sequences.epoch(epoch)):
             if index >= chunk:
                 yield epoch, index, value
         epoch, chunk = epoch + 1, 0
 
 
-def _ahead(chunks: Iterator[tuple[int, int, Chunk]]) -> Iterator[tuple[int, int, Chunk]]:
-    """The same, the next one gathered by a thread while this one is trained on."""
+def _prefetch(chunks: Iterator[tuple[int, int, Chunk]]) -> Iterator[tuple[int, int, Chunk]]:
+    """Yield the same chunks, each gathered by a background thread one step ahead."""
     with ThreadPoolExecutor(1) as reader:
         following = reader.submit(next, chunks)
         while True:
@@ -196,9 +253,9 @@ def _ahead(chunks: Iterator[tuple[int, int, Chunk]]) -> Iterator[tuple[int, int,
 
 
 def precision(config: TrainRNNConfig, where: torch.device) -> str:
-    """What M is trained in: on a GPU, unless told otherwise, in float32, as its TF32 is faster than bfloat16.
+    """Resolve the precision of M's training: ``"auto"`` is float32 on a GPU, where TF32 is faster than bfloat16.
 
-    53 beside 45 batches of 64 x 64 a second on an H200, 11 beside 8 of 100 x 500.
+    On an H200: 53 versus 45 batches of 64 x 64 steps a second, and 11 versus 8 of 100 x 500 steps.
     """
     return "float32" if config.precision == "auto" and where.type == "cuda" else config.precision
 
@@ -206,9 +263,20 @@ def precision(config: TrainRNNConfig, where: torch.device) -> str:
 def chunk_losses(
     network: nn.Module, chunk: Chunk, state: State, config: TrainRNNConfig, noise: Tensor | None = None
 ) -> tuple[Losses, State, Tensor | None]:
-    """Samples the chunk's latents and computes the losses; also returns the state after it and the done logits."""
+    """Sample the latents of a chunk and compute the losses.
+
+    Args:
+        network: M, or its DistributedDataParallel.
+        chunk: Chunk of B rows and T steps.
+        state: LSTM state before the chunk.
+        config: Settings of the loss.
+        noise: (B, T + 1, Z) noise of the sampled latents; None to draw it.
+
+    Returns:
+        Losses, LSTM state after the chunk, and (B, T) done logits if M has a termination head.
+    """
     where = state[0].device
-    mu, logvar, action, restart, reward_seen, done, has_next, knows_end, valid = (
+    mu, logvar, action, restart, target_reward, done, has_next, knows_end, valid = (
         on_device(part, where) for part in vars(chunk).values()
     )
     z = sample_latent(mu, logvar, noise)
@@ -217,14 +285,15 @@ def chunk_losses(
     state = (state[0].float(), state[1].float())
     z_loss = mdn_loss(out, z[:, 1:], has_next)
     zero = z_loss.new_zeros(())
-    ends = reward = zero
+    termination_loss = reward_loss = zero
     if out.done_logit is not None:
-        ends = done_loss(out.done_logit, done, config.done_pos_weight, knows_end)
+        termination_loss = done_loss(out.done_logit, done, config.done_pos_weight, knows_end)
     if out.reward is not None:
         if config.reward_clip:
-            reward_seen = reward_seen.clamp(-config.reward_clip, config.reward_clip)
-        reward = ((out.reward - reward_seen).square() * valid).sum() / valid.sum().clamp(min=1)
-    return Losses(z_loss + ends + reward, z_loss, ends, reward), state, out.done_logit
+            target_reward = target_reward.clamp(-config.reward_clip, config.reward_clip)
+        reward_loss = ((out.reward - target_reward).square() * valid).sum() / valid.sum().clamp(min=1)
+    losses = Losses(z_loss + termination_loss + reward_loss, z_loss, termination_loss, reward_loss)
+    return losses, state, out.done_logit
 
 
 def _step(
@@ -234,58 +303,60 @@ def _step(
     state: State,
     lr: float,
     config: TrainRNNConfig,
-    pieces: Pieces,
+    micro_batches: MicroBatches,
     ranks: Ranks,
 ) -> tuple[Losses, State]:
-    """One step of Adam on this process's streams; returns its part of the losses, and its state, detached."""
+    """Take one step of Adam; return this process's contribution to the losses and its detached LSTM state."""
     optimizer.param_groups[0]["lr"] = lr
-    # of the whole batch, so that any pieces and any number of processes take the same numbers
-    noise = torch.randn(chunk.mu.shape, device=state[0].device)[ranks.share(len(chunk.mu))]
-    losses, state = pieces.run(lambda rows: gradient(network, chunk, noise, state, config, rows, ranks))
+    # sampled for the whole batch, so that it does not depend on the micro-batches and the number of processes
+    noise = torch.randn(chunk.mu.shape, device=state[0].device)[ranks.shard(len(chunk.mu))]
+    losses, state = micro_batches.run(
+        lambda rows: accumulate_gradient(network, chunk, noise, state, config, rows, ranks)
+    )
     torch.nn.utils.clip_grad_value_(network.parameters(), config.grad_clip)
     optimizer.step()
     return losses, state
 
 
-def gradient(
+def accumulate_gradient(
     network: nn.Module,
     chunk: Chunk,
     noise: Tensor,
     state: State,
     config: TrainRNNConfig,
-    at_once: int,
+    micro_batch_size: int,
     ranks: Ranks,
 ) -> tuple[Losses, State]:
-    """Leaves the gradient of the whole batch's loss in the parameters, computed ``at_once`` streams at a time.
+    """Accumulate the gradient of the whole batch's loss in the parameters, one micro-batch at a time.
 
     Args:
         network: M, or its DistributedDataParallel.
-        chunk: of all processes together.
-        noise: (B, T + 1, Z) of the sampling, for this process's streams.
-        state: of this process's streams.
-        config: of the loss.
-        at_once: streams in a piece.
-        ranks: the processes.
+        chunk: Chunk of all processes.
+        noise: (B, T + 1, Z) noise of the sampled latents, for this process's B rows.
+        state: LSTM state of this process's rows before the chunk.
+        config: Settings of the loss.
+        micro_batch_size: Sequences of a micro-batch.
+        ranks: Processes of the launch.
 
     Returns:
-        This process's part of the batch's losses, and its state after the chunk, detached.
+        This process's contribution to the batch's losses, and the detached LSTM state of its rows after the chunk.
     """
     network.zero_grad()
-    mine = chunk.rows(ranks.share(len(chunk.mu)))
-    batch = len(mine.mu)
+    shard = chunk.rows(ranks.shard(len(chunk.mu)))
+    batch = len(shard.mu)
     sums = torch.zeros(len(Losses._fields), device=noise.device)
     states = []
-    for start in range(0, batch, at_once):
-        group = slice(start, min(start + at_once, batch))
-        part = mine.rows(group)
-        with synchronised(network, group.stop == batch):
-            losses, after, _ = chunk_losses(network, part, _part(state, group), config, noise[group])
-            # Each mean weighs as much as its group has of what it is a mean over: the sum is the whole batch's.
+    for start in range(0, batch, micro_batch_size):
+        rows = slice(start, min(start + micro_batch_size, batch))
+        part = shard.rows(rows)
+        with gradient_sync(network, enabled=rows.stop == batch):
+            losses, after, _ = chunk_losses(network, part, _state_rows(state, rows), config, noise[rows])
+            # Each term is a mean. Weighted by the fraction of its elements, the terms sum to those of the whole batch.
             z = losses.z * float(part.has_next.sum() / max(chunk.has_next.sum(), 1))
             done = losses.done * float(part.knows_end.sum() / max(chunk.knows_end.sum(), 1))
             reward = losses.reward * float(part.valid.sum() / max(chunk.valid.sum(), 1))
             total = z + done + reward
-            # DistributedDataParallel takes the mean over the processes, and the batch's loss is their sum
+            # times the number of processes, because DistributedDataParallel averages over them
             (total * ranks.size).backward()  # type: ignore[no-untyped-call]
         sums += torch.stack([total, z, done, reward]).detach()
         states.append((after[0].detach(), after[1].detach()))
@@ -293,56 +364,69 @@ def gradient(
     return Losses(*sums), (hidden, cell)
 
 
-def _part(state: State, rows: slice) -> State:
-    """The state of some streams."""
+def _state_rows(state: State, rows: slice) -> State:
+    """Select rows of an LSTM state."""
     return state[0][:, rows], state[1][:, rows]
 
 
-def _whole(state: State, rows: slice, batch: int, ranks: Ranks) -> State:
-    """The state of all processes' streams."""
+def _gather_state(state: State, rows: slice, batch: int, ranks: Ranks) -> State:
+    """Gather the LSTM state of all processes' rows, (1, batch, H) each."""
     parts = []
     for part in state:
         whole = part.new_zeros(1, batch, part.shape[2])
         whole[:, rows] = part
-        parts.append(ranks.total(whole))
+        parts.append(ranks.all_reduce_sum(whole))
     return parts[0], parts[1]
 
 
 @torch.no_grad()
-def validate(model: MDNRNN, streams: PackedSequences, config: TrainRNNConfig) -> dict[str, float]:
-    """Losses on held-out episodes, and how the done decision (logit > 0) fares: recall, and false alarms a step."""
-    pieces = Pieces("train-rnn", "streams", min(_at_once(config), streams.batch), "--micro-batch-steps")
-    return pieces.run(lambda rows: _validate(model, streams, config, rows))
+def validate(model: MDNRNN, sequences: PackedSequences, config: TrainRNNConfig) -> dict[str, float]:
+    """Compute the losses on held-out episodes.
+
+    Args:
+        model: M.
+        sequences: Held-out episodes.
+        config: Settings of the loss.
+
+    Returns:
+        ``total``, ``z``, ``done``, ``reward`` and, for the decision done logit > 0, ``done_recall`` and
+        ``done_false_alarms`` (per step).
+    """
+    rows = min(_micro_batch_size(config), sequences.batch)
+    micro_batches = MicroBatches("train-rnn", "sequences", rows, "--micro-batch-steps")
+    return micro_batches.run(lambda rows: _validate(model, sequences, config, rows))
 
 
-def _validate(model: MDNRNN, streams: PackedSequences, config: TrainRNNConfig, at_once: int) -> dict[str, float]:
+def _validate(
+    model: MDNRNN, sequences: PackedSequences, config: TrainRNNConfig, micro_batch_size: int
+) -> dict[str, float]:
     seed_step(0, "validate-rnn", 0)
-    state = model.initial_state(streams.batch)
+    state = model.initial_state(sequences.batch)
     sums, counts = dict.fromkeys(("z", "done", "reward"), 0.0), dict.fromkeys(("z", "done", "reward"), 0.0)
-    hits = deaths = alarms = steps = 0
-    for chunk in streams.epoch(0):
+    hits = terminations = alarms = steps = 0
+    for chunk in sequences.epoch(0):
         noise = torch.randn(chunk.mu.shape, device=state[0].device)
         states = []
-        for start in range(0, streams.batch, at_once):
-            rows = slice(start, start + at_once)
+        for start in range(0, sequences.batch, micro_batch_size):
+            rows = slice(start, start + micro_batch_size)
             part = chunk.rows(rows)
-            losses, after, logit = chunk_losses(model, part, _part(state, rows), config, noise[rows])
+            losses, after, logit = chunk_losses(model, part, _state_rows(state, rows), config, noise[rows])
             states.append(after)
             for name, mask in (("z", part.has_next), ("done", part.knows_end), ("reward", part.valid)):
                 sums[name] += float(getattr(losses, name)) * float(mask.sum())
                 counts[name] += float(mask.sum())
             if logit is not None:
-                said, truth, known = logit.cpu().numpy() > 0, part.done > 0, part.knows_end > 0
-                hits += int((said & truth).sum())
-                deaths += int(truth.sum())
-                alarms += int((said & ~truth & known).sum())
-                steps += int((~truth & known).sum())
-        state = (torch.cat([a for a, _ in states], dim=1), torch.cat([b for _, b in states], dim=1))
-    figures = {name: value / max(counts[name], 1) for name, value in sums.items()}
-    figures = {"total": sum(figures.values()), **figures}
+                predicted, actual, known = logit.cpu().numpy() > 0, part.done > 0, part.knows_end > 0
+                hits += int((predicted & actual).sum())
+                terminations += int(actual.sum())
+                alarms += int((predicted & ~actual & known).sum())
+                steps += int((~actual & known).sum())
+        state = (torch.cat([h for h, _ in states], dim=1), torch.cat([c for _, c in states], dim=1))
+    metrics = {name: value / max(counts[name], 1) for name, value in sums.items()}
+    metrics = {"total": sum(metrics.values()), **metrics}
     if model.done_head:
-        figures |= {"done_recall": hits / max(deaths, 1), "done_false_alarms": alarms / max(steps, 1)}
-    return figures
+        metrics |= {"done_recall": hits / max(terminations, 1), "done_false_alarms": alarms / max(steps, 1)}
+    return metrics
 
 
 def _quality(
@@ -353,54 +437,54 @@ def _quality(
     latents: Latents,
     held_out: npt.NDArray[np.int64],
 ) -> dict[str, Any]:
-    """What :mod:`worldmodels.analysis.quality` measures of M; the pictures too, where V and the frames are there."""
-    vae = _vae(run)
+    """Measure the quality of M on held-out episodes; in pixels too if the run has V and the frames."""
+    vae = _load_vae(run)
     store = EpisodeStore(run.path("episodes")) if any(run.path("episodes").glob("*.h5")) else None
     if store is not None and not np.array_equal(store.lengths, latents.lengths):
-        print(f"train-rnn: {store.folder} is not what was encoded: rollouts are compared in z alone", file=sys.stderr)
+        print(f"train-rnn: {store.folder} does not match the latents: rollouts are compared in z only", file=sys.stderr)
         store.close()
         store = None
-    some = held_out[np.linspace(0, len(held_out) - 1, min(_MEASURED, len(held_out))).astype(int)]
-    lead = config.done_lookahead
-    count = min(config.batch_size, max(1, _MEASURED_STEPS // config.sequence_length))
-    streams = PackedSequences(latents, some, count, config.sequence_length, seed, done_lookahead=lead)
-    figures = quality.predictions(model, streams, config.done_pos_weight)
-    figures["rollouts"] = quality.rollouts(model, latents, held_out, vae=vae, store=store)
+    episodes = held_out[np.linspace(0, len(held_out) - 1, min(_QUALITY_EPISODES, len(held_out))).astype(int)]
+    batch = min(config.batch_size, max(1, _QUALITY_STEPS // config.sequence_length))
+    found = quality.predictions(model, _pack(latents, episodes, batch, config, seed), config.done_pos_weight)
+    found["rollouts"] = quality.rollouts(model, latents, held_out, vae=vae, store=store)
     if store is not None:
         store.close()
-    return figures
+    return found
 
 
-def _vae(run: TrainingRun) -> ConvVAE | None:
+def _load_vae(run: TrainingRun) -> ConvVAE | None:
     path = run.path("vae", "vae.safetensors")
     return load_model(path, ConvVAE).to(device()) if path.is_file() else None
 
 
-def _draw(run: TrainingRun, model: MDNRNN, latents: Latents, held_out: npt.NDArray[np.int64], epoch: int) -> None:
-    """The sheet of an epoch: what came, as V draws it, above what M dreams from the same start with the same actions.
+def _save_image_grid(
+    run: TrainingRun, model: MDNRNN, latents: Latents, held_out: npt.NDArray[np.int64], epoch: int
+) -> None:
+    """Save an epoch's image grid: reconstructions of episodes above M's rollouts with the same start and actions.
 
-    There is none where there is no V to draw.
+    Without V, no grid is saved.
     """
-    vae = _vae(run)
-    episodes, count, every = _SHEET
-    starts = quality.choose_starts(latents, held_out, episodes)
+    vae = _load_vae(run)
+    starts = quality.choose_starts(latents, held_out, _GRID_EPISODES)
     if vae is None or len(starts.last) == 0:
         return
-    ahead = every * np.arange(count)
-    dreamed = quality.run_free(model, latents, starts, int(ahead[-1]) + 1, sample=True)
+    offsets = _GRID_STRIDE * np.arange(_GRID_IMAGES)
+    predicted = quality.run_free(model, latents, starts, int(offsets[-1]) + 1, sample=True)
     rows = []
-    for number in range(len(starts.last)):
-        shown = ahead[starts.last[number] + 1 + ahead <= starts.end[number]]
-        rows.append(decode(vae, latents.mu[starts.last[number] + 1 + shown].astype(np.float32)))
-        rows.append(decode(vae, dreamed[number, ahead]))
-    sheets.save(run.path("rnn", "sheets", f"epoch_{epoch:04d}.png"), rows)
+    for index in range(len(starts.last)):
+        first = starts.last[index] + 1
+        shown = offsets[first + offsets <= starts.end[index]]
+        rows.append(decode(vae, latents.mu[first + shown].astype(np.float32)))
+        rows.append(decode(vae, predicted[index, offsets]))
+    image_grid.save(run.path("rnn", "sheets", f"epoch_{epoch:04d}.png"), rows)
 
 
-def _save_starts(run: TrainingRun, model: MDNRNN, latents: Latents, seed: int) -> None:
-    """Keeps where dreams may start."""
+def _save_initial_states(run: TrainingRun, model: MDNRNN, latents: Latents, seed: int) -> None:
+    """Save the initial states of dreams: first frames, and burned-in states of later frames."""
     found = {
-        "initial": starts.first_frames(latents),
-        "midway": starts.burned_in_states(model, latents, seed),
+        "initial": initial_states.first_frames(latents),
+        "midway": initial_states.burned_in_states(model, latents, seed),
     }
     for name, arrays in found.items():
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}

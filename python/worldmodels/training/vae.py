@@ -1,4 +1,4 @@
-"""Train V: the ConvVAE on shuffled frames of the episode store."""
+"""Training of V: the ConvVAE on shuffled frames of the episode store."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from worldmodels.analysis import image_grid as sheets
-from worldmodels.analysis import quality
+from worldmodels.analysis import image_grid, quality
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.frames import FrameReader, ShuffledBatches
 from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step
 from worldmodels.models.vae import ConvVAE, decode, vae_loss
 from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
-from worldmodels.training.distributed import Ranks, synchronised
-from worldmodels.training.optim import LossGuard, Pieces, cosine
+from worldmodels.training.distributed import Ranks, gradient_sync
+from worldmodels.training.optim import LossGuard, MicroBatches, cosine
 from worldmodels.training.settings import TrainVAEConfig
-from worldmodels.training.trainer import LOG_EVERY, Loop, TrainingRun, failed
+from worldmodels.training.trainer import LOG_EVERY, Trainer, TrainingRun, gate
 
-_SHEET = 12  # frames on a sheet
+_GRID = 12  # frames in an image grid
+_ACTIVE_NATS = 0.05  # KL divergence above which a latent dimension is active
 
 
 def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, Any]:
@@ -45,66 +45,73 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
     model = ConvVAE(config.latent_size).to(where)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    loop = Loop(run, "train-vae", "vae", model, optimizer, config)
+    trainer = Trainer(run, "train-vae", "vae", model, optimizer, config)
     network = torch.compile(model) if config.compile else model
     network = ranks.wrap(network)  # type: ignore[arg-type]
 
     guard = LossGuard("train-vae")
     order = ShuffledBatches(train, config.batch_size, seed)
-    rows = ranks.share(config.batch_size)
-    at_once = config.micro_batch_size or rows.stop - rows.start
-    pieces = Pieces("train-vae", "frames", at_once, "--micro-batch-size", retry=ranks.size == 1)
-    first = loop.step
-    progress = Progress("train-vae", config.steps, "batches", start=first, shown=ranks.first)
+    rows = ranks.shard(config.batch_size)
+    micro_batch_size = config.micro_batch_size or rows.stop - rows.start
+    micro_batches = MicroBatches("train-vae", "frames", micro_batch_size, "--micro-batch-size", retry=ranks.size == 1)
+    first = trainer.step
+    progress = Progress("train-vae", config.steps, "batches", start=first, shown=ranks.is_main)
     with FrameReader(store, order, first, config.steps, rows, config.num_workers) as batches:
         for frames in batches:
-            if loop.over:
+            if trainer.finished:
                 break
-            lr = rate(config, loop.step)
-            losses = _step(network, optimizer, frames, lr, config, seed, loop.step, pieces, ranks)
-            loop.step += 1
-            if loop.due(LOG_EVERY):
-                loss, squared_error, kl = ranks.total(losses).tolist()
-                guard.check(loss, loop.step, lr)
-                loop.log(loss=loss, squared_error=squared_error, kl=kl, lr=lr, seconds=round(progress.seconds, 2))
-                speed = (loop.step - first) * config.batch_size / progress.seconds
+            lr = learning_rate(config, trainer.step)
+            losses = _step(network, optimizer, frames, lr, config, seed, trainer.step, micro_batches, ranks)
+            trainer.step += 1
+            if trainer.is_due(LOG_EVERY):
+                loss, squared_error, kl = ranks.all_reduce_sum(losses).tolist()
+                guard.check(loss, trainer.step, lr)
+                trainer.log(loss=loss, squared_error=squared_error, kl=kl, lr=lr, seconds=round(progress.seconds, 2))
+                speed = (trainer.step - first) * config.batch_size / progress.seconds
                 note = f"{speed:,.0f} frames/s, squared error {squared_error:.1f}, KL {kl:.1f}"
-                progress.update(loop.step, note)
-            due = loop.due(config.checkpoint_every)
-            if due:
-                figures = validated(model, store, held_out, config, ranks)
-                guard.check(figures["loss"], loop.step, lr)
-            epoch = order.epoch(loop.step - 1) + 1
-            if ranks.first and (due or order.epoch(loop.step) >= epoch):
-                _draw(run, model, store, held_out, epoch)
-            if due:  # after the sheet, which a run that goes on from here would not draw
-                loop.validated(figures, figures["loss"], {})
-    if not loop.figures:
-        loop.figures = validated(model, store, held_out, config, ranks)
-    summary = loop.choose()
-    progress.close(loop.step, f"validation squared error {summary['squared_error']:.2f}")
-    if ranks.first:
+                progress.update(trainer.step, note)
+            checkpoint_due = trainer.is_due(config.checkpoint_every)
+            if checkpoint_due:
+                metrics = _validate_on_main(model, store, held_out, config, ranks)
+                guard.check(metrics["loss"], trainer.step, lr)
+            epoch = order.epoch(trainer.step - 1) + 1
+            if ranks.is_main and (checkpoint_due or order.epoch(trainer.step) >= epoch):
+                _save_image_grid(run, model, store, held_out, epoch)
+            if checkpoint_due:  # after the image grid, which a run resumed from this checkpoint does not save
+                trainer.checkpoint(metrics, metrics["loss"], {})
+    if not trainer.metrics:
+        trainer.metrics = _validate_on_main(model, store, held_out, config, ranks)
+    summary = trainer.load_selected()
+    progress.close(trainer.step, f"validation squared error {summary['squared_error']:.2f}")
+    if ranks.is_main:
         summary["quality"] = quality.reconstruction(model, store, held_out)
         write_json(run.path("vae", "quality.json"), summary["quality"])
         failure = quality.vae_failure(summary["quality"]) if config.steps > 0 else None
-        summary |= failed("train-vae", failure, loop.step * config.batch_size, "frames")
-        loop.hand_on(summary)
+        summary |= gate("train-vae", failure, trainer.step * config.batch_size, "frames")
+        trainer.export(summary)
     store.close()
     return {"frames": len(train), "parameters": sum(p.numel() for p in model.parameters()), **summary}
 
 
-def rate(config: TrainVAEConfig, step: int) -> float:
-    """The learning rate at a step."""
+def learning_rate(config: TrainVAEConfig, step: int) -> float:
+    """Compute the learning rate of a step."""
     if config.schedule == "cosine":
         return cosine(step, config.steps, 0.02 * config.lr, config.lr)
     return config.lr
 
 
 def split_frames(store: EpisodeStore, validation: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Holds out the last twentieth of the episodes.
+    """Hold out the last 5 % of the episodes, at least one.
+
+    Args:
+        store: Episode store.
+        validation: Maximum number of held-out frames.
 
     Returns:
-        (training frames, at most ``validation`` held-out frames evenly spread), both int64 indices into the store.
+        int64 indices of the training frames, and of evenly spaced held-out frames.
+
+    Raises:
+        ValueError: The store has fewer than two episodes.
     """
     lengths = store.lengths
     if len(lengths) < 2:
@@ -115,7 +122,7 @@ def split_frames(store: EpisodeStore, validation: int) -> tuple[npt.NDArray[np.i
 
 
 def to_input(frames: npt.NDArray[np.uint8], where: torch.device) -> Tensor:
-    """(B, 64, 64, 3) uint8 frames to V's (B, 3, 64, 64) float32 in [0, 1] on a device, channels last."""
+    """Convert (B, 64, 64, 3) uint8 frames to V's input: (B, 3, 64, 64) float32 in [0, 1], channels last."""
     return on_device(frames, where).permute(0, 3, 1, 2).float().div_(255)
 
 
@@ -127,54 +134,54 @@ def _step(
     config: TrainVAEConfig,
     seed: int,
     step: int,
-    pieces: Pieces,
+    micro_batches: MicroBatches,
     ranks: Ranks,
 ) -> Tensor:
-    """One step of Adam on this process's frames; returns its part of (loss, squared error, KL)."""
+    """Take one step of Adam; return this process's contribution to (loss, squared error, KL)."""
     where = next(network.parameters()).device
     optimizer.param_groups[0]["lr"] = lr
     seed_step(seed, "train-vae", step)
-    # of the whole batch, so that any pieces and any number of processes take the same numbers
-    noise = torch.randn(config.batch_size, config.latent_size, device=where)[ranks.share(config.batch_size)]
-    losses = pieces.run(lambda rows: gradient(network, frames, noise, config, rows, ranks))
+    # sampled for the whole batch, so that it does not depend on the micro-batches and the number of processes
+    noise = torch.randn(config.batch_size, config.latent_size, device=where)[ranks.shard(config.batch_size)]
+    losses = micro_batches.run(lambda rows: accumulate_gradient(network, frames, noise, config, rows, ranks))
     optimizer.step()
     return losses
 
 
-def gradient(
+def accumulate_gradient(
     network: nn.Module,
     frames: npt.NDArray[np.uint8],
     noise: Tensor,
     config: TrainVAEConfig,
-    at_once: int,
+    micro_batch_size: int,
     ranks: Ranks,
 ) -> Tensor:
-    """Leaves the gradient of the whole batch's loss in the parameters, computed ``at_once`` frames at a time.
+    """Accumulate the gradient of the whole batch's loss in the parameters, one micro-batch at a time.
 
     Args:
         network: V, or its DistributedDataParallel.
-        frames: (B, 64, 64, 3) uint8, this process's part of the batch.
-        noise: (B, Z) of the sampling.
-        config: of the loss; its ``batch`` is that of all processes together.
-        at_once: frames in a piece.
-        ranks: the processes.
+        frames: (B, 64, 64, 3) uint8 frames, this process's shard of the batch.
+        noise: (B, Z) noise of the sampled latents.
+        config: Settings of the loss; ``batch_size`` counts the rows of all processes.
+        micro_batch_size: Frames of a micro-batch.
+        ranks: Processes of the launch.
 
     Returns:
-        (3,) this process's part of the batch's loss, squared error and KL.
+        (3,) this process's contribution to the batch's loss, squared error and KL.
     """
     network.zero_grad()
     x = to_input(frames, noise.device)
     sums = torch.zeros(3, device=noise.device)
-    for start in range(0, len(frames), at_once):
-        part = slice(start, min(start + at_once, len(frames)))
-        with synchronised(network, part.stop == len(frames)):
+    for start in range(0, len(frames), micro_batch_size):
+        part = slice(start, min(start + micro_batch_size, len(frames)))
+        with gradient_sync(network, enabled=part.stop == len(frames)):
             with autocast(noise.device, config.precision):
                 recon, mu, logvar = network(x[part], noise[part])
             losses = vae_loss(recon, x[part], mu, logvar, **_weights(config))
-            share = (part.stop - part.start) / config.batch_size
-            # DistributedDataParallel takes the mean over the processes, and the batch's loss is their sum
-            (losses[0] * (share * ranks.size)).backward()  # type: ignore[no-untyped-call]
-        sums += share * torch.stack(losses).detach()
+            fraction = (part.stop - part.start) / config.batch_size
+            # times the number of processes, because DistributedDataParallel averages over them
+            (losses[0] * (fraction * ranks.size)).backward()  # type: ignore[no-untyped-call]
+        sums += fraction * torch.stack(losses).detach()
     return sums
 
 
@@ -182,43 +189,54 @@ def _weights(config: TrainVAEConfig) -> dict[str, float]:
     return {name: getattr(config, name) for name in ("kl_tolerance", "kl_weight", "quartic_weight")}
 
 
-def validated(
+def _validate_on_main(
     model: ConvVAE, store: EpisodeStore, held_out: npt.NDArray[np.int64], config: TrainVAEConfig, ranks: Ranks
 ) -> dict[str, float]:
-    """What :func:`validate` finds in the first process, told to all."""
-    figures = validate(model, store.read(held_out), config) if ranks.first else {}
-    told: dict[str, float] = ranks.told(figures)
-    return told
+    """Run :func:`validate` in rank 0 and broadcast its result."""
+    found: dict[str, float] = ranks.broadcast(validate(model, store.read(held_out), config) if ranks.is_main else {})
+    return found
 
 
 @torch.no_grad()
 def validate(model: ConvVAE, frames: npt.NDArray[np.uint8], config: TrainVAEConfig) -> dict[str, float]:
-    """Loss, squared error (with a sampled z), KL, and how many latents carry over 0.05 nats, on held-out frames."""
+    """Compute the losses on held-out frames.
+
+    Args:
+        model: V.
+        frames: (N, 64, 64, 3) uint8 frames.
+        config: Settings of the loss.
+
+    Returns:
+        ``loss``, ``squared_error`` and ``kl`` with sampled latents, and ``active_latents``, the number of latent
+        dimensions with a KL divergence above 0.05 nats.
+    """
     where = next(model.parameters()).device
     seed_step(0, "validate-vae", 0)
     noise = torch.randn(len(frames), model.latent_size, device=where)
-    pieces = Pieces("train-vae", "frames", 250, "--validation-frames")
+    micro_batches = MicroBatches("train-vae", "frames", 250, "--validation-frames")
 
-    def measure(at_once: int) -> tuple[Tensor, Tensor]:
+    def measure(micro_batch_size: int) -> tuple[Tensor, Tensor]:
         losses, kls = [], []
-        for start in range(0, len(frames), at_once):
-            x = to_input(frames[start : start + at_once], where)
+        for start in range(0, len(frames), micro_batch_size):
+            x = to_input(frames[start : start + micro_batch_size], where)
             with autocast(where, config.precision):
-                recon, mu, logvar = model(x, noise[start : start + at_once])
+                recon, mu, logvar = model(x, noise[start : start + micro_batch_size])
             mu, logvar = mu.float(), logvar.float()
             losses.append(len(x) * torch.stack(vae_loss(recon, x, mu, logvar, **_weights(config))))
             kls.append(0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(dim=0))  # (Z,)
         return torch.stack(losses).sum(dim=0) / len(frames), torch.stack(kls).sum(dim=0) / len(frames)
 
-    losses, kl = pieces.run(measure)
+    losses, kl = micro_batches.run(measure)
     names = ("loss", "squared_error", "kl")
-    return {**dict(zip(names, losses.tolist(), strict=True)), "active_latents": int((kl > 0.05).sum())}
+    return {**dict(zip(names, losses.tolist(), strict=True)), "active_latents": int((kl > _ACTIVE_NATS).sum())}
 
 
 @torch.no_grad()
-def _draw(run: TrainingRun, model: ConvVAE, store: EpisodeStore, held_out: npt.NDArray[np.int64], epoch: int) -> None:
-    """The sheet of an epoch: held-out frames above V's reconstructions."""
-    real = store.read(held_out[np.linspace(0, len(held_out) - 1, min(_SHEET, len(held_out))).astype(int)])
+def _save_image_grid(
+    run: TrainingRun, model: ConvVAE, store: EpisodeStore, held_out: npt.NDArray[np.int64], epoch: int
+) -> None:
+    """Save an epoch's image grid: held-out frames above V's reconstructions."""
+    real = store.read(held_out[np.linspace(0, len(held_out) - 1, min(_GRID, len(held_out))).astype(int)])
     mu, _ = model.encode(to_input(real, next(model.parameters()).device))
     path = run.path("vae", "sheets", f"epoch_{epoch:04d}.png")
-    sheets.save(path, [real, decode(model, mu.cpu().numpy())])
+    image_grid.save(path, [real, decode(model, mu.cpu().numpy())])
