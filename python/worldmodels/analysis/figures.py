@@ -9,7 +9,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
 
 from worldmodels.analysis.stats import format_interval
 from worldmodels.support.files import atomic_path
@@ -45,43 +44,6 @@ def _save(figure: Any, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight")
     plt.close(figure)
-
-
-def save_animation(
-    path: Path,
-    pictures: Sequence[Pictures],
-    actions: Sequence[npt.NDArray[np.float32]],
-    scale: int = 4,
-    *,
-    frames_per_second: int = 35,
-    threshold: float = 1 / 3,
-) -> None:
-    """Writes a GIF at the game's speed (every second frame): pictures with the actions below.
-
-    Args:
-        path: where to.
-        pictures: (64, W, 3) uint8 each.
-        actions: (A,) in [-1, 1], one per picture: A bars go left or right, bright where they move the player.
-        scale: pixels per pixel.
-        frames_per_second: the game's speed.
-        threshold: bars are bright above this.
-    """
-    bar = 5 * scale
-    images = []
-    for picture, action in list(zip(pictures, actions, strict=True))[::2]:
-        height, width = picture.shape[0] * scale, picture.shape[1] * scale
-        image = Image.new("RGB", (width, height + bar * len(action)), "#111318")
-        image.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST))
-        for number, value in enumerate(map(float, action)):
-            top, (left, right) = height + bar * number, sorted((width / 2, width / 2 * (1 + value)))
-            colour = "#fbbf24" if abs(value) > threshold else "#4b5563"
-            ImageDraw.Draw(image).rectangle((left, top + 4, right, top + bar - 4), fill=colour)
-        images.append(image.quantize(128, method=Image.Quantize.FASTOCTREE))
-    duration = round(2000 / frames_per_second)
-    with atomic_path(path) as temporary:
-        images[0].save(
-            temporary, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=False
-        )
 
 
 def frames(path: Path, real: Pictures, drawn: Pictures) -> None:

@@ -244,14 +244,14 @@ class Recorder:
     """An agent that plays in one slot and whose frames, latents and actions are kept."""
 
     def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+        self.agent = agent
         self.frames: list[npt.NDArray[np.uint8]] = []
         self.latents: list[npt.NDArray[np.float32]] = []
         self.actions: list[npt.NDArray[np.float32]] = []
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
         """As the agent's."""
-        self._agent.reset(batch, seed=seed)
+        self.agent.reset(batch, seed=seed)
 
     def act(
         self,
@@ -262,16 +262,15 @@ class Recorder:
         slots: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
         """As the agent's; kept is what slot 0 does, which always acts."""
-        actions = self._agent.act(frames, restart, episodes, slots=slots)
+        actions = self.agent.act(frames, restart, episodes, slots=slots)
         self.frames.append(frames[0].copy())
-        self.latents.append(self._agent.z[0].copy())
+        self.latents.append(self.agent.z[0].copy())
         self.actions.append(actions[0])
         return actions
 
-    def pictures(self, most: int | None = None) -> list[npt.NDArray[np.uint8]]:
-        """Every frame beside what V makes of it, (64, 128, 3) uint8; the first ``most`` of them."""
-        drawn = decode(self._agent.vae, np.stack(self.latents[:most]))
-        return [np.concatenate(pair, axis=1) for pair in zip(self.frames[:most], drawn, strict=True)]
+    def reconstructions(self, steps: int | None = None) -> npt.NDArray[np.uint8]:
+        """V's reconstructions of the first ``steps`` frames: (T, 64, 64, 3) uint8."""
+        return decode(self.agent.vae, np.stack(self.latents[:steps]))
 
 
 def load_controller(path: Path) -> tuple[Controller, npt.NDArray[np.float32], dict[str, Any]]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from worldmodels.analysis import figures, quality
+from worldmodels.analysis.recording import from_dream, save_gif
 from worldmodels.analysis.stats import compare, format_interval
+from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.agent import load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.models.weights import load_model
@@ -67,16 +68,9 @@ def _draw_dream(experiment: Experiment, strip: Path, animation: Path) -> int:
     length = len(trace.action)
     steps = np.unique(np.linspace(0, length, 24).astype(int))
     figures.film_strip(strip, decode(vae, trace.z[steps]), [int(step) for step in steps])
-    shown = min(length, config.report.dream_steps)
-    moving: list[npt.NDArray[np.uint8]] = list(decode(vae, trace.z[:shown]))
-    task = experiment.task
-    figures.save_animation(
-        animation,
-        moving,
-        list(trace.action[:shown]),
-        frames_per_second=task.frames_per_second,
-        threshold=task.threshold,
-    )
+    weight = load_world_model(experiment.folder).mdnrnn.done_pos_weight
+    recording = from_dream(dream, trace, vae, weight, config.report.dream_steps, **experiment.task.look)
+    save_gif(animation, recording)
     return length
 
 

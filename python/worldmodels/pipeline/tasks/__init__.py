@@ -46,6 +46,7 @@ class Task:
         ablations: what ``worldmodels ablate`` compares: the settings that make each variant, by its name.
         paper: the paper's scores by temperature, to stand beside those of ``worldmodels sweep``.
         paper_score: Mean and standard deviation of the paper's agent over 100 real episodes, for the report.
+        minutes: Duration of ``worldmodels run`` on two cores by preset, in minutes; presets without one are not timed.
 
     Raises:
         ValueError: a preset's settings bear another experiment's or another preset's name; ``max_steps`` is no positive
@@ -68,6 +69,7 @@ class Task:
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     paper: Temperatures = field(default_factory=dict)
     paper_score: tuple[int, int] | None = None
+    minutes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_integer("max_steps", self.max_steps, 1, 2**31 - 1)
@@ -80,6 +82,11 @@ class Task:
     def rules(self) -> Rules:
         """How the environment is played."""
         return Rules(self.squash, self.max_steps)
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """How recordings are drawn: fields of :class:`worldmodels.analysis.recording.Recording`."""
+        return {"names": self.actions, "threshold": self.threshold, "frames_per_second": self.frames_per_second}
 
     @property
     def default_preset(self) -> str:

@@ -156,6 +156,7 @@ TASK = Task(
     frames_per_second=50,
     squash="carracing",
     paper_score=(906, 21),
+    minutes={"quick": 15},
     ablations={
         "z": {"evolve": {"features": "z", "hidden_units": 0}},
         "z, 40 hidden": {"evolve": {"features": "z", "hidden_units": 40}},

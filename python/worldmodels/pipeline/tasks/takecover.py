@@ -101,6 +101,7 @@ TASK = Task(
     preset="pretrained",
     survival=True,
     paper_score=(1092, 556),
+    minutes={"pretrained": 5, "quick": 30, "small": 100},
     ablations={
         "z": {"evolve": {"features": "z"}},
         "z, h": {"evolve": {"features": "zh"}},
