@@ -34,9 +34,11 @@ from worldmodels.models.device import autocast, seed_step
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE, vae_loss
 from worldmodels.pipeline.config import TrainRNNConfig, TrainVAEConfig
-from worldmodels.pipeline.run import Experiment
-from worldmodels.pipeline.stages import train_rnn, train_vae
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stages import get
 from worldmodels.pipeline.tasks import preset
+from worldmodels.training import rnn as train_rnn
+from worldmodels.training import vae as train_vae
 from worldmodels.training.distributed import Ranks
 from worldmodels.training.optim import Pieces
 
@@ -348,7 +350,7 @@ def test_rnn_training(batch: int, sequence: int, benchmark) -> None:
 def test_memory_with_10_000_episodes(benchmark, tmp_path) -> None:
     """Peak resident size of `train-vae` and `train-rnn`: frames that are small on disk, latents of full size."""
     config = preset("takecover", "paper")
-    with Experiment(tmp_path, config) as experiment:
+    with Run(tmp_path, config) as experiment:
         pool = pictures(2000)
         rng = np.random.default_rng(0)
         for index in range(400):
@@ -359,8 +361,8 @@ def test_memory_with_10_000_episodes(benchmark, tmp_path) -> None:
                     writer.append(Episode(pool[start : start + 50], nothing[:, None], nothing, True, "noop", 0))
         synthetic_latents(10_000, 300).save(experiment.path("latents", "00000.safetensors"))
         for stage in ("collect", "train_vae", "encode"):
-            with mock.patch(f"worldmodels.pipeline.stages.{stage}.run", lambda _: {}):
-                experiment.run(stage)
+            with mock.patch.dict(vars(get(stage)), {"run": lambda _: {}}):
+                experiment.run_stage(stage)
     peaks = {}
 
     def train() -> None:

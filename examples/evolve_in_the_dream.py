@@ -1,4 +1,10 @@
-"""Evolve a controller inside the dream that comes with the package: no game, no GPU, a minute."""
+"""Evolve a controller inside the pretrained dream of TakeCover.
+
+    python examples/evolve_in_the_dream.py
+
+Time: 3 minutes on two cores with AVX-512, longer without. Needs neither a game nor a GPU. Prints the best and the mean
+steps survived of every generation, then the score of a motionless player and of the evolved mean in new dreams.
+"""
 
 import argparse
 
@@ -6,13 +12,13 @@ import numpy as np
 
 import worldmodels as wm
 
-options = argparse.ArgumentParser(description=__doc__)
+options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 options.add_argument("--generations", type=int, default=10)
 options.add_argument("--popsize", type=int, default=64)
-options.add_argument("--episodes", type=int, default=16, help="dreams a candidate is judged by")
+options.add_argument("--episodes", type=int, default=16, help="dreams per candidate")
 chosen = options.parse_args()
 
-# Ends were weighed ten times in M's training; none is drawn: a reward counts as much as its step is likely to come
+# M's termination loss has a positive-class weight of 10; rewards are weighted by the probability of survival
 ends = {"done_weight": 10.0, "expected_returns": True}
 dream = wm.Dream.pretrained("takecover", temperature=1.15, **ends)  # or wm.Dream.load("runs/quick", ...)
 size = dream.controller.size  # 1,088: weights of z, c and h

@@ -1,12 +1,15 @@
-"""Train a stable-baselines3 PPO agent inside a dream, then let it play the game it has never seen.
+"""Train a stable-baselines3 PPO agent inside a dream, then let it play the real game.
 
-    pip install -c constraints.txt ".[takecover]" stable-baselines3
-    python examples/ppo_in_the_dream.py                          the dream that comes with the package
+    pip install -c constraints.txt ".[examples]"
+    python examples/ppo_in_the_dream.py                          the pretrained dream
     python examples/ppo_in_the_dream.py --world runs/quick       your own
 
-The policy is linear, a' = W [z, c, h] + b, so that it is a `Controller` and an `Agent` can carry it to the game. PPO
-clips a' to [-1, 1] where the controller has tanh(a'); the game only asks whether an action lies above 1/3 or below
--1/3, and SCALE puts that threshold in the same place.
+Time: 2 minutes on two cores for a million dream steps. Prints stable-baselines3's tables, then the steps survived in
+the dream (256 episodes) and in the real game (20 episodes), mean and standard deviation.
+
+The policy is linear, a' = W [z, c, h] + b, so a `Controller` has the same form and an `Agent` can play with it. PPO
+clips a' to [-1, 1] where the controller computes tanh(a'). The game only asks whether an action is above 1/3 or
+below -1/3, and SCALE moves that threshold to the same place.
 """
 
 from __future__ import annotations
@@ -87,18 +90,18 @@ def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(
         description="PPO in the dream", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    options.add_argument("--world", default="takecover", help="a world of the package, or a run folder")
+    options.add_argument("--world", default="takecover", help="pretrained world model, or run folder")
     options.add_argument("--steps", type=int, default=1_000_000, help="dream steps to train for")
     options.add_argument("--envs", type=int, default=64, help="dreams side by side")
-    options.add_argument("--temperature", type=float, default=1.15, help="of the dream")
-    options.add_argument("--episodes", type=int, default=20, help="episodes to play in the game afterwards")
+    options.add_argument("--temperature", type=float, default=1.15, help="temperature of the dream")
+    options.add_argument("--episodes", type=int, default=20, help="real games to play after training")
     chosen = options.parse_args(arguments)
 
     folder = pretrained.folder(chosen.world) if chosen.world in pretrained.names() else Path(chosen.world)
     world = wm.load_world_model(folder)
     model = world.mdnrnn
     controller = wm.Controller(model.latent_size, model.hidden_size, model.action_size, bias=True)
-    # ends come by chance, as likely as M says
+    # termination is sampled with M's probability
     sampling = {"temperature": chosen.temperature, "done_weight": done_weight(folder, "chance")}
     dream = wm.Dream(*world, controller, **sampling)
     dreams = DreamVectorEnv(*world, num_envs=chosen.envs, autoreset_mode=AutoresetMode.SAME_STEP, **sampling)

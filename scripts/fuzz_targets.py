@@ -38,8 +38,8 @@ with atheris.instrument_imports(include=["worldmodels"]):
     from worldmodels.models.mdnrnn import MDNRNN
     from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
     from worldmodels.pipeline.config import Config, from_dict, override, to_dict
-    from worldmodels.pipeline.run import Experiment
-    from worldmodels.pipeline.stages.scores import read_scores
+    from worldmodels.pipeline.run import Run
+    from worldmodels.pipeline.scores import read_scores
     from worldmodels.support.files import read_json, write_json
 
 Provider = atheris.FuzzedDataProvider
@@ -297,7 +297,7 @@ def config(data: bytes, folder: Path) -> None:
 def run_folder(data: bytes, folder: Path) -> None:
     """Markers and metrics of a run folder."""
     fdp, run = Provider(data), folder / "run"
-    with Experiment(run, toy_config()) as experiment:
+    with Run(run, toy_config()) as experiment:
         mark_done(experiment, "collect")
         path = experiment.marker("collect")
         good = read_json(path)

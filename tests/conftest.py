@@ -23,7 +23,8 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import save_model, save_tensors
 from worldmodels.pipeline.config import Config, override
-from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stages import get
 from worldmodels.pipeline.tasks import preset
 
 #: Settings under which every stage takes seconds.
@@ -120,7 +121,7 @@ def make_vae(latent_size: int = 4, *, seed: int = 1) -> ConvVAE:
     return ConvVAE(latent_size).eval()
 
 
-def write_world(experiment: Experiment, latent_size: int = 4, hidden_size: int = 8) -> None:
+def write_world(experiment: Run, latent_size: int = 4, hidden_size: int = 8) -> None:
     """Puts random V and M into a run folder, as if the stages up to train-rnn were done."""
     save_model(experiment.path("vae", "vae.safetensors"), make_vae(latent_size))
     save_model(experiment.path("rnn", "rnn.safetensors"), make_mdnrnn(latent_size, hidden_size))
@@ -130,12 +131,12 @@ def write_world(experiment: Experiment, latent_size: int = 4, hidden_size: int =
     mark_done(experiment, "collect", "train_vae", "encode", "train_rnn")
 
 
-def mark_done(experiment: Experiment, *stages: str, summary: dict[str, Any] | None = None) -> None:
+def mark_done(experiment: Run, *stages: str, summary: dict[str, Any] | None = None) -> None:
     """Marks stages as complete with the settings of now, without running them."""
     for stage in stages:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(f"worldmodels.pipeline.stages.{stage}.run", lambda _: summary or {})
-            experiment.run(stage)
+            patch.setitem(vars(get(stage)), "run", lambda _: summary or {})
+            experiment.run_stage(stage)
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after: bool = False) -> None:
@@ -156,7 +157,7 @@ def interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, af
     patch.setattr(owner, name, wrapper)
 
 
-def metrics(experiment: Experiment, stage: str) -> list[dict[str, Any]]:
+def metrics(experiment: Run, stage: str) -> list[dict[str, Any]]:
     """A stage's lines of metrics.jsonl without what may differ from run to run."""
     return [{key: line[key] for key in line if key != "seconds"} for line in experiment.metrics(stage)]
 

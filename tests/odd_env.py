@@ -129,7 +129,7 @@ def task(kind, **collect):
         actions=("a",),
         max_steps=20,
         policies={"uniform": repeated(1, 1), "beyond": constant(7.0)},
-        beside={"random": "uniform", "collecting": "uniform"},
+        baselines={"random": "uniform", "collecting": "uniform"},
         presets={"quick": quick},
         score="points",
         frames_per_second=20,

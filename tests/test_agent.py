@@ -8,8 +8,8 @@ import torch
 
 import worldmodels as wm
 from conftest import make_mdnrnn, make_vae, toy_config, write_world
-from worldmodels.pipeline.run import Experiment
-from worldmodels.pipeline.stages.evolve import save_controller
+from worldmodels.pipeline.evolution import save_controller
+from worldmodels.pipeline.run import Run
 
 LATENT, HIDDEN = 4, 6
 
@@ -128,7 +128,7 @@ def test_reset_forgets(agent):
 
 
 def test_load_gives_the_agent_of_the_run_folder(tmp_path, agent):
-    with Experiment(tmp_path / "run", toy_config()) as experiment:
+    with Run(tmp_path / "run", toy_config()) as experiment:
         write_world(experiment, LATENT, HIDDEN)
         with pytest.raises(FileNotFoundError, match=r"controller\.safetensors"):
             wm.Agent.load(experiment.folder)

@@ -14,10 +14,11 @@ from worldmodels.envs import envpool as pool
 from worldmodels.envs.car_racing import HIGH, LOW
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.random_agent import RandomAgent
-from worldmodels.pipeline import tasks
+from worldmodels.pipeline import collection as collect
+from worldmodels.pipeline import players, tasks
 from worldmodels.pipeline.config import override
-from worldmodels.pipeline.run import STAGES, Experiment
-from worldmodels.pipeline.stages import collect, players
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stages import NAMES
 from worldmodels.rollout import runner as play
 
 TASK = tasks.get("carracing")
@@ -42,14 +43,14 @@ def test_presets_hold_together():
         assert (config.preset, config.experiment) == (name, "carracing")
         players.parse_policies(config.collect.policies, TASK.policies)
         assert config.train_rnn.reward_head == (config.evolve.evaluate_in == "dream") == (name == "dream")
-    assert set(TASK.beside.values()) <= set(TASK.policies)
+    assert set(TASK.baselines.values()) <= set(TASK.policies)
 
 
 def test_a_dream_is_scored_where_its_M_says_what_a_step_is_worth():
     """Whatever the settings say: M may be another run's."""
     with_rewards, without = (make_mdnrnn(reward_head=flag) for flag in (True, False))
-    assert TASK.dreams_are_scored(with_rewards) and not TASK.dreams_are_scored(without)
-    assert tasks.get("takecover").dreams_are_scored(without)
+    assert TASK.dream_has_reward(with_rewards) and not TASK.dream_has_reward(without)
+    assert tasks.get("takecover").dream_has_reward(without)
 
 
 @pytest.mark.parametrize("name", list(TASK.policies))
@@ -170,9 +171,9 @@ def test_the_whole_of_it_at_toy_size(tmp_path):
     }
     config = override(TASK.presets["quick"], toy)
     assert config.environment == EnvSpec(id=TASK.env_id, variant="", resolution="")
-    with Experiment(tmp_path, config) as experiment:
-        for stage in STAGES:
-            experiment.run(stage)
+    with Run(tmp_path, config) as experiment:
+        for stage in NAMES:
+            experiment.run_stage(stage)
         store = EpisodeStore(tmp_path / "episodes")
         assert store.shards[0].actions.shape[1] == 3
         store.close()

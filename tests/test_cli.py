@@ -16,19 +16,21 @@ from conftest import TOY, command, environment
 from worldmodels import __version__, pretrained
 from worldmodels.cli import main
 from worldmodels.pipeline.config import SECTIONS, Config
-from worldmodels.pipeline.run import MAKERS, STAGES, Experiment
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import preset
 
-COMMANDS = [stage.replace("_", "-") for stage in STAGES]
+COMMANDS = [stage.replace("_", "-") for stage in NAMES]
 
 
 @pytest.fixture
 def ran(monkeypatch):
     """Stages that only keep the settings they were run with, by name."""
     ran = {}
-    for stage in STAGES:
-        monkeypatch.setattr(
-            f"worldmodels.pipeline.stages.{stage}.run",
+    for stage in NAMES:
+        monkeypatch.setitem(
+            vars(get(stage)),
+            "run",
             lambda experiment, stage=stage: ran.update({stage: experiment.config}) or {},
         )
     return ran
@@ -54,7 +56,7 @@ def test_help_of_run_lists_every_setting_of_every_stage(capsys):
     assert "{dream,paper,pretrained,quick,small}" in text
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", NAMES)
 def test_help_of_a_stage_lists_its_settings(capsys, stage):
     text = help_of(capsys, stage.replace("_", "-"))
     for flag in [*flags(stage), "out", "again", "preset", "seed"]:
@@ -77,7 +79,7 @@ def test_flags_become_settings(tmp_path, ran):
         *("--evolve.sigma0", "0.5", "--evolve.common-random-numbers", "common"),
     ]
     assert main(arguments) == 0
-    assert list(ran) == list(STAGES)
+    assert list(ran) == list(NAMES)
     config = ran["evolve"]
     assert (config.preset, config.seed) == ("small", 5)
     assert (config.collect.policies, config.collect.episodes) == ("left:1, repeat 1-60:2", 7)
@@ -85,7 +87,7 @@ def test_flags_become_settings(tmp_path, ran):
     assert (config.train_rnn.done_head, config.train_rnn.reward_head) == (False, True)
     assert (config.evolve.sigma0, config.evolve.common_random_numbers) == (0.5, "common")
     assert config.train_vae == preset("takecover", "small").train_vae
-    assert Experiment.stored_config(tmp_path) == config
+    assert Run.stored_config(tmp_path) == config
 
 
 def test_a_stage_alone_goes_on_with_the_settings_of_the_folder(tmp_path, ran):
@@ -123,9 +125,9 @@ def test_a_run_takes_the_shipped_world_unless_it_is_told_to_train(
 ):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 0
-    config = Experiment.stored_config(Path("runs", folder))
+    config = Run.stored_config(Path("runs", folder))
     assert (config.preset, config.world_model) == (name, world)
-    assert set(ran) == set(STAGES) - (set(MAKERS) if world else set())
+    assert set(ran) == set(NAMES) - ({stage.name for stage in STAGES if stage.world_model} if world else set())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
@@ -237,7 +239,7 @@ def test_paths_and_numbers_are_refused_before_any_work(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.gif").mkdir()
     (tmp_path / "file").touch()
-    with Experiment("half", preset("takecover", "quick")):
+    with Run("half", preset("takecover", "quick")):
         pass
     before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
     assert message in refused(capsys, *arguments.split())
@@ -253,7 +255,7 @@ def test_a_wrong_agent_is_refused_without_loading_pytorch(tmp_path):
 def test_a_home_folder_is_expanded_where_the_shell_does_not(tmp_path, monkeypatch, ran):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["collect", "--out=~/run", "--episodes", "3"]) == 0
-    assert Experiment.stored_config(tmp_path / "run").collect.episodes == 3
+    assert Run.stored_config(tmp_path / "run").collect.episodes == 3
 
 
 def shell(line, cwd):
@@ -324,7 +326,7 @@ def test_again_discards_and_repeats(tmp_path, ran):
     (tmp_path / "latents" / "00000.safetensors").touch()
     assert main(["train-rnn", *out, "--force", "--hidden-size", "7"]) == 0
     assert list(ran) == ["train_rnn"]
-    left = [stage for stage in STAGES if (tmp_path / "stages" / f"{stage}.json").exists()]
+    left = [stage for stage in NAMES if (tmp_path / "stages" / f"{stage}.json").exists()]
     assert left == ["collect", "train_vae", "encode", "train_rnn"]
     ran.clear()
     assert main(["run", "takecover", *out]) == 0
@@ -338,14 +340,14 @@ def test_again_discards_and_repeats(tmp_path, ran):
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
         (RuntimeError("a worker failed"), 1, "worldmodels: a worker failed"),
         (MemoryError(), 1, "worldmodels: memory ran out (no more is said); the same command goes on"),
-        (ModuleNotFoundError("No module named 'vizdoom'"), 1, "pip install 'worldmodels[takecover]'"),
+        (ModuleNotFoundError("No module named 'vizdoom'"), 1, "pip install 'worldmodels-rl[takecover]'"),
     ],
 )
 def test_what_goes_wrong_in_a_stage_is_explained(tmp_path, monkeypatch, capsys, error, status, message):
     def fail(_):
         raise error
 
-    monkeypatch.setattr("worldmodels.pipeline.stages.collect.run", fail)
+    monkeypatch.setitem(vars(get("collect")), "run", fail)
     assert main(["collect", "--out", str(tmp_path)]) == status
     assert message in capsys.readouterr().err
 
@@ -371,8 +373,8 @@ def test_ctrl_c_while_source_text_runs_as_in_an_import_ends_with_the_status_too(
 HOLDER = """
 import sys
 from worldmodels.tasks import preset
-from worldmodels.experiment import Experiment
-with Experiment(sys.argv[1], preset("takecover", "paper")):
+from worldmodels.experiment import Run
+with Run(sys.argv[1], preset("takecover", "paper")):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -18,10 +18,10 @@ from conftest import start, toy_config, write_world
 from worldmodels import Controller
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs.policies import brownian, constant, ornstein_uhlenbeck, repeated
-from worldmodels.pipeline.run import Experiment
-from worldmodels.pipeline.stages import players
-from worldmodels.pipeline.stages.evolve import save_controller
-from worldmodels.pipeline.stages.players import interruptions, parse_policies
+from worldmodels.pipeline import players
+from worldmodels.pipeline.evolution import save_controller
+from worldmodels.pipeline.players import interruptions, parse_policies
+from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.tasks.takecover import POLICIES
 from worldmodels.rollout.runner import episode_seed
 
@@ -30,8 +30,8 @@ SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "repeat 1-10, left",
 
 def run(folder, **changes):
     """Collects in a folder; returns its episodes."""
-    with Experiment(folder, toy_config(collect={**SETTINGS, **changes})) as experiment:
-        experiment.run("collect")
+    with Run(folder, toy_config(collect={**SETTINGS, **changes})) as experiment:
+        experiment.run_stage("collect")
     return read(folder)
 
 
@@ -75,7 +75,7 @@ def test_episodes_are_real_and_whole(undisturbed):
         )
     assert {episode.policy for episode in episodes} == {"repeat 1-10", "left"}
     assert len({episode.frames[-1].tobytes() for episode in episodes}) == 7
-    with Experiment(folder) as experiment:
+    with Run(folder) as experiment:
         summary = experiment.summary("collect")
     assert summary["frames"] == sum(len(episode.frames) for episode in episodes)
     for name, figures in summary["policies"].items():
@@ -134,7 +134,7 @@ def engines(mark):
 def test_kill_9_of_the_whole_command_leaves_no_game_behind(tmp_path, undisturbed, monkeypatch):
     monkeypatch.setenv("WM_TEST", str(tmp_path))
     mark = f"WM_TEST={tmp_path}".encode()
-    with Experiment(tmp_path, toy_config(collect=SETTINGS)):
+    with Run(tmp_path, toy_config(collect=SETTINGS)):
         pass
     process = start("collect", "--out", tmp_path, cwd=tmp_path)
     deadline = time.monotonic() + 60
@@ -153,8 +153,8 @@ def test_kill_9_of_the_whole_command_leaves_no_game_behind(tmp_path, undisturbed
 def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr("worldmodels.pipeline.run.check_config", lambda *_: None)  # which would have refused it
     failed = pytest.raises(RuntimeError, match=r"a worker failed: ValueError: environment\.resolution: expected")
-    with Experiment(tmp_path, toy_config(environment={"resolution": "1x1"})) as experiment, failed:
-        experiment.run("collect")
+    with Run(tmp_path, toy_config(environment={"resolution": "1x1"})) as experiment, failed:
+        experiment.run_stage("collect")
     assert multiprocessing.active_children() == []
 
 
@@ -267,7 +267,7 @@ def test_ornstein_uhlenbeck_actions_are_drawn_back_to_zero():
 def toy_agent(tmp_path_factory):
     """A run folder with an agent that does something or other."""
     folder = tmp_path_factory.mktemp("agent")
-    with Experiment(folder, toy_config()) as experiment:
+    with Run(folder, toy_config()) as experiment:
         write_world(experiment)
         controller = Controller(4, 8, 1)
         save_controller(experiment, controller, np.random.default_rng(1).normal(size=controller.size), {})

@@ -9,23 +9,24 @@ import pytest
 
 from worldmodels.envs.policies import RANDOM_AGENT
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.config import CHOICES, SECTIONS, Config, field_help, from_dict, override, to_dict
-from worldmodels.pipeline.run import STAGES
-from worldmodels.pipeline.stages.collect import parse_policies
+from worldmodels.pipeline.collection import parse_policies
+from worldmodels.pipeline.config import SECTIONS, Config, from_dict, override, to_dict
+from worldmodels.pipeline.stages import NAMES
 from worldmodels.pipeline.tasks import preset
+from worldmodels.support import settings
 
 ALL = [(experiment, name) for experiment in tasks.names() for name in tasks.get(experiment).presets]
 
 
 def test_there_is_a_section_for_every_stage():
-    assert set(SECTIONS) == {"environment", "iterate", *STAGES}
+    assert set(SECTIONS) == {"environment", "iterate", *NAMES}
     assert set(tasks.get("takecover").presets) == {"pretrained", "quick", "small", "paper"}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_field_has_a_help_text(section):
     kind = type(getattr(Config(), section))
-    texts = field_help(kind)
+    texts = {name: setting.help for name, setting in settings.declared(kind).items()}
     assert list(texts) == [field.name for field in dataclasses.fields(kind)]
     assert all(len(text) > 5 for text in texts.values())
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -35,7 +36,7 @@ def test_every_field_has_a_help_text(section):
 @pytest.mark.parametrize(("experiment", "name"), ALL)
 def test_presets_go_through_json(experiment, name):
     config = preset(experiment, name)
-    assert (config.experiment, config.preset) == (experiment, name)
+    assert (config.task, config.preset) == (experiment, name)
     assert from_dict(json.loads(json.dumps(to_dict(config), allow_nan=False))) == config
     known = tasks.get(experiment).policies
     assert {policy for policy, _ in parse_policies(config.collect.policies, known)} <= {*known, RANDOM_AGENT}
@@ -47,9 +48,10 @@ def test_the_paper_preset_has_the_papers_numbers():
     assert config.collect.policies == "repeat 1-10"
     assert config.collect.min_length == 101  # episodes of 100 frames or fewer are dropped
     vae, rnn, evolve = config.train_vae, config.train_rnn, config.evolve
-    assert (vae.latent_size, vae.lr, vae.batch, vae.kl_tolerance, vae.kl_weight) == (64, 1e-4, 100, 0.5, 1.0)
-    assert (rnn.hidden_size, rnn.mixtures, rnn.batch, rnn.sequence, rnn.clip) == (512, 5, 100, 500, 1.0)
-    assert (rnn.lr, rnn.lr_end, rnn.lr_decay, rnn.done_weight, rnn.steps) == (1e-3, 1e-5, 0.99999, 10.0, 24_400)
+    assert (vae.latent_size, vae.lr, vae.batch_size, vae.kl_tolerance, vae.kl_weight) == (64, 1e-4, 100, 0.5, 1.0)
+    assert (rnn.hidden_size, rnn.num_mixtures, rnn.grad_clip) == (512, 5, 1.0)
+    assert (rnn.batch_size, rnn.sequence_length) == (100, 500)
+    assert (rnn.lr, rnn.lr_end, rnn.lr_decay, rnn.done_pos_weight, rnn.steps) == (1e-3, 1e-5, 0.99999, 10.0, 24_400)
     assert (rnn.restart_input, rnn.done_head, rnn.reward_head) == (True, True, False)
     assert (evolve.popsize, evolve.episodes, evolve.sigma0, evolve.temperature) == (64, 16, 0.1, 1.15)
     assert (evolve.evaluate_every, evolve.evaluate_episodes, evolve.max_steps) == (25, 1024, 2100)
@@ -112,14 +114,21 @@ def test_bad_shapes_of_a_config_are_refused(values):
 
 
 def test_choices_exist_and_hold_the_defaults():
-    for (section, name), choices in CHOICES.items():
+    found = {
+        (section, name): choices
+        for section, kind in ((section, type(getattr(Config(), section))) for section in SECTIONS)
+        for name in settings.declared(kind)
+        if (choices := settings.choices(kind, name))
+    }
+    assert found["evolve", "termination"] == ("threshold", "sample", "expected")
+    for (section, name), choices in found.items():
         assert all(getattr(getattr(preset(*which), section), name) in choices for which in ALL)
 
 
 @pytest.mark.parametrize(
     ("experiment", "name", "message"),
     [
-        ("pong", "paper", "experiment: expected one of .*takecover.*, got 'pong'"),
+        ("pong", "paper", "task: expected one of .*takecover.*, got 'pong'"),
         ("takecover", "tiny", "preset: expected one of pretrained, quick, small, paper, got 'tiny'"),
     ],
 )

@@ -24,7 +24,7 @@ from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import ProcessBatch, ThreadBatch, make, make_batch
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.runner import Blind, Environments, play_policy, record
 
@@ -154,7 +154,7 @@ def test_collect_says_how_many_episodes_it_has_cut(package, capsys, kind, length
     assert [episode.cut for episode in found] == [cut > 0] * 4
     said = "collect: 4 of 4 episodes were cut at Task.max_steps = 20; the environment ends later or never\n"
     assert capsys.readouterr().err.count(said) == (cut > 0)
-    with Experiment(package / "run") as experiment:
+    with Run(package / "run") as experiment:
         assert experiment.summary("collect").get("cut", 0) == cut
     (package / "run" / "stages" / "collect.json").unlink()  # all shards are there: it is still known
     assert collect(kind) == 0
@@ -324,9 +324,9 @@ def test_finished_shards_are_kept_where_a_later_one_is_refused(package, monkeypa
     (package / "run" / "stages" / "collect.json").unlink()
     config = replace(odd_env.task("Limited").presets["quick"], environment=odd("Nan"))
     config = replace(config, collect=replace(config.collect, episodes=6, num_workers=2))
-    with Experiment(package / "run", config) as experiment:
+    with Run(package / "run", config) as experiment:
         with pytest.raises(ContractError, match="expected a finite reward"):
-            experiment.run("collect")
+            experiment.run_stage("collect")
     assert [path.name for path in (package / "run" / "episodes").iterdir()] == ["00000.h5"]
     assert (package / "run" / "episodes" / "00000.h5").read_bytes() == kept
 

@@ -9,7 +9,7 @@ from conftest import toy_config, write_world
 from worldmodels.cmaes.search_space import Coordinates, principal_components
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.controller import Controller
-from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.search_space import dreamt_features, make_coordinates
 
 
@@ -79,7 +79,7 @@ def test_without_components_points_are_parameters():
 @pytest.fixture
 def run(tmp_path):
     """A run folder in which evolve is next."""
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         write_world(experiment)
         experiment.path("evolve").mkdir(exist_ok=True)
     return tmp_path

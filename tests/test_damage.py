@@ -28,16 +28,18 @@ from worldmodels.data.episodes import EpisodeWriter
 from worldmodels.data.latents import load_latents
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
-from worldmodels.pipeline.run import MAKERS, STAGES, Experiment, command
-from worldmodels.pipeline.stages import evolve
-from worldmodels.pipeline.stages import trainer as loop
+from worldmodels.pipeline import evolution as evolve
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stage import command
+from worldmodels.pipeline.stages import NAMES, get
 from worldmodels.support.files import read_json, write_json
+from worldmodels.training import trainer as loop
 
 
 def complete_before(whole_run, to, stage):
     """A copy of the finished toy run in which ``stage`` is next."""
     shutil.copytree(whole_run[0] / "toy", to)
-    with Experiment(to, rerun=stage):
+    with Run(to, rerun=stage):
         pass
     return to
 
@@ -126,8 +128,8 @@ def checkpoint_of(folder, stage):
     prepare = test_evolve.prepare if stage == "evolve" else lambda to: test_training.prepare(to, stage)
     with prepare(folder) as experiment, pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, evolve if stage == "evolve" else loop, "save_tensors", 2, after=True)
-        experiment.run(stage)
-    return prepare, folder / MAKERS.get(stage, stage) / "checkpoint.safetensors"
+        experiment.run_stage(stage)
+    return prepare, folder / get(stage).folder / "checkpoint.safetensors"
 
 
 TRAINED = ["train_vae", "train_rnn", "evolve"]
@@ -169,7 +171,7 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path, stage, change):
         rf"checkpoint\.safetensors: expected a checkpoint of this version .*`worldmodels {command(stage)} --force`"
     )
     with prepare(tmp_path) as experiment, pytest.raises(ValueError, match=message):
-        experiment.run(stage)
+        experiment.run_stage(stage)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_a_checkpoint_of_another_version_is_named(tmp_path, stage, change):
     ],
 )
 def test_settings_of_another_version_are_named(tmp_path, capsys, change, message):
-    with Experiment(tmp_path, toy_config()):
+    with Run(tmp_path, toy_config()):
         pass
     path = tmp_path / "config.json"
     values = read_json(path)
@@ -189,7 +191,7 @@ def test_settings_of_another_version_are_named(tmp_path, capsys, change, message
     write_json(path, values)
     before = path.read_bytes()
     with pytest.raises(ValueError, match=rf"config\.json: {message}.*another version of worldmodels"):
-        Experiment(tmp_path)
+        Run(tmp_path)
     assert main(["evolve", "--out", str(tmp_path)]) == 1
     assert f"worldmodels: {path}: " in capsys.readouterr().err
     assert path.read_bytes() == before
@@ -197,11 +199,11 @@ def test_settings_of_another_version_are_named(tmp_path, capsys, change, message
 
 @pytest.mark.parametrize("marker", [{}, {"settings": {}}, {"settings": 1, "summary": {}}, []])
 def test_a_marker_of_another_version_is_named(tmp_path, marker):
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         mark_done(experiment, "collect")
     write_json(tmp_path / "stages" / "collect.json", marker)
     with pytest.raises(ValueError, match=r"collect\.json: expected a stage's settings and summary"):
-        Experiment(tmp_path)
+        Run(tmp_path)
 
 
 # Disks
@@ -211,16 +213,16 @@ def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("stage", STAGES[1:])
+@pytest.mark.parametrize("stage", NAMES[1:])
 def test_a_full_disk_is_named_and_the_stage_goes_on_when_there_is_room(tmp_path, whole_run, capsys, monkeypatch, stage):
     """The games are left out, and the report's pictures of them."""
     run = complete_before(whole_run, tmp_path / "toy", stage)
     before = contents(run)
-    monkeypatch.setattr("worldmodels.pipeline.stages.check_dream.kept_scores", lambda *_, **__: [1.0, 2.0])
-    with Experiment(run) as experiment, monkeypatch.context() as patch:
+    monkeypatch.setattr("worldmodels.pipeline.dream_check.kept_scores", lambda *_, **__: [1.0, 2.0])
+    with Run(run) as experiment, monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match=r"No space left on device: '.*/toy/"):
-            experiment.run(stage)
+            experiment.run_stage(stage)
         assert not experiment.is_done(stage)
     assert not list(run.rglob("*.tmp"))
     after = contents(run)
@@ -354,12 +356,12 @@ def test_a_folder_that_becomes_read_only_keeps_what_it_has(tmp_path):
     with test_evolve.prepare(run) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, evolve, "save_tensors", 3, after=True)
-            experiment.run("evolve")
+            experiment.run_stage("evolve")
         before = contents(run)
         with read_only(tmp_path), pytest.raises(PermissionError, match=str(run)):
-            experiment.run("evolve")
+            experiment.run_stage("evolve")
         assert contents(run) == before
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         assert experiment.is_done("evolve")
 
 
@@ -369,14 +371,14 @@ def test_a_folder_that_becomes_read_only_keeps_what_it_has(tmp_path):
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     names = ["config.json.7.tmp", "evolve/checkpoint.safetensors.7.tmp", "vae/sheets/epoch_0001.png.7.tmp"]
     others = ["rounds/1/rnn/rnn.safetensors.7.tmp", "notes/mine.tmp"]  # of other runs and of people
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         for name in [*names, *others]:
             experiment.path(name).parent.mkdir(parents=True, exist_ok=True)
             experiment.path(name).touch()
         with pytest.raises(BlockingIOError):
-            Experiment(tmp_path)
+            Run(tmp_path)
         assert all(experiment.path(name).exists() for name in names)
-    with Experiment(tmp_path) as experiment:
+    with Run(tmp_path) as experiment:
         assert not any(experiment.path(name).exists() for name in names)
         assert all(experiment.path(name).exists() for name in others)
 
@@ -388,12 +390,12 @@ def test_a_kill_behind_the_last_checkpoint_costs_no_sheet(tmp_path, stage, last)
         write_store(experiment.path("episodes"), [make_episode(length, length) for length in test_training.LENGTHS])
         save_model(experiment.path("vae", "vae.safetensors"), test_training.make_vae())
         shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-        experiment.run(stage)
-    with Experiment(tmp_path / "killed") as experiment:
+        experiment.run_stage(stage)
+    with Run(tmp_path / "killed") as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, loop, "save_tensors", last, after=True)
-            experiment.run(stage)
-        experiment.run(stage)
+            experiment.run_stage(stage)
+        experiment.run_stage(stage)
     sheets = [
         {path.name: path.read_bytes() for path in (tmp_path / run).rglob("sheets/*.png")} for run in ("whole", "killed")
     ]

@@ -17,11 +17,13 @@ from worldmodels.envs.policies import constant
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.agent import Agent, Candidates
 from worldmodels.models.controller import Controller
+from worldmodels.pipeline import dream_check as check_dream
+from worldmodels.pipeline import evaluation as evaluate
+from worldmodels.pipeline import scores
 from worldmodels.pipeline.config import override
 from worldmodels.pipeline.evaluators import playback_precision
-from worldmodels.pipeline.run import Experiment
-from worldmodels.pipeline.stages import check_dream, evaluate, scores
-from worldmodels.pipeline.stages.evolve import Means, save_controller
+from worldmodels.pipeline.evolution import Means, save_controller
+from worldmodels.pipeline.run import Run
 from worldmodels.rollout import runner as play
 from worldmodels.support.files import read_json
 from worldmodels.support.progress import Progress
@@ -33,7 +35,7 @@ EVOLVED = {"parameters": 20, "score": 50.0, "generation": 2, "temperature": 1.15
 
 def prepare(folder, **changes):
     """A run folder in which evaluate is next."""
-    experiment = Experiment(folder, toy_config(evaluate={**SETTINGS, **changes}))
+    experiment = Run(folder, toy_config(evaluate={**SETTINGS, **changes}))
     if not experiment.is_done("evolve"):
         write_world(experiment)
         params = np.random.default_rng(0).normal(0, 0.5, 20)
@@ -47,7 +49,7 @@ def evaluated(tmp_path_factory):
     """A folder in which everything was really played."""
     folder = tmp_path_factory.mktemp("evaluated")
     with prepare(folder) as experiment:
-        experiment.run("evaluate")
+        experiment.run_stage("evaluate")
     return folder
 
 
@@ -76,7 +78,7 @@ def test_results_are_complete(evaluated):
     evaluation = results["dream"].pop("evaluation")
     assert results["dream"] == {"score": 50.0, "temperature": 1.15, "precision": "float32", "generation": 2}
     assert len(evaluation["scores"]) == 4 and evaluation["mean"] == np.mean(evaluation["scores"])
-    with Experiment(evaluated) as experiment:
+    with Run(evaluated) as experiment:
         assert experiment.summary("evaluate")["agent"]["mean"] == results["agent"]["mean"]
 
 
@@ -137,14 +139,14 @@ def test_nothing_is_played_twice(evaluated, tmp_path, monkeypatch, capsys):
     without_policies(monkeypatch)
     played = episodes_played(monkeypatch)
     with prepare(folder) as experiment:
-        experiment.run("evaluate")
+        experiment.run_stage("evaluate")
         assert "done before" in capsys.readouterr().err
         experiment.marker("evaluate").unlink()
-        experiment.run("evaluate")
+        experiment.run_stage("evaluate")
     assert played == []
     assert read_json(folder / "results.json")["agent"] == expected["agent"]
     with prepare(folder, episodes=4) as experiment:  # one more
-        experiment.run("evaluate")
+        experiment.run_stage("evaluate")
     assert played == [3]
     assert read_json(folder / "results.json")["agent"]["scores"][:3] == expected["agent"]["scores"]
 
@@ -156,7 +158,7 @@ def test_policies_do_not_play_twice_either(evaluated, tmp_path, monkeypatch):
     monkeypatch.setattr(play, "make_batch", None)
     with prepare(tmp_path) as experiment:
         experiment.marker("evaluate").unlink()
-        experiment.run("evaluate")
+        experiment.run_stage("evaluate")
     assert read_json(tmp_path / "results.json") == expected
     lines = (tmp_path / "evaluate" / "random.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["policy"] == "uniform" and len(lines) == 4
@@ -168,13 +170,13 @@ def test_a_run_that_is_cut_off_keeps_its_episodes(evaluated, tmp_path, monkeypat
     with prepare(tmp_path) as experiment:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, Progress, "update", 1)
-            experiment.run("evaluate")
+            experiment.run_stage("evaluate")
         path = experiment.path("evaluate", "episodes.jsonl")
         (kept,) = [json.loads(line)["episode"] for line in path.read_text().splitlines()[1:]]
         with path.open("a") as file:
             file.write('{"episode": 2, "sco')  # the end of a line that was being written
         played = episodes_played(monkeypatch)
-        experiment.run("evaluate")
+        experiment.run_stage("evaluate")
     assert sorted([*played, kept]) == [0, 1, 2]
     assert kept not in played
     assert read_json(tmp_path / "results.json")["agent"]["scores"] == expected
@@ -187,7 +189,7 @@ def test_the_curve_is_of_every_evaluated_mean(tmp_path, monkeypatch):
         means = Means(experiment.path("evolve", "means.safetensors"), 0)
         for generation, params in ((1, np.zeros(20)), (2, agent.params)):
             means.add(generation, 10.0 * generation, params)
-        experiment.run("evaluate")
+        experiment.run_stage("evaluate")
     results = read_json(tmp_path / "results.json")
     curve = results["curve"]
     assert [(point["generation"], point["dream"]) for point in curve] == [(1, 10.0), (2, 20.0)]
@@ -195,13 +197,13 @@ def test_the_curve_is_of_every_evaluated_mean(tmp_path, monkeypatch):
     # Episode e is of mean e % 2: number 1 was the agent's own, and so are its score and its seed.
     assert curve[1]["game"]["scores"][0] == results["agent"]["scores"][1]
     longer = override(experiment.config, {"evolve": {"generations": 3}})
-    with Experiment(tmp_path, longer) as experiment:  # the same C, and one more mean: the episodes are of others now
+    with Run(tmp_path, longer) as experiment:  # the same C, and one more mean: the episodes are of others now
         means.add(3, 5.0, np.ones(20))
         experiment.marker("evaluate").unlink()
         played, really = [], play.Environments.play
         spy = lambda *given, **options: played.append(given[2]) or really(*given, **options)  # noqa: E731
         monkeypatch.setattr(play.Environments, "play", spy)
-        experiment.run("evaluate")
+        experiment.run_stage("evaluate")
     assert [episodes for episodes in played if episodes] == [list(range(6))]
     curve = read_json(tmp_path / "results.json")["curve"]
     assert [len(point["game"]["scores"]) for point in curve] == [2, 2, 2]
@@ -369,9 +371,9 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr(check_dream, "kept_scores", game)
     changes = {"episodes": 3, "dream_episodes": 40}
-    with Experiment(tmp_path, toy_config(check_dream=changes, evolve={"temperature": 0.7})) as experiment:
+    with Run(tmp_path, toy_config(check_dream=changes, evolve={"temperature": 0.7})) as experiment:
         write_world(experiment)
-        experiment.run("check_dream")
+        experiment.run_stage("check_dream")
         summary = experiment.summary("check_dream")
     out, err = capsys.readouterr()
     found = read_json(tmp_path / "check_dream" / "check_dream.json")

@@ -15,8 +15,8 @@ from worldmodels.envs import envpool as pool
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import make_batch
 from worldmodels.models.weights import save_model
-from worldmodels.pipeline.run import Experiment
-from worldmodels.pipeline.stages import evolve
+from worldmodels.pipeline import evolution as evolve
+from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators import environment as real
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.runner import episode_seed
@@ -137,7 +137,7 @@ def prepare(folder, environment=TOY, action_size=2, **changes):
         encode={"precision": "float32"},
         evolve={**SETTINGS, "inside": "environment", "environments": 3, **changes},
     )
-    experiment = Experiment(folder, config)
+    experiment = Run(folder, config)
     save_model(experiment.path("vae", "vae.safetensors"), make_vae(4))
     save_model(experiment.path("rnn", "rnn.safetensors"), make_m(action_size))
     mark_done(experiment, "collect", "train_vae", "encode", "train_rnn")
@@ -152,7 +152,7 @@ def outcome(experiment):
 
 def test_evolution_in_the_real_environment_resumes_exactly(tmp_path):
     with prepare(tmp_path / "whole") as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         expected = outcome(experiment)
         assert expected[2]["inside"] == "environment" and expected[2]["parameters"] == 32
         assert len({line["best"] for line in expected[1]}) == 4
@@ -162,8 +162,8 @@ def test_evolution_in_the_real_environment_resumes_exactly(tmp_path):
         with prepare(tmp_path / str(number), environments=1 + number) as experiment:
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 interrupt(patch, owner, name, call, after=after)
-                experiment.run("evolve")
-            experiment.run("evolve")
+                experiment.run_stage("evolve")
+            experiment.run_stage("evolve")
             assert outcome(experiment) == expected
 
 
@@ -171,11 +171,11 @@ def test_another_back_end_does_not_go_on(tmp_path):
     with prepare(tmp_path) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, evolve, "save_tensors", 1, after=True)
-            experiment.run("evolve")
+            experiment.run_stage("evolve")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(real, "backend", lambda _: "envpool")
             with pytest.raises(ValueError, match=r"expected to go on with .*'gymnasium'.*, got .*'envpool'"):
-                experiment.run("evolve")
+                experiment.run_stage("evolve")
 
 
 def test_take_cover_pays_a_point_a_step():

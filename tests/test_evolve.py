@@ -22,10 +22,10 @@ from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.weights import load_model, load_tensors, save_model
+from worldmodels.pipeline import evolution as evolve
 from worldmodels.pipeline.config import override
 from worldmodels.pipeline.evaluators import dream_evaluator, make_dream
-from worldmodels.pipeline.run import Experiment
-from worldmodels.pipeline.stages import evolve
+from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators.dream import DreamEvaluator
 from worldmodels.support.progress import Progress
 
@@ -41,7 +41,7 @@ SETTINGS = {
 
 def prepare(folder, **changes):
     """A run folder in which evolve is next."""
-    experiment = Experiment(folder, toy_config(evolve={**SETTINGS, **changes}))
+    experiment = Run(folder, toy_config(evolve={**SETTINGS, **changes}))
     write_world(experiment)
     return experiment
 
@@ -55,7 +55,7 @@ def outcome(experiment):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     with prepare(tmp_path_factory.mktemp("whole")) as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         return outcome(experiment)
 
 
@@ -67,7 +67,7 @@ def uninterrupted(tmp_path_factory):
         (CMAES, "tell", 4, True),
         (evolve, "evaluate_mean", 1, False),
         (evolve, "evaluate_mean", 2, True),
-        (Experiment, "log", 4, True),  # logged, but not in the checkpoint
+        (Run, "log", 4, True),  # logged, but not in the checkpoint
         (evolve, "save_tensors", 4, False),
         (evolve, "save_tensors", 3, True),
         (Progress, "close", 1, True),  # everything but the controller
@@ -78,9 +78,9 @@ def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, uninterrupted, 
     with prepare(tmp_path) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, owner, name, call, after=after)
-            experiment.run("evolve")
+            experiment.run_stage("evolve")
         assert not experiment.is_done("evolve")
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         assert outcome(experiment) == uninterrupted
 
 
@@ -92,8 +92,8 @@ def whole_and_cut(folder, owner, name, call, **changes):
             if run == "cut":
                 with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
                     interrupt(patch, owner, name, call)
-                    experiment.run("evolve")
-            experiment.run("evolve")
+                    experiment.run_stage("evolve")
+            experiment.run_stage("evolve")
             outcomes.append(outcome(experiment))
     return outcomes
 
@@ -101,7 +101,7 @@ def whole_and_cut(folder, owner, name, call, **changes):
 def test_along_components_too(tmp_path, uninterrupted):
     whole, cut = whole_and_cut(tmp_path, CMAES, "tell", 4, components=5)
     assert whole == cut != uninterrupted
-    with Experiment(tmp_path / "cut") as experiment:
+    with Run(tmp_path / "cut") as experiment:
         basis = load_tensors(experiment.path("evolve", "coordinates.safetensors"))[0]["basis"].numpy()
         _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
         first = evolve.first_generation(experiment)
@@ -119,16 +119,16 @@ def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
     with prepare(tmp_path / "native", ends="expected", seeds="common") as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, Dream, "rollout", 4)
-            experiment.run("evolve")
+            experiment.run_stage("evolve")
     config = override(experiment.config, {"evolve": {"device": "cuda"}})
     with pytest.raises(ValueError, match=r"evolve was begun there with other settings \(device\)"):
-        Experiment(tmp_path / "native", config)
+        Run(tmp_path / "native", config)
     (tmp_path / "native" / "stages" / "evolve.begun.json").unlink()  # as another machine's "cuda" is no other setting
     with (
-        Experiment(tmp_path / "native", config) as experiment,
+        Run(tmp_path / "native", config) as experiment,
         pytest.raises(ValueError, match=r"expected to go on with \{.*'ends': 'expected'\}, got .*'device': 'cpu'"),
     ):
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
@@ -137,7 +137,7 @@ def test_a_gpu_that_is_not_there_is_missed_before_anything_is_dreamt(tmp_path):
         prepare(tmp_path, device="cuda") as experiment,
         pytest.raises(ValueError, match=r"evolve\.device: expected cpu, as there is no CUDA device here, got cuda"),
     ):
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"inside": "environment"}])
@@ -148,24 +148,24 @@ def test_what_a_gpu_cannot_do_is_refused_when_a_run_begins(tmp_path, changes):
 
 def test_along_components_from_another_c(tmp_path, uninterrupted):
     with prepare(tmp_path / "before") as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
     _, params, _ = load_controller(tmp_path / "before" / "evolve" / "controller.safetensors")
     with prepare(tmp_path / "after", components=5, start=str(tmp_path / "before"), sigma=1e-9) as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
     _, found, _ = load_controller(tmp_path / "after" / "evolve" / "controller.safetensors")
     np.testing.assert_allclose(found, params, atol=1e-5)
 
 
 def test_the_number_of_threads_changes_nothing(tmp_path, uninterrupted):
     with prepare(tmp_path, threads=2) as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         assert outcome(experiment) == uninterrupted
 
 
 def test_the_seed_changes_everything(tmp_path, uninterrupted):
-    with Experiment(tmp_path, toy_config(seed=1, evolve=SETTINGS)) as experiment:
+    with Run(tmp_path, toy_config(seed=1, evolve=SETTINGS)) as experiment:
         write_world(experiment)
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         assert outcome(experiment)[0] != uninterrupted[0]
         assert [a["mean"] != b["mean"] for a, b in zip(outcome(experiment)[1], uninterrupted[1], strict=True)] == [
             True
@@ -185,7 +185,7 @@ def test_kill_9_and_the_same_command_again(tmp_path):
     generations = 400
     with prepare(tmp_path / "whole", generations=generations) as experiment:
         shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         expected = outcome(experiment)
     folder = tmp_path / "killed"
     for lines in (50, 150):
@@ -196,7 +196,7 @@ def test_kill_9_and_the_same_command_again(tmp_path):
         assert not (folder / "stages" / "evolve.json").exists()
     done = command("evolve", "--out", folder, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    with Experiment(folder) as experiment:
+    with Run(folder) as experiment:
         assert outcome(experiment) == expected
 
 
@@ -246,15 +246,15 @@ def test_ends_by_chance_know_what_M_was_trained_with(tmp_path, capsys):
         model = load_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN)
         save_model(experiment.path("rnn", "rnn.safetensors"), model, done_weight=3.0)
         assert make_dream(experiment).done_weight == 3
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         summary = experiment.summary("evolve")
         assert summary["ends"] == "chance"
         _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
         expected = make_dream(experiment).rollout(params[None], 5, seed=0).lengths[0].mean()
     assert main(["dream", str(tmp_path), "--episodes", "5"]) == 0
     assert f": {expected:.0f} +- " in capsys.readouterr().out
-    with Experiment(tmp_path, toy_config(evolve={**SETTINGS, "ends": "chance", "generations": 8})) as experiment:
-        experiment.run("evolve")
+    with Run(tmp_path, toy_config(evolve={**SETTINGS, "ends": "chance", "generations": 8})) as experiment:
+        experiment.run_stage("evolve")
     with prepare(tmp_path / "other") as experiment:
         assert make_dream(experiment).done_weight is None
     save_model(tmp_path / "rnn" / "rnn.safetensors", model, done_weight="much")
@@ -267,7 +267,7 @@ def test_expected_returns_are_scores_alone(tmp_path):
     with prepare(tmp_path, ends="expected") as experiment:
         assert not make_dream(experiment).expected_returns
         assert dream_evaluator(experiment).dream.expected_returns
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         summary = experiment.summary("evolve")
         _, params, _ = load_controller(experiment.path("evolve", "controller.safetensors"))
         dream = make_dream(experiment, expected_returns=True)
@@ -279,7 +279,7 @@ def test_expected_returns_are_scores_alone(tmp_path):
 def test_selection_makes_dreams_longer(tmp_path):
     """Against the same number of controllers that are drawn and never selected."""
     with prepare(tmp_path, generations=30, popsize=16, episodes=8, max_steps=100, sigma=0.5) as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         lines = experiment.metrics("evolve")
         dream = make_dream(experiment)
     drawn = np.random.default_rng(0).normal(0, 0.5, (200, 20))
@@ -293,7 +293,7 @@ def test_common_seeds_are_common(tmp_path):
     for seeds, same in (("common", True), ("independent", False)):
         settings = {"seeds": seeds, "generations": 1, "popsize": 6, "sigma": 1e-12}  # all candidates are the mean
         with prepare(tmp_path / seeds, **settings) as experiment:
-            experiment.run("evolve")
+            experiment.run_stage("evolve")
             (line,) = experiment.metrics("evolve")
         assert (line["best"] == line["worst"]) == same
 
@@ -303,7 +303,7 @@ def test_weight_decay_keeps_the_weights_small(tmp_path):
     sizes = {}
     for decay in (0.0, 1e4):
         with prepare(tmp_path / str(decay), weight_decay=decay, generations=30) as experiment:
-            experiment.run("evolve")
+            experiment.run_stage("evolve")
             weights = load_controller(experiment.path("evolve", "controller.safetensors"))[1]
             sizes[decay] = float(np.mean(weights**2))
     assert sizes[1e4] < 0.5 * sizes[0.0]
@@ -312,13 +312,13 @@ def test_weight_decay_keeps_the_weights_small(tmp_path):
 def test_more_generations_go_on_from_the_checkpoint(tmp_path):
     """At a multiple of evaluate_every the longer run is the one that would have been."""
     with prepare(tmp_path / "long", generations=9) as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         expected = outcome(experiment)
     with prepare(tmp_path / "short", generations=6) as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         config = override(experiment.config, {"evolve": {"generations": 9}})
-    with Experiment(tmp_path / "short", config) as experiment:
-        experiment.run("evolve")
+    with Run(tmp_path / "short", config) as experiment:
+        experiment.run_stage("evolve")
         assert outcome(experiment) == expected
 
 
@@ -327,22 +327,22 @@ def test_fewer_generations_than_have_run_are_refused(tmp_path, cut, least):
     """A mean is evaluated after the third; before it there is no C."""
     with prepare(tmp_path) as experiment, pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, CMAES, "ask", cut + 1)
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
     config = override(experiment.config, {"evolve": {"generations": least - 1}})
     said = rf"^evolve\.generations: expected at least {least}, as {cut} have run already, got {least - 1}"
-    with Experiment(tmp_path, config) as experiment, pytest.raises(ValueError, match=said):
-        experiment.run("evolve")
-    with Experiment(tmp_path, override(config, {"evolve": {"generations": least}})) as experiment:
-        experiment.run("evolve")
+    with Run(tmp_path, config) as experiment, pytest.raises(ValueError, match=said):
+        experiment.run_stage("evolve")
+    with Run(tmp_path, override(config, {"evolve": {"generations": least}})) as experiment:
+        experiment.run_stage("evolve")
         assert experiment.summary("evolve")["generation"] == 3
 
 
 def test_where_a_search_began_is_kept(tmp_path):
     """The first generation can be asked for again when the run it began from is gone, or is another by now."""
     with prepare(tmp_path / "before") as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
     with prepare(tmp_path / "after", start=str(tmp_path / "before")) as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         expected = evolve.first_generation(experiment)
         shutil.rmtree(tmp_path / "before")
         np.testing.assert_array_equal(evolve.first_generation(experiment), expected)
@@ -352,16 +352,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     with prepare(tmp_path) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, evolve, "save_tensors", 2, after=True)
-            experiment.run("evolve")
+            experiment.run_stage("evolve")
         checkpoint = experiment.path("evolve", "checkpoint.safetensors")
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
         with pytest.raises(ValueError, match=r"checkpoint\.safetensors: expected safetensors"):
-            experiment.run("evolve")
+            experiment.run_stage("evolve")
 
 
 def test_lines_are_json_with_a_time(tmp_path, uninterrupted):
     with prepare(tmp_path) as experiment:
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         text = experiment.path("metrics.jsonl").read_text()
     for line in map(json.loads, text.splitlines()):
         assert line["stage"] == "evolve"

@@ -12,7 +12,9 @@ from conftest import make_episode, mark_done, toy_config, write_store
 from worldmodels.cli import main
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import override
-from worldmodels.pipeline.run import STAGES, Experiment, command
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stage import command
+from worldmodels.pipeline.stages import NAMES, get
 from worldmodels.support.files import read_json, write_json
 from worldmodels.support.versions import versions
 
@@ -23,47 +25,45 @@ BUILT_ON = ("collect", "train_vae", "encode", "train_rnn", "evolve")
 def ran(monkeypatch):
     """Stages that do nothing but say that they ran."""
     ran = []
-    for stage in STAGES:
-        monkeypatch.setattr(
-            f"worldmodels.pipeline.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {"x": stage}
-        )
+    for stage in NAMES:
+        monkeypatch.setitem(vars(get(stage)), "run", lambda _, stage=stage: ran.append(stage) or {"x": stage})
     return ran
 
 
 def test_episodes_serve_whoever_steps_the_environment(tmp_path, ran):
     """Another back end discards nothing, and a setting that is younger than a run is no difference."""
-    with Experiment(tmp_path, toy_config()) as experiment:
-        experiment.run("collect")
-        experiment.run("train_vae")
+    with Run(tmp_path, toy_config()) as experiment:
+        experiment.run_stage("collect")
+        experiment.run_stage("train_vae")
         marker = experiment.marker("check_dream")
         write_json(marker, {"settings": {**experiment._settings("check_dream")}, "summary": {}})
         old = read_json(marker)
         del old["settings"]["environment"]["backend"]
         write_json(marker, old)
         assert experiment.is_done("check_dream")
-    with Experiment(tmp_path, toy_config(environment={"backend": "gymnasium"})) as experiment:
+    with Run(tmp_path, toy_config(environment={"backend": "gymnasium"})) as experiment:
         assert experiment.is_done("collect") and not experiment.is_done("check_dream")
 
 
 def test_more_components_than_c_sees_are_refused_before_anything_is_made(tmp_path, ran):
     """TOY's C sees [z, c, h] of 4 + 2 x 8 numbers."""
     with pytest.raises(ValueError, match=r"evolve\.pca_components: expected at most 20, what C sees, got 21"):
-        Experiment(tmp_path, toy_config(evolve={"components": 21}))
+        Run(tmp_path, toy_config(evolve={"components": 21}))
     assert not (tmp_path / "config.json").exists()
     with pytest.raises(ValueError, match=r"expected at most 4, what C sees, got 5"):
-        Experiment(tmp_path, toy_config(evolve={"components": 5, "features": "z"}))
-    with Experiment(tmp_path, toy_config(evolve={"components": 20})) as experiment:
-        experiment.run("collect")
+        Run(tmp_path, toy_config(evolve={"components": 5, "features": "z"}))
+    with Run(tmp_path, toy_config(evolve={"components": 20})) as experiment:
+        experiment.run_stage("collect")
     assert ran == ["collect"]
 
 
 def test_a_stage_is_done_once_and_says_how(tmp_path, ran, capsys):
     config = toy_config(seed=4)
-    with Experiment(tmp_path / "new" / "run", config) as experiment:
+    with Run(tmp_path / "new" / "run", config) as experiment:
         assert not experiment.is_done("collect")
         assert experiment.summary("collect") == {}
-        experiment.run("collect")
-        experiment.run("collect")
+        experiment.run_stage("collect")
+        experiment.run_stage("collect")
         assert ran == ["collect"]
         assert experiment.is_done("collect")
         assert experiment.summary("collect") == {"x": "collect"}
@@ -84,25 +84,27 @@ def test_a_stage_that_fails_is_not_done(tmp_path, monkeypatch):
     def fail(_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("worldmodels.pipeline.stages.collect.run", fail)
-    with Experiment(tmp_path, toy_config()) as experiment:
+    monkeypatch.setitem(vars(get("collect")), "run", fail)
+    with Run(tmp_path, toy_config()) as experiment:
         with pytest.raises(RuntimeError, match="broken"):
-            experiment.run("collect")
+            experiment.run_stage("collect")
         assert not experiment.marker("collect").exists()
 
 
 def test_a_stage_needs_those_that_it_builds_on(tmp_path, ran):
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         for stage in BUILT_ON:
-            for later in [later for later in STAGES[STAGES.index(stage) + 1 :] if later != "report"]:
-                with pytest.raises(FileNotFoundError, match=rf"needs what `worldmodels {stage.replace('_', '-')}`"):
-                    experiment.run(later)
-            experiment.run(stage)
+            for later in [later for later in NAMES[NAMES.index(stage) + 1 :] if later != "report"]:
+                with pytest.raises(
+                    FileNotFoundError, match=rf"needs the outputs of `worldmodels {stage.replace('_', '-')}`"
+                ):
+                    experiment.run_stage(later)
+            experiment.run_stage(stage)
         with pytest.raises(FileNotFoundError, match="`worldmodels report` needs what `worldmodels check-dream` makes"):
-            experiment.run("report")
-        experiment.run("evaluate")
-        experiment.run("check_dream")
-        experiment.run("report")
+            experiment.run_stage("report")
+        experiment.run_stage("evaluate")
+        experiment.run_stage("check_dream")
+        experiment.run_stage("report")
     assert ran == [*BUILT_ON, "evaluate", "check_dream", "report"]
 
 
@@ -122,33 +124,33 @@ def test_versions_name_what_can_change_a_result():
     ],
 )
 def test_a_finished_stage_keeps_its_settings(tmp_path, ran, stage, change):
-    with Experiment(tmp_path, toy_config()) as experiment:
-        for name in STAGES:
-            experiment.run(name)
+    with Run(tmp_path, toy_config()) as experiment:
+        for name in NAMES:
+            experiment.run_stage(name)
     (field,) = change
     with pytest.raises(ValueError, match=rf"{stage.replace('_', '-')} was done there with other settings \({field}\)"):
-        Experiment(tmp_path, toy_config(**{stage: change}))
-    with Experiment(tmp_path) as experiment:  # neither the folder nor the lock has suffered
+        Run(tmp_path, toy_config(**{stage: change}))
+    with Run(tmp_path) as experiment:  # neither the folder nor the lock has suffered
         assert experiment.config == toy_config()
-        assert all(experiment.is_done(name) for name in STAGES)
+        assert all(experiment.is_done(name) for name in NAMES)
 
 
 def test_the_seed_and_the_game_are_settings_too(tmp_path, ran):
-    with Experiment(tmp_path, toy_config()) as experiment:
-        experiment.run("collect")
+    with Run(tmp_path, toy_config()) as experiment:
+        experiment.run_stage("collect")
     with pytest.raises(ValueError, match=r"collect was done there with other settings \(seed\)"):
-        Experiment(tmp_path, toy_config(seed=1))
+        Run(tmp_path, toy_config(seed=1))
     with pytest.raises(ValueError, match=r"collect was done there with other settings \(environment\)"):
-        Experiment(tmp_path, toy_config(environment={"variant": "modern"}))
+        Run(tmp_path, toy_config(environment={"variant": "modern"}))
 
 
 def test_a_stage_that_is_not_done_may_change(tmp_path, ran):
-    with Experiment(tmp_path, toy_config()) as experiment:
-        experiment.run("collect")
+    with Run(tmp_path, toy_config()) as experiment:
+        experiment.run_stage("collect")
     changed = toy_config(evolve={"popsize": 5}, collect={"workers": 1})  # and workers change nothing that comes out
-    with Experiment(tmp_path, changed) as experiment:
+    with Run(tmp_path, changed) as experiment:
         assert experiment.is_done("collect")
-        assert Experiment.stored_config(tmp_path) == changed
+        assert Run.stored_config(tmp_path) == changed
 
 
 KEPT = {
@@ -162,11 +164,11 @@ KEPT = {
 
 def cut_off(folder, stage, *, kept=True):
     """A run whose stage was begun and not completed."""
-    with Experiment(folder, toy_config()) as experiment, pytest.MonkeyPatch.context() as patch:
+    with Run(folder, toy_config()) as experiment, pytest.MonkeyPatch.context() as patch:
         mark_done(experiment, *BUILT_ON[: BUILT_ON.index(stage)])
-        patch.setattr(f"worldmodels.pipeline.stages.{stage}.run", lambda _: pytest.fail("cut off"))
+        patch.setitem(vars(get(stage)), "run", lambda _: pytest.fail("cut off"))
         with pytest.raises(pytest.fail.Exception):
-            experiment.run(stage)
+            experiment.run_stage(stage)
         if kept:
             path = experiment.path(KEPT[stage])
             path.parent.mkdir()
@@ -197,19 +199,19 @@ def test_a_stage_that_keeps_its_parts_goes_on_with_the_settings_it_began_with(
     (name,) = fixed
     said = rf"{stage.replace('_', '-')} was begun there with other settings \({name}\)"
     with pytest.raises(ValueError, match=said):
-        Experiment(tmp_path, toy_config(**{stage: fixed}))
-    with Experiment(tmp_path, toy_config(**{stage: free})) as experiment:
-        experiment.run(stage)
+        Run(tmp_path, toy_config(**{stage: fixed}))
+    with Run(tmp_path, toy_config(**{stage: free})) as experiment:
+        experiment.run_stage(stage)
         assert not list(tmp_path.glob("stages/*.begun.json"))
     cut_off(tmp_path / "other", stage)
-    with Experiment(tmp_path / "other", toy_config(**{stage: fixed}), rerun=stage) as experiment:
-        experiment.run(stage)
+    with Run(tmp_path / "other", toy_config(**{stage: fixed}), rerun=stage) as experiment:
+        experiment.run_stage(stage)
 
 
 def test_a_mistake_that_made_nothing_may_be_mended(tmp_path, ran):
     cut_off(tmp_path, "evolve", kept=False)
-    with Experiment(tmp_path, toy_config(evolve={"popsize": 5})) as experiment:
-        experiment.run("evolve")
+    with Run(tmp_path, toy_config(evolve={"popsize": 5})) as experiment:
+        experiment.run_stage("evolve")
 
 
 @pytest.mark.parametrize(
@@ -228,52 +230,52 @@ def test_a_mistake_that_made_nothing_may_be_mended(tmp_path, ran):
 def test_dreams_without_scores_or_ends_are_refused_when_a_run_begins(tmp_path, changes, said):
     """CarRacing's quick has neither a reward head nor a done head."""
     with pytest.raises(ValueError, match=said):
-        Experiment(tmp_path, override(tasks.preset("carracing", "quick"), changes))
+        Run(tmp_path, override(tasks.preset("carracing", "quick"), changes))
 
 
 def test_a_run_that_was_moved_goes_on(tmp_path, ran):
     """Where the other run lay is no setting once it lies there no more."""
     first, moved = tmp_path / "first", tmp_path / "moved"
     write_store(first / "episodes", [make_episode(3)])
-    with Experiment(tmp_path / "run", toy_config(collect={"include": str(first)})) as experiment:
-        experiment.run("collect")
-    with Experiment(tmp_path / "run", toy_config(collect={"include": str(first / ".." / "first")})) as experiment:
+    with Run(tmp_path / "run", toy_config(collect={"include": str(first)})) as experiment:
+        experiment.run_stage("collect")
+    with Run(tmp_path / "run", toy_config(collect={"include": str(first / ".." / "first")})) as experiment:
         assert experiment.is_done("collect")
     with pytest.raises(ValueError, match=r"collect was done there with other settings \(include\)"):
-        Experiment(tmp_path / "run", toy_config(collect={"include": str(moved)}))
+        Run(tmp_path / "run", toy_config(collect={"include": str(moved)}))
     first.rename(moved)
-    with Experiment(tmp_path / "run", toy_config(collect={"include": str(moved)})) as experiment:
+    with Run(tmp_path / "run", toy_config(collect={"include": str(moved)})) as experiment:
         assert experiment.is_done("collect")
     with pytest.raises(ValueError, match=r"collect was done there with other settings \(include\)"):
-        Experiment(tmp_path / "run", toy_config())
+        Run(tmp_path / "run", toy_config())
 
 
 def test_options_that_the_environment_lacks_are_refused_when_a_run_begins(tmp_path):
     toy = {"id": "toy_env:Toy-v0", "variant": "", "resolution": ""}
     with pytest.raises(ValueError, match=r"^evaluate\.variant: expected none, as toy_env:Toy-v0 has no such option"):
-        Experiment(tmp_path, toy_config(environment=toy, evaluate={"variant": "modern"}))
-    with Experiment(tmp_path, toy_config(evaluate={"variant": "modern"})):
+        Run(tmp_path, toy_config(environment=toy, evaluate={"variant": "modern"}))
+    with Run(tmp_path, toy_config(evaluate={"variant": "modern"})):
         pass
 
 
 def test_leaves_may_be_repeated_with_other_settings(tmp_path, ran):
-    with Experiment(tmp_path, toy_config()) as experiment:
-        for name in STAGES:
-            experiment.run(name)
-    with Experiment(tmp_path, toy_config(evaluate={"episodes": 3})) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
+        for name in NAMES:
+            experiment.run_stage(name)
+    with Run(tmp_path, toy_config(evaluate={"episodes": 3})) as experiment:
         assert not experiment.is_done("evaluate")
         assert experiment.is_done("evolve")
-        experiment.run("evaluate")
-    assert ran == [*STAGES, "evaluate"]
+        experiment.run_stage("evaluate")
+    assert ran == [*NAMES, "evaluate"]
 
 
 def test_more_generations_go_on_where_the_others_stopped(tmp_path, ran):
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         for stage in BUILT_ON:
-            experiment.run(stage)
-    with Experiment(tmp_path, toy_config(evolve={"generations": 5})) as experiment:
+            experiment.run_stage(stage)
+    with Run(tmp_path, toy_config(evolve={"generations": 5})) as experiment:
         assert not experiment.is_done("evolve")
-        experiment.run("evolve")
+        experiment.run_stage("evolve")
         assert experiment.is_done("evolve")
 
 
@@ -292,46 +294,46 @@ MADE = {
 
 def test_again_discards_a_stage_and_all_after_it(tmp_path, ran):
     folders = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
-    with Experiment(tmp_path, toy_config()) as experiment:
-        for stage in STAGES:
-            experiment.run(stage)
+    with Run(tmp_path, toy_config()) as experiment:
+        for stage in NAMES:
+            experiment.run_stage(stage)
             experiment.path(folders.get(stage, stage)).mkdir()
             experiment.path(folders.get(stage, stage), MADE[stage]).touch()
             experiment.log(stage.replace("_", "-"), **{"generation" if stage == "evolve" else "step": 1})
         experiment.path("results.json").touch()
     changed = toy_config(train_rnn={"hidden_size": 9})
-    with Experiment(tmp_path, changed, rerun="train_rnn") as experiment:
-        kept = [stage for stage in STAGES if experiment.marker(stage).exists()]
+    with Run(tmp_path, changed, rerun="train_rnn") as experiment:
+        kept = [stage for stage in NAMES if experiment.marker(stage).exists()]
         assert kept == ["collect", "train_vae", "encode"]
-        assert [stage for stage in STAGES if experiment.path(folders.get(stage, stage), MADE[stage]).exists()] == kept
-        assert [stage for stage in STAGES if experiment.metrics(stage.replace("_", "-"))] == kept
+        assert [stage for stage in NAMES if experiment.path(folders.get(stage, stage), MADE[stage]).exists()] == kept
+        assert [stage for stage in NAMES if experiment.metrics(stage.replace("_", "-"))] == kept
         assert not experiment.path("results.json").exists()
         assert experiment.config == changed
 
 
 def test_a_folder_has_one_process_at_a_time(tmp_path):
     held = pytest.raises(BlockingIOError, match="another worldmodels process works in this folder")
-    with Experiment(tmp_path, toy_config()), held:
-        Experiment(tmp_path)
-    with Experiment(tmp_path):
+    with Run(tmp_path, toy_config()), held:
+        Run(tmp_path)
+    with Run(tmp_path):
         pass
 
 
 def test_a_folder_without_settings_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config\.json there"):
-        Experiment(tmp_path / "none")
+        Run(tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    assert Experiment.stored_config(tmp_path) is None
+    assert Run.stored_config(tmp_path) is None
     (tmp_path / "config.json").write_text('{"evolve": {"popsize": 0}}')
     with pytest.raises(ValueError, match=r"evolve\.popsize: expected more than zero"):
-        Experiment(tmp_path)
+        Run(tmp_path)
     (tmp_path / "config.json").write_text('{"evolve": ')
     with pytest.raises(ValueError, match=r"config\.json: expected JSON"):
-        Experiment(tmp_path)
+        Run(tmp_path)
 
 
 def test_metrics_survive_a_line_that_was_cut_off(tmp_path):
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         assert experiment.metrics("evolve") == []
         experiment.rewind_metrics("evolve", 3)  # nothing there yet
         for generation in (1, 2, 3):
@@ -351,41 +353,41 @@ def test_metrics_survive_a_line_that_was_cut_off(tmp_path):
 
 def test_markers_by_hand_are_markers(tmp_path):
     """The helper of these tests marks stages as the stages do."""
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         mark_done(experiment, "collect", "train_vae", summary={"score": 3})
         assert experiment.is_done("train_vae")
         assert experiment.summary("train_vae") == {"score": 3}
 
 
 def test_a_setting_younger_than_a_run_had_its_default(tmp_path, ran):
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         for stage in BUILT_ON[:2]:
-            experiment.run(stage)
+            experiment.run_stage(stage)
         marker = read_json(experiment.marker("train_vae"))
         del marker["settings"]["patience"], marker["settings"]["keep"]
         write_json(experiment.marker("train_vae"), marker)
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         assert experiment.is_done("train_vae")
     with pytest.raises(ValueError, match=r"train-vae was done there with other settings \(patience\)"):
-        Experiment(tmp_path, toy_config(train_vae={"patience": 3}))
+        Run(tmp_path, toy_config(train_vae={"patience": 3}))
 
 
 @pytest.mark.parametrize("change", [{"micro_batch": 3}, {"workers": 2}, {"tensorboard": True}])
 def test_settings_of_the_machine_may_change(tmp_path, ran, change):
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         for stage in BUILT_ON[:2]:
-            experiment.run(stage)
-    with Experiment(tmp_path, toy_config(train_vae=change)) as experiment:
+            experiment.run_stage(stage)
+    with Run(tmp_path, toy_config(train_vae=change)) as experiment:
         assert experiment.is_done("train_vae")
 
 
 def test_another_report_keeps_the_results(tmp_path):
     """They are what `evaluate` has made."""
-    with Experiment(tmp_path, toy_config()) as experiment:
-        mark_done(experiment, *STAGES)
+    with Run(tmp_path, toy_config()) as experiment:
+        mark_done(experiment, *NAMES)
         experiment.path("results.json").write_text("{}")
     for stage, kept in (("report", True), ("evaluate", False)):
-        with Experiment(tmp_path, rerun=stage) as experiment:
+        with Run(tmp_path, rerun=stage) as experiment:
             assert experiment.path("results.json").is_file() == kept
 
 
@@ -404,7 +406,7 @@ def left(folder):
     return [name for name in OWN if (folder / name).is_file() and (folder / name).read_text() == "mine\n"]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", NAMES)
 @pytest.mark.parametrize("again", [[], ["--force"]])
 def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path, capsys, stage, again):
     own_files(tmp_path)
@@ -418,21 +420,21 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path, capsys, stage, again
 def test_a_run_begins_beside_other_files_but_not_on_its_own_names(tmp_path, ran):
     (tmp_path / "notes.tmp").touch()
     (tmp_path / "episodes").mkdir()  # an empty one, or a link to another disk, is taken
-    with Experiment(tmp_path, toy_config()) as experiment:
-        experiment.run("collect")
+    with Run(tmp_path, toy_config()) as experiment:
+        experiment.run_stage("collect")
     assert (tmp_path / "notes.tmp").exists()
 
 
 def test_discarding_keeps_what_no_stage_wrote(tmp_path, ran, capsys):
-    with Experiment(tmp_path, toy_config()) as experiment:
-        for stage in STAGES:
-            experiment.run(stage)
+    with Run(tmp_path, toy_config()) as experiment:
+        for stage in NAMES:
+            experiment.run_stage(stage)
     for name, text in {"report/index.html": "ours", "report/thesis.tex": "mine", "evaluate/data.csv": "mine"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "report/notes.tmp").write_text("mine")
     (tmp_path / "report/index.html.77.tmp").write_text("ours")
-    with Experiment(tmp_path, toy_config(), rerun="evaluate"):
+    with Run(tmp_path, toy_config(), rerun="evaluate"):
         pass
     assert sorted(path.name for path in tmp_path.glob("report/*")) == ["notes.tmp", "thesis.tex"]
     assert (tmp_path / "evaluate/data.csv").is_file()
@@ -442,11 +444,11 @@ def test_discarding_keeps_what_no_stage_wrote(tmp_path, ran, capsys):
 
 
 def test_a_stage_that_never_ran_here_is_not_discarded(tmp_path, ran):
-    with Experiment(tmp_path, toy_config()) as experiment:
-        experiment.run("collect")
+    with Run(tmp_path, toy_config()) as experiment:
+        experiment.run_stage("collect")
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "index.html").write_text("mine")
-    with Experiment(tmp_path, toy_config(), rerun="collect"):
+    with Run(tmp_path, toy_config(), rerun="collect"):
         pass
     assert (tmp_path / "report" / "index.html").read_text() == "mine"
 
@@ -454,13 +456,13 @@ def test_a_stage_that_never_ran_here_is_not_discarded(tmp_path, ran):
 def test_a_linked_stage_folder_is_emptied_where_it_is(tmp_path, ran):
     """Episodes on the big disk: the link stays, what it points to is discarded."""
     disk, run = tmp_path / "disk", tmp_path / "run"
-    with Experiment(run, toy_config()) as experiment:
-        experiment.run("collect")
+    with Run(run, toy_config()) as experiment:
+        experiment.run_stage("collect")
     disk.mkdir()
     for name in ("00000.h5", "00001.h5", "readme.txt"):
         (disk / name).touch()
     (run / "episodes").symlink_to(disk)
-    with Experiment(run, toy_config(collect={"episodes": 7}), rerun="collect"):
+    with Run(run, toy_config(collect={"episodes": 7}), rerun="collect"):
         pass
     assert [path.name for path in disk.iterdir()] == ["readme.txt"]
     assert (run / "episodes").is_symlink()
@@ -474,7 +476,7 @@ def test_a_linked_stage_folder_is_emptied_where_it_is(tmp_path, ran):
 def test_again_refuses_its_settings_before_it_deletes(tmp_path, ran, stage, change):
     out = tmp_path / "run"
     assert main(["run", "takecover", "--from-scratch", "--out", str(out)]) == 0
-    for name in STAGES:
+    for name in NAMES:
         path = out / {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}.get(
             name, name
         )
@@ -490,7 +492,7 @@ def test_again_refuses_its_settings_before_it_deletes(tmp_path, ran, stage, chan
 
 
 def test_a_stage_that_failed_its_purpose_stops_the_run_unless_forced(tmp_path, ran, monkeypatch, capsys):
-    monkeypatch.setattr("worldmodels.pipeline.stages.train_vae.run", lambda _: {"failure": "V draws nothing"})
+    monkeypatch.setitem(vars(get("train_vae")), "run", lambda _: {"failure": "V draws nothing"})
     out = ["run", "takecover", "--from-scratch", "--out", str(tmp_path / "run")]
     for _ in range(2):  # the same when it is tried again
         assert main(out) == 1
@@ -500,7 +502,7 @@ def test_a_stage_that_failed_its_purpose_stops_the_run_unless_forced(tmp_path, r
     assert "train-vae: V draws nothing" in capsys.readouterr().err
     assert main([*out, "--force"]) == 0
     assert "WARNING: train-vae: V draws nothing" in capsys.readouterr().err
-    assert ran == ["collect", *STAGES[2:]]
+    assert ran == ["collect", *NAMES[2:]]
     assert main(out) == 0  # accepted once, accepted for good
 
 
@@ -508,9 +510,9 @@ def test_a_stage_that_failed_its_purpose_stops_the_run_unless_forced(tmp_path, r
 def finished(tmp_path, ran):
     """A run all of whose stages are complete, with one file of each."""
     folders = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
-    with Experiment(tmp_path / "run", toy_config()) as experiment:
-        for stage in STAGES:
-            experiment.run(stage)
+    with Run(tmp_path / "run", toy_config()) as experiment:
+        for stage in NAMES:
+            experiment.run_stage(stage)
             path = experiment.path(folders.get(stage, stage), MADE[stage])
             path.parent.mkdir()
             path.touch()
@@ -529,7 +531,7 @@ def test_nothing_is_discarded_where_not_all_can_be(finished, stage, blocked):
     (finished / blocked).mkdir(parents=True)
     before = files(finished)
     with pytest.raises(IsADirectoryError, match="expected a file, got a folder; nothing has been discarded"):
-        Experiment(finished, rerun=stage)
+        Run(finished, rerun=stage)
     assert files(finished) == before
 
 
@@ -538,7 +540,7 @@ def test_nothing_is_discarded_in_a_folder_that_may_not_be_written_to(finished, m
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("evaluate") and real(path, mode))
     before = files(finished)
     with pytest.raises(PermissionError, match=r"evaluate: expected a folder that can be written to"):
-        Experiment(finished, rerun="evolve")
+        Run(finished, rerun="evolve")
     assert files(finished) == before
 
 
@@ -552,8 +554,8 @@ def test_a_discarding_that_is_cut_off_leaves_a_stage_that_was_begun(finished, mo
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="cut off"):
         patch.setattr(Path, "unlink", unlink)
-        Experiment(finished, rerun="evaluate")
-    with Experiment(finished) as experiment:
+        Run(finished, rerun="evaluate")
+    with Run(finished) as experiment:
         assert not experiment.is_done("evaluate") and experiment.is_done("evolve")
 
 
@@ -572,7 +574,7 @@ def test_several_processes_are_refused_before_anything_is_discarded(finished, mo
         monkeypatch.setenv(name, value)
     before = files(finished)
     with pytest.raises(ValueError, match=r"^torchrun: expected train-vae and train-rnn"):
-        Experiment(finished, rerun="evaluate")
+        Run(finished, rerun="evaluate")
     assert files(finished) == before
 
 
@@ -591,6 +593,6 @@ def test_only_our_own_temporary_files_are_swept(finished):
     (finished / "report" / "x.7.tmp").write_text("mine")
     (finished / "report" / "empty").mkdir()
     (finished / "report" / "index.html.7.tmp").write_text("ours")
-    with Experiment(finished, rerun="report"):
+    with Run(finished, rerun="report"):
         pass
     assert sorted(path.name for path in (finished / "report").iterdir()) == ["empty", "x.7.tmp"]

@@ -22,13 +22,14 @@ from conftest import interrupt, make_episode, start, toy_config, write_store
 from worldmodels.data.episodes import EpisodeShard, EpisodeStore, EpisodeWriter, shard_path
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.weights import load_model, load_tensors, save_tensors
+from worldmodels.pipeline import collection as collect
 from worldmodels.pipeline.config import Config, from_dict, override
-from worldmodels.pipeline.run import STAGES, Experiment
-from worldmodels.pipeline.stages import collect
-from worldmodels.pipeline.stages import trainer as loop
-from worldmodels.pipeline.stages.players import Job
-from worldmodels.pipeline.stages.scores import read_scores
+from worldmodels.pipeline.players import Job
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.scores import read_scores
+from worldmodels.pipeline.stages import NAMES, get
 from worldmodels.support.progress import Progress
+from worldmodels.training import trainer as loop
 from worldmodels.training.optim import DivergedError
 
 
@@ -129,7 +130,7 @@ def test_an_interrupted_collect_leaves_no_game_behind(tmp_path, undisturbed, mon
 
 
 def test_kill_9_of_the_whole_collect_leaves_no_game_behind(tmp_path, watched):
-    with Experiment(tmp_path, toy_config(collect={"episodes": 50, "shard_episodes": 5, "workers": 2})):
+    with Run(tmp_path, toy_config(collect={"episodes": 50, "shard_episodes": 5, "workers": 2})):
         pass
     process = start("collect", "--out", tmp_path, cwd=tmp_path)
     deadline = time.monotonic() + 120
@@ -231,17 +232,15 @@ def test_all_episodes_cannot_be_held_out():
 @pytest.fixture
 def ran(monkeypatch):
     ran = []
-    for stage in STAGES:
-        monkeypatch.setattr(
-            f"worldmodels.pipeline.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {"x": stage}
-        )
+    for stage in NAMES:
+        monkeypatch.setitem(vars(get(stage)), "run", lambda _, stage=stage: ran.append(stage) or {"x": stage})
     return ran
 
 
 def everything(folder, config):
-    with Experiment(folder, config) as experiment:
-        for stage in STAGES:
-            experiment.run(stage)
+    with Run(folder, config) as experiment:
+        for stage in NAMES:
+            experiment.run_stage(stage)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +260,9 @@ def test_what_builds_on_a_repeated_stage_is_repeated(tmp_path, ran, change, agai
 
 @pytest.mark.parametrize("change", [{"temperature": 0.5}, {"max_steps": 40}])
 def test_the_check_is_of_the_dream_that_will_be_used(tmp_path, ran, change):
-    with Experiment(tmp_path, toy_config()) as experiment:
-        for stage in STAGES[:5]:
-            experiment.run(stage)
+    with Run(tmp_path, toy_config()) as experiment:
+        for stage in NAMES[:5]:
+            experiment.run_stage(stage)
     ran.clear()
     everything(tmp_path, toy_config(evolve=change))
     assert ran[0] == "check_dream"
@@ -272,8 +271,8 @@ def test_the_check_is_of_the_dream_that_will_be_used(tmp_path, ran, change):
 def test_the_agent_can_be_evaluated_in_the_other_variant(tmp_path, ran):
     everything(tmp_path, toy_config())
     ran.clear()
-    with Experiment(tmp_path, toy_config(evaluate={"variant": "modern"})) as experiment:
-        experiment.run("evaluate")
+    with Run(tmp_path, toy_config(evaluate={"variant": "modern"})) as experiment:
+        experiment.run_stage("evaluate")
     assert ran == ["evaluate"]
 
 
@@ -290,14 +289,14 @@ def test_a_checkpoint_is_never_of_a_model_that_has_diverged(tmp_path, stage):
     with test_training.prepare(tmp_path, stage, checkpoint_every=1) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, loop, "save_tensors", 1, after=True)
-            experiment.run(stage)
+            experiment.run_stage(stage)
     with test_training.prepare(tmp_path, stage, checkpoint_every=1, lr=1e30) as experiment:
         with pytest.raises(DivergedError):
-            experiment.run(stage)
+            experiment.run_stage(stage)
         tensors, _ = load_tensors(experiment.path(folder, "checkpoint.safetensors"))
     assert max(float(t.abs().max()) for name, t in tensors.items() if name.startswith("model.")) < 1e6
     with test_training.prepare(tmp_path, stage, checkpoint_every=1) as experiment:
-        experiment.run(stage)
+        experiment.run_stage(stage)
 
 
 def test_lines_after_one_that_was_cut_off_are_kept(tmp_path, monkeypatch):
@@ -305,11 +304,11 @@ def test_lines_after_one_that_was_cut_off_are_kept(tmp_path, monkeypatch):
     with test_evaluate.prepare(tmp_path) as experiment:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, Progress, "update", 1)
-            experiment.run("evaluate")
+            experiment.run_stage("evaluate")
         path = experiment.path("evaluate", "episodes.jsonl")
         with path.open("a") as file:
             file.write('{"episode": 2, "sco')
-        experiment.run("evaluate")
+        experiment.run_stage("evaluate")
         about = json.loads(path.read_text().splitlines()[0])
         assert sorted(read_scores(path, about)) == [0, 1, 2]
 

@@ -42,7 +42,7 @@ def test_what_needs_no_torch_loads_none(name):
     assert run(code) == []
 
 
-@pytest.mark.parametrize("module", ["worldmodels.__main__", "worldmodels.pipeline.stages.worker"])
+@pytest.mark.parametrize("module", ["worldmodels.__main__", "worldmodels.pipeline.worker"])
 def test_a_process_that_only_plays_loads_no_torch(module):
     """A spawned worker imports the command that started it, and what it works with."""
     assert run(f"import json, sys, {module}; print(json.dumps([n for n in sys.modules if n == 'torch']))") == []

@@ -22,7 +22,8 @@ from conftest import WHOLE, command, environment, gone, start
 from worldmodels.data.episodes import EpisodeShard
 from worldmodels.data.latents import load_latents
 from worldmodels.models.weights import load_tensors
-from worldmodels.pipeline.run import STAGES, Experiment
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stages import NAMES
 from worldmodels.support.files import read_json
 
 KILLS = int(os.environ.get("WORLDMODELS_KILLS", "3"))
@@ -35,13 +36,13 @@ def said(log, stage):
 
 def begun(run, log, stage, since):
     """Whether the process that was started at ``since`` has come to a stage."""
-    number = STAGES.index(stage)
-    before = run / "stages" / f"{STAGES[number - 1]}.json" if number else run / "config.json"
-    return before.is_file() and (before.stat().st_mtime_ns > since or (number > 0 and said(log, STAGES[number - 1])))
+    number = NAMES.index(stage)
+    before = run / "stages" / f"{NAMES[number - 1]}.json" if number else run / "config.json"
+    return before.is_file() and (before.stat().st_mtime_ns > since or (number > 0 and said(log, NAMES[number - 1])))
 
 
 def done(run):
-    return [stage for stage in STAGES if (run / "stages" / f"{stage}.json").is_file()]
+    return [stage for stage in NAMES if (run / "stages" / f"{stage}.json").is_file()]
 
 
 def stop_in(folder, stage, delay, how=signal.SIGKILL, *, alone=False):
@@ -71,13 +72,13 @@ def stop_in(folder, stage, delay, how=signal.SIGKILL, *, alone=False):
     (os.kill if alone else os.killpg)(process.pid, how)
     code = process.wait(60)
     complete = done(run)
-    assert complete == list(STAGES[: len(complete)])
-    if len(complete) == len(STAGES):
+    assert complete == list(NAMES[: len(complete)])
+    if len(complete) == len(NAMES):
         return "the end"
     if how == signal.SIGINT:
         assert code == 130 and "interrupted; the same command goes on" in log.read_text(), log.read_text()
         assert "Traceback" not in log.read_text(), log.read_text()
-    return STAGES[len(complete)]
+    return NAMES[len(complete)]
 
 
 def saved(run):
@@ -103,7 +104,7 @@ def saved(run):
         found = [json.loads(line) for line in lines]
         if path.parent.name == "evaluate":
             grows[str(path)] = {line["episode"]: line["score"] for line in found[1:]}.items()
-    with Experiment(run) as experiment:  # the lock is free, the settings can be read
+    with Run(run) as experiment:  # the lock is free, the settings can be read
         for stage in done(run):
             assert experiment.is_done(stage)
     return fixed, grows
@@ -143,12 +144,12 @@ def test_killed_at_random_moments_a_run_ends_like_one_that_was_not(tmp_path, who
     rng = np.random.default_rng(number)
     undisturbed = whole_run[0] / "toy"
     expected = contents(undisturbed)
-    lasts = {stage: read_json(undisturbed / "stages" / f"{stage}.json")["seconds"] for stage in STAGES}
+    lasts = {stage: read_json(undisturbed / "stages" / f"{stage}.json")["seconds"] for stage in NAMES}
     run = tmp_path / "toy"
     before: tuple[dict[str, bytes], dict[str, Any]] = ({}, {})
-    for chosen in np.sort(np.resize(rng.permutation(len(STAGES)), min(KILLS - AT_MOST * number, AT_MOST))):
+    for chosen in np.sort(np.resize(rng.permutation(len(NAMES)), min(KILLS - AT_MOST * number, AT_MOST))):
         complete = done(run)
-        stage = STAGES[max(chosen, len(complete))] if len(complete) < len(STAGES) else STAGES[-1]
+        stage = NAMES[max(chosen, len(complete))] if len(complete) < len(NAMES) else NAMES[-1]
         delay, alone = rng.uniform(0, lasts[stage]), bool(rng.integers(2))
         hit = stop_in(tmp_path, stage, delay, alone=alone)
         print(f"run {number}: {hit or 'nothing'} hit {delay:.2f} s into {stage}{', alone' * alone}", flush=True)
@@ -177,11 +178,11 @@ def test_ctrl_c_in_every_stage_is_answered_and_a_run_ends_like_one_that_was_not(
     rng = np.random.default_rng(0)
     undisturbed = whole_run[0] / "toy"
     hit = []
-    for stage in STAGES:
+    for stage in NAMES:
         lasts = read_json(undisturbed / "stages" / f"{stage}.json")["seconds"]
         hit.append(stop_in(tmp_path, stage, rng.uniform(0, 0.8 * lasts), signal.SIGINT))
         print(f"{hit[-1] or 'nothing'} interrupted", flush=True)
         assert gone(tmp_path, seconds=30)
         saved(tmp_path / "toy")
-    assert len(set(hit) - {None, "the end"}) >= len(STAGES) // 2, hit  # a busy machine may be late
+    assert len(set(hit) - {None, "the end"}) >= len(NAMES) // 2, hit  # a busy machine may be late
     check_end(tmp_path, contents(undisturbed))

@@ -15,12 +15,12 @@ from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.sequences import Streams
 from worldmodels.models.mdnrnn import done_loss, mdn_loss
 from worldmodels.models.weights import save_model
+from worldmodels.pipeline import encoding as encode
 from worldmodels.pipeline.config import TrainRNNConfig
-from worldmodels.pipeline.run import Experiment
-from worldmodels.pipeline.stages import encode
-from worldmodels.pipeline.stages.train_rnn import _from, chunk_losses, gradient, precision
+from worldmodels.pipeline.run import Run
 from worldmodels.support.files import link
 from worldmodels.training.distributed import Ranks
+from worldmodels.training.rnn import _from, chunk_losses, gradient, precision
 
 LENGTHS = [5, 12, 1, 7, 9, 2, 16, 3, 8, 11]
 TERMINATED = [True, False, True, True, False, True, True, False, True, True]
@@ -64,19 +64,19 @@ def test_damaged_latents_are_refused(tmp_path):
 def test_encode_stores_what_v_says_of_every_frame(tmp_path):
     episodes = [make_episode(length, length) for length in (7, 3, 5)]
     config = toy_config(encode={"precision": "float32", "batch": 4})
-    with Experiment(tmp_path, config) as experiment:
+    with Run(tmp_path, config) as experiment:
         write_store(experiment.path("episodes"), episodes)
         vae = make_vae()
         save_model(experiment.path("vae", "vae.safetensors"), vae)
         mark_done(experiment, "collect", "train_vae")
-        experiment.run("encode")
+        experiment.run_stage("encode")
         latents = load_latents(experiment.path("latents"))
         written = {path: path.stat().st_mtime_ns for path in experiment.path("latents").iterdir()}
 
         experiment.marker("encode").unlink()  # cut off before the last shard was there
         last = sorted(written)[-1]
         last.unlink()
-        experiment.run("encode")
+        experiment.run_stage("encode")
         assert last.is_file()
         assert all(path.stat().st_mtime_ns == time for path, time in written.items() if path != last)
         np.testing.assert_array_equal(load_latents(experiment.path("latents")).mu, latents.mu)
@@ -101,7 +101,7 @@ def test_latents_of_included_episodes_are_taken_over_from_the_same_v(tmp_path, m
 
     def run(name, lengths, vae, **changes):
         sections = {"collect": {"include": str(tmp_path / "base") if name != "base" else ""}, "encode": changes}
-        with Experiment(tmp_path / name, toy_config(**sections)) as experiment:
+        with Run(tmp_path / name, toy_config(**sections)) as experiment:
             write_store(tmp_path / "written" / name, [make_episode(length, length) for length in lengths])
             for shard in sorted((tmp_path / "written" / name).iterdir()):
                 theirs = tmp_path / "base" / "episodes" / shard.name
@@ -110,7 +110,7 @@ def test_latents_of_included_episodes_are_taken_over_from_the_same_v(tmp_path, m
             save_model(experiment.path("vae", "vae.safetensors"), vae)
             mark_done(experiment, "collect", "train_vae")
             encoded.clear()
-            experiment.run("encode")
+            experiment.run_stage("encode")
             return experiment.path("latents", "00000.safetensors").stat().st_nlink
 
     alike = {"precision": "float32"}

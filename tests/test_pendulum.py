@@ -1,4 +1,4 @@
-"""The recipe of docs/add_environment.md, followed to its end at toy size."""
+"""The recipe of docs/tutorials/own_environment.md, followed to its end at toy size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs import pendulum
 from worldmodels.envs.pendulum import PendulumEnv
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.run import STAGES, Experiment
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stages import NAMES
 from worldmodels.support.files import read_json
 
 FLAGS = [
@@ -63,7 +64,7 @@ def test_the_whole_of_it_at_toy_size(tmp_path):
     done = command("run", "pendulum", "--preset", "quick", "--out", "toy", *FLAGS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "toy"
-    assert sorted(path.stem for path in (run / "stages").iterdir()) == sorted(STAGES)
+    assert sorted(path.stem for path in (run / "stages").iterdir()) == sorted(NAMES)
     results = read_json(run / "results.json")
     assert results["environment"]["id"] == tasks.get("pendulum").env_id
     assert all(-200 * 16.3 < score < 0 for score in results["agent"]["scores"])
@@ -71,7 +72,7 @@ def test_the_whole_of_it_at_toy_size(tmp_path):
     assert set(store.lengths) == {200}
     assert all(episode.rewards.min() > -16.3 and episode.rewards.max() <= 0 for episode in store.episodes())
     store.close()
-    with Experiment(run) as experiment:
+    with Run(run) as experiment:
         evolved = experiment.summary("evolve")
         assert evolved["inside"] == "dream" and evolved["score"] != -20  # M's rewards, not one for every step
         assert "no reward head" not in done.stderr
@@ -96,11 +97,11 @@ def test_a_single_preset_is_used_where_none_is_named(tmp_path, monkeypatch, name
     task = tasks.get("pendulum")
     one = replace(task, presets={name: replace(task.presets["quick"], preset=name)})
     monkeypatch.setattr("worldmodels.pipeline.tasks.pendulum.TASK", one)
-    monkeypatch.setattr("worldmodels.pipeline.run.Experiment.run", lambda *_: None)
+    monkeypatch.setattr("worldmodels.pipeline.run.Run.run_stage", lambda *_: None)
     for words in (["run", "pendulum"], ["collect", "--task", "pendulum"]):
         folder = tmp_path / words[0]
         assert main([*words, "--out", str(folder)]) == 0
-        assert Experiment.stored_config(folder).preset == name
+        assert Run.stored_config(folder).preset == name
 
 
 def test_presets_bear_their_names():

@@ -12,7 +12,8 @@ from PIL import Image
 
 from conftest import command
 from worldmodels import Agent
-from worldmodels.pipeline.run import STAGES, Experiment
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stages import NAMES
 from worldmodels.support.files import read_json
 
 
@@ -24,7 +25,7 @@ def ran(whole_run):
 def test_every_stage_is_done(ran):
     folder, done = ran
     run = folder / "toy"
-    assert sorted(path.stem for path in (run / "stages").iterdir()) == sorted(STAGES)
+    assert sorted(path.stem for path in (run / "stages").iterdir()) == sorted(NAMES)
     assert [path.name for path in folder.iterdir()] == ["toy"]
     assert not list(run.rglob("*.tmp"))
     for title in (
@@ -36,15 +37,15 @@ def test_every_stage_is_done(ran):
         "collecting (repeat 1-10)",
     ):
         assert title in done.stdout
-    for stage in STAGES[:-1]:
+    for stage in NAMES[:-1]:
         assert stage.replace("_", "-") in done.stderr
-    with Experiment(run) as experiment:
+    with Run(run) as experiment:
         assert experiment.config.seed == 3
         assert experiment.summary("collect")["episodes"] == 6
         frames = experiment.summary("collect")["frames"]
         assert experiment.summary("encode")["frames"] == frames
         assert experiment.summary("train_rnn")["parameters"] > 0
-        stages = {line["stage"] for stage in STAGES for line in experiment.metrics(stage.replace("_", "-"))}
+        stages = {line["stage"] for stage in NAMES for line in experiment.metrics(stage.replace("_", "-"))}
         assert stages == {"train-vae", "train-rnn", "evolve"}
 
 
@@ -91,7 +92,7 @@ def test_running_again_does_nothing(ran):
     done = command("run", "takecover", "--out", "toy", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert [line.split() for line in done.stderr.splitlines()] == [
-        [stage.replace("_", "-"), "done", "before"] for stage in STAGES
+        [stage.replace("_", "-"), "done", "before"] for stage in NAMES
     ]
     after = {path: path.stat().st_mtime_ns for path in (folder / "toy").rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != before.get(path)}

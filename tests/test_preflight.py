@@ -15,16 +15,17 @@ from worldmodels.cli import main
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import save_model, save_tensors
 from worldmodels.pipeline import preflight
-from worldmodels.pipeline.run import STAGES, Experiment
-from worldmodels.pipeline.stages.evolve import save_controller
+from worldmodels.pipeline.evolution import save_controller
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stages import NAMES, get
 
 
 @pytest.fixture
 def ran(monkeypatch):
     """Stages that do nothing but say that they ran."""
     ran = []
-    for stage in STAGES:
-        monkeypatch.setattr(f"worldmodels.pipeline.stages.{stage}.run", lambda _, stage=stage: ran.append(stage) or {})
+    for stage in NAMES:
+        monkeypatch.setitem(vars(get(stage)), "run", lambda _, stage=stage: ran.append(stage) or {})
     return ran
 
 
@@ -40,7 +41,7 @@ def contents(folder):
 
 def other_run(folder, latent_size=7, hidden_size=9):
     """A run folder with V, M and C of other sizes than TakeCover's."""
-    with Experiment(folder, toy_config()) as experiment:
+    with Run(folder, toy_config()) as experiment:
         save_model(experiment.path("vae", "vae.safetensors"), make_vae(latent_size))
         save_model(experiment.path("rnn", "rnn.safetensors"), make_mdnrnn(latent_size, hidden_size))
         starts = {"mu": torch.zeros(1, latent_size), "logvar": torch.zeros(1, latent_size)}
@@ -149,7 +150,7 @@ def test_a_run_that_has_begun_keeps_its_settings_where_others_are_refused(
     other_run(tmp_path / "other")
     assert main(["run", "takecover", "--from-scratch", "--preset", "quick", "--out", "run"]) == 0
     ran.clear()
-    for stage in STAGES:
+    for stage in NAMES:
         (tmp_path / "run" / "stages" / f"{stage}.json").unlink()
     before = contents(tmp_path)
     assert main(["run", "takecover", *flags.split(), "--out", "run"]) == 1
@@ -183,7 +184,7 @@ def test_a_precision_that_this_machine_lacks_is_refused_at_once(tmp_path, monkey
     monkeypatch.setattr("worldmodels._core.simd_levels", lambda: ["baseline", "avx2"])
     for section in ("train_vae", "encode", "train_rnn", "evolve"):
         with pytest.raises(ValueError, match=rf"^{section}\.precision: expected float32.*, got bfloat16"):
-            Experiment(tmp_path / "run", toy_config(**{section: {"precision": "bfloat16"}}))
+            Run(tmp_path / "run", toy_config(**{section: {"precision": "bfloat16"}}))
     assert not (tmp_path / "run").exists()
 
 
@@ -200,7 +201,7 @@ def test_a_damaged_start_is_named(tmp_path, ran):
     other_run(tmp_path / "other")
     (tmp_path / "other" / "vae" / "vae.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=r"train_vae\.init_from: expected .*vae\.safetensors as worldmodels writes it"):
-        Experiment(tmp_path / "run", toy_config(train_vae={"start": str(tmp_path / "other")}))
+        Run(tmp_path / "run", toy_config(train_vae={"start": str(tmp_path / "other")}))
 
 
 @pytest.mark.parametrize(
@@ -235,11 +236,11 @@ def test_a_stage_that_is_complete_needs_nothing_any_more(tmp_path, ran):
     """The run that a finished stage went on from may be gone."""
     other_run(tmp_path / "other", latent_size=4)
     config = toy_config(train_vae={"start": str(tmp_path / "other")})
-    with Experiment(tmp_path / "run", config) as experiment:
+    with Run(tmp_path / "run", config) as experiment:
         mark_done(experiment, "collect", "train_vae")
     (tmp_path / "other" / "vae" / "vae.safetensors").unlink()
-    with Experiment(tmp_path / "run", config) as experiment:
-        experiment.run("encode")
+    with Run(tmp_path / "run", config) as experiment:
+        experiment.run_stage("encode")
 
 
 def test_every_preset_passes(tmp_path):
@@ -247,7 +248,7 @@ def test_every_preset_passes(tmp_path):
 
     for name in tasks.names():
         for config in tasks.get(name).presets.values():
-            preflight.check_config(config, STAGES)
+            preflight.check_config(config, NAMES)
 
 
 def test_pretrained_world_models_are_found_without_their_hashes():

@@ -31,8 +31,8 @@ from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
 from worldmodels.pipeline.config import Config, from_dict, override, to_dict
 from worldmodels.pipeline.records import STEP
-from worldmodels.pipeline.run import Experiment
-from worldmodels.pipeline.stages.scores import read_scores
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.scores import read_scores
 from worldmodels.support.files import read_json, write_json
 
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "U64", "BOOL", "C64", "F8_E4M3")
@@ -379,7 +379,7 @@ def test_a_setting_is_taken_as_it_is_or_refused_by_name(field, value):
 @given(lines=st.lists(st.one_of(st.binary(max_size=20), JSON.map(lambda value: json.dumps(value).encode()))))
 def test_metrics_with_anything_between_their_lines(folder, lines):
     run = folder / "run"
-    with Experiment(run, toy_config()) as experiment:
+    with Run(run, toy_config()) as experiment:
         (run / "metrics.jsonl").write_bytes(b"")
         experiment.log("evolve", generation=1, best=2.0)
         with (run / "metrics.jsonl").open("ab") as file:
@@ -396,13 +396,13 @@ def test_metrics_with_anything_between_their_lines(folder, lines):
 @given(data=st.data())
 def test_markers_of_strangers(folder, data):
     run = folder / "marked"
-    with Experiment(run, toy_config()) as experiment:
+    with Run(run, toy_config()) as experiment:
         mark_done(experiment, "collect")
         path = experiment.marker("collect")
     good = path.read_bytes()
     a_file(path, data.draw(st.one_of(damaged(good), JSON.map(lambda value: json.dumps(value).encode()))))
     try:
-        experiment = attempt(lambda: Experiment(run), str(run))
+        experiment = attempt(lambda: Run(run), str(run))
         if experiment is not None:
             with experiment:
                 attempt(lambda: experiment.summary("collect"), str(run))
@@ -457,7 +457,7 @@ def test_measurements_are_refused_by_their_place(tmp_path, name, change, says):
 @given(lines=st.lists(edited({"stage": "train-rnn", "step": 3, "z": 1.5, "validation_z": 1.6, "done": 0.1})))
 def test_lines_of_training_are_drawn_as_far_as_they_fit(folder, lines):
     good = {"stage": "train-rnn", "step": 1, "z": 2.0, "done": 0.3}
-    with Experiment(folder / "trained", toy_config()) as experiment:
+    with Run(folder / "trained", toy_config()) as experiment:
         text = "".join(json.dumps(line) + "\n" for line in [*lines, good])
         (folder / "trained" / "metrics.jsonl").write_text(text)
         fitting = experiment.metrics("train-rnn", STEP)

@@ -12,7 +12,7 @@ import pytest
 import test_training
 from conftest import environment, metrics
 from worldmodels.models.weights import load_tensors
-from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.run import Run
 from worldmodels.training.distributed import Ranks, launched
 
 #: float32, so that only the order of sums differs; batches that do not divide evenly; pieces in every process.
@@ -48,9 +48,9 @@ def check_close(folder, other, stage):
                 difference = (tensors[key] - others[key]).abs()
                 # Adam's steps are of one size: where a gradient is about zero, rounding chooses the direction
                 assert (difference > 2e-5).double().mean() < 1e-4, key
-    with Experiment(folder) as one:
+    with Run(folder) as one:
         lines = metrics(one, stage.replace("_", "-"))
-    with Experiment(other) as two:
+    with Run(other) as two:
         expected = metrics(two, stage.replace("_", "-"))
         assert two.is_done(stage)
     assert [line.keys() for line in lines] == [line.keys() for line in expected]
@@ -64,7 +64,7 @@ def check_close(folder, other, stage):
 def test_two_processes_give_what_one_gives_and_go_on_where_one_stopped(tmp_path, stage):
     with test_training.prepare(tmp_path / "one", stage, **SETTINGS[stage]) as experiment:
         shutil.copytree(tmp_path / "one", tmp_path / "two")
-        experiment.run(stage)
+        experiment.run_stage(stage)
     done = torchrun(tmp_path / "two", stage)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("validation") == 1  # rank 0 alone says how it goes
@@ -75,7 +75,7 @@ def test_two_processes_give_what_one_gives_and_go_on_where_one_stopped(tmp_path,
     with test_training.prepare(tmp_path / "three", stage, **SETTINGS[stage]) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             test_training.interrupt(patch, test_training.loop, "save_tensors", 1, after=True)
-            experiment.run(stage)
+            experiment.run_stage(stage)
     _, about = load_tensors(tmp_path / "three" / test_training.FILES[stage][0] / "checkpoint.safetensors")
     assert about["step"] == every
     done = torchrun(tmp_path / "three", stage)
@@ -99,7 +99,7 @@ def test_stages_of_one_process_say_so(tmp_path, monkeypatch):
     with test_training.prepare(tmp_path, "train_vae") as experiment:
         experiment.ranks = Ranks(0, 2, 0)
         with pytest.raises(ValueError, match="expected train-vae and train-rnn, which share their batches, got encode"):
-            experiment.run("encode")
+            experiment.run_stage("encode")
         experiment.ranks = Ranks()
 
 

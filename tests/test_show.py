@@ -6,7 +6,7 @@ from worldmodels.analysis import figures
 from worldmodels.analysis import playback as show
 from worldmodels.analysis.recording import Recording
 from worldmodels.cli import main
-from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.run import Run
 
 
 def test_dream_command(tmp_path, capsys):
@@ -21,7 +21,7 @@ def test_dream_command(tmp_path, capsys):
 
 def test_the_shipped_worlds_dreams_end_by_chance():
     """Its M says ends ahead of time: a threshold would miss most of them."""
-    _, config = Experiment.agent("takecover")
+    _, config = Run.agent("takecover")
     assert (config.evolve.termination, config.environment.variant) == ("expected", "paper")
 
 

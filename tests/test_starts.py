@@ -12,7 +12,7 @@ from worldmodels.dream import initial_states as starts
 from worldmodels.dream.world_model import load_midway
 from worldmodels.models.weights import save_tensors
 from worldmodels.pipeline.evaluators import dream_evaluator
-from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.run import Run
 
 LATENT, HIDDEN = 4, 8
 
@@ -80,7 +80,7 @@ def test_midway_takes_a_thousand_of_many_and_none_of_short_episodes():
 
 
 def test_dreams_that_start_anywhere(tmp_path):
-    with Experiment(tmp_path, toy_config(evolve={"starts": "anywhere", "max_steps": 40})) as experiment:
+    with Run(tmp_path, toy_config(evolve={"starts": "anywhere", "max_steps": 40})) as experiment:
         write_world(experiment, LATENT, HIDDEN)
         with pytest.raises(ValueError, match=r"^evolve.initial_states: expected first, as .* got anywhere"):
             dream_evaluator(experiment)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from worldmodels.analysis.stats import compare, describe, format_interval, table
-from worldmodels.pipeline.stages.report import format_verdict
+from worldmodels.pipeline.report import format_verdict
 from worldmodels.pipeline.tasks import get
 from worldmodels.support.progress import Progress
 

@@ -15,10 +15,10 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.models.agent import Agent, load_controller
 from worldmodels.models.weights import load_tensors
 from worldmodels.pipeline import studies, tasks
+from worldmodels.pipeline.collection import player_of
 from worldmodels.pipeline.config import override
-from worldmodels.pipeline.run import Experiment
-from worldmodels.pipeline.stages.collect import player_of
-from worldmodels.pipeline.stages.evolve import save_controller
+from worldmodels.pipeline.evolution import save_controller
+from worldmodels.pipeline.run import Run
 from worldmodels.rollout import runner as play
 from worldmodels.support.files import read_json
 
@@ -38,7 +38,7 @@ ROUND = {
 def base(tmp_path_factory):
     """A run folder with V and M."""
     folder = tmp_path_factory.mktemp("base")
-    with Experiment(folder, toy_config()) as experiment:
+    with Run(folder, toy_config()) as experiment:
         write_world(experiment)
     sheet = folder / "vae" / "sheets" / "epoch_0001.png"  # training draws one every epoch
     sheet.parent.mkdir()
@@ -68,7 +68,7 @@ def test_sweep(base, capsys, monkeypatch):
         child = base / "temperatures" / f"{result['temperature']:g}"
         assert (child / "vae" / "sheets" / "epoch_0001.png").read_bytes() == b"drawn"
         assert (child / "rnn" / "rnn.safetensors").stat().st_ino == (base / "rnn" / "rnn.safetensors").stat().st_ino
-        with Experiment(child) as experiment:
+        with Run(child) as experiment:
             assert experiment.config.evolve.temperature == result["temperature"]
         assert len(result["game"]["scores"]) == 2 and len(result["dream"]["scores"]) == 4
         assert Agent.load(child).params.shape == (result["parameters"],)
@@ -94,7 +94,7 @@ def test_ablate(base, capsys, monkeypatch):
     }
     task = dataclasses.replace(tasks.get("takecover"), ablations=ablations)
     monkeypatch.setattr(tasks, "get", lambda _: task)
-    with Experiment(base, toy_config()) as experiment:
+    with Run(base, toy_config()) as experiment:
         save_latents(experiment)
     results = studies.ablate(base, toy_config())
     assert [result["variant"] for result in results] == list(ablations)
@@ -105,7 +105,7 @@ def test_ablate(base, capsys, monkeypatch):
     assert (base / "ablations" / "z_c_h" / "rnn" / "rnn.safetensors").stat().st_ino == trained.stat().st_ino
     assert own.stat().st_ino != trained.stat().st_ino
     assert not (own.parents[1] / "check_dream" / "check_dream.json").exists()
-    with Experiment(own.parents[1]) as experiment:
+    with Run(own.parents[1]) as experiment:
         assert experiment.summary("train_rnn")["steps"] == 0 and experiment.metrics("train-rnn") == []
 
 
@@ -129,8 +129,8 @@ def save_latents(experiment):
 
 def test_iterate(tmp_path, capsys, monkeypatch):
     task = tasks.get("takecover")
-    beside = {name: task.beside[name] for name in ("random", "collecting")}
-    few = dataclasses.replace(task, beside=beside, policies={name: task.policies[name] for name in beside.values()})
+    beside = {name: task.baselines[name] for name in ("random", "collecting")}
+    few = dataclasses.replace(task, baselines=beside, policies={name: task.policies[name] for name in beside.values()})
     monkeypatch.setattr(tasks, "get", lambda _: few)
     config = override(toy_config(), {"iterate": ROUND})
     results = studies.iterate(tmp_path, config)
@@ -148,9 +148,9 @@ def test_iterate(tmp_path, capsys, monkeypatch):
     _, first, _ = load_controller(tmp_path / "evolve" / "controller.safetensors")
     _, second, _ = load_controller(one / "evolve" / "controller.safetensors")
     assert first.any() and (first != second).any()
-    with Experiment(one) as experiment:
+    with Run(one) as experiment:
         assert experiment.summary("collect")["player"] == player_of(tmp_path)
-    evolve = Experiment.stored_config(one).evolve
+    evolve = Run.stored_config(one).evolve
     assert (evolve.init_from, evolve.generations) == ("", ROUND["generations"])
     assert read_json(tmp_path / "rounds" / "rounds.json") == results
     capsys.readouterr()
@@ -160,9 +160,9 @@ def test_iterate(tmp_path, capsys, monkeypatch):
 
 def test_a_round_of_another_agent_is_refused(tmp_path):
     first, one = tmp_path / "run", tmp_path / "run" / "rounds" / "1"
-    with Experiment(first, toy_config()) as experiment:
+    with Run(first, toy_config()) as experiment:
         save_controller(experiment, Controller(4, 8, 1), np.zeros(20), {"generation": 2, "score": 6.0})
-    with Experiment(one, toy_config()) as experiment:
+    with Run(one, toy_config()) as experiment:
         mark_done(experiment, "collect", summary={"player": {"generation": 2, "score": 6.0}})
         studies._check_player(experiment, first)
         experiment.marker("collect").unlink()
@@ -196,21 +196,21 @@ def test_only_the_papers_experiment_has_its_table():
 
 
 def test_evolution_starts_where_it_is_told(base, tmp_path):
-    with Experiment(base, toy_config()) as experiment:
-        experiment.run("evolve")
+    with Run(base, toy_config()) as experiment:
+        experiment.run_stage("evolve")
     changed = toy_config(evolve={"start": str(base), "sigma": 1e-9, "generations": 1})
     studies.branch(base, tmp_path, ("collect", "train_vae", "encode", "train_rnn"))
-    with Experiment(tmp_path, changed) as experiment:
-        experiment.run("evolve")
+    with Run(tmp_path, changed) as experiment:
+        experiment.run_stage("evolve")
     _, first, _ = load_controller(base / "evolve" / "controller.safetensors")
     _, second, _ = load_controller(tmp_path / "evolve" / "controller.safetensors")
     np.testing.assert_allclose(second, first, atol=1e-6)
     with pytest.raises(ValueError, match=r"^evolve\.init_from: expected a C of 4 parameters, got 20"):
-        Experiment(tmp_path / "other", toy_config(evolve={"start": str(base), "features": "z"}))
+        Run(tmp_path / "other", toy_config(evolve={"start": str(base), "features": "z"}))
 
 
 def test_command_line(base, capsys):
-    with Experiment(base, toy_config()):
+    with Run(base, toy_config()):
         pass
     arguments = ["sweep", "takecover", "--out", str(base), "--temperatures", "0.1"]
     assert main(arguments) == 0
@@ -224,9 +224,9 @@ def test_command_line(base, capsys):
 
 def test_an_untrained_model_stands_in_for_the_taken_worlds(tmp_path):
     config = dataclasses.replace(toy_config(train_rnn={"steps": 0}), world="takecover")
-    with Experiment(tmp_path, config) as experiment:
+    with Run(tmp_path, config) as experiment:
         for stage in ("collect", "train_vae", "encode", "train_rnn"):
-            experiment.run(stage)
+            experiment.run_stage(stage)
     shipped, made = load_world_model(pretrained.folder("takecover")), load_world_model(tmp_path)
     assert made.mdnrnn.config == shipped.mdnrnn.config
     assert (made.mdnrnn.head.weight != shipped.mdnrnn.head.weight).any()

@@ -24,12 +24,13 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE, vae_loss
 from worldmodels.models.weights import load_model, load_tensors, save_model
 from worldmodels.pipeline.config import TrainRNNConfig, TrainVAEConfig
-from worldmodels.pipeline.run import Experiment
-from worldmodels.pipeline.stages import train_rnn, train_vae
-from worldmodels.pipeline.stages import trainer as loop
-from worldmodels.pipeline.stages.train_rnn import learning_rate
+from worldmodels.pipeline.run import Run
+from worldmodels.training import rnn as train_rnn
+from worldmodels.training import trainer as loop
+from worldmodels.training import vae as train_vae
 from worldmodels.training.distributed import Ranks
 from worldmodels.training.optim import DivergedError, LossGuard, Pieces, cosine
+from worldmodels.training.rnn import learning_rate
 
 LENGTHS = [7, 12, 9, 14, 8, 11]
 MODULES = {"train_vae": train_vae, "train_rnn": train_rnn}
@@ -51,7 +52,7 @@ SETTINGS = {
 
 def prepare(folder, stage, **changes):
     """A run folder in which ``stage`` is next."""
-    experiment = Experiment(folder, toy_config(**{stage: {**SETTINGS[stage], **changes}}))
+    experiment = Run(folder, toy_config(**{stage: {**SETTINGS[stage], **changes}}))
     if not experiment.is_done(EARLIER[stage][-1]):
         mark_done(experiment, *EARLIER[stage])
         if stage == "train_vae":
@@ -93,7 +94,7 @@ def precision(request):
 def uninterrupted(request, precision, tmp_path_factory):
     stage = request.param
     with prepare(tmp_path_factory.mktemp("whole"), stage, precision=precision) as experiment:
-        experiment.run(stage)
+        experiment.run_stage(stage)
         return stage, outcome(experiment, stage)
 
 
@@ -113,11 +114,11 @@ def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, uninterrupted, 
     with prepare(tmp_path, stage, precision=precision) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, OWNERS.get(name, MODULES[stage]), name, call, after=after)
-            experiment.run(stage)
+            experiment.run_stage(stage)
         assert not experiment.path(*FILES[stage]).exists()
     torch.manual_seed(12345)  # a new process knows nothing of the old one's generator
     with prepare(tmp_path, stage, precision=precision) as experiment:
-        experiment.run(stage)
+        experiment.run_stage(stage)
         check_same(outcome(experiment, stage), expected)
 
 
@@ -137,23 +138,23 @@ def test_a_diverging_loss_stops_and_the_checkpoint_is_kept(tmp_path, stage):
     """A learning rate that is far too large comes in after the first checkpoint; then the right one comes back."""
     checkpoint = FILES[stage][0], "checkpoint.safetensors"
     with prepare(tmp_path / "whole", stage) as experiment:
-        experiment.run(stage)
+        experiment.run_stage(stage)
         expected = outcome(experiment, stage)
     with prepare(tmp_path / "bad", stage) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, loop, "save_tensors", 1, after=True)
-            experiment.run(stage)
+            experiment.run_stage(stage)
         kept = experiment.path(*checkpoint).read_bytes()
     with prepare(tmp_path / "bad", stage, lr=1e30) as experiment:
         with pytest.raises(
             DivergedError, match=rf"{stage.replace('_', '-')}: the loss is .* last good checkpoint is kept"
         ):
-            experiment.run(stage)
+            experiment.run_stage(stage)
         assert experiment.path(*checkpoint).read_bytes() == kept
         assert not experiment.path(*FILES[stage]).exists()
         assert not experiment.is_done(stage)
     with prepare(tmp_path / "bad", stage) as experiment:
-        experiment.run(stage)
+        experiment.run_stage(stage)
         check_same(outcome(experiment, stage), expected)
 
 
@@ -281,7 +282,7 @@ def test_out_of_memory_halves_the_pieces_and_the_result_is_the_same(tmp_path, ca
     steps = {"steps": 2, "precision": "float32", "checkpoint_every": 2}
     steps |= {"batch": 4} if stage == "train_vae" else {"micro_steps": 8}
     with prepare(tmp_path / "roomy", stage, **steps) as experiment:
-        experiment.run(stage)
+        experiment.run_stage(stage)
         expected = outcome(experiment, stage)
     name = "vae_loss" if stage == "train_vae" else "chunk_losses"
     real = getattr(MODULES[stage], name)
@@ -293,7 +294,7 @@ def test_out_of_memory_halves_the_pieces_and_the_result_is_the_same(tmp_path, ca
 
     monkeypatch.setattr(MODULES[stage], name, full)
     with prepare(tmp_path / "full", stage, **steps) as experiment:
-        experiment.run(stage)
+        experiment.run_stage(stage)
         found = outcome(experiment, stage)
     said = capsys.readouterr().err
     unit = "frames" if stage == "train_vae" else "streams"
@@ -326,9 +327,9 @@ def test_out_of_memory_with_nothing_to_halve_is_explained():
 def test_no_steps_hand_on_what_training_starts_from(tmp_path, stage):
     file = FILES[stage]
     with prepare(tmp_path / "before", stage) as experiment:
-        experiment.run(stage)
+        experiment.run_stage(stage)
     with prepare(tmp_path / "kept", stage, steps=0, start=str(tmp_path / "before")) as experiment:
-        experiment.run(stage)
+        experiment.run_stage(stage)
         summary = experiment.summary(stage)
     (before, _), (kept, about) = (load_tensors((tmp_path / name).joinpath(*file)) for name in ("before", "kept"))
     assert all(torch.equal(before[name], kept[name]) for name in before)
@@ -338,16 +339,16 @@ def test_no_steps_hand_on_what_training_starts_from(tmp_path, stage):
 
 def test_an_m_that_is_handed_on_keeps_the_weight_of_its_ends(tmp_path):
     with prepare(tmp_path / "before", "train_rnn", done_pos_weight=3.0) as experiment:
-        experiment.run("train_rnn")
+        experiment.run_stage("train_rnn")
     with prepare(tmp_path / "kept", "train_rnn", steps=0, init_from=str(tmp_path / "before")) as experiment:
-        experiment.run("train_rnn")
+        experiment.run_stage("train_rnn")
     assert done_weight(tmp_path / "kept", "chance") == 3.0
 
 
 @pytest.mark.parametrize(("stage", "setting"), [("train_vae", "latent_size"), ("train_rnn", "hidden_size")])
 def test_a_start_of_another_shape_is_named(tmp_path, stage, setting):
     with prepare(tmp_path / "before", stage) as experiment:
-        experiment.run(stage)
+        experiment.run_stage(stage)
     size = getattr(getattr(experiment.config, stage), setting) + 1
     said = rf"^{stage}\.start: expected .*'{setting}': {size}.* got .*'{setting}': {size - 1}.*before"
     with pytest.raises(ValueError, match=said):
@@ -375,7 +376,7 @@ def test_the_best_weights_are_handed_on_and_patience_ends_the_training(tmp_path,
         with monkeypatch.context() as patch:
             patch.setattr(MODULES[stage], "validate", lambda *arguments: {**real(*arguments), criterion: next(values)})
             with prepare(tmp_path / name, stage, **{**settings, **changes}) as experiment:
-                experiment.run(stage)
+                experiment.run_stage(stage)
                 return outcome(experiment, stage)
 
     (kept, checkpoint, *_), lines, summary = run("best", patience=2)
@@ -400,7 +401,7 @@ def test_a_sheet_is_drawn_every_epoch(tmp_path, stage):
     with prepare(tmp_path, stage, checkpoint_every=100, **settings) as experiment:
         if stage == "train_rnn":
             save_model(experiment.path("vae", "vae.safetensors"), make_vae(4))
-        experiment.run(stage)
+        experiment.run_stage(stage)
         sheets = sorted(experiment.path(FILES[stage][0], "sheets").iterdir())
         epochs = 4 if stage == "train_vae" else experiment.summary(stage)["epochs"] + 1
     assert [sheet.name for sheet in sheets] == [f"epoch_{epoch:04d}.png" for epoch in range(1, epochs + 1)]
@@ -416,7 +417,7 @@ def test_v_is_compiled_only_when_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
     for wanted in (False, True):
         with prepare(tmp_path / str(wanted), "train_vae", compile=wanted, steps=1) as experiment:
-            experiment.run("train_vae")
+            experiment.run_stage("train_vae")
         assert len(compiled) == wanted
 
 
@@ -425,7 +426,7 @@ def test_tensorboard_is_an_option(tmp_path, monkeypatch):
     monkeypatch.setattr("worldmodels.pipeline.preflight.find_spec", lambda _: True)  # installed, but not to be imported
     with prepare(tmp_path, "train_rnn", tensorboard=True) as experiment:
         with pytest.raises(RuntimeError, match=r"pip install 'worldmodels\[tensorboard\]'"):
-            experiment.run("train_rnn")
+            experiment.run_stage("train_rnn")
     written = []
 
     class Writer:
@@ -440,7 +441,7 @@ def test_tensorboard_is_an_option(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
     with prepare(tmp_path, "train_rnn", tensorboard=True) as experiment:
-        experiment.run("train_rnn")
+        experiment.run_stage("train_rnn")
         lines = metrics(experiment, "train-rnn")
     assert written[0] == (str(tmp_path / "tensorboard"), 1)
     assert written[-1] == "closed"
@@ -461,10 +462,10 @@ def test_v_learns_a_few_pictures(tmp_path):
     pictures = np.stack([picture(channel) for channel in range(3)])
     episode = Episode(**{**vars(make_episode(9)), "frames": np.tile(pictures, (3, 1, 1, 1))})
     settings = {"steps": 50, "batch": 6, "lr": 1e-3, "checkpoint_every": 50, "latent_size": 4, "precision": "float32"}
-    with Experiment(tmp_path, toy_config(train_vae=settings)) as experiment:
+    with Run(tmp_path, toy_config(train_vae=settings)) as experiment:
         write_store(experiment.path("episodes"), [episode] * 2)
         mark_done(experiment, "collect")
-        experiment.run("train_vae")
+        experiment.run_stage("train_vae")
         lines = experiment.metrics("train-vae")
         vae = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
@@ -491,10 +492,10 @@ def test_m_learns_the_entropy_of_its_data_and_when_episodes_end(tmp_path):
         np.ones(episodes, np.bool_),
     )
     settings = {"steps": 300, "batch": 16, "sequence": 24, "hidden_size": 16, "lr": 1e-2, "checkpoint_every": 300}
-    with Experiment(tmp_path, toy_config(train_rnn={**settings, "validation": 0.25})) as experiment:
+    with Run(tmp_path, toy_config(train_rnn={**settings, "validation": 0.25})) as experiment:
         latents.save(experiment.path("latents", "00000.safetensors"))
         mark_done(experiment, "collect", "train_vae", "encode")
-        experiment.run("train_rnn")
+        experiment.run_stage("train_rnn")
         lines = experiment.metrics("train-rnn")
         figures = experiment.summary("train_rnn")
         starts, _ = load_tensors(experiment.path("rnn", "initial.safetensors"))
@@ -510,12 +511,12 @@ def test_m_learns_the_entropy_of_its_data_and_when_episodes_end(tmp_path):
 
 @pytest.mark.parametrize("stage", list(MODULES))
 def test_one_episode_is_not_enough(tmp_path, stage):
-    with Experiment(tmp_path, toy_config()) as experiment:
+    with Run(tmp_path, toy_config()) as experiment:
         write_store(experiment.path("episodes"), [make_episode(5)])
         make_latents([5]).save(experiment.path("latents", "00000.safetensors"))
         mark_done(experiment, *EARLIER[stage])
         with pytest.raises(ValueError, match=r"collect\.episodes: expected at least 2 to hold one out"):
-            experiment.run(stage)
+            experiment.run_stage(stage)
 
 
 @pytest.mark.parametrize("has", [True, False])

@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 _openmp.share()
 register()
 
-__version__ = metadata.version("worldmodels")
+__version__ = metadata.version("worldmodels-rl")
 
 if TYPE_CHECKING:
     from worldmodels.cmaes.cmaes import CMAES

@@ -15,15 +15,9 @@ from worldmodels import __version__, pretrained
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config, override
-from worldmodels.pipeline.run import (
-    MAKERS,
-    STAGES,
-    Experiment,
-    check_inputs,
-    command,
-    require_earlier,
-    section_names,
-)
+from worldmodels.pipeline.run import Run, check_inputs, require_earlier, section_names
+from worldmodels.pipeline.stage import command
+from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.support import settings
 from worldmodels.support.cpu import describe
 from worldmodels.support.suggestions import suggestion
@@ -34,18 +28,6 @@ from worldmodels.support.versions import versions
 _EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "tensorboard": "tensorboard", "stable_baselines3": "examples"}
 _MOST_EPISODES = 1_000_000  # that `play` and `dream` score
 _LARGEST_SCALE = 8  # of their GIFs and MP4s: a panel is then 512 pixels wide
-
-_ABOUT = {
-    "collect": "play the real game with fixed policies and keep every frame",
-    "train_vae": "train V, the autoencoder of frames",
-    "encode": "encode every frame with V",
-    "train_rnn": "train M, the model of what comes next",
-    "check_dream": "compare fixed policies in the dream and in the game",
-    "evolve": "evolve C inside the dream, or in the real environment",
-    "evaluate": "play the real game with the agent and with policies beside it",
-    "report": "draw the pictures and the page",
-}
-
 
 _WHOLE = {
     "run": "all stages (TakeCover's V and M come with the package unless --from-scratch); run again to resume",
@@ -126,7 +108,7 @@ def parser() -> _Parser:
 
     for stage in STAGES:
         one = commands.add_parser(
-            command(stage), help=_ABOUT[stage], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            stage.command, help=stage.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         one.add_argument(
             "--task",
@@ -136,8 +118,8 @@ def parser() -> _Parser:
             help="in a new folder: the task (default: takecover)",
         )
         _add_common(one, presets)
-        _add_section(one, stage, "")
-        if stage == "collect":
+        _add_section(one, stage.name, "")
+        if stage.name == "collect":
             _add_section(one, "environment", "environment.")
     play = commands.add_parser(
         "play", help="an agent in the real game", formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -341,7 +323,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get((error.name or "").partition(".")[0], "takecover")
         text = str(error)
-        return text if "pip install" in text else f"{text}; `pip install 'worldmodels[{extra}]'` brings it"
+        return text if "pip install" in text else f"{text}; `pip install 'worldmodels-rl[{extra}]'` brings it"
     if isinstance(error, MemoryError):
         return f"memory ran out ({str(error) or 'no more is said'}); the same command goes on from the last checkpoint"
     return str(error)
@@ -359,7 +341,7 @@ def _work(options: argparse.Namespace) -> None:
         raise NotADirectoryError(f"--out: expected a folder, got a file: {out}")
     config = override(_config(options, out), changes)
     stage = options.command.replace("-", "_")
-    trained = [section for section in MAKERS if section in changes or section == stage]
+    trained = [one.name for one in STAGES if one.world_model and (one.name in changes or one.name == stage)]
     if config.world_model and trained:
         raise ValueError(
             f"{command(trained[0])}: nothing to do in {out}, which takes V and M from {config.world_model}; "
@@ -380,16 +362,35 @@ def _work(options: argparse.Namespace) -> None:
         else:
             studies.iterate(out, config, force=options.force)
         return
-    stages: tuple[str, ...] = STAGES
+    names = NAMES
     if options.command != "run":
-        stages = (stage,)
+        names = (stage,)
         require_earlier(out, stage)
-    rerun = stage if options.force and stages == (stage,) else None
+    rerun = stage if options.force and names == (stage,) else None
     if rerun is not None:
         check_inputs(out, stage)
-    with Experiment(out, config, rerun=rerun, force=options.force) as experiment:
-        for stage in stages:
-            experiment.run(stage)
+    with Run(out, config, rerun=rerun, force=options.force) as run:
+        if options.command == "run":
+            _print_estimate(run)
+        done = run.is_done("report")
+        for name in names:
+            run.run_stage(name)
+        if options.command == "run" and done and run.ranks.first:  # else the stage has printed it
+            print(f"report: {run.path('report', 'index.html')}")
+
+
+def _print_estimate(run: Run) -> None:
+    """Print how many stages are left, and how long all of them take."""
+    left = sum(not run.is_done(name) for name in NAMES)
+    if left == 0 or not run.ranks.first:
+        return
+    text = f"{left} stages" if left == len(NAMES) else f"{left} of {len(NAMES)} stages left"
+    minutes, preset = run.task.minutes.get(run.config.preset), run.task.presets.get(run.config.preset)
+    if minutes is not None and preset is not None:
+        about = f"about {minutes:g} minutes on 2 cores"
+        usual = left == len(NAMES) and replace(preset, seed=run.config.seed) == run.config
+        text += f", {about}" if usual else f" (all {len(NAMES)} with the settings of preset {preset.preset}: {about})"
+    print(text, file=sys.stderr)
 
 
 def _folder(options: argparse.Namespace) -> Path:
@@ -403,7 +404,7 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
     chosen = vars(options)
     whole, scratch = options.command in _WHOLE, chosen.get("from_scratch", False)
     wanted: dict[str, Any] = {key: chosen[key] for key in ("task", "preset", "world_model") if key in chosen}
-    stored = Experiment.stored_config(out)
+    stored = Run.stored_config(out)
     if stored is None:
         task = tasks.get(wanted.get("task", "takecover"))
         usual = task.default_preset if whole else task.training_preset
@@ -460,7 +461,7 @@ def _show(options: argparse.Namespace) -> None:
         from worldmodels.analysis.recording import check_video
 
         check_video()
-    folder, config = Experiment.agent(options.agent)
+    folder, config = Run.agent(options.agent)
 
     from worldmodels import load_world_model
     from worldmodels.analysis import playback as show
@@ -481,7 +482,7 @@ def _show(options: argparse.Namespace) -> None:
         }
         about = f"{options.agent}, in its dream at temperature {temperature:g}"
         scores = show.dream_scores(folder, options.episodes, **chosen)
-        if not task.dreams_are_scored(load_world_model(folder).mdnrnn):
+        if not task.dream_has_reward(load_world_model(folder).mdnrnn):
             about += ", in steps (M has no reward head)"
     else:
         environment = replace(

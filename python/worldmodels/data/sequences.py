@@ -102,10 +102,11 @@ class Streams:
             filled[shortest] += -(-self._lengths[episode] // self._align) * self._align
         steps = int(filled.max())
         index, valid = np.zeros((self.batch, steps), np.int64), np.zeros((self.batch, steps), np.float32)
+        starts = self._latents.starts  # a cumulative sum over all episodes
         for row, episodes in enumerate(streams):
             at = 0
             for episode in rng.permutation(episodes):
-                start, length = int(self._latents.starts[episode]), int(self._lengths[episode])
+                start, length = int(starts[episode]), int(self._lengths[episode])
                 index[row, at : at + length], valid[row, at : at + length] = np.arange(start, start + length), 1
                 index[row, at + length :] = start + length - 1
                 at += -(-length // self._align) * self._align

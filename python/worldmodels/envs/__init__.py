@@ -8,4 +8,4 @@ class GameLostError(RuntimeError):
 
 
 class ContractError(ValueError):
-    """An environment, or a policy, breaks the contract of docs/add_environment.md."""
+    """An environment, or a policy, breaks the contract of docs/tutorials/own_environment.md."""

@@ -55,7 +55,8 @@ def ornstein_uhlenbeck(step: float, time_constant: float, action_size: int = 1) 
     """An Ornstein-Uhlenbeck process: a random walk that decays towards zero by 1 / ``time_constant`` every step."""
     if not 0 < step < float("inf") or not 1 <= time_constant < float("inf"):
         raise ValueError(
-            f"step, time_constant: expected a finite step above zero and a time constant from 1, got {step}, {time_constant}"
+            "step, time_constant: expected a finite step above zero and a time constant from 1, "
+            f"got {step}, {time_constant}"
         )
 
     def actions(rng: np.random.Generator) -> Iterator[Action]:

@@ -39,7 +39,7 @@ def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) ->
 
     Raises:
         ValueError: Gymnasium does not know the environment, or the environment does not know an option.
-        ContractError: its spaces are not those of docs/add_environment.md.
+        ContractError: its spaces are not those of docs/tutorials/own_environment.md.
     """
     entry_point(environment.id)  # an id that Gymnasium does not know is named
     check_options(environment)
@@ -99,7 +99,7 @@ def backend(environment: EnvSpec) -> str:
             raise ValueError(f"environment.backend: EnvPool has {have}; expected gymnasium for {environment.id}")
         if not pool.installed():
             raise ModuleNotFoundError(
-                "environment.backend: envpool is not installed: pip install 'worldmodels[envpool]'"
+                "environment.backend: envpool is not installed: pip install 'worldmodels-rl[envpool]'"
             )
     if environment.backend:
         return environment.backend
@@ -117,7 +117,7 @@ def make_batch(environment: EnvSpec, slots: int, *, workers: int | None = None, 
 
     Raises:
         ValueError: a number is out of range, or EnvPool is asked for what it does not have.
-        ContractError: the spaces of the environment are not those of docs/add_environment.md.
+        ContractError: the spaces of the environment are not those of docs/tutorials/own_environment.md.
     """
     workers = cores() if workers is None else workers
     for name, value in (("slots", slots), ("workers", workers)):

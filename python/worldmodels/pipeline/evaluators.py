@@ -15,7 +15,7 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import Termination
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
-from worldmodels.pipeline.run import Experiment
+from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators import Evaluator
 from worldmodels.rollout.evaluators.dream import DreamEvaluator
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
@@ -23,29 +23,29 @@ from worldmodels.support.cpu import cores, default_threads
 from worldmodels.support.simd import Precision, precisions
 
 
-def make_evaluator(experiment: Experiment) -> Evaluator:
+def make_evaluator(run: Run) -> Evaluator:
     """The evaluator that a run's settings choose: ``evolve.evaluate_in``."""
-    dream = experiment.config.evolve.evaluate_in == "dream"
-    return dream_evaluator(experiment) if dream else environment_evaluator(experiment)
+    dream = run.config.evolve.evaluate_in == "dream"
+    return dream_evaluator(run) if dream else environment_evaluator(run)
 
 
-def dream_evaluator(experiment: Experiment) -> DreamEvaluator:
+def dream_evaluator(run: Run) -> DreamEvaluator:
     """The evaluator of a run in its dream, at the settings of its evolve stage.
 
     Raises:
         ValueError: there is no CUDA device, and the settings ask for one; or M predicts no reward.
     """
-    config = experiment.config.evolve
-    if not experiment.task.dreams_are_scored(load_world_model(experiment.folder).mdnrnn):
+    config = run.config.evolve
+    if not run.task.dream_has_reward(load_world_model(run.folder).mdnrnn):
         raise ValueError(f"evolve.evaluate_in: expected environment, as M predicts no reward, got {config.evaluate_in}")
     threads = config.num_threads or default_threads()
     if config.device == "cpu":
-        dream = make_dream(experiment, config.initial_states, termination=config.termination)
+        dream = make_dream(run, config.initial_states, termination=config.termination)
         return DreamEvaluator(dream, threads)
-    world, memory = _starts(experiment, config.initial_states)
+    world, memory = _starts(run, config.initial_states)
     on_gpu = TorchDream(
         *world,
-        make_controller(experiment, world.mdnrnn),
+        make_controller(run, world.mdnrnn),
         device=gpu(),
         temperature=config.temperature,
         max_steps=config.max_steps,
@@ -55,27 +55,27 @@ def dream_evaluator(experiment: Experiment) -> DreamEvaluator:
     return DreamEvaluator(on_gpu, threads)
 
 
-def environment_evaluator(experiment: Experiment) -> EnvironmentEvaluator:
+def environment_evaluator(run: Run) -> EnvironmentEvaluator:
     """The evaluator of a run in the real environment, at the settings of its evolve stage."""
-    config = experiment.config
-    model = load_model(experiment.path("rnn", "rnn.safetensors"), MDNRNN)
+    config = run.config
+    model = load_model(run.path("rnn", "rnn.safetensors"), MDNRNN)
     return EnvironmentEvaluator(
-        load_model(experiment.path("vae", "vae.safetensors"), ConvVAE),
+        load_model(run.path("vae", "vae.safetensors"), ConvVAE),
         model,
-        make_controller(experiment, model),
+        make_controller(run, model),
         config.environment,
         slots=config.evolve.num_envs,
         workers=config.evolve.num_threads or cores(),
         max_steps=config.evolve.max_steps,
         precision=config.encode.precision,
         patience=config.evolve.max_steps_without_reward,
-        rules=experiment.task.rules,
+        rules=run.task.rules,
     )
 
 
-def make_controller(experiment: Experiment, model: MDNRNN) -> Controller:
+def make_controller(run: Run, model: MDNRNN) -> Controller:
     """The shape of C that a run's settings choose, for its M."""
-    config = experiment.config.evolve
+    config = run.config.evolve
     return Controller(
         model.latent_size,
         model.hidden_size,
@@ -83,7 +83,7 @@ def make_controller(experiment: Experiment, model: MDNRNN) -> Controller:
         features=config.features,
         bias=config.bias,
         hidden_units=config.hidden_units,
-        squash=experiment.task.squash,
+        squash=run.task.squash,
     )
 
 
@@ -99,7 +99,7 @@ def gpu() -> torch.device:
 
 
 def make_dream(
-    experiment: Experiment,
+    run: Run,
     starts: str = "first",
     *,
     termination: Termination | None = None,
@@ -108,7 +108,7 @@ def make_dream(
     """The native dream of a run folder's M, at its evolve stage's settings but for what is said here.
 
     Args:
-        experiment: the run folder.
+        run: the run folder.
         starts: ``"first"`` or ``"random"``: initial states.
         termination: Termination of its episodes; None for that of the settings, sampled rather than expected.
         precision: Precision; None for that of the settings.
@@ -116,11 +116,11 @@ def make_dream(
     Raises:
         ValueError: The settings ask for burned-in initial states, and the run folder has none.
     """
-    config = experiment.config.evolve
-    world, memory = _starts(experiment, starts)
+    config = run.config.evolve
+    world, memory = _starts(run, starts)
     return Dream(
         *world,
-        make_controller(experiment, world.mdnrnn),
+        make_controller(run, world.mdnrnn),
         temperature=config.temperature,
         max_steps=config.max_steps,
         precision=precision or resolve_precision(config.precision),
@@ -129,9 +129,9 @@ def make_dream(
     )
 
 
-def playback_precision(experiment: Experiment) -> Precision:
+def playback_precision(run: Run) -> Precision:
     """The precision to play a run's dreams in: that of its evolution, or float32 where this machine lacks it."""
-    wanted = resolve_precision(experiment.config.evolve.precision)
+    wanted = resolve_precision(run.config.evolve.precision)
     return wanted if wanted in precisions() else "float32"
 
 
@@ -147,16 +147,14 @@ def resolve_precision(precision: Literal["auto", "float32", "bfloat16"]) -> Prec
     return precision
 
 
-def _starts(experiment: Experiment, starts: str) -> tuple[WorldModel, dict[str, Any]]:
+def _starts(run: Run, starts: str) -> tuple[WorldModel, dict[str, Any]]:
     """A run folder's M with where its dreams start, and M's memory there, if it has one."""
-    world = load_world_model(experiment.folder)
+    world = load_world_model(run.folder)
     if starts == "first":
         return world, {}
-    midway = load_midway(experiment.folder, world.mdnrnn)
+    midway = load_midway(run.folder, world.mdnrnn)
     if midway is None:
-        raise ValueError(
-            f"evolve.initial_states: expected first, as {experiment.folder} has no burned-in states, got random"
-        )
+        raise ValueError(f"evolve.initial_states: expected first, as {run.folder} has no burned-in states, got random")
     first = np.zeros((len(world.initial_mu), world.mdnrnn.hidden_size), np.float32)
     both = world._replace(
         initial_mu=np.concatenate([world.initial_mu, midway["mu"]]),

@@ -16,23 +16,10 @@ from worldmodels import pretrained
 from worldmodels.envs.policies import AGENT, parse_policies
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.controller import Controller
-from worldmodels.pipeline import tasks
+from worldmodels.pipeline import stages, tasks
 from worldmodels.pipeline.config import Config
+from worldmodels.pipeline.stage import INITIAL_STATES, C, M, V
 
-#: Files of V and of M in a run folder, and of C; the last is written by ``evolve``.
-V, M, C = "vae/vae.safetensors", "rnn/rnn.safetensors", "evolve/controller.safetensors"
-STARTS = "rnn/initial.safetensors"
-#: Packages that stages import, and the extra of the package that brings them.
-_PACKAGES = {
-    "collect": ("gymnasium", "h5py"),
-    "train_vae": ("h5py", "PIL"),
-    "encode": ("h5py",),
-    "train_rnn": ("h5py", "PIL"),
-    "check_dream": ("gymnasium",),
-    "evolve": ("gymnasium",),
-    "evaluate": ("gymnasium", "matplotlib", "PIL"),
-    "report": ("matplotlib", "PIL"),
-}
 _INT32 = 2**31 - 1
 _LATENTS = 2**14  # most that the native encoder takes
 _ROWS = 2**20  # most of any buffer of the native dream
@@ -45,12 +32,12 @@ _LARGEST_WEIGHT = 1e9  # of a term of a loss, which overflows float32 beyond
 _BYTES_PER_PARAMETER = 16  # in training: the weight, its gradient and Adam's two moments, in float32
 
 
-def check_config(config: Config, stages: Collection[str], folder: Path | None = None) -> None:
+def check_config(config: Config, names: Collection[str], folder: Path | None = None) -> None:
     """Check all settings together, for the stages that are going to run.
 
     Args:
         config: The settings.
-        stages: Stages that are not complete.
+        names: Names of the stages that are not complete.
         folder: The run folder, which no setting may name as another run; None where it is not known.
 
     Raises:
@@ -59,25 +46,25 @@ def check_config(config: Config, stages: Collection[str], folder: Path | None = 
         ModuleNotFoundError: A package that a stage needs is not installed.
     """
     task = tasks.get(config.task)
-    for package in dict.fromkeys(package for stage in stages for package in _PACKAGES[stage]):
+    for package in dict.fromkeys(package for name in names for package in stages.get(name).packages):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     if folder is not None:
-        _check_places(config, stages, folder)
+        _check_places(config, names, folder)
     if config.world_model:
         _check_world(config, task)
     else:
         _check_sizes(config)
-        if "collect" in stages:
+        if "collect" in names:
             _check_collect(config, task)
-        if "train_vae" in stages:
+        if "train_vae" in names:
             _check_train_vae(config)
-        if "encode" in stages:
+        if "encode" in names:
             check_precision("encode.precision", config.encode.precision)
             _at_most("encode.batch_size", config.encode.batch_size, 2**24)
-        if "train_rnn" in stages:
+        if "train_rnn" in names:
             _check_train_rnn(config, task)
-    if "check_dream" in stages:
+    if "check_dream" in names:
         model = _model_of(config, task)
         lanes = 4 * (4 * model["hidden_size"] + 4 * model["latent_size"])  # bytes; the heads come on top
         _check_memory(
@@ -86,9 +73,9 @@ def check_config(config: Config, stages: Collection[str], folder: Path | None = 
         _at_most("check_dream.dream_episodes", config.check_dream.dream_episodes, 2**24)
         _at_most("check_dream.episodes", config.check_dream.episodes, _EPISODES)
         _at_most("check_dream.num_envs", config.check_dream.num_envs, _PARALLEL)
-    if "evolve" in stages:
+    if "evolve" in names:
         _check_evolve(config, task)
-    if "evaluate" in stages:
+    if "evaluate" in names:
         evaluate = config.evaluate
         _at_most("evaluate.episodes", evaluate.episodes, _EPISODES)
         _at_most("evaluate.curve_episodes", evaluate.curve_episodes, _EPISODES)
@@ -119,7 +106,7 @@ def check_precision(name: str, precision: str) -> None:
         raise ValueError(f"{name}: expected float32 or auto, as this GPU has no bfloat16, got bfloat16")
 
 
-def _check_places(config: Config, stages: Collection[str], folder: Path) -> None:
+def _check_places(config: Config, names: Collection[str], folder: Path) -> None:
     """Settings that name another run: a run cannot begin with what it is going to make itself."""
     places = {
         "world_model": (config.world_model, (V, M)),
@@ -131,7 +118,7 @@ def _check_places(config: Config, stages: Collection[str], folder: Path) -> None
     }
     for setting, (name, files) in places.items():
         section = setting.partition(".")[0]
-        if not name or (section != "world_model" and section not in stages):
+        if not name or (section != "world_model" and section not in names):
             continue
         if any((folder_of(name) / file).resolve() == (folder / file).resolve() for file in files):
             raise ValueError(f"{setting}: expected another run than {folder} itself, got {name}")
@@ -175,7 +162,7 @@ def _check_train_vae(config: Config) -> None:
     vae = config.train_vae
     check_precision("train_vae.precision", vae.precision)
     _check_tensorboard("train_vae", vae.tensorboard)
-    for name in ("batch", "micro_batch", "validation", "steps"):
+    for name in ("batch_size", "micro_batch_size", "validation_frames", "steps"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _INT32)
     _at_most("train_vae.num_workers", vae.num_workers, _PARALLEL)
     _at_most("train_vae.lr", vae.lr, _FLOAT32)
@@ -195,12 +182,12 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
     rnn = config.train_rnn
     check_precision("train_rnn.precision", rnn.precision)
     _check_tensorboard("train_rnn", rnn.tensorboard)
-    for name in ("batch", "sequence", "micro_steps", "steps"):
+    for name in ("batch_size", "sequence_length", "micro_batch_steps", "steps"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _INT32)
     _at_most("train_rnn.lr_decay", rnn.lr_decay, 1)
     for name in ("lr", "lr_end"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _FLOAT32)
-    for name in ("done_weight", "clip"):
+    for name in ("done_pos_weight", "grad_clip"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _LARGEST_WEIGHT)
     episodes = config.collect.episodes
     if not config.collect.include and max(1, round(rnn.validation_fraction * episodes)) >= episodes:
@@ -263,7 +250,7 @@ def _check_memory(name: str, value: int, needed: int) -> None:
 
 def _check_world(config: Config, task: tasks.Task) -> None:
     """A finished world model to take over: its files, and that it is one of this task's actions."""
-    for file in (V, M, STARTS):
+    for file in (V, M, INITIAL_STATES):
         _header("world_model", config.world_model, file)
     model = _model_of(config, task)
     if model["action_size"] != len(task.actions):
@@ -406,7 +393,7 @@ def _check_environment(environment: EnvSpec, section: str, *, ignore_done: bool 
 def _check_tensorboard(section: str, wanted: bool) -> None:
     if wanted and find_spec("tensorboard") is None:
         raise ModuleNotFoundError(
-            f"{section}.tensorboard: needs the package: pip install 'worldmodels[tensorboard]'", name="tensorboard"
+            f"{section}.tensorboard: needs the package: pip install 'worldmodels-rl[tensorboard]'", name="tensorboard"
         )
 
 

@@ -1,9 +1,8 @@
-"""The run folder: its settings, which stages are done, what was measured, and who may write to it."""
+"""The run folder: its settings, the state of its stages, its metrics, and the lock of the process that writes to it."""
 
 from __future__ import annotations
 
 import fcntl
-import importlib
 import itertools
 import json
 import math
@@ -21,105 +20,22 @@ from types import TracebackType
 from typing import Any
 
 from worldmodels import pretrained
-from worldmodels.pipeline import tasks
+from worldmodels.pipeline import stages, tasks
 from worldmodels.pipeline.config import TOP, Config, from_dict, to_dict
-from worldmodels.pipeline.preflight import STARTS, C, M, V, check_config
+from worldmodels.pipeline.preflight import check_config
 from worldmodels.pipeline.records import misfit
+from worldmodels.pipeline.stage import Stage, StageFailedError
+from worldmodels.pipeline.stages import STAGES
+from worldmodels.support import settings
 from worldmodels.support.files import atomic_path, parse_line, read_json, read_lines, write_json
 from worldmodels.support.suggestions import suggestion
 from worldmodels.support.versions import versions
 from worldmodels.training.distributed import launched
 
-#: The stages in their order; each is the function ``run(experiment)`` of a module in ``worldmodels.pipeline.stages``.
-STAGES = ("collect", "train_vae", "encode", "train_rnn", "check_dream", "evolve", "evaluate", "report")
-#: Stages that make V and M, and the folders they write to.
-MAKERS = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
-#: What a run takes of a finished world: weights and the dream's starts; other starts and what was measured, if there.
-_TAKEN = {"train_vae": ("vae.safetensors",), "train_rnn": ("rnn.safetensors", "initial.safetensors")}
-_TAKEN_IF_THERE = {
-    "train_vae": ("vae.json", "quality.json"),
-    "train_rnn": ("rnn.json", "midway.safetensors", "quality.json"),
-}
-#: Stages that nothing builds on: they may be repeated with other settings at any time.
-LEAVES = ("check_dream", "evaluate", "report")
-#: Stages to repeat when a stage is repeated or goes on: what they made is of something that is no more.
-DEPENDENTS = {"evolve": ("evaluate", "report"), "check_dream": ("report",), "evaluate": ("report",)}
-#: Settings that may grow after a stage is complete: it goes on from where it stopped.
-EXTENDABLE = {("evolve", "generations")}
-#: Settings of training that say when it is looked at and when it ends.
-_WATCHING = ("checkpoint_every", "patience", "keep")
-#: Stages that keep what they have made when they are cut off: the files it is in, and the settings that may be others
-#: when they go on.
-KEEPERS = {
-    "collect": ("*.h5", ("episodes",)),
-    "train_vae": ("checkpoint.safetensors", ("steps", "lr", "schedule", "precision", *_WATCHING)),
-    "encode": ("*.safetensors", ("batch_size",)),
-    "train_rnn": (
-        "checkpoint.safetensors",
-        ("steps", "lr", "lr_end", "lr_decay", "schedule", "grad_clip", "precision", *_WATCHING),
-    ),
-    "evolve": ("*.safetensors", ("generations",)),
-}
-#: Settings that say where another run lies.
-PLACES = ("agent", "include", "init_from", "world_model")
-#: Settings that say how a stage uses the machine, not what comes out.
-MACHINE = {
-    ("collect", "num_workers"),
-    ("evolve", "num_threads"),
-    ("evolve", "num_envs"),
-    ("train_vae", "micro_batch_size"),
-    ("train_vae", "num_workers"),
-    ("train_vae", "compile"),
-    ("train_vae", "tensorboard"),
-    ("train_rnn", "micro_batch_steps"),
-    ("train_rnn", "tensorboard"),
-}
-#: Stages that several processes of one torchrun launch may share.
-PARALLEL = ("train_vae", "train_rnn")
-#: Files that a stage writes, as patterns relative to the run folder; `{policies}` and `{baselines}` are the task's.
-OUTPUTS = {
-    "collect": ("episodes/[0-9][0-9][0-9][0-9][0-9].h5",),
-    "train_vae": ("vae/{checkpoint,best,vae}.safetensors", "vae/{best,vae,quality}.json", "vae/sheets/epoch_*.png"),
-    "encode": ("latents/[0-9][0-9][0-9][0-9][0-9].safetensors",),
-    "train_rnn": (
-        "rnn/{checkpoint,best,rnn,initial,midway}.safetensors",
-        "rnn/{best,rnn,quality}.json",
-        "rnn/sheets/epoch_*.png",
-    ),
-    "check_dream": ("check_dream/check_dream.json", "check_dream/{policies}.jsonl"),
-    "evolve": ("evolve/{checkpoint,means,coordinates,controller}.safetensors", "evolve/controller.json"),
-    "evaluate": (
-        "results.json",
-        "evaluate/{episodes,before,curve}.jsonl",
-        "evaluate/{baselines}.jsonl",
-        "evaluate/episode.{json,gif}",
-        "evaluate/frames.png",
-    ),
-    "report": (
-        "report/index.html",
-        "report/dream.gif",
-        "report/{dream_strip,losses,quality,evolution,reality_check,scores,episode}.png",
-    ),
-}
-#: Files of earlier stages that a stage reads, as patterns relative to the run folder.
-INPUTS = {
-    "collect": (),
-    "train_vae": ("episodes/*.h5",),
-    "encode": ("episodes/*.h5", V),
-    "train_rnn": ("latents/*.safetensors",),
-    "check_dream": (M, STARTS),
-    "evolve": (M, STARTS),
-    "evaluate": (V, M, STARTS, C),
-    "report": (V, M, STARTS, C, "results.json", "check_dream/check_dream.json"),
-}
 _TEMPORARY = re.compile(r".+\.\d+\.tmp")  # of atomic_path, in whichever process
 
 
-class StageFailedError(RuntimeError):
-    """A stage is complete, but what it made does not serve its purpose."""
-
-
-class Experiment:
+class Run:
     """A run folder, locked for this process (under torchrun: for the processes of this launch; rank 0 writes).
 
     Layout: ``config.json``, ``metrics.jsonl``, ``results.json``, ``stages/<stage>.json`` (a stage that is complete,
@@ -127,17 +43,17 @@ class Experiment:
     ``latents/``, ``rnn/``, ``check_dream/``, ``evolve/``, ``evaluate/``, ``report/``.
 
     Args:
-        folder: the run folder; made if need be.
-        config: its settings; None to go on with those in the folder.
-        rerun: Stage to discard, with all later ones.
-        force: Whether stages may build on one that failed its purpose.
+        folder: Run folder; created if necessary.
+        config: Settings; None for those in the folder.
+        rerun: Name of a stage to discard, with all later ones.
+        force: Whether stages may build on a model that failed its quality gate.
 
     Raises:
         FileNotFoundError: ``config`` is None and the folder has none.
-        FileExistsError: The folder is no run, and holds files under a run's names.
-        BlockingIOError: another process works in the folder.
-        ValueError: a stage that is done, or that keeps its parts and was begun, has other settings; or the settings
-            cannot work. Nothing has been created, deleted or changed.
+        FileExistsError: The folder is no run folder, and holds files with the names of one.
+        BlockingIOError: Another process works in the folder.
+        ValueError: A stage that is complete, or that has partial output, has other settings; or the settings cannot
+            work. Nothing has been created, deleted or changed.
     """
 
     def __init__(
@@ -147,7 +63,7 @@ class Experiment:
         self.force = force
         self.ranks = launched()
         if rerun is not None:
-            self._check_shared(rerun)
+            self._check_distributed(stages.get(rerun))
         self.ranks.join()
         if not self.ranks.first:
             self.ranks.wait()  # until rank 0 has the lock and has written the settings
@@ -156,10 +72,10 @@ class Experiment:
         stored = self.folder / "config.json"
         if config is None and not stored.is_file():
             raise FileNotFoundError(f"{self.folder}: no config.json there; start a run with `worldmodels run`")
-        discarded = STAGES[STAGES.index(rerun) :] if rerun is not None else ()
+        discarded = STAGES[stages.NAMES.index(rerun) :] if rerun is not None else ()
         if not stored.is_file():
             assert config is not None
-            check_config(config, STAGES, self.folder)
+            check_config(config, stages.NAMES, self.folder)
             self._check_unclaimed()
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = self.folder / ".lock"
@@ -173,7 +89,7 @@ class Experiment:
         try:
             self.config = config if config is not None else _read_config(stored)
             self._check_settings(discarded)
-            todo = [stage for stage in STAGES if stage in discarded or not self.is_done(stage)]
+            todo = [stage.name for stage in STAGES if stage in discarded or not self.is_done(stage.name)]
             check_config(self.config, todo, self.folder)
             self._check_discardable(discarded)
         except BaseException:
@@ -205,7 +121,7 @@ class Experiment:
         names = pretrained.names()
         if name in names:
             return pretrained.folder(name), tasks.preset(name, tasks.get(name).preset)
-        stored = Experiment.stored_config(name)
+        stored = Run.stored_config(name)
         if stored is None:
             raise FileNotFoundError(
                 f"{name}: expected a run folder or one of {', '.join(names)}{suggestion(name, names)}"
@@ -223,7 +139,7 @@ class Experiment:
         path = Path(folder) / "config.json"
         return _read_config(path) if path.is_file() else None
 
-    def __enter__(self) -> Experiment:
+    def __enter__(self) -> Run:
         return self
 
     def __exit__(
@@ -252,45 +168,38 @@ class Experiment:
 
     def summary(self, stage: str) -> dict[str, Any]:
         """What a complete stage reported; empty if it is not complete."""
-        return dict(_marked(self.marker(stage))["summary"]) if self.marker(stage).is_file() else {}
+        return dict(_read_marker(self.marker(stage))["summary"]) if self.marker(stage).is_file() else {}
 
-    def _settings(self, stage: str) -> dict[str, Any]:
-        fields_now = asdict(getattr(self.config, stage))
-        settings = {name: value for name, value in fields_now.items() if (stage, name) not in MACHINE}
-        settings["seed"] = self.config.seed
-        if self.config.world_model and stage in MAKERS:
-            settings["world_model"] = self.config.world_model
-        if stage in ("collect", "check_dream", "evaluate"):
-            settings["environment"] = asdict(self.config.environment)
-        if stage == "collect":  # episodes serve whoever played them
-            settings["environment"].pop("backend")
-        if stage == "check_dream":
-            evolve = self.config.evolve
-            settings |= {
-                "temperature": evolve.temperature,
-                "termination": evolve.termination,
-                "max_steps": evolve.max_steps,
-            }
-        return settings
+    def _settings(self, stage: Stage) -> dict[str, Any]:
+        """The settings that a stage's outputs depend on."""
+        section = getattr(self.config, stage.name)
+        known = settings.declared(type(section))
+        found = {name: value for name, value in asdict(section).items() if not known[name].machine}
+        found["seed"] = self.config.seed
+        if self.config.world_model and stage.world_model:
+            found["world_model"] = self.config.world_model
+        return {**found, **stage.other_settings(self.config)}
 
-    def _differences(self, stage: str, path: Path) -> list[str]:
-        """Settings in which a stage differed from the config now, as its marker or its beginning says."""
+    def _differences(self, stage: Stage, path: Path) -> list[str]:
+        """Settings that differ from those in a stage's marker."""
         if not path.is_file():
             return []
-        then, now = _marked(path)["settings"], self._settings(stage)
-        return [name for name in now if not _same(name, then.get(name), now[name])]
+        then, now = _read_marker(path)["settings"], self._settings(stage)
+        known = settings.declared(type(getattr(self.config, stage.name)))
+        locations = {name for name in known if known[name].location} | {"world_model"}
+        return [name for name in now if not _is_same(then.get(name), now[name], name in locations)]
 
-    def _check_shared(self, stage: str) -> None:
-        """Refuses several processes for a stage of one."""
-        if self.ranks.size > 1 and stage not in PARALLEL:
-            commands = " and ".join(command(name) for name in PARALLEL)
-            raise ValueError(f"torchrun: expected {commands}, which share their batches, got {command(stage)}")
+    def _check_distributed(self, stage: Stage) -> None:
+        """Refuse several processes for a stage that one process runs."""
+        if self.ranks.size > 1 and not stage.distributed:
+            commands = " and ".join(other.command for other in STAGES if other.distributed)
+            raise ValueError(f"torchrun: expected {commands}, which share their batches, got {stage.command}")
 
     def _check_unclaimed(self) -> None:
-        """Refuses to begin a run where somebody's files have the names of a run's."""
-        if any(self.marker(stage).is_file() for stage in STAGES):  # a study gave it what another run made
+        """Refuse to begin a run where files of others have the names of a run's."""
+        if any(self.marker(name).is_file() for name in stages.NAMES):  # a study linked the stages of another run
             return
-        names = ["stages", "metrics.jsonl", *(MAKERS.get(stage, stage) for stage in STAGES), "results.json"]
+        names = ["stages", "metrics.jsonl", *(stage.folder for stage in STAGES), "results.json"]
         paths = [(name, self.path(name)) for name in names]
         taken = [name for name, path in paths if path.is_file() or (path.is_dir() and any(path.iterdir()))]
         if taken:
@@ -299,63 +208,63 @@ class Experiment:
                 f"config.json that has {', '.join(taken)}; use another --out"
             )
 
-    def _check_settings(self, discarded: Sequence[str]) -> None:
-        """Refuses other settings for a stage that is complete or begun, unless it is going to be discarded."""
+    def _check_settings(self, discarded: Sequence[Stage]) -> None:
+        """Refuse other settings for a stage that is complete or has partial output, unless it will be discarded."""
         for stage in STAGES:
-            if stage in LEAVES or stage in discarded:
+            if stage.leaf or stage in discarded:
                 continue
-            path, what = self.marker(stage), "done"
+            path, what = self.marker(stage.name), "done"
             if path.is_file():
                 bad = [name for name in self._differences(stage, path) if not self._extends(stage, name)]
             else:
-                path, what = self._begun(stage), "begun"
+                path, what = self._begun(stage.name), "begun"
                 bad = self._mixed(stage, path)
             if bad:
                 raise ValueError(
-                    f"{self.folder}: {command(stage)} was {what} there with other settings ({', '.join(bad)}); "
-                    f"use another --out, or `worldmodels {command(stage)} --force` to discard it and all after it"
+                    f"{self.folder}: {stage.command} was {what} there with other settings ({', '.join(bad)}); "
+                    f"use another --out, or `worldmodels {stage.command} --force` to discard it and all after it"
                 )
 
-    def _mixed(self, stage: str, begun: Path) -> list[str]:
-        """Settings in which what a stage that was cut off has kept differs from what it would make now."""
-        if stage not in KEEPERS or not any(self.path(MAKERS.get(stage, stage)).glob(KEEPERS[stage][0])):
+    def _mixed(self, stage: Stage, begun: Path) -> list[str]:
+        """Settings in which the partial output of an interrupted stage differs from what it would write now."""
+        if not stage.partial or not any(self.path(stage.folder).glob(stage.partial)):
             return []
-        return [name for name in self._differences(stage, begun) if name not in KEEPERS[stage][1]]
+        return [name for name in self._differences(stage, begun) if name not in stage.resumable]
 
-    def _extends(self, stage: str, name: str) -> bool:
-        """Whether a changed setting only makes a complete stage go on."""
-        return (stage, name) in EXTENDABLE and bool(
-            self._settings(stage)[name] > _marked(self.marker(stage))["settings"].get(name, math.inf)
+    def _extends(self, stage: Stage, name: str) -> bool:
+        """Whether a changed setting only makes a complete stage continue."""
+        return name in stage.extendable and bool(
+            self._settings(stage)[name] > _read_marker(self.marker(stage.name))["settings"].get(name, math.inf)
         )
 
-    def is_done(self, stage: str) -> bool:
-        """Whether a stage is complete with the settings of now."""
-        return self.marker(stage).is_file() and not self._differences(stage, self.marker(stage))
+    def is_done(self, name: str) -> bool:
+        """Whether a stage is complete with the present settings."""
+        return self.marker(name).is_file() and not self._differences(stages.get(name), self.marker(name))
 
     def _sweep(self) -> None:
         """Removes the temporary files of processes that were killed, and how stages began that are complete."""
-        for stage in STAGES:
-            if self.marker(stage).is_file():
-                self._begun(stage).unlink(missing_ok=True)
+        for name in stages.NAMES:
+            if self.marker(name).is_file():
+                self._begun(name).unlink(missing_ok=True)
         ours = ["config.json", "metrics.jsonl", "stages/*.json", *itertools.chain(*map(self._outputs, STAGES))]
         for pattern in ours:
             for stray in self.folder.glob(f"{pattern}.*.tmp"):
                 if _TEMPORARY.fullmatch(stray.name):
                     stray.unlink(missing_ok=True)
 
-    def _ran(self, stage: str) -> bool:
+    def _has_run(self, stage: Stage) -> bool:
         """Whether a marker says that a stage has run here, to its end or not."""
-        return self.marker(stage).is_file() or self._begun(stage).is_file()
+        return self.marker(stage.name).is_file() or self._begun(stage.name).is_file()
 
-    def _check_discardable(self, stages: Sequence[str]) -> None:
-        """Refuses to discard what cannot be removed whole, before anything is.
+    def _check_discardable(self, discarded: Sequence[Stage]) -> None:
+        """Refuse to discard what cannot be removed completely, before anything is.
 
         Raises:
             IsADirectoryError: A folder has the name of a file that would be removed.
             PermissionError: A folder may not be written to.
         """
-        found = [path for stage in stages if self._ran(stage) for path in self._written(stage)]
-        if any(map(self._ran, stages)):
+        found = [path for stage in discarded if self._has_run(stage) for path in self._written(stage)]
+        if any(map(self._has_run, discarded)):
             found += [self.path("metrics.jsonl"), self.path("stages", "*.json")]
         for path in found:
             if path.is_dir():
@@ -363,82 +272,83 @@ class Experiment:
             if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
                 raise PermissionError(f"{path.parent}: expected a folder that can be written to; nothing was discarded")
 
-    def _written(self, stage: str) -> Iterator[Path]:
+    def _written(self, stage: Stage) -> Iterator[Path]:
         """The files here that a stage writes."""
         return itertools.chain(*map(self.folder.glob, self._outputs(stage)))
 
-    def _discard(self, stages: Sequence[str]) -> None:
-        """Removes what these stages have written, where a marker says that they have run here; nothing else.
+    def _discard(self, discarded: Sequence[Stage]) -> None:
+        """Remove the files that these stages have written, where a marker says that they have run here; nothing else.
 
         A folder may be a symbolic link; files in it that no stage writes stay, and are named.
         """
-        for stage in stages:
-            if not self._ran(stage):
+        for stage in discarded:
+            if not self._has_run(stage):
                 continue
-            if self.marker(stage).is_file():  # cut off in the middle, the stage is one that was begun
-                self.marker(stage).replace(self._begun(stage))
-            for path in list(self._written(stage)):
+            if self.marker(stage.name).is_file():  # an interruption leaves a stage that was begun
+                self.marker(stage.name).replace(self._begun(stage.name))
+            written = list(self._written(stage))
+            for path in written:
                 path.unlink()
-            self.rewind_metrics(command(stage), 0)
-            self._begun(stage).unlink()
-            folder = self.path(MAKERS.get(stage, stage))
-            sheets = folder / "sheets"
-            if sheets.is_dir() and not sheets.is_symlink() and not any(sheets.iterdir()):
-                sheets.rmdir()
+            self.rewind_metrics(stage.command, 0)
+            self._begun(stage.name).unlink()
+            folder = self.path(stage.folder)
+            for inner in {path.parent for path in written} - {folder, self.folder}:
+                if not inner.is_symlink() and not any(inner.iterdir()):
+                    inner.rmdir()
             left = sorted(path.relative_to(self.folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
             if left:
                 more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-                print(f"{command(stage):>12}  kept {', '.join(left[:3])}{more}: not written by it", file=sys.stderr)
+                print(f"{stage.command:>12}  kept {', '.join(left[:3])}{more}: not written by it", file=sys.stderr)
             elif folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def _outputs(self, stage: str) -> Iterator[str]:
+    def _outputs(self, stage: Stage) -> Iterator[str]:
         """Patterns of the files that a stage writes, relative to the run folder."""
         names = {
             "policies": [escape(name.replace(" ", "_")) for name in self.task.policies],
-            "baselines": [escape(name) for name in self.task.beside],
+            "baselines": [escape(name) for name in self.task.baselines],
         }
-        for pattern in OUTPUTS[stage]:
+        for pattern in stage.outputs:
             before, brace, rest = pattern.partition("{")
             choice, _, after = rest.partition("}")
             choices = names.get(choice) or choice.split(",")
             yield from (f"{before}{name}{after}" for name in choices) if brace else (pattern,)
 
-    def run(self, stage: str) -> None:
-        """Runs a stage unless it is complete.
+    def run_stage(self, name: str) -> None:
+        """Run a stage unless it is complete.
 
         Raises:
-            FileNotFoundError: a stage that it builds on is not complete.
-            StageFailedError: it failed its purpose, or one that it builds on did; not with ``force``.
-            ValueError: several processes were launched for a stage of one.
+            FileNotFoundError: A stage that it builds on is not complete.
+            StageFailedError: It failed its quality gate, or one that it builds on did; not with ``force``.
+            ValueError: Several processes were launched for a stage that one process runs.
         """
-        self._check_shared(stage)
-        done = self.ranks.told(self.is_done(stage))
+        stage = stages.get(name)
+        self._check_distributed(stage)
+        done = self.ranks.told(self.is_done(name))
         if done:
             if self.ranks.first:
-                print(f"{command(stage):>12}  done before", file=sys.stderr)
-            self._check_purpose(stage)
+                print(f"{stage.command:>12}  done before", file=sys.stderr)
+            self._check_gate(stage)
             return
-        require_earlier(self.folder, stage)
-        for earlier in STAGES[: STAGES.index(stage)]:
-            self._check_purpose(earlier)
-        for dependent in DEPENDENTS.get(stage, ()) if self.ranks.first else ():
+        require_earlier(self.folder, name)
+        for earlier in stages.earlier(stage):
+            self._check_gate(earlier)
+        for dependent in stage.invalidates if self.ranks.first else ():
             self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
-        taken = self.config.world_model and stage in MAKERS
-        if taken and not (stage == "train_rnn" and self.config.train_rnn.steps == 0):
+        given = self.config.world_model and stage.world_model
+        if given and not stage.runs_with_world_model(self.config):
             summary = self._take(stage)
         else:
-            if self.ranks.first and not self.marker(stage).is_file():
-                settings = self._settings(stage)
-                begun = {"stage": stage, "settings": settings, "summary": {}, "began": began, "versions": versions()}
-                write_json(self._begun(stage), begun)
-            summary = importlib.import_module(f"worldmodels.pipeline.stages.{stage}").run(self)
+            if self.ranks.first and not self.marker(name).is_file():
+                begun = {"stage": name, "settings": self._settings(stage), "summary": {}, "began": began}
+                write_json(self._begun(name), {**begun, "versions": versions()})
+            summary = stage.run(self)
         if self.ranks.first:
             write_json(
-                self.marker(stage),
+                self.marker(name),
                 {
-                    "stage": stage,
+                    "stage": name,
                     "settings": self._settings(stage),
                     "summary": summary,
                     "began": began,
@@ -447,38 +357,36 @@ class Experiment:
                     "versions": versions(),
                 },
             )
-            self._begun(stage).unlink(missing_ok=True)
+            self._begun(name).unlink(missing_ok=True)
         self.ranks.wait()
-        self._check_purpose(stage)
+        self._check_gate(stage)
 
-    def _check_purpose(self, stage: str) -> None:
-        """Stops at a complete stage that failed its purpose, unless that is accepted, now or before."""
-        summary = self.summary(stage)
+    def _check_gate(self, stage: Stage) -> None:
+        """Stop at a complete stage that failed its quality gate, unless that is accepted, now or earlier."""
+        summary = self.summary(stage.name)
         failure = summary.get("failure")
         if failure is None or summary.get("accepted"):
             return
         if not self.force:
-            raise StageFailedError(f"{command(stage)}: {failure} (--force continues with it)")
+            raise StageFailedError(f"{stage.command}: {failure} (--force continues with it)")
         if self.ranks.first:
-            print(f"WARNING: {command(stage)}: {failure}", file=sys.stderr)
-            marked = _marked(self.marker(stage))
-            write_json(self.marker(stage), {**marked, "summary": {**summary, "accepted": True}})
+            print(f"WARNING: {stage.command}: {failure}", file=sys.stderr)
+            marked = _read_marker(self.marker(stage.name))
+            write_json(self.marker(stage.name), {**marked, "summary": {**summary, "accepted": True}})
         self.ranks.wait()
 
-    def _take(self, stage: str) -> dict[str, Any]:
-        """In place of a stage that makes V or M: copies what it made in the run's ``world``."""
+    def _take(self, stage: Stage) -> dict[str, Any]:
+        """Copy a stage's outputs from the run's world model instead of running it."""
         source = pretrained.resolve(self.config.world_model)
-        folder = MAKERS[stage]
-        needed = _TAKEN.get(stage, ())
-        for name in (*needed, *_TAKEN_IF_THERE.get(stage, ())):
-            path = source / folder / name
-            if not path.is_file() and name in needed:
-                raise FileNotFoundError(f"world_model: expected {folder}/{name} in {source}")
+        for name in (*stage.exports, *stage.optional_exports):
+            path = source / stage.folder / name
+            if not path.is_file() and name in stage.exports:
+                raise FileNotFoundError(f"world_model: expected {stage.folder}/{name} in {source}")
             if path.is_file():
-                self.path(folder).mkdir(exist_ok=True)
-                with atomic_path(self.path(folder, name)) as temporary:
+                self.path(stage.folder).mkdir(exist_ok=True)
+                with atomic_path(self.path(stage.folder, name)) as temporary:
                     shutil.copyfile(path, temporary)
-        print(f"{command(stage):>12}  from the world model {self.config.world_model}", file=sys.stderr)
+        print(f"{stage.command:>12}  taken from the world model {self.config.world_model}", file=sys.stderr)
         return {"world_model": self.config.world_model}
 
     def log(self, stage: str, **values: Any) -> None:
@@ -509,30 +417,32 @@ class Experiment:
             temporary.write_bytes(b"".join(kept))
 
 
-def require_earlier(folder: Path, stage: str) -> None:
-    """Refuses a stage whose earlier stages are not complete in a run folder.
+def require_earlier(folder: Path, name: str) -> None:
+    """Refuse a stage whose earlier stages are not complete in a run folder.
 
     Raises:
-        FileNotFoundError: One of them is not complete, or the folder is no run.
+        FileNotFoundError: One of them is not complete, or the folder is no run folder.
     """
-    for earlier in STAGES[: STAGES.index(stage)]:
-        if (earlier not in LEAVES or stage == "report") and not (folder / "stages" / f"{earlier}.json").is_file():
+    stage = stages.get(name)
+    for earlier in stages.requirements(stage):
+        if not (folder / "stages" / f"{earlier.name}.json").is_file():
             raise FileNotFoundError(
-                f"{folder}: `worldmodels {command(stage)}` needs what `worldmodels {command(earlier)}` makes"
+                f"{folder}: `worldmodels {stage.command}` needs the outputs of `worldmodels {earlier.command}`"
             )
 
 
-def check_inputs(folder: Path, stage: str) -> None:
-    """Refuses a stage whose inputs are missing or damaged, before what it made from them is discarded.
+def check_inputs(folder: Path, name: str) -> None:
+    """Refuse a stage whose inputs are missing or damaged, before its outputs are discarded.
 
     Raises:
         FileNotFoundError: One of them is missing.
         ValueError: One of the weights, or a JSON file, is damaged.
     """
-    for pattern in INPUTS[stage]:
+    stage = stages.get(name)
+    for pattern in stage.inputs:
         path = next(folder.glob(pattern), None)
         if path is None:
-            raise FileNotFoundError(f"{folder}: `worldmodels {command(stage)}` needs {pattern}, which is missing")
+            raise FileNotFoundError(f"{folder}: `worldmodels {stage.command}` needs {pattern}, which is missing")
         if path.suffix == ".json":
             read_json(path)
         elif "*" not in pattern:
@@ -541,17 +451,17 @@ def check_inputs(folder: Path, stage: str) -> None:
             load_tensors(path)
 
 
-def _marked(path: Path) -> dict[str, Any]:
-    """What the marker of a stage says."""
+def _read_marker(path: Path) -> dict[str, Any]:
+    """The contents of a stage's marker."""
     marked = read_json(path)
     if not (isinstance(marked, dict) and all(isinstance(marked.get(key), dict) for key in ("settings", "summary"))):
         raise ValueError(f"{path}: expected a stage's settings and summary, got {marked!r:.200}")
     return marked
 
 
-def _same(name: str, then: Any, now: Any) -> bool:
-    """Whether a setting is what it was; a place may be said in another way, or that of a run that has moved."""
-    if then == now or name not in PLACES or not (then and now):
+def _is_same(then: Any, now: Any, is_location: bool) -> bool:
+    """Whether a setting is unchanged; a location may be spelled differently, or be that of a run that has moved."""
+    if then == now or not is_location or not (then and now):
         return bool(then == now)
     was = Path(then)
     return was.resolve() == Path(now).resolve() or (was.is_absolute() and not was.exists())
@@ -566,11 +476,6 @@ def _read_config(path: Path) -> Config:
     if "task" not in values:
         raise ValueError(f"{path}: expected the settings of a run, got {values!r:.200}")
     return config
-
-
-def command(stage: str) -> str:
-    """A stage's name on the command line."""
-    return stage.replace("_", "-")
 
 
 def _peak_memory_mb() -> dict[str, int]:

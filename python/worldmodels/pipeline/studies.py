@@ -11,16 +11,19 @@ from worldmodels.analysis import figures
 from worldmodels.analysis.stats import format_interval, table
 from worldmodels.envs.policies import parse_policies
 from worldmodels.pipeline import tasks
+from worldmodels.pipeline.collection import player_of
 from worldmodels.pipeline.config import Config, override
 from worldmodels.pipeline.preflight import check_config
 from worldmodels.pipeline.records import read_results
-from worldmodels.pipeline.run import MAKERS, STAGES, Experiment
-from worldmodels.pipeline.stages.collect import player_of
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import Temperatures
 from worldmodels.support.files import link, write_json
 from worldmodels.support.validation import MOST_SEED
 
 Result = dict[str, Any]
+#: Stages that build V and M.
+_BUILDERS = tuple(stage.name for stage in STAGES if stage.world_model)
 
 
 def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force: bool = False) -> list[Result]:
@@ -53,8 +56,8 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force:
         result["temperature"] = float(value)
     write_json(folder / "temperatures" / "sweep.json", results)
     task = tasks.get(config.task)
-    figures.sweep(folder / "temperatures" / "sweep.png", results, task.paper, task.score)
-    print(sweep_table(results, task.paper))
+    figures.sweep(folder / "temperatures" / "sweep.png", results, task.paper_scores, task.score)
+    print(sweep_table(results, task.paper_scores))
     return results
 
 
@@ -69,7 +72,7 @@ def sweep_table(results: Sequence[Result], paper: Temperatures) -> str:
 
 
 def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Result]:
-    """Evolves the kinds of controllers that the experiment compares, and plays the game with each.
+    """Evolves the kinds of controllers that the run compares, and plays the game with each.
 
     Variants share every stage that they do not change; one with an untrained M has an M of its own. Writes
     ``ablations/<variant>/`` (run folders) and ``ablations/ablate.json``.
@@ -79,11 +82,11 @@ def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Result]
         no reward), ``game``, ``generation``.
 
     Raises:
-        ValueError: the experiment compares nothing.
+        ValueError: the run compares nothing.
     """
     kinds = tasks.get(config.task).ablations
     if not kinds:
-        raise ValueError(f"experiment: expected one with ablations, got {config.task!r}, which names none")
+        raise ValueError(f"run: expected one with ablations, got {config.task!r}, which names none")
     variants = {
         name: override(config, {section: dict(values) for section, values in changes.items()})
         for name, changes in kinds.items()
@@ -159,12 +162,12 @@ def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result
                     "evolve": {"generations": settings.generations, "init_from": ""},
                 },
             )
-        with Experiment(here, wanted, force=force) as experiment:
+        with Run(here, wanted, force=force) as run:
             if number > 0:
-                _check_player(experiment, previous)
-            for stage in STAGES:
-                experiment.run(stage)
-            results.append({"round": number, "episodes": _episodes(experiment), **_result(experiment)})
+                _check_player(run, previous)
+            for name in NAMES:
+                run.run_stage(name)
+            results.append({"round": number, "episodes": _episodes(run), **_result(run)})
         write_json(folder / "rounds" / "rounds.json", results)
         previous = here
     rows = [[str(r["round"]), f"{r['episodes']:,}", _spread(r["dream"]), *_scores(r["game"])] for r in results]
@@ -183,15 +186,15 @@ def _check_inside(config: Config, study: str) -> None:
         )
 
 
-def _check_player(experiment: Experiment, previous: Path) -> None:
+def _check_player(run: Run, previous: Path) -> None:
     """Refuses a round whose episodes were played by a C that the round before it does not have any more."""
-    played = experiment.summary("collect").get("player")
+    played = run.summary("collect").get("player")
     now = player_of(previous)
     if played is not None and played != now:
         raise ValueError(
-            f"{experiment.folder}: its episodes were played by the C of generation {played['generation']} of "
+            f"{run.folder}: its episodes were played by the C of generation {played['generation']} of "
             f"{previous}, which has that of generation {now['generation']} now; use another --out, or "
-            f"`worldmodels collect --out {experiment.folder} --force` to do the round anew"
+            f"`worldmodels collect --out {run.folder} --force` to do the round anew"
         )
 
 
@@ -199,7 +202,7 @@ def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
     """Gives a new run folder what completed stages of another one made, as hard links (copies, on another disk)."""
     for stage in stages:
         marker = base / "stages" / f"{stage}.json"
-        made = [path for path in sorted((base / MAKERS[stage]).rglob("*")) if path.is_file()]
+        made = [path for path in sorted((base / get(stage).folder).rglob("*")) if path.is_file()]
         for path in [*made, marker]:
             to = child / path.relative_to(base)
             if to.exists() or path.name.endswith(".tmp"):
@@ -219,30 +222,30 @@ def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Confi
     """Runs what is left to run with each of the settings, on the stages before that they have in common."""
     for settings in variants.values():
         check_config(settings, ("evolve", "evaluate"))
-    with Experiment(folder, config, force=force) as experiment:
-        for stage in MAKERS:
-            experiment.run(stage)
+    with Run(folder, config, force=force) as run:
+        for stage in _BUILDERS:
+            run.run_stage(stage)
         results = []
         played = folder
         for name, settings in variants.items():
             child = folder / kind / name.replace(", ", "_").replace(" ", "-")
-            same = [getattr(settings, stage) == getattr(config, stage) for stage in MAKERS]
-            shared = [stage for number, stage in enumerate(MAKERS, 1) if all(same[:number])]
+            same = [getattr(settings, stage) == getattr(config, stage) for stage in _BUILDERS]
+            shared = [stage for number, stage in enumerate(_BUILDERS, 1) if all(same[:number])]
             branch(folder, child, shared)
-            _share_scores(played, child, experiment.task.beside)
+            _share_scores(played, child, run.task.baselines)
             print(f"{kind}: {name}")
-            with Experiment(child, settings, force=force) as variant:
-                for stage in STAGES[: STAGES.index("report")]:
+            with Run(child, settings, force=force) as variant:
+                for stage in NAMES[:-1]:  # without the report
                     if stage != "check_dream" or settings.evolve.evaluate_in == "dream":
-                        variant.run(stage)
+                        variant.run_stage(stage)
                 results.append(_result(variant))
             played = child
     return results
 
 
-def _result(experiment: Experiment) -> Result:
-    scores = read_results(experiment.path("results.json"), experiment.config.evolve.evaluate_in)
-    evolved = experiment.summary("evolve")
+def _result(run: Run) -> Result:
+    scores = read_results(run.path("results.json"), run.config.evolve.evaluate_in)
+    evolved = run.summary("evolve")
     return {
         "dream": scores["dream"]["evaluation"],
         "game": scores["agent"],
@@ -251,10 +254,10 @@ def _result(experiment: Experiment) -> Result:
     }
 
 
-def _episodes(experiment: Experiment) -> int:
+def _episodes(run: Run) -> int:
     from worldmodels.data.episodes import EpisodeStore
 
-    store = EpisodeStore(experiment.path("episodes"))
+    store = EpisodeStore(run.path("episodes"))
     count = len(store.lengths)
     store.close()
     return count

@@ -1,1 +1,44 @@
-"""The stages, one file each: every one reads the run folder and writes its own part of it."""
+"""The stages of the pipeline in their order; each is declared in its own file."""
+
+from __future__ import annotations
+
+from worldmodels.pipeline.stage import Stage
+from worldmodels.pipeline.stages import (
+    check_dream,
+    collect,
+    encode,
+    evaluate,
+    evolve,
+    report,
+    train_rnn,
+    train_vae,
+)
+
+STAGES: tuple[Stage, ...] = (
+    collect.STAGE,
+    train_vae.STAGE,
+    encode.STAGE,
+    train_rnn.STAGE,
+    check_dream.STAGE,
+    evolve.STAGE,
+    evaluate.STAGE,
+    report.STAGE,
+)
+NAMES = tuple(stage.name for stage in STAGES)
+
+
+def get(name: str) -> Stage:
+    """The stage of a name."""
+    return STAGES[NAMES.index(name)]
+
+
+def earlier(stage: Stage) -> tuple[Stage, ...]:
+    """The stages before one."""
+    return STAGES[: STAGES.index(stage)]
+
+
+def requirements(stage: Stage) -> tuple[Stage, ...]:
+    """The stages that must be complete before one runs."""
+    if stage.after is not None:
+        return tuple(map(get, stage.after))
+    return tuple(other for other in earlier(stage) if not other.leaf)

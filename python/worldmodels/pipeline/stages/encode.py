@@ -1,88 +1,31 @@
-"""Encode: V's mu and logvar of every frame of the episode store, shard by shard, as float16."""
+"""encode: V encodes every collected frame as mu and logvar."""
 
 from __future__ import annotations
 
-import filecmp
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
+from worldmodels.pipeline.stage import Stage, V
 
-from worldmodels.data.episodes import EpisodeShard, EpisodeStore
-from worldmodels.data.latents import Latents
-from worldmodels.models.device import device, limit_threads
-from worldmodels.models.encoder import Encoder
-from worldmodels.models.vae import ConvVAE
-from worldmodels.models.weights import load_model, load_tensors
-from worldmodels.pipeline.run import Experiment
-from worldmodels.support.files import link
-from worldmodels.support.progress import Progress
-from worldmodels.training.optim import Pieces
+if TYPE_CHECKING:
+    from worldmodels.pipeline.run import Run
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
-    """Encodes the shards that are not encoded yet; those of an included run with the same V are taken from there."""
-    limit_threads()
-    config = experiment.config.encode
-    store = EpisodeStore(experiment.path("episodes"))
-    model = load_model(experiment.path("vae", "vae.safetensors"), ConvVAE)
-    pieces = Pieces("encode", "frames", config.batch_size, "--batch")
-    folder = experiment.path("latents")
-    targets = [folder / f"{path.stem}.safetensors" for path in store.paths]
-    for known, target in _known(experiment, store.paths):
-        if not target.is_file():
-            link(known, target)
-    done = sum(int(s.lengths.sum()) for s, target in zip(store.shards, targets, strict=True) if target.is_file())
-    progress = Progress("encode", len(store), "frames", start=done)
-    for shard, target in zip(store.shards, targets, strict=True):
-        if target.is_file():
-            continue
-        mu, logvar = pieces.run(partial(encode_shard, model, shard, precision=config.precision))
-        Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
-        done += len(mu)
-        progress.update(done)
-    progress.close(done)
-    store.close()
-    return {"frames": done, "bytes": sum(target.stat().st_size for target in targets)}
+def encode(run: Run) -> dict[str, Any]:
+    """Encode the shards of the store that are not encoded yet."""
+    from worldmodels.pipeline.encoding import encode_episodes
+
+    return encode_episodes(run)
 
 
-def _known(experiment: Experiment, shards: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
-    """Latents that the run whose episodes were included has made of them with the same V in the same way."""
-    include = Path(experiment.config.collect.include)
-    settings = Experiment.stored_config(include) if experiment.config.collect.include else None
-    theirs = include / "vae" / "vae.safetensors"
-    if settings is None or settings.encode.precision != experiment.config.encode.precision or not theirs.is_file():
-        return
-    (mine, about), (other, about_other) = load_tensors(experiment.path("vae", "vae.safetensors")), load_tensors(theirs)
-    if about["config"] != about_other["config"] or not all(torch.equal(mine[name], other[name]) for name in mine):
-        return
-    for shard in shards:
-        episodes, latents = include / "episodes" / shard.name, include / "latents" / f"{shard.stem}.safetensors"
-        if not (latents.is_file() and episodes.is_file()):
-            continue
-        if episodes.samefile(shard) or filecmp.cmp(episodes, shard, shallow=False):
-            yield latents, experiment.path("latents", latents.name)
-
-
-def encode_shard(
-    model: ConvVAE, shard: EpisodeShard, batch: int, precision: str
-) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    """(mu, logvar) of all frames of a shard, each (N, Z) float16, ``batch`` of them at a time."""
-    encoder = Encoder(model, device(), precision, block=batch)
-    total = shard.frames.shape[0]
-    mu = np.empty((total, model.latent_size), np.float16)
-    logvar = np.empty_like(mu)
-    for start in range(0, total, batch):
-        rows = slice(start, min(start + batch, total))
-        try:
-            frames = shard.frames[rows]
-        except OSError as error:
-            raise OSError(f"{shard.path}: a frame of {rows.start} to {rows.stop - 1} is damaged: {error}") from error
-        mu[rows], logvar[rows] = encoder(frames)
-    if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
-        raise ValueError("encode: V gave NaN or infinite latents; its training has failed")
-    return mu, logvar
+STAGE = Stage(
+    name="encode",
+    help="encode every frame with V",
+    run=encode,
+    folder="latents",
+    inputs=("episodes/*.h5", V),
+    outputs=("latents/[0-9][0-9][0-9][0-9][0-9].safetensors",),
+    packages=("h5py",),
+    partial="*.safetensors",
+    resumable=("batch_size",),
+    world_model=True,
+)

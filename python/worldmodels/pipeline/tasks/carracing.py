@@ -96,8 +96,8 @@ def _presets() -> dict[str, Config]:
             num_envs=96,
         ),
     )
-    # For `worldmodels iterate`: short episodes of policies that look at nothing teach M how a drive begins, and dreams
-    # are no longer than what it knows; one round shows it how a driver goes on. docs/carracing.md has what came of it.
+    # For `worldmodels iterate`: short episodes of open-loop policies contain the start of a drive, dreams are no longer
+    # than these episodes, and one round adds episodes of C (docs/lab_notes/carracing_dreams_alone.md).
     dream = replace(
         small,
         preset="dream",
@@ -150,9 +150,11 @@ TASK = Task(
     actions=("steering", "gas", "brake"),
     max_steps=1000,
     policies=POLICIES,
-    beside={"random": "uniform", "collecting": "brownian", "full gas": "full gas", "noop": "noop"},
+    baselines={"random": "uniform", "collecting": "brownian", "full gas": "full gas", "noop": "noop"},
     presets=_presets(),
     score="points",
+    description="CarRacing: a car seen from above visits the tiles of a random track; the score is the share of "
+    "tiles visited, 1,000 for all of them, minus 0.1 a step.",
     frames_per_second=50,
     squash="carracing",
     paper_score=(906, 21),

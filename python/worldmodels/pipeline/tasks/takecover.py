@@ -30,7 +30,7 @@ POLICIES = {
 def _presets() -> dict[str, Config]:
     paper = Config()
     exploring = "repeat 1-10:4, repeat 1-60:2, left:1, right:1"
-    # docs/results.md, "Where the presets' numbers come from".
+    # docs/lab_notes/presets.md has the measurement behind each number.
     quick = replace(
         paper,
         preset="quick",
@@ -93,11 +93,13 @@ TASK = Task(
     actions=("left / right",),
     max_steps=2100,
     policies=POLICIES,
-    beside={"random": "uniform", "collecting": "repeat 1-10", "noop": "noop", "left": "left", "right": "right"},
+    baselines={"random": "uniform", "collecting": "repeat 1-10", "noop": "noop", "left": "left", "right": "right"},
     presets=_presets(),
     score="steps survived",
+    description="TakeCover (Doom): the player dodges fireballs by moving left or right; the score is the number "
+    "of steps survived, at most 2,100 (60 s).",
     frames_per_second=35,
-    threshold=1 / 3,
+    action_threshold=1 / 3,
     preset="pretrained",
     survival=True,
     paper_score=(1092, 556),
@@ -112,7 +114,7 @@ TASK = Task(
             "evolve": {"features": "zch", "evaluate_in": "environment"},
         },
     },
-    paper={
+    paper_scores={
         0.1: ((2086, 140), (193, 58)),
         0.5: ((2060, 277), (196, 50)),
         1.0: ((1145, 690), (868, 511)),

@@ -1,0 +1,257 @@
+"""The evolution of C: CMA-ES proposes candidates, an evaluator scores them, and every generation is checkpointed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from worldmodels import pretrained
+from worldmodels.cmaes.cmaes import CMAES
+from worldmodels.cmaes.search_space import Coordinates
+from worldmodels.models.agent import load_controller
+from worldmodels.models.controller import Controller
+from worldmodels.models.weights import load_tensors, save_tensors, taking_up
+from worldmodels.pipeline.config import EvolveConfig
+from worldmodels.pipeline.evaluators import make_evaluator
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.search_space import make_coordinates
+from worldmodels.rollout.evaluators import Evaluator, Told
+from worldmodels.support.cpu import default_threads
+from worldmodels.support.files import write_json
+from worldmodels.support.progress import Progress
+
+Params = npt.NDArray[np.float64]
+
+
+def evolve_controller(run: Run) -> dict[str, Any]:
+    """Evolve C for ``generations``, from the last checkpoint if there is one; exports the best evaluated mean."""
+    evaluator = make_evaluator(run)
+    try:
+        return _evolve(run, evaluator)
+    finally:
+        evaluator.close()
+
+
+def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
+    config, seed = run.config.evolve, run.config.seed
+    controller = evaluator.controller
+    checkpoint = _checkpoint(run)
+    tensors, about = _read_checkpoint(run)
+    coordinates = _coordinates(run, controller, tensors)
+    es = _make_search(config, coordinates.start, seed)
+    best, best_score, best_generation, first = np.zeros(controller.size), -np.inf, 0, 0
+    if tensors:
+        evaluated_with = about.get("evaluator")
+        if evaluated_with != evaluator.about:
+            raise ValueError(f"{checkpoint}: expected to resume with {evaluated_with}, got {evaluator.about}")
+        with taking_up(checkpoint, "evolve"):
+            del tensors["origin"]
+            best = tensors.pop("best").numpy()
+            best_score, best_generation, first = about["best_score"], about["best_generation"], about["generation"]
+            es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **about["es"]})
+    least = first if best_generation else first + 1  # without an evaluated mean there is no C yet
+    if config.generations < least:
+        raise ValueError(
+            f"evolve.generations: expected at least {least}, as {first} are complete, got {config.generations}"
+        )
+    run.rewind_metrics("evolve", first, key="generation")
+
+    means = Means(run.path("evolve", "means.safetensors"), first)
+    progress = Progress("evolve", config.generations, "generations", start=first)
+    clock = 0.0
+    for generation in range(first + 1, config.generations + 1):
+        candidates = es.ask()  # (popsize, size of the coordinates)
+        played = evaluator.play(
+            coordinates.params(candidates),
+            config.episodes,
+            seed=_seed(seed, "dream", generation),
+            common_seeds=config.common_random_numbers,
+            told=_teller(progress, generation, evaluator, clock),
+        )
+        scores = played.returns.mean(axis=1, dtype=np.float64)  # (popsize,)
+        es.tell(candidates, -scores)
+        line: dict[str, Any] = {
+            "best": float(scores.max()),
+            "mean": float(scores.mean()),
+            "worst": float(scores.min()),
+            "sigma": float(es.sigma),
+            "steps": int(played.lengths.sum()),
+        }
+        speed = line["steps"] / max(progress.seconds - clock, 1e-9)
+        if played.profile:
+            line["profile"] = {name: round(seconds, 2) for name, seconds in played.profile.items()}
+            line["profile"][f"{evaluator.unit}/s"] = round(speed)
+        if generation % config.evaluate_every == 0 or generation == config.generations:
+            mean = coordinates.params(es.mean)
+            score = evaluate_mean(evaluator, mean, config, seed, _teller(progress, generation, evaluator))
+            line["evaluation"] = score
+            means.add(generation, score, mean)
+            if score > best_score:
+                best, best_score, best_generation = mean.copy(), score, generation
+        elapsed, clock = progress.seconds - clock, progress.seconds
+        run.log("evolve", generation=generation, **line, seconds=round(elapsed, 3))
+        _save(checkpoint, es, generation, coordinates.origin, best, best_score, best_generation, evaluator.about)
+        progress.update(
+            generation, f"best {line['best']:.0f}, mean {line['mean']:.0f}, {speed:,.0f} {evaluator.unit}/s"
+        )
+    progress.close(config.generations, f"best mean {best_score:.0f}, generation {best_generation}")
+    about = {"score": best_score, "generation": best_generation, **evaluator.about}
+    save_controller(run, controller, best, about)
+    return {"parameters": controller.size, **about}
+
+
+def _checkpoint(run: Run) -> Path:
+    return run.path("evolve", "checkpoint.safetensors")
+
+
+def _read_checkpoint(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of the checkpoint; empty before the first generation."""
+    path = _checkpoint(run)
+    return load_tensors(path) if path.is_file() else ({}, {})
+
+
+def _coordinates(run: Run, controller: Controller, checkpoint: dict[str, Tensor]) -> Coordinates:
+    """The search space of the settings; a resumed search keeps the origin of its checkpoint."""
+    config = run.config.evolve
+    origin = checkpoint["origin"].numpy().astype(np.float64) if checkpoint else initial_mean(config, controller)
+    if origin.shape != (controller.size,):
+        raise ValueError(f"{_checkpoint(run)}: expected an origin of ({controller.size},), got {origin.shape}")
+    return make_coordinates(run.folder, controller, origin, config.pca_components, run.config.seed)
+
+
+def first_generation(run: Run) -> npt.NDArray[np.float32]:
+    """The first candidates of the evolution, (popsize, N) float32."""
+    controller, _, _ = load_controller(run.path("evolve", "controller.safetensors"))
+    coordinates = _coordinates(run, controller, _read_checkpoint(run)[0])
+    search = _make_search(run.config.evolve, coordinates.start, run.config.seed)
+    return coordinates.params(search.ask()).astype(np.float32)
+
+
+def _make_search(config: EvolveConfig, start: Params, seed: int) -> CMAES:
+    """CMA-ES before the first generation.
+
+    Args:
+        config: Settings.
+        start: Initial mean in the search space.
+        seed: Seed of the run.
+    """
+    return CMAES(
+        start,
+        config.sigma0,
+        popsize=config.popsize,
+        seed=_seed(seed, "cma", 0),
+        num_threads=config.num_threads or default_threads(),
+        weight_decay=config.weight_decay,
+    )
+
+
+class Means:
+    """The evaluated means of the search distribution, in ``evolve/means.safetensors``.
+
+    Args:
+        path: The file.
+        last: Generation to resume from; later ones are dropped.
+
+    Attributes:
+        generations: Generation of each mean.
+        scores: Score of each mean.
+        params: Parameters of each mean, (N,) float32.
+    """
+
+    def __init__(self, path: Path, last: int) -> None:
+        self._path = path
+        self.generations: list[int] = []
+        self.scores: list[float] = []
+        self.params: list[npt.NDArray[np.float32]] = []
+        if path.is_file():
+            tensors, about = load_tensors(path)
+            with taking_up(path, "evolve"):
+                for values in zip(about["generations"], about["scores"], tensors["params"].numpy(), strict=True):
+                    if values[0] <= last:
+                        self._append(*values)
+
+    def _append(self, generation: int, score: float, params: npt.NDArray[np.float32]) -> None:
+        self.generations.append(generation)
+        self.scores.append(score)
+        self.params.append(params)
+
+    def add(self, generation: int, score: float, mean: Params) -> None:
+        """Append a mean, (N,), and its score."""
+        self._append(generation, score, mean.astype(np.float32))
+        params = torch.from_numpy(np.stack(self.params))  # (G, N)
+        save_tensors(self._path, {"params": params}, {"generations": self.generations, "scores": self.scores})
+
+
+def _teller(progress: Progress, generation: int, evaluator: Evaluator, began: float | None = None) -> Told:
+    """A callback that shows the progress of a generation, or of the evaluation of its mean."""
+    start = progress.seconds if began is None else began
+    what = "evaluation of the mean" if began is None else f"generation {generation}"
+
+    def told(ended: int, total: int, steps: int) -> None:
+        if ended < total:
+            speed = steps / max(progress.seconds - start, 1e-9)
+            progress.update(generation - 1, f"{what}: {ended}/{total} episodes, {speed:,.0f} {evaluator.unit}/s")
+
+    return told
+
+
+def initial_mean(config: EvolveConfig, controller: Controller) -> Params:
+    """The initial mean of CMA-ES: zero, or the C that ``init_from`` names."""
+    if not config.init_from:
+        return np.zeros(controller.size)
+    path = pretrained.resolve(config.init_from) / "evolve" / "controller.safetensors"
+    found, params, _ = load_controller(path)
+    if found.size != controller.size:
+        raise ValueError(f"evolve.init_from: expected a C of {controller.size} parameters, got {found.size} in {path}")
+    return params.astype(np.float64)
+
+
+def evaluate_mean(
+    evaluator: Evaluator, mean: Params, config: EvolveConfig, seed: int, told: Told = lambda *_: None
+) -> float:
+    """Mean return of the distribution's mean, on the same episodes for every mean of a run."""
+    played = evaluator.play(
+        mean[None], config.evaluate_episodes, seed=_seed(seed, "evaluate", 0), common_seeds=False, told=told
+    )
+    return float(played.returns.mean(dtype=np.float64))
+
+
+def _seed(seed: int, purpose: str, generation: int) -> int:
+    words = np.random.SeedSequence([seed, *purpose.encode(), generation]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def _save(
+    path: Any,
+    es: CMAES,
+    generation: int,
+    origin: Params,
+    best: Params,
+    best_score: float,
+    best_generation: int,
+    evaluator: dict[str, Any],
+) -> None:
+    """Write a checkpoint: the state of CMA-ES, its origin, the best mean so far and the metadata of the evaluator."""
+    state = es.state_dict()
+    arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+    about = {
+        "generation": generation,
+        "best_score": best_score,
+        "best_generation": best_generation,
+        "evaluator": evaluator,
+        "es": {name: value for name, value in state.items() if not isinstance(value, np.ndarray)},
+    }
+    save_tensors(path, {**arrays, "origin": torch.from_numpy(origin), "best": torch.from_numpy(best)}, about)
+
+
+def save_controller(run: Run, controller: Controller, params: Params, about: dict[str, Any]) -> None:
+    """Write ``evolve/controller.safetensors`` and its JSON: the agent's C."""
+    path = run.path("evolve", "controller.safetensors")
+    about = {"model": "Controller", "config": dict(vars(controller)), **about}
+    save_tensors(path, {"params": torch.from_numpy(params.astype(np.float32))}, about)
+    write_json(path.with_suffix(".json"), about)

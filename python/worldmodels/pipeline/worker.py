@@ -1,0 +1,64 @@
+"""A process that plays while episodes are collected: without PyTorch, most of its size, if nobody looks at frames."""
+
+from __future__ import annotations
+
+import os
+import sys
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from worldmodels import pretrained
+from worldmodels.data.episodes import EpisodeWriter
+from worldmodels.envs import ContractError, GameLostError
+from worldmodels.envs.policies import RANDOM_AGENT
+from worldmodels.envs.vector import backend, make_batch
+from worldmodels.pipeline.players import Job, check_policies, play
+
+if TYPE_CHECKING:
+    from worldmodels.models.agent import Agent
+
+_SLOTS = 24  # environments that are played side by side in one worker, by an agent or in EnvPool
+
+
+def work(pipe: Connection, job: Job) -> None:
+    """A worker: asks for shards until there are none."""
+    os.setsid()  # the parent ends this session with the game in it
+    os.set_inheritable(pipe.fileno(), False)  # or the game would hold the pipe open after this process has died
+    try:
+        agent = _agent(job)
+        together = agent is not None or backend(job.environment) == "envpool"
+        slots = min(_SLOTS, job.collect.shard_episodes) if together else 1
+        batch = make_batch(job.environment, slots, workers=1, rules=job.task.rules, **job.options)
+        (action_size,) = batch.action_space.shape
+        check_policies(job, batch.action_space)
+        if batch.scaling:
+            pipe.send(batch.scaling)
+        pipe.send(None)
+        while (shard := pipe.recv()) is not None:
+            with EpisodeWriter(job.path(shard), action_size) as writer:
+                for played in play(batch, job, job.episodes(shard), agent):
+                    writer.append(played)
+                    pipe.send(len(played.frames))
+            pipe.send(None)
+        batch.close()
+    except (BrokenPipeError, EOFError):
+        pass
+    except GameLostError as error:
+        print(f"collect: {error}", file=sys.stderr)
+        sys.exit(1)  # the parent replaces this worker
+    except ContractError as error:
+        pipe.send(error)
+    except Exception as error:
+        pipe.send(RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}"))
+
+
+def _agent(job: Job) -> Agent | None:
+    """The agent of the policies that have one; whoever looks at frames does so in one thread."""
+    if not job.collect.agent and RANDOM_AGENT not in dict(job.shares):
+        return None
+    import torch
+
+    from worldmodels.models.agent import Agent
+
+    torch.set_num_threads(1)
+    return Agent.load(pretrained.resolve(job.collect.agent)) if job.collect.agent else None
