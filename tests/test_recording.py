@@ -198,7 +198,7 @@ def test_the_termination_probability_is_that_of_M_stepped_along():
     rng = np.random.default_rng(1)
     z, actions = rng.normal(size=(30, 4)).astype(np.float32), rng.normal(size=(30, 1)).astype(np.float32)
     memory = Memory(model, 1)
-    weight, bias = model.head.weight[0].detach().double().numpy(), float(model.head.bias[0])
+    weight, bias = model.head.weight[0].detach().double().numpy(), float(model.head.bias[0].detach())
     for step, found in enumerate(termination_probability(model, z, actions)):
         memory.step(np.zeros(1, np.int64), z[step : step + 1], actions[step : step + 1], np.array([step == 0]))
         weighted = 1 / (1 + np.exp(-(memory.h[0] @ weight + bias)))

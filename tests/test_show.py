@@ -84,4 +84,4 @@ def test_an_episode_is_drawn_with_and_without_a_track(tmp_path):
     way = np.stack([np.cos(angles), np.sin(angles)], axis=1).tolist()
     figures.episode(tmp_path / "driven.png", {**recorded, "track": way, "positions": way[:20]}, "points")
     with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "driven.png") as driven:
-        assert driven.size[0] > 1.5 * plain.size[0]
+        assert driven.size[1] > 1.5 * plain.size[1]  # one above the other: a phone is narrow

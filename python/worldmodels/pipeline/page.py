@@ -34,8 +34,9 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
     )
     title = html.escape(caption)
     return (
-        f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table><caption>{title}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<figure class="table"><figcaption>{title}</figcaption>'
+        f'<div class="scroll" role="region" aria-label="{title}" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></figure>"
     )
 
 
@@ -66,8 +67,9 @@ def details(summary: str, *content: str) -> str:
 
 
 def code(content: str) -> str:
-    """A command; it wraps where it is longer than a line."""
-    return f"<p><code>{html.escape(content)}</code></p>"
+    """A command; it wraps between its words."""
+    words = " ".join(f"<span>{html.escape(word)}</span>" for word in content.split(" "))
+    return f"<p><code>{words}</code></p>"
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -102,14 +104,19 @@ img {{ max-width: 100%; height: auto; display: block; border-radius: 6px; }}
 .row {{ display: flex; flex-wrap: wrap; gap: 0 1.5rem; align-items: flex-start; }}
 .row figure {{ flex: 1 1 16rem; min-width: 0; }}
 .row figure:first-child {{ flex-grow: 2; flex-basis: 22rem; }}
-.scroll {{ overflow-x: auto; margin: 1.2rem 0; }}
+.scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }}
-caption {{ text-align: left; color: var(--muted); padding-bottom: .3rem; }}
 th, td {{ padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }}
 th:first-child {{ text-align: left; padding-left: 0; font-weight: 500; }}
 thead th {{ font-weight: 600; }}
 code {{ background: var(--code); padding: .15rem .35rem; border-radius: 4px; font-size: .88rem;
-  overflow-wrap: anywhere; }}
+  overflow-wrap: anywhere; -webkit-box-decoration-break: clone; box-decoration-break: clone; }}
+code span {{ display: inline-block; max-width: 100%; }}
+@media (max-width: 30rem) {{
+  table {{ font-size: .82rem; }}
+  th, td {{ padding: .25rem .4rem; }}
+  th:first-child {{ white-space: normal; }}
+}}
 summary {{ cursor: pointer; margin: 1rem 0; }}
 </style>
 {body}

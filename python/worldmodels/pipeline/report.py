@@ -130,7 +130,7 @@ def format_command(config: Config, preset: Config, folder: Path) -> str:
         for name in now:
             if section == "iterate" or now[name] == then[name]:  # `run` makes no rounds
                 continue
-            flag = f"{section}.{command(name)}"
+            flag = f"{command(section)}.{command(name)}"
             if isinstance(now[name], bool):
                 words.append(f"--{flag}" if now[name] else f"--no-{flag}")
             else:
@@ -335,7 +335,7 @@ def _training(run: Run, folder: Path, goodness: tuple[dict[str, Any], dict[str, 
         "V's reconstruction error by motion of the pixels, M's open-loop prediction error by horizon, and calibration "
         "of M's termination probability",
         "On held-out episodes. Good: V's bars lie far below the mean picture's, above all for moving pixels; M's error "
-        "stays below both baselines; the points of termination lie on the diagonal once the weight is removed.",
+        "is below both baselines; the points of termination lie on the diagonal once the weight is removed.",
     )
     return [*parts, picture, html.details("The same in numbers", *quality_tables(vae, rnn))]
 
