@@ -27,7 +27,7 @@ def scores(episodes: int) -> None:
         cells = []
         for variant in ("paper", "modern"):
             environment = EnvSpec(variant=variant)
-            lengths = play_policy(environment, policy, episodes, seed=0, purpose="calibrate", slots=4)
+            lengths = play_policy(environment, policy, episodes, seed=0, purpose="calibrate", num_envs=4)
             result = describe(lengths)
             cells.append(f"{result['mean']:.0f} +- {result['std']:.0f}")
         rows.append([name, *cells])

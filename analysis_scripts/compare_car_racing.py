@@ -16,14 +16,14 @@ import numpy as np
 
 from worldmodels import Agent
 from worldmodels.analysis.stats import describe, table
-from worldmodels.envs.vector import make_batch
+from worldmodels.envs.vector import make_vector_env
 from worldmodels.pipeline import tasks
-from worldmodels.rollout.runner import Blind, Environments, Player
+from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player
 
 
 def frames(environment, episodes=20, steps=60):
     """Mean and standard deviation of colours, and of their change from frame to frame, with half gas straight on."""
-    batch = make_batch(environment, episodes)
+    batch = make_vector_env(environment, episodes)
     everyone, seen = np.arange(episodes), []
     batch.reset(everyone, list(range(episodes)))
     for _ in range(steps):
@@ -44,7 +44,7 @@ def main():
     for name in ("gymnasium", "envpool"):
         environment = replace(task.presets["paper"].environment, backend=name)
         looks.append([name, *(f"{value:.2f}" for value in frames(environment))])
-        players: dict[str, Player] = {name: Blind(task.policies[name], "compare") for name in options.policies}
+        players: dict[str, Player] = {name: OpenLoopPlayer(task.policies[name], "compare") for name in options.policies}
         if options.agent:
             players["agent"] = Agent.load(Path(options.agent))
         for player, playing in players.items():

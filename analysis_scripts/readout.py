@@ -7,7 +7,7 @@ import torch
 
 from worldmodels import ConvVAE
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.lstm_state import Memory
+from worldmodels.models.lstm_state import LSTMState
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.weights import load_model
 
@@ -26,7 +26,7 @@ def features(run, mu, logvar, actions, lengths):
     """What C could see in a world: mu, a sampled z, and z beside M's memory of what came before."""
     mdnrnn = load_model(run / "rnn" / "rnn.safetensors", MDNRNN)
     z = mu + np.exp(0.5 * logvar) * np.random.default_rng(0).standard_normal(mu.shape, np.float32)
-    memory = Memory(mdnrnn, len(lengths))
+    memory = LSTMState(mdnrnn, len(lengths))
     held = np.zeros((len(mu), 2 * mdnrnn.hidden_size), np.float32)
     starts = np.cumsum(lengths) - lengths
     for step in range(lengths.max()):

@@ -15,20 +15,20 @@ import time
 import numpy as np
 
 from worldmodels import MDNRNN, Controller, ConvVAE
-from worldmodels.envs.vector import make_batch
+from worldmodels.envs.vector import make_vector_env
 from worldmodels.pipeline import tasks
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.runner import describe_environment
-from worldmodels.support.cpu import cores
+from worldmodels.support.cpu import available_cpus
 
 _EPISODES = 2  # in every slot, one after the other; their starts are part of the work
 
 
 def environments_alone(environment, slots, steps, actions):
-    batch = make_batch(environment, slots)
+    batch = make_vector_env(environment, slots)
     everyone, seeds = np.arange(slots), list(range(_EPISODES * slots))
     began = time.perf_counter()
-    batch.expect(seeds)
+    batch.prefetch(seeds)
     for episode in range(_EPISODES):
         batch.reset(everyone, seeds[episode * slots : (episode + 1) * slots])
         for _ in range(steps):
@@ -50,9 +50,9 @@ def encoder_alone(evaluator, slots, rounds=20):
 def whole_loop(evaluator, params, episodes):
     """Frames a second, the share of the cores that this process keeps busy, and where the time goes, in shares."""
     began, cpu = time.perf_counter(), time.process_time()
-    played = evaluator.play(params, episodes, seed=0, common_seeds=False, told=lambda *_: None)
+    played = evaluator.play(params, episodes, seed=0, common_seeds=False, on_progress=lambda *_: None)
     seconds = time.perf_counter() - began
-    busy = (time.process_time() - cpu) / seconds / cores()
+    busy = (time.process_time() - cpu) / seconds / available_cpus()
     assert 0 < played.lengths.max() <= evaluator.max_steps
     return played.lengths.sum() / seconds, busy, {name: value / seconds for name, value in played.profile.items()}
 
@@ -78,14 +78,14 @@ def main():
         MDNRNN(latent, size, rnn.hidden_size, restart_input=rnn.restart_input),
         controller,
         config.environment,
-        slots=slots,
-        workers=cores(),
+        num_envs=slots,
+        num_workers=available_cpus(),
         max_steps=options.steps,
         precision=options.precision,
     )
     calm = np.zeros(controller.size)  # does not steer
     actions = np.tile(controller.act(calm, np.zeros(controller.feature_size)), (slots, 1))
-    print(f"{describe_environment(config.environment)}, {slots} environments, {cores()} cores")
+    print(f"{describe_environment(config.environment)}, {slots} environments, {available_cpus()} cores")
     rounds = []
     for _ in range(options.rounds):
         alone = environments_alone(config.environment, slots, options.steps, actions)

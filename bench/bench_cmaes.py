@@ -22,7 +22,7 @@ import pytest
 from worldmodels.benchmarks.measure import rollout_case
 from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, doom
 from worldmodels.cmaes.cmaes import CMAES
-from worldmodels.support.cpu import cores
+from worldmodels.support.cpu import available_cpus
 from worldmodels.support.simd import multiply_add_rate, precisions
 
 POPSIZE = 64
@@ -164,7 +164,7 @@ def copy_rate() -> float:
     return 2 * source.nbytes / min(seconds)
 
 
-@pytest.mark.parametrize("threads", sorted({1, cores()}))
+@pytest.mark.parametrize("threads", sorted({1, available_cpus()}))
 @pytest.mark.parametrize("n", [867, 1088, 2000])
 def test_without_decompositions(n: int, threads: int, benchmark) -> None:
     """Beside its limit: multiply-adds at the machine's peak, then the memory's traffic at the speed of a copy.
@@ -196,7 +196,7 @@ def test_without_decompositions(n: int, threads: int, benchmark) -> None:
 def test_share_of_a_dream_generation(n: int, benchmark) -> None:
     """64 candidates x 16 episodes x 650 steps, at the rate that the dream has in this process."""
     precision = precisions()[-1]
-    case = rollout_case(doom(), precision, cores())
+    case = rollout_case(doom(), precision, available_cpus())
     generation = ours(n)
     generations = int(CMAES(np.zeros(n), 0.1, popsize=POPSIZE).gap) + 1
     own: list[float] = []
@@ -216,5 +216,5 @@ def test_share_of_a_dream_generation(n: int, benchmark) -> None:
     benchmark.extra_info.update(dream_seconds=dreamt, share=share)
     print(
         f"\nN = {n}: {1e3 * statistics.median(own):.2f} ms, {100 * share:.2f} % of a dream generation of "
-        f"{dreamt:.2f} s ({precision}, {statistics.median(rates):,.0f} steps/s, {cores()} threads)"
+        f"{dreamt:.2f} s ({precision}, {statistics.median(rates):,.0f} steps/s, {available_cpus()} threads)"
     )

@@ -27,9 +27,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from worldmodels.data.episodes import Episode, EpisodeStore, EpisodeWriter, shard_path
-from worldmodels.data.frames import FrameReader, Order
+from worldmodels.data.frames import FrameReader, ShuffledBatches
 from worldmodels.data.latents import Latents
-from worldmodels.data.sequences import Streams
+from worldmodels.data.sequences import PackedSequences
 from worldmodels.models.device import autocast, seed_step
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE, vae_loss
@@ -199,7 +199,7 @@ def test_vae_training(batch: int, benchmark, tmp_path) -> None:
             nothing = np.zeros(len(part), np.float32)
             writer.append(Episode(part, nothing[:, None], nothing, True, "noop", 0))
     store = EpisodeStore(tmp_path)
-    order, steps = Order(np.arange(count), batch, 0), max(1, min(8, 128 // batch))
+    order, steps = ShuffledBatches(np.arange(count), batch, 0), max(1, min(8, 128 // batch))
     plain_step, our_step, _, _ = vae_steps(batch)
     first = order.batch(0)
     np.testing.assert_array_equal(store.read(first), frames[first])
@@ -318,7 +318,7 @@ def test_rnn_training(batch: int, sequence: int, benchmark) -> None:
     ours = train_rnn.build(config, latents)
     torch.manual_seed(0)
     plain = train_rnn.build(config, latents)
-    chunk = next(Streams(latents, np.arange(400), batch, sequence, 0).epoch(0))
+    chunk = next(PackedSequences(latents, np.arange(400), batch, sequence, 0).epoch(0))
     noise, state = torch.randn(chunk.mu.shape), ours.initial_state(batch)
     exact = TrainRNNConfig(precision="float32")
     with torch.no_grad():  # bf16 against fp32, and the sorted head against the plain one
@@ -327,7 +327,7 @@ def test_rnn_training(batch: int, sequence: int, benchmark) -> None:
     step = padded_step(plain, latents, 16, 250)
     optimizer = torch.optim.Adam([p for p in ours.parameters() if p.requires_grad], lr=1e-3, fused=True)
     pieces = Pieces("bench", "streams", max(1, config.micro_steps // sequence), "")
-    source = train_rnn._from(Streams(latents, np.arange(400), batch, sequence, 0), 0, 0)
+    source = train_rnn._from(PackedSequences(latents, np.arange(400), batch, sequence, 0), 0, 0)
 
     def ours_step() -> int:
         nonlocal state

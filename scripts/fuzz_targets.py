@@ -31,10 +31,10 @@ with atheris.instrument_imports(include=["worldmodels"]):
     from refusals import REFUSALS, STRANGE, a_file, attempt, little_memory, without_checksum
     from worldmodels.data.episodes import EpisodeStore
     from worldmodels.data.latents import load_latents
-    from worldmodels.dream.world_model import load_midway, load_world_model
+    from worldmodels.dream.world_model import load_burned_in_states, load_world_model
     from worldmodels.models.agent import Agent, load_controller
     from worldmodels.models.encoder import Encoder
-    from worldmodels.models.lstm_state import Memory
+    from worldmodels.models.lstm_state import LSTMState
     from worldmodels.models.mdnrnn import MDNRNN
     from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
     from worldmodels.pipeline.config import Config, from_dict, override, to_dict
@@ -181,7 +181,7 @@ def world(data: bytes, folder: Path) -> None:
         loaded = attempt(lambda: load_world_model(folder), str(path), LOADERS)
         if loaded is None:
             return
-        midway = attempt(lambda: load_midway(folder, loaded.mdnrnn), str(path), LOADERS)
+        midway = attempt(lambda: load_burned_in_states(folder, loaded.mdnrnn), str(path), LOADERS)
         starts = loaded[1:] if midway is None else (midway["mu"], midway["logvar"])
         memory = {} if midway is None else {f"initial_{key}": midway[key] for key in "hc"}
         shape = wm.Controller(4, 8, 1)
@@ -393,9 +393,9 @@ def dream(data: bytes, folder: Path) -> None:
 
 def memory(data: bytes, folder: Path) -> None:
     fdp, count = Provider(data), 3
-    kept = attempt(lambda: Memory(MODEL, strange(fdp), strange(fdp)))
+    kept = attempt(lambda: LSTMState(MODEL, strange(fdp), strange(fdp)))
     if kept is None or len(kept.h) > 100:
-        kept = Memory(MODEL, count, 1)
+        kept = LSTMState(MODEL, count, 1)
     slots = np.arange(count) if fdp.ConsumeBool() else an_array(fdp, (count,), "i8")
     arrays = an_array(fdp, (count, 4), "f4"), an_array(fdp, (count, 1), "f4"), an_array(fdp, (count,), "?")
     h = kept.h.copy()
@@ -403,7 +403,7 @@ def memory(data: bytes, folder: Path) -> None:
     if stepped is None:
         assert np.array_equal(h, kept.h)
         return
-    plain = Memory(MODEL, len(h), 1)
+    plain = LSTMState(MODEL, len(h), 1)
     z, actions, restart = (np.array(array, order="C") for array in arrays)
     plain.step(np.array(slots), z.astype(np.float32), actions.astype(np.float32), restart)
     assert np.array_equal(plain.h, kept.h) and np.array_equal(plain.c, kept.c)
@@ -440,7 +440,7 @@ def agent(data: bytes, folder: Path) -> None:
     fdp = Provider(data)
     attempt(lambda: AGENT.reset(fdp.PickValueInList([-1, 0, None, "3", 2**40, 3.0]), seed=strange(fdp)))
     AGENT.reset(3)
-    attempt(lambda: AGENT.assign(strange(fdp), an_array(fdp, (20,), "f4")))
+    attempt(lambda: AGENT.set_params(strange(fdp), an_array(fdp, (20,), "f4")))
     AGENT.reset(3)
     count = fdp.ConsumeIntInRange(1, 3)
     options = {
@@ -448,12 +448,12 @@ def agent(data: bytes, folder: Path) -> None:
         for name, shape, kind in (
             ("restart", (count,), "?"),
             ("episodes", (count,), "i8"),
-            ("overrule", (count, 1), "f4"),
-            ("slots", (count,), "i8"),
+            ("forced_actions", (count, 1), "f4"),
+            ("env_ids", (count,), "i8"),
         )
         if fdp.ConsumeBool()
     }
-    options.setdefault("slots", np.arange(count))
+    options.setdefault("env_ids", np.arange(count))
     pictures = an_array(fdp, (count, 64, 64, 3), "u1")
     actions = attempt(lambda: AGENT.act(pictures, **options))
     if actions is None:

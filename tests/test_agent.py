@@ -99,12 +99,12 @@ def test_slots_that_rest_change_nothing_and_are_not_changed(agent):
     agent.reset(4, seed=3)
     found = {slot: [] for slot in range(4)}
     for step, slots in enumerate(acting):
-        for slot, action in zip(slots, agent.act(pictures[step][slots], slots=np.array(slots)), strict=True):
+        for slot, action in zip(slots, agent.act(pictures[step][slots], env_ids=np.array(slots)), strict=True):
             found[slot].append(action)
     for slot in range(4):
         agent.reset(4, seed=3)
         alone = [
-            agent.act(pictures[step][[slot]], slots=np.array([slot]))[0]
+            agent.act(pictures[step][[slot]], env_ids=np.array([slot]))[0]
             for step, slots in enumerate(acting)
             if slot in slots
         ]
@@ -114,8 +114,8 @@ def test_slots_that_rest_change_nothing_and_are_not_changed(agent):
 @pytest.mark.parametrize("slots", [[], [0, 0], [4], [-1], [[0]], [0.5]])
 def test_slots_that_are_not_there_are_refused(agent, slots):
     agent.reset(4)
-    with pytest.raises(ValueError, match=r"^slots: expected different numbers from 0 to 3, got "):
-        agent.act(frames(1), slots=np.array(slots))
+    with pytest.raises(ValueError, match=r"^env_ids: expected distinct integers from 0 to 3, got "):
+        agent.act(frames(1), env_ids=np.array(slots))
 
 
 def test_reset_forgets(agent):
@@ -165,8 +165,8 @@ def test_overruled_actions_are_taken_and_remembered(agent):
     h = c = np.zeros((2, HIDDEN))
     agent.reset(2, seed=5)
     for step in range(4):
-        overrule = np.float32([[np.nan], [0.75]])
-        action = agent.act(frames(2, step), overrule=overrule)
+        forced_actions = np.float32([[np.nan], [0.75]])
+        action = agent.act(frames(2, step), forced_actions=forced_actions)
         own = np.tanh(np.concatenate([agent.z, c, h], axis=1) @ agent.params)
         np.testing.assert_allclose(action[:, 0], [own[0], 0.75], atol=1e-5)
         h, c = remember(agent.mdnrnn, agent.z, action, np.full(2, step == 0), h, c)
@@ -175,11 +175,11 @@ def test_overruled_actions_are_taken_and_remembered(agent):
 def test_a_slot_may_have_a_controller_of_its_own(agent):
     agent.reset(2, seed=5)
     own = np.random.default_rng(3).normal(size=agent.controller.size).astype(np.float32)
-    agent.assign(1, own)
+    agent.set_params(1, own)
     action = agent.act(frames(2))
     features = np.concatenate([agent.z, np.zeros((2, 2 * HIDDEN))], axis=1)
     np.testing.assert_allclose(action[:, 0], np.tanh([features[0] @ agent.params, features[1] @ own]), atol=1e-5)
-    agent.assign(1, None)
+    agent.set_params(1, None)
     agent.reset(2, seed=5)
     again = agent.act(frames(2))
     np.testing.assert_allclose(again[:, 0], np.tanh(features @ agent.params), atol=1e-5)

@@ -14,7 +14,7 @@ from toy_env import ToyEnv
 from worldmodels.envs import envpool as pool
 from worldmodels.envs import vector as batches
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import ProcessBatch, ThreadBatch, backend, make_batch
+from worldmodels.envs.vector import ProcessVectorEnv, ThreadVectorEnv, backend, make_vector_env
 
 TOY = EnvSpec(id="toy_env:Toy-v0", variant="", resolution="")
 CARS = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
@@ -23,8 +23,8 @@ needs_envpool = pytest.mark.skipif(not pool.installed(), reason="EnvPool is not 
 
 def make_toy(kind, slots, bonus=0.0):
     if kind == "threads":
-        return ThreadBatch(TOY, slots, 2, {"bonus": bonus})
-    return ProcessBatch(TOY, slots, min(2, slots), {"bonus": bonus})
+        return ThreadVectorEnv(TOY, slots, 2, {"bonus": bonus})
+    return ProcessVectorEnv(TOY, slots, min(2, slots), {"bonus": bonus})
 
 
 def actions_of(number, steps, size):
@@ -34,7 +34,7 @@ def actions_of(number, steps, size):
 def play(batch, seeds, steps, expect=True):
     """Plays every seed for at most so many steps: per episode its frames, rewards and how it ended."""
     if expect:
-        batch.expect(seeds)
+        batch.prefetch(seeds)
     size = batch.action_space.shape[0]
     waiting, running, found = list(range(len(seeds)))[::-1], {}, {}
 
@@ -44,7 +44,7 @@ def play(batch, seeds, steps, expect=True):
             running[slot] = number = waiting.pop()
             found[number] = [batch.reset([slot], [seeds[number]])[0]], [], None
 
-    for slot in range(batch.slots):
+    for slot in range(batch.num_envs):
         begin(slot)
     while running:
         busy = list(running)[::-1]  # in no order in particular
@@ -134,16 +134,18 @@ def test_the_back_end_is_the_fastest_there_is(monkeypatch):
 
 
 def test_kinds_of_batches(monkeypatch):
-    assert isinstance(make_batch(EnvSpec(), 2, workers=2), ThreadBatch)  # TakeCover is a process of its own
-    assert isinstance(make_batch(TOY, 4, workers=1), ThreadBatch)
-    made = make_batch(TOY, 4, workers=2)
-    assert isinstance(made, ProcessBatch)
+    assert isinstance(
+        make_vector_env(EnvSpec(), 2, num_workers=2), ThreadVectorEnv
+    )  # TakeCover is a process of its own
+    assert isinstance(make_vector_env(TOY, 4, num_workers=1), ThreadVectorEnv)
+    made = make_vector_env(TOY, 4, num_workers=2)
+    assert isinstance(made, ProcessVectorEnv)
     made.close()
-    with pytest.raises(ValueError, match=r"^slots: expected at least 1, got 0"):
-        make_batch(TOY, 0)
+    with pytest.raises(ValueError, match=r"^num_envs: expected at least 1, got 0"):
+        make_vector_env(TOY, 0)
     monkeypatch.setattr(batches, "backend", lambda _: "envpool")
     with pytest.raises(ValueError, match=r"^ignore_done: EnvPool has no such option"):
-        make_batch(CARS, 1, ignore_done=True)
+        make_vector_env(CARS, 1, ignore_done=True)
 
 
 @pytest.mark.parametrize("option", ["variant", "resolution"])
@@ -152,12 +154,12 @@ def test_options_that_an_environment_lacks_are_refused(monkeypatch, option):
     monkeypatch.setattr(batches, "backend", lambda environment: environment.backend or "gymnasium")
     for environment in (TOY, CARS):
         with pytest.raises(ValueError, match=said):
-            make_batch(replace(environment, **{option: "modern"}), 1).reset([0], [1])
+            make_vector_env(replace(environment, **{option: "modern"}), 1).reset([0], [1])
 
 
 def test_an_environment_that_gymnasium_does_not_know_is_refused():
     with pytest.raises(ValueError, match=r"^environment\.id: expected one that Gymnasium knows, got 'worldmodels/No"):
-        make_batch(EnvSpec(id="worldmodels/Nothing-v0"), 2)
+        make_vector_env(EnvSpec(id="worldmodels/Nothing-v0"), 2)
 
 
 @needs_envpool
@@ -166,9 +168,9 @@ def test_envpool_needs_no_box2d():
         "import sys",
         "sys.modules['Box2D'] = None",
         "from worldmodels.pipeline.config import EnvSpec",
-        "from worldmodels.envs.vector import make_batch",
+        "from worldmodels.envs.vector import make_vector_env",
         "cars = EnvSpec(id='worldmodels/CarRacing-v0', variant='', resolution='', backend='envpool')",
-        "print(make_batch(cars, 1, workers=1).reset([0], [1]).shape)",
+        "print(make_vector_env(cars, 1, num_workers=1).reset([0], [1]).shape)",
     )
     done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(1, 64, 64, 3)", done.stderr
@@ -189,9 +191,9 @@ def test_a_car_without_box2d_says_which_extra_it_wants():
 @needs_envpool
 def test_envpool_plays_the_same_whatever_the_slots():
     seeds, steps = [5, 6, 7, 5], 12
-    wide = play(make_batch(CARS, 4, workers=2), seeds, steps)
-    check_equal(play(make_batch(CARS, 1, workers=1), seeds, steps), wide)
-    check_equal(play(make_batch(CARS, 3, workers=2), seeds, steps, expect=False), wide)
+    wide = play(make_vector_env(CARS, 4, num_workers=2), seeds, steps)
+    check_equal(play(make_vector_env(CARS, 1, num_workers=1), seeds, steps), wide)
+    check_equal(play(make_vector_env(CARS, 3, num_workers=2), seeds, steps, expect=False), wide)
     first = [frames[0] for frames, _, _ in wide]
     assert (first[0] == first[3]).all()
     assert (first[0] != first[1]).any() and (first[1] != first[2]).any()
@@ -203,9 +205,11 @@ def test_envpool_games_are_left_when_they_are_over(monkeypatch):
     """Few are alive at a time, and one seed twice is two games."""
     monkeypatch.setattr(pool, "_CHUNK", 2)
     made = []
-    make = pool.EnvPoolBatch._make
-    monkeypatch.setattr(pool.EnvPoolBatch, "_make", lambda self, seeds: made.append(len(seeds)) or make(self, seeds))
-    batch = make_batch(CARS, 2, workers=1)
+    make = pool.EnvPoolVectorEnv._make
+    monkeypatch.setattr(
+        pool.EnvPoolVectorEnv, "_make", lambda self, seeds: made.append(len(seeds)) or make(self, seeds)
+    )
+    batch = make_vector_env(CARS, 2, num_workers=1)
     play(batch, [9, 9, 9, 8, 7], 2)
     assert made == [2, 2, 1]
     assert batch._pools == []

@@ -28,7 +28,7 @@ def test_operations_of_a_step_are_the_papers():
 
 def test_uneven_lengths_are_the_papers_and_few_lanes_are_idle():
     world = worlds.doom(ends=True)
-    result, computed = world.dream().counted_rollout(world.params(16), 16, max_steps=120)
+    result, computed = world.dream().rollout_with_stats(world.params(16), 16, max_steps=120)
     ended = result.lengths < 120
     expected = 1 - (1 - 1 / 682) ** 119
     assert abs(ended.mean() - expected) < 4 * (expected * (1 - expected) / 256) ** 0.5
@@ -37,7 +37,7 @@ def test_uneven_lengths_are_the_papers_and_few_lanes_are_idle():
 
 def test_counted_steps_are_exact_where_every_lane_is_used():
     world = small_world()
-    result, computed = world.dream().counted_rollout(world.params(64), 4, max_steps=5, num_threads=1)
+    result, computed = world.dream().rollout_with_stats(world.params(64), 4, max_steps=5, num_threads=1)
     assert computed == result.lengths.sum() == 64 * 4 * 5
 
 

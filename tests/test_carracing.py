@@ -81,17 +81,17 @@ def test_noise_acts():
 class Cars:
     """Games of three steps, which pay a point each."""
 
-    slots = 2
+    num_envs = 2
     steps = 3
     paying = range(1, 4)
 
-    def __init__(self, environment, slots, *, workers, **options):
+    def __init__(self, environment, slots, *, num_workers, **options):
         import gymnasium
 
         self.action_space = gymnasium.spaces.Box(np.array(LOW, np.float32), np.array(HIGH, np.float32))
         self.ages = {}
 
-    def expect(self, seeds):
+    def prefetch(self, seeds):
         pass
 
     def close(self):
@@ -121,7 +121,7 @@ def test_noise_collects():
     )
     job = players.Job(config, None, 0)
     assert job.environment.backend == "gymnasium" and job.options == {"ignore_done": True}
-    episodes = list(players.play(Cars(None, 2, workers=1), job, range(12), None))
+    episodes = list(players.play(Cars(None, 2, num_workers=1), job, range(12), None))
     assert {episode.policy for episode in episodes} == {"random-weight agent", "brownian"}
     assert all(episode.actions.shape == (3, 3) and not episode.terminated for episode in episodes)
     assert len({episode.actions.tobytes() for episode in episodes}) == 12
@@ -141,7 +141,7 @@ class LongCars(Cars):
 def test_an_episode_in_which_nothing_comes_is_cut(patience, length):
     changes = {"policies": "brownian", "patience": patience, "ignore_done": False}
     job = players.Job(override(TASK.presets["paper"], {"collect": changes}), None, 0)
-    episodes = list(players.play(LongCars(None, 2, workers=1), job, range(5), None))
+    episodes = list(players.play(LongCars(None, 2, num_workers=1), job, range(5), None))
     assert [len(episode.frames) for episode in episodes] == [length] * 5
     for episode in episodes:
         assert len(episode.rewards) == len(episode.actions) == length and not episode.terminated
@@ -152,8 +152,8 @@ def test_an_episode_in_which_nothing_comes_is_cut(patience, length):
     ("max_steps", "score"), [(None, 2 - 2.8), (1, -0.1), (2, 0.9), (7, 1.5), (30, 2 - 2.8), (40, 2 - 2.8)]
 )
 def test_episodes_can_be_as_short_as_dreams(monkeypatch, max_steps, score):
-    monkeypatch.setattr(play, "make_batch", lambda environment, slots: LongCars(environment, slots, workers=1))
-    player, scores = play.Blind(TASK.policies["brownian"], "short"), {}
+    monkeypatch.setattr(play, "make_vector_env", lambda environment, slots: LongCars(environment, slots, num_workers=1))
+    player, scores = play.OpenLoopPlayer(TASK.policies["brownian"], "short"), {}
     with play.Environments(None, 2, max_steps) as environments:
         environments.play(player, range(5), seed=0, purpose="short", finished=scores.__setitem__)
     assert scores == {episode: pytest.approx(score) for episode in range(5)}

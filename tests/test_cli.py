@@ -295,7 +295,7 @@ def test_a_full_disk_behind_stdout_is_explained(tmp_path):
     [
         (["evolve", "--popsize", "0"], "evolve.popsize: expected more than zero, got 0"),
         (["collect", "--workers", "-1"], "collect.num_workers: expected zero or more, got -1"),
-        (["collect", "--policies", "left:1, hover"], "collect.policies: expected '<name>:<share>, ...'"),
+        (["collect", "--policies", "left:1, hover"], "collect.policies: expected '<name>:<weight>, ...'"),
         (["collect", "--policies", "left:0"], "got 'left:0'"),
         (["collect", "--seed", str(2**64)], "--seed: expected an integer from 0 to 18446744073709551615, got"),
         (["collect", "--seed", "-1"], "--seed: expected an integer from 0 to 18446744073709551615, got -1"),

@@ -203,7 +203,7 @@ def test_policies_are_read_with_their_shares():
 
 @pytest.mark.parametrize("text", ["", "left,", "hover", "left:0", "left:-1", "left:much", "left:inf", "left:nan"])
 def test_bad_policies_are_named(text):
-    with pytest.raises(ValueError, match=r"collect\.policies: expected '<name>:<share>, \.\.\.' of uniform, "):
+    with pytest.raises(ValueError, match=r"collect\.policies: expected '<name>:<weight>, \.\.\.' of uniform, "):
         parse_policies(text, POLICIES)
 
 
@@ -211,10 +211,10 @@ def test_shares_are_followed():
     """By the episodes' own seeds; checked on a game that ends at once."""
 
     class Games:
-        slots = 2
+        num_envs = 2
         action_space = gymnasium.spaces.Box(-1, 1, (1,))
 
-        def expect(self, seeds):
+        def prefetch(self, seeds):
             self.seeds = seeds
 
         def reset(self, slots, seeds):

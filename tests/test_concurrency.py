@@ -14,7 +14,7 @@ from worldmodels import CMAES, Agent, Controller, Dream, _core
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.gpu import TorchDream
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.lstm_state import Memory
+from worldmodels.models.lstm_state import LSTMState
 from worldmodels.support.forks import Lock
 
 THREADS = 6
@@ -67,7 +67,7 @@ def test_a_memory():
             memory.step(np.array([index]), z[t, index : index + 1], actions, no)
             memory.step(np.array([THREADS]), same, actions, no)
 
-    alone, shared = (Memory(model, THREADS + 1, 1) for _ in range(2))
+    alone, shared = (LSTMState(model, THREADS + 1, 1) for _ in range(2))
     for index in range(THREADS):
         play(alone, index)
     at_once(lambda index: play(shared, index))
@@ -76,7 +76,7 @@ def test_a_memory():
 
 
 def test_a_native_memory(world):
-    model = Memory(world[0], 1)._core
+    model = LSTMState(world[0], 1)._core
     rng = np.random.default_rng(3)
 
     def play(index, core):
@@ -189,7 +189,7 @@ def test_an_agent():
     agents = [Agent(vae, model, controller, np.linspace(-1, 1, controller.size)) for _ in range(2)]
 
     def play(agent, slot):
-        return [agent.act(frame[slot : slot + 1], slots=np.array([slot])) for frame in frames]
+        return [agent.act(frame[slot : slot + 1], env_ids=np.array([slot])) for frame in frames]
 
     for agent in agents:
         agent.reset(THREADS, seed=3)

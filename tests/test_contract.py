@@ -22,11 +22,11 @@ from worldmodels.envs.any_gymnasium import ActionMap, AdaptedEnv
 from worldmodels.envs.policies import constant
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import ProcessBatch, ThreadBatch, make, make_batch
+from worldmodels.envs.vector import ProcessVectorEnv, ThreadVectorEnv, make, make_vector_env
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
-from worldmodels.rollout.runner import Blind, Environments, play_policy, record
+from worldmodels.rollout.runner import Environments, OpenLoopPlayer, play_policy, record
 
 TANH = Rules("tanh", 20)
 LEFT = constant(-1.0)
@@ -38,7 +38,7 @@ class Left:
     def reset(self, batch, *, seed=0):
         pass
 
-    def act(self, frames, restart=None, episodes=None, *, slots=None):
+    def act(self, frames, restart=None, episodes=None, *, env_ids=None):
         return np.full((len(frames), 1), -1, np.float32)
 
 
@@ -88,9 +88,9 @@ def episodes(folder):
 @pytest.mark.parametrize("kinds", ["thread", "threads", "processes"])
 def test_every_batch_plays_what_gymnasium_makes(kind, steps, first, kinds):
     made = {
-        "thread": lambda: ThreadBatch(odd(kind), 2, 1, {}),
-        "threads": lambda: ThreadBatch(odd(kind), 2, 2, {}),
-        "processes": lambda: ProcessBatch(odd(kind), 2, 2, {}),
+        "thread": lambda: ThreadVectorEnv(odd(kind), 2, 1, {}),
+        "threads": lambda: ThreadVectorEnv(odd(kind), 2, 2, {}),
+        "processes": lambda: ProcessVectorEnv(odd(kind), 2, 2, {}),
     }[kinds]()
     frames = made.reset([0, 1], [1, 2])
     assert (frames == first).all()
@@ -102,7 +102,7 @@ def test_every_batch_plays_what_gymnasium_makes(kind, steps, first, kinds):
 
 
 def test_every_caller_plays_the_time_limit():
-    assert play_policy(odd("Limited"), LEFT, 2, seed=0, purpose="test", slots=2) == [-7.0, -7.0]
+    assert play_policy(odd("Limited"), LEFT, 2, seed=0, purpose="test", num_envs=2) == [-7.0, -7.0]
     assert record(odd("Limited"), Left(), seed=0, episode_seed=1) == {"rewards": [-1.0] * 7}
     evaluator = make_evaluator("Limited", rules=None)
     assert evaluator(0)[1].tolist() == [[7]]
@@ -111,13 +111,13 @@ def test_every_caller_plays_the_time_limit():
 def make_evaluator(kind, rules, max_steps=100):
     controller = Controller(4, 8, 1)
     evaluator = EnvironmentEvaluator(
-        make_vae(), make_mdnrnn(), controller, odd(kind), slots=1, workers=1, max_steps=max_steps, precision="float32",
-        rules=rules,
+        make_vae(), make_mdnrnn(), controller, odd(kind), num_envs=1, num_workers=1, max_steps=max_steps,
+        precision="float32", rules=rules,
     )  # fmt: skip
 
     def play(value):
         params = np.full((1, controller.size), value)
-        played = evaluator.play(params, 1, seed=0, common_seeds=True, told=lambda *_: None)
+        played = evaluator.play(params, 1, seed=0, common_seeds=True, on_progress=lambda *_: None)
         evaluator.close()
         return played.returns, played.lengths
 
@@ -133,13 +133,13 @@ def test_spaces_of_our_own_environments_fit_their_tasks(name):
 
 
 def test_an_environment_without_an_end_is_truncated():
-    assert play_policy(odd("Endless"), LEFT, 2, seed=0, purpose="test", slots=1, rules=TANH) == [-20.0, -20.0]
+    assert play_policy(odd("Endless"), LEFT, 2, seed=0, purpose="test", num_envs=1, rules=TANH) == [-20.0, -20.0]
     assert len(record(odd("Endless"), Left(), seed=0, episode_seed=1, rules=TANH)["rewards"]) == 20
     for max_steps, length in ((100, 20), (20, 20), (6, 6)):
         assert make_evaluator("Endless", TANH, max_steps)(0)[1].tolist() == [[length]]
     scores = {}
     with Environments(odd("Endless"), 1, 5, rules=TANH) as environments:
-        environments.play(Blind(LEFT, "x"), [0], seed=0, purpose="x", finished=scores.__setitem__)
+        environments.play(OpenLoopPlayer(LEFT, "x"), [0], seed=0, purpose="x", finished=scores.__setitem__)
     assert scores == {0: -5.0}
 
 
@@ -182,7 +182,7 @@ def test_entry_points_of_every_kind():
     with pytest.raises(
         ValueError, match=r"^environment\.id: expected an environment with an entry point, got 'odd_env"
     ):
-        make_batch(odd("VectorOnly"), 2)
+        make_vector_env(odd("VectorOnly"), 2)
 
 
 # ---- actions
@@ -266,7 +266,7 @@ def test_bad_actions_are_refused(action):
 
 def test_an_action_is_not_repeated_to_fill_its_row():
     """Of length one, in memory for actions of two."""
-    for made in (ProcessBatch(odd("Two"), 2, 2, {}), ThreadBatch(odd("Two"), 2, 1, {})):
+    for made in (ProcessVectorEnv(odd("Two"), 2, 2, {}), ThreadVectorEnv(odd("Two"), 2, 1, {})):
         made.reset([0, 1], [1, 2])
         with pytest.raises(ContractError, match="expected actions of 2 finite numbers"):
             made.step([0, 1], np.zeros((2, 1), np.float32))
@@ -288,10 +288,10 @@ def test_what_is_stored_is_the_action_of_the_policy(package, capsys, kind, low, 
 
 
 def test_evaluation_scales_too():
-    assert play_policy(odd("Wide"), LEFT, 1, seed=0, purpose="x", slots=1, rules=TANH) == [-50.0]
-    assert play_policy(odd("Wide"), LEFT, 1, seed=0, purpose="x", slots=1) == [-10.0]  # actions of the environment
+    assert play_policy(odd("Wide"), LEFT, 1, seed=0, purpose="x", num_envs=1, rules=TANH) == [-50.0]
+    assert play_policy(odd("Wide"), LEFT, 1, seed=0, purpose="x", num_envs=1) == [-10.0]  # actions of the environment
     assert record(odd("Wide"), Left(), seed=0, episode_seed=1, rules=TANH)["rewards"] == [-5.0] * 10
-    batch = ProcessBatch(odd("Wide"), 2, 2, {"rules": TANH})
+    batch = ProcessVectorEnv(odd("Wide"), 2, 2, {"rules": TANH})
     batch.reset([0, 1], [1, 2])
     assert batch.step([0, 1], np.array([[1], [-0.5]], np.float32))[1].tolist() == [5.0, -2.5]
     assert batch.scaling.endswith("Box([-5.], [5.])")
@@ -437,8 +437,8 @@ def test_rewards_and_flags_of_numpy_are_fine():
 @pytest.mark.skipif(not pool.installed(), reason="EnvPool is not installed")
 def test_rewards_of_envpool_are_checked():
     cars = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
-    made = make_batch(cars, 2, workers=1, rules=tasks.get("carracing").rules)
-    made.expect([5, 6])
+    made = make_vector_env(cars, 2, num_workers=1, rules=tasks.get("carracing").rules)
+    made.prefetch([5, 6])
     made.reset([0, 1], [5, 6])
     actions = np.zeros((2, 3), np.float32)
     made.step([0, 1], actions)
@@ -457,7 +457,7 @@ def test_rewards_of_envpool_are_checked():
 
     games, sent[0].games = sent[0].games, Games
     with pytest.raises(ContractError, match=r"CarRacing-v0: expected a finite reward, got nan at step 2 of .* seed 6$"):
-        made.receive()
+        made.recv()
     sent[0].games = games
     with pytest.raises(ContractError, match="expected actions of 3 finite numbers"):
         made.send([0, 1], np.zeros((2, 1), np.float32))

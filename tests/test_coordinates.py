@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import toy_config, write_world
-from worldmodels.cmaes.search_space import Coordinates, principal_components
+from worldmodels.cmaes.search_space import SearchSpace, principal_components
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline.run import Run
@@ -51,7 +51,7 @@ def test_a_point_acts_on_the_components(shape):
     rng = np.random.default_rng(1)
     features = samples()
     basis = principal_components(features, 3)
-    coordinates = Coordinates(controller, np.zeros(controller.size), basis)
+    coordinates = SearchSpace(controller, np.zeros(controller.size), basis)
     assert coordinates.size == small.size
     points = rng.normal(size=(4, coordinates.size))
     params = coordinates.params(points)
@@ -65,13 +65,13 @@ def test_a_point_acts_on_the_components(shape):
 def test_zero_is_the_origin():
     controller = Controller(2, 3, 1, features="zh")
     origin = np.arange(5.0)
-    coordinates = Coordinates(controller, origin, principal_components(samples(), 2))
+    coordinates = SearchSpace(controller, origin, principal_components(samples(), 2))
     np.testing.assert_array_equal(coordinates.start, np.zeros(2))
     np.testing.assert_array_equal(coordinates.params(coordinates.start), origin)
 
 
 def test_without_components_points_are_parameters():
-    coordinates = Coordinates(Controller(2, 3, 1), np.arange(8.0))
+    coordinates = SearchSpace(Controller(2, 3, 1), np.arange(8.0))
     np.testing.assert_array_equal(coordinates.start, np.arange(8.0))
     np.testing.assert_array_equal(coordinates.params(coordinates.start), np.arange(8.0))
 

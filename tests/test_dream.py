@@ -21,7 +21,7 @@ from reference import Draws, ReferenceDream
 from worldmodels.dream.native import Dream
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.support.cpu import cores
+from worldmodels.support.cpu import available_cpus
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 FUSED = [level for level in simd_levels() if level != "baseline"]
@@ -695,4 +695,4 @@ def test_fork_is_refused(threads_of):
 
 
 def test_all_available_cores_are_the_default():
-    assert cores() >= 1
+    assert available_cpus() >= 1

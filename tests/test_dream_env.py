@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from test_dream import make_model, make_params, make_starts
 from worldmodels.dream.env import DreamEnv, DreamVectorEnv
 from worldmodels.dream.native import Dream
+from worldmodels.dream.world_model import WorldModel, load_world_model
 from worldmodels.models.controller import Controller
+from worldmodels.models.vae import ConvVAE
+from worldmodels.models.weights import load_model, save_model, save_tensors
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 
@@ -454,3 +462,152 @@ def test_conventions_of_vector_environments():
         "DreamVectorEnv(num_envs=3, latent_size=5, hidden_size=7, action_size=2, temperature=1.0, max_steps=2100, "
         "precision='float32')"
     )
+
+
+def run_folder(path, *, latents=5, vae=5):
+    """A run folder with M, its initial states and, unless ``vae`` is None, a V of so many latents."""
+    model, mu, logvar = arguments(latent=latents)
+    save_model(path / "rnn" / "rnn.safetensors", model)
+    tensors = {"mu": torch.from_numpy(mu), "logvar": torch.from_numpy(logvar)}
+    save_tensors(path / "rnn" / "initial.safetensors", tensors, {})
+    if vae is not None:
+        torch.manual_seed(0)
+        save_model(path / "vae" / "vae.safetensors", ConvVAE(vae))
+    return WorldModel(model, mu, logvar)
+
+
+def observations(env, steps=5):
+    """Observations, rewards and ends of an episode's first steps."""
+    found = [env.reset(seed=3)[0]]
+    actions = np.linspace(-1, 1, steps * env.action_space.shape[-1], dtype=np.float32).reshape(steps, -1)
+    for action in actions:
+        found += env.step(np.broadcast_to(action, env.action_space.shape))[:4]
+    return found
+
+
+def check_same(one, other):
+    for mine, theirs in zip(observations(one), observations(other), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("settings", [{}, {"world": "takecover"}])
+def test_a_pretrained_world_model(settings):
+    """Its name is enough, and it is the default; termination is sampled, as rewards of single steps have no mean."""
+    model = load_world_model("takecover")
+    wanted = DreamEnv(*model, termination="sample")
+    check_same(DreamEnv(**settings), wanted)
+    made = gymnasium.make("worldmodels/Dream-v0", **settings)
+    check_same(made, wanted)
+    assert made.unwrapped._dreams._model._arguments["done_weight"] == model.mdnrnn.done_pos_weight == 10
+    threshold = DreamEnv(termination="threshold", **settings)
+    assert threshold._dreams._model._arguments["done_weight"] is None
+    check_same(threshold, DreamEnv(*model))
+    envs = gymnasium.make_vec("worldmodels/Dream-v0", num_envs=3, **settings)
+    assert isinstance(envs, DreamVectorEnv)
+    check_same(envs, DreamVectorEnv(*model, num_envs=3, termination="sample"))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_world_model_of_a_run_folder(tmp_path, kind):
+    model = run_folder(tmp_path)
+    for world in (kind(tmp_path), model):
+        check_same(DreamEnv(world=world), DreamEnv(*model))
+        check_same(DreamVectorEnv(world=world, num_envs=2), DreamVectorEnv(*model, num_envs=2))
+        assert DreamEnv(world=world)._dreams._model._arguments["done_weight"] is None
+        assert DreamEnv(world=world, termination="sample")._dreams._model._arguments["done_weight"] == 1
+
+
+def test_one_world_model_is_given(tmp_path):
+    model, mu, logvar = arguments()
+    with pytest.raises(ValueError, match=r"^world: expected None, as mdnrnn is given, got 'takecover'"):
+        DreamEnv(model, mu, logvar, world="takecover")
+    with pytest.raises(ValueError, match=r"^world: expected None, as initial_logvar is given, got "):
+        DreamVectorEnv(initial_logvar=logvar, world=tmp_path)
+    with pytest.raises(ValueError, match=r"^initial_mu: expected an array, as mdnrnn is given, got None"):
+        DreamEnv(model)
+    with pytest.raises(ValueError, match=r"^initial_logvar: expected an array, as mdnrnn is given, got None"):
+        DreamVectorEnv(model, mu)
+    with pytest.raises(ValueError, match=r"^mdnrnn: expected an MDNRNN, as initial_mu is given, got None"):
+        DreamEnv(initial_mu=mu, initial_logvar=logvar)
+    with pytest.raises(ValueError, match=r"^world: expected takecover, .*, got 'takecove'; did you mean 'takecover'\?"):
+        DreamEnv(world="takecove")
+    with pytest.raises(TypeError, match=r"^world: expected a name, a run folder or a WorldModel, got 3"):
+        DreamEnv(world=3)
+    with pytest.raises(FileNotFoundError, match=r"rnn\.safetensors: no such file"):
+        DreamEnv(world=tmp_path)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'temprature'"):
+        DreamEnv(model, mu, logvar, temprature=1.0)
+
+
+@pytest.mark.parametrize("make", [DreamEnv, DreamVectorEnv])
+def test_terminations_of_an_environment(make):
+    wanted = r"^termination: expected threshold or sample \(an environment has no survival weights\), got 'expected'"
+    with pytest.raises(ValueError, match=wanted):
+        make(world="takecover", termination="expected")
+    with pytest.raises(ValueError, match=r"^termination: expected threshold or sample, got 'chance'"):
+        make(*arguments(), termination="chance")
+    with pytest.raises(ValueError, match=r"^termination: expected threshold, as mdnrnn has no done head, got sample"):
+        make(*arguments(done=False), termination="sample")
+
+
+def check_reconstructions(frames, vae, latents):
+    """The arithmetic of a batch of another size may round otherwise."""
+    wanted = vae.decode(torch.from_numpy(latents)).detach().permute(0, 2, 3, 1).numpy() * 255
+    assert frames.shape == (len(latents), 64, 64, 3) and frames.dtype == np.uint8
+    np.testing.assert_allclose(frames, wanted, atol=0.501)
+
+
+@pytest.mark.parametrize("features", ["zch", "z"])
+def test_rendering_reconstructs_the_current_latents(tmp_path, features):
+    run_folder(tmp_path)
+    vae = load_model(tmp_path / "vae" / "vae.safetensors", ConvVAE)
+    env = gymnasium.make("worldmodels/Dream-v0", world=tmp_path, features=features, render_mode="rgb_array")
+    assert env.render_mode == "rgb_array" and env.metadata["render_modes"] == ["rgb_array"]
+    observation, _ = env.reset(seed=1)
+    for _ in range(3):
+        check_reconstructions(env.render()[None], vae, observation[None, :5])
+        observation = env.step(env.action_space.sample())[0]
+    other = copy.deepcopy(env.unwrapped)
+    np.testing.assert_array_equal(other.render(), env.render())
+    other = pickle.loads(pickle.dumps(env.unwrapped))
+    np.testing.assert_array_equal(other.render(), env.render())
+    assert DreamEnv(world=tmp_path).render() is None
+
+
+def test_rendering_a_vector_gives_a_frame_of_every_environment(tmp_path):
+    run_folder(tmp_path)
+    vae = load_model(tmp_path / "vae" / "vae.safetensors", ConvVAE)
+    envs = gymnasium.make_vec("worldmodels/Dream-v0", num_envs=3, world=tmp_path, render_mode="rgb_array")
+    assert envs.render_mode == "rgb_array"
+    observation, _ = envs.reset(seed=1)
+    for _ in range(3):
+        frames = envs.render()
+        assert isinstance(frames, tuple) and len(frames) == 3
+        check_reconstructions(np.stack(frames), vae, observation[:, :5])
+        observation = envs.step(envs.action_space.sample())[0]
+    assert DreamVectorEnv(world=tmp_path).render() is None
+
+
+@pytest.mark.filterwarnings("ignore:.*A Box observation space m:UserWarning")  # latents have no bounds
+def test_check_env_with_rendering():
+    env = gymnasium.make("worldmodels/Dream-v0", world="takecover", render_mode="rgb_array")
+    check_env(env.unwrapped)
+
+
+@pytest.mark.parametrize("make", [DreamEnv, DreamVectorEnv])
+def test_rendering_needs_v(tmp_path, make):
+    model = run_folder(tmp_path / "none", vae=None)
+    for given in ({"world": model}, model._asdict()):
+        with pytest.raises(ValueError, match=r"^render_mode: expected None, as frames need V: .*, got 'rgb_array'"):
+            make(**given, render_mode="rgb_array")
+    with pytest.raises(ValueError, match=r"^render_mode: expected None, as there is no .*vae\.safetensors, got 'rgb_"):
+        make(world=tmp_path / "none", render_mode="rgb_array")
+    assert make(world=tmp_path / "none").metadata["render_modes"] == []
+    run_folder(tmp_path / "other", vae=4)
+    with pytest.raises(ValueError, match=r"vae\.safetensors: expected V with 5 latents, as M has, got 4"):
+        make(world=tmp_path / "other", render_mode="rgb_array")
+    with pytest.raises(ValueError, match=r"^render_mode: expected None or 'rgb_array', got 'human'"):
+        make(world=tmp_path / "other", render_mode="human")
+    run_folder(tmp_path / "good")
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"^call reset before render"):
+        make(world=tmp_path / "good", render_mode="rgb_array").render()

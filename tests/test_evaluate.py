@@ -15,7 +15,7 @@ from worldmodels.dream.native import Dream
 from worldmodels.envs import vector as batch
 from worldmodels.envs.policies import constant
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.models.agent import Agent, Candidates
+from worldmodels.models.agent import Agent, Population
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline import dream_check as check_dream
 from worldmodels.pipeline import evaluation as evaluate
@@ -112,7 +112,9 @@ def without_policies(patch):
     really = evaluate.kept_scores
 
     def kept_scores(path, about, player, episodes, **options):
-        return [1, 2, 3] if isinstance(player, play.Blind) else really(path, about, player, episodes, **options)
+        return (
+            [1, 2, 3] if isinstance(player, play.OpenLoopPlayer) else really(path, about, player, episodes, **options)
+        )
 
     patch.setattr(evaluate, "kept_scores", kept_scores)
     patch.setattr(evaluate, "_record", lambda _: None)
@@ -155,7 +157,7 @@ def test_policies_do_not_play_twice_either(evaluated, tmp_path, monkeypatch):
     shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
     expected = read_json(tmp_path / "results.json")
     monkeypatch.setattr(evaluate, "_record", lambda _: None)
-    monkeypatch.setattr(play, "make_batch", None)
+    monkeypatch.setattr(play, "make_vector_env", None)
     with prepare(tmp_path) as experiment:
         experiment.marker("evaluate").unlink()
         experiment.run_stage("evaluate")
@@ -227,7 +229,7 @@ def test_every_episode_is_played_by_its_own_candidate(tmp_path):
     params = np.random.default_rng(5).normal(0, 1, (3, 20)).astype(np.float32)
     frames = np.random.default_rng(6).integers(0, 256, (4, 64, 64, 3), np.uint8)
     restart, episodes = np.ones(4, np.bool_), np.array([7, 0, 2, 4])
-    many = Candidates(Agent.load(tmp_path), params)
+    many = Population(Agent.load(tmp_path), params)
     many.reset(4, seed=1)
     actions = many.act(frames, restart, episodes)
     for slot, episode in enumerate(episodes):
@@ -275,10 +277,10 @@ class Spy:
     def reset(self, batch, *, seed=0):
         self.batch, self.seed, self.told = batch, seed, []
 
-    def act(self, frames, restart=None, episodes=None, *, slots=None):
+    def act(self, frames, restart=None, episodes=None, *, env_ids=None):
         shown = frames[:, 0, 0, 0].astype(np.float32)
         self.told += [(int(e), bool(r), int(left)) for e, r, left in zip(episodes, restart, shown, strict=True)]
-        assert len(frames) == len(set(slots)) <= self.batch
+        assert len(frames) == len(set(env_ids)) <= self.batch
         return shown[:, None]
 
 

@@ -13,7 +13,7 @@ from worldmodels import MDNRNN, Controller
 from worldmodels.cmaes.cmaes import CMAES
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import make_batch
+from worldmodels.envs.vector import make_vector_env
 from worldmodels.models.weights import save_model
 from worldmodels.pipeline import evolution as evolve
 from worldmodels.pipeline.run import Run
@@ -40,8 +40,8 @@ def make_m(action_size=2):
 
 def make_evaluator(environment=TOY, action_size=2, slots=3, workers=1, max_steps=100, patience=0, **shape):
     controller = Controller(4, 6, action_size, **shape)
-    options = {"slots": slots, "workers": workers, "max_steps": max_steps, "precision": "float32"}
-    options["patience"] = patience
+    options = {"num_envs": slots, "num_workers": workers, "max_steps": max_steps, "precision": "float32"}
+    options["max_steps_without_reward"] = patience
     return EnvironmentEvaluator(make_vae(4), make_m(action_size), controller, environment, **options)
 
 
@@ -72,7 +72,7 @@ def play_alone(evaluator, params, seed, max_steps=100, patience=100):
 def test_scores_are_those_of_one_episode_after_the_other(common, shape):
     evaluator = make_evaluator(**shape)
     params = np.random.default_rng(0).normal(0, 1, (3, evaluator.controller.size)).astype(np.float32)
-    played = evaluator.play(params, 2, seed=5, common_seeds=common, told=quiet)
+    played = evaluator.play(params, 2, seed=5, common_seeds=common, on_progress=quiet)
     assert played.returns.shape == played.lengths.shape == (3, 2)
     assert played.returns.dtype == np.float32 and played.lengths.dtype == np.int32
     seeds = [[episode_seed(5, "evolve", e if common else 2 * p + e) for e in range(2)] for p in range(3)]
@@ -85,9 +85,9 @@ def test_scores_are_those_of_one_episode_after_the_other(common, shape):
 def test_hopeless_episodes_are_given_up():
     """After so many steps without a reward above zero; what is left of them pays as their last step did."""
     params = np.random.default_rng(0).normal(0, 1, (6, 32)).astype(np.float32)
-    patient = make_evaluator(max_steps=50).play(params, 4, seed=5, common_seeds=True, told=quiet)
+    patient = make_evaluator(max_steps=50).play(params, 4, seed=5, common_seeds=True, on_progress=quiet)
     evaluator = make_evaluator(max_steps=50, patience=2)
-    played = evaluator.play(params, 4, seed=5, common_seeds=True, told=quiet)
+    played = evaluator.play(params, 4, seed=5, common_seeds=True, on_progress=quiet)
     seeds = [episode_seed(5, "evolve", e) for e in range(4)]
     expected = np.array([[play_alone(evaluator, p, seed, max_steps=50, patience=2) for seed in seeds] for p in params])
     np.testing.assert_allclose(played.returns, expected[:, :, 0], atol=1e-3)
@@ -102,11 +102,13 @@ def test_slots_and_workers_change_no_bit():
     expected = None
     for slots, workers in ((1, 1), (2, 1), (9, 1), (5, 2)):
         evaluator = make_evaluator(slots=slots, workers=workers)
-        played = evaluator.play(params, 3, seed=1, common_seeds=False, told=quiet)
+        played = evaluator.play(params, 3, seed=1, common_seeds=False, on_progress=quiet)
         expected = expected or played
         np.testing.assert_array_equal(played.returns, expected.returns)
         np.testing.assert_array_equal(played.lengths, expected.lengths)
-        again = evaluator.play(params, 3, seed=1, common_seeds=False, told=quiet)  # the same environments once more
+        again = evaluator.play(
+            params, 3, seed=1, common_seeds=False, on_progress=quiet
+        )  # the same environments once more
         np.testing.assert_array_equal(again.returns, expected.returns)
         evaluator.close()
 
@@ -114,17 +116,17 @@ def test_slots_and_workers_change_no_bit():
 def test_equal_candidates_under_common_seeds():
     evaluator = make_evaluator(slots=4, max_steps=3)
     params = np.tile(np.random.default_rng(0).normal(0, 1, 32).astype(np.float32), (3, 1))
-    common = evaluator.play(params, 4, seed=1, common_seeds=True, told=quiet)
+    common = evaluator.play(params, 4, seed=1, common_seeds=True, on_progress=quiet)
     assert (common.returns == common.returns[:1]).all()
     assert common.lengths.max() == 3
-    independent = evaluator.play(params, 4, seed=1, common_seeds=False, told=quiet)
+    independent = evaluator.play(params, 4, seed=1, common_seeds=False, on_progress=quiet)
     assert len(np.unique(independent.returns)) == 12
     np.testing.assert_array_equal(independent.returns[0], common.returns[0])
 
 
 def test_progress_is_told():
     evaluator, told = make_evaluator(slots=2), []
-    played = evaluator.play(np.zeros((2, 32)), 3, seed=1, common_seeds=True, told=lambda *now: told.append(now))
+    played = evaluator.play(np.zeros((2, 32)), 3, seed=1, common_seeds=True, on_progress=lambda *now: told.append(now))
     assert [ended for ended, _, _ in told] == sorted({ended for ended, _, _ in told})
     assert told[-1] == (6, 6, played.lengths.sum())
     assert set(played.profile) == {"environment", "V", "C", "M"}
@@ -180,7 +182,7 @@ def test_another_back_end_does_not_go_on(tmp_path):
 
 def test_take_cover_pays_a_point_a_step():
     evaluator = make_evaluator(EnvSpec(), 1, slots=2, workers=2, max_steps=4)
-    played = evaluator.play(np.zeros((2, evaluator.controller.size)), 2, seed=1, common_seeds=True, told=quiet)
+    played = evaluator.play(np.zeros((2, evaluator.controller.size)), 2, seed=1, common_seeds=True, on_progress=quiet)
     evaluator.close()
     assert (played.lengths == 4).all() and (played.returns == 4).all()
 
@@ -190,10 +192,10 @@ def test_cars_get_what_the_environment_pays(back_end):
     """A C of zeros does not steer, gives half gas and does not brake."""
     cars = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend=back_end)
     evaluator = make_evaluator(cars, 3, slots=2, max_steps=6, features="zh", bias=True, squash="carracing")
-    played = evaluator.play(np.zeros((2, evaluator.controller.size)), 1, seed=1, common_seeds=True, told=quiet)
+    played = evaluator.play(np.zeros((2, evaluator.controller.size)), 1, seed=1, common_seeds=True, on_progress=quiet)
     evaluator.close()
     assert (played.lengths == 6).all()
-    batch = make_batch(cars, 1, workers=1)
+    batch = make_vector_env(cars, 1, num_workers=1)
     batch.reset([0], [episode_seed(1, "evolve", 0)])
     paid = sum(float(batch.step([0], np.array([[0, 0.5, 0]], np.float32))[1][0]) for _ in range(6))
     batch.close()
@@ -204,6 +206,6 @@ def test_cars_get_what_the_environment_pays(back_end):
 def test_bad_arguments_are_named():
     evaluator = make_evaluator()
     with pytest.raises(ValueError, match=r"^params: expected \(P, 32\), got \(2, 31\)"):
-        evaluator.play(np.zeros((2, 31)), 1, seed=0, common_seeds=True, told=quiet)
+        evaluator.play(np.zeros((2, 31)), 1, seed=0, common_seeds=True, on_progress=quiet)
     with pytest.raises(ValueError, match=r"^episodes: expected at least 1, got 0"):
-        evaluator.play(np.zeros((2, 32)), 0, seed=0, common_seeds=True, told=quiet)
+        evaluator.play(np.zeros((2, 32)), 0, seed=0, common_seeds=True, on_progress=quiet)

@@ -16,7 +16,7 @@ import json, os, signal, sys, threading
 import numpy as np, torch, worldmodels as wm
 from worldmodels import forks
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.memory import Memory
+from worldmodels.models.memory import LSTMState
 from worldmodels.torch_dream import TorchDream
 torch.set_num_threads(2)
 def use_threads():
@@ -64,7 +64,7 @@ doors = {
     "dream": lambda: wm.Dream.pretrained("takecover"),
     "built": lambda: wm.Dream(model, *starts, agent.controller),
     "encoder": lambda: Encoder(vae, torch.device("cpu")),
-    "memory": lambda: Memory(model, 2),
+    "memory": lambda: LSTMState(model, 2),
     "gpu": lambda: TorchDream(model, *starts, agent.controller, device=torch.device("cpu")),
 }
 def all_doors(threads):

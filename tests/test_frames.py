@@ -15,7 +15,7 @@ import pytest
 
 from conftest import environment, make_episode, write_store
 from worldmodels.data.episodes import EpisodeStore, shard_path
-from worldmodels.data.frames import FrameReader, Order
+from worldmodels.data.frames import FrameReader, ShuffledBatches
 
 LENGTHS = [7, 12, 9, 14, 8]
 
@@ -31,8 +31,8 @@ def store(tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_are_the_same_for_any_number_of_readers(store, workers):
-    order = Order(np.arange(50), 8, seed=3)
-    with FrameReader(store, order, 2, 19, workers=workers) as reader:
+    order = ShuffledBatches(np.arange(50), 8, seed=3)
+    with FrameReader(store, order, 2, 19, num_workers=workers) as reader:
         batches = list(reader)
     assert len(batches) == 17
     for step, frames in enumerate(batches, start=2):
@@ -40,7 +40,7 @@ def test_batches_are_the_same_for_any_number_of_readers(store, workers):
 
 
 def test_a_rank_reads_its_rows_alone(store, monkeypatch):
-    order, asked = Order(np.arange(50), 8, seed=3), []
+    order, asked = ShuffledBatches(np.arange(50), 8, seed=3), []
     real = store.read
     monkeypatch.setattr(store, "read", lambda indices: asked.append(indices) or real(indices))
     with FrameReader(store, order, 0, 3, slice(2, 5)) as reader:
@@ -54,7 +54,7 @@ def test_readers_stay_ahead_but_not_far(store, monkeypatch):
     asked = []
     real = store.read
     monkeypatch.setattr(store, "read", lambda indices: asked.append(1) or real(indices))
-    with FrameReader(store, Order(np.arange(50), 8, seed=3), 0, 1000) as reader:
+    with FrameReader(store, ShuffledBatches(np.arange(50), 8, seed=3), 0, 1000) as reader:
         batches = iter(reader)
         for count in range(1, 20):
             next(batches)
@@ -63,10 +63,10 @@ def test_readers_stay_ahead_but_not_far(store, monkeypatch):
 
 
 def test_epochs_are_counted_in_frames():
-    order = Order(np.arange(50), 8, seed=3)
+    order = ShuffledBatches(np.arange(50), 8, seed=3)
     assert [order.epoch(step) for step in (0, 6, 7, 12, 13, 25)] == [0, 0, 1, 1, 2, 4]
-    assert Order(np.arange(3), 8, seed=3).epoch(1) == 2
-    assert sorted(Order(np.arange(3), 8, seed=3).batch(0)[:3]) == [0, 1, 2]
+    assert ShuffledBatches(np.arange(3), 8, seed=3).epoch(1) == 2
+    assert sorted(ShuffledBatches(np.arange(3), 8, seed=3).batch(0)[:3]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -81,7 +81,7 @@ def test_a_damaged_frame_is_named(tmp_path, workers):
     path.write_bytes(damaged)
     store = EpisodeStore(tmp_path)
     with pytest.raises(OSError, match=r"00001\.h5: frame 2 is damaged"):
-        with FrameReader(store, Order(np.arange(11), 11, seed=0), 0, 3, workers=workers) as reader:
+        with FrameReader(store, ShuffledBatches(np.arange(11), 11, seed=0), 0, 3, num_workers=workers) as reader:
             list(reader)
     store.close()
 
@@ -91,11 +91,11 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.data.frames import FrameReader, Order
+from worldmodels.data.frames import FrameReader, ShuffledBatches
 
 if __name__ == "__main__":
     store = EpisodeStore(Path(sys.argv[1]))
-    with FrameReader(store, Order(np.arange(50), 8, seed=0), 0, 100, workers=1) as reader:
+    with FrameReader(store, ShuffledBatches(np.arange(50), 8, seed=0), 0, 100, num_workers=1) as reader:
         next(iter(reader))
         print(*(process.pid for process, _ in reader._processes), flush=True)
         time.sleep(100)
@@ -121,13 +121,13 @@ def test_a_reading_process_ends_with_its_parent(store, tmp_path, how):
 
 @pytest.mark.parametrize("batch", [1, 300])  # 4 MB: killed in the middle of sending it
 def test_a_reading_process_that_is_killed_is_named(store, batch):
-    with FrameReader(store, Order(np.arange(50), batch, seed=0), 0, 10**6, workers=2) as reader:
+    with FrameReader(store, ShuffledBatches(np.arange(50), batch, seed=0), 0, 10**6, num_workers=2) as reader:
         batches = iter(reader)
         next(batches)
         time.sleep(0.5)
         os.kill(reader._processes[1][0].pid, signal.SIGKILL)
         with pytest.raises(
-            RuntimeError, match=r"^workers: a process that reads frames died \(exit code -9: killed, per"
+            RuntimeError, match=r"^num_workers: a process that reads frames died \(exit code -9: killed, per"
         ):
             for _ in batches:
                 pass

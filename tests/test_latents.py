@@ -12,7 +12,7 @@ from conftest import make_episode, make_latents, make_mdnrnn, make_vae, mark_don
 from worldmodels.data import latents as latents_module
 from worldmodels.data.episodes import EpisodeShard
 from worldmodels.data.latents import Latents, load_latents
-from worldmodels.data.sequences import Streams
+from worldmodels.data.sequences import PackedSequences
 from worldmodels.models.mdnrnn import done_loss, mdn_loss
 from worldmodels.models.weights import save_model
 from worldmodels.pipeline import encoding as encode
@@ -139,7 +139,7 @@ def test_chunks_say_the_truth_about_every_frame(batch, sequence):
     ends = np.cumsum(LENGTHS) - 1
     starts = ends - LENGTHS + 1
     cut = ends[~np.array(TERMINATED)]
-    streams = Streams(latents, np.arange(10), batch, sequence, seed=3)
+    streams = PackedSequences(latents, np.arange(10), batch, sequence, seed=3)
     for epoch in range(3):
         seen = []
         for chunk in streams.epoch(epoch):
@@ -162,7 +162,7 @@ def test_chunks_say_the_truth_about_every_frame(batch, sequence):
 
 
 def test_streams_are_whole_episodes_end_to_end():
-    chunks = list(Streams(make_latents(LENGTHS), np.arange(10), 3, 4, seed=0).epoch(0))
+    chunks = list(PackedSequences(make_latents(LENGTHS), np.arange(10), 3, 4, seed=0).epoch(0))
     rows = np.concatenate([numbers(chunk)[:, :-1] for chunk in chunks], axis=1)
     valid = np.concatenate([chunk.valid for chunk in chunks], axis=1) > 0
     starts = np.cumsum([0, *LENGTHS[:-1]])
@@ -185,17 +185,17 @@ def test_streams_end_together():
     lengths = np.random.default_rng(0).integers(1, 200, 400)
     latents = make_latents(lengths.tolist())
     for epoch in range(3):
-        chunks = list(Streams(latents, np.arange(400), 100, 64, seed=0).epoch(epoch))
+        chunks = list(PackedSequences(latents, np.arange(400), 100, 64, seed=0).epoch(epoch))
         assert sum(chunk.valid.sum() for chunk in chunks) == lengths.sum()
         assert sum(chunk.valid.size for chunk in chunks) < 1.08 * lengths.sum()
 
 
 def test_only_the_episodes_asked_for_are_dealt():
-    streams = Streams(make_latents(LENGTHS), np.array([1, 3]), 1, 1, seed=0)
+    streams = PackedSequences(make_latents(LENGTHS), np.array([1, 3]), 1, 1, seed=0)
     seen = {int(numbers(chunk)[0, 0]) for chunk in streams.epoch(0)}
     assert seen == {*range(5, 17), *range(18, 25)}
     with pytest.raises(ValueError, match="episodes: expected at least one, got none"):
-        Streams(make_latents(LENGTHS), np.array([], np.int64), 1, 1, seed=0)
+        PackedSequences(make_latents(LENGTHS), np.array([], np.int64), 1, 1, seed=0)
 
 
 def test_order_follows_the_seed_and_the_epoch():
@@ -203,7 +203,7 @@ def test_order_follows_the_seed_and_the_epoch():
 
     def order(seed, epoch):
         return np.concatenate(
-            [numbers(c)[:, :-1] for c in Streams(latents, np.arange(10), 2, 3, seed).epoch(epoch)], axis=1
+            [numbers(c)[:, :-1] for c in PackedSequences(latents, np.arange(10), 2, 3, seed).epoch(epoch)], axis=1
         )
 
     np.testing.assert_array_equal(order(1, 0), order(1, 0))
@@ -212,7 +212,7 @@ def test_order_follows_the_seed_and_the_epoch():
 
 
 def test_chunks_go_on_from_any_place():
-    streams = Streams(make_latents(LENGTHS), np.arange(10), 3, 4, seed=5)
+    streams = PackedSequences(make_latents(LENGTHS), np.arange(10), 3, 4, seed=5)
 
     def take(epoch, chunk, count):
         source = _from(streams, epoch, chunk)
@@ -266,7 +266,7 @@ def test_losses_equal_the_slow_loop_over_episodes(sequence):
     """Also where the state is carried from chunk to chunk."""
     latents = certain_latents(LENGTHS, TERMINATED)
     model, config = make_mdnrnn(4, 8), TrainRNNConfig(precision="float32")
-    streams = Streams(latents, np.arange(10), 3, sequence, seed=1)
+    streams = PackedSequences(latents, np.arange(10), 3, sequence, seed=1)
     state = model.initial_state(3)
     with torch.no_grad():
         for chunk in streams.epoch(0):
@@ -314,7 +314,7 @@ def test_gradients_equal_those_of_the_slow_loop(sequence, at_once):
     latents = certain_latents(LENGTHS, TERMINATED)
     model, config = make_mdnrnn(4, 8), TrainRNNConfig(precision="float32")
     state = model.initial_state(3)
-    for chunk in Streams(latents, np.arange(10), 3, sequence, seed=1).epoch(0):
+    for chunk in PackedSequences(latents, np.arange(10), 3, sequence, seed=1).epoch(0):
         noise = torch.randn(chunk.mu.shape)
         _, state = gradient(model, chunk, noise, state, config, at_once, Ranks())
         fast = [p.grad.clone() for p in model.parameters() if p.requires_grad]
@@ -327,7 +327,7 @@ def test_the_slow_loop_would_notice():
     """Without the restart, without the weight of the ends, or one frame off, the gradients are others."""
     latents = certain_latents(LENGTHS, TERMINATED)
     model, config = make_mdnrnn(4, 8), TrainRNNConfig(precision="float32")
-    (chunk,) = Streams(latents, np.arange(10), 3, 1000, seed=1).epoch(0)
+    (chunk,) = PackedSequences(latents, np.arange(10), 3, 1000, seed=1).epoch(0)
     slow = slow_gradients(model, latents, chunk, config)
     flagless = chunk.restart * (np.arange(chunk.restart.shape[1]) == 0)
     changed = [
@@ -350,8 +350,8 @@ def test_an_end_ahead_of_time_is_an_episode_that_ended_earlier(lead):
     kept = np.concatenate([start + np.arange(n) for start, n in zip(latents.starts, lengths, strict=True)])
     frames = {key: getattr(latents, key)[kept] for key in ("mu", "logvar", "actions", "rewards")}
     shorter = replace(latents, **frames, lengths=lengths)
-    found = list(Streams(latents, np.arange(10), 3, 4, seed=0, done_lead=lead).epoch(1))
-    wanted = list(Streams(shorter, np.arange(10), 3, 4, seed=0).epoch(1))
+    found = list(PackedSequences(latents, np.arange(10), 3, 4, seed=0, done_lookahead=lead).epoch(1))
+    wanted = list(PackedSequences(shorter, np.arange(10), 3, 4, seed=0).epoch(1))
     for one, other in zip(found, wanted, strict=True):
         there, followed = other.valid > 0, other.has_next > 0
         for name in ("restart", "done", "has_next", "knows_end", "valid"):
@@ -366,7 +366,7 @@ def test_an_end_ahead_of_time_is_an_episode_that_ended_earlier(lead):
 def test_latents_are_sampled_anew_and_once():
     """The input at t + 1 is the very sample that was the target at t."""
     latents = make_latents([40], latent_size=4)
-    (chunk,) = Streams(latents, np.arange(1), 1, 40, seed=0).epoch(0)
+    (chunk,) = PackedSequences(latents, np.arange(1), 1, 40, seed=0).epoch(0)
     taken = []
 
     class Spy(torch.nn.Module):

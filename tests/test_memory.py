@@ -8,7 +8,7 @@ import torch
 
 import worldmodels as wm
 from test_agent import remember
-from worldmodels.models.lstm_state import Memory
+from worldmodels.models.lstm_state import LSTMState
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 LATENT, ACTION, HIDDEN = 5, 2, 37
@@ -26,7 +26,7 @@ def make(restart_input=True, slots=70, **options):
     model = wm.MDNRNN(LATENT, ACTION, HIDDEN, 3, restart_input=restart_input)
     for parameter in model.lstm.parameters():
         parameter.data.mul_(2)
-    return model, Memory(model, slots, **options)
+    return model, LSTMState(model, slots, **options)
 
 
 def inputs(rng, count):
@@ -83,7 +83,7 @@ def test_forgetting():
     _, memory = make(slots=2)
     memory.step(np.arange(2), *inputs(np.random.default_rng(3), 2))
     assert np.abs(memory.h).min() > 0
-    memory.forget(3)
+    memory.reset(3)
     assert memory.h.shape == memory.c.shape == (3, HIDDEN)
     assert not memory.h.any() and not memory.c.any()
 
@@ -92,8 +92,8 @@ def test_bad_arguments_are_named():
     model, memory = make(slots=2)
     z, actions, restart = inputs(np.random.default_rng(5), 2)
     slots = np.arange(2)
-    with pytest.raises(ValueError, match=r"^slots: expected"):
-        Memory(model, 0)
+    with pytest.raises(ValueError, match=r"^num_envs: expected"):
+        LSTMState(model, 0)
     with pytest.raises(ValueError, match=r"^z: expected \(2, 5\) float32, got \(2, 4\)"):
         memory.step(slots, z[:, 1:], actions, restart)
     with pytest.raises(ValueError, match=r"^actions: expected finite numbers"):

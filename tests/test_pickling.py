@@ -19,7 +19,7 @@ from worldmodels import _core
 from worldmodels.dream.env import DreamEnv, DreamVectorEnv
 from worldmodels.dream.gpu import TorchDream
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.lstm_state import Memory
+from worldmodels.models.lstm_state import LSTMState
 from worldmodels.support.simd import simd_levels
 
 CPU = torch.device("cpu")
@@ -244,14 +244,14 @@ def test_encoder_memory_and_controller(way):
     frames = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     for encoder in (Encoder(vae, CPU, num_threads=2), Encoder(OtherVAE(4).eval(), CPU)):
         same(way(encoder)(frames), encoder(frames))
-    memory = Memory(model, 3, 2)
+    memory = LSTMState(model, 3, 2)
     z, actions = np.ones((2, 4), np.float32), np.ones((2, 1), np.float32)
     memory.step(np.arange(2), z, actions, np.ones(2, np.bool_))
     other = way(memory)
     for each in (memory, other):
         each.step(np.arange(1, 3), z, actions, np.zeros(2, np.bool_))
     same([other.h, other.c], [memory.h, memory.c])
-    other.forget(1)
+    other.reset(1)
     assert len(memory.h) == 3
     controller = wm.Controller(4, 8, 1, features="zh", bias=True)
     assert way(controller) == controller
@@ -267,9 +267,9 @@ def test_an_agent_goes_on_in_the_middle_of_an_episode(way):
     agent = wm.Agent(make_vae(4), make_mdnrnn(), controller, np.linspace(-1, 1, controller.size))
     agent.reset(3, seed=8)
     frames = np.random.default_rng(1).integers(0, 256, (9, 3, 64, 64, 3), dtype=np.uint8)
-    agent.assign(1, np.full(controller.size, 0.1, np.float32))
+    agent.set_params(1, np.full(controller.size, 0.1, np.float32))
     for frame in frames[:4]:
-        agent.act(frame[:2], slots=np.array([1, 0]))  # slot 2 has not begun
+        agent.act(frame[:2], env_ids=np.array([1, 0]))  # slot 2 has not begun
     other = way(agent)
     assert repr(other) == repr(agent) == "Agent(latent_size=4, hidden_size=8, action_size=1, parameters=20, batch=3)"
     want = [agent.act(frame, restart=np.array([i == 2, False, False])) for i, frame in enumerate(frames[4:])]

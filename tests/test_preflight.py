@@ -63,7 +63,7 @@ REFUSED = [
     ),
     ("--collect.episodes 1", "collect.episodes: expected at least 2"),
     ("--collect.episodes 1000000000000", "collect.episodes: expected at most 10000000"),
-    ("--collect.policies hover", "collect.policies: expected '<name>:<share>, ...'"),
+    ("--collect.policies hover", "collect.policies: expected '<name>:<weight>, ...'"),
     ("--collect.policies agent", "collect.agent: expected whose agent plays 'agent', got nothing"),
     (
         "--collect.policies agent --collect.agent /nosuch",
@@ -101,7 +101,7 @@ REFUSED = [
     ("--train-rnn.done-pos-weight 1e30", "train_rnn.done_pos_weight: expected at most 1000000000.0, got 1e+30"),
     ("--check-dream.dream-episodes 16000000", "check_dream.dream_episodes: expected a size that fits in"),
     ("--evolve.popsize 20000000 --evolve.episodes 1", "evolve.popsize: expected a size that fits in"),
-    ("--collect.policies uniform:1e308,noop:1e308", "collect.policies: expected shares with a finite sum"),
+    ("--collect.policies uniform:1e308,noop:1e308", "collect.policies: expected weights with a finite sum"),
     ("--encode.batch-size 16777217", "encode.batch_size: expected at most 16777216, got 16777217"),
     ("--train-rnn.grad-clip 1e300", "train_rnn.grad_clip: expected at most 1000000000.0, got 1e+300"),
     ("--train-rnn.lr 1e300", "train_rnn.lr: expected at most 3.4e+38, got 1e+300"),
@@ -208,7 +208,7 @@ def test_a_damaged_start_is_named(tmp_path, ran):
     ("flags", "message"),
     [
         ("--episodes 1000000000000", "iterate.episodes: expected at most 10000000"),
-        ("--policies hover", "iterate.policies: expected '<name>:<share>, ...'"),
+        ("--policies hover", "iterate.policies: expected '<name>:<weight>, ...'"),
     ],
 )
 def test_settings_of_later_rounds_are_refused_at_once(tmp_path, capsys, ran, flags, message):

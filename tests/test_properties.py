@@ -24,7 +24,7 @@ from strategies import JSON, NUMBERS, edited
 from worldmodels.analysis import figures
 from worldmodels.data.episodes import FORMAT, EpisodeStore
 from worldmodels.data.latents import load_latents
-from worldmodels.dream.world_model import load_midway, load_world_model
+from worldmodels.dream.world_model import load_burned_in_states, load_world_model
 from worldmodels.models.agent import load_controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
@@ -201,7 +201,7 @@ def test_starts_midway_of_strangers(folder, data):
     path = folder / "midway" / "rnn" / "midway.safetensors"
     a_file(path, data.draw(st.one_of(damaged(original), redirected(original))))
     with little_memory():
-        midway = attempt(lambda: load_midway(folder / "midway", model), str(path))
+        midway = attempt(lambda: load_burned_in_states(folder / "midway", model), str(path))
     if midway is not None:
         memory = {"initial_h": midway["h"], "initial_c": midway["c"]}
         assert memory["initial_h"].shape == memory["initial_c"].shape == (len(midway["mu"]), model.hidden_size)
@@ -225,7 +225,7 @@ def test_starts_midway_that_do_not_fit_m(tmp_path, shapes):
     path = tmp_path / "rnn" / "midway.safetensors"
     save_tensors(path, {name: torch.zeros(shape) for name, shape in shapes.items()}, {})
     with pytest.raises(ValueError, match=r"midway\.safetensors: expected mu and logvar, each \(K, 4\), and h and c"):
-        load_midway(tmp_path, make_mdnrnn())
+        load_burned_in_states(tmp_path, make_mdnrnn())
 
 
 def test_complex_weights_are_refused(tmp_path):

@@ -24,7 +24,7 @@ from strategies import ANY_ARRAY, FLOATS, NUMBERS, laid_out
 from worldmodels import _core
 from worldmodels.models.agent import Agent
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.lstm_state import Memory
+from worldmodels.models.lstm_state import LSTMState
 from worldmodels.models.vae import ConvVAE
 
 MODEL = make_mdnrnn()
@@ -114,7 +114,7 @@ def test_a_signaling_nan_is_refused_like_any_other():
     with pytest.raises(ValueError, match=r"^x0: expected finite numbers, got (nan|-?inf) at"):
         wm.CMAES(SIGNALING[0].astype(">f8"), 1.0)
     frames, restart = np.zeros((1, 64, 64, 3), np.uint8), np.ones(1, np.bool_)
-    decides = an_agent(1).act(frames, restart, overrule=SIGNALING[:1, :1])
+    decides = an_agent(1).act(frames, restart, forced_actions=SIGNALING[:1, :1])
     assert np.array_equal(decides, an_agent(1).act(frames, restart))
 
 
@@ -138,10 +138,10 @@ def test_memory_of_any_size_is_played_to_an_end(scale, seed):
 
 @given(slots=NUMBERS, threads=NUMBERS)
 def test_any_numbers_of_a_memory(slots, threads):
-    attempt(lambda: Memory(MODEL, slots, 1), "slots")
-    memory = attempt(lambda: Memory(MODEL, 2, threads), "num_threads")
+    attempt(lambda: LSTMState(MODEL, slots, 1), "num_envs")
+    memory = attempt(lambda: LSTMState(MODEL, 2, threads), "num_threads")
     if memory is not None:
-        attempt(lambda: memory.forget(slots), "slots")
+        attempt(lambda: memory.reset(slots), "num_envs")
         assert memory.h.shape == memory.c.shape and not memory.h.any()
 
 
@@ -153,7 +153,7 @@ def test_any_numbers_of_a_memory(slots, threads):
     kind=st.sampled_from([np.int8, np.uint64, np.dtype(">i4"), None]),
 )
 def test_a_memory_takes_any_layout_as_its_plain_copy(z, actions, restart, slots, kind):
-    memory, plain = Memory(MODEL, 4), Memory(MODEL, 4, 1)
+    memory, plain = LSTMState(MODEL, 4), LSTMState(MODEL, 4, 1)
     for _ in range(2):
         memory.step(slots if kind is None else np.array(slots, kind), z, actions, restart)
         plain.step(np.array(slots), *(np.array(a, np.float32, order="C") for a in (z, actions)), restart.copy())
@@ -162,35 +162,35 @@ def test_a_memory_takes_any_layout_as_its_plain_copy(z, actions, restart, slots,
 
 @given(array=ANY_ARRAY)
 def test_anything_into_a_memory(array):
-    memory = Memory(MODEL, 3, 1)
+    memory = LSTMState(MODEL, 3, 1)
     good = {
-        "slots": np.arange(3),
+        "env_ids": np.arange(3),
         "z": np.ones((3, 4), np.float32),
         "actions": np.ones((3, 1), np.float32),
         "restart": np.zeros(3, np.bool_),
     }
     for name in good:
         before = memory.h.copy()
-        arguments, named = {**good, name: array}, "" if name == "slots" else name
+        arguments, named = {**good, name: array}, "" if name == "env_ids" else name
         if attempt(lambda arguments=arguments: memory.step(**arguments) or True, named) is None:
             assert np.array_equal(memory.h, before)
 
 
 @pytest.mark.parametrize("slots", [[0, 0], [-1], [3], [0.0], [True], [], [[0]], "0", {}, [[0], [1, 2]], [2**64 - 1]])
 def test_slots_are_different_numbers(slots):
-    with pytest.raises((ValueError, TypeError), match=r"^slots: expected"):
-        Memory(MODEL, 3, 1).step(slots, *[np.zeros((1, 4), np.float32)] * 2, np.zeros(1, np.bool_))
-    with pytest.raises((ValueError, TypeError), match=r"^slots: expected"):
-        an_agent(3).act(np.zeros((1, 64, 64, 3), np.uint8), slots=slots)
+    with pytest.raises((ValueError, TypeError), match=r"^env_ids: expected"):
+        LSTMState(MODEL, 3, 1).step(slots, *[np.zeros((1, 4), np.float32)] * 2, np.zeros(1, np.bool_))
+    with pytest.raises((ValueError, TypeError), match=r"^env_ids: expected"):
+        an_agent(3).act(np.zeros((1, 64, 64, 3), np.uint8), env_ids=slots)
 
 
 def test_too_many_slots_are_not_looked_at():
     slots = np.broadcast_to(np.zeros(1, np.int64), 2**31)
     with (
         little_memory(),
-        pytest.raises(ValueError, match=r"^slots: expected different numbers from 0 to 2, got \(2147483648,\)"),
+        pytest.raises(ValueError, match=r"^env_ids: expected distinct integers from 0 to 2, got \(2147483648,\)"),
     ):
-        Memory(MODEL, 3, 1).step(slots, *[np.zeros((1, 4), np.float32)] * 2, np.zeros(1, np.bool_))
+        LSTMState(MODEL, 3, 1).step(slots, *[np.zeros((1, 4), np.float32)] * 2, np.zeros(1, np.bool_))
 
 
 class OtherVAE(ConvVAE):
@@ -219,7 +219,7 @@ def test_any_numbers_of_an_encoder(number):
     attempt(lambda: Encoder(VAE, CPU, number), "precision")
     attempt(lambda: Encoder(VAE, number), "where")
     attempt(lambda: Encoder(number, CPU), "vae")
-    attempt(lambda: Memory(number, 1), "mdnrnn")
+    attempt(lambda: LSTMState(number, 1), "mdnrnn")
 
 
 @given(place=st.integers(0, 5), array=ANY_ARRAY)
@@ -249,13 +249,13 @@ def an_agent(slots):
     pictures=laid_out((2, 64, 64, 3), [np.uint8]),
     restart=laid_out((2,), [np.bool_]),
     episodes=laid_out((2,), [np.int64, np.uint8, np.dtype(">i2")]).map(np.abs),
-    overrule=laid_out((2, 1)),
+    forced_actions=laid_out((2, 1)),
     slots=st.permutations(range(3)).map(lambda slots: slots[:2]),
 )
-def test_an_agent_acts_on_any_layout_as_on_its_plain_copy(pictures, restart, episodes, overrule, slots):
-    given = an_agent(3).act(pictures, restart, episodes, overrule, slots)
+def test_an_agent_acts_on_any_layout_as_on_its_plain_copy(pictures, restart, episodes, forced_actions, slots):
+    given = an_agent(3).act(pictures, restart, episodes, forced_actions, slots)
     plain = [np.array(array, order="C") for array in (pictures, restart, episodes.astype(np.int64))]
-    expected = an_agent(3).act(*plain, overrule.astype(np.float32), np.array(slots))
+    expected = an_agent(3).act(*plain, forced_actions.astype(np.float32), np.array(slots))
     assert given.dtype == np.float32 and np.array_equal(given, expected)
 
 
@@ -266,16 +266,16 @@ def test_anything_for_an_agent(array, number):
         "frames": np.zeros((3, 64, 64, 3), np.uint8),
         "restart": np.ones(3, np.bool_),
         "episodes": np.arange(3),
-        "overrule": np.zeros((3, 1), np.float32),
-        "slots": np.arange(3),
+        "forced_actions": np.zeros((3, 1), np.float32),
+        "env_ids": np.arange(3),
     }
     for name in good:
         agent.reset(3)
-        arguments, named = {**good, name: array}, "" if name == "slots" else name
+        arguments, named = {**good, name: array}, "" if name == "env_ids" else name
         if attempt(lambda arguments=arguments: agent.act(**arguments), named) is None:
             assert not agent.z.any()
-    attempt(lambda: agent.assign(0, array), "params")
-    attempt(lambda: agent.assign(number, np.zeros(20, np.float32)), "slot")
+    attempt(lambda: agent.set_params(0, array), "params")
+    attempt(lambda: agent.set_params(number, np.zeros(20, np.float32)), "env_id")
     attempt(lambda: agent.reset(1, seed=number), "seed")
     attempt(lambda: agent.reset(number), "batch")
 

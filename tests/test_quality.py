@@ -12,7 +12,7 @@ from conftest import make_episode, make_latents, make_mdnrnn, make_vae, write_st
 from worldmodels.analysis import figures, quality
 from worldmodels.data.episodes import Episode, EpisodeStore
 from worldmodels.data.latents import Latents
-from worldmodels.data.sequences import Streams
+from worldmodels.data.sequences import PackedSequences
 from worldmodels.models.mdnrnn import MDNOutput, mdn_nll
 from worldmodels.pipeline.report import quality_tables
 from worldmodels.support.files import read_json, write_json
@@ -100,7 +100,7 @@ def certain(lengths, terminated=None, latent_size=4, spread=-80.0):
 def test_predictions_equal_a_loop_over_episodes():
     lengths, terminated = [9, 4, 13, 6], [True, False, True, True]
     latents, model = certain(lengths, terminated), make_mdnrnn(4, 8)
-    found = quality.predictions(model, Streams(latents, np.arange(4), 2, 5, 0), 10.0)
+    found = quality.predictions(model, PackedSequences(latents, np.arange(4), 2, 5, 0), 10.0)
     terms, probabilities, ends = [], [], []
     for start, length, over in zip(latents.starts, lengths, terminated, strict=True):
         z = torch.from_numpy(latents.mu[start : start + length].astype(np.float32))[None]
@@ -212,7 +212,7 @@ def test_measures_go_through_json_into_a_figure_and_a_table(tmp_path):
     write_store(tmp_path / "episodes", [make_episode(length, length) for length in lengths])
     store = EpisodeStore(tmp_path / "episodes")
     latents, model = certain(lengths), make_mdnrnn(4, 8)
-    rnn = quality.predictions(model, Streams(latents, np.arange(3), 2, 16, 0), 10.0)
+    rnn = quality.predictions(model, PackedSequences(latents, np.arange(3), 2, 16, 0), 10.0)
     rnn["rollouts"] = quality.rollouts(model, latents, np.arange(3), vae=make_vae(4), store=store)
     vae = quality.reconstruction(make_vae(4), store, np.arange(195))
     store.close()
@@ -221,6 +221,6 @@ def test_measures_go_through_json_into_a_figure_and_a_table(tmp_path):
     figures.quality(tmp_path / "quality.png", vae, rnn)
     assert (tmp_path / "quality.png").stat().st_size > 5000
     text = "".join(quality_tables(vae, rnn))
-    for wanted in ("moving by over 32/255", "nats per latent dimension", "observed", "no change", "error per picture"):
+    for wanted in ("moving by over 32/255", "nats per latent dimension", "observed", "persistence", "error per frame"):
         assert wanted in text
     assert text.count("<table") == 5

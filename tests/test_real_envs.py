@@ -16,13 +16,13 @@ from gymnasium.utils.env_checker import check_env
 
 from conftest import environment, forked, make_episode, write_store
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.data.frames import FrameReader, Order
+from worldmodels.data.frames import FrameReader, ShuffledBatches
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.car_racing import CarRacingEnv
 from worldmodels.envs.pendulum import PendulumEnv
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.take_cover import TakeCoverEnv
-from worldmodels.envs.vector import ProcessBatch, ThreadBatch, make_batch
+from worldmodels.envs.vector import ProcessVectorEnv, ThreadVectorEnv, make_vector_env
 
 ENVS = {
     "TakeCover": (TakeCoverEnv, {"variant": "modern", "render_mode": "rgb_array"}),
@@ -179,27 +179,27 @@ def test_a_pendulum_leaves_the_display_alone(monkeypatch):
 TOY = EnvSpec(id="toy_env:Toy-v0", variant="", resolution="")
 CARS = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
 BATCHES = {
-    "ThreadBatch": lambda: ThreadBatch(TOY, 2, 2, {}),
-    "ProcessBatch": lambda: ProcessBatch(TOY, 2, 2, {}),
-    "EnvPoolBatch": lambda: make_batch(CARS, 2, workers=2),
+    "ThreadVectorEnv": lambda: ThreadVectorEnv(TOY, 2, 2, {}),
+    "ProcessVectorEnv": lambda: ProcessVectorEnv(TOY, 2, 2, {}),
+    "EnvPoolVectorEnv": lambda: make_vector_env(CARS, 2, num_workers=2),
 }
 
 
 @pytest.mark.parametrize("name", list(BATCHES))
 def test_a_batch_is_of_the_process_that_has_made_it(name):
     """Its threads do not live on in a forked one, and its processes and pipes are the parent's."""
-    if name == "EnvPoolBatch" and not pool.installed():
+    if name == "EnvPoolVectorEnv" and not pool.installed():
         pytest.skip("EnvPool is not installed")
     batch = BATCHES[name]()
     seeds = [4, 8]
     frames = batch.reset([0, 1], seeds)
     actions = np.zeros((2, batch.action_space.shape[0]), np.float32)
     batch.send([0, 1], actions)
-    said = f"RuntimeError: {name}: expected the process that has made it, got one that was forked from it"
+    said = f"RuntimeError: {name}: expected the process that created it, got a process forked from it"
     for work in (batch.receive, lambda: batch.send([0], actions[:1]), lambda: batch.reset([0, 1], seeds)):
         assert forked(work).startswith(said)
     assert forked(batch.close) == "None"
-    assert (batch.receive()[0] != frames).any()  # the parent goes on
+    assert (batch.recv()[0] != frames).any()  # the parent goes on
     batch.step([0, 1], actions)
     batch.close()
 
@@ -208,10 +208,10 @@ def test_a_batch_is_of_the_process_that_has_made_it(name):
 def test_frames_are_read_by_the_process_that_has_begun(tmp_path, workers):
     write_store(tmp_path, [make_episode(12)])
     store = EpisodeStore(tmp_path)
-    with FrameReader(store, Order(np.arange(12), 3, 0), 0, 8, workers=workers) as reader:
+    with FrameReader(store, ShuffledBatches(np.arange(12), 3, 0), 0, 8, num_workers=workers) as reader:
         batches = iter(reader)
         next(batches)
-        said = "RuntimeError: FrameReader: expected the process that has made it"
+        said = "RuntimeError: FrameReader: expected the process that created it"
         assert forked(lambda: next(batches)).startswith(said)
         assert forked(lambda: list(reader)).startswith(said)
         assert forked(lambda: reader.__exit__(None, None, None)) == "None"

@@ -9,7 +9,7 @@ import torch
 from conftest import make_mdnrnn, toy_config, write_world
 from worldmodels.data.latents import Latents
 from worldmodels.dream import initial_states as starts
-from worldmodels.dream.world_model import load_midway
+from worldmodels.dream.world_model import load_burned_in_states
 from worldmodels.models.weights import save_tensors
 from worldmodels.pipeline.evaluators import dream_evaluator
 from worldmodels.pipeline.run import Run
@@ -51,7 +51,7 @@ def remembered(model, latents, first, frame):
 
 def test_midway_m_remembers_what_came_before():
     latents, model = make_latents(60, 30, 52, 80), make_mdnrnn(LATENT, HIDDEN)
-    found = starts.midway(model, latents, seed=0)
+    found = starts.burned_in_states(model, latents, seed=0)
     episodes = {0: 60, 90: 52, 142: 80}  # first frames of those that are long enough, and their lengths
     frames = [frame for first, length in episodes.items() for frame in range(first + 1, first + length - 50)]
     assert len(found["mu"]) == len(frames) == 9 + 1 + 29
@@ -65,12 +65,12 @@ def test_midway_m_remembers_what_came_before():
 
 def test_midway_takes_a_thousand_of_many_and_none_of_short_episodes():
     model = make_mdnrnn(LATENT, HIDDEN)
-    many = starts.midway(model, make_latents(*[700] * 4), seed=1)
+    many = starts.burned_in_states(model, make_latents(*[700] * 4), seed=1)
     assert many["h"].shape == (1000, HIDDEN)
     assert len(np.unique(many["mu"], axis=0)) == 1000
-    other = starts.midway(model, make_latents(*[700] * 4), seed=2)
+    other = starts.burned_in_states(model, make_latents(*[700] * 4), seed=2)
     assert (many["mu"] != other["mu"]).any()
-    none = starts.midway(model, make_latents(51, 3), seed=1)
+    none = starts.burned_in_states(model, make_latents(51, 3), seed=1)
     assert {name: array.shape for name, array in none.items()} == {
         "mu": (0, LATENT),
         "logvar": (0, LATENT),
@@ -84,7 +84,7 @@ def test_dreams_that_start_anywhere(tmp_path):
         write_world(experiment, LATENT, HIDDEN)
         with pytest.raises(ValueError, match=r"^evolve.initial_states: expected first, as .* got anywhere"):
             dream_evaluator(experiment)
-        found = starts.midway(make_mdnrnn(LATENT, HIDDEN), make_latents(200), seed=0)
+        found = starts.burned_in_states(make_mdnrnn(LATENT, HIDDEN), make_latents(200), seed=0)
         path = experiment.path("rnn", "midway.safetensors")
         save_tensors(path, {name: torch.from_numpy(array) for name, array in found.items()}, {})
         dream = dream_evaluator(experiment).dream
@@ -94,4 +94,4 @@ def test_dreams_that_start_anywhere(tmp_path):
         assert 0.75 < len(seen & midway) / min(len(seen), 149) < 1  # 149 of the 169 rows are midway
         save_tensors(path, {"mu": torch.zeros(3, LATENT), "h": torch.zeros(2, HIDDEN)}, {})
         with pytest.raises(ValueError, match=r"expected mu and logvar, each \(K, 4\), and h and c, each \(K, 8\)"):
-            load_midway(tmp_path, make_mdnrnn(LATENT, HIDDEN))
+            load_burned_in_states(tmp_path, make_mdnrnn(LATENT, HIDDEN))

@@ -51,7 +51,7 @@ def test_sweep(base, capsys, monkeypatch):
 
     def spy(environments, player, episodes, **options):
         if episodes:
-            played.append(isinstance(player, play.Blind))
+            played.append(isinstance(player, play.OpenLoopPlayer))
         really(environments, player, episodes, **options)
 
     really = play.Environments.play

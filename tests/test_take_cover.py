@@ -203,11 +203,11 @@ def test_bad_actions_are_named(paper, action):
 
 def test_policies_play_the_same_episodes_in_any_number_of_slots():
     lengths = [
-        play_policy(EnvSpec(), POLICIES["repeat 1-10"], 3, seed=1, purpose="test", slots=slots) for slots in (1, 3)
+        play_policy(EnvSpec(), POLICIES["repeat 1-10"], 3, seed=1, purpose="test", num_envs=slots) for slots in (1, 3)
     ]
     assert lengths[0] == lengths[1]
     assert len(set(lengths[0])) == 3
-    other = play_policy(EnvSpec(), POLICIES["repeat 1-10"], 3, seed=1, purpose="else", slots=3)
+    other = play_policy(EnvSpec(), POLICIES["repeat 1-10"], 3, seed=1, purpose="else", num_envs=3)
     assert other != lengths[0]
 
 
@@ -282,7 +282,7 @@ def test_nobody_waits_for_ever_for_a_game_that_was_killed(tmp_path):
         [sys.executable, "-c", WAITS], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=100
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("TakeCover: the game's process was killed and vizdoom waits for it for ever; ")
+    assert done.stderr.startswith("TakeCover: the game's process was killed and vizdoom waits for it forever; ")
     assert gone(tmp_path)
 
 
@@ -340,13 +340,13 @@ import os, sys, threading
 import gymnasium, numpy as np, worldmodels, vizdoom
 from worldmodels.config import EnvSpec
 from worldmodels.envs import take_cover
-from worldmodels.envs.batch import ThreadBatch
+from worldmodels.envs.batch import ThreadVectorEnv
 os.chdir(sys.argv[1])
 os.chmod(".", 0o555)
 if os.getuid() == 0:  # root may write anywhere
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 assert not os.access(".", os.W_OK)
-batch = ThreadBatch(EnvSpec(), 3, 3, {})
+batch = ThreadVectorEnv(EnvSpec(), 3, 3, {})
 batch.reset([0, 1, 2], [1, 2, 3])
 batch.step([0, 1, 2], np.zeros((3, 1), np.float32))
 batch.close()
@@ -474,7 +474,7 @@ def test_the_environment_of_a_parent_is_left_alone(paper):
     """A forked process cannot play it, and does not end its game by closing or forgetting it."""
     paper.reset(seed=1)
     action = np.zeros(1, np.float32)
-    said = "RuntimeError: TakeCoverEnv: expected the process that has made it, got one that was forked from it"
+    said = "RuntimeError: TakeCoverEnv: expected the process that created it, got a process forked from it"
     assert forked(lambda: paper.step(action)).startswith(said)
     assert forked(lambda: paper.reset(seed=1)).startswith(said)
     envs = [TakeCoverEnv()]

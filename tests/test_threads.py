@@ -110,13 +110,13 @@ def test_omp_num_threads(value, number, eight):
     eight.setenv("OMP_NUM_THREADS", value)
     assert threads.default_threads() == check_threads(None) == number
     assert CMAES(np.zeros(2), 1.0).num_threads == number
-    assert threads.cores() == 8  # processes are no threads
+    assert threads.available_cpus() == 8  # processes are no threads
     assert check_threads(6) == 6  # who says how many is not overruled
 
 
 def test_a_quota_limits_threads_and_processes(eight):
     eight.setattr(threads, "cgroup_quota", lambda: 3)
-    assert threads.cores() == threads.default_threads() == check_threads(None) == 3
+    assert threads.available_cpus() == threads.default_threads() == check_threads(None) == 3
     assert check_threads(50) == 50
     assert threads.describe() == {"cores": "3 (affinity 8, cgroup quota 3)", "threads": "3 (cores)"}
     eight.setenv("OMP_NUM_THREADS", "2")
@@ -132,10 +132,10 @@ def test_pytorch_is_held_to_the_quota(monkeypatch):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        monkeypatch.setattr(devices, "cores", lambda: 1)
+        monkeypatch.setattr(devices, "available_cpus", lambda: 1)
         devices.limit_threads()
         assert torch.get_num_threads() == 1
-        monkeypatch.setattr(devices, "cores", lambda: 4)
+        monkeypatch.setattr(devices, "available_cpus", lambda: 4)
         devices.limit_threads()
         assert torch.get_num_threads() == 1
     finally:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from conftest import interrupt, make_episode, make_latents, make_vae, mark_done, metrics, toy_config, write_store
 from worldmodels.data.episodes import Episode, EpisodeStore
-from worldmodels.data.frames import Order
+from worldmodels.data.frames import ShuffledBatches
 from worldmodels.data.latents import Latents
-from worldmodels.data.sequences import Streams
+from worldmodels.data.sequences import PackedSequences
 from worldmodels.dream.world_model import done_weight
 from worldmodels.models import device as devices
 from worldmodels.models.device import seed_step
@@ -199,13 +199,13 @@ def test_frames_are_held_out_by_episode_and_read_once_an_epoch(tmp_path):
     assert train.tolist() == list(range(sum(LENGTHS[:-1])))
     assert len(held_out) == 5
     assert (held_out.min(), held_out.max()) == (sum(LENGTHS[:-1]), sum(LENGTHS) - 1)
-    order = Order(train, 8, seed=0)
+    order = ShuffledBatches(train, 8, seed=0)
     rows = np.concatenate([order.batch(step) for step in range(25)])  # four epochs of 50
     for epoch in range(4):
         assert sorted(rows[50 * epoch : 50 * (epoch + 1)]) == train.tolist()
     assert (rows[:50] != rows[50:100]).any()
     for step in (24, 3, 6):  # and any batch can be found again
-        np.testing.assert_array_equal(Order(train, 8, seed=0).batch(step), rows[8 * step : 8 * step + 8])
+        np.testing.assert_array_equal(ShuffledBatches(train, 8, seed=0).batch(step), rows[8 * step : 8 * step + 8])
 
 
 def test_gradients_are_clipped_by_value():
@@ -214,7 +214,7 @@ def test_gradients_are_clipped_by_value():
         config = TrainRNNConfig(hidden_size=8, num_mixtures=2, grad_clip=clip, precision="float32")
         model = train_rnn.build(config, latents)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-        chunk = next(Streams(latents, np.arange(6), 2, 8, 0).epoch(0))
+        chunk = next(PackedSequences(latents, np.arange(6), 2, 8, 0).epoch(0))
         pieces = Pieces("train-rnn", "streams", 2, "--micro-steps")
         train_rnn._step(model, optimizer, chunk, model.initial_state(2), 1e-3, config, pieces, Ranks())
         largest = max(p.grad.abs().max().item() for p in model.parameters() if p.requires_grad)
@@ -230,7 +230,7 @@ def check_gradients(found):
 def test_a_batch_of_m_in_small_pieces_gives_the_same_gradient():
     """Recordings that were cut off and streams that end early are among them; every piece takes its own noise."""
     latents = make_latents(LENGTHS, [True, False, True, True, False, True], latent_size=4)
-    chunk = list(Streams(latents, np.arange(6), 5, 7, 0).epoch(0))[1]
+    chunk = list(PackedSequences(latents, np.arange(6), 5, 7, 0).epoch(0))[1]
     assert 0 < chunk.valid.sum() < chunk.valid.size
     config = TrainRNNConfig(hidden_size=8, num_mixtures=2, precision="float32", reward_head=True)
     torch.manual_seed(0)
@@ -248,7 +248,7 @@ def test_a_batch_of_m_in_small_pieces_gives_the_same_gradient():
 def test_m_learns_rewards_within_the_limit():
     """The loss is that of rewards which were cut beforehand; without a limit they count as they are."""
     latents = make_latents([12], [False], latent_size=4)
-    chunk = next(Streams(latents, np.arange(1), 1, 11, 0).epoch(0))
+    chunk = next(PackedSequences(latents, np.arange(1), 1, 11, 0).epoch(0))
     model = train_rnn.build(config := TrainRNNConfig(hidden_size=8, num_mixtures=2, reward_head=True), latents)
     noise, state = torch.zeros(chunk.mu.shape), model.initial_state(1)
 
@@ -358,7 +358,7 @@ def test_a_start_of_another_shape_is_named(tmp_path, stage, setting):
 def test_pieces_of_a_batch_change_no_validation():
     latents = make_latents(LENGTHS, latent_size=4)
     config = TrainRNNConfig(hidden_size=8, batch_size=5, sequence_length=4)
-    streams = Streams(latents, np.arange(len(LENGTHS)), config.batch, config.sequence, 0)
+    streams = PackedSequences(latents, np.arange(len(LENGTHS)), config.batch, config.sequence, 0)
     model = MDNRNN(4, 1, 8)
     whole, pieces = (train_rnn.validate(model, streams, replace(config, micro_steps=steps)) for steps in (99, 8))
     assert pieces == pytest.approx(whole, rel=1e-5)

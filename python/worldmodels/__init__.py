@@ -1,7 +1,7 @@
-"""World Models (Ha & Schmidhuber, 2018): learn a dream of a game, evolve a controller inside it, play for real.
+"""World Models (Ha & Schmidhuber, 2018): learn a world model, evolve a controller in its dreams, run it for real.
 
-Names are loaded when first used: `import worldmodels` needs neither PyTorch nor a game. It registers the environments
-with Gymnasium where that is installed.
+Names are imported at first use: `import worldmodels` needs neither PyTorch nor a game. It registers the environments
+with Gymnasium if that is installed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from worldmodels.envs.registration import register
-from worldmodels.support import forks as forks  # knows the process that has imported it
+from worldmodels.support import forks as forks  # records the process of the import
 from worldmodels.support import openmp as _openmp
 
-# Idle OpenMP threads that spin slow every other process of a busy machine, and torch's own threads most of all.
-# Only takes effect where no OpenMP runtime is loaded yet.
+# Idle OpenMP threads that spin slow down all processes of a busy machine, and torch's own threads most of all.
+# The setting takes effect only if no OpenMP runtime is loaded yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-_openmp.share()
+_openmp.load_runtime()
 register()
 
 __version__ = metadata.version("worldmodels-rl")
@@ -73,7 +73,7 @@ def __getattr__(name: str) -> Any:
     except ImportError as error:
         if error.name != "worldmodels._core":
             raise
-        if not isinstance(error, ModuleNotFoundError):  # it is there, but something that it needs is not
+        if not isinstance(error, ModuleNotFoundError):  # the core exists, but a library it needs does not
             raise ImportError(
                 f"the native core worldmodels._core cannot be loaded: {error}. For libgomp.so.1, install the system's "
                 "OpenMP runtime (Debian: libgomp1) or a PyTorch that brings it under this name (2.7 or newer)",

@@ -21,7 +21,7 @@ from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.support import settings
 from worldmodels.support.cpu import describe
 from worldmodels.support.suggestions import suggestion
-from worldmodels.support.validation import MOST_SEED, check_integer, check_positive, check_real
+from worldmodels.support.validation import MAX_SEED, check_integer, check_positive, check_real
 from worldmodels.support.versions import versions
 
 #: Extras of the package that bring a module, where it is not the extra `takecover`.
@@ -425,7 +425,7 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
             f"--from-scratch: expected a run that trains V and M, got one with the world model {config.world_model}"
         )
     if "seed" in chosen:
-        config = replace(config, seed=check_integer("--seed", chosen["seed"], 0, MOST_SEED))
+        config = replace(config, seed=check_integer("--seed", chosen["seed"], 0, MAX_SEED))
     return config
 
 
@@ -449,7 +449,7 @@ def _output(flag: str, path: str, ending: str) -> None:
 
 def _show(options: argparse.Namespace) -> None:
     check_integer("--episodes", options.episodes, 1, _MOST_EPISODES)
-    check_integer("--seed", options.seed, 0, MOST_SEED)
+    check_integer("--seed", options.seed, 0, MAX_SEED)
     if "temperature" in options:
         check_real("--temperature", options.temperature, 0)
     check_positive("--seconds", options.seconds)

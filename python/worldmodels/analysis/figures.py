@@ -118,23 +118,23 @@ def losses(path: Path, vae: list[dict[str, Any]], rnn: list[dict[str, Any]]) -> 
 
 
 def quality(path: Path, vae: dict[str, Any], rnn: dict[str, Any]) -> None:
-    """V's error by how much pixels move, calibration of M's termination, error of M's open-loop rollouts: stacked."""
+    """V's error by motion of the pixels, M's free-running error, calibration of M's termination: one below the other."""
     bins = [row for row in (rnn.get("done") or []) if row["observed"] > 0]
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(2 + bool(bins), 1, figsize=(_WIDTH, 3.1 * (2 + bool(bins))))
         shown = {name: row for name, row in vae["pixels"].items() if None not in (row["error"], row["mean_picture"])}
         place = np.arange(len(shown))
-        for shift, key, label, colour in ((-0.2, "error", "V", _BLUE), (0.2, "mean_picture", "mean picture", _MUTED)):
+        for shift, key, label, colour in ((-0.2, "error", "V", _BLUE), (0.2, "mean_picture", "mean frame", _MUTED)):
             axes[0].bar(place + shift, [row[key] for row in shown.values()], 0.38, color=colour, label=label)
         axes[0].set_xticks(place, list(shown))
         axes[0].grid(visible=False, axis="x")
         axes[0].set(title="V: reconstruction error", xlabel="pixels", ylabel="squared error per pixel", yscale="log")
         steps = [row["steps"] for row in rnn["rollouts"]]
-        lines = (("mean", "M", _BLUE), ("stays", "no change", _ORANGE), ("average", "average latent", _MUTED))
+        lines = (("mean", "M", _BLUE), ("stays", "persistence", _ORANGE), ("average", "mean latent", _MUTED))
         for key, label, colour in lines:
             axes[1].plot(steps, [row[key] for row in rnn["rollouts"]], "o-", color=colour, label=label)
         axes[1].set(
-            title="M: open-loop prediction", xlabel="steps ahead", ylabel="squared error per dimension", xscale="log"
+            title="M: free-running prediction", xlabel="steps ahead", ylabel="squared error per dimension", xscale="log"
         )
         axes[1].set_xticks(steps, [f"{step:g}" for step in steps], minor=False)
         axes[1].minorticks_off()

@@ -1,4 +1,4 @@
-"""Sheets: rows of 64x64 pictures as one PNG, to look at while a model is trained."""
+"""Image grids: rows of 64x64 images in one PNG file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ _GAP = 2
 
 
 def save(path: Path, rows: Sequence[npt.NDArray[np.uint8]], scale: int = 2) -> None:
-    """Writes rows of (N, 64, 64, 3) pictures, one above the other, atomically; every pixel becomes scale x scale."""
+    """Write rows of (N, 64, 64, 3) uint8 images to a PNG file, atomically.
+
+    Args:
+        path: Path of the file.
+        rows: Rows of images, from top to bottom.
+        scale: Integer zoom.
+    """
     columns = max(len(row) for row in rows)
     height, width = rows[0].shape[1:3]
     page = np.full((len(rows) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, np.uint8)

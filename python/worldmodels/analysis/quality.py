@@ -1,4 +1,4 @@
-"""How good V and M are on held-out episodes: moving pixels, calibration, rollouts that run free."""
+"""Quality of V and M on held-out episodes: reconstruction of moving pixels, calibration, open-loop predictions."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from torch import Tensor
 
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.latents import Latents
-from worldmodels.data.sequences import Streams
+from worldmodels.data.sequences import PackedSequences
 from worldmodels.models.device import on_device, seed_step
 from worldmodels.models.mdnrnn import MDNRNN, MDNOutput, State, mdn_nll
 from worldmodels.models.vae import ConvVAE, decode, sample_latent
 
-#: Classes of pixels: least and most difference to the previous frame, in levels of 0-255, of any colour.
+#: Classes of pixels by their change: minimum and maximum difference to the previous frame, of any channel, in 0-255.
 PIXELS = {"all": (0, 255), "still": (0, 0), "moving": (1, 255), "moving much": (32, 255)}
-#: Edges of the bins of predicted probabilities; deaths are rare, so they are closer at the lower end.
+#: Edges of the bins of predicted probabilities, denser at the lower end because terminations are rare.
 BINS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-#: Steps at which free-running rollouts are compared with what came.
+#: Prediction horizons, in steps.
 HORIZONS = (1, 10, 50, 100)
 
-_FRAMES = 1000  # of V's measure
-_AT_ONCE = 100  # steps of context, to bound memory
-_CONTEXT = 20  # frames that M sees at least, before it runs free
+_FRAMES = 1000  # maximum number of frames of :func:`reconstruction`
+_AT_ONCE = 100  # context steps per forward pass, to bound memory
+_MIN_CONTEXT = 20  # minimum number of context frames
 
 
 def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """V's squared error per pixel (colours in [0, 1], summed over the three), by how much the pixel has changed.
+    """Measure V's squared error per pixel by how much the pixel changed; channels in [0, 1] are summed.
 
     Args:
         model: V; frames are decoded from mu.
-        store: the episodes.
-        frames: (N,) frames to use, at most a thousand of them; those that begin an episode have no previous frame
-            and are left out.
+        store: Episode store.
+        frames: (N,) indices of frames, of which at most 1000 are used. First frames of episodes have no previous frame
+            and are dropped.
 
     Returns:
-        ``frames``, their number, and ``pixels``: for every class of :data:`PIXELS` its ``share`` of all pixels, V's
-        ``error``, the error of the ``mean_picture`` of these frames, and how much of that V ``explained``. None where
-        a class has no pixel.
+        ``frames``: number of frames. ``pixels``: for every class of :data:`PIXELS` its ``share`` of all pixels, V's
+        ``error``, the error of the ``mean_picture`` of these frames, and the fraction of it that V ``explained``; None
+        for an empty class.
     """
     starts = np.cumsum([0, *store.lengths[:-1]])
     frames = frames[~np.isin(frames, starts)]
@@ -53,7 +53,7 @@ def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.i
         frames = frames[np.linspace(0, len(frames) - 1, _FRAMES).astype(int)]
     real, previous = store.read(frames), store.read(frames - 1)
     mean = real.mean(axis=0, dtype=np.float64) / 255
-    sums = {name: np.zeros(3) for name in PIXELS}  # pixels, V's error, the mean picture's
+    sums = {name: np.zeros(3) for name in PIXELS}  # number of pixels, error of V, error of the mean frame
     where = next(model.parameters()).device
     for start in range(0, len(frames), 250):
         now, before = real[start : start + 250], previous[start : start + 250]
@@ -79,13 +79,13 @@ def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.i
 
 
 def vae_failure(found: dict[str, Any]) -> str | None:
-    """Say why V is of no use to M and C: it reconstructs frames worse than their mean picture does.
+    """Check that V reconstructs frames better than their mean frame.
 
     Args:
-        found: What :func:`reconstruction` gives.
+        found: Result of :func:`reconstruction`.
 
     Returns:
-        The reason and what to try; None for a V that explains something of all pixels and of those that move.
+        What failed and what to try; None if V explains variance of all pixels and of the moving ones.
     """
     explained = {name: found["pixels"].get(name, {}).get("explained") for name in ("moving", "all")}
     worst = min(((value, name) for name, value in explained.items() if value is not None), default=None)
@@ -93,28 +93,27 @@ def vae_failure(found: dict[str, Any]) -> str | None:
         return None
     pixels = f"{worst[1]} pixels" if worst[1] == "moving" else "pixels"
     return (
-        f"V explains {100 * worst[0]:.0f} % of the variance of {pixels}: below 0 %, it draws frames worse than their "
-        "mean picture, and M and C have nothing to learn from its latents. Look at vae/sheets; try more steps, another "
-        "learning rate, a smaller kl_weight, or frames in which what moves is larger or brighter"
+        f"V explains {100 * worst[0]:.0f} % of the variance of {pixels}: below 0 %, its reconstructions are worse "
+        "than the mean frame, and its latents are useless to M and C. Look at vae/sheets; try more steps, another "
+        "learning rate, a smaller kl_weight, or frames with larger or brighter moving objects"
     )
 
 
 def rnn_failure(found: dict[str, Any]) -> str | None:
-    """Say why M is of no use to C: one step ahead, it predicts latents worse than their average does.
+    """Check that M predicts latents one step ahead better than their mean.
 
     Args:
-        found: What :func:`predictions` gives, with ``rollouts``.
+        found: Result of :func:`predictions`, with ``rollouts``.
 
     Returns:
-        The reason and what to try; None for an M that predicts better than the average latent, or where no episode
-        is long enough to tell.
+        What failed and what to try; None if M is better than the mean, or if no episode is long enough.
     """
     first = next((row for row in found["rollouts"] if row["steps"] == 1), None)
     if first is None or first["mean"] <= first["average"]:
         return None
     return (
         f"M's prediction one step ahead has a mean squared error of {first['mean']:.3g} per latent dimension, above "
-        f"the {first['average']:.3g} of always predicting the average latent: its dreams are noise. Try more steps, "
+        f"the {first['average']:.3g} of the mean latent: its dreams are noise. Try more steps, "
         "another learning rate, or precision float32"
     )
 
@@ -126,17 +125,17 @@ def _ratio(value: float, count: float) -> float | None:
 def calibration(
     probability: npt.NDArray[np.float32], done: npt.NDArray[np.bool_], weight: float = 1.0
 ) -> list[dict[str, float]]:
-    """How often the end follows at each predicted level.
+    """Compare predicted probabilities of termination with observed frequencies.
 
     Args:
-        probability: (N,) predicted.
-        done: (N,) whether the episode ended.
-        weight: of the ends in the loss. A model that is right then says w p / (w p + 1 - p) where ends have
-            probability p; ``expected`` takes that back.
+        probability: (N,) predicted probabilities.
+        done: (N,) termination flags.
+        weight: Positive-class weight w of the done loss. A calibrated model then predicts w p / (w p + 1 - p);
+            ``expected`` inverts this.
 
     Returns:
-        For every bin of :data:`BINS` that is not empty: ``low``, ``high``, ``count``, the means of what was
-        ``predicted`` and ``expected``, and the frequency that was ``observed``.
+        For every nonempty bin of :data:`BINS`: ``low``, ``high``, ``count``, the means of the ``predicted`` and
+        ``expected`` probabilities, and the ``observed`` frequency.
     """
     expected = probability / (probability + weight * (1 - probability))
     number = np.clip(np.searchsorted(BINS, probability, side="right") - 1, 0, len(BINS) - 2)
@@ -157,12 +156,17 @@ def calibration(
 
 
 @torch.no_grad()
-def predictions(model: MDNRNN, streams: Streams, done_weight: float) -> dict[str, Any]:
-    """M one step ahead, teacher-forced.
+def predictions(model: MDNRNN, streams: PackedSequences, done_weight: float) -> dict[str, Any]:
+    """Evaluate M's predictions one step ahead, teacher-forced.
+
+    Args:
+        model: M.
+        streams: Held-out packed sequences.
+        done_weight: Positive-class weight of the done loss M was trained with.
 
     Returns:
-        ``z``: nats per dimension; ``z_noise``: the part of it that is the noise of V's own sampling, which no M could
-        predict; ``z_dimensions``: Z of each; ``done``: the :func:`calibration`, where M has a done head.
+        ``z``: negative log-likelihood in nats per dimension. ``z_noise``: entropy of V's sampling noise, a lower bound
+        of ``z``. ``z_dimensions``: ``z`` of each dimension. ``done``: :func:`calibration`, if M has a done head.
     """
     where = next(model.parameters()).device
     seed_step(0, "quality", 0)
@@ -195,12 +199,12 @@ def predictions(model: MDNRNN, streams: Streams, done_weight: float) -> dict[str
 
 
 @dataclass(frozen=True)
-class Starts:
-    """Where rollouts begin: the last frame that M sees, in episodes that go on behind it.
+class RolloutStarts:
+    """Frames at which open-loop predictions start.
 
     Attributes:
-        first: (N,) frame at which the episode begins.
-        last: (N,) frame M runs free from.
+        first: (N,) first frame of the episode.
+        last: (N,) last context frame.
         end: (N,) last frame of the episode.
     """
 
@@ -209,37 +213,39 @@ class Starts:
     end: npt.NDArray[np.int64]
 
 
-def choose_starts(latents: Latents, episodes: npt.NDArray[np.int64], count: int) -> Starts:
-    """At most ``count`` starts, one an episode, drawn where the longest horizon fits if it fits anywhere."""
+def choose_starts(latents: Latents, episodes: npt.NDArray[np.int64], count: int) -> RolloutStarts:
+    """Sample at most ``count`` starts, one per episode, with the longest horizon inside the episode if possible."""
     lengths = latents.lengths[episodes]
     chosen = episodes[lengths > 1]
     if len(chosen) > count:
         chosen = chosen[np.linspace(0, len(chosen) - 1, count).astype(int)]
     rng = np.random.default_rng(0)
     lengths, first = latents.lengths[chosen], latents.starts[chosen]
-    low = np.minimum(_CONTEXT, lengths - 1) - 1
+    low = np.minimum(_MIN_CONTEXT, lengths - 1) - 1
     high = np.maximum(low, lengths - 1 - HORIZONS[-1])
     last = first + rng.integers(low, high, endpoint=True)
-    return Starts(first, last, first + lengths - 1)
+    return RolloutStarts(first, last, first + lengths - 1)
 
 
 @torch.no_grad()
-def run_free(model: MDNRNN, latents: Latents, starts: Starts, steps: int, *, sample: bool) -> npt.NDArray[np.float32]:
-    """Lets M run free: it sees the episodes up to the starts, then its own latents and the real actions.
+def run_free(
+    model: MDNRNN, latents: Latents, starts: RolloutStarts, steps: int, *, sample: bool
+) -> npt.NDArray[np.float32]:
+    """Predict open-loop: M takes the episodes up to the starts, then its own latents and the recorded actions.
 
     Args:
         model: M.
-        latents: the real ones.
-        starts: N places.
-        steps: how far.
-        sample: feed and return a sample of the mixture; False for its mean.
+        latents: Encoded episodes.
+        starts: N starts.
+        steps: Number of steps.
+        sample: Whether to use samples of the mixture; False for its mean.
 
     Returns:
-        (N, steps, Z) latents; behind an episode's end the last action is repeated.
+        (N, steps, Z) latents; after an episode's end its last action is repeated.
     """
     where = next(model.parameters()).device
     seed_step(0, "rollouts", 0)
-    # The contexts end together: the episode begins, and the state is zeroed, somewhere in the row.
+    # Contexts are right-aligned: an episode starts, and the state is zeroed, inside its row.
     context = int((starts.last - starts.first).max()) + 1
     index = starts.last[:, None] - np.arange(context)[::-1]
     restart = (index == starts.first[:, None]).astype(np.float32)
@@ -260,7 +266,7 @@ def run_free(model: MDNRNN, latents: Latents, starts: Starts, steps: int, *, sam
 
 
 def next_latent(out: MDNOutput, sample: bool) -> Tensor:
-    """The mean of the mixture, or a sample of it: (B, 1, Z)."""
+    """Return the mean of the mixture, or a sample of it: (B, 1, Z)."""
     weights = out.logmix.exp()
     if not sample:
         return (weights * out.mean).sum(dim=-1)
@@ -279,15 +285,23 @@ def rollouts(
     store: EpisodeStore | None = None,
     horizons: Sequence[int] = HORIZONS,
 ) -> list[dict[str, Any]]:
-    """Free-running rollouts against what came, ``horizons`` steps behind their start.
+    """Compare open-loop predictions with recorded episodes at several horizons.
+
+    Args:
+        model: M.
+        latents: Encoded episodes.
+        episodes: (E,) indices of the episodes.
+        count: Maximum number of predictions.
+        vae: V; with ``store``, frames are compared too.
+        store: Episode store of the same episodes.
+        horizons: Prediction horizons, in steps.
 
     Returns:
-        For every horizon that some episode reaches: ``steps``, the number of rollouts ``count``, and the mean squared
-        errors per dimension of z (against mu) of the mixture's ``mean``, of a ``sample`` (which has the noise of V's
-        sampling in it), of z that ``stays`` what it was at the start, and of the ``average`` z. With V and the frames
-        also the squared errors of the pictures (summed over pixels, colours in [0, 1]): ``picture_mean``,
-        ``picture_sample``, ``picture_stays`` (the start's real frame) and ``picture_v``, V's own of the real z, which
-        no M could be below.
+        For every horizon inside some episode: ``steps``, the number of predictions ``count``, and mean squared errors
+        per dimension of z (against mu) of the mixture's ``mean``, a ``sample`` of it (which includes V's sampling
+        noise), the persistence baseline ``stays`` and the mean baseline ``average``. With V and the frames also squared
+        errors per frame (summed over pixels, channels in [0, 1]): ``picture_mean``, ``picture_sample``,
+        ``picture_stays`` (the frame at the start) and ``picture_v``, the reconstruction, a lower bound.
     """
     starts = choose_starts(latents, episodes, count)
     if len(starts.last) == 0:
@@ -295,15 +309,17 @@ def rollouts(
     reach = int((starts.end - starts.last).max())
     reached = [steps for steps in horizons if steps <= reach]
     free = {name: run_free(model, latents, starts, reached[-1], sample=name == "sample") for name in ("mean", "sample")}
-    average = latents.mu[np.concatenate([np.arange(a, b + 1) for a, b in zip(starts.first, starts.end, strict=True)])]
-    average = average.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean_latent = latents.mu[
+        np.concatenate([np.arange(a, b + 1) for a, b in zip(starts.first, starts.end, strict=True)])
+    ]
+    mean_latent = mean_latent.mean(axis=0, dtype=np.float64).astype(np.float32)
     table = []
     for steps in reached:
         there = starts.last + steps <= starts.end
         at, now = starts.last[there], starts.last[there] + steps
         truth = latents.mu[now].astype(np.float32)
         drawn = {name: z[there, steps - 1] for name, z in free.items()}
-        guesses = {**drawn, "stays": latents.mu[at].astype(np.float32), "average": average}
+        guesses = {**drawn, "stays": latents.mu[at].astype(np.float32), "average": mean_latent}
         row: dict[str, Any] = {"steps": steps, "count": int(there.sum())}
         row |= {name: float(np.square(guess - truth).mean()) for name, guess in guesses.items()}
         if vae is not None and store is not None:

@@ -1,4 +1,4 @@
-"""Scores in numbers: mean, standard deviation, the 95 % interval of the mean, and which of two means is larger."""
+"""Statistics of episode scores: mean, standard deviation, 95 % intervals, comparison of two means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
-#: Fewest scores whose interval is worth printing: below, a skewed distribution's interval is mostly its tails' luck.
+#: Minimum number of scores for printing an interval: Student's interval is unreliable for few scores of a skewed
+#: distribution.
 MIN_FOR_INTERVAL = 20
 
 
@@ -18,8 +19,8 @@ class Comparison(NamedTuple):
 
     Attributes:
         difference: Mean of the first minus mean of the second.
-        ci95: 95 % interval of the difference (low, high); infinite where a player has fewer than two scores.
-        outcome: ``"better"`` or ``"worse"`` (the first against the second) where the interval excludes zero.
+        ci95: 95 % interval of the difference (low, high); infinite if a player has fewer than two scores.
+        outcome: ``"better"`` or ``"worse"`` (first against second) if the interval excludes zero.
     """
 
     difference: float
@@ -28,15 +29,14 @@ class Comparison(NamedTuple):
 
 
 def describe(scores: Sequence[float]) -> dict[str, Any]:
-    """Describes episode scores.
+    """Summarize episode scores.
 
     Args:
-        scores: one number per episode.
+        scores: (N,) one score per episode.
 
     Returns:
-        ``{"scores", "mean", "std", "ci95": [low, high]}``: the sample's standard deviation (n - 1) and Student's
-        interval of the mean, restricted to the range of the scores so that it never contains an impossible mean. Both
-        are 0 wide for a single score.
+        ``{"scores", "mean", "std", "ci95": [low, high]}``: sample standard deviation (n - 1) and Student's interval
+        of the mean, clipped to the range of the scores. Both are 0 wide for a single score.
 
     Raises:
         ValueError: There are no scores, or one is not finite.
@@ -74,7 +74,7 @@ def compare(scores: Sequence[float], others: Sequence[float]) -> Comparison:
 
 
 def format_interval(scores: dict[str, Any]) -> str:
-    """Format the 95 % interval that :func:`describe` gives, ``"691 to 944"``; empty for fewer than 20 scores."""
+    """Format the 95 % interval of :func:`describe` as ``"691 to 944"``; empty for fewer than 20 scores."""
     low, high = scores["ci95"]
     return f"{low:.0f} to {high:.0f}" if len(scores["scores"]) >= MIN_FOR_INTERVAL else ""
 
@@ -87,7 +87,7 @@ def _checked(scores: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.floa
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lays out a table for the terminal: first column left, the others right."""
+    """Format a table for the terminal: first column left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = [
         "  ".join(

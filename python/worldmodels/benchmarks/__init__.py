@@ -1,1 +1,1 @@
-"""How fast the dream is: worlds of known size, peers that play the same world, and the table of both."""
+"""Benchmarks of the dream: world models of known size, implementations in other libraries, and a table of both."""

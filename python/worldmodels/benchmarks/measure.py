@@ -1,4 +1,4 @@
-"""Speeds of the dream as shares of the machine's peak, beside peers in the same run, as a table and as JSON."""
+"""Throughput of dreams relative to the machine's peak, next to other implementations, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from worldmodels.benchmarks.peers import JAXDream, NumPyDream, Peer, TorchDream
-from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom, shipped
+from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom, pretrained_world
 from worldmodels.dream.native import Dream, DreamResult
-from worldmodels.support.cpu import cores
+from worldmodels.support.cpu import available_cpus
 from worldmodels.support.simd import Precision, multiply_add_rate, precisions, simd_level
 
 _PEAK_SECONDS = 0.1
@@ -27,7 +27,7 @@ Unit = Literal["steps/s", "ms/step"]
 
 @dataclass(frozen=True)
 class Case:
-    """Something to time. ``play`` returns the number of steps it played (and, for a generation, of steps computed)."""
+    """One benchmark. ``play`` returns the number of steps played and the number of steps computed."""
 
     name: str
     precision: Precision
@@ -39,16 +39,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured: medians over the rounds.
+    """Result of one benchmark: medians over the rounds.
 
     Attributes:
-        name: what was played.
-        precision: of the products of M's weights.
-        threads: number of threads.
-        rate: steps per second.
-        milliseconds: of a step of the whole batch; None where throughput is what counts.
-        share: rate x operations of a step / the peak of float32 multiply-adds on as many threads.
-        waste: share of the computed steps that no episode needed.
+        name: Name of the benchmark.
+        precision: Precision of the products of M's weights.
+        threads: Number of threads.
+        rate: Steps per second.
+        milliseconds: Duration of a step of the whole batch; None for benchmarks of throughput.
+        share: rate x operations of a step / peak rate of float32 multiply-adds on as many threads.
+        waste: Fraction of the computed steps that no episode needed.
     """
 
     name: str
@@ -61,19 +61,19 @@ class Row:
 
 
 def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
-    """Makers of all cases, in the order of the table; a maker raises RuntimeError where its case cannot be played."""
+    """Yield factories of all benchmarks, in the order of the table. A factory raises RuntimeError if unsupported."""
     here = precisions()
-    threads = sorted({1, cores()})
+    threads = sorted({1, available_cpus()})
     for world in (doom(), carracing()):
         for precision in here:
             for count in threads if world.name == "Doom" else threads[-1:]:
                 yield partial(rollout_case, world, precision, count)
     for precision in here:
-        yield partial(generation_case, doom(ends=True), precision, cores())
+        yield partial(generation_case, doom(ends=True), precision, available_cpus())
     for precision in here:
-        yield partial(shipped_case, precision, cores())
+        yield partial(pretrained_case, precision, available_cpus())
     for precision in here:
-        yield partial(vector_env_case, doom(), precision, cores())
+        yield partial(vector_env_case, doom(), precision, available_cpus())
     for precision in here:
         yield partial(alone_case, doom(), precision)
     yield partial(env_case, doom())
@@ -82,12 +82,12 @@ def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
 
 
 def rollout_case(world: World, precision: Precision, threads: int, steps: int = 48) -> Case:
-    """64 controllers x 16 episodes of a fixed length."""
+    """Roll out 64 controllers x 16 episodes of a fixed length."""
     dream, params = world.dream(precision), world.params(CANDIDATES)
     check_greedy(world, lambda greedy, steps: greedy.trace(params[0], max_steps=steps).z[-1:], precision)
 
     def play() -> tuple[int, int]:
-        result, computed = dream.counted_rollout(params, EPISODES, max_steps=steps, num_threads=threads)
+        result, computed = dream.rollout_with_stats(params, EPISODES, max_steps=steps, num_threads=threads)
         return int(result.lengths.sum()), computed
 
     check_steps(play(), CANDIDATES * EPISODES * steps)
@@ -95,15 +95,15 @@ def rollout_case(world: World, precision: Precision, threads: int, steps: int = 
 
 
 def generation_case(world: World, precision: Precision, threads: int) -> Case:
-    """64 controllers x 16 episodes that end by chance, 650 steps on average and 2100 at most."""
+    """Roll out 64 controllers x 16 episodes of random length, 650 steps on average and 2100 at most."""
     case = _generation(f"{world.name}: rollout, uneven lengths", world, world.dream(precision), threads)
     check_lengths(world.dream(precision).rollout(world.params(CANDIDATES), EPISODES, num_threads=threads))
     return case
 
 
-def shipped_case(precision: Precision, threads: int) -> Case:
-    """A real generation: 64 controllers around the shipped one x 16 episodes, temperature 1.15, ended by M."""
-    world = shipped()
+def pretrained_case(precision: Precision, threads: int) -> Case:
+    """Roll out a generation: 64 controllers around the pretrained one x 16 episodes at temperature 1.15."""
+    world = pretrained_world()
     return _generation(f"{world.name}: a generation", world, world.dream(precision, temperature=1.15), threads)
 
 
@@ -111,14 +111,14 @@ def _generation(name: str, world: World, dream: Dream, threads: int) -> Case:
     params = world.params(CANDIDATES)
 
     def play() -> tuple[int, int]:
-        result, computed = dream.counted_rollout(params, EPISODES, num_threads=threads)
+        result, computed = dream.rollout_with_stats(params, EPISODES, num_threads=threads)
         return int(result.lengths.sum()), computed
 
     return Case(name, dream.precision, threads, world.flops, "steps/s", play)
 
 
 def vector_env_case(world: World, precision: Precision, threads: int, steps: int = 32) -> Case:
-    """1024 environments stepped from Python, observations of z, c and h included."""
+    """Step 1024 environments from Python, with observations of z, c and h."""
     envs = CANDIDATES * EPISODES
     vector = _vector_env(world, precision, envs, threads)
     vector.reset(seed=0)
@@ -134,18 +134,18 @@ def vector_env_case(world: World, precision: Precision, threads: int, steps: int
 
 
 def alone_case(world: World, precision: Precision, steps: int = 1000) -> Case:
-    """One controller, one episode."""
+    """Roll out one controller in one episode."""
     dream, params = world.dream(precision), world.params(1)
 
     def play() -> tuple[int, int]:
-        result, computed = dream.counted_rollout(params, 1, max_steps=steps, num_threads=1)
+        result, computed = dream.rollout_with_stats(params, 1, max_steps=steps, num_threads=1)
         return int(result.lengths.sum()), computed
 
     return Case(f"{world.name}: one dream", precision, 1, world.flops, "ms/step", play)
 
 
 def env_case(world: World, steps: int = 500) -> Case:
-    """One Gymnasium environment stepped from Python."""
+    """Step one Gymnasium environment from Python."""
     from worldmodels.dream.env import DreamEnv
 
     env = DreamEnv(world.mdnrnn, world.initial_mu, world.initial_logvar)
@@ -161,7 +161,7 @@ def env_case(world: World, steps: int = 500) -> Case:
 
 
 def peer_cases(world: World) -> Iterator[Callable[[], Case]]:
-    """The same world by other means."""
+    """Yield factories of the same world model in other libraries."""
     batch = np.repeat(world.params(CANDIDATES), EPISODES, axis=0)
     yield partial(peer_case, world, "NumPy, one at a time", partial(NumPyDream, world, batch), "float32", 200)
     for compiled in (False, True):
@@ -178,7 +178,7 @@ def peer_cases(world: World) -> Iterator[Callable[[], Case]]:
 def peer_case(
     world: World, name: str, make: Callable[[], Peer], precision: Precision, steps: int, unit: Unit = "steps/s"
 ) -> Case:
-    """A peer, checked and compiled."""
+    """Check and compile another implementation."""
     peer = make()
     check_greedy(world, lambda greedy, count: peer.play(count, 0.0)[:1], precision)
     peer.play(steps, 1.0)
@@ -187,14 +187,14 @@ def peer_case(
         peer.play(steps, 1.0)
         return steps * peer.lanes, steps * peer.lanes
 
-    return Case(f"{world.name}: {name}", precision, cores(), world.flops, unit, play)
+    return Case(f"{world.name}: {name}", precision, available_cpus(), world.flops, unit, play)
 
 
 def check_greedy(world: World, last: Callable[[Any, int], Any], precision: Precision) -> None:
-    """Checks that at temperature 0 a player ends a few steps where the float32 dream does.
+    """Check that a few steps at temperature 0 give the latents of the float32 dream.
 
     Raises:
-        RuntimeError: it does not.
+        RuntimeError: They differ.
     """
     params = world.params(CANDIDATES)
     want = world.dream(temperature=0.0).trace(params[0], max_steps=_CHECKED_STEPS).z[-1]
@@ -205,10 +205,10 @@ def check_greedy(world: World, last: Callable[[Any, int], Any], precision: Preci
 
 
 def check_steps(played: tuple[int, int], want: int) -> None:
-    """Checks that as many steps were played as asked, and that no fewer were computed.
+    """Check that the requested number of steps was played and at least as many were computed.
 
     Raises:
-        RuntimeError: not so.
+        RuntimeError: A number is wrong.
     """
     steps, computed = played
     if steps != want or computed < steps:
@@ -216,10 +216,10 @@ def check_steps(played: tuple[int, int], want: int) -> None:
 
 
 def check_lengths(result: DreamResult) -> None:
-    """Checks that a generation's lengths are the paper's.
+    """Check that a generation's lengths are the paper's.
 
     Raises:
-        RuntimeError: they are not.
+        RuntimeError: They differ.
     """
     mean, longest = float(result.lengths.mean()), int(result.lengths.max())
     if not (570 < mean < 730 and longest == LONGEST):
@@ -227,12 +227,12 @@ def check_lengths(result: DreamResult) -> None:
 
 
 def measure(makers: Iterable[Callable[[], Case]], rounds: int, report: Callable[[str], None]) -> list[Row]:
-    """Times all cases, one after the other in every round, each between two measurements of the peak.
+    """Time all benchmarks, interleaved in every round, each between two measurements of the peak.
 
     Args:
-        makers: of the cases, such as :func:`cases` gives.
-        rounds: how often; the table holds medians.
-        report: called with a line of progress, and with the reason where a case cannot be played.
+        makers: Factories of benchmarks, see :func:`cases`.
+        rounds: Number of rounds; the table has medians.
+        report: Callback for lines of progress and for the reasons of omissions.
     """
     ready = []
     for make in makers:
@@ -257,7 +257,7 @@ def measure(makers: Iterable[Callable[[], Case]], rounds: int, report: Callable[
 
 
 def time_case(case: Case) -> tuple[float, float, float, float]:
-    """Steps per second, seconds per step, share of the peak, wasted share; the peak is measured before and after."""
+    """Measure steps per second, seconds per step, fraction of the peak, and fraction of idle lanes."""
     before = multiply_add_rate("float32", case.threads, _PEAK_SECONDS)
     start = time.perf_counter()
     steps, computed = case.play()
@@ -267,15 +267,21 @@ def time_case(case: Case) -> tuple[float, float, float, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What it was measured on."""
+    """Describe the machine."""
     from worldmodels.support.versions import versions
 
     peaks = {
         f"{precision}, {count} threads": multiply_add_rate(precision, count, 0.5) / 1e9
         for precision in precisions()
-        for count in sorted({1, cores()})
+        for count in sorted({1, available_cpus()})
     }
-    return {"cpu": _cpu(), "cores": cores(), "simd": simd_level(), "peak_gflops": peaks, "versions": versions()}
+    return {
+        "cpu": _cpu(),
+        "cores": available_cpus(),
+        "simd": simd_level(),
+        "peak_gflops": peaks,
+        "versions": versions(),
+    }
 
 
 def _cpu() -> str:
@@ -287,16 +293,16 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def as_json(rows: list[Row], about: dict[str, Any]) -> dict[str, Any]:
-    """Everything that was measured."""
-    return {"machine": about, "rows": [asdict(row) for row in rows]}
+def as_json(rows: list[Row], info: dict[str, Any]) -> dict[str, Any]:
+    """Collect all results as JSON."""
+    return {"machine": info, "rows": [asdict(row) for row in rows]}
 
 
-def as_table(rows: list[Row], about: dict[str, Any]) -> str:
-    """The same as a Markdown table."""
-    peaks = ", ".join(f"{name} {value:.0f}" for name, value in about["peak_gflops"].items())
+def as_table(rows: list[Row], info: dict[str, Any]) -> str:
+    """Format all results as a Markdown table."""
+    peaks = ", ".join(f"{name} {value:.0f}" for name, value in info["peak_gflops"].items())
     lines = [
-        f"{about['cpu']}, {about['cores']} cores, SIMD level {about['simd']}; peak GFLOP/s of multiply-adds: {peaks}",
+        f"{info['cpu']}, {info['cores']} cores, SIMD level {info['simd']}; peak GFLOP/s of multiply-adds: {peaks}",
         "",
         "| | precision | threads | steps/s | of the float32 peak | idle lanes |",
         "|---|---|---:|---:|---:|---:|",

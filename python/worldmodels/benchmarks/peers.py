@@ -1,4 +1,4 @@
-"""The same dream of the Doom world by other means, as their users would write it."""
+"""Dreams of the Doom world model in NumPy, PyTorch and JAX, written as their users would write them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Array = npt.NDArray[np.float32]
 
 
 class Peer(Protocol):
-    """Plays ``lanes`` dreams for a number of steps."""
+    """Implementation that steps ``lanes`` dreams at once."""
 
     lanes: int
 
     def play(self, steps: int, temperature: float) -> Array:
-        """Returns the last latents, (lanes, Z) float32."""
+        """Play ``steps`` steps and return the last latents, (lanes, Z) float32."""
 
 
 def _weights(world: World) -> dict[str, Array]:
@@ -37,7 +37,7 @@ def _weights(world: World) -> dict[str, Array]:
 
 
 class NumPyDream:
-    """One environment at a time, as the authors played it."""
+    """One environment at a time, as in the original code."""
 
     lanes = 1
 
@@ -71,7 +71,7 @@ class NumPyDream:
 
 
 class TorchDream:
-    """All environments in a batch, eager or compiled; ``bfloat16`` for the products of M's weights."""
+    """All environments in a batch, eager or compiled; ``bfloat16`` applies to the products of M's weights."""
 
     def __init__(self, world: World, params: Array, precision: str, *, compiled: bool) -> None:
         self.world, self.lanes = world, len(params)
@@ -114,7 +114,7 @@ class TorchDream:
 
 
 class JAXDream:
-    """All environments in a batch, one compiled scan over the steps. Compiled anew for every number of steps."""
+    """All environments in a batch, one compiled scan over the steps, compiled for every number of steps."""
 
     def __init__(self, world: World, params: Array) -> None:
         import jax

@@ -1,4 +1,4 @@
-"""Worlds of the paper's sizes with random weights, as the arithmetic costs the same; and the one that is shipped."""
+"""World models for benchmarks: the paper's sizes with random weights, and the pretrained one."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from worldmodels.support.simd import Precision
 
 CANDIDATES, EPISODES = 64, 16
 LONGEST = 2100
-_END = 1 / 682  # chance of an episode's end at a step: with the limit of 2100 steps, the mean length is 650
+_P_DONE = 1 / 682  # probability of termination per step; with the limit of 2100 steps, the mean length is 650
 
 
 @dataclass(frozen=True)
 class World:
-    """M, C's shape and starts; its dreams last as long as asked, end by chance, or as M says."""
+    """M, initial states and shape of C."""
 
     name: str
     mdnrnn: MDNRNN
     controller: Controller
     initial_mu: npt.NDArray[np.float32]
     initial_logvar: npt.NDArray[np.float32]
-    centre: npt.NDArray[np.float32] | None = None  # (N,) of the controllers; None for zeros
+    mean: npt.NDArray[np.float32] | None = None  # (N,) mean of the random controllers; None for zeros
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of one step in which every output is computed, multiply and add counted each."""
+        """Floating-point operations of one step with all outputs; a multiply-add counts as two."""
         m = self.mdnrnn
         head, hidden = m.head.weight.shape
         inputs = m.lstm.input_size
         return 2 * (4 * hidden * (inputs + hidden) + head * hidden + self.controller.size)
 
     def dream(self, precision: Precision = "float32", temperature: float = 1.0) -> Dream:
-        """The native dream of this world."""
+        """Create the native dream of this world model."""
         return Dream(
             self.mdnrnn,
             self.initial_mu,
@@ -54,40 +54,40 @@ class World:
         )
 
     def params(self, count: int) -> npt.NDArray[np.float32]:
-        """(count, N) float32 random controllers."""
+        """Sample (count, N) float32 random controllers."""
         rng = np.random.Generator(np.random.Philox(key=1))
-        around = 0.0 if self.centre is None else self.centre
+        around = 0.0 if self.mean is None else self.mean
         return (around + rng.normal(0.0, 0.1, (count, self.controller.size))).astype(np.float32)
 
 
 def doom(*, ends: bool = False) -> World:
-    """The sizes of the paper's VizDoom experiment (3.353 MFLOP a step).
+    """Create a world model of the paper's VizDoom sizes (3.353 MFLOP per step).
 
     Args:
-        ends: whether episodes end by chance, 650 steps on average and 2100 at most, like the paper's; without,
-            they go on.
+        ends: Whether episodes terminate at random, after 650 steps on average and at most 2100, as in the paper; False
+            for no termination.
     """
     model = _random(MDNRNN(64, 1, 512, restart_input=True, done_head=True, reward_head=False))
     with torch.no_grad():
         model.head.weight[0] = 0
         model.head.bias[0] = -1e6
         if ends:
-            _end_by_chance(model)
+            _terminate_at_random(model)
     return _world("Doom", model, Controller(64, 512, 1))
 
 
 def carracing() -> World:
-    """The sizes of the paper's CarRacing experiment (1.4 MFLOP a step)."""
+    """Create a world model of the paper's CarRacing sizes (1.4 MFLOP per step)."""
     model = _random(MDNRNN(32, 3, 256, restart_input=False, done_head=False, reward_head=False))
     return _world("CarRacing", model, Controller(32, 256, 3, features="zh", bias=True, squash="carracing"))
 
 
-def shipped(name: str = "takecover") -> World:
-    """A world of the package, with a population around its own controller."""
+def pretrained_world(name: str = "takecover") -> World:
+    """Load a pretrained world model, with random controllers around its own."""
     folder = pretrained.folder(name)
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
     world = load_world_model(folder)
-    return World("Doom, shipped", world.mdnrnn, controller, world.initial_mu, world.initial_logvar, params)
+    return World("Doom, pretrained", world.mdnrnn, controller, world.initial_mu, world.initial_logvar, params)
 
 
 def _random(model: MDNRNN) -> MDNRNN:
@@ -103,11 +103,11 @@ def _world(name: str, model: MDNRNN, controller: Controller) -> World:
     return World(name, model, controller, mu, np.full_like(mu, -100.0))
 
 
-def _end_by_chance(model: MDNRNN) -> None:
-    """Latent 0 becomes N(0, 1), hidden unit 0 a monotone function of it, and the done logit a threshold on that."""
+def _terminate_at_random(model: MDNRNN) -> None:
+    """Make latent 0 N(0, 1), hidden unit 0 a monotone function of it, and the done logit a threshold on that."""
     unit, scale, hidden = 0, 0.2, model.hidden_size
     weight_ih, weight_hh = model.lstm.get_parameter("weight_ih_l0"), model.lstm.get_parameter("weight_hh_l0")
-    for gate, bias in enumerate((20.0, -20.0, 0.0, 20.0)):  # i open, f shut, g, o open
+    for gate, bias in enumerate((20.0, -20.0, 0.0, 20.0)):  # i open, f closed, g, o open
         row = gate * hidden + unit
         weight_ih[row] = weight_hh[row] = 0
         model.lstm.get_parameter("bias_ih_l0")[row] = bias
@@ -116,6 +116,6 @@ def _end_by_chance(model: MDNRNN) -> None:
     moments = slice(1 + model.mixtures, 1 + 3 * model.mixtures)  # means and log stds of latent 0
     model.head.weight[moments] = 0
     model.head.bias[moments] = 0
-    threshold = np.tanh(np.tanh(scale * NormalDist().inv_cdf(1 - _END)))
+    threshold = np.tanh(np.tanh(scale * NormalDist().inv_cdf(1 - _P_DONE)))
     model.head.weight[0, unit] = 100.0
     model.head.bias[0] = -100.0 * float(threshold)

@@ -1,7 +1,7 @@
 """CMA-ES (Hansen, arXiv 1604.00772): ask for solutions, tell their values, minimise.
 
-The distribution lives in the native core (`csrc/core/cmaes.cpp`); here are the checks, the ranking, what was
-found and the state as plain arrays and numbers.
+The distribution is part of the native core (`csrc/core/cmaes.cpp`). This module validates arguments, ranks values, and
+stores the best solution and the state.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ StateDict = dict[str, NDArray[Any] | int | float | str | bool]
 
 _FORMAT = 1
 _ARRAYS = ("mean", "ps", "pc", "covariance", "axes", "scales", "pending_z", "pending_y", "pending_x")
-_MOST_SOLUTIONS = 2**31 - 1
-_MOST_STORED = 2**26  # numbers of a generation that a stored state may ask for: nothing in it is as large
+_MAX_SOLUTIONS = 2**31 - 1
+_MAX_STORED = 2**26  # bound on the numbers of a generation in a stored state
 
 
 class CMAESResult(NamedTuple):
-    """What a run has found so far.
+    """Result of a run so far.
 
     Attributes:
-        xbest: (N,) float64, the best solution told so far; None before a finite value was told.
-        fbest: its value (with the penalty of `weight_decay`); inf before a finite value was told.
-        evaluations: values told so far, those that were not finite included.
-        iterations: completed generations.
-        xfavorite: (N,) float64, the mean of the distribution: the better guess when values are noisy.
-        stds: (N,) float64, standard deviation of each coordinate.
-        nonfinite: values told so far that were NaN or infinite.
+        xbest: (N,) float64 best solution; None before the first finite value.
+        fbest: Value of ``xbest``, including the penalty of `weight_decay`; inf before the first finite value.
+        evaluations: Number of values, including those that were not finite.
+        iterations: Number of completed generations.
+        xfavorite: (N,) float64 mean of the distribution, the better estimate if values are noisy.
+        stds: (N,) float64 standard deviation of each coordinate.
+        nonfinite: Number of values that were NaN or infinite.
     """
 
     xbest: Array | None
@@ -67,43 +67,41 @@ class CMAES:
             solutions = es.ask()
             es.tell(solutions, [f(x) for x in solutions])
 
-    The same seed gives the same bits for any `num_threads` and for the SIMD levels "avx2", "avx512",
-    "avx512_bf16" and "neon"; "baseline" has no fused multiply-add and other last bits. C is decomposed by
-    SciPy's LAPACK, which chooses its own instructions and is held to one thread, so that OPENBLAS_NUM_THREADS
-    and busy neighbours change neither bits nor time; another processor or another SciPy can differ in the last
-    bit. Calls from several threads take turns.
+    The same seed gives the same bits for any `num_threads` and for the SIMD levels "avx2", "avx512", "avx512_bf16" and
+    "neon". "baseline" has no fused multiply-add and rounds differently. SciPy's LAPACK decomposes C in one thread, so
+    that OPENBLAS_NUM_THREADS changes neither bits nor time. Another processor or SciPy version can round differently.
+    Concurrent calls are serialized.
 
     A pickle or a deep copy is independent of its original and continues with the same bits, also between `ask` and
-    `tell`; `state_dict` is the same state for files.
+    `tell`. `state_dict` is the same state for files.
 
     Args:
-        x0: (N,) start of the mean, finite.
-        sigma0: start of the step size, positive.
-        popsize: lambda, at least 2; 4 + floor(3 ln N) when None (equation 48).
-        seed: key of the random stream, 0 <= seed < 2**64; drawn from the system when None.
-        num_threads: threads of the native loops; when None as many as there are cores, or OMP_NUM_THREADS if that is
-            less. Changes no result.
-        active: whether the worse half has negative weights.
-        separable: keep C diagonal (Ros and Hansen 2008): O(N) memory and time, for large N.
-        gap: generations a decomposition of C lasts for; 1 / (2 N (c1 + cmu)) when None, as in Hansen's
-            purecma (the tutorial's section B.2 has 10 in place of 2). A diagonal C is taken every generation.
-        weight_decay: this times mean(x**2) is added to the value of x before anything else sees it.
-        ftarget: stop when the best value is at or below.
-        maxiter: stop after so many generations; 100 + 150 (N + 3)^2 / sqrt(popsize) when None.
-        maxfevals: stop after so many evaluations.
-        tolfun: stop when the values of this generation and the best of the last ones span less.
-        tolfunhist: stop when the best values of the last generations span less.
-        tolx: stop when all standard deviations and sigma * pc are below.
-        tolfacupx: stop when a standard deviation is so many times sigma0 (sigma0 was far too small).
-        tolupsigma: stop when sigma / sigma0 exceeds this times the longest axis of C.
-        conditioncov: stop when the condition number of C exceeds this.
-        tolstagnation: generations without progress of best and median before stopping, a fifth of all where
-            that is more; 100 + 100 N^1.5 / popsize when None, as in pycma; above 20,000 never stops.
-        tolflatfitness: stop after more than so many generations in a row whose best three quarters are equal.
+        x0: (N,) initial mean, finite.
+        sigma0: Initial step size, positive.
+        popsize: Population size lambda, at least 2; None for 4 + floor(3 ln N) (equation 48).
+        seed: Seed of the random stream, 0 <= seed < 2**64; None for one from the operating system.
+        num_threads: Number of threads; None for all available CPUs, at most OMP_NUM_THREADS. Changes no result.
+        active: Whether the worse half of the population has negative weights.
+        separable: Whether C stays diagonal (Ros and Hansen 2008): O(N) memory and time, for large N.
+        gap: Generations between two decompositions of C; None for 1 / (2 N (c1 + cmu)), as in Hansen's purecma (the
+            tutorial's section B.2 has 10 in place of 2). A diagonal C is decomposed every generation.
+        weight_decay: Factor of the penalty mean(x**2), which is added to the value of x.
+        ftarget: Stop if the best value is at or below this.
+        maxiter: Stop after this many generations; None for 100 + 150 (N + 3)^2 / sqrt(popsize).
+        maxfevals: Stop after this many evaluations.
+        tolfun: Stop if the range of this generation's values and of the recent best values is below this.
+        tolfunhist: Stop if the range of the recent best values is below this.
+        tolx: Stop if all standard deviations and sigma * pc are below this.
+        tolfacupx: Stop if a standard deviation exceeds this times sigma0 (sigma0 was far too small).
+        tolupsigma: Stop if sigma / sigma0 exceeds this times the longest axis of C.
+        conditioncov: Stop if the condition number of C exceeds this.
+        tolstagnation: Stop after this many generations without progress of best and median, or after a fifth of all
+            generations if that is more; None for 100 + 100 N^1.5 / popsize, as in pycma. Above 20,000 it never stops.
+        tolflatfitness: Stop after more than this many consecutive generations whose best three quarters are equal.
 
     Raises:
-        ValueError: an argument has the wrong shape or is out of range.
-        TypeError: an argument is not numeric.
+        ValueError: An argument has the wrong shape or is out of range.
+        TypeError: An argument is not numeric.
     """
 
     def __init__(
@@ -140,7 +138,7 @@ class CMAES:
         n = mean.size
         if popsize is None:
             popsize = 4 + math.floor(3 * math.log(n))  # (48)
-        popsize = check_integer("popsize", popsize, 2, _MOST_SOLUTIONS)
+        popsize = check_integer("popsize", popsize, 2, _MAX_SOLUTIONS)
         seed = secrets.randbits(63) if seed is None else check_seed(seed)
         self.num_threads = check_threads(num_threads)
         self._seed = seed
@@ -189,7 +187,7 @@ class CMAES:
         self._core = _restored_core(state["_core"])
 
     def _read_parameters(self) -> None:
-        """Strategy parameters of the tutorial's Table 1, by their usual names."""
+        """Set the strategy parameters of the tutorial's Table 1 under their usual names."""
         parameters = self._core.parameters
         self.weights: Array = parameters["weights"]
         self.mu: int = parameters["mu"]
@@ -241,22 +239,22 @@ class CMAES:
 
     @property
     def gap(self) -> float:
-        """Generations a decomposition of C lasts for."""
+        """Generations between two decompositions of C."""
         return self._core.gap
 
     @property
     def seed(self) -> int:
-        """Key of the random stream."""
+        """Seed of the random stream."""
         return self._seed
 
     @property
     def iterations(self) -> int:
-        """Completed generations."""
+        """Number of completed generations."""
         return self._core.generation
 
     @property
     def result(self) -> CMAESResult:
-        """What was found so far."""
+        """Result of the run so far."""
         return CMAESResult(
             xbest=None if self._xbest is None else self._xbest.copy(),
             fbest=self._fbest,
@@ -270,15 +268,16 @@ class CMAES:
     # Ask and tell
 
     def ask(self) -> Array:
-        """Draws this generation's solutions.
+        """Sample the solutions of this generation.
 
-        Until they are told, further calls return the same ones.
+        Until `tell` is called, further calls return the same solutions.
 
         Returns:
             (popsize, N) float64, a copy.
 
         Raises:
-            RuntimeError: C has no finite decomposition, or the distribution reaches beyond float64.
+            RuntimeError: C has no finite decomposition, the distribution reaches beyond float64, or several threads
+                are wanted in a forked process.
         """
         x = self._core.ask(self.num_threads)
         if not np.isfinite(x).all():
@@ -286,21 +285,20 @@ class CMAES:
         return x
 
     def tell(self, solutions: ArrayLike, values: ArrayLike) -> None:
-        """Updates the distribution.
+        """Update the distribution.
 
-        Values that are NaN or infinite rank worst and are counted; a generation without a finite value
-        changes nothing but the counters. Equal values rank by row, which is as good as drawing lots: the rows
-        of `ask` are drawn alike. Rows that were not asked for take part like the others, but steps longer
-        than any sample would be are shortened (Hansen 2011).
+        Values that are NaN or infinite rank last and are counted. A generation without finite values changes the
+        counters alone. Equal values rank by row; the rows of `ask` are exchangeable, so this equals a random order.
+        Solutions from other sources are injected: steps longer than a typical sample are shortened (Hansen 2011).
 
         Args:
-            solutions: (popsize, N) finite, usually those of `ask`.
-            values: (popsize,) to be minimised.
+            solutions: (popsize, N) finite solutions, usually those of `ask`.
+            values: (popsize,) values to minimise.
 
         Raises:
-            ValueError: a wrong shape, or a solution that is not finite.
-            TypeError: not real numbers.
-            RuntimeError: there was no `ask` since the last `tell`.
+            ValueError: A shape is wrong, or a solution is not finite.
+            TypeError: The values are not real numbers.
+            RuntimeError: `ask` was not called since the last `tell`.
         """
         x = float64_array("solutions", solutions)
         f = float64_array("values", values)
@@ -316,12 +314,12 @@ class CMAES:
             self._tell(x, f)
 
     def _tell(self, x: Array, f: Array) -> None:
-        """Ranks checked values and updates."""
+        """Rank validated values and update the distribution."""
         if not self._core.asked:
             raise RuntimeError("tell: called before ask")
         self._evaluations += f.size
         self._nonfinite += f.size - int(np.isfinite(f).sum())
-        with np.errstate(invalid="ignore", over="ignore"):  # too large for float64 is worst too
+        with np.errstate(invalid="ignore", over="ignore"):  # values beyond float64 rank last
             if self._weight_decay:
                 f = f + self._weight_decay * np.mean(np.square(x), axis=1)
         f = np.where(np.isfinite(f), f, math.inf)
@@ -342,13 +340,12 @@ class CMAES:
     # Stopping
 
     def stop(self) -> dict[str, float]:
-        """Why the run should end.
+        """Check the stopping conditions.
 
         Returns:
-            Reason -> the limit that was met; empty when the run should go on. The reasons are the names of
-            the options, and noeffectaxis and noeffectcoord: adding 0.1 (0.2) standard deviations along an
-            axis of C (a coordinate) no longer changes the mean. (Tutorial, section B.3; the limits are
-            pycma's.)
+            Dictionary of the conditions that are met and their limits; empty if the run should continue. Conditions
+            have the names of the options, or are noeffectaxis and noeffectcoord: adding 0.1 (0.2) standard deviations
+            along an axis of C (a coordinate) does not change the mean. (Tutorial, section B.3; limits as in pycma.)
         """
         if self.iterations == 0:
             return {}
@@ -357,11 +354,11 @@ class CMAES:
     # State
 
     def state_dict(self) -> StateDict:
-        """Everything a run needs to go on, at any point, as if it had never been interrupted.
+        """Return the complete state, from which a run continues with the same bits.
 
         Returns:
-            A flat dictionary of NumPy arrays and plain numbers. Numbers that may be infinite are arrays of
-            shape (1,), so that the others survive strict JSON. `num_threads` is not part of it.
+            A flat dictionary of NumPy arrays and plain numbers. Numbers that may be infinite are arrays of shape (1,),
+            so that the others survive strict JSON. `num_threads` is not included.
         """
         with self._lock:
             return self._state_dict()
@@ -387,13 +384,13 @@ class CMAES:
         return state | self._stopping.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a run, its options and its seed included; only `num_threads` stays.
+        """Restore the state of a run, including its options and seed; only `num_threads` is kept.
 
         Args:
-            state: what `state_dict` returned, perhaps stored and read again.
+            state: Dictionary returned by `state_dict`, possibly stored and read again.
 
         Raises:
-            ValueError: a missing key, another N, or an array of the wrong shape. This run is then unchanged.
+            ValueError: A key is missing, N differs, or an array has the wrong shape. The state is unchanged.
         """
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
@@ -403,11 +400,11 @@ class CMAES:
         n = self._core.mean.size
         if check_integer("n", state["n"], 1, 2**63) != n:
             raise ValueError(f"state: expected N = {n}, got {state['n']}")
-        most_rows = max(_MOST_STORED // n, self.popsize, 2)
-        check_integer("popsize", state["popsize"], 2, min(most_rows, _MOST_SOLUTIONS))
+        most_rows = max(_MAX_STORED // n, self.popsize, 2)
+        check_integer("popsize", state["popsize"], 2, min(most_rows, _MAX_SOLUTIONS))
         core = _restored_core(state)
         weight_decay = check_real("weight_decay", state["weight_decay"], 0)
-        stopping = Stopping.of_state(self._stopping.limits.keys(), state)
+        stopping = Stopping.from_state(self._stopping.limits.keys(), state)
         evaluations = check_integer("evaluations", state["evaluations"], 0, 2**63)
         nonfinite = check_integer("nonfinite", state["nonfinite"], 0, evaluations)
         fbest, xbest = single_number(state, "fbest"), float64_array("xbest", state["xbest"])
@@ -430,8 +427,8 @@ class CMAES:
 
 
 def _restored_core(state: Mapping[str, Any]) -> Cmaes:
-    """The native distribution of a state; ValueError or TypeError where an entry does not fit."""
-    popsize = check_integer("popsize", state["popsize"], 2, _MOST_SOLUTIONS)
+    """Build the native distribution of a state; ValueError or TypeError if an entry is invalid."""
+    popsize = check_integer("popsize", state["popsize"], 2, _MAX_SOLUTIONS)
     seed, sigma0 = check_seed(state["seed"]), _checked_sigma("sigma0", state["sigma0"])
     active, separable = single_flag(state, "active"), single_flag(state, "separable")
     core = Cmaes(float64_array("mean", state["mean"]), sigma0, popsize, seed, active, separable)
@@ -443,7 +440,7 @@ def _restored_core(state: Mapping[str, Any]) -> Cmaes:
 
 
 def _checked_sigma(name: str, sigma: Any) -> float:
-    """A positive, finite step size."""
+    """Validate a positive, finite step size."""
     number = check_real(name, sigma)
     if number <= 0:
         raise ValueError(f"{name}: expected a positive number, got {number:g}")

@@ -1,8 +1,8 @@
-"""Coordinates in which CMA-ES searches for C: its parameters, or the principal components of what it sees.
+"""Search spaces of CMA-ES for C: its parameters, or whitened principal components of its features.
 
-A step of CMA-ES is as long in every coordinate at first, but what C sees is not: of TakeCover's [z, c, h] a few cells
-of M's LSTM that grow with an episode's age hold nearly all of the mean square, so that a step in the parameters changes
-an action by these few alone. Along principal components, each scaled to a mean square of 1, it does by all that C sees.
+CMA-ES starts with the same step size in every coordinate, but the features of C differ in scale. In TakeCover, a few
+LSTM cells that grow with an episode's age have nearly all of the mean square of [z, c, h], so that steps in the
+parameters change actions through these few alone. Along whitened principal components, all features contribute.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from worldmodels.models.controller import Controller
 
 Floats = npt.NDArray[np.float64]
 
-_DREAMS, _STEPS, _EVERY, _HELD = 256, 600, 10, 5  # that what C sees is learnt from; steps between two rows, and actions
-_SMALLEST = 1e-9  # share of the largest mean square below which a direction is noise of the arithmetic
+_MIN_SHARE = 1e-9  # of the largest mean square; directions below it are rounding noise
 
 
 @dataclass(frozen=True)
-class Coordinates:
-    """An affine map from what CMA-ES searches to C's parameters.
+class SearchSpace:
+    """Affine map from the coordinates of CMA-ES to C's parameters.
 
     Attributes:
-        controller: the shape of C.
-        origin: (N,) float64, the parameters at zero.
-        basis: (F, K) float64, what a coordinate adds to the weights of what C sees; None where the coordinates are C's
-            parameters themselves.
+        controller: Shape of C.
+        origin: (N,) float64 parameters at the zero of the search space.
+        basis: (F, K) float64 directions in the features, one per coordinate; None if the coordinates are C's
+            parameters.
     """
 
     controller: Controller
@@ -37,7 +36,7 @@ class Coordinates:
 
     @property
     def start(self) -> Floats:
-        """Where the search begins: the coordinates of ``origin``."""
+        """Coordinates of ``origin``, the initial mean of the search."""
         return self.origin if self.basis is None else np.zeros(self.size)
 
     @property
@@ -49,34 +48,34 @@ class Coordinates:
         return self.controller.size - rows * (columns - int(self.basis.shape[1]))
 
     def params(self, points: Floats) -> Floats:
-        """The parameters (..., N) of points (..., size)."""
+        """Map points (..., size) to parameters (..., N)."""
         if self.basis is None:
             return points
         rows, count = self.controller.layer_shapes[0][0], self.basis.shape[1]
         first = points[..., : rows * count].reshape(*points.shape[:-1], rows, count) @ self.basis.T
-        rest = points[..., rows * count :]  # biases, and layers behind the first
+        rest = points[..., rows * count :]  # biases and later layers
         moved: Floats = np.concatenate([first.reshape(*points.shape[:-1], -1), rest], axis=-1)
         return self.origin + moved
 
 
 def principal_components(features: npt.NDArray[np.floating], count: int) -> Floats:
-    """The directions of the largest mean squares, each scaled so that its own is 1.
+    """Compute the directions of largest mean square, scaled to a mean square of 1.
 
     Args:
-        features: (B, F), samples of what C sees.
-        count: K, how many.
+        features: (B, F) samples of C's features.
+        count: Number K of directions.
 
     Returns:
-        (F, K) float64.
+        (F, K) float64 directions.
 
     Raises:
-        ValueError: the samples have fewer directions than that.
+        ValueError: The samples span fewer directions.
     """
     samples = features.astype(np.float64)
     squares, directions = np.linalg.eigh(samples.T @ samples / len(samples))  # ascending
-    there = int((squares > _SMALLEST * squares[-1]).sum())
-    if count > there:
-        raise ValueError(f"evolve.pca_components: expected at most {there}, the directions of what C sees, got {count}")
+    rank = int((squares > _MIN_SHARE * squares[-1]).sum())
+    if count > rank:
+        raise ValueError(f"evolve.pca_components: expected at most {rank}, the rank of the features of C, got {count}")
     largest = np.arange(len(squares))[::-1][:count]
     basis: Floats = directions[:, largest] / np.sqrt(squares[largest])
     return basis

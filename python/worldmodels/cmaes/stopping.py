@@ -1,4 +1,4 @@
-"""When CMA-ES should stop: what its values have done lately, and the tutorial's section B.3."""
+"""Stopping conditions of CMA-ES (tutorial, section B.3) and the history of values they need."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from worldmodels.support.validation import check_integer, check_real, float64_ar
 if TYPE_CHECKING:
     from worldmodels._core import Cmaes
 
-_LONGEST_HISTORY = 20_000
+_MAX_HISTORY = 20_000
 
 
 class Stopping:
-    """Limits and the history they are held against.
+    """Limits of the stopping conditions, and the history of values.
 
     Attributes:
-        limits: reason -> limit.
-        best, median: of each generation's finite values, the last 20,000.
-        span: of the last generation's values, inf where one was not finite.
-        flat: generations in a row whose best three quarters were equal.
+        limits: Limit of each condition.
+        best: Best value of each of the last 20,000 generations.
+        median: Median of the finite values of each of the last 20,000 generations.
+        span: Range of the last generation's values, inf if one was not finite.
+        flat: Number of consecutive generations whose best three quarters were equal.
     """
 
     def __init__(self, limits: Mapping[str, Any]) -> None:
@@ -35,7 +36,7 @@ class Stopping:
         self.flat = 0
 
     def state(self) -> dict[str, NDArray[np.float64] | int]:
-        """Everything, as arrays and integers; a limit's key is its name after `limit.`."""
+        """Return the state as arrays and integers; the key of a limit is its name after `limit.`."""
         return {
             "flat": self.flat,
             "span": np.array([self.span]),
@@ -45,8 +46,8 @@ class Stopping:
         }
 
     @classmethod
-    def of_state(cls, names: Iterable[str], state: Mapping[str, Any]) -> Stopping:
-        """The one whose `state` this is, with these limits; ValueError where the state is none."""
+    def from_state(cls, names: Iterable[str], state: Mapping[str, Any]) -> Stopping:
+        """Restore the limits ``names`` and the history; ValueError if the state is invalid."""
         stopping = cls({name: single_number(state, f"limit.{name}") for name in names})
         stopping.span = check_real("span", single_number(state, "span"), finite=False)
         stopping.flat = check_integer("flat", state["flat"], 0, 2**63)
@@ -58,10 +59,10 @@ class Stopping:
 
     @np.errstate(over="ignore")  # values of any size
     def record(self, ranked: NDArray[np.float64], popsize: int) -> None:
-        """Notes a generation's finite values, ascending, at least one."""
+        """Record a generation's finite values, in ascending order, at least one."""
         self.best.append(float(ranked[0]))
         self.median.append(float(np.median(ranked)))
-        if len(self.best) > _LONGEST_HISTORY:
+        if len(self.best) > _MAX_HISTORY:
             del self.best[0], self.median[0]
         self.span = float(ranked[-1]) - float(ranked[0]) if len(ranked) == popsize else math.inf
         quarter = int(0.75 * popsize)
@@ -70,7 +71,7 @@ class Stopping:
 
     @np.errstate(over="ignore", invalid="ignore")  # limits and steps may be of any size
     def reasons(self, core: Cmaes, sigma0: float, popsize: int, evaluations: int, fbest: float) -> dict[str, float]:
-        """The limits that are met, by name; noeffectaxis and noeffectcoord have none and say 0."""
+        """Return the limits that are met, by name; those of noeffectaxis and noeffectcoord are 0."""
         limit = self.limits
         mean, sigma, scales = core.mean, core.sigma, core.scales
         stds = sigma * np.sqrt(core.variances())
@@ -97,7 +98,7 @@ class Stopping:
         return {reason: limit.get(reason, 0.0) for reason, is_met in met.items() if is_met}
 
     def _stagnates(self) -> bool:
-        """Whether the window's last 30 % are in the median no better than its first, for best and median."""
+        """Check that the last 30 % of the window have no better median than the first 30 %, for best and median."""
         window = max(self.limits["tolstagnation"], 0.2 * len(self.best))
         if not self.best or len(self.best) < window:
             return False

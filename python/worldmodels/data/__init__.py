@@ -1,1 +1,1 @@
-"""What lies on disk: episodes of frames, latents, weights."""
+"""Data sets on disk and in memory: episodes, frames, latents, packed sequences."""

@@ -1,4 +1,4 @@
-"""The episode store: what was seen and done in the real environment, in HDF5 shards of a few episodes each."""
+"""Episode store: frames, actions and rewards of real episodes in HDF5 shards."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from worldmodels.support.files import atomic_path
 
 FORMAT = "worldmodels-episodes-1"
 FRAME = (64, 64, 3)
-_HEAP = b"GCOL\x01"  # how a heap of strings of any length begins in HDF5
+_HEAP = b"GCOL\x01"  # signature of HDF5's heap of variable-length strings
 _KINDS = {"frames": np.uint8, "actions": np.float32, "rewards": np.float32, "lengths": np.int64, "terminated": np.bool_}
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode: at ``frames[t]`` the action ``actions[t]`` was taken and brought ``rewards[t]``.
+    """One episode. The action ``actions[t]`` was taken at ``frames[t]`` and earned ``rewards[t]``.
 
     Attributes:
-        frames: (T, 64, 64, 3) uint8.
-        actions: (T, A) float32.
-        rewards: (T,) float32.
-        terminated: whether the environment ended it; False for a recording that was cut off by a time limit.
-        policy: name of the policy that acted.
-        seed: seed the environment was reset with.
-        cut: Whether the longest episode of the task truncated it, which the environment had not ended.
+        frames: (T, 64, 64, 3) uint8 frames.
+        actions: (T, A) float32 actions.
+        rewards: (T,) float32 rewards.
+        terminated: Whether the environment terminated the episode; False if a time limit truncated it.
+        policy: Name of the policy.
+        seed: Seed of the environment's reset.
+        cut: Whether the task's step limit truncated the episode, not the environment.
     """
 
     frames: npt.NDArray[np.uint8]
@@ -45,20 +45,20 @@ class Episode:
 
 
 class EpisodeWriter:
-    """Writes one shard, episode by episode; it appears under its name only when it is complete.
+    """Write one shard, episode by episode. The file appears under its name when it is complete.
 
-    Frames are compressed without loss (LZF, one chunk a frame so that shuffled reads touch nothing else) and
-    carry a checksum.
+    Frames have lossless compression (LZF) and a checksum. A chunk is one frame, so that shuffled reads load nothing
+    else.
 
     Args:
-        path: the shard's file, ``*.h5``.
-        action_size: length A of an action.
+        path: File of the shard, ``*.h5``.
+        action_size: Length A of an action.
     """
 
     def __init__(self, path: Path, action_size: int) -> None:
         self._atomic = atomic_path(path)
         self._file = h5py.File(self._atomic.__enter__(), "w", libver="v110")
-        self._file.attrs["format"] = np.bytes_(FORMAT)  # of fixed length: a damaged heap of strings can hang HDF5
+        self._file.attrs["format"] = np.bytes_(FORMAT)  # fixed length: HDF5 can hang on a damaged heap of strings
         self._frames = self._file.create_dataset(
             "frames", (0, *FRAME), "u1", maxshape=(None, *FRAME), chunks=(1, *FRAME), compression="lzf", fletcher32=True
         )
@@ -69,10 +69,10 @@ class EpisodeWriter:
         return self
 
     def append(self, episode: Episode) -> None:
-        """Adds an episode; its frames go to disk at once.
+        """Append an episode. Its frames are written to disk at once.
 
         Raises:
-            ValueError: shapes or dtypes do not fit.
+            ValueError: A shape or dtype does not match.
         """
         steps = len(episode.frames)
         for name, array, shape, dtype in (
@@ -88,7 +88,7 @@ class EpisodeWriter:
         self._frames[start:] = episode.frames
         self._episodes.append(
             Episode(
-                np.empty((0, *FRAME), np.uint8),  # no view: it would keep the frames in memory
+                np.empty((0, *FRAME), np.uint8),  # not a view, which would keep the frames in memory
                 episode.actions,
                 episode.rewards,
                 episode.terminated,
@@ -113,7 +113,7 @@ class EpisodeWriter:
         self._atomic.__exit__(kind, error, trace)
 
     def _finish(self) -> None:
-        """Writes everything but the frames, which are there."""
+        """Write all data sets except the frames."""
         episodes = self._episodes
         if not episodes:
             raise ValueError("episodes: expected at least one in a shard, got none")
@@ -132,20 +132,20 @@ class EpisodeWriter:
 
 
 class EpisodeShard:
-    """One complete shard, open for reading.
+    """Read one complete shard.
 
     Attributes:
-        path: of the file.
-        frames: the (N, 64, 64, 3) uint8 data set on disk: slice it to read.
-        actions: (N, A) float32.
-        rewards: (N,) float32.
-        lengths: (E,) int64; they add up to N.
-        terminated: (E,) bool.
-        policies: E names.
-        cut: (E,) bool; all False where the file has none.
+        path: Path of the file.
+        frames: (N, 64, 64, 3) uint8 data set on disk; slicing reads it.
+        actions: (N, A) float32 actions.
+        rewards: (N,) float32 rewards.
+        lengths: (E,) int64 episode lengths; their sum is N.
+        terminated: (E,) bool termination flags.
+        policies: E names of policies.
+        cut: (E,) bool flags of truncation by the task's step limit; all False if the file has none.
 
     Raises:
-        ValueError: the file is not a complete shard.
+        ValueError: The file is not a complete shard.
     """
 
     def __init__(self, path: Path) -> None:
@@ -156,7 +156,7 @@ class EpisodeShard:
             raise ValueError(f"{path}: expected an episode shard, got {error}") from error
         try:
             self._read(path)
-        except Exception as error:  # HDF5 says what it finds in a damaged file in many ways
+        except Exception as error:  # HDF5 reports damaged files by many exception types
             self._file.close()
             if type(error) is ValueError and str(error).startswith(f"{path}: "):
                 raise
@@ -165,18 +165,18 @@ class EpisodeShard:
     def _read(self, path: Path) -> None:
         file = self._file
         if any(text.dtype.hasobject for text in (file.attrs.get_id("format"), file["policies"])):
-            _check_heaps(path)  # of an earlier version
+            _check_heaps(path)  # format of older files
         found = file.attrs["format"]
         if found not in (FORMAT, FORMAT.encode()):
             raise ValueError(f"{path}: expected format {FORMAT!r}, got {found!r:.100}")
-        if file["frames"].chunks not in (None, (1, *FRAME)):  # whole chunks are unpacked
+        if file["frames"].chunks not in (None, (1, *FRAME)):  # reading decompresses whole chunks
             raise ValueError(f"{path}: expected frames in chunks of one, got chunks of {file['frames'].chunks}")
         for name, kind in (*_KINDS.items(), ("policies", file["policies"].dtype)):
             data = file[name]
             if data.dtype != kind:
                 raise ValueError(f"{path}: expected {name} of {np.dtype(kind)}, got {data.dtype}")
-            if name != "frames" and data.nbytes > path.stat().st_size:  # chunks that were never written take no room
-                raise ValueError(f"{path}: expected {name} that lie in the file, got {data.shape} of them")
+            if name != "frames" and data.nbytes > path.stat().st_size:  # unwritten chunks occupy no space
+                raise ValueError(f"{path}: expected {name} stored in the file, got {data.shape} without storage")
         self.frames = file["frames"]
         self.lengths: npt.NDArray[np.int64] = file["lengths"][:]
         lengths, total = self.lengths, len(file["rewards"])
@@ -203,19 +203,21 @@ class EpisodeShard:
             self.cut = file["cut"][:]
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
 
 def _check_heaps(path: Path) -> None:
-    """Refuses heaps of strings whose objects do not lie one behind the other: HDF5 2.0 may follow them for ever."""
+    """Reject heaps of strings whose objects are not contiguous: HDF5 2.0 may follow them forever."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = data.find(_HEAP)
         while start >= 0:
             end, place = start + int.from_bytes(data[start + 8 : start + 16], "little"), start + 16
             while end <= len(data) and place + 16 <= end:
                 index, size = struct.unpack_from("<H6xQ", data, place)
-                size = 16 + (size + 7) // 8 * 8 if index else size  # 0 is the free space, with its header
+                size = (
+                    16 + (size + 7) // 8 * 8 if index else size
+                )  # index 0 is free space, its size includes the header
                 if not 0 < size <= end - place:
                     raise ValueError(f"{path}: expected strings, got a damaged heap of them at byte {place}")
                 place += size
@@ -223,13 +225,13 @@ def _check_heaps(path: Path) -> None:
 
 
 class EpisodeStore:
-    """All complete shards of a folder, as one array of frames on disk.
+    """Read all complete shards of a folder as one array of frames on disk.
 
     Args:
-        folder: where the shards lie.
+        folder: Folder of the shards.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: The folder has no shards.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -241,19 +243,25 @@ class EpisodeStore:
         self.starts = np.cumsum([0, *(int(shard.lengths.sum()) for shard in self.shards)])
 
     def __len__(self) -> int:
-        """Number of frames."""
+        """Return the number of frames."""
         return int(self.starts[-1])
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Length of every episode, in the order of the store."""
+        """(E,) lengths of the episodes, in the order of the store."""
         return np.concatenate([shard.lengths for shard in self.shards])
 
     def read(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Reads frames: (B,) indices below ``len(self)``, in any order, to (B, 64, 64, 3) uint8.
+        """Read frames.
+
+        Args:
+            indices: (B,) frame indices below ``len(self)``, in any order.
+
+        Returns:
+            (B, 64, 64, 3) uint8 frames.
 
         Raises:
-            OSError: a frame is damaged.
+            OSError: A frame is damaged.
         """
         frames = np.empty((len(indices), *FRAME), np.uint8)
         shards = np.searchsorted(self.starts, indices, side="right") - 1
@@ -261,7 +269,7 @@ class EpisodeStore:
         for row in np.argsort(indices):
             shard = int(shards[row])
             place = int(indices[row] - self.starts[shard])
-            data = self.shards[shard].frames.id  # below h5py's indexing, which costs as much as the reading
+            data = self.shards[shard].frames.id  # low-level API: h5py's indexing costs as much as reading
             space = data.get_space()
             space.select_hyperslab((place, 0, 0, 0), (1, *FRAME))
             try:
@@ -271,7 +279,7 @@ class EpisodeStore:
         return frames
 
     def episodes(self) -> Iterator[Episode]:
-        """All episodes in turn, one in memory at a time."""
+        """Yield all episodes, one in memory at a time."""
         for shard in self.shards:
             start = 0
             columns = (shard.lengths, shard.terminated, shard.policies, shard.cut)
@@ -289,11 +297,11 @@ class EpisodeStore:
                 start = stop
 
     def close(self) -> None:
-        """Closes the files."""
+        """Close the files."""
         for shard in self.shards:
             shard.close()
 
 
 def shard_path(folder: Path, index: int) -> Path:
-    """Name of shard ``index``."""
+    """Return the path of shard ``index``."""
     return folder / f"{index:05d}.h5"

@@ -1,4 +1,4 @@
-"""Batches of shuffled frames in an order that the seed fixes, read ahead of the training that eats them."""
+"""Batches of shuffled frames in a reproducible order, prefetched during training."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.support.processes import Owned, deaf_to_interrupts, ending
+from worldmodels.support.processes import Owned, block_sigint, describe_exit
 
-_AHEAD = 4  # batches that a thread is told to read
+_PREFETCHED = 4  # batches that a reading thread prefetches
 
 
-class Order:
-    """The frames of every batch: a new permutation every epoch, found again from the step alone.
+class ShuffledBatches:
+    """Order of the frames: a new permutation every epoch, a function of the seed and the step alone.
 
     Args:
-        indices: (N,) frames to shuffle.
-        batch: frames in a batch; one that begins at an epoch's end goes on in the next.
-        seed: of the permutations.
+        indices: (N,) indices of the frames to shuffle.
+        batch: Batch size; a batch at the end of an epoch continues in the next epoch.
+        seed: Seed of the permutations.
     """
 
     def __init__(self, indices: npt.NDArray[np.int64], batch: int, seed: int) -> None:
@@ -42,11 +42,11 @@ class Order:
         return self._permutation, offset
 
     def epoch(self, step: int) -> int:
-        """Whole epochs that are done before a step."""
+        """Return the number of epochs completed before a step."""
         return step * self._batch // len(self._indices)
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
-        """(B,) frames of a step's batch."""
+        """Return the (B,) frame indices of a step's batch."""
         parts: list[npt.NDArray[np.int64]] = []
         position, missing = step * self._batch, self._batch
         while missing:
@@ -58,39 +58,39 @@ class Order:
 
 
 class FrameReader(Owned):
-    """Iterates over the batches of steps ``first`` to ``last`` - 1, (B, 64, 64, 3) uint8 each, always in order.
+    """Iterate over the batches of steps ``first`` to ``last`` - 1, in order, each (B, 64, 64, 3) uint8.
 
     Args:
-        store: the open store.
-        order: which frames are in which batch.
-        first: step to begin with.
-        last: step to end before.
-        rows: the rows of every batch to read.
-        workers: processes that read ahead, one batch each; 0 for one thread of this process.
+        store: Open episode store.
+        order: Order of the frames.
+        first: First step.
+        last: Step after the last one.
+        rows: Rows of every batch to read.
+        num_workers: Number of processes that prefetch one batch each; 0 for one thread of this process.
     """
 
     def __init__(
         self,
         store: EpisodeStore,
-        order: Order,
+        order: ShuffledBatches,
         first: int,
         last: int,
         rows: slice = slice(None),
-        workers: int = 0,
+        num_workers: int = 0,
     ) -> None:
         super().__init__("FrameReader")
         self._store, self._order, self._rows = store, order, rows
         self._steps = range(first, last)
-        self._thread = ThreadPoolExecutor(1) if workers == 0 else None
+        self._thread = ThreadPoolExecutor(1) if num_workers == 0 else None
         self._processes: list[tuple[SpawnProcess, Connection]] = []
         context = multiprocessing.get_context("spawn")
-        for worker in range(workers):
+        for worker in range(num_workers):
             ours, theirs = context.Pipe(duplex=False)
-            job = (theirs, store.folder, order, self._steps[worker::workers], rows)
+            job = (theirs, store.folder, order, self._steps[worker::num_workers], rows)
             process = context.Process(target=_read_ahead, args=job, daemon=True)
-            with deaf_to_interrupts():
+            with block_sigint():
                 process.start()
-            theirs.close()  # the process alone holds it: the pipe ends with it, in the middle of a batch too
+            theirs.close()  # only the process holds this end, so that the pipe closes when it dies
             self._processes.append((process, ours))
 
     def __enter__(self) -> FrameReader:
@@ -114,9 +114,9 @@ class FrameReader(Owned):
 
     def _of_thread(self, thread: ThreadPoolExecutor) -> Iterator[npt.NDArray[np.uint8]]:
         batches = (self._order.batch(step)[self._rows] for step in self._steps)
-        pending = deque(thread.submit(self._store.read, batch) for batch in itertools.islice(batches, _AHEAD))
+        pending = deque(thread.submit(self._store.read, batch) for batch in itertools.islice(batches, _PREFETCHED))
         while pending:
-            self.check_owner()  # between two batches, too
+            self.check_owner()  # also between two batches
             frames = pending.popleft().result()
             pending.extend(thread.submit(self._store.read, batch) for batch in itertools.islice(batches, 1))
             yield frames
@@ -129,15 +129,16 @@ class FrameReader(Owned):
             except (EOFError, OSError) as error:
                 process.join(10)
                 raise RuntimeError(
-                    f"workers: a process that reads frames died ({ending(process.exitcode)}); fewer need less memory"
+                    f"num_workers: a process that reads frames died ({describe_exit(process.exitcode)}); "
+                    "fewer need less memory"
                 ) from error
             if isinstance(frames, Exception):
                 raise frames
             yield frames
 
 
-def _read_ahead(pipe: Connection, folder: Path, order: Order, steps: range, rows: slice) -> None:
-    """A reading process: sends its batches, each as soon as the one before is taken, for as long as anybody listens."""
+def _read_ahead(pipe: Connection, folder: Path, order: ShuffledBatches, steps: range, rows: slice) -> None:
+    """Worker process: send the batches in turn until the pipe is closed."""
     store = EpisodeStore(folder)
     try:
         for step in steps:
@@ -146,5 +147,5 @@ def _read_ahead(pipe: Connection, folder: Path, order: Order, steps: range, rows
             except Exception as error:
                 frames = error
             pipe.send(frames)
-    except OSError:  # nobody does
+    except OSError:  # the reader has closed the pipe
         pass

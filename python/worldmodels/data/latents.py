@@ -1,4 +1,4 @@
-"""The latents: mu and logvar of every frame, one safetensors file per shard of episodes."""
+"""Latents: mu and logvar of every frame, one safetensors file per episode shard."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from worldmodels.support.files import atomic_path
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
 _PER_EPISODE = ("lengths", "terminated")
 _KEYS = _PER_FRAME + _PER_EPISODE
-_CHECKSUMS = "crc32"  # in a file's header
-_ROWS = 1 << 16  # frames read at once
+_CHECKSUMS = "crc32"  # key in the header of a file
+_ROWS = 1 << 16  # frames per read
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Latents:
     Attributes:
         mu: (N, Z) float16 means.
         logvar: (N, Z) float16 log variances.
-        actions: (N, A) float32.
-        rewards: (N,) float32.
-        lengths: (E,) int64; they add up to N.
-        terminated: (E,) bool: False for recordings cut off by a time limit.
+        actions: (N, A) float32 actions.
+        rewards: (N,) float32 rewards.
+        lengths: (E,) int64 episode lengths; their sum is N.
+        terminated: (E,) bool termination flags; False for truncated episodes.
     """
 
     mu: npt.NDArray[np.float16]
@@ -46,25 +46,27 @@ class Latents:
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:
-        """(E,) index of every episode's first frame."""
+        """(E,) index of the first frame of every episode."""
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
 
     def save(self, path: Path) -> None:
-        """Writes a safetensors file with a checksum of every array, atomically."""
+        """Write a safetensors file with a checksum of every array, atomically."""
         arrays = {key: np.ascontiguousarray(getattr(self, key)) for key in _KEYS}
         with atomic_path(path) as temporary:
             try:
                 save_file(arrays, temporary, metadata={_CHECKSUMS: _checksums(arrays)})
-            except SafetensorError as error:  # a full disk is one
+            except SafetensorError as error:  # such as a full disk
                 raise OSError(f"{path}: cannot be written: {error}") from error
 
 
 def load_latents(folder: Path) -> Latents:
-    """Loads all files of a folder into memory (4 Z bytes a frame: 0.7 GB for the paper's 2.7 million Doom frames).
+    """Load all files of a folder into memory.
+
+    A frame takes 4 Z bytes: 0.7 GB for the paper's 2.7 million Doom frames.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: a file is damaged, or of other sizes than the first.
+        FileNotFoundError: The folder has no files.
+        ValueError: A file is damaged, or its sizes differ from the first one's.
     """
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
@@ -79,7 +81,7 @@ def load_latents(folder: Path) -> Latents:
             episodes[key].append(part)
     starts = np.cumsum([0, *(int(lengths.sum()) for lengths in episodes["lengths"])])
     for number, (path, start, stop) in enumerate(zip(paths, starts, starts[1:], strict=False)):
-        for begin in range(0, stop - start, _ROWS):  # opened anew for each part: what is mapped counts as memory
+        for begin in range(0, stop - start, _ROWS):  # reopened for each part: mapped pages count as memory
             with _opened(path) as file:
                 for key in _PER_FRAME:
                     part = file.get_slice(key)[begin : min(begin + _ROWS, stop - start)]
@@ -92,16 +94,16 @@ def load_latents(folder: Path) -> Latents:
 
 
 def _checksums(arrays: dict[str, npt.NDArray[Any]]) -> str:
-    """CRC-32 of every array's bytes, as JSON."""
+    """Compute the CRC-32 of every array's bytes, as JSON."""
     return json.dumps({key: zlib.crc32(arrays[key].data) for key in _KEYS})
 
 
 def _check(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Raises a ValueError if a file's arrays are not those that were saved; files of before it had checksums pass."""
+    """Compare a file's arrays with the checksums in its header. Older files have none and pass."""
     with _opened(path) as file:
         expected = (file.metadata() or {}).get(_CHECKSUMS)
     if expected is not None and expected != _checksums(arrays):
-        raise ValueError(f"{path}: expected latents of the checksums in its header, got others: the file is damaged")
+        raise ValueError(f"{path}: expected arrays with the checksums of its header, got others: the file is damaged")
 
 
 @contextmanager
@@ -114,7 +116,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _sizes(path: Path) -> tuple[int, int]:
-    """(Z, A) of a file, from its header, in which every shape and kind of number is checked."""
+    """Read (Z, A) from a file's header and check every shape and dtype in it."""
     with _opened(path) as file:
         names = set(file.keys())
         if names != set(_KEYS):
@@ -132,18 +134,18 @@ def _sizes(path: Path) -> tuple[int, int]:
         "terminated": ("BOOL", episodes),
     }
     if found != expected or not episodes:
-        raise ValueError(f"{path}: expected latents that fit each other, {expected}, got {found!s:.500}")
+        raise ValueError(f"{path}: expected consistent arrays, {expected}, got {found!s:.500}")
     return latent, action
 
 
 def _read_episodes(path: Path) -> dict[str, Any]:
-    """What a file of good shapes says of its episodes."""
+    """Read and check the episode lengths and termination flags of a file."""
     with _opened(path) as file:
         part = {key: file.get_tensor(key) for key in _PER_EPISODE}
         frames = file.get_slice("rewards").get_shape()[0]
     lengths = part["lengths"]
     if not lengths.size or not ((lengths > 0) & (lengths <= frames)).all() or lengths.sum() != frames:
         raise ValueError(
-            f"{path}: expected {', '.join(_KEYS)} that fit each other, got {frames} frames, lengths {lengths!s:.200}"
+            f"{path}: expected consistent {', '.join(_KEYS)}, got {frames} frames, lengths {lengths!s:.200}"
         )
     return part

@@ -1,4 +1,4 @@
-"""Streams: whole episodes laid end to end, side by side in a batch, so that M sees every step with its true past."""
+"""Packed sequences: whole episodes concatenated in the rows of a batch, for stateful training of M."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from worldmodels.data.latents import Latents
 
 @dataclass(frozen=True)
 class Chunk:
-    """T steps of B streams.
+    """T steps of B rows.
 
     Attributes:
-        mu: (B, T + 1, Z) float32; the last column is only a target.
-        logvar: (B, T + 1, Z) float32.
-        action: (B, T, A) float32.
-        restart: (B, T) float32, 1 at an episode's first frame.
-        reward: (B, T) float32.
-        done: (B, T) float32, 1 where the episode ended with this step.
-        has_next: (B, T) float32, 0 at an episode's last frame: nothing follows there.
-        knows_end: (B, T) float32, 0 where a recording was cut off: whether it would have ended is unknown.
-        valid: (B, T) float32, 0 between episodes and behind a stream's end: nothing counts there.
+        mu: (B, T + 1, Z) float32 means; the last column is a target only.
+        logvar: (B, T + 1, Z) float32 log variances.
+        action: (B, T, A) float32 actions.
+        restart: (B, T) float32, 1 at the first frame of an episode.
+        reward: (B, T) float32 rewards.
+        done: (B, T) float32, 1 at steps that terminate an episode.
+        has_next: (B, T) float32, 0 at the last frame of an episode, which has no next latent.
+        knows_end: (B, T) float32, 0 at the last step of a truncated episode, whose termination is unknown.
+        valid: (B, T) float32, 0 in the padding between episodes and after the last one.
     """
 
     mu: npt.NDArray[np.float32]
@@ -38,27 +38,28 @@ class Chunk:
     valid: npt.NDArray[np.float32]
 
     def rows(self, rows: slice) -> Chunk:
-        """Some of the streams."""
+        """Select some of the rows."""
         return Chunk(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-class Streams:
-    """Deals shuffled episodes to ``batch`` streams and cuts them into chunks.
+class PackedSequences:
+    """Pack shuffled episodes into ``batch`` rows and cut the rows into chunks of T steps.
 
-    Every epoch deals anew, each episode to the stream that is shortest so far, the last ones longest first so that
-    the streams end together. Every frame comes once an epoch; what a stream is short of the longest one is masked.
-    So are the steps up to the next multiple of ``align`` behind every episode: M runs its LSTM from one column in
-    which some stream restarts to the next, and this makes such columns few.
+    Every epoch assigns each episode to the row that is shortest so far. The last episodes are assigned longest first,
+    so that the rows have similar lengths. An epoch contains every frame once. Padding is masked by ``Chunk.valid``.
+
+    Episodes start at multiples of ``align``. M's LSTM is split at every column in which a row restarts, and alignment
+    makes such columns rare.
 
     Args:
-        latents: the encoded episodes.
-        episodes: (E,) numbers of the episodes to use.
-        batch: streams; fewer if there are fewer episodes.
-        sequence: steps T of a chunk; the last of an epoch may have fewer.
-        seed: of the order.
-        align: episodes begin at multiples of this many steps of their stream.
-        done_lead: frames that are left out at the end of every episode that ended by itself, at least its first one
-            staying: the step before them is the one that is done.
+        latents: Encoded episodes.
+        episodes: (E,) indices of the episodes to use.
+        batch: Number of rows, at most the number of episodes.
+        sequence: Steps T of a chunk; the last chunk of an epoch may be shorter.
+        seed: Seed of the order.
+        align: Steps between possible starts of episodes in a row.
+        done_lookahead: Frames dropped from the end of every terminated episode (at least one is kept). The last kept
+            step is marked done.
     """
 
     def __init__(
@@ -69,14 +70,14 @@ class Streams:
         sequence: int,
         seed: int,
         align: int = 8,
-        done_lead: int = 0,
+        done_lookahead: int = 0,
     ) -> None:
         if len(episodes) == 0:
             raise ValueError("episodes: expected at least one, got none")
         self._latents, self._episodes, self._seed = latents, episodes, seed
         self.batch = min(batch, len(episodes))
         self._sequence, self._align = sequence, align
-        self._lengths = np.maximum(latents.lengths - done_lead * latents.terminated, 1)
+        self._lengths = np.maximum(latents.lengths - done_lookahead * latents.terminated, 1)
         ends = latents.starts + self._lengths - 1
         total = len(latents.mu)
         self._first = np.zeros(total, np.bool_)
@@ -89,7 +90,7 @@ class Streams:
         self._cut[ends] = ~latents.terminated
 
     def epoch(self, epoch: int) -> Iterator[Chunk]:
-        """The chunks of one epoch, in order; state goes from each to the next and starts at zero."""
+        """Yield the chunks of one epoch in order. The LSTM state is zero at the first and carried to the next."""
         rng = np.random.default_rng([self._seed, epoch])
         streams: list[list[int]] = [[] for _ in range(self.batch)]
         filled = np.zeros(self.batch, np.int64)
@@ -116,7 +117,7 @@ class Streams:
             yield self._chunk(index[:, part], valid[:, part])
 
     def _chunk(self, rows: npt.NDArray[np.int64], valid: npt.NDArray[np.float32]) -> Chunk:
-        """The chunk at (B, T) frame numbers. Where an episode goes on, its next frame is the next number."""
+        """Build the chunk at (B, T) frame indices. The next frame of an episode has the next index."""
         latents = self._latents
         following = np.minimum(rows[:, -1:] + 1, len(latents.mu) - 1)
         wide = np.concatenate([rows, following], axis=1)

@@ -1,10 +1,12 @@
-"""M as a Gymnasium environment, one dream or many at once, stepped by the native core."""
+"""Dreams as Gymnasium environments, one or a vector, stepped by the native core."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
@@ -12,47 +14,140 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from worldmodels import _core
+from worldmodels import _core, pretrained
 from worldmodels.dream.native import check_temperature
+from worldmodels.dream.world_model import WorldModel, load_world_model
 from worldmodels.models.controller import Features
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.native_model import Termination, native_model
+from worldmodels.models.native_model import native_model
+from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.models.weights import load_model
 from worldmodels.support.forks import Lock
 from worldmodels.support.simd import Precision, check_precision
-from worldmodels.support.validation import MOST_SEED, check_integer, check_seed, check_threads, float_array
+from worldmodels.support.suggestions import suggestion
+from worldmodels.support.validation import MAX_SEED, check_integer, check_seed, check_threads, float_array
 
 Array = npt.NDArray[Any]
+Termination = Literal["threshold", "sample"]
+
+DEFAULT_WORLD = "takecover"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamSettings:
+    """Keyword arguments of :class:`DreamEnv` and :class:`DreamVectorEnv`.
+
+    Attributes:
+        world: World model: the name of a pretrained one, a run folder or a :class:`WorldModel`. It excludes ``mdnrnn``,
+            ``initial_mu`` and ``initial_logvar``. None without these selects "takecover".
+        temperature: Temperature of the sampling, at least 0.
+        max_steps: Maximum length of an episode, in steps.
+        features: Members of the observation, "z", "zh", "zc" or "zch".
+        action_low: Lower bounds of the actions, scalar or (A,); -inf for none.
+        action_high: Upper bounds of the actions, scalar or (A,); inf for none.
+        precision: Precision of M, "float32" or "bfloat16", see :class:`worldmodels.dream.native.Dream`.
+        termination: "threshold" or "sample", see :class:`worldmodels.dream.native.Dream`. None selects that of the
+            pretrained world model ("sample" for one of "expected" termination), and "threshold" for all others.
+        render_mode: "rgb_array" if ``render`` is to return V's reconstructions, which needs a pretrained world model or
+            a run folder with vae/vae.safetensors; or None.
+    """
+
+    world: str | Path | WorldModel | None = None
+    temperature: float = 1.0
+    max_steps: int = 2100
+    features: Features = "zch"
+    action_low: npt.ArrayLike = -1.0
+    action_high: npt.ArrayLike = 1.0
+    precision: Precision = "float32"
+    termination: Termination | None = None
+    render_mode: Literal["rgb_array"] | None = None
+
+
+@dataclass(frozen=True)
+class _World:
+    """World model of an environment, its termination and its V.
+
+    Attributes:
+        model: M and its initial states.
+        termination: Termination of its dreams.
+        vae_path: File of V; None without V.
+    """
+
+    model: WorldModel
+    termination: Termination
+    vae_path: Path | None
+
+
+def _resolve_world(arrays: Mapping[str, Any], settings: DreamSettings) -> _World:
+    """Resolve the world model of ``settings.world`` or of the arrays mdnrnn, initial_mu and initial_logvar."""
+    world = settings.world
+    given = [name for name, value in arrays.items() if value is not None]
+    termination: str = "threshold"
+    vae_path = None
+    if given:
+        if world is not None:
+            raise ValueError(f"world: expected None, as {given[0]} is given, got {world!r:.100}")
+        for name, value in arrays.items():
+            if value is None:
+                kind = "an MDNRNN" if name == "mdnrnn" else "an array"
+                raise ValueError(f"{name}: expected {kind}, as {given[0]} is given, got None")
+        model = WorldModel(**arrays)
+    elif isinstance(world, WorldModel):
+        model = world
+    else:
+        source = DEFAULT_WORLD if world is None else world
+        if not isinstance(source, str | Path):
+            raise TypeError(f"world: expected a name, a run folder or a WorldModel, got {source!r:.100}")
+        if str(source) in pretrained.names():
+            termination = pretrained.dream_settings(str(source))["termination"]
+        elif not Path(source).is_dir():
+            known = ", ".join(pretrained.names())
+            hint = suggestion(str(source), pretrained.names())
+            raise ValueError(f"world: expected {known}, a run folder or a WorldModel, got {str(source)!r:.200}{hint}")
+        model = load_world_model(source)
+        vae_path = pretrained.resolve(source) / "vae" / "vae.safetensors"
+    asked: str | None = settings.termination
+    if asked is None:
+        return _World(model, "threshold" if termination == "threshold" else "sample", vae_path)
+    if asked not in get_args(Termination):
+        reason = " (an environment has no survival weights)" if asked == "expected" else ""
+        raise ValueError(f"termination: expected threshold or sample{reason}, got {asked!r:.100}")
+    return _World(model, "threshold" if asked == "threshold" else "sample", vae_path)
+
+
+def _load_vae(world: _World, render_mode: str | None) -> ConvVAE | None:
+    """Load V if frames are to be rendered."""
+    if render_mode is None:
+        return None
+    if render_mode != "rgb_array":
+        raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r:.100}")
+    if world.vae_path is None:
+        needed = "frames need V: name a pretrained world model or a run folder in `world`"
+        raise ValueError(f"render_mode: expected None, as {needed}, got 'rgb_array'")
+    if not world.vae_path.is_file():
+        raise ValueError(f"render_mode: expected None, as there is no {world.vae_path}, got 'rgb_array'")
+    vae, latent_size = load_model(world.vae_path, ConvVAE), world.model.mdnrnn.latent_size
+    if vae.latent_size != latent_size:
+        raise ValueError(f"{world.vae_path}: expected V with {latent_size} latents, as M has, got {vae.latent_size}")
+    return vae
 
 
 class _Dreams:
     """N dreams that step together; each plays episodes 0, 1, 2, ... of a seed and a candidate of ``Dream.rollout``."""
 
-    def __init__(
-        self,
-        mdnrnn: MDNRNN,
-        initial_mu: npt.ArrayLike,
-        initial_logvar: npt.ArrayLike,
-        num_envs: int,
-        temperature: float,
-        max_steps: int,
-        features: Features,
-        action_low: npt.ArrayLike,
-        action_high: npt.ArrayLike,
-        num_threads: int | None,
-        precision: Precision,
-        termination: Termination,
-    ) -> None:
+    def __init__(self, world: _World, settings: DreamSettings, num_envs: int, num_threads: int | None) -> None:
+        features, mdnrnn = settings.features, world.model.mdnrnn
         if features not in get_args(Features):
             raise ValueError(f"features: expected one of {', '.join(get_args(Features))}, got {features!r}")
         self.num_envs = check_integer("num_envs", num_envs, 1, 2**24)
         self.threads = check_threads(num_threads)
-        self.temperature = check_temperature(temperature)
-        self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
+        self.temperature = check_temperature(settings.temperature)
+        self.max_steps = check_integer("max_steps", settings.max_steps, 1, 2**31 - 1)
         self.use_c, self.use_h = "c" in features, "h" in features
-        check_precision(precision)
-        self.precision = precision
-        self.lock = Lock()  # a call of the environment is several of the stepper
-        self._model = native_model(mdnrnn, initial_mu, initial_logvar, precision, termination=termination)
+        check_precision(settings.precision)
+        self.precision = settings.precision
+        self.lock = Lock()  # one call of the environment makes several calls of the stepper
+        self._model = native_model(*world.model, settings.precision, termination=world.termination)
         self._stepper = _core.DreamStepper(self._model.core, self.num_envs)
         self.latent_size, self.hidden_size = mdnrnn.latent_size, mdnrnn.hidden_size
         self.action_size = mdnrnn.action_size
@@ -61,7 +156,7 @@ class _Dreams:
         self._candidates = np.zeros(self.num_envs, np.uint32)
         self._episodes = np.zeros(self.num_envs, np.uint32)
         self._lengths = np.zeros(self.num_envs, np.int64)
-        self.action_space = _action_space(mdnrnn.action_size, action_low, action_high)
+        self.action_space = _action_space(mdnrnn.action_size, settings.action_low, settings.action_high)
         self.observation_space = gymnasium.spaces.Box(
             -np.inf, np.inf, (mdnrnn.latent_size + mdnrnn.hidden_size * (len(features) - 1),), np.float32
         )
@@ -76,26 +171,26 @@ class _Dreams:
         self._stepper.set_state(state["_stepper"])
 
     def seed(self, which: npt.NDArray[np.bool_], seeds: Any, candidates: Any) -> None:
-        """Gives the masked dreams a seed and a candidate, (N,) or one for all: their next reset plays episode 0."""
+        """Set seed and candidate of the masked dreams, (N,) or scalar. Their next reset starts episode 0."""
         self._seeds[which] = np.broadcast_to(np.asarray(seeds, np.uint64), self.num_envs)[which]
         self._candidates[which] = np.broadcast_to(np.asarray(candidates, np.uint32), self.num_envs)[which]
         self._episodes[which] = np.uint32(2**32 - 1)  # one before 0
         self.seeded = True
 
     def reset(self, which: npt.NDArray[np.bool_]) -> None:
-        """Starts the next episode of the masked dreams."""
+        """Start the next episode of the masked dreams."""
         self._episodes[which] += np.uint32(1)
         self._lengths[which] = 0
         self._stepper.reset(self._seeds, self._candidates, self._episodes, which)
 
     def step(self, actions: Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Steps all: rewards, terminations, truncations, each (N,)."""
+        """Step all dreams. Returns rewards, terminations and truncations, each (N,)."""
         rewards, done = self._stepper.step(self.temperature, self._clipped(np.asarray(actions)), self.threads)
         self._lengths += 1
         return rewards, done, ~done & (self._lengths >= self.max_steps)
 
     def _clipped(self, actions: Array) -> npt.NDArray[np.float32]:
-        """(N, A) float32: finite actions, clipped to the action space."""
+        """Validate actions (N, A), clip them to the action space and convert them to float32."""
         shape = (self.num_envs, self.action_size)
         if actions.shape != shape or actions.dtype.kind not in "fiu":
             raise ValueError(f"actions: expected {shape} float32, got {actions.shape} {actions.dtype}")
@@ -103,19 +198,48 @@ class _Dreams:
             index = int(np.argmin(finite))
             raise ValueError(f"actions: expected finite numbers, got {actions.flat[index]} at flat index {index}")
         low, high = self.action_space.low, self.action_space.high
-        return float_array("actions", np.clip(actions, low, high), shape)  # in the wider of the two dtypes
+        return float_array("actions", np.clip(actions, low, high), shape)  # clipped in the wider of the two dtypes
 
     def observe(self) -> npt.NDArray[np.float32]:
-        """[z, c, h] of every dream, those wanted: (N, F) float32."""
+        """Return the features [z, c, h] of every dream, (N, F) float32."""
         return self._stepper.observe(self.use_c, self.use_h, self.threads)
 
+    def latents(self) -> npt.NDArray[np.float32]:
+        """Return z of every dream, (N, Z) float32."""
+        return self._stepper.observe(False, False, self.threads)
 
-class _Snapshots:
-    """Pickles and copies of an environment: its state between two calls, whatever other threads do."""
 
+class _DreamBase:
+    """Construction, rendering and copying shared by both kinds of environment."""
+
+    metadata: dict[str, Any]
+    render_mode: str | None
     _dreams: _Dreams
+    _vae: ConvVAE | None
+
+    def _build(
+        self, arrays: Mapping[str, Any], settings: DreamSettings, num_envs: int, num_threads: int | None
+    ) -> None:
+        """Build the dreams; ``arrays`` are mdnrnn, initial_mu and initial_logvar, all of them or none."""
+        world = _resolve_world(arrays, settings)
+        self._vae = _load_vae(world, settings.render_mode)
+        self._dreams = _Dreams(world, settings, num_envs, num_threads)
+        self.render_mode = settings.render_mode
+        renders = world.vae_path is not None and world.vae_path.is_file()
+        self.metadata = {**self.metadata, "render_modes": ["rgb_array"] if renders else []}
+
+    def _frames(self) -> npt.NDArray[np.uint8] | None:
+        """Decode the current latents to frames (N, 64, 64, 3); None without a render mode."""
+        if self._vae is None:
+            return None
+        with self._dreams.lock:
+            if not self._dreams.seeded:
+                raise gymnasium.error.ResetNeeded("call reset before render")
+            latents = self._dreams.latents()
+        return decode(self._vae, latents)
 
     def __getstate__(self) -> dict[str, Any]:
+        """Return the state between two calls, whatever other threads do."""
         with self._dreams.lock:
             changing = {
                 name: copy.deepcopy(value)
@@ -126,7 +250,7 @@ class _Snapshots:
 
 
 def _temperature(options: Mapping[str, Any] | None, *others: str) -> float | None:
-    """The temperature of reset's options, if there is one; ``others`` may be among them too."""
+    """Read the temperature from the options of reset, or None; ``others`` are the other known options."""
     known = ("temperature", *others)
     unknown = set(options or {}) - set(known)
     if unknown:
@@ -136,7 +260,7 @@ def _temperature(options: Mapping[str, Any] | None, *others: str) -> float | Non
 
 
 def _is_many(seed: Any) -> bool:
-    """Whether reset's seed is one of each environment."""
+    """Check whether the seed of reset is a sequence, one seed per environment."""
     return hasattr(seed, "__iter__") and not isinstance(seed, str | bytes) and getattr(seed, "ndim", 1) > 0
 
 
@@ -152,73 +276,57 @@ def _action_space(action_size: int, low: npt.ArrayLike, high: npt.ArrayLike) -> 
     return gymnasium.spaces.Box(bounds[0], bounds[1], (action_size,), np.float32)
 
 
-class DreamEnv(_Snapshots, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
-    """One dream. Plays the streams of candidate 0 of ``Dream.rollout`` with the same seed.
+class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
+    """``worldmodels/Dream-v0``: one dream, with the random stream of candidate 0 of ``Dream.rollout``.
 
-    Observation: [z, c, h] (those of ``features``), float32. Reward: M's reward head, or 1 a step. Terminated
-    when M says done, truncated at ``max_steps``. ``reset(options={"temperature": t})`` changes the
-    temperature from then on. Without a seed, ``reset`` goes on to the next episode of the last one.
+        env = gymnasium.make("worldmodels/Dream-v0", world="takecover", render_mode="rgb_array")
 
-    Actions are clipped to the action space, integers are converted, numbers that are not finite are refused. A pickle
-    or a deep copy is independent of its original and continues in the middle of an episode with the same bits.
+    Observation: the members of [z, c, h] selected by ``features``, float32. Reward: that of M's reward head, or 1 per
+    step. Terminated by M, truncated at ``max_steps``. ``reset(options={"temperature": t})`` sets the temperature. A
+    ``reset`` without a seed starts the next episode of the current seed.
+
+    Actions are clipped to the action space. Integers are converted; values that are not finite are rejected. A pickle
+    or a deep copy is independent of its original and continues an episode with the same bits.
 
     Args:
-        mdnrnn: M; its weights are copied.
-        initial_mu: (K, Z) float32, means of the latents an episode may start from.
-        initial_logvar: (K, Z) float32, their log variances.
-        temperature: of the sampling, at least 0.
-        max_steps: the longest episode, in steps.
-        features: "z", "zh", "zc" or "zch".
-        action_low: scalar or (A,), the lowest actions; -inf for no bound.
-        action_high: scalar or (A,), the highest actions; inf for no bound.
-        precision: "float32" or "bfloat16", as for ``Dream``.
-        termination: "threshold" or "sample", as for ``Dream``.
+        mdnrnn: M; its weights are copied. ``mdnrnn``, ``initial_mu`` and ``initial_logvar`` are given together, or
+            ``world`` replaces them.
+        initial_mu: (K, Z) float32 means of the initial latents.
+        initial_logvar: (K, Z) float32 log variances of the initial latents.
+        **settings: Fields of :class:`DreamSettings`.
 
     Raises:
-        TypeError, ValueError: an argument does not fit.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is invalid.
+        FileNotFoundError: The run folder has no M yet.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
 
     def __init__(
         self,
-        mdnrnn: MDNRNN,
-        initial_mu: npt.ArrayLike,
-        initial_logvar: npt.ArrayLike,
-        *,
-        temperature: float = 1.0,
-        max_steps: int = 2100,
-        features: Features = "zch",
-        action_low: npt.ArrayLike = -1.0,
-        action_high: npt.ArrayLike = 1.0,
-        precision: Precision = "float32",
-        termination: Termination = "threshold",
-        render_mode: None = None,
+        mdnrnn: MDNRNN | None = None,
+        initial_mu: npt.ArrayLike | None = None,
+        initial_logvar: npt.ArrayLike | None = None,
+        **settings: Any,
     ) -> None:
-        if render_mode is not None:
-            raise ValueError(f"render_mode: expected None (a dream has no pictures without V), got {render_mode!r}")
-        self.render_mode = None
-        self._dreams = _Dreams(
-            mdnrnn,
-            initial_mu,
-            initial_logvar,
-            1,
-            temperature,
-            max_steps,
-            features,
-            action_low,
-            action_high,
-            1,
-            precision,
-            termination,
-        )
+        arrays = {"mdnrnn": mdnrnn, "initial_mu": initial_mu, "initial_logvar": initial_logvar}
+        self._build(arrays, DreamSettings(**settings), 1, 1)
         self.observation_space = self._dreams.observation_space
         self.action_space: gymnasium.spaces.Box = self._dreams.action_space  # type: ignore[assignment]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Starts the next episode, or episode 0 of ``seed``: the observation (F,) and an empty info."""
+        """Start the next episode, or episode 0 of ``seed``.
+
+        Args:
+            seed: Seed of the episodes; None for the current one.
+            options: ``"temperature"``.
+
+        Returns:
+            The observation (F,) and an empty info.
+        """
         temperature = _temperature(options)
         seed = None if seed is None else check_seed(seed)
         dreams, one = self._dreams, np.ones(1, dtype=np.bool_)
@@ -234,16 +342,16 @@ class DreamEnv(_Snapshots, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
     def step(
         self, action: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Plays one step.
+        """Step the dream.
 
         Args:
-            action: (A,) float32, clipped to the action space.
+            action: (A,) float32 action, clipped to the action space.
 
         Returns:
             The observation (F,), the reward, terminated, truncated and an empty info.
 
         Raises:
-            ValueError: the action has another shape or is not finite.
+            ValueError: The action has another shape or is not finite.
         """
         with self._dreams.lock:
             if not self._dreams.seeded:
@@ -251,89 +359,77 @@ class DreamEnv(_Snapshots, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
             rewards, terminated, truncated = self._dreams.step(np.asarray(action)[None])
             return self._dreams.observe()[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
 
+    def render(self) -> npt.NDArray[np.uint8] | None:
+        """Reconstruct the current z by V, (64, 64, 3) uint8, in mode ``"rgb_array"``."""
+        frames = self._frames()
+        return None if frames is None else frames[0]
+
 
 class DreamVectorEnv(
-    _Snapshots, gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[Any]]
+    _DreamBase, gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[Any]]
 ):
-    """Many dreams stepped by one native call.
+    """Vector of dreams, stepped by one native call.
+
+        envs = gymnasium.make_vec("worldmodels/Dream-v0", num_envs=1024, world="takecover")
 
     ``reset(seed=s)``: environment i plays candidate i of ``Dream.rollout(seed=s)``. ``reset(seed=[s_0, s_1, ...])``:
-    environment i plays what ``DreamEnv.reset(seed=s_i)`` plays; with None it plays the next episode of its seed, or of
-    one drawn from ``np_random`` if it has none yet. After its first episode an environment continues with the next
-    ones of its seed. ``reset(options={"reset_mask": mask})``, (N,) bool, resets the masked environments alone. It
-    combines with seeds and with the temperature, which is that of all environments.
+    environment i plays the episodes of ``DreamEnv.reset(seed=s_i)``. With None it plays the next episode of its seed,
+    or of one drawn from ``np_random`` if it has none. Later episodes continue the seed.
+    ``reset(options={"reset_mask": mask})``, (N,) bool, resets the masked environments alone. A mask combines with seeds
+    and with the temperature, which applies to all environments.
 
     Autoreset is one of Gymnasium's modes. ``NEXT_STEP``: the step after an episode's end ignores the action, starts
     the next episode and returns its first observation with reward 0. ``SAME_STEP``: the step that ends an episode
     returns the first observation of the next one, and the last one in ``info["final_obs"]``, (N, F) float32 with
     the mask ``info["_final_obs"]``, next to an empty ``info["final_info"]``. ``DISABLED``: the caller resets, by
-    ``reset_mask``. Otherwise as :class:`DreamEnv`.
+    ``reset_mask``. All else is as in :class:`DreamEnv`.
 
     Args:
-        mdnrnn: M; its weights are copied.
-        initial_mu: (K, Z) float32, means of the latents an episode may start from.
-        initial_logvar: (K, Z) float32, their log variances.
-        num_envs: number N of dreams.
-        temperature: of the sampling, at least 0.
-        max_steps: the longest episode, in steps.
-        features: "z", "zh", "zc" or "zch".
-        action_low: scalar or (A,), the lowest actions; -inf for no bound.
-        action_high: scalar or (A,), the highest actions; inf for no bound.
-        precision: "float32" or "bfloat16", as for ``Dream``.
-        termination: "threshold" or "sample", as for ``Dream``.
-        num_threads: None for as many as there are cores, or OMP_NUM_THREADS if that is less.
-        autoreset_mode: one of ``AutoresetMode``, or its value.
-        max_episode_steps: another name of ``max_steps``, which ``gymnasium.make_vec`` uses; the smaller one counts.
+        mdnrnn: M, see :class:`DreamEnv`.
+        initial_mu: (K, Z) float32 means of the initial latents.
+        initial_logvar: (K, Z) float32 log variances of the initial latents.
+        num_envs: Number N of dreams.
+        num_threads: Number of threads; None for all available CPUs, at most ``OMP_NUM_THREADS``.
+        autoreset_mode: Member of ``AutoresetMode``, or its value.
+        max_episode_steps: Alias of ``max_steps`` for ``gymnasium.make_vec``; the smaller of the two applies.
+        **settings: Fields of :class:`DreamSettings`.
 
     Raises:
-        TypeError, ValueError: an argument does not fit.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is invalid.
+        FileNotFoundError: The run folder has no M yet.
     """
 
-    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 30,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
-        mdnrnn: MDNRNN,
-        initial_mu: npt.ArrayLike,
-        initial_logvar: npt.ArrayLike,
+        mdnrnn: MDNRNN | None = None,
+        initial_mu: npt.ArrayLike | None = None,
+        initial_logvar: npt.ArrayLike | None = None,
         *,
         num_envs: int = 1,
-        temperature: float = 1.0,
-        max_steps: int = 2100,
-        features: Features = "zch",
-        action_low: npt.ArrayLike = -1.0,
-        action_high: npt.ArrayLike = 1.0,
-        precision: Precision = "float32",
-        termination: Termination = "threshold",
         num_threads: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
+        **settings: Any,
     ) -> None:
         try:
             self._mode = AutoresetMode(autoreset_mode)
         except ValueError:
             names = ", ".join(mode.name for mode in AutoresetMode)
             raise ValueError(f"autoreset_mode: expected one of {names}, got {autoreset_mode!r}") from None
+        chosen = DreamSettings(**settings)
         if max_episode_steps is not None:
-            max_steps = min(
-                check_integer("max_steps", max_steps, 1, 2**31 - 1),
-                check_integer("max_episode_steps", max_episode_steps, 1, 2**31 - 1),
-            )
+            most = check_integer("max_episode_steps", max_episode_steps, 1, 2**31 - 1)
+            chosen = replace(chosen, max_steps=min(check_integer("max_steps", chosen.max_steps, 1, 2**31 - 1), most))
         self.metadata = {**self.metadata, "autoreset_mode": self._mode}
-        self._dreams = _Dreams(
-            mdnrnn,
-            initial_mu,
-            initial_logvar,
-            num_envs,
-            temperature,
-            max_steps,
-            features,
-            action_low,
-            action_high,
-            num_threads,
-            precision,
-            termination,
-        )
+        arrays = {"mdnrnn": mdnrnn, "initial_mu": initial_mu, "initial_logvar": initial_logvar}
+        self._build(arrays, chosen, num_envs, num_threads)
         self.num_envs = self._dreams.num_envs
         self.single_observation_space = self._dreams.observation_space
         self.single_action_space = self._dreams.action_space
@@ -355,18 +451,18 @@ class DreamVectorEnv(
         seed: int | Sequence[int | None] | npt.NDArray[np.integer] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Starts the next episodes, or episode 0 of the seeds.
+        """Start the next episodes, or episode 0 of the seeds.
 
         Args:
-            seed: Seed of all environments, or (N,) one of each with None to keep the one it has.
-            options: ``"temperature"``, and ``"reset_mask"``: (N,) bool, the environments to reset.
+            seed: Seed of all environments, or (N,) seeds with None for environments that keep theirs.
+            options: ``"temperature"``, and ``"reset_mask"``, (N,) bool, for the environments to reset.
 
         Returns:
             Observations of all environments (N, F), and an empty info.
 
         Raises:
-            TypeError, ValueError: an argument does not fit; nothing has been reset.
-            gymnasium.error.ResetNeeded: a mask leaves out environments that were never reset.
+            TypeError, ValueError: An argument is invalid; no environment was reset.
+            gymnasium.error.ResetNeeded: The mask omits environments that were never reset.
         """
         temperature = _temperature(options, "reset_mask")
         which = self._masked(options)
@@ -392,7 +488,7 @@ class DreamVectorEnv(
             return dreams.observe(), {}
 
     def _masked(self, options: Mapping[str, Any] | None) -> npt.NDArray[np.bool_]:
-        """(N,): the environments that are reset."""
+        """Return the mask of the environments to reset, (N,)."""
         if not options or "reset_mask" not in options:
             return np.ones(self.num_envs, dtype=np.bool_)
         mask = options["reset_mask"]
@@ -407,27 +503,27 @@ class DreamVectorEnv(
         return mask.copy()
 
     def _checked_seeds(self, seeds: Any) -> list[int | None]:
-        """A seed of every environment, None for a fresh one."""
+        """Validate the seeds of all environments; None keeps a seed."""
         shape = np.shape(seeds) if isinstance(seeds, np.ndarray) else (len(seeds),)
         if shape != (self.num_envs,):
             raise ValueError(f"seed: expected ({self.num_envs},) integers or None, got {shape}")
-        return [None if one is None else check_integer("seed", one, 0, MOST_SEED) for one in seeds]
+        return [None if one is None else check_integer("seed", one, 0, MAX_SEED) for one in seeds]
 
     def step(
         self, actions: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
-        """Plays one step; with NEXT_STEP, environments whose episode has ended start their next one instead.
+        """Step all dreams. With NEXT_STEP, environments whose episode has ended start the next one instead.
 
         Args:
-            actions: (N, A) float32, clipped to the action space.
+            actions: (N, A) float32 actions, clipped to the action space.
 
         Returns:
             Observations (N, F) float32, rewards (N,) float32, terminations and truncations (N,) bool, and the
             info: empty, or with SAME_STEP the last observations of the episodes that ended.
 
         Raises:
-            ValueError: the actions have another shape or are not finite.
-            gymnasium.error.ResetNeeded: no reset yet, or with DISABLED, none since an episode's end.
+            ValueError: The actions have another shape or are not finite.
+            gymnasium.error.ResetNeeded: There was no reset, or, with DISABLED, none since an episode's end.
         """
         with self._dreams.lock:
             return self._step(actions)
@@ -459,3 +555,8 @@ class DreamVectorEnv(
             dreams.reset(ended)
             observations = dreams.observe()
         return observations, rewards, terminated, truncated, info
+
+    def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
+        """Reconstruct the current z of every environment by V, N frames (64, 64, 3) uint8, in mode ``"rgb_array"``."""
+        frames = self._frames()
+        return None if frames is None else tuple(frames)

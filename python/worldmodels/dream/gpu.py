@@ -1,4 +1,4 @@
-"""The dream in PyTorch, for a GPU: thousands of :class:`worldmodels.dream.native.Dream`'s episodes at once."""
+"""The dream in PyTorch for a GPU: thousands of episodes in one batch."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from worldmodels.models.native_model import Termination, check_termination
 from worldmodels.support.forks import Lock, check_threads_usable
 from worldmodels.support.validation import check_integer, check_seed, float_array
 
-_HARDLY_LIKELY = 0.01  # an episode of expected returns is left when this likely to have come so far; as in the core
-_UNROLLED = 20  # steps in a CUDA graph
-_CHECKED = 100  # steps after which it is asked whether any episode goes on
+_MIN_SURVIVAL = 0.01  # survival probability below which a rollout stops; the same in the native core
+_UNROLLED = 20  # steps of a CUDA graph
+_CHECKED = 100  # steps between two checks for running episodes
 
 
 class TorchDream:
-    """Episodes that M dreams, in PyTorch; arguments and returns as for :class:`worldmodels.dream.native.Dream`.
+    """Rollouts in M's dream, in PyTorch; the same semantics as :class:`worldmodels.dream.native.Dream`.
 
-    All episodes of a call make their steps together until the last one has ended, replayed from a CUDA graph. The
-    random numbers are PyTorch's: other ones than the native dream's, the same on every call on the same kind of device.
-    Products of M's weights are in TF32 on a GPU that has it; C's are in float32. Calls from several threads take turns.
+    All episodes of a call step together until the last one ends, replayed from a CUDA graph. Random numbers are
+    PyTorch's: they differ from the native dream's and repeat on the same kind of device. Products of M's weights are in
+    TF32 if the GPU supports it; those of C are in float32. Concurrent calls are serialized.
 
     Args:
         mdnrnn: M; its weights are copied.
-        initial_mu: (K, Z), means of the latents an episode may start from.
-        initial_logvar: (K, Z), their log variances.
-        controller: the shape of C.
-        device: where it dreams.
-        temperature: of the sampling; 0 takes the likeliest component's mean.
-        max_steps: the longest episode, in steps.
-        initial_h: (K, H), M's hidden states at the starts; None for zeros.
-        initial_c: (K, H), M's cell states at the starts.
-        termination: ``"threshold"``, ``"sample"`` or ``"expected"``.
+        initial_mu: (K, Z) means of the initial latents.
+        initial_logvar: (K, Z) log variances of the initial latents.
+        controller: Shape of C.
+        device: Device of the rollouts.
+        temperature: Temperature of the sampling; 0 selects the mean of the most likely component.
+        max_steps: Maximum length of an episode, in steps.
+        initial_h: (K, H) hidden states of M at the initial latents; None for zeros.
+        initial_c: (K, H) cell states of M at the initial latents.
+        termination: ``"threshold"``, ``"sample"`` or ``"expected"``, see :class:`worldmodels.dream.native.Dream`.
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: a size or number does not fit.
+        TypeError: An argument has the wrong type.
+        ValueError: A shape or number is invalid.
     """
 
     def __init__(
@@ -102,26 +102,26 @@ class TorchDream:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but buffers and CUDA graphs, which the next rollout makes again."""
+        """Drop buffers and CUDA graphs, which the next rollout recreates."""
         return {**self.__dict__, "_batches": {}}
 
     def rollout(
         self, params: npt.NDArray[np.floating], episodes: int = 16, *, seed: int = 0, common_seeds: bool = False
     ) -> DreamResult:
-        """Plays every candidate's episodes.
+        """Roll out the episodes of every candidate.
 
         Args:
-            params: (P, N) float32 or float64, a candidate's flat parameters per row.
-            episodes: E, episodes per candidate.
-            seed: of every draw, from 0 to 2**64 - 1.
-            common_seeds: whether all candidates see the same draws.
+            params: (P, N) float32 or float64 flat parameters, one candidate per row.
+            episodes: Number E of episodes per candidate.
+            seed: Seed of all random numbers, from 0 to 2**64 - 1.
+            common_seeds: Whether all candidates share their random numbers (common random numbers).
 
         Returns:
-            (P, E) float32 returns and (P, E) int32 lengths in steps.
+            :class:`DreamResult` of (P, E) float32 returns and (P, E) int32 lengths in steps.
 
         Raises:
-            TypeError: an argument is of the wrong kind.
-            ValueError: an argument does not fit; nothing has been played.
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is invalid.
         """
         params = float_array("params", params, ("P", self.controller.size))
         if not np.isfinite(params).all():
@@ -135,16 +135,16 @@ class TorchDream:
             return self._batches[shape].play(params, seed)
 
     def close(self) -> None:
-        """Frees the device's memory but for M; what is played next takes it again."""
+        """Free the device memory of all buffers; the next rollout allocates it again."""
         with self._lock:
             self._batches.clear()
 
 
 class _Batch:
-    """P x E episodes side by side.
+    """Buffers of P x E concurrent episodes.
 
-    What C and M see of an episode is one row: c, z, h, action, restart flag. Every choice of [z, c, h] is then a
-    stretch of it, and so is what M's LSTM takes.
+    The inputs of C and M are one row per episode: c, z, h, action, restart flag. Every choice of [z, c, h], and the
+    input of M's LSTM, is a contiguous slice of it.
     """
 
     def __init__(self, dream: TorchDream, candidates: int, episodes: int, common: bool) -> None:
@@ -158,7 +158,7 @@ class _Batch:
         shapes = dream.controller.layer_shapes
         self._layers = [torch.zeros(candidates, columns, rows, device=where) for rows, columns in shapes]
         self._biases = [torch.zeros(candidates, 1, rows, device=where) for rows, _ in shapes]
-        self._weight = torch.zeros(count, device=where)  # what the next reward counts
+        self._weight = torch.zeros(count, device=where)  # weight of the next reward
         self._total, self._length = torch.zeros(count, device=where), torch.zeros(count, device=where)
         self._generator = torch.Generator(device=where)
         self._graph: Any = None
@@ -181,30 +181,30 @@ class _Batch:
                     self._step()
                     steps += 1
         returns, lengths = (part.reshape(self._shape).cpu().numpy() for part in (self._total, self._length))
-        return DreamResult(returns.copy(), lengths.astype(np.int32))  # on a CPU they are the buffers themselves
+        return DreamResult(returns.copy(), lengths.astype(np.int32))  # on a CPU they alias the buffers
 
     def _take(self, params: npt.NDArray[np.float32]) -> None:
-        """Copies the candidates' weights, the first layer's columns in the order of a row."""
+        """Copy the candidates' weights, with the first layer's columns in the order of a row."""
         dream = self._dream
         parts = [torch.from_numpy(np.stack(part)) for part in zip(*map(dream.controller.weights, params), strict=True)]
         stride = 2 if dream.controller.bias else 1
         for number, layer in enumerate(self._layers):
             weight = parts[stride * number]  # (P, rows, columns)
             if number == 0 and "c" in dream.controller.features:
-                behind = weight.shape[2] - dream._latent - dream._hidden
-                z, c, h = torch.split(weight, [dream._latent, dream._hidden, behind], dim=2)
+                remaining = weight.shape[2] - dream._latent - dream._hidden
+                z, c, h = torch.split(weight, [dream._latent, dream._hidden, remaining], dim=2)
                 weight = torch.cat([c, z, h], dim=2)
             layer.copy_(weight.transpose(1, 2))
             if dream.controller.bias:
                 self._biases[number].copy_(parts[stride * number + 1].unsqueeze(1))
 
     def _capture(self) -> Any:
-        """A CUDA graph of some steps."""
+        """Capture a CUDA graph of several steps."""
         self._begin(0)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # the libraries choose and set up their kernels
+            for _ in range(3):  # warm-up: the libraries select and initialize their kernels
                 self._step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -215,7 +215,7 @@ class _Batch:
         return graph
 
     def _begin(self, seed: int) -> None:
-        """Puts every episode at its start."""
+        """Set all episodes to their initial states."""
         dream, drawn = self._dream, self._drawn
         self._generator.manual_seed(seed)
         rows = torch.randint(len(dream._start_mu), drawn, device=dream.device, generator=self._generator)
@@ -231,7 +231,7 @@ class _Batch:
         self._length.zero_()
 
     def _each(self, drawn: Tensor) -> Tensor:
-        """What was drawn, (P or 1, E, ...), for each of the episodes: (P E, ...)."""
+        """Expand random draws (P or 1, E, ...) to all episodes: (P E, ...)."""
         return drawn.expand(*self._shape, *drawn.shape[2:]).reshape(-1, *drawn.shape[2:])
 
     def _step(self) -> None:
@@ -251,10 +251,10 @@ class _Batch:
         self._length += self._weight > 0
         self._total += self._weight * rest[:, -1] if dream._reward else self._weight
         if dream._done:
-            self._weight *= self._goes_on(rest[:, 0])
+            self._weight *= self._survival_factor(rest[:, 0])
 
     def _actions(self) -> Tensor:
-        """(P E, A): what C does."""
+        """Compute the actions of C, (P E, A)."""
         controller, latent, hidden = self._dream.controller, self._dream._latent, self._dream._hidden
         begin = 0 if "c" in controller.features else hidden
         end = hidden + latent + (hidden if "h" in controller.features else 0)
@@ -267,7 +267,7 @@ class _Batch:
         return out.reshape(-1, self._dream._action)
 
     def _sampled(self, logits: Tensor, mean: Tensor, logstd: Tensor) -> Tensor:
-        """The next latents (B, Z) of (B, K, Z), every dimension from its own component."""
+        """Sample the next latents (B, Z) from (B, K, Z), with one component per dimension."""
         dream = self._dream
         if dream.temperature == 0:
             return mean.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
@@ -279,20 +279,20 @@ class _Batch:
         mean, logstd = mean.gather(1, chosen).squeeze(1), logstd.gather(1, chosen).squeeze(1)
         return mean + torch.exp(logstd.clamp(*LOGSTD_RANGE)) * noise * math.sqrt(dream.temperature)
 
-    def _goes_on(self, logit: Tensor) -> Tensor:
-        """(B,) how likely every episode is to go on behind this step; 1 or 0 where ends are not expected ones."""
+    def _survival_factor(self, logit: Tensor) -> Tensor:
+        """Compute the factor of the reward weights, (B,): survival probability, or 1 or 0 if termination is sampled."""
         dream = self._dream
         if dream.termination == "threshold":
             return (logit <= 0).float()
-        likely = torch.sigmoid(math.log(dream._done_pos_weight) - logit)
+        survival = torch.sigmoid(math.log(dream._done_pos_weight) - logit)
         if dream.termination == "expected":
-            return likely * (self._weight * likely >= _HARDLY_LIKELY)
-        return (self._each(torch.rand(self._drawn, device=dream.device, generator=self._generator)) < likely).float()
+            return survival * (self._weight * survival >= _MIN_SURVIVAL)
+        return (self._each(torch.rand(self._drawn, device=dream.device, generator=self._generator)) < survival).float()
 
 
 @contextlib.contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
-    """Whether products are in TF32, where the device has it."""
+    """Enable or disable TF32 products in a block."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

@@ -1,4 +1,4 @@
-"""The dream: whole episodes of many controllers inside M, played by the native core."""
+"""The native dream: rollouts of many controllers inside M, in C++."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FloatArray = npt.NDArray[np.floating]
 
 
 class DreamResult(NamedTuple):
-    """What a rollout gives.
+    """Result of a rollout.
 
     Attributes:
-        returns: (P, E) float32, the sum of rewards of each episode.
-        lengths: (P, E) int32, steps of each episode, the one at which it ended included.
+        returns: (P, E) float32 sum of rewards of each episode.
+        lengths: (P, E) int32 number of steps of each episode, including the terminating one.
     """
 
     returns: npt.NDArray[np.float32]
@@ -32,13 +32,13 @@ class DreamResult(NamedTuple):
 
 
 class DreamTrace(NamedTuple):
-    """One episode, step by step (T steps).
+    """One episode of T steps.
 
     Attributes:
-        z: (T + 1, Z) float32, the latents; ``z[0]`` is the start, ``z[t + 1]`` what followed ``action[t]``.
-        action: (T, A) float32.
-        done_logit: (T,) float32, above 0 at the step that ends the episode; None without a done head.
-        reward: (T,) float32.
+        z: (T + 1, Z) float32 latents; ``z[0]`` is the initial latent, ``z[t + 1]`` follows ``action[t]``.
+        action: (T, A) float32 actions.
+        done_logit: (T,) float32 logits of termination; None without a done head.
+        reward: (T,) float32 rewards.
     """
 
     z: npt.NDArray[np.float32]
@@ -48,39 +48,38 @@ class DreamTrace(NamedTuple):
 
 
 class Dream:
-    """Episodes that M dreams, from given starts, played by a controller.
+    """Rollouts of controllers in M's dream.
 
-    Each step: the controller sees [z, c, h] (those it wants) and acts; the LSTM takes [z, action, restart
-    flag]; its head says whether the episode is done (logit > 0, or by chance), the reward (1 without a reward head)
-    and the mixture that the next latent is drawn from, every dimension from its own component.
+    At each step, C computes an action from [z, c, h], or those of its features. M's LSTM takes [z, action, restart
+    flag]. Its head predicts termination, the reward (1 without a reward head) and the mixture of the next latent, which
+    is sampled with one component per dimension.
 
-    Every random number comes from Philox4x32-10, keyed by the seed and counted by (candidate, episode, step):
-    results do not depend on the number of threads or on what else is played. The levels "avx2", "avx512" and
-    "avx512_bf16" give the same bits as each other, "baseline" does not (it has no fused multiply-add).
+    Random numbers are Philox4x32-10, keyed by the seed and counted by (candidate, episode, step). The number of threads
+    and the other episodes of a call do not change a result. The SIMD levels "avx2", "avx512" and "avx512_bf16" give the
+    same bits; "baseline" differs, because it has no fused multiply-add.
 
     Args:
         mdnrnn: M; its weights are copied.
-        initial_mu: (K, Z) float32, means of the latents an episode may start from. Other float types
-            are converted.
-        initial_logvar: (K, Z) float32, their log variances.
-        controller: the shape of C.
-        temperature: of the sampling: component logits are divided by it, noise is multiplied by its root.
-            0 takes the likeliest component's mean.
-        max_steps: the longest episode, in steps.
-        precision: ``"float32"``, or ``"bfloat16"`` for the products of M's weights with its inputs and states
-            (sums, states, activations and C stay float32): twice as fast, needs the level "avx512_bf16".
-        initial_h: (K, H) float32, M's hidden states at the starts; a row of zeros, here and in ``initial_c``, is an
-            episode's first frame, whose restart flag is set. None for zeros.
-        initial_c: (K, H) float32, M's cell states at the starts.
+        initial_mu: (K, Z) float32 means of the initial latents. Other float types are converted.
+        initial_logvar: (K, Z) float32 log variances of the initial latents.
+        controller: Shape of C.
+        temperature: Temperature of the sampling. Component logits are divided by it, noise is multiplied by its square
+            root. 0 selects the mean of the most likely component.
+        max_steps: Maximum length of an episode, in steps.
+        precision: ``"float32"``, or ``"bfloat16"`` for the products of M's weights with its inputs and states. Sums,
+            states, activations and C stay float32. It is twice as fast and needs the level "avx512_bf16".
+        initial_h: (K, H) float32 hidden states of M at the initial latents; None for zeros. A row of zeros, here and in
+            ``initial_c``, is the first frame of an episode, whose restart flag is set.
+        initial_c: (K, H) float32 cell states of M at the initial latents.
         termination: ``"threshold"``: an episode terminates where M's done logit is above 0, as in the paper.
-            ``"sample"``: with M's probability, corrected for ``mdnrnn.done_pos_weight``. ``"expected"``: termination is
-            not sampled; each reward is weighted by the probability of surviving to its step. Returns have the mean of
-            ``"sample"`` and a lower variance. A rollout stops below 1 % survival; ``lengths`` counts the steps until
-            then.
+            ``"sample"``: termination is sampled with M's probability, corrected for ``mdnrnn.done_pos_weight``.
+            ``"expected"``: termination is not sampled; each reward is weighted by the probability of surviving to its
+            step. Returns have the mean of ``"sample"`` and a lower variance. A rollout stops below 1 % survival;
+            ``lengths`` counts the steps until then.
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: a shape, dtype or number does not fit, or is not finite.
+        TypeError: An argument has the wrong type.
+        ValueError: A shape, dtype or number is invalid, or a value is not finite.
 
     Source: Ha & Schmidhuber (2018), sections 3.3 and 4.2, appendix A.2.
     """
@@ -111,7 +110,7 @@ class Dream:
         self.temperature = check_temperature(temperature)
         self.termination = termination
         self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
-        _ = self._shape  # refuses what does not fit
+        _ = self._shape  # raises if the sizes do not match
 
     def __repr__(self) -> str:
         of = self.controller
@@ -132,7 +131,7 @@ class Dream:
 
     @classmethod
     def load(cls, name: str | Path, *, controller: Controller | None = None, **settings: Any) -> Dream:
-        """The dream of a run folder's M, or of a pretrained one with its own settings.
+        """Load the dream of a run folder's M or of a pretrained world model.
 
         Args:
             name: Run folder in which ``train-rnn`` is complete, or name of a pretrained world model.
@@ -141,8 +140,8 @@ class Dream:
                 default of ``termination`` is the pretrained world model's own.
 
         Raises:
-            FileNotFoundError: M has not been trained there yet.
-            ValueError: A file is damaged, or an argument does not fit.
+            FileNotFoundError: The run folder has no M yet.
+            ValueError: A file is damaged, or an argument is invalid.
         """
         model = load_world_model(name)
         if str(name) in pretrained.names():
@@ -154,10 +153,15 @@ class Dream:
 
     @classmethod
     def pretrained(cls, name: str, *, controller: Controller | None = None, **settings: Any) -> Dream:
-        """The dream of a pretrained world model, ``"takecover"``; other arguments as for :meth:`load`.
+        """Load the dream of a pretrained world model.
+
+        Args:
+            name: Name of the world model, ``"takecover"``.
+            controller: Shape of C, see :meth:`load`.
+            **settings: Settings of the constructor, see :meth:`load`.
 
         Raises:
-            ValueError: There is no such world model, a file is damaged, or an argument does not fit.
+            ValueError: There is no such world model, a file is damaged, or an argument is invalid.
         """
         pretrained.folder(name)
         return cls.load(name, controller=controller, **settings)
@@ -172,30 +176,30 @@ class Dream:
         max_steps: int | None = None,
         common_seeds: bool = False,
     ) -> DreamResult:
-        """Plays every candidate's episodes.
+        """Roll out the episodes of every candidate.
 
         Args:
-            params: (P, N) float32 or float64, a candidate's flat parameters per row.
-            episodes: E, episodes per candidate.
-            seed: of every draw, from 0 to 2**64 - 1.
-            num_threads: None for as many as there are cores, or OMP_NUM_THREADS if that is less.
-            max_steps: in place of the constructor's.
-            common_seeds: whether all candidates see the same draws (those of candidate 0).
+            params: (P, N) float32 or float64 flat parameters, one candidate per row.
+            episodes: Number E of episodes per candidate.
+            seed: Seed of all random numbers, from 0 to 2**64 - 1.
+            num_threads: Number of threads; None for all available CPUs, at most ``OMP_NUM_THREADS``.
+            max_steps: Maximum length of an episode; None for the constructor's.
+            common_seeds: Whether all candidates share the random numbers of candidate 0 (common random numbers).
 
         Returns:
-            :class:`DreamResult`; row p depends on ``params[p]``, p, the seed and the sizes alone.
+            :class:`DreamResult`. Row p depends on ``params[p]``, p, the seed and the sizes alone.
 
         Raises:
-            TypeError: an argument is of the wrong kind.
-            ValueError: an argument does not fit; nothing has been played.
-            RuntimeError: several threads are wanted in a process forked from one that had imported this package.
-            KeyboardInterrupt: Ctrl-C, within a tenth of a second.
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is invalid.
+            RuntimeError: Several threads are requested in a process forked from one that had imported this package.
+            KeyboardInterrupt: Ctrl-C was pressed; raised within a tenth of a second.
         """
-        return self.counted_rollout(
+        return self.rollout_with_stats(
             params, episodes, seed=seed, num_threads=num_threads, max_steps=max_steps, common_seeds=common_seeds
         )[0]
 
-    def counted_rollout(
+    def rollout_with_stats(
         self,
         params: npt.ArrayLike,
         episodes: int = 16,
@@ -205,10 +209,11 @@ class Dream:
         max_steps: int | None = None,
         common_seeds: bool = False,
     ) -> tuple[DreamResult, int]:
-        """As :meth:`rollout`, and the number of steps that were computed.
+        """Roll out as :meth:`rollout` does and count the computed steps.
 
-        They are ``lengths.sum()`` plus those of lanes that had no episode left to play: episodes lie across the
-        lanes of SIMD vectors, and a vector is computed whole.
+        Returns:
+            The :class:`DreamResult` and the number of computed steps: ``lengths.sum()`` plus the steps of idle SIMD
+            lanes. Episodes occupy the lanes of SIMD vectors, which are computed whole.
         """
         if not isinstance(common_seeds, bool | np.bool_):
             raise TypeError(f"common_seeds: expected a bool, got {type(common_seeds).__name__}")
@@ -235,24 +240,24 @@ class Dream:
         seed: int = 0,
         max_steps: int | None = None,
     ) -> DreamTrace:
-        """Plays again one episode of a rollout, bit for bit, and keeps its steps.
+        """Replay one episode of a rollout, bit for bit, and record its steps.
 
         ``trace(params[p], candidate=p, episode=e, seed=seed)`` is episode ``[p, e]`` of
-        ``rollout(params, episodes, seed=seed)``; with ``common_seeds``, every episode is one of candidate 0.
+        ``rollout(params, episodes, seed=seed)``. With ``common_seeds``, all candidates have index 0.
 
         Args:
-            params: (N,) float32 or float64, flat parameters.
-            candidate: the row of the rollout.
-            episode: the column of the rollout.
-            seed: as for :meth:`rollout`.
-            max_steps: in place of the constructor's; at most 2**24, so that the steps can be kept.
+            params: (N,) float32 or float64 flat parameters.
+            candidate: Row of the rollout.
+            episode: Column of the rollout.
+            seed: Seed of the rollout.
+            max_steps: Maximum length of the episode, at most 2**24; None for the constructor's.
 
         Returns:
-            :class:`DreamTrace`.
+            :class:`DreamTrace` of the episode.
 
         Raises:
-            TypeError: an argument is of the wrong kind.
-            ValueError: an argument does not fit.
+            TypeError: An argument has the wrong type.
+            ValueError: An argument is invalid.
         """
         length, z, action, done_logit, reward = _core.trace(
             self._model,
@@ -273,7 +278,7 @@ class Dream:
 
 
 def check_fits(controller: Controller, mdnrnn: MDNRNN) -> None:
-    """Takes a controller of M's sizes; ValueError otherwise."""
+    """Check that a controller has M's sizes; ValueError otherwise."""
     for name in ("latent_size", "hidden_size", "action_size"):
         wanted, got = getattr(mdnrnn, name), getattr(controller, name)
         if wanted != got:
@@ -281,7 +286,7 @@ def check_fits(controller: Controller, mdnrnn: MDNRNN) -> None:
 
 
 def check_temperature(temperature: Any) -> float:
-    """Takes a finite temperature of at least 0."""
+    """Validate a finite temperature >= 0."""
     value = check_real("temperature", temperature, 0)
     if value > float(np.finfo(np.float32).max):
         raise ValueError(f"temperature: expected a finite number of at least 0, got {temperature!r}")

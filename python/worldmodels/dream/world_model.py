@@ -1,4 +1,4 @@
-"""WorldModel models on disk: M and the initial states that dreams start from."""
+"""World models on disk: M and the initial states of its dreams."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from worldmodels.models.weights import load_model, load_tensors
 
 
 class WorldModel(NamedTuple):
-    """M and the initial states of its dreams: the first arguments of :class:`Dream` and of the environment Dream-v0.
+    """M and the initial states of its dreams, in the order of the arguments of :class:`Dream` and ``Dream-v0``.
 
     Attributes:
         mdnrnn: M.
-        initial_mu: (K, Z) float32, means of the initial latents.
-        initial_logvar: (K, Z) float32, their log variances.
+        initial_mu: (K, Z) float32 means of the initial latents.
+        initial_logvar: (K, Z) float32 log variances of the initial latents.
     """
 
     mdnrnn: MDNRNN
@@ -34,42 +34,42 @@ def load_world_model(name: str | Path) -> WorldModel:
         name: Name of a pretrained world model, or a run folder.
 
     Raises:
-        FileNotFoundError: M has not been trained there yet.
+        FileNotFoundError: The run folder has no M yet.
         ValueError: A file is damaged.
     """
     folder = pretrained.resolve(name) / "rnn"
     mdnrnn = load_model(folder / "rnn.safetensors", MDNRNN)
     path = folder / "initial.safetensors"
-    starts, _ = load_tensors(path)
-    found = {name: tuple(tensor.shape) for name, tensor in starts.items()}
+    states, _ = load_tensors(path)
+    found = {name: tuple(tensor.shape) for name, tensor in states.items()}
     rows = found.get("mu", (0,))[0] if found.get("mu") else 0
     if rows < 1 or any(found.get(name) != (rows, mdnrnn.latent_size) for name in ("mu", "logvar")):
         raise ValueError(f"{path}: expected mu and logvar, each (K, {mdnrnn.latent_size}), got {found}")
-    return WorldModel(mdnrnn, starts["mu"].float().numpy(), starts["logvar"].float().numpy())
+    return WorldModel(mdnrnn, states["mu"].float().numpy(), states["logvar"].float().numpy())
 
 
-def load_midway(run_folder: str | Path, mdnrnn: MDNRNN) -> dict[str, npt.NDArray[np.float32]] | None:
-    """Loads the starts on the way, of which a run folder's M keeps a memory.
+def load_burned_in_states(run_folder: str | Path, mdnrnn: MDNRNN) -> dict[str, npt.NDArray[np.float32]] | None:
+    """Load the burned-in initial states of a run folder.
 
     Args:
-        run_folder: where ``train-rnn`` has been completed.
-        mdnrnn: its M.
+        run_folder: Run folder in which ``train-rnn`` is complete.
+        mdnrnn: M of the run folder.
 
     Returns:
-        mu and logvar, each (K, Z) float32, and h and c, each (K, H) float32; None where there are none.
+        ``mu`` and ``logvar``, each (K, Z) float32, and ``h`` and ``c``, each (K, H) float32; None if there are none.
 
     Raises:
-        ValueError: a file is damaged.
+        ValueError: The file is damaged.
     """
     path = Path(run_folder) / "rnn" / "midway.safetensors"
     if not path.is_file():
         return None
-    starts, _ = load_tensors(path)
-    found = {name: tuple(tensor.shape) for name, tensor in starts.items()}
+    states, _ = load_tensors(path)
+    found = {name: tuple(tensor.shape) for name, tensor in states.items()}
     rows = (*found.get("mu", ()), 0)[0]
-    latents, memory = (rows, mdnrnn.latent_size), (rows, mdnrnn.hidden_size)
-    if found != {"mu": latents, "logvar": latents, "h": memory, "c": memory}:
+    latents, lstm_state = (rows, mdnrnn.latent_size), (rows, mdnrnn.hidden_size)
+    if found != {"mu": latents, "logvar": latents, "h": lstm_state, "c": lstm_state}:
         wanted = f"each (K, {mdnrnn.latent_size}), and h and c, each (K, {mdnrnn.hidden_size})"
         raise ValueError(f"{path}: expected mu and logvar, {wanted}, got {found}")
-    arrays = {name: tensor.float().numpy() for name, tensor in starts.items()}
+    arrays = {name: tensor.float().numpy() for name, tensor in states.items()}
     return arrays if rows else None

@@ -1,11 +1,11 @@
-"""Real environments, alone and as vectors; :mod:`worldmodels.envs.registration` registers them with Gymnasium."""
+"""Real environments and vectors of them; :mod:`worldmodels.envs.registration` registers them with Gymnasium."""
 
 from __future__ import annotations
 
 
 class GameLostError(RuntimeError):
-    """The process that plays a game has died, or hung and was ended."""
+    """The process of a game died, or hung and was killed."""
 
 
 class ContractError(ValueError):
-    """An environment, or a policy, breaks the contract of docs/tutorials/own_environment.md."""
+    """An environment or a policy violates the contract of docs/tutorials/own_environment.md."""

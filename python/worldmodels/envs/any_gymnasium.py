@@ -1,4 +1,4 @@
-"""The contract between a task and an environment of Gymnasium: frames, actions, rewards, termination."""
+"""Contract between a task and a Gymnasium environment: frames, actions, rewards, termination."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from worldmodels.models.controller import Squash
 
 Action = npt.NDArray[np.floating]
 FRAME = (64, 64, 3)
-#: Steering, gas and brake: the action space of squash "carracing".
+#: Action space of squash "carracing": steering, gas and brake.
 _PEDALS = gymnasium.spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
 
 
 class ActionMap:
-    """Maps actions of policies and of C to actions of an environment.
+    """Map from actions of policies and of C to actions of an environment.
 
     Args:
-        env_id: Name of the environment, for errors.
+        env_id: Name of the environment in error messages.
         given: Action space of the environment.
-        squash: Squash of the task; None where actions are those of the environment, neither clipped nor scaled.
+        squash: Squash of the task; None for the actions of the environment, neither clipped nor scaled.
 
     Attributes:
         space: Action space of policies and of C, (A,).
-        scaling: Description of the scaling; empty where actions are handed to the environment as they are.
+        scaling: Description of the scaling; empty without scaling.
 
     Raises:
-        ContractError: the space does not fit the squash.
+        ContractError: The space does not match the squash.
     """
 
     def __init__(self, env_id: str, given: Any, squash: Squash | None) -> None:
@@ -60,10 +60,10 @@ class ActionMap:
             self.scaling = f"actions in [-1, 1] are scaled to the environment's {box}"
 
     def __call__(self, action: npt.ArrayLike) -> Action:
-        """Maps actions (..., A): clips them to :attr:`space`, then scales them to the bounds of the environment.
+        """Clip actions (..., A) to :attr:`space` and scale them to the bounds of the environment.
 
         Raises:
-            ContractError: another length, or numbers that are not finite.
+            ContractError: The length is wrong, or a number is not finite.
         """
         value = np.asarray(action)
         if value.shape[-1:] != self.space.shape or value.dtype.kind not in "fiub" or not np.isfinite(value).all():
@@ -79,19 +79,19 @@ class ActionMap:
 
 
 class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
-    """Plays what Gymnasium makes by the rules of a task, and refuses what breaks the contract.
+    """Wrapper that applies the rules of a task and checks the contract at every call.
 
     Args:
-        env: Environment, with the wrappers that Gymnasium has put around it.
-        env_id: Name of the environment, for errors.
-        squash: Squash of the task; None where actions are those of the environment.
+        env: Environment with Gymnasium's wrappers.
+        env_id: Name of the environment in error messages.
+        squash: Squash of the task; None for the actions of the environment.
 
     Attributes:
         actions: Map from the actions of policies and of C to those of the environment.
 
     Raises:
-        ContractError: from the constructor, for spaces; from :meth:`reset` and :meth:`step` for an observation that is
-            not (64, 64, 3) uint8, a reward that is not a finite number, flags that are not booleans.
+        ContractError: In the constructor, a space is wrong. In :meth:`reset` and :meth:`step`, an observation is not
+            (64, 64, 3) uint8, a reward is not a finite number, or a flag is not a boolean.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, squash: Squash | None = None) -> None:
@@ -117,7 +117,7 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
         return given
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
-        """Starts an episode."""
+        """Start an episode."""
         self._seed, self._steps = -1 if seed is None else seed, 0
         wanted = "(observation, info) from reset"
         try:
@@ -133,7 +133,7 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
         return self._frame(found[0]), found[1]
 
     def step(self, action: Action) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Plays one step."""
+        """Step the environment."""
         self._steps += 1
         given = self.actions(action)
         if given.ndim != 1:
@@ -160,18 +160,18 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
 
 
 def _unpacked(error: Exception, count: int) -> bool:
-    """Whether a wrapper could not take an answer apart into so many values."""
+    """Check whether an error is a failed unpacking into ``count`` values, as by a wrapper."""
     return f"values to unpack (expected {count}" in str(error) or "cannot unpack non-iterable" in str(error)
 
 
 def is_finite32(values: npt.ArrayLike) -> bool:
-    """Whether all numbers are finite in float32, the precision in which rewards are kept."""
+    """Check that all numbers are finite in float32, the precision of stored rewards."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.asarray(values).astype(np.float32)).all())
 
 
 def one_line(value: Any) -> str:
-    """A short description of a value: a tuple by its parts, an array by its shape and dtype too."""
+    """Describe a value in one line: a tuple by its types, an array by its shape and dtype."""
     if isinstance(value, tuple):
         return f"{len(value)} values: {', '.join(type(item).__name__ for item in value)}"[:200]
     text = " ".join(f"{value!r:.2000}".split())

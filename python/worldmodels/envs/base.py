@@ -1,4 +1,4 @@
-"""What a batch of real environments is."""
+"""Interface of vectors of real environments."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Bools = npt.NDArray[np.bool_]
 Step = tuple[Frame, Floats, Bools, Bools]
 
 
-class Batch(ABC):
-    """Slots in which episodes are played side by side.
+class VectorEnv(ABC):
+    """Vector of real environments, stepped by index.
 
-    An episode depends on its seed and on its actions, not on its slot and not on what else is played. Whoever plays
-    resets a slot that is over; nothing is reset by itself, and a slot that is over is not stepped.
+    An episode depends on its seed and its actions alone, not on its index or on concurrent episodes. The caller resets
+    environments whose episode is over; there is no autoreset.
 
     Attributes:
-        slots: number of them.
+        num_envs: Number of environments.
     """
 
-    slots: int
+    num_envs: int
 
     @property
     @abstractmethod
@@ -35,42 +35,50 @@ class Batch(ABC):
 
     @property
     def scaling(self) -> str:
-        """How actions are scaled to the bounds of the environment, in words; empty where they are not."""
+        """Description of the scaling of actions to the bounds of the environment; empty without scaling."""
         return ""
 
-    def expect(self, seeds: Iterable[int]) -> None:  # noqa: B027 (most have nothing to prepare)
-        """Says which episodes will be reset to, in about this order, and that all slots are given up until then.
+    def prefetch(self, seeds: Iterable[int]) -> None:  # noqa: B027 (most back ends have nothing to prepare)
+        """Announce the seeds of the next resets, roughly in this order. Running episodes are abandoned.
 
-        Only a hint: some back ends prepare the episodes.
+        This is a hint, with which some back ends prepare the episodes.
         """
 
     @abstractmethod
-    def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
-        """Starts episodes: (n,) different slots and their n seeds to first frames (n, 64, 64, 3) uint8."""
-
-    @abstractmethod
-    def send(self, slots: npt.ArrayLike, actions: Floats) -> None:
-        """Starts one step in some slots; :meth:`receive` comes next.
+    def reset(self, env_ids: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
+        """Start episodes.
 
         Args:
-            slots: (n,) different slots.
-            actions: (n, A) float32.
+            env_ids: (n,) distinct indices of environments.
+            seeds: n seeds.
+
+        Returns:
+            (n, 64, 64, 3) uint8 first frames.
         """
 
     @abstractmethod
-    def receive(self) -> Step:
-        """Waits for the step that was started.
+    def send(self, env_ids: npt.ArrayLike, actions: Floats) -> None:
+        """Start a step in some environments; :meth:`recv` must follow.
 
-        Returns:
-            frames (n, 64, 64, 3) uint8, rewards (n,) float32, terminated (n,) and truncated (n,) bool, in the order of
-            the slots that were sent.
+        Args:
+            env_ids: (n,) distinct indices of environments.
+            actions: (n, A) float32 actions.
         """
 
-    def step(self, slots: npt.ArrayLike, actions: Floats) -> Step:
-        """Plays one step in some slots: :meth:`send` and :meth:`receive`."""
-        self.send(slots, actions)
-        return self.receive()
+    @abstractmethod
+    def recv(self) -> Step:
+        """Wait for the step started by :meth:`send`.
+
+        Returns:
+            Frames (n, 64, 64, 3) uint8, rewards (n,) float32, terminated (n,) and truncated (n,) bool, in the order of
+            the indices sent.
+        """
+
+    def step(self, env_ids: npt.ArrayLike, actions: Floats) -> Step:
+        """Step some environments: :meth:`send` and :meth:`recv`."""
+        self.send(env_ids, actions)
+        return self.recv()
 
     @abstractmethod
     def close(self) -> None:
-        """Ends the environments."""
+        """Close the environments."""

@@ -1,4 +1,4 @@
-"""EnvPool's CarRacing as a batch: the same game in C++, twenty times as fast as Gymnasium's."""
+"""EnvPool's CarRacing in C++, twenty times as fast as Gymnasium's."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import numpy.typing as npt
 
 from worldmodels.envs import ContractError
 from worldmodels.envs.any_gymnasium import ActionMap
-from worldmodels.envs.base import Batch, Floats, Step
-from worldmodels.envs.preprocessing import Frame, shrink
+from worldmodels.envs.base import Floats, Step, VectorEnv
+from worldmodels.envs.preprocessing import Frame, resize
 from worldmodels.envs.rules import Rules
 from worldmodels.support.processes import Owned
 
-#: Our environments that EnvPool has: its name of them, and how many of the screen's rows are looked at.
+#: Environments available in EnvPool: EnvPool's name and the number of screen rows to keep.
 TASKS = {"worldmodels/CarRacing-v0": ("CarRacing-v3", 84)}
 
 _BOUNDS = {"CarRacing-v3": ((-1.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
-_CHUNK = 128  # episodes whose games are made at once; each takes 3 MB from its start until the last of them has ended
+_CHUNK = 128  # games created at once; each takes 3 MB until the last of them ends
 
 
 def installed() -> bool:
-    """Whether EnvPool is there."""
+    """Check whether EnvPool is installed."""
     return find_spec("envpool") is not None
 
 
 @dataclass
 class _Pool:
-    """Games that were made together: game i plays one episode, that of ``seeds[i]``."""
+    """Games created together; game i plays the episode of ``seeds[i]``."""
 
     games: Any
-    free: dict[int, list[int]]  # seed -> games that have not begun
+    free: dict[int, list[int]]  # seed -> games that have not started
     running: set[int] = field(default_factory=set)
 
     @property
@@ -44,71 +44,68 @@ class _Pool:
         return not self.running and not any(self.free.values())
 
 
-_Sent = tuple[_Pool, list[int], npt.NDArray[np.int32]]  # a pool, rows of the request, their games
+_Sent = tuple[_Pool, list[int], npt.NDArray[np.int32]]  # pool, rows of the request, games
 
 
-class EnvPoolBatch(Owned, Batch):
-    """A :class:`worldmodels.envs.base.Batch` on EnvPool.
+class EnvPoolVectorEnv(Owned, VectorEnv):
+    """:class:`worldmodels.envs.base.VectorEnv` on EnvPool.
 
-    EnvPool fixes the seeds of its games when they are made, and a game's step behind an episode's end only resets it.
-    So every episode has a game of its own here, which is left at its end: one seed is one track, whatever else is
-    played, and no short episode is counted twice. It is not the track that Gymnasium makes of the same seed.
+    EnvPool fixes the seeds of its games at creation, and the step after an episode's end only resets a game. Here every
+    episode has its own game, which is left at the episode's end. A seed thus determines the track, and no short episode
+    is counted twice. The track differs from Gymnasium's for the same seed.
 
     Args:
-        env_id: one of :data:`TASKS`.
-        slots: episodes at a time.
-        workers: threads.
-        rules: Rules of the task; None where actions are those of the environment.
+        gym_id: Gymnasium id, one of :data:`TASKS`.
+        num_envs: Number of concurrent episodes.
+        num_workers: Number of threads.
+        rules: Rules of the task; None for the actions of the environment.
 
     Raises:
-        ContractError: the action space does not fit the rules; from :meth:`receive`, a reward is not finite.
+        ContractError: The action space does not match the rules; in :meth:`recv`, a reward is not finite.
     """
 
-    def __init__(self, env_id: str, slots: int, workers: int, rules: Rules | None = None) -> None:
-        super().__init__("EnvPoolBatch")
-        self.slots = slots
-        self._id = env_id
-        self._seeds, self._steps = np.zeros((2, slots), np.int64)
-        self._name, self._rows = TASKS[env_id]
-        self._workers = workers
+    def __init__(self, gym_id: str, num_envs: int, num_workers: int, rules: Rules | None = None) -> None:
+        super().__init__("EnvPoolVectorEnv")
+        self.num_envs = num_envs
+        self._id = gym_id
+        self._seeds, self._steps = np.zeros((2, num_envs), np.int64)
+        self._name, self._rows = TASKS[gym_id]
+        self._workers = num_workers
         self._expected: list[int] = []
         self._pools: list[_Pool] = []
-        self._where: list[tuple[_Pool, int] | None] = [None] * slots
+        self._where: list[tuple[_Pool, int] | None] = [None] * num_envs
         self._sent: list[_Sent] = []
         self._busy: list[int] = []
         self._low, self._high = (np.array(bound, np.float32) for bound in _BOUNDS[self._name])
         given = gymnasium.spaces.Box(self._low, self._high)
-        self._actions = ActionMap(env_id, given, rules.squash if rules else None)
+        self._actions = ActionMap(gym_id, given, rules.squash if rules else None)
 
     def _make(self, seeds: Sequence[int]) -> Any:
         import envpool
 
         threads = min(self._workers, len(seeds))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its spaces are float64
+            warnings.simplefilter("ignore")  # EnvPool warns that its spaces are float64
             return envpool.make(
                 self._name, env_type="gymnasium", num_envs=len(seeds), num_threads=threads, seed=list(map(int, seeds))
             )
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
-        """As :class:`worldmodels.envs.base.Batch` says."""
+        """See :attr:`worldmodels.envs.base.VectorEnv.action_space`."""
         return self._actions.space
 
     @property
     def scaling(self) -> str:
-        """As :class:`worldmodels.envs.base.Batch` says."""
+        """See :attr:`worldmodels.envs.base.VectorEnv.scaling`."""
         return self._actions.scaling
 
-    def expect(self, seeds: Iterable[int]) -> None:
-        """Says which episodes will be reset to, in about this order, so that their games are made together.
-
-        What is being played is given up.
-        """
+    def prefetch(self, seeds: Iterable[int]) -> None:
+        """Announce the seeds of the next resets, whose games are created in chunks. Running episodes are abandoned."""
         self.check_owner()
         self._expected = list(seeds)[::-1]
-        for slot in range(self.slots):  # whatever is played there has been given up
-            self._leave(slot)
+        for env_id in range(self.num_envs):  # abandon running episodes
+            self._leave(env_id)
         for pool in self._pools:
             pool.games.close()
         self._pools = []
@@ -121,7 +118,7 @@ class EnvPoolBatch(Owned, Batch):
         return self._pools[-1]
 
     def _take(self, seed: int) -> tuple[_Pool, int]:
-        """A game of a seed that has not begun."""
+        """Return a game of a seed that has not started; create it if necessary."""
         for pool in self._pools:
             if pool.free.get(seed):
                 break
@@ -136,20 +133,20 @@ class EnvPoolBatch(Owned, Batch):
         pool.running.add(game)
         return pool, game
 
-    def _leave(self, slot: int) -> None:
-        place = self._where[slot]
+    def _leave(self, env_id: int) -> None:
+        place = self._where[env_id]
         if place is not None:
             place[0].running.discard(place[1])
-            self._where[slot] = None
+            self._where[env_id] = None
 
-    def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
-        """Starts episodes: (n,) slots and their seeds to (n, 64, 64, 3) uint8."""
+    def reset(self, env_ids: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
+        """See :meth:`worldmodels.envs.base.VectorEnv.reset`."""
         self.check_owner()
-        chosen = [int(slot) for slot in np.asarray(slots)]
-        for slot, seed in zip(chosen, seeds, strict=True):
-            self._leave(slot)
-            self._where[slot] = self._take(int(seed))
-            self._seeds[slot], self._steps[slot] = seed, 0
+        chosen = [int(env_id) for env_id in np.asarray(env_ids)]
+        for env_id, seed in zip(chosen, seeds, strict=True):
+            self._leave(env_id)
+            self._where[env_id] = self._take(int(seed))
+            self._seeds[env_id], self._steps[env_id] = seed, 0
         for pool in [pool for pool in self._pools if pool.over]:
             pool.games.close()
             self._pools.remove(pool)
@@ -159,12 +156,14 @@ class EnvPoolBatch(Owned, Batch):
             self._look(screens, rows, frames)
         return frames
 
-    def _grouped(self, slots: list[int]) -> list[_Sent]:
-        """(pool, rows of the request, its games), the games in ascending order as EnvPool answers them."""
+    def _grouped(self, env_ids: list[int]) -> list[_Sent]:
+        """Group a request by pool: (pool, rows of the request, games), games in EnvPool's ascending order."""
         groups = []
         for pool in self._pools:
             found = [
-                (place[1], row) for row, slot in enumerate(slots) if (place := self._where[slot]) and place[0] is pool
+                (place[1], row)
+                for row, env_id in enumerate(env_ids)
+                if (place := self._where[env_id]) and place[0] is pool
             ]
             if found:
                 games, rows = zip(*sorted(found), strict=True)
@@ -173,20 +172,20 @@ class EnvPoolBatch(Owned, Batch):
 
     def _look(self, screens: Frame, rows: Sequence[int], frames: Frame) -> None:
         for row, screen in zip(rows, screens, strict=True):
-            frames[row] = shrink(screen[: self._rows])
+            frames[row] = resize(screen[: self._rows])
 
-    def send(self, slots: npt.ArrayLike, actions: Floats) -> None:
-        """As :class:`worldmodels.envs.base.Batch` says."""
+    def send(self, env_ids: npt.ArrayLike, actions: Floats) -> None:
+        """See :meth:`worldmodels.envs.base.VectorEnv.send`."""
         self.check_owner()
-        chosen = [int(slot) for slot in np.asarray(slots)]
+        chosen = [int(env_id) for env_id in np.asarray(env_ids)]
         actions = np.clip(self._actions(actions), self._low, self._high)
         self._steps[chosen] += 1
         self._busy, self._sent = chosen, self._grouped(chosen)
         for pool, rows, games in self._sent:
             pool.games.send(actions[rows], games)
 
-    def receive(self) -> Step:
-        """As :class:`worldmodels.envs.base.Batch` says."""
+    def recv(self) -> Step:
+        """See :meth:`worldmodels.envs.base.VectorEnv.recv`."""
         self.check_owner()
         count = sum(len(rows) for _, rows, _ in self._sent)
         frames = np.empty((count, 64, 64, 3), np.uint8)
@@ -199,15 +198,15 @@ class EnvPoolBatch(Owned, Batch):
             self._look(screens[order], rows, frames)
             rewards[rows], ends[0, rows], ends[1, rows] = reward[order], terminated[order], truncated[order]
         for row in np.flatnonzero(~np.isfinite(rewards)):
-            slot = self._busy[row]
-            where = f"at step {self._steps[slot]} of the episode with seed {self._seeds[slot]}"
+            env_id = self._busy[row]
+            where = f"at step {self._steps[env_id]} of the episode with seed {self._seeds[env_id]}"
             raise ContractError(f"{self._id}: expected a finite reward, got {rewards[row]} {where}")
         return frames, rewards, ends[0], ends[1] & ~ends[0]
 
     def close(self) -> None:
-        """Ends all games; in a forked process, leaves them alone."""
+        """Close all games, except in a forked process."""
         if not self.owned:
             return
         for pool in self._pools:
             pool.games.close()
-        self._pools, self._where = [], [None] * self.slots
+        self._pools, self._where = [], [None] * self.num_envs

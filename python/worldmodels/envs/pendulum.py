@@ -1,4 +1,4 @@
-"""Gymnasium's Pendulum-v1 seen as a picture: swing it up and hold it there."""
+"""Gymnasium's Pendulum-v1 with image observations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.envs.preprocessing import Frame, shrink
+from worldmodels.envs.preprocessing import Frame, resize
 from worldmodels.envs.screen_env import ScreenEnv
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -19,19 +19,19 @@ MAX_STEPS = 200
 
 
 class PendulumEnv(ScreenEnv):
-    """``worldmodels/Pendulum-v0``: the pendulum's picture instead of its angle and speed.
+    """``worldmodels/Pendulum-v0``: the pendulum as an image instead of its angle and velocity.
 
-    Observation: (64, 64, 3) uint8 RGB. Action: (1,) float32 in [-1, 1], the torque as a share of the largest.
-    Reward: Gymnasium's, -(angle^2 + 0.1 speed^2 + 0.001 torque^2), from -16.3 to 0. Truncated after 200 steps.
+    Observation: (64, 64, 3) uint8 RGB. Action: (1,) float32 in [-1, 1], the torque as a fraction of its maximum.
+    Reward: Gymnasium's, -(angle^2 + 0.1 velocity^2 + 0.001 torque^2), from -16.3 to 0. Truncated after 200 steps.
 
-    The picture is drawn on a surface in memory: no display is opened, and a window of the same process stays open. A
-    copy, by pickle or :func:`copy.deepcopy`, is a new environment with the same arguments; it has to be reset.
+    The image is drawn on a surface in memory. No display is opened, and windows of the same process stay open. A copy,
+    by pickle or :func:`copy.deepcopy`, is a new environment with the same arguments and must be reset.
 
     Args:
-        render_mode: ``"rgb_array"``: :meth:`render` returns the whole picture; or None.
+        render_mode: ``"rgb_array"`` if :meth:`render` is to return the whole image; or None.
 
     Raises:
-        ValueError: an unknown render mode.
+        ValueError: The render mode is unknown.
 
     Source: Ha & Schmidhuber (2018), the online article's iterative training procedure.
     """
@@ -47,35 +47,35 @@ class PendulumEnv(ScreenEnv):
         self._steps = 0
 
     def _picture(self) -> Frame:
-        self._game.screen = self._surface  # without one, Gymnasium opens pygame's display
+        self._game.screen = self._surface  # otherwise Gymnasium opens pygame's display
         return np.asarray(self._game.render(), np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
-        """Starts an episode; the same seed and actions give the same frames."""
+        """Start an episode; the same seed and actions give the same frames."""
         self._check_open("reset")
         super().reset(seed=seed)
         self._phase = "playing"
         self._steps = 0
         self._game.reset(seed=int(self.np_random.integers(2**31)))
-        return shrink(self._picture()), {}
+        return resize(self._picture()), {}
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Plays a twentieth of a second."""
+        """Step for a twentieth of a second."""
         self._check_playing("step")
         value = self._check_action(action, np.float32)
         _, reward, *_ = self._game.step(np.clip(value, -1, 1) * self._game.max_torque)
         self._steps += 1
-        return shrink(self._picture()), float(reward), False, self._steps >= MAX_STEPS, {}
+        return resize(self._picture()), float(reward), False, self._steps >= MAX_STEPS, {}
 
     def render(self) -> Frame | None:
-        """The whole picture, (500, 500, 3) uint8, in mode ``"rgb_array"``."""
+        """Render the whole image, (500, 500, 3) uint8, in mode ``"rgb_array"``."""
         if self.render_mode is None:
             return None
         self._check_playing("render")
         return self._picture()
 
     def close(self) -> None:
-        """Ends the environment."""
+        """Close the environment."""
         self._phase = "closed"
-        self._game.screen = None  # with one, Gymnasium closes pygame's display
+        self._game.screen = None  # otherwise Gymnasium closes pygame's display
         self._game.close()

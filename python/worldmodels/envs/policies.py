@@ -1,4 +1,4 @@
-"""Policies that look at nothing: to collect with, to calibrate a game, to ask whether a dream can be trusted."""
+"""Open-loop policies: for collecting episodes, calibrating a game, and checking dreams against it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 Action = npt.NDArray[np.float32]
-#: Makes the endless stream of one episode's actions, each (A,) float32, from the episode's own generator.
+#: Open-loop policy: maps the generator of an episode to an endless stream of actions, each (A,) float32.
 Policy = Callable[[np.random.Generator], Iterator[Action]]
 
 
 def repeated(low: int, high: int, action_size: int = 1) -> Policy:
-    """An action uniform in [-1, 1], held for a uniform number of ``low`` to ``high`` steps, then another."""
+    """Create the policy of a random action in [-1, 1], repeated for a random number of ``low`` to ``high`` steps."""
     if not 1 <= low <= high:
         raise ValueError(f"low, high: expected 1 <= low <= high, got {low}, {high}")
 
@@ -28,7 +28,7 @@ def repeated(low: int, high: int, action_size: int = 1) -> Policy:
 
 
 def constant(*values: float) -> Policy:
-    """The same action for ever."""
+    """Create the policy of a constant action."""
 
     def actions(rng: np.random.Generator) -> Iterator[Action]:
         while True:
@@ -38,7 +38,7 @@ def constant(*values: float) -> Policy:
 
 
 def brownian(step: float, action_size: int = 1) -> Policy:
-    """A random walk that starts uniform in [-1, 1] and takes normal steps of the given size, held inside [-1, 1]."""
+    """Create a random walk that starts uniform in [-1, 1], with normal steps of scale ``step``, clipped to [-1, 1]."""
     if not 0 < step < float("inf"):
         raise ValueError(f"step: expected a finite number above zero, got {step}")
 
@@ -52,7 +52,7 @@ def brownian(step: float, action_size: int = 1) -> Policy:
 
 
 def ornstein_uhlenbeck(step: float, time_constant: float, action_size: int = 1) -> Policy:
-    """An Ornstein-Uhlenbeck process: a random walk that decays towards zero by 1 / ``time_constant`` every step."""
+    """Create an Ornstein-Uhlenbeck process: a random walk that decays to zero by 1 / ``time_constant`` per step."""
     if not 0 < step < float("inf") or not 1 <= time_constant < float("inf"):
         raise ValueError(
             "step, time_constant: expected a finite step above zero and a time constant from 1, "
@@ -69,7 +69,7 @@ def ornstein_uhlenbeck(step: float, time_constant: float, action_size: int = 1) 
 
 
 def transformed(policy: Policy, function: Callable[[Action], Action]) -> Policy:
-    """A policy whose every action is put through a function."""
+    """Apply a function to every action of a policy."""
 
     def actions(rng: np.random.Generator) -> Iterator[Action]:
         return map(function, policy(rng))
@@ -77,32 +77,37 @@ def transformed(policy: Policy, function: Callable[[Action], Action]) -> Policy:
     return actions
 
 
-#: Collects as the authors did in CarRacing: V, M and C are noise, drawn anew for every episode.
+#: Policy of the original code for CarRacing: V, M and C with random weights, sampled for every episode.
 RANDOM_AGENT = "random-weight agent"
-#: What an agent can do while collecting: play; play with a controller near its own, another one every episode; play,
-#: and now and then be pushed aside by an action held for a while.
+#: Policies of a trained agent: unchanged; with noise on C's parameters, sampled for every episode; with bursts of a
+#: repeated random action.
 AGENT = ("agent", "agent with parameter noise", "agent with action bursts")
 
 
 def parse_policies(
     text: str, policies: Mapping[str, Policy], argument: str = "collect.policies"
 ) -> list[tuple[str, float]]:
-    """Read 'repeat 1-10:4, left:1' as names with shares; the names are those of ``policies`` and of what an agent does.
+    """Parse 'repeat 1-10:4, left:1' into names and weights.
+
+    Args:
+        text: Policies and their weights; a missing weight is 1.
+        policies: Open-loop policies by name; the policies of agents are known as well.
+        argument: Name of the setting in error messages.
 
     Raises:
-        ValueError: An unknown name, or a share that is not a positive number.
+        ValueError: A name is unknown, or a weight is not a positive number.
     """
     known = (*policies, RANDOM_AGENT, *AGENT)
     parsed = []
     for part in text.split(","):
-        name, _, share = (piece.strip() for piece in part.partition(":"))
+        name, _, number = (piece.strip() for piece in part.partition(":"))
         try:
-            weight = float(share or 1)
+            weight = float(number or 1)
         except ValueError:
             weight = 0.0
         if name not in known or not 0 < weight < math.inf:
-            raise ValueError(f"{argument}: expected '<name>:<share>, ...' of {', '.join(known)}, got {part.strip()!r}")
+            raise ValueError(f"{argument}: expected '<name>:<weight>, ...' of {', '.join(known)}, got {part.strip()!r}")
         parsed.append((name, weight))
     if math.isinf(sum(weight for _, weight in parsed)):
-        raise ValueError(f"{argument}: expected shares with a finite sum, got {text!r}")
+        raise ValueError(f"{argument}: expected weights with a finite sum, got {text!r}")
     return parsed

@@ -1,4 +1,4 @@
-"""Registers the environments with Gymnasium; ``import worldmodels`` does it."""
+"""Registration of the environments with Gymnasium, called by ``import worldmodels``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ENTRIES = {
 
 
 def register() -> None:
-    """Register the package's environments, once; nothing happens where Gymnasium is not installed."""
+    """Register the package's environments, once; without Gymnasium, do nothing."""
     try:
         import gymnasium
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The base of the real environments: frames of a game's screen, and the order in which an environment is called."""
+"""Base class of the real environments: image observations and checks of the call order."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from worldmodels.envs.preprocessing import Frame
 
 
 class ScreenEnv(EzPickle, gymnasium.Env[Frame, npt.NDArray[np.float32]]):
-    """A real environment whose observation is the screen, (64, 64, 3) uint8.
+    """Real environment whose observation is the screen, (64, 64, 3) uint8.
 
-    Pickling and copying follow :class:`gymnasium.utils.EzPickle`: the copy is a new environment with the same
-    constructor arguments, a game of its own and no episode. It has to be reset.
+    Pickling and copying follow :class:`gymnasium.utils.EzPickle`: a copy is a new environment with the same constructor
+    arguments and its own game, without an episode. It must be reset.
 
     Args:
         action_space: Action space, (A,).
-        arguments: Constructor arguments of the subclass, for its copies.
+        arguments: Constructor arguments of the subclass, for copies.
         render_mode: ``"rgb_array"`` or None.
 
     Raises:
-        ValueError: an unknown render mode.
+        ValueError: The render mode is unknown.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ScreenEnv(EzPickle, gymnasium.Env[Frame, npt.NDArray[np.float32]]):
         self._phase: Literal["new", "playing", "closed"] = "new"
 
     def _check_open(self, call: str) -> None:
-        """Refuses a call after :meth:`close`."""
+        """Raise if the environment is closed."""
         if self._phase == "closed":
             name = type(self).__name__
             raise gymnasium.error.ClosedEnvironmentError(
@@ -48,14 +48,14 @@ class ScreenEnv(EzPickle, gymnasium.Env[Frame, npt.NDArray[np.float32]]):
             )
 
     def _check_playing(self, call: str) -> None:
-        """Refuses a call without an episode."""
+        """Raise if no episode was started."""
         self._check_open(call)
         if self._phase == "new":
             name = type(self).__name__
             raise gymnasium.error.ResetNeeded(f"{name}.{call}: expected reset first, in a copy too, got {call}")
 
     def _check_action(self, action: Any, dtype: type[np.floating]) -> npt.NDArray[np.floating]:
-        """An action (A,) of finite numbers."""
+        """Validate an action (A,) of finite numbers."""
         value = np.asarray(action, dtype=dtype)
         if value.shape != self.action_space.shape or not np.isfinite(value).all():
             raise ValueError(f"action: expected {self.action_space.shape} finite numbers, got {action!r}")

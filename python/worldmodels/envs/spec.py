@@ -1,4 +1,4 @@
-"""Which real environment is played; imports no Gymnasium."""
+"""Specification of the real environment; does not import Gymnasium."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worldmodels.support.settings import setting
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """The real environment."""
+    """Specification of the real environment."""
 
     id: str = setting("worldmodels/TakeCover-v0", "Gymnasium id")
     variant: Literal["", "paper", "modern"] = setting(

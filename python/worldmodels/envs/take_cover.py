@@ -1,4 +1,4 @@
-"""The real VizDoom TakeCover: fireballs fly, step left or right, survive."""
+"""The real VizDoom TakeCover: dodge fireballs by moving left or right."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ import numpy.typing as npt
 import vizdoom
 
 from worldmodels.envs import GameLostError
-from worldmodels.envs.preprocessing import Frame, shrink
+from worldmodels.envs.preprocessing import Frame, resize
 from worldmodels.envs.screen_env import ScreenEnv
-from worldmodels.support.processes import Owned, deaf_to_interrupts
+from worldmodels.support.processes import Owned, block_sigint
 
 Variant = Literal["paper", "modern"]
 
 MAX_STEPS = 2100
-#: Actions below -threshold step left, above +threshold right, in between stay.
+#: Actions below -threshold move left, above +threshold right; others stay.
 THRESHOLD = 1 / 3
-_HUD_FREE = 400 / 480  # share of the screen's rows above the status bar
-_PATIENCE = 300.0  # seconds for one call, after which the engine is taken to hang
-_GRACE = 30.0  # seconds for a call to notice that its engine has died
-#: The script that starts an engine in a folder of its own; /proc knows it by the engine's name.
+_HUD_FREE = 400 / 480  # fraction of the screen's rows above the status bar
+_PATIENCE = 300.0  # seconds until a call counts as hung
+_GRACE = 30.0  # seconds until a call must have noticed that its engine died
+#: Script that starts an engine in its own folder; its name in /proc is that of the engine.
 _STARTER = Path(__file__).resolve().with_name("engine") / "vizdoom"
-_LOCKS: dict[int, threading.Lock] = {}  # of every process: one that is forked does not wait for its parent's
+_LOCKS: dict[int, threading.Lock] = {}  # by process: a forked one does not wait for its parent's lock
 
 
 def _starting() -> threading.Lock:
-    """The lock of this process: two engines started at the same moment can wait for each other forever."""
+    """Return the lock of this process: two engines started at once can wait for each other forever."""
     return _LOCKS.setdefault(os.getpid(), threading.Lock())
 
 
 def _temporary_place() -> str:
-    """The folder for temporary files that Python has chosen; the working directory only where TMPDIR says so.
+    """Return Python's folder for temporary files; the working directory only if TMPDIR names it.
 
     Raises:
-        OSError: there is none that can be written to.
+        OSError: There is no writable folder.
     """
     wanted = "TMPDIR: expected a folder to write to, for the engine of ViZDoom"
     names = [os.environ.get(name) or "/tmp" for name in ("TMPDIR", "TEMP", "TMP")]
@@ -66,13 +66,13 @@ def _temporary_place() -> str:
 
 
 def _remove_folder(folder: Path, owner: int) -> None:
-    """Removes the folder of an engine, in the process that has made it."""
+    """Remove an engine's folder, in the process that created it."""
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _engines() -> set[int]:
-    """Ids of the engines that this process has started and that have not ended, where /proc tells."""
+    """List the ids of the running engines that this process started, if there is a /proc."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -83,8 +83,8 @@ def _engines() -> set[int]:
     return found
 
 
-_MARK = "WORLDMODELS_PLAYER"  # in an engine's environment: whose it is
-_FOLDER, _ENGINE = "WORLDMODELS_ENGINE_FOLDER", "WORLDMODELS_ENGINE"  # in its environment, for the starter
+_MARK = "WORLDMODELS_PLAYER"  # environment variable of an engine: its owner
+_FOLDER, _ENGINE = "WORLDMODELS_ENGINE_FOLDER", "WORLDMODELS_ENGINE"  # environment variables for the start script
 _REAP = """
 read -r looks
 for look in ${looks:-1 2 3}; do
@@ -99,9 +99,9 @@ rm -rf -- "$2"-*
 
 
 class _Reaper:
-    """A shell that outlives this process, ends its engines and removes their folders.
+    """Shell that outlives this process, kills its engines and removes their folders.
 
-    An engine whose player was killed waits for it forever.
+    An engine whose parent was killed waits for it forever.
     """
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class _Reaper:
     def _watch_over_this_process(self, place: str) -> None:
         if self._owner == os.getpid():
             return
-        self.leave()  # that of the process which this was forked from
+        self.leave()  # the reaper of the parent, in a forked process
         self._owner = os.getpid()
         self._mark = f"{self._owner}-{time.time_ns()}"
         line = ["/bin/sh", "-c", _REAP, "reaper", f"{_MARK}={self._mark}", f"{place}/worldmodels-{self._mark}"]
@@ -124,10 +124,10 @@ class _Reaper:
 
     @contextlib.contextmanager
     def engine_folder(self) -> Iterator[Path]:
-        """Marks the engine that is started in the block as one of this process, and gives it a folder.
+        """Mark the engine started in the block as one of this process and create its folder.
 
         Raises:
-            OSError: no folder can be made.
+            OSError: The folder cannot be created.
         """
         place = _temporary_place()
         self._watch_over_this_process(place)
@@ -143,11 +143,11 @@ class _Reaper:
                 del os.environ[name]
 
     def leave(self) -> None:
-        """Closes what a forked process has inherited: the parent's shell waits until nobody holds its pipe."""
+        """Close the pipe inherited by a forked process: the parent's shell waits until all copies are closed."""
         if self._shell is not None and self._shell.stdin is not None and self._owner != os.getpid():
             with contextlib.suppress(OSError):
                 self._shell.stdin.close()
-            self._shell.returncode = 0  # it is not a child of this process
+            self._shell.returncode = 0  # not a child of this process
             self._shell = None
 
     def _end(self) -> None:
@@ -164,23 +164,23 @@ def _engine_path() -> str:
 
 
 class _Watch:
-    """Ends engines that do not answer: whoever waits for one, in vizdoom's code and for ever, gets an error then.
+    """Watchdog that kills engines which do not answer, so that the waiting call raises an error.
 
-    An engine that is killed in the middle of a message can leave the condition variable that it shares with vizdoom's
-    code broken. Whoever waits on that one is never woken, nor does Ctrl-C reach him: the process ends itself.
+    An engine killed in the middle of a message can leave the condition variable it shares with vizdoom broken. The
+    waiting call then never returns, not even on Ctrl-C, and the watchdog ends the process.
     """
 
     def __init__(self) -> None:
-        self._calls: dict[int, list[int]] = {}  # engine -> [looks that found it waited for, that found it dead]
-        self._owner = 0  # the process that the thread is of: it does not live on in one that is forked
+        self._calls: dict[int, list[int]] = {}  # engine -> [looks during its call, looks that found it dead]
+        self._owner = 0  # process of the thread, which a forked process does not have
 
     @contextlib.contextmanager
     def over(self, engines: set[int]) -> Iterator[None]:
-        """Watches while the block calls an engine; what vizdoom raises becomes a :class:`GameLostError`."""
+        """Watch the engines during the block; errors of vizdoom become :class:`GameLostError`."""
         if self._owner != os.getpid():
             with _starting():
                 if self._owner != os.getpid():
-                    self._calls = {}  # those of the parent are answered there
+                    self._calls = {}  # calls of the parent
                     threading.Thread(target=self._run, args=(self._calls,), daemon=True).start()
                     self._owner = os.getpid()
         self._calls.update({engine: [0, 0] for engine in engines})
@@ -193,7 +193,7 @@ class _Watch:
                 self._calls.pop(engine, None)
 
     def _run(self, calls: dict[int, list[int]]) -> None:
-        looks = 20  # counted, for time goes on while this process itself is stopped
+        looks = 20  # counted instead of timed, because the clock runs on while this process is stopped
         while True:
             pause = _PATIENCE / looks
             time.sleep(pause)
@@ -205,8 +205,8 @@ class _Watch:
                 found[1] += engine not in _engines()
                 if found[1] * pause > _GRACE:
                     print(
-                        "TakeCover: the game's process was killed and vizdoom waits for it for ever; this process "
-                        "ends. The same worldmodels command goes on where it was",
+                        "TakeCover: the game's process was killed and vizdoom waits for it forever; this process "
+                        "exits. The same worldmodels command resumes the run",
                         file=sys.stderr,
                         flush=True,
                     )
@@ -219,7 +219,7 @@ _INHERITED: list[vizdoom.DoomGame] = []
 
 
 def _after_fork() -> None:
-    """In a forked process: keeps the parent's games, whose destructors would end them, and leaves its reaper."""
+    """Keep the parent's games alive in a forked process (their destructors would end them) and leave its reaper."""
     _INHERITED.extend(_GAMES)
     _REAPER.leave()
 
@@ -228,29 +228,31 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class TakeCoverEnv(ScreenEnv):
-    """``worldmodels/TakeCover-v0``: survive as long as you can; one point per tic, at most 2100.
+    """``worldmodels/TakeCover-v0``: survive as long as possible. The reward is 1 per step, for at most 2100 steps.
 
     Observation: (64, 64, 3) uint8 RGB. Action: (1,) float32 in [-1, 1]; left below -1/3, right above 1/3, else stay.
-    Terminated on death, truncated after 2100 tics. The terminal step has no screen of its own: it repeats the last one.
+    A step is one game tic, 1/35 s. Terminated on death, truncated after 2100 steps. The terminal step has no screen and
+    repeats the last one.
+
+    A copy, by pickle or :func:`copy.deepcopy`, is a new environment with the same arguments and its own engine. It must
+    be reset. In a process forked from the one that created the environment, calls raise a RuntimeError.
 
     Args:
-        variant: ``"paper"``: the authors' game (skill 4, which is what their engine made of the 5 they asked for; HUD
-            on and its rows cut off; no crosshair, weapon, decals or particles; starts at tic 14). ``"modern"``: the
-            take_cover.cfg of the vizdoom wheel (starts at tic 1, no HUD, full screen) with the limit of 2100.
-        resolution: the screen that is rendered before it is resized to 64x64: ``"160x120"``, ``"320x240"``,
-            ``"640x480"`` (the authors') or any other 4:3 size of VizDoom. The game itself is the same at all of them.
-        render_mode: ``"rgb_array"``: :meth:`render` returns the whole screen; or None.
-
-    A copy, by pickle or :func:`copy.deepcopy`, is a new environment with the same arguments and an engine of its own.
-    It has to be reset. A process that was forked from the one with the environment gets a RuntimeError.
+        variant: Variant of the game. ``"paper"``: the original code's game, with skill 4 (the original code asks for 5,
+            which its engine clips to 4), the rows of the HUD cut off, without crosshair, weapon, decals and particles,
+            starting at tic 14. ``"modern"``: take_cover.cfg of the vizdoom wheel, with the whole screen, without HUD,
+            starting at tic 1. Both have the limit of 2100 steps.
+        resolution: Size of the rendered screen, which is resized to 64x64: ``"160x120"``, ``"320x240"``, ``"640x480"``
+            (original code) or any other 4:3 size of VizDoom. It does not change the game.
+        render_mode: ``"rgb_array"`` if :meth:`render` is to return the whole screen; or None.
 
     Raises:
-        ValueError: unknown variant, resolution or render mode.
-        OSError: there is no temporary folder that can be written to; the engine needs one.
-        GameLostError: from :meth:`reset` and :meth:`step`: the game's process has died, or has not answered for 300 s.
-            Where it was killed in the middle of a message, vizdoom never returns: the whole process ends with code 1.
+        ValueError: The variant, resolution or render mode is unknown.
+        OSError: There is no writable folder for temporary files, which the engine needs.
+        GameLostError: In :meth:`reset` and :meth:`step`: the game's process died or did not answer for 300 s. If it was
+            killed in the middle of a message, vizdoom never returns, and the whole process exits with code 1.
 
-    Source: Ha & Schmidhuber (2018), section 4; the released code's doomreal.py.
+    Source: Ha & Schmidhuber (2018), section 4; the original code's doomreal.py.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 35, "threads": True}  # noqa: RUF012 (Gymnasium's own convention)
@@ -269,10 +271,10 @@ class TakeCoverEnv(ScreenEnv):
 
     @staticmethod
     def check_options(variant: str = "paper", resolution: str = "160x120") -> None:
-        """Refuses what the constructor refuses, without starting an engine.
+        """Check the constructor's options without starting an engine.
 
         Raises:
-            ValueError: Unknown variant or resolution.
+            ValueError: The variant or resolution is unknown.
         """
         if variant not in get_args(Variant):
             raise ValueError(f"variant: expected one of {', '.join(get_args(Variant))}, got {variant!r}")
@@ -308,7 +310,7 @@ class TakeCoverEnv(ScreenEnv):
         if not os.access(_STARTER, os.X_OK):
             raise PermissionError(f"{_STARTER}: expected a script that can be executed; install worldmodels again")
         game.set_vizdoom_path(str(_STARTER))
-        with _starting(), deaf_to_interrupts(), _REAPER.engine_folder() as folder:
+        with _starting(), block_sigint(), _REAPER.engine_folder() as folder:
             before = _engines()
             game.init()
             self._engines = _engines() - before
@@ -324,10 +326,10 @@ class TakeCoverEnv(ScreenEnv):
         rows = self._screen.shape[0]
         if self.variant == "paper":
             rows = round(rows * _HUD_FREE)
-        return shrink(self._screen[:rows])
+        return resize(self._screen[:rows])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
-        """Starts an episode; the same seed and actions give the same frames."""
+        """Start an episode; the same seed and actions give the same frames."""
         self._check_open("reset")
         self._ownership.check_owner()
         super().reset(seed=seed)
@@ -338,7 +340,7 @@ class TakeCoverEnv(ScreenEnv):
         return self._observe(), {}
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Plays one tic."""
+        """Step for one game tic."""
         self._check_playing("step")
         self._ownership.check_owner()
         value = self._check_action(action, np.float64)
@@ -350,14 +352,14 @@ class TakeCoverEnv(ScreenEnv):
         return self._observe(), float(reward), terminated, truncated, {}
 
     def render(self) -> Frame | None:
-        """The whole screen, (height, width, 3) uint8, in mode ``"rgb_array"``."""
+        """Render the whole screen, (height, width, 3) uint8, in mode ``"rgb_array"``."""
         if self.render_mode is None:
             return None
         self._check_playing("render")
         return np.array(self._screen)
 
     def close(self) -> None:
-        """Ends the game's process; in a process that was forked from its own, leaves it alone."""
+        """End the game's process, except in a process forked from its owner."""
         self._phase = "closed"
         if self._ownership.owned:
             self._game.close()

@@ -1,4 +1,4 @@
-"""Many real environments stepped as one batch: in EnvPool, in threads or in spawned processes."""
+"""Vectors of real environments in EnvPool, in threads or in spawned processes."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ import numpy.typing as npt
 from worldmodels.envs import ContractError
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.any_gymnasium import AdaptedEnv
-from worldmodels.envs.base import Batch, Bools, Floats, Step
+from worldmodels.envs.base import Bools, Floats, Step, VectorEnv
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.support.cpu import cores
-from worldmodels.support.processes import Owned, deaf_to_interrupts, ending
+from worldmodels.support.cpu import available_cpus
+from worldmodels.support.processes import Owned, block_sigint, describe_exit
 
-_OPTIONS = ("variant", "resolution")  # of an environment's constructor; a run may choose them
+_OPTIONS = ("variant", "resolution")  # constructor options with a setting
 
 
 def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) -> AdaptedEnv:
-    """Makes the real environment of an experiment: what `gymnasium.make` returns, with its wrappers and time limit.
+    """Make a real environment: the result of `gymnasium.make`, with its wrappers and time limit, adapted to the task.
 
     Args:
-        environment: Real environment.
-        rules: Rules of the task; None where actions are those of the environment.
+        environment: Specification of the real environment.
+        rules: Rules of the task; None for the actions of the environment.
         **options: Options of the environment's constructor.
 
     Raises:
         ValueError: Gymnasium does not know the environment, or the environment does not know an option.
-        ContractError: its spaces are not those of docs/tutorials/own_environment.md.
+        ContractError: The spaces violate the contract of docs/tutorials/own_environment.md.
     """
-    entry_point(environment.id)  # an id that Gymnasium does not know is named
+    entry_point(environment.id)  # raises for unknown ids, with a message that names the setting
     check_options(environment)
     chosen = {name: getattr(environment, name) for name in _OPTIONS}
     options = {**{name: value for name, value in chosen.items() if value}, **options}
@@ -54,18 +54,18 @@ def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) ->
 
 
 def check_options(environment: EnvSpec, section: str = "environment", **more: Any) -> None:
-    """Refuses an option that the environment does not know, or a value that it does not take.
+    """Check the options of an environment.
 
-    An environment class may have a static method ``check_options(**options)``, which raises ValueError for values that
-    its constructor would refuse.
+    The environment's class may have a static method ``check_options(**options)`` that raises ValueError for values its
+    constructor would reject.
 
     Args:
-        environment: the real environment, whose variant and resolution are checked where they are not empty.
-        section: of the settings that chose them.
+        environment: Specification of the real environment; its variant and resolution are checked if not empty.
+        section: Section of the settings, for error messages.
         **more: Further options of the environment's constructor.
 
     Raises:
-        ValueError: the environment has no such option, or does not take its value.
+        ValueError: The environment does not have the option, or rejects its value.
     """
     asked = {name: value for name in _OPTIONS if (value := getattr(environment, name))} | more
     if not asked:
@@ -84,14 +84,14 @@ def check_options(environment: EnvSpec, section: str = "environment", **more: An
 
 
 def backend(environment: EnvSpec) -> str:
-    """Who steps the environment: what the settings say, or the fastest that is installed.
+    """Resolve the back end of an environment: the one of the settings, or the fastest one installed.
 
     Returns:
         ``"envpool"`` or ``"gymnasium"``.
 
     Raises:
-        ValueError: EnvPool is wanted and does not have this environment.
-        ModuleNotFoundError: EnvPool is wanted and not installed.
+        ValueError: EnvPool is requested and does not have this environment.
+        ModuleNotFoundError: EnvPool is requested and not installed.
     """
     if environment.backend == "envpool":
         if environment.id not in pool.TASKS:
@@ -106,21 +106,24 @@ def backend(environment: EnvSpec) -> str:
     return "envpool" if environment.id in pool.TASKS and pool.installed() else "gymnasium"
 
 
-def make_batch(environment: EnvSpec, slots: int, *, workers: int | None = None, **options: Any) -> Batch:
-    """Makes a batch of environments.
+def make_vector_env(
+    environment: EnvSpec, num_envs: int, *, num_workers: int | None = None, **options: Any
+) -> VectorEnv:
+    """Make a vector of real environments.
 
     Args:
-        environment: the real environment; its ``backend`` chooses EnvPool or Gymnasium.
-        slots: episodes that are played side by side.
-        workers: threads or processes; None for one per core. One means: in this thread (with EnvPool: in one other).
-        **options: ``rules`` of the task, and options of the environment's constructor; EnvPool takes none of these.
+        environment: Specification of the real environment; its ``backend`` selects EnvPool or Gymnasium.
+        num_envs: Number of concurrent episodes.
+        num_workers: Number of threads or processes; None for one per CPU. 1 steps in the calling thread (with EnvPool:
+            in one other thread).
+        **options: ``rules`` of the task, and options of the environment's constructor, which EnvPool does not support.
 
     Raises:
-        ValueError: a number is out of range, or EnvPool is asked for what it does not have.
-        ContractError: the spaces of the environment are not those of docs/tutorials/own_environment.md.
+        ValueError: A number is out of range, or EnvPool does not support an option.
+        ContractError: The spaces violate the contract of docs/tutorials/own_environment.md.
     """
-    workers = cores() if workers is None else workers
-    for name, value in (("slots", slots), ("workers", workers)):
+    num_workers = available_cpus() if num_workers is None else num_workers
+    for name, value in (("num_envs", num_envs), ("num_workers", num_workers)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     if backend(environment) == "envpool":
@@ -128,29 +131,29 @@ def make_batch(environment: EnvSpec, slots: int, *, workers: int | None = None, 
         rules = options.pop("rules", None)
         if options:
             raise ValueError(f"{', '.join(options)}: EnvPool has no such option, use --environment.backend gymnasium")
-        return pool.EnvPoolBatch(environment.id, slots, workers, rules)
-    if min(slots, workers) == 1:
-        return ThreadBatch(environment, slots, 1, options)
-    if _threads(environment.id):  # twice as many: while one waits for its game, another resizes its frame
-        return ThreadBatch(environment, slots, min(slots, 2 * workers), options)
-    return ProcessBatch(environment, slots, min(slots, workers), options)
+        return pool.EnvPoolVectorEnv(environment.id, num_envs, num_workers, rules)
+    if min(num_envs, num_workers) == 1:
+        return ThreadVectorEnv(environment, num_envs, 1, options)
+    if _threads(environment.id):  # twice as many: one waits for its game while another resizes a frame
+        return ThreadVectorEnv(environment, num_envs, min(num_envs, 2 * num_workers), options)
+    return ProcessVectorEnv(environment, num_envs, min(num_envs, num_workers), options)
 
 
 def _threads(env_id: str) -> bool:
-    """Whether threads are enough to step an environment in parallel: the metadata of its entry point say so."""
+    """Check the metadata of an entry point: whether threads step the environment in parallel."""
     metadata = getattr(entry_point(env_id), "metadata", None)
     return isinstance(metadata, dict) and bool(metadata.get("threads", False))
 
 
 def entry_point(env_id: str) -> Callable[..., Any]:
-    """The callable that makes an environment: most often a class, or a function that returns a wrapped one."""
+    """Resolve the callable that makes an environment, usually a class."""
     package, _, name = env_id.rpartition(":")
     if package:
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
             if error.name is not None and not f"{package}.".startswith(f"{error.name}."):
-                raise  # the package is there, and needs another
+                raise  # the package exists, but one of its imports does not
             raise ValueError(f"environment.id: expected one that Gymnasium knows, got {env_id!r}: {error}") from error
     try:
         entry: Any = gymnasium.spec(name).entry_point
@@ -167,11 +170,13 @@ def entry_point(env_id: str) -> Callable[..., Any]:
 
 
 class _Row:
-    """One slot of a batch that is made of Gymnasium environments."""
+    """One Gymnasium environment of a vector, opened at its first reset."""
 
     def __init__(self, environment: EnvSpec, options: dict[str, Any]) -> None:
         self._of, self._options = environment, options
         self._env: AdaptedEnv | None = None
+        self.reset_info: dict[str, Any] = {}
+        self.outcome: tuple[Frame, float, bool, bool, dict[str, Any]] | None = None
 
     def open(self) -> AdaptedEnv:
         if self._env is None:
@@ -179,36 +184,48 @@ class _Row:
         return self._env
 
     def reset(self, seed: int) -> Frame:
-        return self.open().reset(seed=int(seed))[0]
+        frame, self.reset_info = self.open().reset(seed=int(seed))
+        return frame
 
     def step(self, action: Floats) -> tuple[Frame, float, bool, bool]:
         assert self._env is not None, "reset comes before step"
-        return self._env.step(action)[:4]
+        self.outcome = outcome = self._env.step(action)
+        return outcome[:4]
 
     def close(self) -> None:
         if self._env is not None:
             self._env.close()
 
 
-class ThreadBatch(Owned, Batch):
-    """Gymnasium environments in threads of this process: right for those that wait for a process of their own."""
+class ThreadVectorEnv(Owned, VectorEnv):
+    """Gymnasium environments in threads: for environments that wait for a process of their own."""
 
-    def __init__(self, environment: EnvSpec, slots: int, workers: int, options: dict[str, Any]) -> None:
-        super().__init__("ThreadBatch")
-        self.slots = slots
-        self._rows = [_Row(environment, options) for _ in range(slots)]
-        self._threads = ThreadPoolExecutor(workers) if workers > 1 else None
+    def __init__(self, environment: EnvSpec, num_envs: int, num_workers: int, options: dict[str, Any]) -> None:
+        super().__init__("ThreadVectorEnv")
+        self.num_envs = num_envs
+        self._rows = [_Row(environment, options) for _ in range(num_envs)]
+        self._threads = ThreadPoolExecutor(num_workers) if num_workers > 1 else None
         self._sent: list[Future[Any]] = []
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
-        """As :class:`Batch` says."""
+        """See :attr:`worldmodels.envs.base.VectorEnv.action_space`."""
         return self._rows[0].open().actions.space
 
     @property
     def scaling(self) -> str:
-        """As :class:`Batch` says."""
+        """See :attr:`worldmodels.envs.base.VectorEnv.scaling`."""
         return self._rows[0].open().actions.scaling
+
+    @property
+    def reset_infos(self) -> list[dict[str, Any]]:
+        """Infos of the last reset of every environment."""
+        return [row.reset_info for row in self._rows]
+
+    @property
+    def outcomes(self) -> list[Any]:
+        """Results of the last step of every environment: frame, reward, terminated, truncated, info."""
+        return [row.outcome for row in self._rows]
 
     def _submit(self, work: Any, *jobs: Any) -> list[Future[Any]]:
         self.check_owner()
@@ -220,26 +237,26 @@ class ThreadBatch(Owned, Batch):
             done[-1].set_result(work(*job))
         return done
 
-    def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
-        """As :class:`Batch` says."""
-        rows = np.asarray(slots).tolist()
+    def reset(self, env_ids: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
+        """See :meth:`worldmodels.envs.base.VectorEnv.reset`."""
+        rows = np.asarray(env_ids).tolist()
         return np.stack(
             [future.result() for future in self._submit(lambda row, seed: self._rows[row].reset(seed), rows, seeds)]
         )
 
-    def send(self, slots: npt.ArrayLike, actions: Floats) -> None:
-        """As :class:`Batch` says."""
-        rows = np.asarray(slots).tolist()
+    def send(self, env_ids: npt.ArrayLike, actions: Floats) -> None:
+        """See :meth:`worldmodels.envs.base.VectorEnv.send`."""
+        rows = np.asarray(env_ids).tolist()
         self._sent = self._submit(lambda row, action: self._rows[row].step(action), rows, actions)
 
-    def receive(self) -> Step:
-        """As :class:`Batch` says."""
+    def recv(self) -> Step:
+        """See :meth:`worldmodels.envs.base.VectorEnv.recv`."""
         self.check_owner()
         frames, rewards, *ends = zip(*[future.result() for future in self._sent], strict=True)
         return np.stack(frames), np.array(rewards, np.float32), np.array(ends[0]), np.array(ends[1])
 
     def close(self) -> None:
-        """Ends the environments; in a forked process, leaves them alone."""
+        """Close the environments, except in a forked process."""
         if not self.owned:
             return
         if self._threads is not None:
@@ -249,14 +266,14 @@ class ThreadBatch(Owned, Batch):
 
 
 class _Shared:
-    """The arrays of a :class:`ProcessBatch`, in memory that its processes share."""
+    """Arrays of a :class:`ProcessVectorEnv` in shared memory."""
 
-    def __init__(self, slots: int, action_size: int, name: str | None = None) -> None:
+    def __init__(self, num_envs: int, action_size: int, name: str | None = None) -> None:
         kinds: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "frames": ((slots, 64, 64, 3), np.uint8),
-            "actions": ((slots, action_size), np.float32),
-            "rewards": ((slots,), np.float32),
-            "ends": ((slots, 2), np.bool_),
+            "frames": ((num_envs, 64, 64, 3), np.uint8),
+            "actions": ((num_envs, action_size), np.float32),
+            "rewards": ((num_envs,), np.float32),
+            "ends": ((num_envs, 2), np.bool_),
         }
         sizes = {key: int(np.prod(shape)) * np.dtype(kind).itemsize for key, (shape, kind) in kinds.items()}
         starts = dict(zip(sizes, np.cumsum([0, *(-(-size // 64) * 64 for size in sizes.values())]), strict=False))
@@ -271,60 +288,60 @@ class _Shared:
     ends: Bools
 
     def close(self) -> None:
-        del self.frames, self.actions, self.rewards, self.ends  # views of the memory
+        del self.frames, self.actions, self.rewards, self.ends  # views must be released before the memory
         self.memory.close()
 
 
-class ProcessBatch(Owned, Batch):
-    """Gymnasium environments in spawned processes; worker w has the slots w, w + W, w + 2 W, ..."""
+class ProcessVectorEnv(Owned, VectorEnv):
+    """Gymnasium environments in spawned processes; worker w of W steps the environments w, w + W, w + 2 W, ..."""
 
-    def __init__(self, environment: EnvSpec, slots: int, workers: int, options: dict[str, Any]) -> None:
-        super().__init__("ProcessBatch")
-        self.slots = slots
+    def __init__(self, environment: EnvSpec, num_envs: int, num_workers: int, options: dict[str, Any]) -> None:
+        super().__init__("ProcessVectorEnv")
+        self.num_envs = num_envs
         env = make(environment, **options)
         self._actions = env.actions
         env.close()
         (size,) = self._actions.space.shape
-        self._shared = _Shared(slots, size)
+        self._shared = _Shared(num_envs, size)
         context = multiprocessing.get_context("spawn")
         self._workers: list[tuple[SpawnProcess, Connection]] = []
         self._asked: list[tuple[SpawnProcess, Connection]] = []
         self._sent = np.arange(0)
-        for number in range(workers):
+        for number in range(num_workers):
             ours, theirs = context.Pipe()
-            about = (number, workers, slots, size, self._shared.memory.name)
-            process = context.Process(target=_serve, args=(theirs, about, environment, options), daemon=True)
-            with deaf_to_interrupts():
+            layout = (number, num_workers, num_envs, size, self._shared.memory.name)
+            process = context.Process(target=_serve, args=(theirs, layout, environment, options), daemon=True)
+            with block_sigint():
                 process.start()
             theirs.close()
             self._workers.append((process, ours))
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
-        """As :class:`Batch` says."""
+        """See :attr:`worldmodels.envs.base.VectorEnv.action_space`."""
         return self._actions.space
 
     @property
     def scaling(self) -> str:
-        """As :class:`Batch` says."""
+        """See :attr:`worldmodels.envs.base.VectorEnv.scaling`."""
         return self._actions.scaling
 
-    def _tell(self, what: str, jobs: dict[int, Any]) -> None:
-        """Gives every worker its slots."""
+    def _request(self, what: str, jobs: dict[int, Any]) -> None:
+        """Send every worker the jobs of its environments."""
         self.check_owner()
         count = len(self._workers)
         self._asked = []
         for number, (process, pipe) in enumerate(self._workers):
-            mine = {slot: job for slot, job in jobs.items() if slot % count == number}
+            mine = {env_id: job for env_id, job in jobs.items() if env_id % count == number}
             if mine:
                 try:
                     pipe.send((what, mine))
                 except OSError as error:
-                    raise RuntimeError(f"environment: a worker died ({ending(process.exitcode)})") from error
+                    raise RuntimeError(f"environment: a worker died ({describe_exit(process.exitcode)})") from error
                 self._asked.append((process, pipe))
 
     def _wait(self) -> None:
-        """Waits for all workers that were told something; the first error of one is raised."""
+        """Wait for all workers with a request; raise the first error."""
         self.check_owner()
         errors = []
         for process, pipe in self._asked:
@@ -332,35 +349,35 @@ class ProcessBatch(Owned, Batch):
                 answer = pipe.recv()
             except (EOFError, OSError):
                 process.join(10)
-                answer = RuntimeError(f"environment: a worker died ({ending(process.exitcode)})")
+                answer = RuntimeError(f"environment: a worker died ({describe_exit(process.exitcode)})")
             if answer is not None:
                 errors.append(answer)
         if errors:
             raise errors[0]
 
-    def reset(self, slots: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
-        """As :class:`Batch` says."""
-        chosen = np.asarray(slots)
-        self._tell("reset", dict(zip(chosen.tolist(), map(int, seeds), strict=True)))
+    def reset(self, env_ids: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
+        """See :meth:`worldmodels.envs.base.VectorEnv.reset`."""
+        chosen = np.asarray(env_ids)
+        self._request("reset", dict(zip(chosen.tolist(), map(int, seeds), strict=True)))
         self._wait()
         return np.array(self._shared.frames[chosen])
 
-    def send(self, slots: npt.ArrayLike, actions: Floats) -> None:
-        """As :class:`Batch` says."""
-        self._sent = np.asarray(slots)
-        self._actions(actions)  # refused here: the shared memory would repeat an action of length one
+    def send(self, env_ids: npt.ArrayLike, actions: Floats) -> None:
+        """See :meth:`worldmodels.envs.base.VectorEnv.send`."""
+        self._sent = np.asarray(env_ids)
+        self._actions(actions)  # validates: assignment to the shared memory would broadcast an action of length one
         self._shared.actions[self._sent] = actions
-        self._tell("step", dict.fromkeys(self._sent.tolist()))
+        self._request("step", dict.fromkeys(self._sent.tolist()))
 
-    def receive(self) -> Step:
-        """As :class:`Batch` says."""
+    def recv(self) -> Step:
+        """See :meth:`worldmodels.envs.base.VectorEnv.recv`."""
         self._wait()
         shared, sent = self._shared, self._sent
         ends = shared.ends[sent]
         return np.array(shared.frames[sent]), np.array(shared.rewards[sent]), ends[:, 0], ends[:, 1]
 
     def close(self) -> None:
-        """Ends the processes and frees the shared memory; in a forked process, leaves them alone."""
+        """Stop the processes and free the shared memory, except in a forked process."""
         if not self._workers or not self.owned:
             return
         for _, pipe in self._workers:
@@ -376,22 +393,22 @@ class ProcessBatch(Owned, Batch):
 
 
 def _serve(
-    pipe: Connection, about: tuple[int, int, int, int, str], environment: EnvSpec, options: dict[str, Any]
+    pipe: Connection, layout: tuple[int, int, int, int, str], environment: EnvSpec, options: dict[str, Any]
 ) -> None:
-    """A worker: plays its slots until the pipe is closed."""
-    number, workers, slots, action_size, name = about
-    shared = _Shared(slots, action_size, name)
-    rows = {slot: _Row(environment, options) for slot in range(number, slots, workers)}
+    """Worker process: step its environments until the pipe is closed."""
+    number, num_workers, num_envs, action_size, name = layout
+    shared = _Shared(num_envs, action_size, name)
+    rows = {env_id: _Row(environment, options) for env_id in range(number, num_envs, num_workers)}
     try:
         while True:
             what, jobs = pipe.recv()
             try:
-                for slot, job in jobs.items():
+                for env_id, job in jobs.items():
                     if what == "reset":
-                        shared.frames[slot] = rows[slot].reset(job)
+                        shared.frames[env_id] = rows[env_id].reset(job)
                     else:
-                        frame, reward, *ends = rows[slot].step(shared.actions[slot].copy())
-                        shared.frames[slot], shared.rewards[slot], shared.ends[slot] = frame, reward, ends
+                        frame, reward, *ends = rows[env_id].step(shared.actions[env_id].copy())
+                        shared.frames[env_id], shared.rewards[env_id], shared.ends[env_id] = frame, reward, ends
             except ContractError as error:
                 pipe.send(error)
             except Exception as error:

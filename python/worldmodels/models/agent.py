@@ -1,4 +1,4 @@
-"""The agent: V encodes real frames, C acts on them and on M's memory, M moves its memory on."""
+"""The agent: V, M and C acting on batches of real frames."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ import torch
 from worldmodels import pretrained
 from worldmodels.models.controller import Controller
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.lstm_state import Memory
+from worldmodels.models.lstm_state import LSTMState
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.models.weights import load_model, load_tensors
-from worldmodels.support.cpu import cores
+from worldmodels.support.cpu import available_cpus
 from worldmodels.support.forks import Lock
-from worldmodels.support.validation import any_array, check_integer, check_seed, different_slots, exact_array
+from worldmodels.support.validation import any_array, check_integer, check_seed, distinct_env_ids, exact_array
 
-_CHANGING = ("_memory", "_generators", "_restart", "_own", "z")  # what acting changes
+_CHANGING = ("_lstm_state", "_generators", "_restart", "_slot_params", "z")  # attributes that acting modifies
 
 
 class Agent:
-    """V, M and C acting on batches of real frames, one memory per slot of the batch.
+    """V, M and C acting on batches of real frames, with one LSTM state per environment.
 
-    A pickle or a deep copy is independent of its original and continues in the middle of an episode with the same
-    actions. Calls from several threads take turns.
+    Every step V encodes the frame, C acts on [z, c, h], and M's LSTM advances by z and the action. A pickle or a deep
+    copy is independent of its original and continues an episode with the same actions. Concurrent calls are
+    serialized.
 
     Args:
         vae: V.
         mdnrnn: M; its latent size is V's.
-        controller: C's shape.
-        params: (controller.size,) C's parameters.
+        controller: Shape of C.
+        params: (controller.size,) parameters of C.
 
     Raises:
-        ValueError: sizes do not fit or ``params`` are not finite.
+        ValueError: Sizes do not match, or ``params`` are not finite.
 
     Source: Ha & Schmidhuber (2018), section 2.4 and figure 8.
     """
@@ -51,9 +52,9 @@ class Agent:
         if params.shape != (controller.size,) or not np.isfinite(params).all():
             raise ValueError(f"params: expected ({controller.size},) finite numbers, got {params.shape}")
         self.vae, self.mdnrnn, self.controller, self.params = vae, mdnrnn.eval(), controller, params
-        threads = min(torch.get_num_threads(), cores())
+        threads = min(torch.get_num_threads(), available_cpus())
         self._encoder = Encoder(vae, torch.device("cpu"), block=1, num_threads=threads)
-        self._memory = Memory(mdnrnn, 1, threads)
+        self._lstm_state = LSTMState(mdnrnn, 1, threads)
         self._lock = Lock()
         self.reset(1)
 
@@ -71,12 +72,15 @@ class Agent:
 
     @classmethod
     def load(cls, run_folder: str | Path) -> Agent:
-        """Loads the agent of a run folder.
+        """Load the agent of a run folder.
+
+        Args:
+            run_folder: Folder of a run in which the stage ``evolve`` has exported a controller.
 
         Raises:
-            FileNotFoundError: the run has not evolved a controller yet.
-            ValueError: a file is damaged.
-            RuntimeError: this process was forked from one that had used PyTorch's threads.
+            FileNotFoundError: The run has no controller yet.
+            ValueError: A file is damaged.
+            RuntimeError: This process was forked from one that had used PyTorch's threads.
         """
         folder = Path(run_folder)
         vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
@@ -86,39 +90,47 @@ class Agent:
 
     @classmethod
     def pretrained(cls, name: str) -> Agent:
-        """Loads the agent that comes with the package: ``"takecover"``.
+        """Load a pretrained agent.
+
+        Args:
+            name: Name of the agent, ``"takecover"``.
 
         Raises:
-            ValueError: there is no such agent, or a file is damaged.
+            ValueError: There is no such agent, or a file is damaged.
         """
         return cls.load(pretrained.folder(name))
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
-        """Forgets everything: ``batch`` episodes begin.
+        """Reset all LSTM states; ``batch`` episodes start.
 
         Args:
-            batch: slots.
-            seed: of the sampled latents.
+            batch: Number of environments.
+            seed: Seed of the sampled latents.
         """
         batch, seed = check_integer("batch", batch, 1, 2**20), check_seed(seed)
         with self._lock:
             self._seed = seed
-            self._memory.forget(batch)
-            self._generators = [self._generator(slot) for slot in range(batch)]
+            self._lstm_state.reset(batch)
+            self._generators = [self._generator(env_id) for env_id in range(batch)]
             self._restart = np.ones(batch, np.bool_)
-            self._own: dict[int, npt.NDArray[np.float32]] = {}
-            self.z = np.zeros((batch, self.vae.latent_size), np.float32)  # the latest latents, for those who look on
+            self._slot_params: dict[int, npt.NDArray[np.float32]] = {}
+            self.z = np.zeros((batch, self.vae.latent_size), np.float32)  # latest latents, for observers
 
-    def assign(self, slot: int, params: npt.NDArray[np.float32] | None) -> None:
-        """Gives a slot a controller of its own, (controller.size,) float32, until the next reset; None: the agent's."""
-        slot = check_integer("slot", slot, 0, len(self._restart) - 1)
+    def set_params(self, env_id: int, params: npt.NDArray[np.float32] | None) -> None:
+        """Set the controller of one environment until the next reset.
+
+        Args:
+            env_id: Index of the environment.
+            params: (controller.size,) float32 parameters; None for those of the agent.
+        """
+        env_id = check_integer("env_id", env_id, 0, len(self._restart) - 1)
         if params is not None:
             params = exact_array("params", params, (self.controller.size,), np.float32)
         with self._lock:
             if params is None:
-                self._own.pop(slot, None)
+                self._slot_params.pop(env_id, None)
             else:
-                self._own[slot] = params
+                self._slot_params[env_id] = params
 
     def _generator(self, episode: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, episode])
@@ -128,45 +140,45 @@ class Agent:
         frames: npt.NDArray[np.uint8],
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
-        overrule: npt.NDArray[np.float32] | None = None,
-        slots: npt.NDArray[np.int64] | None = None,
+        forced_actions: npt.NDArray[np.float32] | None = None,
+        env_ids: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Acts on a frame per slot and remembers it.
+        """Compute an action for every frame and advance the LSTM states.
 
         Args:
-            frames: (B, 64, 64, 3) uint8.
-            restart: (B,) bool: slots whose frame is the first of an episode; None for only those just reset.
-            episodes: (B,) numbers of the episodes that are played; where ``restart`` is True they choose the random
-                stream of the sampled latents. None for the numbers of the slots.
-            overrule: (B, A) float32 actions to take and remember instead of the agent's own; NaN where it decides.
-            slots: (B,) different slots that act, the others rest; None for all of them.
+            frames: (B, 64, 64, 3) uint8 frames.
+            restart: (B,) bool flags of the first frame of an episode; None if episodes start only at resets.
+            episodes: (B,) indices of the episodes. Where ``restart`` is set, the index selects the random stream of
+                the sampled latents. None for the environment indices.
+            forced_actions: (B, A) float32 actions that replace the agent's own, NaN where the agent decides.
+            env_ids: (B,) distinct indices of the environments that act; None for all.
 
         Returns:
             (B, A) float32 actions.
 
         Raises:
-            TypeError: an argument is no array.
-            ValueError: another shape or dtype, or a number that does not fit; nothing has been remembered.
+            TypeError: An argument is not an array.
+            ValueError: A shape, dtype or value is invalid. The LSTM states are unchanged.
         """
         with self._lock:
-            return self._act(frames, restart, episodes, overrule, slots)
+            return self._act(frames, restart, episodes, forced_actions, env_ids)
 
     def _act(
         self,
         frames: npt.NDArray[np.uint8],
         restart: npt.NDArray[np.bool_] | None,
         episodes: npt.NDArray[np.int64] | None,
-        overrule: npt.NDArray[np.float32] | None,
-        slots: npt.NDArray[np.int64] | None,
+        forced_actions: npt.NDArray[np.float32] | None,
+        env_ids: npt.NDArray[np.int64] | None,
     ) -> npt.NDArray[np.float32]:
         total = len(self._restart)
-        busy = np.arange(total) if slots is None else different_slots(slots, total)
+        busy = np.arange(total) if env_ids is None else distinct_env_ids(env_ids, total)
         batch = len(busy)
         frames = exact_array("frames", frames, (batch, 64, 64, 3), np.uint8)
         if episodes is not None:
             episodes = _numbers("episodes", episodes, batch)
-        if overrule is not None:
-            overrule = _actions("overrule", overrule, (batch, self.controller.action_size))
+        if forced_actions is not None:
+            forced_actions = _actions("forced_actions", forced_actions, (batch, self.controller.action_size))
         if restart is not None:
             self._restart[busy] |= exact_array("restart", restart, (batch,), np.bool_)
         begins = self._restart[busy]
@@ -174,23 +186,23 @@ class Agent:
             self._generators[busy[first]] = self._generator(int(busy[first] if episodes is None else episodes[first]))
 
         mu, logvar = self._encoder(frames)
-        noise = np.stack([self._generators[slot].standard_normal(mu.shape[1], np.float32) for slot in busy])
+        noise = np.stack([self._generators[env_id].standard_normal(mu.shape[1], np.float32) for env_id in busy])
         z = mu + np.exp(0.5 * logvar) * noise
         self.z[busy] = z
 
         keep = ~begins[:, None]
-        features = self.controller.join(z, self._memory.c[busy] * keep, self._memory.h[busy] * keep)
-        params = np.stack([self._own.get(slot, self.params) for slot in busy.tolist()])
+        features = self.controller.join(z, self._lstm_state.c[busy] * keep, self._lstm_state.h[busy] * keep)
+        params = np.stack([self._slot_params.get(env_id, self.params) for env_id in busy.tolist()])
         actions = self.controller.act_each(params, features)
-        if overrule is not None:
-            actions = np.where(np.isnan(overrule), actions, overrule)
-        self._memory.step(busy, z, actions, begins)
+        if forced_actions is not None:
+            actions = np.where(np.isnan(forced_actions), actions, forced_actions)
+        self._lstm_state.step(busy, z, actions, begins)
         self._restart[busy] = False
         return actions
 
 
 def _numbers(name: str, given: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
-    """(count,) integers of at least 0."""
+    """Validate (count,) integers >= 0."""
     array = any_array(name, given)
     if array.shape != (count,) or array.dtype.kind not in "iu" or (array < 0).any():
         raise ValueError(f"{name}: expected ({count},) integers of at least 0, got {array!r:.200}")
@@ -198,30 +210,30 @@ def _numbers(name: str, given: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
 
 
 def _actions(name: str, given: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """Actions in float32, each finite or NaN."""
+    """Convert actions to float32 and check that each is finite or NaN."""
     array = any_array(name, given)
     if array.shape != shape or array.dtype.kind != "f":
         raise ValueError(f"{name}: expected {shape} float32, got {array.shape} {array.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):  # too large becomes inf; any NaN is one
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 become inf
         array = array.astype(np.float32)
     if np.isinf(array).any():
         raise ValueError(f"{name}: expected finite numbers or NaN, got inf")
     return array
 
 
-class Candidates:
-    """V and M with a controller of its own in every episode.
+class Population:
+    """V and M with one controller per episode.
 
     Args:
-        agent: of the V, the M and the shape of C.
-        params: (P, agent.controller.size) float32; episode e is played with row e % P.
+        agent: Agent that provides V, M and the shape of C.
+        params: (P, agent.controller.size) float32 parameters; episode e is played with row e % P.
     """
 
     def __init__(self, agent: Agent, params: npt.NDArray[np.float32]) -> None:
         self._agent, self._params = agent, params
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
-        """As the agent's."""
+        """See :meth:`Agent.reset`."""
         self._agent.reset(batch, seed=seed)
 
     def act(
@@ -230,18 +242,18 @@ class Candidates:
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
         *,
-        slots: npt.NDArray[np.int64] | None = None,
+        env_ids: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """As the agent's; ``restart`` and ``episodes`` are needed."""
+        """See :meth:`Agent.act`; ``restart`` and ``episodes`` are required."""
         assert restart is not None and episodes is not None
         for row in np.flatnonzero(restart):
-            slot = int(row if slots is None else slots[row])
-            self._agent.assign(slot, self._params[episodes[row] % len(self._params)])
-        return self._agent.act(frames, restart, episodes, slots=slots)
+            env_id = int(row if env_ids is None else env_ids[row])
+            self._agent.set_params(env_id, self._params[episodes[row] % len(self._params)])
+        return self._agent.act(frames, restart, episodes, env_ids=env_ids)
 
 
 class Recorder:
-    """An agent that plays in one slot and whose frames, latents and actions are kept."""
+    """Agent in one environment that records its frames, latents and actions."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -250,7 +262,7 @@ class Recorder:
         self.actions: list[npt.NDArray[np.float32]] = []
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
-        """As the agent's."""
+        """See :meth:`Agent.reset`."""
         self.agent.reset(batch, seed=seed)
 
     def act(
@@ -259,32 +271,38 @@ class Recorder:
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
         *,
-        slots: npt.NDArray[np.int64] | None = None,
+        env_ids: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """As the agent's; kept is what slot 0 does, which always acts."""
-        actions = self.agent.act(frames, restart, episodes, slots=slots)
+        """See :meth:`Agent.act`; records environment 0, which must act in every call."""
+        actions = self.agent.act(frames, restart, episodes, env_ids=env_ids)
         self.frames.append(frames[0].copy())
         self.latents.append(self.agent.z[0].copy())
         self.actions.append(actions[0])
         return actions
 
     def reconstructions(self, steps: int | None = None) -> npt.NDArray[np.uint8]:
-        """V's reconstructions of the first ``steps`` frames: (T, 64, 64, 3) uint8."""
+        """Return V's reconstructions of the first ``steps`` frames: (T, 64, 64, 3) uint8."""
         return decode(self.agent.vae, np.stack(self.latents[:steps]))
 
 
 def load_controller(path: Path) -> tuple[Controller, npt.NDArray[np.float32], dict[str, Any]]:
-    """Reads a controller: its shape, its (N,) float32 parameters and what is known about it.
+    """Load a controller.
+
+    Args:
+        path: File of the controller.
+
+    Returns:
+        Its shape, its (N,) float32 parameters and its metadata.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged or holds something else.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is damaged or has other contents.
     """
-    tensors, about = load_tensors(path)
+    tensors, metadata = load_tensors(path)
     try:
-        controller, params = Controller(**about["config"]), tensors["params"].float().numpy()
+        controller, params = Controller(**metadata["config"]), tensors["params"].float().numpy()
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected a controller, got {error!r:.500}") from error
     if params.shape != (controller.size,):
-        raise ValueError(f"{path}: expected ({controller.size},) parameters as its config says, got {params.shape}")
-    return controller, params, about
+        raise ValueError(f"{path}: expected ({controller.size},) parameters as its config implies, got {params.shape}")
+    return controller, params, metadata

@@ -1,4 +1,4 @@
-"""C: the controller, from features of the world model to an action with a thousand parameters."""
+"""C: the controller, a linear map from features of the world model to an action."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Squash = Literal["tanh", "carracing"]
 
 @dataclass(frozen=True)
 class Controller:
-    """The shape of a controller: how a flat parameter vector turns features into an action.
+    """Shape of a controller: the map from a flat parameter vector and features to an action.
 
-    ``action = squash(W f + b)`` with ``f = [z, c, h]`` (those that ``features`` names, always in this order: the
-    latent, then the LSTM's cell state, then its output), or with one hidden layer of tanh units in between.
-    The flat order is W row by row, then b; with a hidden layer W1, b1, W2, b2.
+    ``action = squash(W f + b)``, or the same with one hidden layer of tanh units. ``f`` has the members of [z, c, h]
+    selected by ``features``, always in this order: latent, LSTM cell state, LSTM output. The flat order is W row by
+    row, then b; with a hidden layer W1, b1, W2, b2.
 
     Args:
-        latent_size: length of z.
-        hidden_size: length of the LSTM's h and of its c.
-        action_size: length of the action.
-        features: which of z, c and h the controller sees.
-        bias: whether the affine maps have a bias.
-        hidden_units: width of the hidden layer; 0 for none.
-        squash: ``"tanh"``: every action in [-1, 1]. ``"carracing"``: steering ``tanh(a0)``, gas ``(tanh(a1) + 1) / 2``,
-            brake ``max(tanh(a2), 0)``.
+        latent_size: Length of z.
+        hidden_size: Length of the LSTM's h and c.
+        action_size: Length of the action.
+        features: Inputs of the controller.
+        bias: Whether the affine maps have a bias.
+        hidden_units: Width of the hidden layer; 0 for none.
+        squash: Output function. ``"tanh"``: all actions in [-1, 1]. ``"carracing"``: steering ``tanh(a0)``, gas
+            ``(tanh(a1) + 1) / 2``, brake ``max(tanh(a2), 0)``.
 
     Raises:
-        ValueError: a size is out of range or a name is unknown.
+        ValueError: A size is out of range or a name is unknown.
 
     Source: Ha & Schmidhuber (2018), section 2.4 and appendix A.3.
     """
@@ -75,13 +75,13 @@ class Controller:
         return sum(rows * columns + rows * self.bias for rows, columns in self.layer_shapes)
 
     def weights(self, params: FloatArray) -> list[FloatArray]:
-        """Splits a flat vector into matrices and biases.
+        """Split a flat vector into matrices and biases.
 
         Args:
             params: (size,) flat parameters.
 
         Returns:
-            [W, b] or [W1, b1, W2, b2], without the biases where ``bias`` is False; views of ``params``.
+            [W, b] or [W1, b1, W2, b2], without the biases if ``bias`` is False; views of ``params``.
         """
         params = np.asarray(params)
         if params.shape != (self.size,):
@@ -97,7 +97,7 @@ class Controller:
         return parts
 
     def flatten(self, weights: list[FloatArray]) -> FloatArray:
-        """Joins matrices and biases, ordered as :meth:`weights` gives them, into a flat (size,) vector."""
+        """Join matrices and biases, in the order of :meth:`weights`, into a flat (size,) vector."""
         shapes: list[tuple[int, ...]] = []
         for rows, columns in self.layer_shapes:
             shapes += [(rows, columns), (rows,)] if self.bias else [(rows, columns)]
@@ -107,7 +107,7 @@ class Controller:
         return np.concatenate([np.ravel(w) for w in weights])
 
     def join(self, z: FloatArray, c: FloatArray, h: FloatArray) -> FloatArray:
-        """Builds the feature vector from z (..., Z), c (..., H) and h (..., H)."""
+        """Concatenate z (..., Z), c (..., H) and h (..., H) into the feature vector."""
         parts = [z]
         if "c" in self.features:
             parts.append(c)
@@ -116,14 +116,14 @@ class Controller:
         return np.concatenate(parts, axis=-1)
 
     def act(self, params: FloatArray, features: FloatArray) -> npt.NDArray[np.float32]:
-        """Computes actions.
+        """Compute actions of one controller.
 
         Args:
             params: (size,) flat parameters.
-            features: (..., feature_size), in the order of :meth:`join`.
+            features: (..., feature_size) features, in the order of :meth:`join`.
 
         Returns:
-            (..., action_size) float32.
+            (..., action_size) float32 actions.
         """
         features = np.asarray(features)
         if features.shape[-1:] != (self.feature_size,):
@@ -139,14 +139,14 @@ class Controller:
         return self.squashed(out)
 
     def act_each(self, params: FloatArray, features: FloatArray) -> npt.NDArray[np.float32]:
-        """Computes actions of many controllers, one each.
+        """Compute actions of many controllers, one per row.
 
         Args:
-            params: (B, size), the parameters of row b's controller.
-            features: (B, feature_size), what it sees.
+            params: (B, size) parameters.
+            features: (B, feature_size) features.
 
         Returns:
-            (B, action_size) float32.
+            (B, action_size) float32 actions.
         """
         params, features = np.asarray(params, np.float32), np.asarray(features, np.float32)
         if params.shape != (len(features), self.size) or features.shape != (len(params), self.feature_size):
@@ -167,7 +167,7 @@ class Controller:
         return self.squashed(out)
 
     def squashed(self, out: FloatArray) -> npt.NDArray[np.float32]:
-        """Actions (..., action_size) float32 of the last map's outputs, whose tanh has been taken."""
+        """Map the last layer's outputs (after tanh) to actions (..., action_size) float32."""
         if self.squash == "carracing":
             out = np.stack([out[..., 0], (out[..., 1] + 1) / 2, np.maximum(out[..., 2], 0)], axis=-1)
         return out.astype(np.float32, copy=False)

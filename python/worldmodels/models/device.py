@@ -1,4 +1,4 @@
-"""Where and in which precision PyTorch computes, and the seeds of its steps."""
+"""Device, precision and per-step seeds of PyTorch."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from worldmodels.support.cpu import cores
+from worldmodels.support.cpu import available_cpus
 from worldmodels.support.simd import simd_levels
 
 
 def device() -> torch.device:
-    """CUDA where there is one (under torchrun this process's own), else the CPU."""
+    """Return the CUDA device of this process if there is one, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def limit_threads() -> None:
-    """Holds PyTorch to the CPUs that this process may use: it knows the affinity, but no quota of a container."""
-    if torch.get_num_threads() > cores():
-        torch.set_num_threads(cores())
+    """Limit PyTorch to the CPUs this process may use: PyTorch ignores quotas of control groups."""
+    if torch.get_num_threads() > available_cpus():
+        torch.set_num_threads(available_cpus())
 
 
 def autocast(where: torch.device, precision: str) -> torch.autocast:
-    """bfloat16 autocast, or nothing for float32; ``"auto"`` for what :func:`computes_in_bfloat16` says.
+    """Create an autocast context.
+
+    Args:
+        where: Device.
+        precision: ``"float32"`` (no autocast), ``"bfloat16"``, or ``"auto"`` for bfloat16 if the device supports it.
 
     Raises:
-        ValueError: bfloat16 is asked of a CPU that lacks it.
+        ValueError: The CPU does not support bfloat16.
     """
     has = computes_in_bfloat16(where)
     if precision == "bfloat16" and where.type == "cpu" and not has:
@@ -38,19 +42,19 @@ def autocast(where: torch.device, precision: str) -> torch.autocast:
 
 
 def computes_in_bfloat16(where: torch.device) -> bool:
-    """Whether a device has bfloat16 arithmetic; a CPU that emulates it trains V ten times slower than in float32."""
+    """Check for bfloat16 arithmetic. A CPU that emulates it trains V ten times slower than in float32."""
     if where.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return where.type == "cpu" and "avx512_bf16" in simd_levels()
 
 
 def on_device(array: npt.NDArray[Any], where: torch.device) -> Tensor:
-    """An array as a tensor on a device; to a GPU from pinned memory, without waiting for the copy."""
+    """Move an array to a device; to a GPU asynchronously, from pinned memory."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else tensor
 
 
 def seed_step(seed: int, stage: str, step: int) -> None:
-    """Seeds torch for one step, so that a resumed run draws what an uninterrupted one draws."""
+    """Seed torch for one step, so that a resumed run draws the numbers of an uninterrupted one."""
     word = np.random.SeedSequence([seed, *stage.encode(), step]).generate_state(1, np.uint64)[0]
-    torch.manual_seed(int(word) >> 1)  # NumPy 1 shifts no uint64 by an int
+    torch.manual_seed(int(word) >> 1)  # NumPy 1 cannot shift a uint64 by an int

@@ -1,4 +1,4 @@
-"""V's encoder on frames of the real world, fast and the same for a frame whatever is encoded beside it."""
+"""V's encoder for inference: a frame's latents do not depend on the other frames of the batch."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ Floats = npt.NDArray[np.float32]
 
 
 class Encoder:
-    """Encodes frames; the bits of a frame's latents do not depend on the other frames.
+    """Encode frames, bit-identical for any batch composition.
 
-    In float32 on a CPU the native core encodes. On a GPU, in bfloat16, and for a V with an encoder of its own,
-    PyTorch does, in blocks of a fixed size (how a row is rounded depends on how many are computed with it), the last
-    of which is filled up with black frames.
+    The native core encodes in float32 on a CPU. PyTorch encodes on a GPU, in bfloat16, and for subclasses of
+    ``ConvVAE``. It uses blocks of a fixed size, padded with black frames, because rounding depends on the batch size.
 
     Args:
         vae: V; its weights are copied, or it is moved to the device.
-        where: the device.
-        precision: of V's products, as :func:`worldmodels.models.device.autocast` takes it.
-        block: frames that PyTorch computes at once.
-        num_threads: of the native core; None for as many as there are cores, or OMP_NUM_THREADS if that is less.
+        where: Device.
+        precision: Precision of V's products, see :func:`worldmodels.models.device.autocast`.
+        block: Frames per forward pass in PyTorch.
+        num_threads: Number of threads of the native core; None for all available CPUs, at most ``OMP_NUM_THREADS``.
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: a number does not fit, a weight is not finite, or the precision is not to be had.
+        TypeError: An argument has the wrong type.
+        ValueError: A number is out of range, a weight is not finite, or the precision is not supported.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class Encoder:
                 raise TypeError(f"{name}: expected a {kind.__name__}, got {value!r:.100}")
         if precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision: expected auto, float32 or bfloat16, got {precision!r:.100}")
-        autocast(where, precision)  # refuses what the device does not have
+        autocast(where, precision)  # raises if the device does not support it
         narrow = precision == "bfloat16" or (precision == "auto" and computes_in_bfloat16(where))
         check_threads_usable()
         self._copied: Native[_core.Encoder] | None = None
@@ -67,7 +66,7 @@ class Encoder:
         return None if self._copied is None else self._copied.core
 
     def __call__(self, frames: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
-        """Encodes (n, 64, 64, 3) uint8 frames, n > 0: (mu, logvar), each (n, Z) float32."""
+        """Encode (n, 64, 64, 3) uint8 frames, n > 0, to (mu, logvar), each (n, Z) float32."""
         frames = any_array("frames", frames)
         if frames.shape[1:] != (64, 64, 3) or len(frames) == 0 or frames.dtype != np.uint8:
             raise ValueError(f"frames: expected (B, 64, 64, 3) uint8, got {frames.shape} {frames.dtype}")

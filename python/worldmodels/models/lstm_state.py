@@ -1,4 +1,4 @@
-"""M's memory in the real world: its LSTM, stepped by the native core for many episodes side by side."""
+"""LSTM state of M for many episodes at once, advanced by the native core."""
 
 from __future__ import annotations
 
@@ -12,73 +12,73 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import native_model
 from worldmodels.support.forks import Lock
 from worldmodels.support.native import Native
-from worldmodels.support.validation import check_integer, check_threads, different_slots, exact_array, float_array
+from worldmodels.support.validation import check_integer, check_threads, distinct_env_ids, exact_array, float_array
 
 Floats = npt.NDArray[np.float32]
 
 
-class Memory:
-    """The LSTM's state in every slot, moved on by latents and actions that come from outside; M's head is not asked.
+class LSTMState:
+    """LSTM state of every environment, advanced by given latents and actions. The MDN head is not evaluated.
 
-    In float32; a row's bits depend on that row alone. Steps from several threads take turns.
+    The arithmetic is float32, and the bits of a row depend on that row alone. Concurrent steps are serialized.
 
     Args:
         mdnrnn: M; its weights are copied.
-        slots: episodes side by side.
-        num_threads: None for as many as there are cores, or OMP_NUM_THREADS if that is less.
+        num_envs: Number N of environments.
+        num_threads: Number of threads; None for all available CPUs, at most ``OMP_NUM_THREADS``.
 
     Attributes:
-        h: (slots, H) float32, the hidden state.
-        c: (slots, H) float32, the cell state.
+        h: (N, H) float32 hidden states.
+        c: (N, H) float32 cell states.
 
     Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: a number does not fit, or a weight is not finite.
+        TypeError: An argument has the wrong type.
+        ValueError: A number is out of range, or a weight is not finite.
     """
 
-    def __init__(self, mdnrnn: MDNRNN, slots: int, num_threads: int | None = None) -> None:
+    def __init__(self, mdnrnn: MDNRNN, num_envs: int, num_threads: int | None = None) -> None:
         if not isinstance(mdnrnn, MDNRNN):
             raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
-        nowhere = np.zeros((1, mdnrnn.latent_size), np.float32)  # a dream would start there
-        self._core = Native(_memory, model=native_model(mdnrnn, nowhere, nowhere))
+        unused = np.zeros((1, mdnrnn.latent_size), np.float32)  # initial states of dreams
+        self._core = Native(_lstm_state, model=native_model(mdnrnn, unused, unused))
         self._lock = Lock()
         self._latent_size, self._action_size = mdnrnn.latent_size, mdnrnn.action_size
         self._hidden_size, self._threads = mdnrnn.hidden_size, check_threads(num_threads)
-        self.forget(slots)
+        self.reset(num_envs)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             return {**self.__dict__, "h": self.h.copy(), "c": self.c.copy()}
 
-    def forget(self, slots: int) -> None:
-        """All slots are empty; from now on there are ``slots`` of them."""
-        slots = check_integer("slots", slots, 1, 2**20)
+    def reset(self, num_envs: int) -> None:
+        """Zero all states and set the number of environments."""
+        num_envs = check_integer("num_envs", num_envs, 1, 2**20)
         with self._lock:
-            self.h, self.c = np.zeros((2, slots, self._hidden_size), np.float32)
+            self.h, self.c = np.zeros((2, num_envs, self._hidden_size), np.float32)
 
-    def step(self, slots: npt.NDArray[np.int64], z: Floats, actions: Floats, restart: npt.NDArray[np.bool_]) -> None:
-        """Takes [z, action, restart flag] in some slots.
+    def step(self, env_ids: npt.NDArray[np.int64], z: Floats, actions: Floats, restart: npt.NDArray[np.bool_]) -> None:
+        """Advance the states of some environments by [z, action, restart flag].
 
         Args:
-            slots: (n,) different slots, n > 0.
-            z: (n, Z) float32.
-            actions: (n, A) float32.
-            restart: (n,) bool: whether an episode begins there; its memory is emptied first.
+            env_ids: (n,) distinct indices of environments, n > 0.
+            z: (n, Z) float32 latents.
+            actions: (n, A) float32 actions.
+            restart: (n,) bool flags of starting episodes, whose states are zeroed first.
 
         Raises:
-            TypeError: an argument is no array.
-            ValueError: a shape or dtype does not fit, a slot is not there, or a number is not finite.
+            TypeError: An argument is not an array.
+            ValueError: A shape or dtype is invalid, an index is out of range, or a number is not finite.
         """
         with self._lock:
-            slots = different_slots(slots, len(self.h))
-            count = len(slots)
+            env_ids = distinct_env_ids(env_ids, len(self.h))
+            count = len(env_ids)
             restart = exact_array("restart", restart, (count,), np.bool_)
-            h, c = self.h[slots], self.c[slots]
+            h, c = self.h[env_ids], self.c[env_ids]
             h[restart] = c[restart] = 0
             latents = float_array("z", z, (count, self._latent_size))
             taken = float_array("actions", actions, (count, self._action_size))
-            self.h[slots], self.c[slots] = self._core.core.remember(latents, taken, restart, h, c, self._threads)
+            self.h[env_ids], self.c[env_ids] = self._core.core.remember(latents, taken, restart, h, c, self._threads)
 
 
-def _memory(model: Native[_core.WorldModel]) -> _core.Memory:
+def _lstm_state(model: Native[_core.WorldModel]) -> _core.Memory:
     return _core.Memory(model.core)

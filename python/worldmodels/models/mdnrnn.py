@@ -1,4 +1,4 @@
-"""M: the MDN-RNN, an LSTM that predicts the next latent as a mixture of Gaussians, and whether the episode ends."""
+"""M: the MDN-RNN, an LSTM with a mixture density head that predicts the next latent, termination and reward."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch.nn import functional as F
 
 from worldmodels.support.validation import check_positive
 
-#: The head's log standard deviations are clamped to this range, in training and in the dream alike.
+#: Range of the head's log standard deviations, clamped in training and in dreams.
 LOGSTD_RANGE = (-8.0, 8.0)
 
 _UNRECORDED_POS_WEIGHT = 10.0
-_MANY = 256  # steps from which sorting the head's rows costs less than it gains
+_MANY = 256  # steps from which reordering the head's rows pays off
 
 State = tuple[Tensor, Tensor]
 
 
 class MDNOutput(NamedTuple):
-    """What M says of the next step.
+    """Prediction of the next step.
 
     Attributes:
         logmix: (B, T, Z, K) log weights of the mixture, normalised over K.
         mean: (B, T, Z, K) means.
         logstd: (B, T, Z, K) log standard deviations, inside ``LOGSTD_RANGE``.
-        done_logit: (B, T) logit of "the episode ends with this step", or None.
+        done_logit: (B, T) logit of termination at this step, or None.
         reward: (B, T) predicted reward of this step, or None.
     """
 
@@ -42,27 +42,27 @@ class MDNOutput(NamedTuple):
 class MDNRNN(nn.Module):
     """LSTM with a mixture density head: p(z_next, done, reward | z, action, past).
 
-    The mixture is per latent dimension (no correlations). Trainable parameters count what the paper's table counts:
-    one bias per gate; the forget gate's +1 of TensorFlow's BasicLSTM is the frozen ``lstm.bias_hh_l0``.
-    The head's rows are the done logit and the reward, where it has them, then per latent dimension K logits, K means
-    and K log stds.
+    The mixture is per latent dimension, without correlations. The number of trainable parameters is that of the
+    paper's table, with one bias per gate. The forget gate's bias of 1 (TensorFlow's BasicLSTM) is the frozen
+    ``lstm.bias_hh_l0``. The rows of the head are the done logit and the reward, if present, then per latent dimension
+    K logits, K means and K log standard deviations.
 
     Args:
-        latent_size: length Z of z.
-        action_size: length A of the action.
+        latent_size: Length Z of z.
+        action_size: Length A of the action.
         hidden_size: LSTM size H (256 for CarRacing, 512 for Doom).
-        mixtures: number K of Gaussians per latent dimension.
-        restart_input: whether the restart flag is an input of the LSTM (Doom).
-        done_head: whether the head predicts the end of the episode (Doom).
-        reward_head: whether the head predicts the reward.
+        mixtures: Number K of Gaussians per latent dimension.
+        restart_input: Whether the restart flag is an input of the LSTM (Doom).
+        done_head: Whether the head predicts termination (Doom).
+        reward_head: Whether the head predicts the reward.
         done_pos_weight: Positive-class weight w of the termination loss M is trained with. A calibrated M then
             predicts w p / (w p + 1 - p) where termination has probability p; sampled termination inverts this.
 
     Raises:
-        TypeError: ``done_pos_weight`` is no number.
-        ValueError: a size is not a positive integer, or ``done_pos_weight`` not a positive finite number.
+        TypeError: ``done_pos_weight`` is not a number.
+        ValueError: A size is not a positive integer, or ``done_pos_weight`` is not a positive finite number.
 
-    Source: Ha & Schmidhuber (2018), section 2.3, appendix A.2; the released code's rnn.py.
+    Source: Ha & Schmidhuber (2018), section 2.3, appendix A.2; the original code's rnn.py.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class MDNRNN(nn.Module):
 
     @property
     def config(self) -> dict[str, int | bool | float]:
-        """The constructor's arguments, for saving beside the weights."""
+        """Constructor arguments, saved next to the weights."""
         return {
             "latent_size": self.latent_size,
             "action_size": self.action_size,
@@ -132,37 +132,36 @@ class MDNRNN(nn.Module):
 
     @staticmethod
     def read_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """The constructor's arguments in the metadata of a weights file.
+        """Read the constructor arguments from the metadata of a weights file.
 
-        Files written before ``done_pos_weight`` was part of the config hold it as ``done_weight``, or were trained with
-        the default of that time, 10.
+        Files of format versions without ``done_pos_weight`` in the config have it as ``done_weight``, or were trained
+        with the default of 10.
         """
         config = dict(metadata["config"])
         config.setdefault("done_pos_weight", metadata.get("done_weight", _UNRECORDED_POS_WEIGHT))
         return config
 
     def initial_state(self, batch: int) -> State:
-        """The state at an episode's start: zeros (h, c), each (1, batch, H)."""
+        """Return the state at an episode's start: zeros (h, c), each (1, batch, H)."""
         zero = self.head.weight.new_zeros(1, batch, self.hidden_size)
         return zero, zero.clone()
 
     def forward(
         self, z: Tensor, action: Tensor, restart: Tensor | None = None, state: State | None = None
     ) -> tuple[MDNOutput, State]:
-        """Predicts the step after each of T steps.
+        """Predict the next step after each of T steps.
 
         Args:
             z: (B, T, Z) latents.
             action: (B, T, A) actions taken at them.
-            restart: (B, T), 1 at an episode's first frame: the state is zeroed there, also in the middle of the
-                sequence. None for no restarts.
-            state: (h, c), each (1, B, H), from the call before; None for zeros.
+            restart: (B, T), 1 at the first frame of an episode, where the state is zeroed; None for no restarts.
+            state: (h, c), each (1, B, H), of the previous call; None for zeros.
 
         Returns:
-            (out, state): :class:`MDNOutput` and the state (h, c) after the last step.
+            (out, state): :class:`MDNOutput`, and the state (h, c) after the last step.
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: A shape does not match.
         """
         self._check(z, action, restart, state)
         hidden, state = self._unroll(z, action, restart, state)
@@ -184,7 +183,7 @@ class MDNRNN(nn.Module):
                     )
 
     def _unroll(self, z: Tensor, action: Tensor, restart: Tensor | None, state: State | None) -> tuple[Tensor, State]:
-        """Runs the LSTM; one fused call per stretch in which no row of the batch restarts. Returns (B, T, H), state."""
+        """Run the LSTM, one fused call per segment without restarts. Returns (B, T, H) and the state."""
         batch, steps = z.shape[:2]
         flags = z.new_zeros(batch, steps) if restart is None else restart.to(z.dtype)
         inputs = torch.cat([z, action, flags.unsqueeze(-1)] if self.restart_input else [z, action], dim=-1)
@@ -202,13 +201,13 @@ class MDNRNN(nn.Module):
         return (torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]), state
 
     def _read_head(self, hidden: Tensor) -> MDNOutput:
-        """The head's say of (B, T, H); everything behind its product is float32."""
+        """Evaluate the head on (B, T, H); everything after its product is float32."""
         before = self.done_head + self.reward_head
         sizes = (self.latent_size, 3, self.mixtures)
         weight: Tensor = self.head.weight
         bias: Tensor = self.head.bias
         many = hidden.shape[0] * hidden.shape[1] >= _MANY
-        if many:  # Z innermost: the mixture's sums then run over whole vectors
+        if many:  # Z innermost: sums over the mixture then run over whole vectors
             weight, bias = (
                 torch.cat([part[:before], part[before:].reshape(*sizes, -1).movedim(0, 2).reshape(-1, *part.shape[1:])])
                 for part in (weight, bias)
@@ -226,7 +225,7 @@ class MDNRNN(nn.Module):
 
 
 def mdn_nll(out: MDNOutput, z_next: Tensor) -> Tensor:
-    """Negative log likelihood of the next latents: (B, T, Z) nats.
+    """Compute the negative log-likelihood of the next latents, (B, T, Z) nats.
 
     ``-logsumexp_k(logmix_k + log N(z_next; mean_k, exp(logstd_k)))``
     """
@@ -236,12 +235,12 @@ def mdn_nll(out: MDNOutput, z_next: Tensor) -> Tensor:
 
 
 def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Tensor:
-    """:func:`mdn_nll` averaged over dimensions, steps and batch.
+    """Average :func:`mdn_nll` over dimensions, steps and batch.
 
     Args:
-        out: M's prediction.
-        z_next: (B, T, Z) the latents that came.
-        valid: (B, T), 1 where there was a next frame; None for everywhere.
+        out: Prediction of M.
+        z_next: (B, T, Z) next latents.
+        valid: (B, T), 1 where there is a next frame; None for everywhere.
 
     Returns:
         () nats per latent dimension.
@@ -254,13 +253,13 @@ def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Ten
 
 
 def done_loss(done_logit: Tensor, done: Tensor, weight: float = 10.0, valid: Tensor | None = None) -> Tensor:
-    """Sigmoid cross-entropy of the done logit; steps at which the episode ends weigh ``weight`` times.
+    """Compute the sigmoid cross-entropy of the done logit with a positive-class weight.
 
     Args:
         done_logit: (B, T) logits.
-        done: (B, T), 1 where the episode ended with this step.
-        weight: weight of those steps (10 in the paper's code).
-        valid: (B, T), 0 where the end is unknown (a recording that was cut off); None for everywhere.
+        done: (B, T), 1 at steps that terminate an episode.
+        weight: Weight of those steps (10 in the original code).
+        valid: (B, T), 0 where termination is unknown (truncated episodes); None for everywhere.
 
     Returns:
         () mean over steps and batch.

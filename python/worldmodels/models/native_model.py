@@ -1,4 +1,4 @@
-"""M's weights and initial states, copied into the native core."""
+"""M's weights and initial states in the native core."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if LOGSTD_RANGE != _core.LOGSTD_RANGE:
     raise ImportError(f"the native core clamps log stds to {_core.LOGSTD_RANGE}, MDNRNN to {LOGSTD_RANGE}: rebuild it")
 
 
-#: When an episode of a dream terminates: where the done logit is above 0, with M's probability, or never, with rewards
-#: weighted by the probability of surviving to their step.
+#: Termination of a dream: done logit above 0, sampled with M's probability, or none, with rewards weighted by the
+#: probability of surviving to their step.
 Termination = Literal["threshold", "sample", "expected"]
 
 
 def check_termination(termination: str, mdnrnn: MDNRNN) -> str:
-    """Takes one of ``Termination`` that M can do: it needs a done head for all but ``"threshold"``."""
+    """Validate a ``Termination``; all but ``"threshold"`` need a done head."""
     if termination not in get_args(Termination):
         raise ValueError(f"termination: expected one of {', '.join(get_args(Termination))}, got {termination!r}")
     if termination != "threshold" and not mdnrnn.done_head:
@@ -43,7 +43,7 @@ def native_model(
     *,
     termination: Termination = "threshold",
 ) -> Native[_core.WorldModel]:
-    """Copies M's weights and starts into the native core; arguments and errors as for :class:`Dream`."""
+    """Copy M's weights and initial states into the native core; arguments and errors as for :class:`Dream`."""
     if not isinstance(mdnrnn, MDNRNN):
         raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
     check_threads_usable()

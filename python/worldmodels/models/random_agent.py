@@ -1,4 +1,4 @@
-"""The authors' way to collect in CarRacing: an agent whose V, M and C are noise."""
+"""Random-weight agent: the original code's policy for collecting episodes in CarRacing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
 
-_LARGEST = 0.01  # scale of the Cauchy distribution
-_BOUNDS = 1e6, 20.0  # of weights and of mu, and of logvar: such weights overflow otherwise, and NaN is no action
+_MAX_SCALE = 0.01  # of the Cauchy distribution
+_BOUNDS = 1e6, 20.0  # of weights and mu, and of logvar: unbounded weights overflow to NaN actions
 
 
 class _BoundedVAE(ConvVAE):
-    """A V whose latents stay finite whatever its weights are."""
+    """V with clamped latents, finite for any weights."""
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mu, logvar = (part.nan_to_num() for part in super().encode(x))
@@ -25,15 +25,15 @@ class _BoundedVAE(ConvVAE):
 
 
 class RandomAgent:
-    """V, M and C with weights of a Cauchy distribution, whose scale is uniform in [0, 0.01] and drawn anew by `draw`.
+    """V, M and C with Cauchy-distributed weights; :meth:`draw` samples a scale in [0, 0.01] and new weights.
 
-    The largest of such weights have no bound; latents are clipped, so that actions saturate instead of becoming NaN.
+    Weights and latents are clipped, so that actions saturate instead of becoming NaN.
 
     Args:
-        controller: Shape of C, and with it the sizes of V and M.
-        restart_input: Whether M is fed the restart flag.
+        controller: Shape of C, which determines the sizes of V and M.
+        restart_input: Whether the restart flag is an input of M.
 
-    Source: Ha & Schmidhuber (2018), the released code's carracing/extract.py.
+    Source: Ha & Schmidhuber (2018), the original code's carracing/extract.py.
     """
 
     def __init__(self, controller: Controller, *, restart_input: bool = True) -> None:
@@ -43,9 +43,9 @@ class RandomAgent:
         self._controller = controller
 
     def draw(self, rng: np.random.Generator) -> None:
-        """Draws the weights of an episode."""
-        scale = rng.uniform(0, _LARGEST)
-        for part in (self._vae.encoder, self._vae.mu, self._vae.logvar, self._mdnrnn.lstm):  # what acting needs
+        """Sample the weights of an episode."""
+        scale = rng.uniform(0, _MAX_SCALE)
+        for part in (self._vae.encoder, self._vae.mu, self._vae.logvar, self._mdnrnn.lstm):  # the parts used for acting
             for weight in part.parameters():
                 weight.data.copy_(torch.from_numpy(_cauchy(rng, scale, tuple(weight.shape))))
         params = _cauchy(rng, scale, (self._controller.size,))
@@ -53,7 +53,7 @@ class RandomAgent:
         self._agent.reset(1, seed=int(rng.integers(2**31)))
 
     def act(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The action (A,) float32 on the next frame (64, 64, 3) uint8 of the episode."""
+        """Compute the action (A,) float32 for the next frame (64, 64, 3) uint8 of the episode."""
         action: npt.NDArray[np.float32] = self._agent.act(frame[None])[0]
         return action
 

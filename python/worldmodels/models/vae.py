@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 
 class PointDeconvolution(nn.ConvTranspose2d):
-    """A transposed convolution of a single pixel: one matrix product, a third of V's time otherwise."""
+    """Transposed convolution of a single pixel as one matrix product; torch's own takes a third of V's time."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(B, C, 1, 1) to (B, D, K, K)."""
+        """Map (B, C, 1, 1) to (B, D, K, K)."""
         height, width = self.kernel_size
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (C, K K D), a view where the weight is channels last
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (C, K K D), a view for channels-last weights
         out = x.flatten(1) @ weight
         out = out.reshape(-1, height, width, self.out_channels)
         if self.bias is not None:
@@ -28,14 +28,14 @@ class PointDeconvolution(nn.ConvTranspose2d):
 
 
 class Deconvolution(nn.ConvTranspose2d):
-    """A transposed convolution of stride 2 in the ways that are fast on a CPU; on a GPU it is torch's own.
+    """Transposed convolution of stride 2, optimized for CPUs; on a GPU it is torch's own.
 
-    The bias is added afterwards: with it inside, oneDNN's bfloat16 kernels take up to four times as long. To few
-    channels, the forward pass is a convolution that makes the four pixels of every 2x2 block as channels.
+    The bias is added afterwards, because oneDNN's bfloat16 kernels with a bias take up to four times as long. For few
+    output channels, the forward pass is a convolution that computes the four pixels of every 2x2 block as channels.
     """
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(B, C, H, H) to (B, D, 2 H - 2 + K, 2 H - 2 + K)."""
+        """Map (B, C, H, H) to (B, D, 2 H - 2 + K, 2 H - 2 + K)."""
         if x.is_cuda or self.bias is None:
             return super().forward(x)
         weight, bias = self.weight, self.bias
@@ -47,15 +47,15 @@ class Deconvolution(nn.ConvTranspose2d):
 
 
 class _Subpixel(torch.autograd.Function):
-    """A transposed convolution of stride 2 and even kernel as a convolution and a shuffle; backwards it is torch's."""
+    """Transposed convolution of stride 2 and even kernel as a convolution and a pixel shuffle; torch's own backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """(B, C, H, H) and (C, D, K, K) to (B, D, 2 H - 2 + K, 2 H - 2 + K)."""
+        """Map (B, C, H, H) and (C, D, K, K) to (B, D, 2 H - 2 + K, 2 H - 2 + K)."""
         ctx.save_for_backward(x, weight)
         channels, out_channels, kernel = weight.shape[:3]
         taps = kernel // 2
-        # out[2 r + a] takes weight[2 u + a] from x[r - u]: a convolution with the taps turned around, for each a
+        # out[2 r + a] adds weight[2 u + a] * x[r - u]: for each a, a convolution with flipped taps
         phases = weight.reshape(channels, out_channels, taps, 2, taps, 2).flip(2, 4).permute(3, 5, 1, 0, 2, 4)
         phases = phases.reshape(4 * out_channels, channels, taps, taps).contiguous(memory_format=torch.channels_last)
         out = F.conv2d(x, phases, padding=taps - 1).permute(0, 2, 3, 1)  # (B, R, R, 4 D)
@@ -65,7 +65,7 @@ class _Subpixel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of x and of the weight."""
+        """Compute the gradients of x and of the weight."""
         x, weight = ctx.saved_tensors
         wanted = [*ctx.needs_input_grad, False]
         found = torch.ops.aten.convolution_backward(
@@ -78,10 +78,10 @@ _subpixel: Callable[[Tensor, Tensor], Tensor] = _Subpixel.apply
 
 
 class ConvVAE(nn.Module):
-    """Four strided convolutions down to mu and logvar, four transposed ones back to the picture.
+    """Variational autoencoder: four strided convolutions to mu and logvar, four transposed ones back to the frame.
 
     Args:
-        latent_size: length of z (32 for CarRacing, 64 for Doom).
+        latent_size: Length of z (32 for CarRacing, 64 for Doom).
 
     Raises:
         ValueError: ``latent_size`` is not a positive integer.
@@ -122,10 +122,12 @@ class ConvVAE(nn.Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        """He initialisation: torch's default loses the signal in the transposed convolutions for hundreds of steps."""
+        """Initialize by He's rule: with torch's default, transposed convolutions train slowly for hundreds of steps."""
         for layer in self.modules():
             if isinstance(layer, nn.ConvTranspose2d):
-                taps = layer.in_channels * layer.kernel_size[0] ** 2 / 4  # stride 2: a quarter of the kernel each
+                taps = (
+                    layer.in_channels * layer.kernel_size[0] ** 2 / 4
+                )  # stride 2: an output has a quarter of the taps
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / taps))
             elif isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -138,20 +140,20 @@ class ConvVAE(nn.Module):
 
     @property
     def config(self) -> dict[str, int]:
-        """The constructor's arguments, for saving beside the weights."""
+        """Constructor arguments, saved next to the weights."""
         return {"latent_size": self.latent_size}
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes frames.
+        """Encode frames.
 
         Args:
-            x: (B, 3, 64, 64) float32 in [0, 1].
+            x: (B, 3, 64, 64) float32 frames in [0, 1].
 
         Returns:
             (mu, logvar), each (B, latent_size).
 
         Raises:
-            ValueError: another shape or an integer dtype.
+            ValueError: The shape is wrong, or the dtype is an integer.
         """
         if x.ndim != 4 or x.shape[1:] != (3, 64, 64) or not x.is_floating_point():
             raise ValueError(f"x: expected (B, 3, 64, 64) float32 in [0, 1], got {tuple(x.shape)} {x.dtype}")
@@ -159,29 +161,34 @@ class ConvVAE(nn.Module):
         return self.mu(features), self.logvar(features)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Draws pictures: z (B, latent_size) to (B, 3, 64, 64) in [0, 1]."""
+        """Decode latents z (B, latent_size) to frames (B, 3, 64, 64) in [0, 1]."""
         if z.ndim != 2 or z.shape[1] != self.latent_size:
             raise ValueError(f"z: expected (B, {self.latent_size}), got {tuple(z.shape)}")
         out: Tensor = self.decoder(z)
         return out
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Encodes, samples z = mu + exp(logvar / 2) * eps, decodes: (recon, mu, logvar).
+        """Encode, sample z = mu + exp(logvar / 2) * eps and decode.
 
-        ``noise`` is eps, (B, latent_size); None draws it from torch's global generator.
+        Args:
+            x: (B, 3, 64, 64) float32 frames in [0, 1].
+            noise: (B, latent_size) standard normal eps; None for torch's global generator.
+
+        Returns:
+            (recon, mu, logvar).
         """
         mu, logvar = self.encode(x)
         return self.decode(sample_latent(mu, logvar, noise)), mu, logvar
 
 
 def sample_latent(mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Tensor:
-    """Z ~ N(mu, exp(logvar)), any shape, with standard normal ``noise`` or that of torch's global generator."""
+    """Sample z ~ N(mu, exp(logvar)) of any shape; ``noise`` is standard normal, None for torch's global generator."""
     return mu + torch.exp(0.5 * logvar) * (torch.randn_like(mu) if noise is None else noise)
 
 
 @torch.inference_mode()
 def decode(model: ConvVAE, z: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Latents (N, Z) float32 to pictures (N, 64, 64, 3) uint8."""
+    """Decode latents (N, Z) float32 to frames (N, 64, 64, 3) uint8."""
     where = next(model.parameters()).device
     pictures = [model.decode(part.to(where)).cpu() for part in torch.split(torch.from_numpy(z), 256)]
     return (torch.cat(pictures).permute(0, 2, 3, 1).numpy() * 255 + 0.5).astype(np.uint8)
@@ -196,21 +203,21 @@ def vae_loss(
     kl_weight: float = 1.0,
     quartic_weight: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's loss: squared error + max(KL, tolerance); beside them, if wanted, the errors' fourth powers.
+    """Compute the paper's loss, squared error + max(KL, tolerance), with an optional quartic error term.
 
     Args:
         recon: (B, 3, 64, 64) reconstruction.
         x: (B, 3, 64, 64) frames.
         mu: (B, Z) means.
         logvar: (B, Z) log variances.
-        kl_tolerance: nats per latent dimension that are free.
-        kl_weight: weight of the KL term; the paper's is 1.
-        quartic_weight: of the fourth powers of the errors; the paper has none. They make large errors on few pixels
-            (a fireball that is left out) count more than small ones on many (a wall that is blurred).
+        kl_tolerance: Free nats per latent dimension.
+        kl_weight: Weight of the KL term; 1 in the paper.
+        quartic_weight: Weight of the fourth power of the errors; 0 in the paper. It emphasizes large errors on few
+            pixels (a missing fireball) over small errors on many (a blurred wall).
 
     Returns:
-        (loss, squared_error, kl), each (): the squared error summed over pixels and channels and averaged over the
-        batch; KL averaged over the batch before the tolerance; the loss takes max(KL, kl_tolerance * Z) per frame.
+        (loss, squared_error, kl), each (). The squared error is summed over pixels and channels and averaged over the
+        batch. The KL divergence is averaged over the batch; the loss takes max(KL, kl_tolerance * Z) per frame.
     """
     squares = (recon.float() - x.float()).square()
     squared_error = squares.sum() / x.shape[0]

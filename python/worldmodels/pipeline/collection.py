@@ -24,9 +24,9 @@ from worldmodels.pipeline.config import CollectConfig
 from worldmodels.pipeline.players import Job
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.worker import work
-from worldmodels.support.cpu import cores
+from worldmodels.support.cpu import available_cpus
 from worldmodels.support.files import link
-from worldmodels.support.processes import deaf_to_interrupts, ending
+from worldmodels.support.processes import block_sigint, describe_exit
 from worldmodels.support.progress import Progress
 
 _MAX_DEATHS = 20
@@ -153,7 +153,7 @@ class _Pool:
     def __init__(self, job: Job, todo: list[int], progress: Progress, ready: int) -> None:
         self._job = job
         self._todo = todo[::-1]
-        self._count = min(job.collect.num_workers or cores(), len(todo))
+        self._count = min(job.collect.num_workers or available_cpus(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
         self._deaths = 0
         self._noted: set[str] = set()
@@ -179,7 +179,7 @@ class _Pool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=work, args=(theirs, self._job), daemon=True)
-        with deaf_to_interrupts():
+        with block_sigint():
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -221,9 +221,11 @@ class _Pool:
         self._workers.remove(worker)
         self._deaths += 1
         if self._deaths > _MAX_DEATHS:
-            raise RuntimeError(f"collect: {self._deaths} workers died, the last with {ending(worker.process.exitcode)}")
+            raise RuntimeError(
+                f"collect: {self._deaths} workers died, the last with {describe_exit(worker.process.exitcode)}"
+            )
         if worker.shard is not None:
-            how = f"said nothing for {_PATIENCE:g} s" if hung else f"died ({ending(worker.process.exitcode)})"
+            how = f"said nothing for {_PATIENCE:g} s" if hung else f"died ({describe_exit(worker.process.exitcode)})"
             print(f"\ncollect: a worker {how}; shard {worker.shard} is played again", file=sys.stderr)
             self._ready -= worker.episodes
             self._todo.append(worker.shard)

@@ -14,7 +14,7 @@ from worldmodels.envs.policies import Policy
 from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import kept_scores
-from worldmodels.rollout.runner import Blind, Environments
+from worldmodels.rollout.runner import Environments, OpenLoopPlayer
 from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
 
@@ -51,7 +51,7 @@ def check(run: Run) -> dict[str, Any]:
             game = kept_scores(
                 run.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
                 {"policy": name},
-                Blind(policy, PURPOSE),
+                OpenLoopPlayer(policy, PURPOSE),
                 config.episodes,
                 environments=environments,
                 seed=seed,

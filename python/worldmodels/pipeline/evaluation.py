@@ -14,14 +14,14 @@ from worldmodels.analysis.recording import from_recorder, save_gif
 from worldmodels.analysis.stats import describe, format_interval, table
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend
-from worldmodels.models.agent import Agent, Candidates, Recorder, load_controller
+from worldmodels.models.agent import Agent, Population, Recorder, load_controller
 from worldmodels.models.vae import decode
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.evolution import Means, first_generation
 from worldmodels.pipeline.records import players
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import kept_scores
-from worldmodels.rollout.runner import Blind, Environments, Player, describe_environment, episode_seed, record
+from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player, describe_environment, episode_seed, record
 from worldmodels.support.files import write_json
 from worldmodels.support.versions import versions
 
@@ -45,10 +45,10 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
     with Environments(environment, slots, rules=task.rules) as environments:
         games = _Games(run, environments)
         results: dict[str, Any] = {"agent": describe(games.of_controllers("episodes", agent, episodes))}
-        first = Candidates(agent, first_generation(run))
+        first = Population(agent, first_generation(run))
         results["before"] = {"policy": BEFORE, **describe(games.of_controllers("before", first, episodes))}
         for name, policy in task.baselines.items():
-            returns = games.scores(name, Blind(task.policies[policy], PURPOSE), episodes, {"policy": policy})
+            returns = games.scores(name, OpenLoopPlayer(task.policies[policy], PURPOSE), episodes, {"policy": policy})
             results[name] = {"policy": policy, **describe(returns)}
         curve = _curve(games, agent) if config.evaluate.curve_episodes else None
     scored = task.dream_has_reward(agent.mdnrnn)
@@ -105,7 +105,7 @@ class _Games:
     def of_means(self, agent: Agent, means: Means, episodes: int) -> list[float]:
         """Scores of the evaluated means in turn."""
         about = {"generations": means.generations, "scores": means.scores}
-        return self.scores("curve", Candidates(agent, np.stack(means.params)), episodes, about)
+        return self.scores("curve", Population(agent, np.stack(means.params)), episodes, about)
 
 
 def _curve(games: _Games, agent: Agent) -> list[dict[str, Any]]:

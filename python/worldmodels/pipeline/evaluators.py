@@ -9,7 +9,7 @@ import torch
 
 from worldmodels.dream.gpu import TorchDream
 from worldmodels.dream.native import Dream
-from worldmodels.dream.world_model import WorldModel, load_midway, load_world_model
+from worldmodels.dream.world_model import WorldModel, load_burned_in_states, load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import Termination
@@ -19,7 +19,7 @@ from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators import Evaluator
 from worldmodels.rollout.evaluators.dream import DreamEvaluator
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
-from worldmodels.support.cpu import cores, default_threads
+from worldmodels.support.cpu import available_cpus, default_threads
 from worldmodels.support.simd import Precision, precisions
 
 
@@ -64,11 +64,11 @@ def environment_evaluator(run: Run) -> EnvironmentEvaluator:
         model,
         make_controller(run, model),
         config.environment,
-        slots=config.evolve.num_envs,
-        workers=config.evolve.num_threads or cores(),
+        num_envs=config.evolve.num_envs,
+        num_workers=config.evolve.num_threads or available_cpus(),
         max_steps=config.evolve.max_steps,
         precision=config.encode.precision,
-        patience=config.evolve.max_steps_without_reward,
+        max_steps_without_reward=config.evolve.max_steps_without_reward,
         rules=run.task.rules,
     )
 
@@ -152,12 +152,12 @@ def _starts(run: Run, starts: str) -> tuple[WorldModel, dict[str, Any]]:
     world = load_world_model(run.folder)
     if starts == "first":
         return world, {}
-    midway = load_midway(run.folder, world.mdnrnn)
-    if midway is None:
+    burned_in = load_burned_in_states(run.folder, world.mdnrnn)
+    if burned_in is None:
         raise ValueError(f"evolve.initial_states: expected first, as {run.folder} has no burned-in states, got random")
     first = np.zeros((len(world.initial_mu), world.mdnrnn.hidden_size), np.float32)
     both = world._replace(
-        initial_mu=np.concatenate([world.initial_mu, midway["mu"]]),
-        initial_logvar=np.concatenate([world.initial_logvar, midway["logvar"]]),
+        initial_mu=np.concatenate([world.initial_mu, burned_in["mu"]]),
+        initial_logvar=np.concatenate([world.initial_logvar, burned_in["logvar"]]),
     )
-    return both, {f"initial_{key}": np.concatenate([first, midway[key]]) for key in "hc"}
+    return both, {f"initial_{key}": np.concatenate([first, burned_in[key]]) for key in "hc"}

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from worldmodels import pretrained
 from worldmodels.cmaes.cmaes import CMAES
-from worldmodels.cmaes.search_space import Coordinates
+from worldmodels.cmaes.search_space import SearchSpace
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
-from worldmodels.models.weights import load_tensors, save_tensors, taking_up
+from worldmodels.models.weights import checkpoint_errors, load_tensors, save_tensors
 from worldmodels.pipeline.config import EvolveConfig
 from worldmodels.pipeline.evaluators import make_evaluator
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.search_space import make_coordinates
-from worldmodels.rollout.evaluators import Evaluator, Told
+from worldmodels.rollout.evaluators import Evaluator, OnProgress
 from worldmodels.support.cpu import default_threads
 from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
@@ -47,9 +47,9 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
     best, best_score, best_generation, first = np.zeros(controller.size), -np.inf, 0, 0
     if tensors:
         evaluated_with = about.get("evaluator")
-        if evaluated_with != evaluator.about:
-            raise ValueError(f"{checkpoint}: expected to resume with {evaluated_with}, got {evaluator.about}")
-        with taking_up(checkpoint, "evolve"):
+        if evaluated_with != evaluator.metadata:
+            raise ValueError(f"{checkpoint}: expected to resume with {evaluated_with}, got {evaluator.metadata}")
+        with checkpoint_errors(checkpoint, "evolve"):
             del tensors["origin"]
             best = tensors.pop("best").numpy()
             best_score, best_generation, first = about["best_score"], about["best_generation"], about["generation"]
@@ -71,7 +71,7 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
             config.episodes,
             seed=_seed(seed, "dream", generation),
             common_seeds=config.common_random_numbers,
-            told=_teller(progress, generation, evaluator, clock),
+            on_progress=_teller(progress, generation, evaluator, clock),
         )
         scores = played.returns.mean(axis=1, dtype=np.float64)  # (popsize,)
         es.tell(candidates, -scores)
@@ -95,12 +95,12 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
                 best, best_score, best_generation = mean.copy(), score, generation
         elapsed, clock = progress.seconds - clock, progress.seconds
         run.log("evolve", generation=generation, **line, seconds=round(elapsed, 3))
-        _save(checkpoint, es, generation, coordinates.origin, best, best_score, best_generation, evaluator.about)
+        _save(checkpoint, es, generation, coordinates.origin, best, best_score, best_generation, evaluator.metadata)
         progress.update(
             generation, f"best {line['best']:.0f}, mean {line['mean']:.0f}, {speed:,.0f} {evaluator.unit}/s"
         )
     progress.close(config.generations, f"best mean {best_score:.0f}, generation {best_generation}")
-    about = {"score": best_score, "generation": best_generation, **evaluator.about}
+    about = {"score": best_score, "generation": best_generation, **evaluator.metadata}
     save_controller(run, controller, best, about)
     return {"parameters": controller.size, **about}
 
@@ -115,7 +115,7 @@ def _read_checkpoint(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load_tensors(path) if path.is_file() else ({}, {})
 
 
-def _coordinates(run: Run, controller: Controller, checkpoint: dict[str, Tensor]) -> Coordinates:
+def _coordinates(run: Run, controller: Controller, checkpoint: dict[str, Tensor]) -> SearchSpace:
     """The search space of the settings; a resumed search keeps the origin of its checkpoint."""
     config = run.config.evolve
     origin = checkpoint["origin"].numpy().astype(np.float64) if checkpoint else initial_mean(config, controller)
@@ -170,7 +170,7 @@ class Means:
         self.params: list[npt.NDArray[np.float32]] = []
         if path.is_file():
             tensors, about = load_tensors(path)
-            with taking_up(path, "evolve"):
+            with checkpoint_errors(path, "evolve"):
                 for values in zip(about["generations"], about["scores"], tensors["params"].numpy(), strict=True):
                     if values[0] <= last:
                         self._append(*values)
@@ -187,17 +187,17 @@ class Means:
         save_tensors(self._path, {"params": params}, {"generations": self.generations, "scores": self.scores})
 
 
-def _teller(progress: Progress, generation: int, evaluator: Evaluator, began: float | None = None) -> Told:
+def _teller(progress: Progress, generation: int, evaluator: Evaluator, began: float | None = None) -> OnProgress:
     """A callback that shows the progress of a generation, or of the evaluation of its mean."""
     start = progress.seconds if began is None else began
     what = "evaluation of the mean" if began is None else f"generation {generation}"
 
-    def told(ended: int, total: int, steps: int) -> None:
+    def on_progress(ended: int, total: int, steps: int) -> None:
         if ended < total:
             speed = steps / max(progress.seconds - start, 1e-9)
             progress.update(generation - 1, f"{what}: {ended}/{total} episodes, {speed:,.0f} {evaluator.unit}/s")
 
-    return told
+    return on_progress
 
 
 def initial_mean(config: EvolveConfig, controller: Controller) -> Params:
@@ -212,11 +212,15 @@ def initial_mean(config: EvolveConfig, controller: Controller) -> Params:
 
 
 def evaluate_mean(
-    evaluator: Evaluator, mean: Params, config: EvolveConfig, seed: int, told: Told = lambda *_: None
+    evaluator: Evaluator, mean: Params, config: EvolveConfig, seed: int, on_progress: OnProgress = lambda *_: None
 ) -> float:
     """Mean return of the distribution's mean, on the same episodes for every mean of a run."""
     played = evaluator.play(
-        mean[None], config.evaluate_episodes, seed=_seed(seed, "evaluate", 0), common_seeds=False, told=told
+        mean[None],
+        config.evaluate_episodes,
+        seed=_seed(seed, "evaluate", 0),
+        common_seeds=False,
+        on_progress=on_progress,
     )
     return float(played.returns.mean(dtype=np.float64))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -16,13 +17,14 @@ import numpy.typing as npt
 from worldmodels.data.episodes import Episode, shard_path
 from worldmodels.envs import ContractError
 from worldmodels.envs.any_gymnasium import one_line
-from worldmodels.envs.base import Batch
+from worldmodels.envs.base import VectorEnv
 from worldmodels.envs.policies import RANDOM_AGENT, Action, parse_policies
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import CollectConfig, Config
+from worldmodels.rollout import runner
 from worldmodels.rollout.runner import episode_seed
 
 if TYPE_CHECKING:
@@ -96,24 +98,6 @@ class Job:
         return range(start, min(start + self.collect.shard_episodes, self.collect.episodes))
 
 
-class _Turn(NamedTuple):
-    """What a policy knows before its action.
-
-    Attributes:
-        frame: (64, 64, 3) uint8.
-        overrule: (A,) float32, NaN where the agent decides.
-        params: (N,) float32, the agent's controller in this episode; None for its own.
-        seed: of the episode.
-        first: whether the episode begins.
-    """
-
-    frame: Frame
-    overrule: Action
-    params: npt.NDArray[np.float32] | None
-    seed: int
-    first: bool
-
-
 def check_policies(job: Job, space: gymnasium.spaces.Box) -> None:
     """Refuses a policy of the task whose actions do not fit, before anything is played.
 
@@ -133,115 +117,146 @@ def _action(job: Job, name: str, given: Any, space: gymnasium.spaces.Box) -> Act
     return np.clip(action.astype(np.float32), space.low, space.high)
 
 
-def play(batch: Batch, job: Job, numbers: range, agent: Agent | None) -> Iterator[Episode]:
-    """Plays episodes, one in every slot at a time, and yields them in their order."""
-    batch.expect([episode_seed(job.seed, "collect", number) for number in numbers])
-    waiting = list(reversed(numbers))
-    running: dict[int, tuple[int, _Player]] = {}  # slot: episode, player
-    turns: dict[int, _Turn] = {}
+@dataclass
+class _Attempt:
+    """One attempt at an episode.
+
+    Attributes:
+        policy: Name of the policy that plays it.
+        seed: Seed of the environment and of the policy.
+        forced_actions: Actions (A,) float32, NaN where the agent decides.
+        frames: Frames so far, (64, 64, 3) uint8.
+        actions: Actions so far, (A,) float32.
+        rewards: Rewards so far.
+    """
+
+    policy: str
+    seed: int
+    forced_actions: Callable[[Frame], Action]
+    frames: list[Frame] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    rewards: list[np.float32] = field(default_factory=list)
+
+
+class CollectingPlayer:
+    """:class:`worldmodels.rollout.runner.Player` of a job: draws a policy for every episode.
+
+    An episode depends on the job's seed, its number, the attempt and the agent alone.
+
+    Args:
+        job: Job.
+        space: Action space of the environment.
+        agent: Agent of the policies that have one.
+    """
+
+    def __init__(self, job: Job, space: gymnasium.spaces.Box, agent: Agent | None) -> None:
+        self._job, self._space, self._agent = job, space, agent
+        self._failed: dict[int, int] = {}  # attempts that were too short, by episode
+        self.attempts: dict[int, _Attempt] = {}  # by episode
+
+    def seed(self, number: int) -> int:
+        """Seed of the present attempt at an episode."""
+        return episode_seed(self._job.seed, "collect", number, self._failed.get(number, 0))
+
+    def retry(self, number: int) -> None:
+        """Count an attempt at an episode that was too short.
+
+        Raises:
+            RuntimeError: There have been too many.
+        """
+        self._failed[number] = self._failed.get(number, 0) + 1
+        if self._failed[number] >= _MAX_ATTEMPTS:
+            least = self._job.collect.min_length
+            raise RuntimeError(f"collect.min_length: no episode of {least} frames in {_MAX_ATTEMPTS} attempts")
+
+    def reset(self, batch: int, *, seed: int = 0) -> None:
+        """See :meth:`worldmodels.rollout.runner.Player.reset`; random numbers come from the seeds of the episodes."""
+        if self._agent is not None:
+            self._agent.reset(batch)
+
+    def act(
+        self,
+        frames: Frame,
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+        *,
+        env_ids: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """See :meth:`worldmodels.rollout.runner.Player.act`; all arguments are required."""
+        assert restart is not None and episodes is not None and env_ids is not None
+        for env_id, number in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
+            self.attempts[number], params = self._begin(number)
+            if self._agent is not None:
+                self._agent.set_params(env_id, params)
+        attempts = [self.attempts[number] for number in episodes.tolist()]
+        forced = np.stack([attempt.forced_actions(frame) for attempt, frame in zip(attempts, frames, strict=True)])
+        if self._agent is None:
+            return forced
+        seeds = np.array([attempt.seed for attempt in attempts])
+        return self._agent.act(frames, restart, seeds, forced, env_ids)
+
+    def _begin(self, number: int) -> tuple[_Attempt, npt.NDArray[np.float32] | None]:
+        """Draw the policy of an attempt; also returns the controller (N,) of the agent, None for its own."""
+        job, space, seed = self._job, self._space, self.seed(number)
+        names, weights = zip(*job.shares, strict=True)
+        rng = np.random.default_rng(seed)
+        name = str(rng.choice(names, p=np.array(weights) / sum(weights)))
+        if name == RANDOM_AGENT:
+            from worldmodels.models.random_agent import RandomAgent
+
+            random_agent = RandomAgent(job.controller(len(space.low)), restart_input=job.config.train_rnn.restart_input)
+            random_agent.draw(rng)
+            return _Attempt(name, seed, random_agent.act), None
+        params = None
+        actions: Iterator[Action]
+        if name in job.task.policies:
+            actions = (_action(job, name, action, space) for action in job.task.policies[name](rng))
+        else:
+            actions, params = _agent_policy(name, rng, self._agent, space)
+        return _Attempt(name, seed, lambda _: next(actions)), params
+
+
+def play(envs: VectorEnv, job: Job, numbers: range, agent: Agent | None) -> Iterator[Episode]:
+    """Play the episodes of a job; yields them in their order.
+
+    Args:
+        envs: Real environments.
+        job: Job.
+        numbers: Numbers of the episodes.
+        agent: Agent of the policies that have one.
+    """
+    player = CollectingPlayer(job, envs.action_space, agent)
+    player.reset(envs.num_envs)
+    queue = deque(runner.Episode(number, player.seed(number)) for number in numbers)
     done: dict[int, Episode] = {}
     following = numbers.start
-    if agent is not None:
-        agent.reset(batch.slots)
-
-    def start(slot: int) -> None:
-        """The episode that the slot's player asks for."""
-        seed = next(running[slot][1])
-        assert isinstance(seed, int)
-        turn = running[slot][1].send(batch.reset([slot], [seed])[0])
-        assert isinstance(turn, _Turn)
-        turns[slot] = turn
-
-    def begin(slot: int) -> None:
-        running.pop(slot, None)
-        turns.pop(slot, None)
-        if waiting:
-            number = waiting.pop()
-            running[slot] = number, _play_one(job, number, batch.action_space, agent)
-            start(slot)
-
-    for slot in range(batch.slots):
-        begin(slot)
-    while running:
-        actions = _decide(turns, agent)
-        busy = list(running)
-        outcomes = batch.step(busy, np.stack([actions[slot] for slot in busy]))
-        for slot, *outcome in zip(busy, *outcomes, strict=True):
-            number, player = running[slot]
-            try:
-                turn = player.send((actions[slot], *outcome))
-            except StopIteration as end:
-                done[number] = end.value
-                begin(slot)
-            else:
-                if isinstance(turn, _Turn):
-                    turns[slot] = turn
-                else:  # an attempt that was too short
-                    start(slot)
+    for step in runner.run_episodes(
+        [envs],
+        [queue],
+        player,
+        max_steps=job.task.max_steps,
+        max_steps_without_reward=job.collect.max_steps_without_reward,
+    ):
+        for row, number in enumerate(step.episodes.tolist()):
+            attempt = player.attempts[number]
+            attempt.frames.append(step.frames[row].copy())  # a view would keep the whole step
+            attempt.actions.append(step.actions[row])
+            attempt.rewards.append(step.rewards[row])
+            if not step.over[row]:
+                continue
+            if len(attempt.frames) < job.collect.min_length:
+                player.retry(number)
+                queue.appendleft(runner.Episode(number, player.seed(number)))
+                continue
+            del player.attempts[number]
+            frames, actions = np.stack(attempt.frames), np.stack(attempt.actions)
+            rewards, terminated = np.array(attempt.rewards, np.float32), bool(step.terminated[row])
+            done[number] = Episode(
+                frames, actions, rewards, terminated, attempt.policy, attempt.seed, bool(step.cut[row])
+            )
         while following in done:
             yield done.pop(following)
             following += 1
-
-
-def _decide(turns: dict[int, _Turn], agent: Agent | None) -> dict[int, Action]:
-    """The action of every slot that has a turn."""
-    if agent is None:
-        return {slot: turn.overrule for slot, turn in turns.items()}
-    for slot, turn in turns.items():
-        agent.assign(slot, turn.params)
-    frames, overrule, _, seeds, first = zip(*turns.values(), strict=True)
-    actions = agent.act(np.stack(frames), np.array(first), np.array(seeds), np.stack(overrule), np.array([*turns]))
-    return dict(zip(turns, actions, strict=True))
-
-
-#: Yields the seed of an episode and is sent its first frame; then yields turns and is sent what came of each (action,
-#: frame, reward, terminated, truncated), or None instead of a turn where another attempt is needed.
-_Player = Generator[Any, Any, Episode]
-
-
-def _play_one(job: Job, number: int, space: gymnasium.spaces.Box, agent: Agent | None) -> _Player:
-    """Plays episode ``number``: what comes out depends on nothing but the seed, the number and the agent."""
-    config, task = job.collect, job.task
-    overrule: Iterator[Action]
-    names, weights = zip(*job.shares, strict=True)
-    for attempt in range(_MAX_ATTEMPTS):
-        seed = episode_seed(job.seed, "collect", number, attempt)
-        rng = np.random.default_rng(seed)
-        name = str(rng.choice(names, p=np.array(weights) / sum(weights)))
-        params, chance = None, None
-        if name in task.policies:
-            policy = task.policies[name](rng)
-            overrule = (_action(job, name, action, space) for action in policy)
-        elif name == RANDOM_AGENT:
-            from worldmodels.models.random_agent import RandomAgent
-
-            rnn = job.config.train_rnn
-            chance = RandomAgent(job.controller(len(space.low)), restart_input=rnn.restart_input)
-            chance.draw(rng)
-            overrule = itertools.repeat(np.zeros(len(space.low), np.float32))
-        else:
-            overrule, params = _agent_policy(name, rng, agent, space)
-        frames: list[Frame] = []
-        taken, rewards = [], []
-        frame = yield seed
-        over, cut, barren = False, False, 0
-        while not over:
-            wanted = next(overrule) if chance is None else chance.act(frame)
-            frames.append(frame)
-            action, frame, reward, terminated, truncated = yield _Turn(
-                frames[-1], wanted, params, seed, len(frames) == 1
-            )
-            taken.append(action)
-            rewards.append(reward)
-            barren = 0 if reward > 0 else barren + 1
-            over = terminated or truncated or 0 < config.max_steps_without_reward <= barren
-            cut = not over and len(taken) >= task.max_steps
-            over = over or cut
-        if len(frames) >= config.min_length:
-            rewarded = np.array(rewards, np.float32)
-            return Episode(np.stack(frames), np.stack(taken), rewarded, bool(terminated), name, seed, cut)
-        yield None
-    raise RuntimeError(f"collect.min_length: no episode of {config.min_length} frames in {_MAX_ATTEMPTS} attempts")
 
 
 def _agent_policy(

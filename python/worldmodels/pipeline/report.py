@@ -332,9 +332,9 @@ def _training(run: Run, folder: Path, goodness: tuple[dict[str, Any], dict[str, 
     vae, rnn = goodness
     picture = html.picture(
         folder / "quality.png",
-        "V's reconstruction error by motion of the pixels, M's open-loop prediction error by horizon, and calibration "
-        "of M's termination probability",
-        "On held-out episodes. Good: V's bars lie far below the mean picture's, above all for moving pixels; M's error "
+        "V's reconstruction error by motion of the pixels, M's free-running prediction error by horizon, and "
+        "calibration of M's termination probability",
+        "On held-out episodes. Good: V's bars lie far below the mean frame's, above all for moving pixels; M's error "
         "is below both baselines; the points of termination lie on the diagonal once the weight is removed.",
     )
     return [*parts, picture, html.details("The same in numbers", *quality_tables(vae, rnn))]
@@ -354,7 +354,7 @@ def quality_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> list[str]:
     tables = [
         html.table(
             f"V, {vae['frames']:,} frames: squared error per pixel",
-            ["pixels", "fraction of all", "V", "mean picture", "variance explained"],
+            ["pixels", "fraction of all", "V", "mean frame", "variance explained"],
             pixels,
         ),
         html.table(
@@ -362,7 +362,7 @@ def quality_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> list[str]:
             ["", "nats"],
             [
                 ["mean of the dimensions", number(rnn["z"], 3)],
-                ["entropy of V's sampling, which no M predicts", number(rnn["z_noise"], 3)],
+                ["V's sampling noise", number(rnn["z_noise"], 3)],
                 ["best dimension", number(min(rnn["z_dimensions"]), 3)],
                 ["worst dimension", number(max(rnn["z_dimensions"]), 3)],
             ],
@@ -380,11 +380,11 @@ def quality_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> list[str]:
         header = ["M's output", "steps", "mean output", "weight removed", "observed"]
         tables.append(html.table("M: calibration of the termination probability per step", header, rows))
     kinds = {
-        "M, squared error per dimension of z": ("", {"average": "average latent"}),
-        "The same, squared error per picture": ("picture_", {"v": "V of the real z"}),
+        "M free-running, squared error per dimension of z": ("", {"average": "mean latent"}),
+        "M free-running, squared error per frame": ("picture_", {"v": "V alone"}),
     }
     for caption, (prefix, last) in kinds.items():
-        columns = {"mean": "M's mean", "sample": "M's sample", "stays": "no change", **last}
+        columns = {"mean": "M's mean", "sample": "M's sample", "stays": "persistence", **last}
         rows = [
             [f"{row['steps']:g}", f"{row['count']:g}", *(number(row[f"{prefix}{key}"]) for key in columns)]
             for row in rnn["rollouts"]

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from gymnasium.vector import AutoresetMode
 
-from worldmodels.cmaes.search_space import Coordinates, Floats, principal_components
+from worldmodels.cmaes.search_space import Floats, SearchSpace, principal_components
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.world_model import WorldModel, load_world_model
 from worldmodels.models.controller import Controller
-from worldmodels.models.weights import load_tensors, save_tensors, taking_up
+from worldmodels.models.weights import checkpoint_errors, load_tensors, save_tensors
 
 _DREAMS, _STEPS, _EVERY, _HELD = 256, 600, 10, 5  # that what C sees is learnt from; steps between two rows, and actions
 
@@ -38,7 +38,7 @@ def dreamt_features(world: WorldModel, controller: Controller, seed: int) -> npt
 
 def make_coordinates(
     run_folder: Path, controller: Controller, origin: Floats, components: int, seed: int
-) -> Coordinates:
+) -> SearchSpace:
     """The coordinates of an evolution; those along components are kept in a file, as another machine's would differ.
 
     Args:
@@ -52,7 +52,7 @@ def make_coordinates(
         ValueError: there are fewer components, or the file does not fit.
     """
     if components == 0:
-        return Coordinates(controller, origin)
+        return SearchSpace(controller, origin)
     seen = controller.feature_size
     if components > seen:
         raise ValueError(f"evolve.pca_components: expected at most {seen}, what C sees, got {components}")
@@ -61,8 +61,8 @@ def make_coordinates(
         basis = principal_components(dreamt_features(load_world_model(run_folder), controller, seed), components)
         save_tensors(path, {"origin": torch.from_numpy(origin), "basis": torch.from_numpy(basis)}, {})
     tensors, _ = load_tensors(path)
-    with taking_up(path, "evolve"):
-        found = Coordinates(controller, tensors["origin"].numpy(), tensors["basis"].numpy())
+    with checkpoint_errors(path, "evolve"):
+        found = SearchSpace(controller, tensors["origin"].numpy(), tensors["basis"].numpy())
     shapes = [tuple(found.origin.shape), tuple(found.basis.shape if found.basis is not None else ())]
     if shapes != [(controller.size,), (seen, components)]:
         raise ValueError(f"{path}: expected origin ({controller.size},) and basis ({seen}, {components}), got {shapes}")

@@ -19,7 +19,7 @@ from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import Temperatures
 from worldmodels.support.files import link, write_json
-from worldmodels.support.validation import MOST_SEED
+from worldmodels.support.validation import MAX_SEED
 
 Result = dict[str, Any]
 #: Stages that build V and M.
@@ -135,7 +135,7 @@ def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result
         )
     _check_inside(config, "iterate")
     settings = config.iterate
-    if config.seed + settings.rounds > MOST_SEED:
+    if config.seed + settings.rounds > MAX_SEED:
         raise ValueError(
             f"--seed: expected at most 2**64 - 1 in the last of {settings.rounds} rounds, got {config.seed}"
         )

@@ -11,7 +11,7 @@ from worldmodels import pretrained
 from worldmodels.data.episodes import EpisodeWriter
 from worldmodels.envs import ContractError, GameLostError
 from worldmodels.envs.policies import RANDOM_AGENT
-from worldmodels.envs.vector import backend, make_batch
+from worldmodels.envs.vector import backend, make_vector_env
 from worldmodels.pipeline.players import Job, check_policies, play
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def work(pipe: Connection, job: Job) -> None:
         agent = _agent(job)
         together = agent is not None or backend(job.environment) == "envpool"
         slots = min(_SLOTS, job.collect.shard_episodes) if together else 1
-        batch = make_batch(job.environment, slots, workers=1, rules=job.task.rules, **job.options)
+        batch = make_vector_env(job.environment, slots, num_workers=1, rules=job.task.rules, **job.options)
         (action_size,) = batch.action_space.shape
         check_policies(job, batch.action_space)
         if batch.scaling:

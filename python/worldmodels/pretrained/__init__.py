@@ -1,4 +1,4 @@
-"""The worlds that come with the package: V, M, C and the dream's starts, laid out like a run folder, in float16."""
+"""Pretrained world models: V, M, initial states and C in float16, in the layout of a run folder."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ DREAM = "dream.json"
 
 
 def names() -> list[str]:
-    """The worlds that are here."""
+    """List the pretrained world models."""
     return sorted(file.parent.name for file in _HERE.glob(f"*/{HASHES}"))
 
 
 def path(name: str) -> Path:
-    """Folder of a pretrained world model, its files unchecked."""
+    """Return the folder of a pretrained world model without checking its files."""
     return _HERE / name
 
 
 def folder(name: str) -> Path:
-    """Where a world's files lie, every one of them compared with the hash it was shipped with.
+    """Return the folder of a pretrained world model after checking its files against their SHA-256 hashes.
 
     Raises:
-        ValueError: there is no such world, or a file is damaged.
-        FileNotFoundError: a file is missing.
+        ValueError: There is no such world model, or a file is damaged.
+        FileNotFoundError: A file is missing.
     """
     if name not in names():
         raise ValueError(f"name: expected one of {', '.join(names()) or '(none)'}, got {name!r}")
@@ -40,17 +40,17 @@ def folder(name: str) -> Path:
 
 
 def resolve(agent: str | Path) -> Path:
-    """The folder of a world of the package, given by its name, or a run folder as it is."""
+    """Return the folder of a pretrained world model by its name; paths of run folders pass unchanged."""
     return folder(str(agent)) if str(agent) in names() else Path(agent)
 
 
 def dream_settings(name: str) -> dict[str, str]:
-    """Arguments of the dreams that a pretrained agent was evolved in: ``termination``."""
+    """Read the settings of the dreams in which a pretrained agent was evolved: ``termination``."""
     settings: dict[str, str] = read_json(path(name) / DREAM)
     return settings
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256, hexadecimal."""
+    """Compute a file's SHA-256, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,1 +1,1 @@
-"""Episodes: one loop for real environments, and evaluators of controllers."""
+"""Rollouts of policies and agents in real environments, and evaluators of controllers."""

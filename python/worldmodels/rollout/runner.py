@@ -1,27 +1,29 @@
-"""Playing the real environment: many episodes side by side, with policies that look at nothing or with an agent."""
+"""Rollouts in the real environment: concurrent episodes of an agent or of an open-loop policy."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, Self
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from worldmodels.envs import envpool as pool
-from worldmodels.envs.base import Batch
+from worldmodels.envs.base import VectorEnv
 from worldmodels.envs.policies import Action, Policy
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import backend, make, make_batch
+from worldmodels.envs.vector import ThreadVectorEnv, backend, make_vector_env
 
 
 class Player(Protocol):
-    """Whoever turns a batch of frames into a batch of actions, with one memory per slot of the batch."""
+    """Policy that maps a batch of frames to a batch of actions, with one state per environment."""
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
-        """Forgets everything; ``batch`` episodes begin."""
+        """Reset all states; ``batch`` episodes start."""
 
     def act(
         self,
@@ -29,13 +31,183 @@ class Player(Protocol):
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
         *,
-        slots: npt.NDArray[np.int64] | None = None,
+        env_ids: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """(B, 64, 64, 3) uint8 frames to (B, A) actions, in the slots that act; ``restart``: an episode begins."""
+        """Compute actions.
+
+        Args:
+            frames: (B, 64, 64, 3) uint8 frames.
+            restart: (B,) bool flags of the first frame of an episode.
+            episodes: (B,) indices of the episodes.
+            env_ids: (B,) indices of the environments that act; None for all.
+
+        Returns:
+            (B, A) float32 actions.
+        """
+
+
+class Episode(NamedTuple):
+    """An episode to play.
+
+    Attributes:
+        number: Index, which players derive their random numbers from.
+        seed: Seed of the environment.
+    """
+
+    number: int
+    seed: int
+
+
+class Transitions(NamedTuple):
+    """One step of n environments.
+
+    Attributes:
+        env_ids: (n,) int64 indices of the environments.
+        episodes: (n,) int64 indices of their episodes.
+        frames: (n, 64, 64, 3) uint8 frames that were acted on.
+        actions: (n, A) float32 actions.
+        rewards: (n,) float32 rewards.
+        lengths: (n,) int64 steps of the episodes so far, this one included.
+        terminated: (n,) bool, whether the environment terminated the episode.
+        truncated: (n,) bool, whether the environment truncated it.
+        starved: (n,) bool, whether too many steps without a positive reward end it.
+        cut: (n,) bool, whether the maximum number of steps alone ends it.
+    """
+
+    env_ids: npt.NDArray[np.int64]
+    episodes: npt.NDArray[np.int64]
+    frames: Frame
+    actions: npt.NDArray[np.float32]
+    rewards: npt.NDArray[np.float32]
+    lengths: npt.NDArray[np.int64]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    starved: npt.NDArray[np.bool_]
+    cut: npt.NDArray[np.bool_]
+
+    @property
+    def over(self) -> npt.NDArray[np.bool_]:
+        """(n,) bool, whether the episode ends with this step."""
+        return self.terminated | self.truncated | self.starved | self.cut
+
+
+def run_episodes(
+    vector_envs: Sequence[VectorEnv],
+    queues: Sequence[deque[Episode]],
+    player: Player,
+    *,
+    max_steps: int | None = None,
+    max_steps_without_reward: int = 0,
+    while_stepping: Callable[[], None] = lambda: None,
+) -> Iterator[Transitions]:
+    """The episode loop: play all episodes of some queues, a player acting in every environment that has one.
+
+    While the environments of one vector step, the player acts on the frames of the next one. An environment whose
+    episode is over takes the next one of its vector's queue, to which the consumer may add.
+
+    Args:
+        vector_envs: Vectors of environments. The player sees the index of an environment in all of them together.
+        queues: Episodes of each vector.
+        player: Player; it has been reset to at least as many environments as are used.
+        max_steps: Maximum length of an episode; None for the environment's own limit.
+        max_steps_without_reward: End an episode after this many steps without a positive reward; 0 for never.
+        while_stepping: Called after every start of a step, for work that can overlap it.
+
+    Yields:
+        Every step of every vector.
+    """
+    limits = np.iinfo(np.int64).max if max_steps is None else max_steps, max_steps_without_reward
+    lanes, first = [], 0
+    for envs, queue in zip(vector_envs, queues, strict=True):
+        lanes.append(_Lane(envs, queue, player, first, *limits))
+        first += lanes[-1].size
+    for lane in lanes:
+        lane.begin(np.arange(lane.size))
+        lane.act(while_stepping)
+    while any(lane.is_playing for lane in lanes):
+        for lane in lanes:
+            if not lane.is_playing:
+                continue
+            step = lane.observe()
+            yield step
+            lane.begin(step.env_ids[step.over] - lane.first)
+            lane.act(while_stepping)
+
+
+class _Lane:
+    """The episodes of one vector of environments in :func:`run_episodes`."""
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        queue: deque[Episode],
+        player: Player,
+        first: int,
+        max_steps: int,
+        max_steps_without_reward: int,
+    ) -> None:
+        self._envs, self._queue, self._player = envs, queue, player
+        self._max_steps, self._max_steps_without_reward = max_steps, max_steps_without_reward
+        self.first, self.size = first, min(envs.num_envs, len(queue))
+        self._episodes = np.full(self.size, -1, np.int64)
+        self._lengths, self._without_reward = np.zeros((2, self.size), np.int64)
+        self._frames = np.zeros((self.size, 64, 64, 3), np.uint8)
+        self._busy = np.arange(0)
+        envs.prefetch([episode.seed for episode in queue])
+
+    @property
+    def is_playing(self) -> bool:
+        """Whether a step has been started."""
+        return len(self._busy) > 0
+
+    def begin(self, rows: npt.NDArray[np.int64]) -> None:
+        """Reset free environments to the next episodes, as long as there are any."""
+        self._episodes[rows] = -1
+        fresh = rows[: len(self._queue)]
+        if len(fresh) == 0:
+            return
+        episodes = [self._queue.popleft() for _ in fresh]
+        self._episodes[fresh] = [episode.number for episode in episodes]
+        self._lengths[fresh] = self._without_reward[fresh] = 0
+        self._frames[fresh] = self._envs.reset(fresh, [episode.seed for episode in episodes])
+
+    def act(self, while_stepping: Callable[[], None]) -> None:
+        """Act in every environment that has an episode, and start the step."""
+        self._busy = busy = np.flatnonzero(self._episodes >= 0)
+        if len(busy) == 0:
+            return
+        self._seen = self._frames[busy]
+        restart = self._lengths[busy] == 0
+        self._actions = self._player.act(self._seen, restart, self._episodes[busy], env_ids=busy + self.first)
+        self._envs.send(busy, self._actions)
+        while_stepping()
+
+    def observe(self) -> Transitions:
+        """Wait for the step."""
+        busy = self._busy
+        self._frames[busy], rewards, terminated, truncated = self._envs.recv()
+        self._lengths[busy] += 1
+        self._without_reward[busy] = np.where(rewards > 0, 0, self._without_reward[busy] + 1)
+        ended = terminated | truncated
+        limit = self._max_steps_without_reward
+        starved = ~ended & (self._without_reward[busy] >= limit) if limit else np.zeros(len(busy), np.bool_)
+        cut = ~ended & ~starved & (self._lengths[busy] >= self._max_steps)
+        return Transitions(
+            busy + self.first,
+            self._episodes[busy],
+            self._seen,
+            self._actions,
+            rewards,
+            self._lengths[busy],
+            terminated,
+            truncated,
+            starved,
+            cut,
+        )
 
 
 def describe_environment(environment: EnvSpec) -> str:
-    """The environment in a few words: its id and what was chosen."""
+    """Describe an environment by its id, variant, resolution and back end."""
     chosen = [environment.variant, environment.resolution]
     if environment.id in pool.TASKS:
         chosen.append("EnvPool" if backend(environment) == "envpool" else "Gymnasium")
@@ -44,26 +216,26 @@ def describe_environment(environment: EnvSpec) -> str:
 
 
 def episode_seed(seed: int, purpose: str, episode: int, attempt: int = 0) -> int:
-    """The seed of one real episode, 31 bits, different for every purpose."""
+    """Derive the seed of one real episode, 31 bits, distinct for every purpose."""
     words = np.random.SeedSequence([seed, *purpose.encode(), episode, attempt]).generate_state(1)
     return int(words[0]) >> 1
 
 
-class Blind:
-    """A :class:`Player` that looks at nothing: a policy makes the actions of every episode.
+class OpenLoopPlayer:
+    """:class:`Player` of an open-loop policy: actions do not depend on the frames.
 
     Args:
-        policy: of random numbers that are the episode's own.
-        purpose: of the episodes, as :meth:`Environments.play` is told.
+        policy: Policy; every episode has its own generator.
+        purpose: Purpose of the episodes, as in :meth:`Environments.play`.
     """
 
     def __init__(self, policy: Policy, purpose: str) -> None:
         self._policy = policy
         self._purpose = purpose
-        self._actions: dict[int, Iterator[Action]] = {}  # of every slot
+        self._actions: dict[int, Iterator[Action]] = {}  # by environment
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
-        """As :class:`Player` says; ``seed`` is the one that :meth:`Environments.play` is told."""
+        """See :meth:`Player.reset`; ``seed`` is that of :meth:`Environments.play`."""
         self._seed = seed
         self._actions.clear()
 
@@ -73,55 +245,55 @@ class Blind:
         restart: npt.NDArray[np.bool_] | None = None,
         episodes: npt.NDArray[np.int64] | None = None,
         *,
-        slots: npt.NDArray[np.int64] | None = None,
+        env_ids: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """As :class:`Player` says; everything but the frames is needed."""
-        assert restart is not None and episodes is not None and slots is not None
-        for slot, episode in zip(slots[restart].tolist(), episodes[restart].tolist(), strict=True):
+        """See :meth:`Player.act`; all arguments but the frames are required."""
+        assert restart is not None and episodes is not None and env_ids is not None
+        for env_id, episode in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
             rng = np.random.default_rng(episode_seed(self._seed, self._purpose, episode))
-            self._actions[slot] = self._policy(rng)
-        return np.stack([next(self._actions[slot]) for slot in slots.tolist()])
+            self._actions[env_id] = self._policy(rng)
+        return np.stack([next(self._actions[env_id]) for env_id in env_ids.tolist()])
 
 
 class Environments:
-    """Real environments side by side, in which one player plays after the other.
+    """Concurrent real environments, reused by all players.
 
-    They are opened for the first episode and kept until :meth:`close`, or the end of a ``with`` block: a game's engine
-    takes longer to start than a short episode to play.
+    They open at the first episode and close in :meth:`close` or at the end of a ``with`` block, because the engine of a
+    game starts more slowly than a short episode plays.
 
     Args:
-        environment: the real environment.
-        slots: how many are played at once, at most.
-        max_steps: after which an episode is over; None for the environment's own end.
-        rules: Rules of the task: its longest episode and its actions; None for those of the environment.
+        environment: Specification of the real environment.
+        num_envs: Maximum number of concurrent episodes.
+        max_steps: Maximum length of an episode; None for the environment's own limit.
+        rules: Rules of the task: maximum length and actions; None for those of the environment.
     """
 
     def __init__(
         self,
         environment: EnvSpec,
-        slots: int,
+        num_envs: int,
         max_steps: int | None = None,
         *,
         rules: Rules | None = None,
     ) -> None:
         self.environment = environment
-        self.slots = slots
+        self.num_envs = num_envs
         self.max_steps = max_steps
         self._limit = rules.limit(max_steps) if rules else max_steps
         self._options: dict[str, Any] = {"rules": rules} if rules else {}
-        self._batch: Batch | None = None
+        self._envs: VectorEnv | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *about: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends the environments; the next episode opens new ones."""
-        if self._batch is not None:
-            self._batch.close()
-            self._batch = None
+        """Close the environments; the next episode opens new ones."""
+        if self._envs is not None:
+            self._envs.close()
+            self._envs = None
 
     def play(
         self,
@@ -132,53 +304,29 @@ class Environments:
         purpose: str,
         finished: Callable[[int, float], None],
     ) -> None:
-        """Plays episodes, as many at a time as there are slots; a slot that is done takes the next episode.
+        """Play episodes, as many at a time as there are environments.
 
-        Every episode has random numbers of its own, so that a score does not depend on what was played beside it, nor
-        before.
+        Every episode has its own random numbers: a score depends neither on concurrent nor on earlier episodes.
 
         Args:
-            player: plays them.
-            episodes: numbers of the episodes; each has its own seed.
-            seed: of the experiment.
-            purpose: keeps these episodes apart from others of the same seed.
-            finished: called with an episode's number and its score.
+            player: Player.
+            episodes: Indices of the episodes; each has its own seed.
+            seed: Seed of the run.
+            purpose: Purpose of the episodes, which separates them from others of the same seed.
+            finished: Callback with the index and the score of every finished episode.
         """
         if not episodes:
             return
-        if self._batch is None:
-            self._batch = make_batch(self.environment, self.slots, **self._options)
-        batch, count = self._batch, min(self.slots, len(episodes))
-        seeds = {episode: episode_seed(seed, purpose, episode) for episode in episodes}
-        batch.expect(seeds.values())
-        waiting = list(reversed(episodes))
-        current = np.full(count, -1, np.int64)
-        scores = np.zeros(count)
-        ages = np.zeros(count, np.int64)
-        frames = np.zeros((count, 64, 64, 3), np.uint8)
-        restart = np.zeros(count, np.bool_)
-        player.reset(count, seed=seed)
-
-        def begin(slots: npt.NDArray[np.int64]) -> None:
-            scores[slots], ages[slots], restart[slots] = 0, 0, True
-            for slot in slots:
-                current[slot] = waiting.pop() if waiting else -1
-            fresh = slots[current[slots] >= 0]
-            if len(fresh):
-                frames[fresh] = batch.reset(fresh, [seeds[int(episode)] for episode in current[fresh]])
-
-        begin(np.arange(count))
-        while (current >= 0).any():
-            busy = np.flatnonzero(current >= 0)
-            actions = player.act(frames[busy], restart[busy], current[busy], slots=busy)
-            restart[:] = False
-            frames[busy], rewards, terminated, truncated = batch.step(busy, actions)
-            scores[busy] += rewards
-            ages[busy] += 1
-            ended = busy[terminated | truncated | (ages[busy] == self._limit)]
-            for slot in ended:
-                finished(int(current[slot]), float(scores[slot]))
-            begin(ended)
+        if self._envs is None:
+            self._envs = make_vector_env(self.environment, self.num_envs, **self._options)
+        queue = deque(Episode(episode, episode_seed(seed, purpose, episode)) for episode in episodes)
+        player.reset(min(self.num_envs, len(queue)), seed=seed)
+        scores: dict[int, float] = dict.fromkeys(episodes, 0.0)
+        for step in run_episodes([self._envs], [queue], player, max_steps=self._limit):
+            for episode, reward, over in zip(step.episodes, step.rewards, step.over, strict=True):
+                scores[int(episode)] += float(reward)
+                if over:
+                    finished(int(episode), scores[int(episode)])
 
 
 def play_policy(
@@ -188,27 +336,27 @@ def play_policy(
     *,
     seed: int,
     purpose: str,
-    slots: int,
+    num_envs: int,
     rules: Rules | None = None,
 ) -> list[float]:
-    """Plays episodes with a policy that looks at nothing.
+    """Play episodes with an open-loop policy.
 
     Args:
-        environment: the real environment.
-        policy: makes every episode's actions.
-        episodes: how many.
-        seed: of the experiment.
-        purpose: keeps these episodes apart from others of the same seed.
-        slots: environments that are played side by side.
+        environment: Specification of the real environment.
+        policy: Open-loop policy.
+        episodes: Number of episodes.
+        seed: Seed of the run.
+        purpose: Name that separates the episodes from others of the same seed.
+        num_envs: Number of concurrent environments.
         rules: Rules of the task.
 
     Returns:
         Return of every episode.
     """
     returns: dict[int, float] = {}
-    with Environments(environment, min(slots, episodes), rules=rules) as environments:
+    with Environments(environment, min(num_envs, episodes), rules=rules) as environments:
         environments.play(
-            Blind(policy, purpose), range(episodes), seed=seed, purpose=purpose, finished=returns.__setitem__
+            OpenLoopPlayer(policy, purpose), range(episodes), seed=seed, purpose=purpose, finished=returns.__setitem__
         )
     return [returns[episode] for episode in range(episodes)]
 
@@ -216,36 +364,32 @@ def play_policy(
 def record(
     environment: EnvSpec, player: Player, *, seed: int, episode_seed: int, rules: Rules | None = None
 ) -> dict[str, Any]:
-    """Plays one episode alone, in Gymnasium's environment whoever steps the others.
+    """Play one episode in Gymnasium's environment, regardless of the back end, and keep its trace.
 
     Args:
-        environment: the real environment.
-        player: the agent.
-        seed: of the experiment.
-        episode_seed: of the environment.
+        environment: Specification of the real environment.
+        player: Player.
+        seed: Seed of the run.
+        episode_seed: Seed of the environment.
         rules: Rules of the task.
 
     Returns:
-        ``rewards``: of every step; and from an environment that says where the player is (``"track"`` in the info of
+        ``rewards`` of every step; and for an environment that reports the player's position (``"track"`` in the info of
         ``reset``, ``"position"`` in that of every step) also ``track`` and ``positions``, lists of [x, y].
     """
-    env = make(environment, rules=rules)
+    options: dict[str, Any] = {"rules": rules} if rules else {}
+    envs = ThreadVectorEnv(replace(environment, backend="gymnasium"), 1, 1, options)
+    found: dict[str, Any] = {"rewards": []}
     try:
         player.reset(1, seed=seed)
-        frame, info = env.reset(seed=episode_seed)
-        found: dict[str, Any] = {"rewards": []}
-        if "track" in info:
-            found |= {"track": info["track"].tolist(), "positions": [info["position"].tolist()]}
-        restart, over = np.ones(1, np.bool_), False
-        while not over:
-            seen = np.array(frame[None])  # a copy: a frame may be read-only
-            action = player.act(seen, restart, np.zeros(1, np.int64))[0]
-            restart = np.zeros(1, np.bool_)
-            frame, reward, terminated, truncated, info = env.step(action)
+        limit = rules.max_steps if rules else None
+        for _ in run_episodes([envs], [deque([Episode(0, episode_seed)])], player, max_steps=limit):
+            if not found["rewards"] and "track" in (info := envs.reset_infos[0]):
+                found |= {"track": info["track"].tolist(), "positions": [info["position"].tolist()]}
+            _, reward, _, _, info = envs.outcomes[0]
             found["rewards"].append(float(reward))
             if "track" in found:
                 found["positions"].append(info["position"].tolist())
-            over = terminated or truncated or (rules is not None and len(found["rewards"]) >= rules.max_steps)
     finally:
-        env.close()
+        envs.close()
     return found

@@ -1,1 +1,1 @@
-"""What every other package may use: validation, files, processes, threads, progress."""
+"""Utilities of every other package: validation, files, processes, threads, progress."""

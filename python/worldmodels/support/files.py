@@ -1,4 +1,4 @@
-"""Files that are either complete or not there."""
+"""Atomic files: a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to; flushed to disk and renamed to ``path`` if the block ends well.
+    """Yield a temporary path. On success, flush it to disk and rename it to ``path``.
 
-    The temporary file is there and empty. The mode of ``path`` is the one that it has then, which the umask or the
-    folder's default ACL gives, whoever replaces it in the block (safetensors does, with mode 0600).
+    The temporary file exists and is empty. ``path`` gets the mode that this file has, from the umask or the folder's
+    default ACL, also if the block replaces the file (safetensors does, with mode 0600).
+
+    Raises:
+        OSError: The file cannot be written; the error names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -32,7 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # a full disk does not say where
+        if error.errno is not None and error.filename is None:  # "no space left" carries no file name
             error.filename = str(path)
         raise
     finally:
@@ -40,7 +43,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def link(path: Path, to: Path) -> None:
-    """Gives a file that will not change a second name: a hard link, or a copy on another disk."""
+    """Create a second name of an immutable file: a hard link, or a copy on another file system."""
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
         to.hardlink_to(path)
@@ -50,13 +53,17 @@ def link(path: Path, to: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; an unreadable file is an error that names it."""
+    """Read a JSON file.
+
+    Raises:
+        ValueError: The file is not JSON; the error names it.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -64,13 +71,13 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; without lines that were cut off by a crash or are damaged."""
+    """Read the objects of a JSON Lines file. Damaged and truncated lines are skipped."""
     found = (parse_line(line) for line in path.read_bytes().splitlines())
     return [value for value in found if value]
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """The object of a line of JSON; None if it is damaged."""
+    """Parse an object from a line of JSON; None if the line is damaged."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

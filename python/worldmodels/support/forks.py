@@ -1,4 +1,4 @@
-"""What a fork leaves behind: threads, and locks that they held."""
+"""Forked processes: threads that are missing in the child, and locks that they held."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import threading
 import weakref
 from types import TracebackType
 
-_LOADED_BY = os.getpid()
-_known: dict[tuple[int, int], RuntimeError | None] = {}  # by process and thread
+_IMPORTED_BY = os.getpid()
+_checked: dict[tuple[int, int], RuntimeError | None] = {}  # by process and thread
 
 
 def check_threads_usable() -> None:
-    """Refuses a forked process whose PyTorch would wait forever for threads of its parent.
+    """Check that PyTorch's thread pool works in this process.
 
-    Nothing is refused where PyTorch is held to one thread, nor where the thread that forked had used no OpenMP threads.
+    In a forked process PyTorch waits forever for the threads of its parent. The check passes if PyTorch is limited to
+    one thread, or if the forking thread had used no OpenMP threads.
 
     Raises:
-        RuntimeError: PyTorch's threads, used before the fork, are missing here.
+        RuntimeError: PyTorch's threads were used before the fork and are missing in this process.
     """
-    if os.getpid() == _LOADED_BY:
+    if os.getpid() == _IMPORTED_BY:
         return
     import torch
 
@@ -28,18 +29,18 @@ def check_threads_usable() -> None:
     if torch.get_num_threads() == 1:
         return
     key = os.getpid(), threading.get_ident()
-    if key not in _known:
+    if key not in _checked:
         try:
             _core.check_threads_usable()
-            _known[key] = None
+            _checked[key] = None
         except RuntimeError as error:
-            _known[key] = error
-    if (lost := _known[key]) is not None:
+            _checked[key] = error
+    if (lost := _checked[key]) is not None:
         raise RuntimeError(*lost.args)
 
 
 class Lock:
-    """A lock for the calls of one object, which refuses to wait for a thread that a fork has left behind."""
+    """Mutex for the calls of one object. In a forked process it raises an error instead of a deadlock."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,10 +48,10 @@ class Lock:
         _locks.add(self)
 
     def __enter__(self) -> None:
-        """Waits for the other threads.
+        """Acquire the lock.
 
         Raises:
-            RuntimeError: this process was forked while another thread held the lock.
+            RuntimeError: This process was forked while another thread held the lock.
         """
         if self._lost:
             raise RuntimeError(
@@ -63,7 +64,7 @@ class Lock:
         self._lock.release()
 
     def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
-        """A copy is a free lock of its own."""
+        """Pickle and copy as a new, free lock."""
         return Lock, ()
 
 

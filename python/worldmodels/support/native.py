@@ -1,4 +1,4 @@
-"""Objects of the native core that can be pickled and copied."""
+"""Pickling and copying of objects of the native core."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ T = TypeVar("T")
 
 
 class Native(Generic[T]):
-    """A native object that never changes, and what it was built from.
+    """Immutable native object with the arguments it was built from.
 
-    A pickle builds it again; copies share it.
+    Unpickling builds it again. Copies share it.
 
     Args:
         build: Class or function of a module.
-        **arguments: Arguments of ``build``, which nobody else changes.
+        **arguments: Arguments of ``build``, never modified.
 
     Attributes:
-        core: What ``build`` returned.
+        core: Return value of ``build``.
     """
 
     def __init__(self, build: Callable[..., T], **arguments: Any) -> None:
@@ -26,7 +26,7 @@ class Native(Generic[T]):
         self.core = build(**arguments)
 
     def __reduce__(self) -> tuple[Callable[..., Native[T]], tuple[Callable[..., T], dict[str, Any]]]:
-        return _built, (self._build, self._arguments)
+        return _rebuild, (self._build, self._arguments)
 
     def __copy__(self) -> Native[T]:
         return self
@@ -35,5 +35,5 @@ class Native(Generic[T]):
         return self
 
 
-def _built(build: Callable[..., T], arguments: dict[str, Any]) -> Native[T]:
+def _rebuild(build: Callable[..., T], arguments: dict[str, Any]) -> Native[T]:
     return Native(build, **arguments)

@@ -1,4 +1,4 @@
-"""One OpenMP runtime in the process: the native core takes PyTorch's, without importing PyTorch."""
+"""One OpenMP runtime per process: the native core uses PyTorch's copy, without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import os
 import sys
 from pathlib import Path
 
-_NAME = "libgomp.so.1"  # what the core and PyTorch ask the linker for: a loaded library of this name serves both
+_NAME = "libgomp.so.1"  # library name that the core and PyTorch request: one loaded copy serves both
 
 
-def share() -> None:
-    """Loads the OpenMP runtime in PyTorch's folder unless one is there already.
+def load_runtime() -> None:
+    """Load the OpenMP runtime in PyTorch's folder unless one is loaded.
 
-    The core's wheel brings no runtime. Loading PyTorch's own copy here (a millisecond, where importing PyTorch takes
-    a second) means that the core runs where the system has none, and that PyTorch, imported before or after, uses
-    the same threads: whichever comes first, the linker takes the library that is loaded for the one that is wanted.
+    The wheel of the core contains no OpenMP runtime. Loading PyTorch's copy takes a millisecond, importing PyTorch a
+    second. The core then runs on systems without OpenMP. PyTorch, imported before or after, shares its threads with
+    the core, because the linker reuses the loaded library.
 
-    Where PyTorch's copy has another name (its older wheels and some for aarch64 rename it) the linker falls back to
-    the system's: two runtimes then, each with threads of its own.
+    Some wheels of PyTorch (older ones, some for aarch64) rename their copy. The linker then falls back to the system's
+    runtime, and the process has two, each with its own threads.
     """
     if sys.platform != "linux" or "torch" in sys.modules:
         return
     with contextlib.suppress(OSError):
         ctypes.CDLL(_NAME, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-        return  # somebody has loaded one
+        return  # a runtime is loaded
     torch = importlib.util.find_spec("torch")
     for folder in (torch.submodule_search_locations or []) if torch else []:
         with contextlib.suppress(OSError):

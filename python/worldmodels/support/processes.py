@@ -1,4 +1,4 @@
-"""Processes of ours and Ctrl-C: who hears it, and when; and how processes ended."""
+"""SIGINT in child processes and native calls, process ownership, exit codes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """What is started meanwhile does not hear Ctrl-C, which the terminal sends to it too: its parent ends it."""
+def block_sigint() -> Iterator[None]:
+    """Block SIGINT in child processes started inside the block; the parent shuts them down."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -21,11 +21,11 @@ def deaf_to_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def interrupts_wait() -> Iterator[None]:
-    """Ctrl-C is answered after the block: for calls into C++ that make an error of their own of a KeyboardInterrupt."""
+def defer_sigint() -> Iterator[None]:
+    """Deliver SIGINT after the block: for C++ calls that turn a KeyboardInterrupt into an error of their own."""
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield  # nothing of Python's is called here
+        yield  # no Python handler runs in this thread
         return
     heard: list[tuple[int, FrameType | None]] = []
     signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
@@ -38,10 +38,10 @@ def interrupts_wait() -> Iterator[None]:
 
 
 class Owned:
-    """An object with threads, locks or child processes, which a forked process cannot use.
+    """Base class of objects with threads, locks or child processes, which are unusable in a forked process.
 
     Args:
-        name: Name of the object, for the error.
+        name: Name of the object in error messages.
     """
 
     def __init__(self, name: str) -> None:
@@ -49,19 +49,23 @@ class Owned:
 
     @property
     def owned(self) -> bool:
-        """Whether this is the process that has made the object."""
+        """Whether this process created the object."""
         return os.getpid() == self.__owner
 
     def check_owner(self) -> None:
-        """Raises a RuntimeError in a process that was forked from the one that has made the object."""
+        """Check that this process created the object.
+
+        Raises:
+            RuntimeError: This process was forked from the one that did.
+        """
         if not self.owned:
             raise RuntimeError(
-                f"{self.__name}: expected the process that has made it, got one that was forked from it; make another "
-                "one here, or start processes by 'spawn'"
+                f"{self.__name}: expected the process that created it, got a process forked from it; create a new one "
+                "here, or start processes with the 'spawn' method"
             )
 
 
-def ending(exit_code: int | None) -> str:
-    """In words, how a process ended that nobody had told to."""
+def describe_exit(exit_code: int | None) -> str:
+    """Describe an unexpected process exit."""
     killed = ": killed, perhaps because memory ran out" if exit_code == -9 else ""
     return f"exit code {exit_code}{killed}"

@@ -1,4 +1,4 @@
-"""One line that says how far a stage is, how fast it goes and how long it will take."""
+"""Progress line of a stage: units done, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 
 
 class Progress:
-    """Prints progress to stderr: one line rewritten on a terminal, a line every half minute elsewhere.
+    """Print progress to stderr: one rewritten line on a terminal, one line every 30 seconds otherwise.
 
     Args:
-        label: name of the stage.
-        total: number of units.
-        unit: what is counted, in the plural.
-        start: units that were done before.
-        shown: False to say nothing (a rank that is not the first).
+        label: Name of the stage.
+        total: Number of units.
+        unit: Name of the units, in the plural.
+        start: Number of units completed by earlier runs.
+        shown: Whether to print (False for all ranks but the first).
     """
 
     def __init__(self, label: str, total: int, unit: str, start: int = 0, *, shown: bool = True) -> None:
@@ -27,11 +27,11 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start."""
+        """Seconds since construction."""
         return time.monotonic() - self._began
 
     def update(self, done: int, note: str = "") -> None:
-        """Says that ``done`` units are finished; ``note`` is shown behind."""
+        """Report the number of completed units; ``note`` is appended to the line."""
         now = time.monotonic()
         if now - self._shown < (0.2 if self._live else 30.0):
             return
@@ -39,7 +39,7 @@ class Progress:
         self._print(done, note)
 
     def close(self, done: int, note: str = "") -> None:
-        """Prints the last state and ends the line."""
+        """Print the final state and end the line."""
         self._print(done, note)
         if self._live:
             print(file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Settings declared once: default, help, range and scope stand at the field of a frozen dataclass."""
+"""Settings dataclasses: a field carries its default, help text, range and scope."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a field says about itself.
+    """Metadata of one field.
 
     Attributes:
         help: Help text, one line.
@@ -32,18 +32,18 @@ def setting(default: Any, help: str, **properties: Any) -> Any:
 
 
 def declared(section: type) -> dict[str, Setting]:
-    """What every field of a settings dataclass says about itself."""
+    """Return the :class:`Setting` of every field of a settings dataclass."""
     return {item.name: item.metadata["setting"] for item in dataclasses.fields(section)}
 
 
 def choices(section: type, name: str) -> tuple[str, ...]:
-    """The values of a setting whose type is a ``Literal``; empty for any other type."""
+    """List the values of a setting whose type is a ``Literal``; empty for other types."""
     hint = get_type_hints(section)[name]
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def kind(section: type, name: str) -> type:
-    """``int``, ``float``, ``bool`` or ``str``."""
+    """Return the type of a setting: ``int``, ``float``, ``bool`` or ``str``."""
     hint = get_type_hints(section)[name]
     return str if get_origin(hint) is Literal else hint
 

@@ -1,4 +1,4 @@
-"""SIMD levels of the native core and the precisions that they compute in."""
+"""SIMD levels and precisions of the native core."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ Precision = Literal["float32", "bfloat16"]
 
 
 def simd_levels() -> list[str]:
-    """Names of the SIMD levels this machine can run, plainest first: the last is used unless told otherwise.
+    """List the SIMD levels of this machine, slowest first. The last one is the default.
 
-    The environment variable ``WORLDMODELS_SIMD`` forces one at the first use.
+    The environment variable ``WORLDMODELS_SIMD`` forces a level at the first use.
     """
     return _core.simd_levels()
 
 
 def simd_level() -> str:
-    """Name of the SIMD level in use."""
+    """Return the name of the SIMD level in use."""
     return _core.simd_level()
 
 
 def set_simd_level(name: str) -> None:
-    """Chooses the SIMD level of every later call in this process.
+    """Set the SIMD level of all later calls in this process.
+
+    Args:
+        name: Name of the level, one of :func:`simd_levels`.
 
     Raises:
-        ValueError: this machine cannot run ``name``.
+        ValueError: This machine does not support ``name``.
     """
     _core.set_simd_level(name)
 
 
 def precisions() -> list[Precision]:
-    """Those that this build and machine have at the SIMD level in use."""
+    """List the precisions available at the SIMD level in use."""
     return ["float32", "bfloat16"] if simd_level() == "avx512_bf16" else ["float32"]
 
 
 def check_precision(precision: Any) -> None:
-    """Takes a precision that this build and machine have."""
+    """Check that this build and machine support a precision; ValueError otherwise."""
     if not isinstance(precision, str) or precision not in get_args(Precision):
         raise ValueError(f"precision: expected one of {', '.join(get_args(Precision))}, got {precision!r}")
     if precision == "bfloat16" and "avx512_bf16" not in simd_levels():
@@ -46,18 +49,18 @@ def check_precision(precision: Any) -> None:
 
 
 def multiply_add_rate(precision: Precision = "float32", num_threads: int | None = None, seconds: float = 0.2) -> float:
-    """Measures the machine's peak at the SIMD level in use, which a dream's speed is judged by.
+    """Measure the peak multiply-add rate at the SIMD level in use.
 
     Args:
-        precision: ``"float32"`` or ``"bfloat16"`` products.
-        num_threads: None for as many as there are cores, or OMP_NUM_THREADS if that is less.
-        seconds: how long to measure.
+        precision: Precision of the products, ``"float32"`` or ``"bfloat16"``.
+        num_threads: Number of threads; None for all available CPUs, at most ``OMP_NUM_THREADS``.
+        seconds: Duration of the measurement.
 
     Returns:
-        Floating-point operations a second of independent multiply-adds in registers, each counted as two.
+        Floating-point operations per second of independent multiply-adds in registers. A multiply-add counts as two.
 
     Raises:
-        ValueError: an argument does not fit.
+        ValueError: An argument is out of range.
     """
     check_precision(precision)
     return _core.multiply_add_rate(precision == "bfloat16", check_threads(num_threads), seconds)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-#: What people call our tasks.
+#: Common names of the tasks.
 _ALIASES = {"doom": "takecover", "vizdoom": "takecover", "take_cover": "takecover", "car_racing": "carracing"}
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """Find the known name that a misspelt one most likely means, whatever its case; None if nothing is close."""
+    """Find the known name most similar to a misspelt one, ignoring case; None if nothing is close."""
     by_case = {candidate.casefold(): candidate for candidate in known}
     wanted = name.casefold()
     wanted = _ALIASES.get(wanted.partition("-v")[0].replace("-", "_"), wanted)

@@ -1,4 +1,4 @@
-"""Checks of what callers hand to the front doors of the native core."""
+"""Validation of arguments; errors read "name: expected X, got Y"."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from worldmodels.support.cpu import affinity, default_threads
 
-MOST_SEED = 2**64 - 1
+MAX_SEED = 2**64 - 1
 
 
 def check_integer(name: str, value: Any, low: int, high: int) -> int:
-    """Takes a Python or NumPy integer from ``low`` to ``high``; TypeError or ValueError otherwise."""
+    """Validate a Python or NumPy integer from ``low`` to ``high``; TypeError or ValueError otherwise."""
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected an integer, got {value!r}")
     try:
@@ -29,10 +29,10 @@ def check_integer(name: str, value: Any, low: int, high: int) -> int:
 
 
 def check_real(name: str, value: Any, low: float = -math.inf, *, finite: bool = True) -> float:
-    """Takes a real number of at least ``low``, never NaN; infinities only where not ``finite``."""
+    """Validate a real number >= ``low`` that is not NaN. Infinities pass unless ``finite``."""
     above = "" if low == -math.inf else f" >= {low:g}"
     try:
-        if isinstance(value, str | bytes):  # float would read them
+        if isinstance(value, str | bytes):  # float() would parse them
             raise TypeError
         number = float(value)
     except OverflowError:
@@ -46,7 +46,7 @@ def check_real(name: str, value: Any, low: float = -math.inf, *, finite: bool = 
 
 
 def check_positive(name: str, value: Any) -> float:
-    """Takes a finite real number above 0."""
+    """Validate a finite real number above 0."""
     number = check_real(name, value)
     if number <= 0:
         raise ValueError(f"{name}: expected a finite number above 0, got {number}")
@@ -54,16 +54,15 @@ def check_positive(name: str, value: Any) -> float:
 
 
 def check_seed(seed: Any) -> int:
-    """Takes a seed from 0 to ``MOST_SEED``."""
-    return check_integer("seed", seed, 0, MOST_SEED)
+    """Validate a seed from 0 to ``MAX_SEED``."""
+    return check_integer("seed", seed, 0, MAX_SEED)
 
 
 def check_threads(num_threads: int | None) -> int:
-    """Takes a number of threads, or None for the default; at most 64, or as many as there are cores.
+    """Validate a number of threads; None selects the default.
 
-    The default is one for each core this process may use (affinity, quota of its control groups), at most
-    ``OMP_NUM_THREADS``. More than 64 would gain nothing, and OpenMP ends the process where the system refuses it a
-    thread.
+    The default is :func:`worldmodels.support.cpu.default_threads`. The result is at most 64, or the number of CPUs on
+    larger machines: OpenMP aborts the process if the system refuses a thread.
     """
     if num_threads is None:
         return default_threads()
@@ -71,17 +70,17 @@ def check_threads(num_threads: int | None) -> int:
 
 
 def any_array(name: str, given: ArrayLike) -> NDArray[Any]:
-    """What NumPy takes for an array, or an error that names the argument."""
+    """Convert to an array with ``np.asarray``; errors name the argument."""
     try:
         return np.asarray(given)
     except ValueError as error:
         raise ValueError(f"{name}: expected an array, got rows of different lengths") from error
-    except (TypeError, RuntimeError) as error:  # tensors NumPy cannot take
+    except (TypeError, RuntimeError) as error:  # tensors that NumPy cannot convert
         raise TypeError(f"{name}: expected an array, {error}") from error
 
 
 def exact_array(name: str, given: ArrayLike, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-    """C-contiguous where the processor wants it, of this shape and this dtype, or an error that names the argument."""
+    """Validate shape and dtype; return the array C-contiguous and aligned."""
     array = any_array(name, given)
     if array.shape != shape or array.dtype != dtype:
         wanted = f"{shape} {np.dtype(dtype)}"
@@ -89,27 +88,27 @@ def exact_array(name: str, given: ArrayLike, shape: tuple[int, ...], dtype: type
     return np.require(array, dtype, ["C", "A"])
 
 
-def different_slots(given: ArrayLike, total: int) -> NDArray[np.int64]:
-    """(n,) slots, each another one of ``total``; n > 0."""
-    slots = any_array("slots", given)
-    numbers = slots.ndim == 1 and 0 < slots.size <= total and slots.dtype.kind in "iu"
-    if not numbers or not ((slots >= 0) & (slots < total)).all() or len(np.unique(slots)) != len(slots):
-        got = f"{slots!r:.200}" if numbers else f"{slots.shape} {slots.dtype}"
-        raise ValueError(f"slots: expected different numbers from 0 to {total - 1}, got {got}")
-    return slots.astype(np.int64)
+def distinct_env_ids(given: ArrayLike, total: int) -> NDArray[np.int64]:
+    """Validate distinct environment indices in [0, total), (n,) with n > 0."""
+    env_ids = any_array("env_ids", given)
+    integers = env_ids.ndim == 1 and 0 < env_ids.size <= total and env_ids.dtype.kind in "iu"
+    if not integers or not ((env_ids >= 0) & (env_ids < total)).all() or len(np.unique(env_ids)) != len(env_ids):
+        got = f"{env_ids!r:.200}" if integers else f"{env_ids.shape} {env_ids.dtype}"
+        raise ValueError(f"env_ids: expected distinct integers from 0 to {total - 1}, got {got}")
+    return env_ids.astype(np.int64)
 
 
 def float64_array(name: str, given: ArrayLike) -> NDArray[np.float64]:
-    """C-contiguous float64 where the processor wants it, or an error that names the argument."""
+    """Convert real numbers to C-contiguous, aligned float64."""
     array = any_array(name, given)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):  # too large for float64 becomes inf; any NaN is one
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float64 become inf
         return np.require(array, np.float64, ["C", "A"])
 
 
 def single_flag(state: Mapping[str, Any], name: str) -> bool:
-    """A bool, plain or as an array of no dimension."""
+    """Read a bool of a state dictionary, plain or as a 0-d array."""
     value = np.asarray(state[name])
     if value.shape != () or value.dtype != np.bool_:
         raise TypeError(f"{name}: expected a bool, got {state[name]!r:.100}")
@@ -117,7 +116,7 @@ def single_flag(state: Mapping[str, Any], name: str) -> bool:
 
 
 def single_number(state: Mapping[str, Any], name: str) -> float:
-    """The number of an array of shape (1,)."""
+    """Read the number of a state dictionary's array of shape (1,)."""
     array = float64_array(name, state[name])
     if array.shape != (1,):
         raise ValueError(f"{name}: expected (1,), got {array.shape}")
@@ -125,15 +124,19 @@ def single_number(state: Mapping[str, Any], name: str) -> float:
 
 
 def float_array(name: str, value: ArrayLike, shape: Sequence[int | str]) -> NDArray[np.float32]:
-    """Converts floats to contiguous float32 of a shape; a letter in it stands for any size of at least one.
+    """Convert floats to contiguous float32 of a given shape.
+
+    Args:
+        name: Name of the argument in errors.
+        value: Array to convert.
+        shape: Expected sizes; a letter stands for any size of at least one.
 
     Raises:
-        ValueError: the value is no array, its shape or kind of number is another one, or a number is too large for
-            float32.
+        ValueError: The value is not an array of floats of this shape.
     """
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths, tensors NumPy cannot take
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged rows, tensors that NumPy cannot convert
         raise ValueError(f"{name}: expected an array, {error}") from error
     fits = array.ndim == len(shape) and all(
         got > 0 if isinstance(want, str) else got == want for got, want in zip(array.shape, shape, strict=False)
@@ -141,5 +144,5 @@ def float_array(name: str, value: ArrayLike, shape: Sequence[int | str]) -> NDAr
     if not fits or not np.issubdtype(array.dtype, np.floating):
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{name}: expected ({wanted}) float32, got {array.shape} {array.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN are refused by the core, by name
+    with np.errstate(over="ignore", invalid="ignore"):  # the core rejects inf and NaN, with the argument's name
         return np.require(array, np.float32, ["C", "A"])

@@ -1,4 +1,4 @@
-"""Versions of everything that can change a result."""
+"""Versions of the packages that can change a result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import worldmodels
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can change a result."""
+    """Collect the versions of Python and of the packages that can change a result."""
     found = {"worldmodels": worldmodels.__version__, "python": platform.python_version(), "machine": platform.machine()}
     for name in ("torch", "numpy", "scipy", "gymnasium", "vizdoom", "envpool", "h5py"):
         try:

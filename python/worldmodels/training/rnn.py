@@ -17,7 +17,7 @@ from worldmodels.analysis import image_grid as sheets
 from worldmodels.analysis import quality
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.latents import Latents, load_latents
-from worldmodels.data.sequences import Chunk, Streams
+from worldmodels.data.sequences import Chunk, PackedSequences
 from worldmodels.dream import initial_states as starts
 from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step
 from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
@@ -58,11 +58,11 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
     ranks = run.ranks
     latents = load_latents(run.path("latents"))
     training, held_out = split_episodes(latents, config.validation_fraction)
-    streams = Streams(
-        latents, training, config.batch_size, config.sequence_length, seed, done_lead=config.done_lookahead
+    streams = PackedSequences(
+        latents, training, config.batch_size, config.sequence_length, seed, done_lookahead=config.done_lookahead
     )
-    validation = Streams(
-        latents, held_out, config.batch_size, config.sequence_length, seed, done_lead=config.done_lookahead
+    validation = PackedSequences(
+        latents, held_out, config.batch_size, config.sequence_length, seed, done_lookahead=config.done_lookahead
     )
     limit_threads()
     where = device()
@@ -125,7 +125,7 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
 
 
 def _at_once(config: TrainRNNConfig) -> int:
-    """Streams whose gradient, or loss, is computed at once."""
+    """PackedSequences whose gradient, or loss, is computed at once."""
     return max(1, config.micro_batch_steps // config.sequence_length)
 
 
@@ -176,7 +176,7 @@ def learning_rate(config: TrainRNNConfig, step: int) -> float:
     return (config.lr - config.lr_end) * float(config.lr_decay**step) + config.lr_end
 
 
-def _from(streams: Streams, epoch: int, chunk: int) -> Iterator[tuple[int, int, Chunk]]:
+def _from(streams: PackedSequences, epoch: int, chunk: int) -> Iterator[tuple[int, int, Chunk]]:
     """Chunks without end, with their epoch and their number in it."""
     while True:
         for index, value in enumerate(streams.epoch(epoch)):
@@ -309,13 +309,13 @@ def _whole(state: State, rows: slice, batch: int, ranks: Ranks) -> State:
 
 
 @torch.no_grad()
-def validate(model: MDNRNN, streams: Streams, config: TrainRNNConfig) -> dict[str, float]:
+def validate(model: MDNRNN, streams: PackedSequences, config: TrainRNNConfig) -> dict[str, float]:
     """Losses on held-out episodes, and how the done decision (logit > 0) fares: recall, and false alarms a step."""
     pieces = Pieces("train-rnn", "streams", min(_at_once(config), streams.batch), "--micro-batch-steps")
     return pieces.run(lambda rows: _validate(model, streams, config, rows))
 
 
-def _validate(model: MDNRNN, streams: Streams, config: TrainRNNConfig, at_once: int) -> dict[str, float]:
+def _validate(model: MDNRNN, streams: PackedSequences, config: TrainRNNConfig, at_once: int) -> dict[str, float]:
     seed_step(0, "validate-rnn", 0)
     state = model.initial_state(streams.batch)
     sums, counts = dict.fromkeys(("z", "done", "reward"), 0.0), dict.fromkeys(("z", "done", "reward"), 0.0)
@@ -363,7 +363,7 @@ def _quality(
     some = held_out[np.linspace(0, len(held_out) - 1, min(_MEASURED, len(held_out))).astype(int)]
     lead = config.done_lookahead
     count = min(config.batch_size, max(1, _MEASURED_STEPS // config.sequence_length))
-    streams = Streams(latents, some, count, config.sequence_length, seed, done_lead=lead)
+    streams = PackedSequences(latents, some, count, config.sequence_length, seed, done_lookahead=lead)
     figures = quality.predictions(model, streams, config.done_pos_weight)
     figures["rollouts"] = quality.rollouts(model, latents, held_out, vae=vae, store=store)
     if store is not None:
@@ -400,7 +400,7 @@ def _save_starts(run: TrainingRun, model: MDNRNN, latents: Latents, seed: int) -
     """Keeps where dreams may start."""
     found = {
         "initial": starts.first_frames(latents),
-        "midway": starts.midway(model, latents, seed),
+        "midway": starts.burned_in_states(model, latents, seed),
     }
     for name, arrays in found.items():
         tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}

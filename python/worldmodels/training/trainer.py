@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from worldmodels import pretrained
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.weights import (
+    checkpoint_errors,
     load_model,
     load_tensors,
     restore_training,
     save_model,
     save_tensors,
-    taking_up,
     training_state,
 )
 from worldmodels.training.distributed import Ranks
@@ -104,7 +104,7 @@ class Loop:
     def _restore(self) -> None:
         tensors, about = load_tensors(self._path("checkpoint"))
         self.tensors = {name: tensors.pop(name) for name in list(tensors) if name.startswith("state.")}
-        with taking_up(self._path("checkpoint"), self._stage):
+        with checkpoint_errors(self._path("checkpoint"), self._stage):
             restore_training(self._model, self._optimizer, tensors)
             self.step = int(about["step"])
         self.place = about.get("place", {})

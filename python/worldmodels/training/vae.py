@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from worldmodels.analysis import image_grid as sheets
 from worldmodels.analysis import quality
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.data.frames import FrameReader, Order
+from worldmodels.data.frames import FrameReader, ShuffledBatches
 from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step
 from worldmodels.models.vae import ConvVAE, decode, vae_loss
 from worldmodels.support.files import write_json
@@ -50,7 +50,7 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
     network = ranks.wrap(network)  # type: ignore[arg-type]
 
     guard = LossGuard("train-vae")
-    order = Order(train, config.batch_size, seed)
+    order = ShuffledBatches(train, config.batch_size, seed)
     rows = ranks.share(config.batch_size)
     at_once = config.micro_batch_size or rows.stop - rows.start
     pieces = Pieces("train-vae", "frames", at_once, "--micro-batch-size", retry=ranks.size == 1)

@@ -1,4 +1,4 @@
-"""Where candidates for C are tried: one small interface, the dream and the real environment behind it."""
+"""Evaluators of candidate controllers: one interface for dreams and the real environment."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy.typing as npt
 
 from worldmodels.models.controller import Controller
 
-#: Told now and then: episodes that have ended, episodes in all, steps so far.
-Told = Callable[[int, int, int], None]
+#: Progress callback: finished episodes, number of episodes, steps so far.
+OnProgress = Callable[[int, int, int], None]
 
 
-class Played(NamedTuple):
-    """What candidates achieved.
+class EvalResult(NamedTuple):
+    """Result of an evaluation.
 
     Attributes:
-        returns: (P, E) float32, the sum of rewards of each episode.
-        lengths: (P, E) int32, steps of each episode.
-        profile: seconds that each part of the work took; empty where there is but one.
+        returns: (P, E) float32 sum of rewards of each episode.
+        lengths: (P, E) int32 number of steps of each episode.
+        profile: Seconds per part of the work; empty if there is only one part.
     """
 
     returns: npt.NDArray[np.float32]
@@ -29,30 +29,30 @@ class Played(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """Plays candidates' episodes.
+    """Evaluator of candidate controllers.
 
     Attributes:
-        controller: the shape of C.
-        unit: what a step is called, in the plural.
-        about: what is to be known beside a score; a run goes on only with what it was begun with.
+        controller: Shape of C.
+        unit: Name of the steps, in the plural.
+        metadata: Metadata stored with the score. Resuming requires the same metadata.
     """
 
     controller: Controller
     unit: str
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     def play(
-        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, told: Told
-    ) -> Played:
-        """Plays every candidate's episodes.
+        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, on_progress: OnProgress
+    ) -> EvalResult:
+        """Evaluate every candidate.
 
         Args:
-            params: (P, N), a candidate's flat parameters per row.
-            episodes: E, episodes per candidate.
-            seed: of everything that is random, from 0 to 2**63 - 1.
-            common_seeds: whether all candidates meet the same chance.
-            told: called now and then while it goes on.
+            params: (P, N) flat parameters, one candidate per row.
+            episodes: Number E of episodes per candidate.
+            seed: Seed of all random numbers, from 0 to 2**63 - 1.
+            common_seeds: Whether all candidates share their random numbers (common random numbers).
+            on_progress: Progress callback.
         """
 
     def close(self) -> None:
-        """Frees what is in use."""
+        """Free all resources."""

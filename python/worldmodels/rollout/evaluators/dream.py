@@ -1,4 +1,4 @@
-"""Candidates are tried in M's dream, by the native core or on a GPU."""
+"""Evaluation of candidates in M's dream, in the native core or on a GPU."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 from worldmodels.dream.gpu import TorchDream
 from worldmodels.dream.native import Dream, DreamResult
-from worldmodels.rollout.evaluators import Played, Told
+from worldmodels.rollout.evaluators import EvalResult, OnProgress
 
 
 class DreamEvaluator:
-    """An :class:`worldmodels.rollout.evaluators.Evaluator` that dreams.
+    """:class:`worldmodels.rollout.evaluators.Evaluator` in a dream.
 
     Args:
-        dream: M, the starts and the shape of C; native, or on a GPU.
-        threads: of the native core; the results do not depend on it.
+        dream: Native dream or dream on a GPU.
+        threads: Number of threads of the native core; changes no result.
     """
 
     unit = "dream steps"
@@ -26,32 +26,32 @@ class DreamEvaluator:
     def __init__(self, dream: Dream | TorchDream, threads: int) -> None:
         self.dream = dream
         self.controller = dream.controller
-        self.about: dict[str, Any] = {
+        self.metadata: dict[str, Any] = {
             "evaluate_in": "dream",
             "temperature": dream.temperature,
             "termination": dream.termination,
             "precision": dream.precision if isinstance(dream, Dream) else "float32",
         }
         if isinstance(dream, TorchDream):
-            on_gpu = dream.device.type == "cuda"  # the draws are those of the kind of device
-            self.about["device"] = torch.cuda.get_device_name(dream.device) if on_gpu else "cpu"
+            on_gpu = dream.device.type == "cuda"  # random numbers depend on the kind of device
+            self.metadata["device"] = torch.cuda.get_device_name(dream.device) if on_gpu else "cpu"
         self._threads = threads
 
     def play(
-        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, told: Told
-    ) -> Played:
-        """As :class:`worldmodels.rollout.evaluators.Evaluator` says."""
-        played: DreamResult
+        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, on_progress: OnProgress
+    ) -> EvalResult:
+        """See :meth:`worldmodels.rollout.evaluators.Evaluator.play`."""
+        result: DreamResult
         if isinstance(self.dream, Dream):
-            played = self.dream.rollout(
+            result = self.dream.rollout(
                 params, episodes, seed=seed, num_threads=self._threads, common_seeds=common_seeds
             )
         else:
-            played = self.dream.rollout(params, episodes, seed=seed, common_seeds=common_seeds)
-        told(played.lengths.size, played.lengths.size, int(played.lengths.sum()))
-        return Played(played.returns, played.lengths, {})
+            result = self.dream.rollout(params, episodes, seed=seed, common_seeds=common_seeds)
+        on_progress(result.lengths.size, result.lengths.size, int(result.lengths.sum()))
+        return EvalResult(result.returns, result.lengths, {})
 
     def close(self) -> None:
-        """As :class:`worldmodels.rollout.evaluators.Evaluator` says."""
+        """See :meth:`worldmodels.rollout.evaluators.Evaluator.close`."""
         if isinstance(self.dream, TorchDream):
             self.dream.close()

@@ -1,60 +1,62 @@
-"""Candidates are tried in the real environment: their episodes are one stream through a batch of environments."""
+"""Evaluation of candidates in the real environment, with a continuous stream of episodes."""
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.envs.base import Batch
+from worldmodels.envs.base import Step, VectorEnv
+from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import backend, make_batch
+from worldmodels.envs.vector import backend, make_vector_env
 from worldmodels.models.controller import Controller
 from worldmodels.models.device import device
 from worldmodels.models.encoder import Encoder
-from worldmodels.models.lstm_state import Memory
+from worldmodels.models.lstm_state import LSTMState
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
-from worldmodels.rollout.evaluators import Played, Told
-from worldmodels.rollout.runner import episode_seed
+from worldmodels.rollout.evaluators import EvalResult, OnProgress
+from worldmodels.rollout.runner import Episode, episode_seed, run_episodes
 
-_TELL = 50  # steps after which progress is told, if no episode has ended before
-_NOISE = 64  # steps whose noise is drawn at once
+_REPORT_EVERY = 50  # steps between two progress reports without a finished episode
+_NOISE = 64  # steps per draw of noise
 
 Floats = npt.NDArray[np.float32]
-Slots = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 
 class EnvironmentEvaluator:
-    """An :class:`worldmodels.rollout.evaluators.Evaluator` that plays the real environment.
+    """:class:`worldmodels.rollout.evaluators.Evaluator` in the real environment.
 
-    Every step, V encodes the frames of many slots in one batch, z is sampled, every slot's own candidate acts, and M's
-    LSTM moves the slots' memories on (not at all where C sees z alone; M's head is never asked). A slot whose episode
-    is over takes the next one, whoever's it is. The slots are in two groups: while the environments of one are
-    stepped, the frames of the other are looked at, so that no core waits.
+    At every step V encodes the frames of many environments in one envs, z is sampled, each candidate acts in its own
+    environment, and M's LSTM advances (unless C uses z alone; the MDN head is not evaluated). An environment whose
+    episode is over takes the next episode of any candidate. There are two groups of environments: one steps while the
+    frames of the other are encoded, so that all cores are busy.
 
-    An episode is what its seed and its candidate make of it: the noise of its latents comes from its seed, and a row
-    of V, C or M is computed as if alone, so that neither the number of slots nor what else is played changes a bit.
-    Other back ends, precisions, devices and machines do.
+    An episode depends on its seed and its candidate alone: the seed determines the noise of the latents, and every row
+    of V, C and M is computed independently. The number of environments and the other episodes change no bit. Other
+    back ends, precisions, devices and machines do.
 
     Args:
         vae: V.
         mdnrnn: M.
-        controller: the shape of C.
-        environment: the real environment.
-        slots: environments side by side.
-        workers: threads or processes that step them.
-        max_steps: the longest episode.
-        patience: steps without a reward above zero after which an episode is given up, and what is left of it taken to
-            pay what the last step paid; 0 for never.
-        precision: of V: ``"bfloat16"`` (autocast) or ``"float32"``.
-        rules: Rules of the task: its longest episode and its actions; None for those of the environment.
+        controller: Shape of C.
+        environment: Specification of the real environment.
+        num_envs: Number of concurrent environments.
+        num_workers: Number of threads or processes that step them.
+        max_steps: Maximum length of an episode.
+        max_steps_without_reward: Number of steps without a positive reward after which an episode is abandoned; 0 for
+            never. Each remaining step is assumed to earn the last reward.
+        precision: Precision of V, ``"bfloat16"`` (autocast) or ``"float32"``.
+        rules: Rules of the task: maximum length and actions; None for those of the environment.
     """
 
     unit = "frames"
@@ -66,177 +68,177 @@ class EnvironmentEvaluator:
         controller: Controller,
         environment: EnvSpec,
         *,
-        slots: int,
-        workers: int,
+        num_envs: int,
+        num_workers: int,
         max_steps: int,
         precision: str,
-        patience: int = 0,
+        max_steps_without_reward: int = 0,
         rules: Rules | None = None,
     ) -> None:
         self.vae, self.mdnrnn, self.controller = vae, mdnrnn, controller
-        self.encode = Encoder(vae, device(), precision, num_threads=workers)
-        self.about: dict[str, Any] = {"evaluate_in": "environment", "backend": backend(environment)}
-        self.max_steps, self.patience = rules.limit(max_steps) if rules else max_steps, patience
+        self.encode = Encoder(vae, device(), precision, num_threads=num_workers)
+        self.metadata: dict[str, Any] = {"evaluate_in": "environment", "backend": backend(environment)}
+        self.max_steps = rules.limit(max_steps) if rules else max_steps
+        self.max_steps_without_reward = max_steps_without_reward
         self._options: dict[str, Any] = {"rules": rules} if rules else {}
-        self.remembers = controller.features != "z"
-        self._environment, self._workers = environment, workers
-        self._sizes = [size for size in (slots - slots // 2, slots // 2) if size]
-        self._memories = [Memory(mdnrnn, size, workers) for size in self._sizes]
-        self._batches: list[Batch] = []
+        self.uses_lstm = controller.features != "z"
+        self._environment, self._workers = environment, num_workers
+        self._sizes = [size for size in (num_envs - num_envs // 2, num_envs // 2) if size]
+        self.lstm_state = LSTMState(mdnrnn, num_envs, num_workers)
+        self._vector_envs: list[VectorEnv] = []
 
     def play(
-        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, told: Told
-    ) -> Played:
-        """As :class:`worldmodels.rollout.evaluators.Evaluator` says.
+        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, on_progress: OnProgress
+    ) -> EvalResult:
+        """See :meth:`worldmodels.rollout.evaluators.Evaluator.play`.
 
         Raises:
-            ValueError: a shape or a number does not fit.
+            ValueError: A shape or number is invalid.
         """
         params = np.asarray(params, np.float32)
         if params.ndim != 2 or params.shape[1] != self.controller.size or len(params) == 0:
             raise ValueError(f"params: expected (P, {self.controller.size}), got {params.shape}")
         if episodes < 1:
             raise ValueError(f"episodes: expected at least 1, got {episodes}")
-        if not self._batches:
-            options = {"workers": self._workers, **self._options}
-            self._batches = [make_batch(self._environment, size, **options) for size in self._sizes]
-        stream = _Stream(self, params, episodes, seed, common_seeds)
-        groups = [
-            _Group(stream, batch, memory, range(number, stream.total, len(self._batches)))
-            for number, (batch, memory) in enumerate(zip(self._batches, self._memories, strict=True))
-        ]
-        for group in groups:
-            group.act()
-        for number in itertools.count(1):
-            before = stream.ended
-            for group in groups:
-                group.observe()
-                group.act()
-            if stream.ended > before or number % _TELL == 0:
-                told(stream.ended, stream.total, stream.steps)
-            if stream.ended == stream.total:
-                break
-        return Played(stream.returns.astype(np.float32), stream.lengths, stream.profile)
+        if not self._vector_envs:
+            options = {"num_workers": self._workers, **self._options}
+            self._vector_envs = [make_vector_env(self._environment, size, **options) for size in self._sizes]
+        population, total = len(params), len(params) * episodes
+        numbers = np.arange(total) // population  # job j is episode j // P of candidate j % P
+        if not common_seeds:
+            numbers += episodes * (np.arange(total) % population)
+        jobs = [Episode(job, episode_seed(seed, "evolve", int(number))) for job, number in enumerate(numbers)]
+        player = _PopulationPlayer(self, params, [job.seed for job in jobs])
+        player.reset(sum(self._sizes))
+        timed = [_Timed(envs, player.profile) for envs in self._vector_envs]
+        queues = [deque(jobs[number :: len(timed)]) for number in range(len(timed))]
+        scores, lengths = np.zeros(total), np.zeros(total, np.int32)
+        ended = steps = 0
+        for number, step in enumerate(
+            run_episodes(
+                timed,
+                queues,
+                player,
+                max_steps=self.max_steps,
+                max_steps_without_reward=self.max_steps_without_reward,
+                while_stepping=player.update_state,
+            )
+        ):
+            scores[step.episodes] += step.rewards
+            abandoned = step.episodes[step.starved]  # what is left pays as the last step did
+            scores[abandoned] += (self.max_steps - step.lengths[step.starved]) * step.rewards[step.starved]
+            lengths[step.episodes[step.over]] = step.lengths[step.over]
+            ended, steps = ended + int(step.over.sum()), steps + len(step.episodes)
+            if step.over.any() or number % (_REPORT_EVERY * len(timed)) == 0:
+                on_progress(ended, total, steps)
+        returns = scores.reshape(episodes, population).T.astype(np.float32)
+        return EvalResult(returns, np.ascontiguousarray(lengths.reshape(episodes, population).T), player.profile)
 
     def close(self) -> None:
-        """Ends the environments."""
-        for batch in self._batches:
-            batch.close()
-        self._batches = []
+        """Close the environments."""
+        for envs in self._vector_envs:
+            envs.close()
+        self._vector_envs = []
 
 
-class _Stream:
-    """The episodes of one population: job j is episode j // P of candidate j % P."""
+class _PopulationPlayer:
+    """:class:`worldmodels.rollout.runner.Player` with a controller of its own in every episode.
 
-    def __init__(
-        self, evaluator: EnvironmentEvaluator, params: Floats, episodes: int, seed: int, common_seeds: bool
-    ) -> None:
-        self.evaluator, self.params = evaluator, params
-        self.population, self.total = len(params), len(params) * episodes
-        numbers = np.arange(self.total) // self.population
-        if not common_seeds:
-            numbers += episodes * (np.arange(self.total) % self.population)
-        self.seeds = [episode_seed(seed, "evolve", int(number)) for number in numbers]
-        self.returns = np.zeros((self.population, episodes))
-        self.lengths = np.zeros((self.population, episodes), np.int32)
+    Args:
+        evaluator: V, M, the shape of C and the encoder.
+        params: (P, N) parameters; job j is played by candidate j % P.
+        seeds: Seed of every job, which its latent noise is derived from.
+
+    Attributes:
+        profile: Seconds per part of the work.
+    """
+
+    def __init__(self, evaluator: EnvironmentEvaluator, params: Floats, seeds: Sequence[int]) -> None:
+        self._evaluator, self._all_params, self._seeds = evaluator, params, seeds
+        self._state = evaluator.lstm_state
+        self._step: tuple[Indices, Floats, Floats, npt.NDArray[np.bool_]] | None = None
         self.profile = dict.fromkeys(("environment", "V", "C", "M"), 0.0)
-        self.ended = self.steps = 0
 
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.profile[what] += time.perf_counter() - began
+    def reset(self, batch: int, *, seed: int = 0) -> None:
+        """See :meth:`worldmodels.rollout.runner.Player.reset`; random numbers come from the seeds of the jobs."""
+        self._ages = np.zeros(batch, np.int64)
+        self._params = np.zeros((batch, self._all_params.shape[1]), np.float32)
+        self._noise = np.zeros((batch, _NOISE, self._evaluator.mdnrnn.latent_size), np.float32)
+        self._generators: list[np.random.Generator] = [np.random.default_rng(0)] * batch
+        self._state.reset(batch)
 
-    def end(self, jobs: Slots, scores: npt.NDArray[np.float64], lengths: Slots) -> None:
-        """Keeps what became of some episodes."""
-        episode, candidate = np.divmod(jobs, self.population)
-        self.returns[candidate, episode] = scores
-        self.lengths[candidate, episode] = lengths
-        self.ended += len(jobs)
+    def act(
+        self,
+        frames: Frame,
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+        *,
+        env_ids: npt.NDArray[np.int64] | None = None,
+    ) -> Floats:
+        """See :meth:`worldmodels.rollout.runner.Player.act`; all arguments are required."""
+        assert restart is not None and episodes is not None and env_ids is not None
+        fresh, jobs = env_ids[restart], episodes[restart]
+        self._ages[fresh] = 0
+        self._params[fresh] = self._all_params[jobs % len(self._all_params)]
+        self._state.h[fresh] = self._state.c[fresh] = 0
+        for env_id, job in zip(fresh.tolist(), jobs.tolist(), strict=True):
+            self._generators[env_id] = np.random.default_rng([self._seeds[job], 1])
+        with _timed(self.profile, "V"):
+            z = self._latents(frames, env_ids)
+        with _timed(self.profile, "C"):
+            controller = self._evaluator.controller
+            features = controller.join(z, self._state.c[env_ids], self._state.h[env_ids])
+            actions = controller.act_each(self._params[env_ids], features)
+        self._ages[env_ids] += 1
+        self._step = env_ids, z, actions, restart
+        return actions
 
-
-class _Group:
-    """Some of the jobs on their way through the slots of one batch: :meth:`act` and :meth:`observe` take turns."""
-
-    def __init__(self, stream: _Stream, batch: Batch, memory: Memory, jobs: range) -> None:
-        self._stream, self._batch, self._memory = stream, batch, memory
-        self._jobs = jobs
-        batch.expect([stream.seeds[job] for job in jobs])
-        slots = batch.slots
-        latent_size = stream.evaluator.mdnrnn.latent_size
-        self._job = np.full(slots, -1, np.int64)
-        self._age, self._barren = np.zeros((2, slots), np.int64)
-        self._score = np.zeros(slots)
-        self._frames = np.zeros((slots, 64, 64, 3), np.uint8)
-        self._own = np.zeros((slots, stream.params.shape[1]), np.float32)
-        self._noise = np.zeros((slots, _NOISE, latent_size), np.float32)
-        self._random: list[np.random.Generator] = [np.random.default_rng(0)] * slots
-        self._busy = np.arange(0)
-        memory.forget(slots)
-        self._begin(np.arange(slots))
-
-    def _begin(self, slots: Slots) -> None:
-        """Gives free slots the next episodes, as long as there are any."""
-        fresh, stream = slots[: len(self._jobs)], self._stream
-        self._job[slots] = -1
-        if len(fresh) == 0:
-            return
-        self._job[fresh] = self._jobs[: len(fresh)]
-        self._jobs = self._jobs[len(fresh) :]
-        self._age[fresh] = self._barren[fresh] = 0
-        self._score[fresh] = 0
-        self._own[fresh] = stream.params[self._job[fresh] % stream.population]
-        self._memory.h[fresh] = self._memory.c[fresh] = 0
-        seeds = [stream.seeds[job] for job in self._job[fresh]]
-        for slot, seed in zip(fresh, seeds, strict=True):
-            self._random[slot] = np.random.default_rng([seed, 1])
-        with stream.timed("environment"):
-            self._frames[fresh] = self._batch.reset(fresh, seeds)
-
-    def _latents(self, busy: Slots) -> Floats:
-        for slot in busy[self._age[busy] % _NOISE == 0]:
-            self._noise[slot] = self._random[slot].standard_normal(self._noise.shape[1:], np.float32)
-        mu, logvar = self._stream.evaluator.encode(self._frames[busy])
-        noise = self._noise[busy, self._age[busy] % _NOISE]
-        z: Floats = mu + np.exp(0.5 * logvar) * noise
+    def _latents(self, frames: Frame, env_ids: Indices) -> Floats:
+        for env_id in env_ids[self._ages[env_ids] % _NOISE == 0]:
+            self._noise[env_id] = self._generators[env_id].standard_normal(self._noise.shape[1:], np.float32)
+        mu, logvar = self._evaluator.encode(frames)
+        z: Floats = mu + np.exp(0.5 * logvar) * self._noise[env_ids, self._ages[env_ids] % _NOISE]
         return z
 
-    def act(self) -> None:
-        """Looks at the frames, acts in every slot that has an episode, and leaves the environments at work."""
-        stream, evaluator, controller = self._stream, self._stream.evaluator, self._stream.evaluator.controller
-        self._busy = busy = np.flatnonzero(self._job >= 0)
-        if len(busy) == 0:
-            return
-        with stream.timed("V"):
-            z = self._latents(busy)
-        with stream.timed("C"):
-            features = controller.join(z, self._memory.c[busy], self._memory.h[busy])
-            actions = controller.act_each(self._own[busy], features)
-        with stream.timed("environment"):
-            self._batch.send(busy, actions)
-        with stream.timed("M"):
-            if evaluator.remembers:
-                self._memory.step(busy, z, actions, self._age[busy] == 0)
+    def update_state(self) -> None:
+        """Advance M's LSTM by the last actions; called while the environments step."""
+        assert self._step is not None
+        if self._evaluator.uses_lstm:
+            with _timed(self.profile, "M"):
+                self._state.step(*self._step)
 
-    def observe(self) -> None:
-        """Waits for the environments, and gives slots whose episode is over the next one."""
-        stream, busy = self._stream, self._busy
-        if len(busy) == 0:
-            return
-        with stream.timed("environment"):
-            self._frames[busy], rewards, terminated, truncated = self._batch.receive()
-        self._score[busy] += rewards
-        self._age[busy] += 1
-        self._barren[busy] = np.where(rewards > 0, 0, self._barren[busy] + 1)
-        stream.steps += len(busy)
-        ended = terminated | truncated | (self._age[busy] >= stream.evaluator.max_steps)
-        if stream.evaluator.patience:
-            hopeless = ~ended & (self._barren[busy] >= stream.evaluator.patience)
-            left = stream.evaluator.max_steps - self._age[busy[hopeless]]
-            self._score[busy[hopeless]] += left * rewards[hopeless]
-            ended |= hopeless
-        over = busy[ended]
-        if len(over):
-            stream.end(self._job[over], self._score[over], self._age[over])
-            self._begin(over)
+
+@contextmanager
+def _timed(profile: dict[str, float], what: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    profile[what] += time.perf_counter() - began
+
+
+class _Timed(VectorEnv):
+    """A vector of environments whose calls are timed."""
+
+    def __init__(self, envs: VectorEnv, profile: dict[str, float]) -> None:
+        self._envs, self._profile, self.num_envs = envs, profile, envs.num_envs
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        return self._envs.action_space
+
+    def prefetch(self, seeds: Iterable[int]) -> None:
+        self._envs.prefetch(seeds)
+
+    def reset(self, env_ids: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
+        with _timed(self._profile, "environment"):
+            return self._envs.reset(env_ids, seeds)
+
+    def send(self, env_ids: npt.ArrayLike, actions: Floats) -> None:
+        with _timed(self._profile, "environment"):
+            self._envs.send(env_ids, actions)
+
+    def recv(self) -> Step:
+        with _timed(self._profile, "environment"):
+            return self._envs.recv()
+
+    def close(self) -> None:
+        self._envs.close()
