@@ -11,6 +11,7 @@ from worldmodels.analysis.stats import describe
 from worldmodels.pipeline import records as measured
 from worldmodels.pipeline.dream_check import format_table as dream_table
 from worldmodels.pipeline.evaluation import format_table as score_table
+from worldmodels.pipeline.report import quality_tables
 
 _GAME = describe([10.0, 30.0, 50.0])
 _ERRORS = {"mean": 0.5, "sample": 0.7, "stays": 0.9}
@@ -68,9 +69,9 @@ def write_out(name: str, value: dict[str, Any]) -> str:
         case "check":
             return dream_table(value["policies"])
         case "vae":
-            return quality.format_tables(value, MEASURED["rnn"])
+            return "".join(quality_tables(value, MEASURED["rnn"]))
         case "rnn":
-            return quality.format_tables(MEASURED["vae"], value)
+            return "".join(quality_tables(MEASURED["vae"], value))
     return ""
 
 

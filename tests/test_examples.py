@@ -46,3 +46,25 @@ def test_look_inside(example, capsys, tmp_path):
     with Image.open(path) as picture:
         assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 50
     assert "the picture hangs most on the latents " in capsys.readouterr().out
+
+
+def test_film(example, capsys, tmp_path):
+    path = tmp_path / "film.gif"
+    example(
+        "film.py", str(path), "takecover:dream", "takecover:dream:5", "--seconds", "1", "--scale", "2", "--first", "9"
+    )
+    assert capsys.readouterr().out == f"{path}: {path.stat().st_size / 1e6:.1f} MB\n"
+    with Image.open(path) as image:
+        assert image.size[0] == 2 * 128 + 2 and image.n_frames == 18
+
+
+def test_the_films_of_the_first_page_are_small_and_short():
+    for name in ("takecover", "cold_dream"):
+        path = EXAMPLES.parent / "docs" / "images" / f"{name}.gif"
+        assert path.stat().st_size < 3_000_000
+        with Image.open(path) as image:
+            delays = []
+            for number in range(image.n_frames):
+                image.seek(number)
+                delays.append(image.info["duration"])
+            assert sum(delays) == 10_000 and image.size[0] >= 640

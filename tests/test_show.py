@@ -4,6 +4,7 @@ from PIL import Image
 
 from worldmodels.analysis import figures
 from worldmodels.analysis import playback as show
+from worldmodels.analysis.recording import Recording
 from worldmodels.cli import main
 from worldmodels.pipeline.run import Run
 
@@ -14,7 +15,8 @@ def test_dream_command(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "takecover, in its dream at temperature 1.3: " in out and "(8 episodes)" in out
     with Image.open(gif) as image:
-        assert image.is_animated and image.size == (256, 276)
+        assert image.is_animated and image.size[0] == 256
+    assert gif.stat().st_size <= 4_000_000
 
 
 def test_the_shipped_worlds_dreams_end_by_chance():
@@ -25,12 +27,13 @@ def test_the_shipped_worlds_dreams_end_by_chance():
 
 def test_play_command(tmp_path, capsys):
     gif = tmp_path / "play.gif"
-    short = ["--seed", "1"]  # a life of 142 steps
+    short = ["--seed", "1", "--seconds", "2", "--scale", "3"]  # an episode of 142 steps
     assert main(["play", "takecover", "--resolution", "160x120", *short, "--gif", str(gif)]) == 0
     score = float(capsys.readouterr().out.split("160x120): ")[1].split()[0])
     assert 50 <= score <= 2100
     with Image.open(gif) as image:
-        assert image.size == (512, 276)
+        assert image.size[0] == 2 * 192 + 4  # two panels, a gap of 3, an even width
+        assert image.n_frames == 35
 
 
 @pytest.mark.parametrize(
@@ -66,29 +69,12 @@ def test_no_display_is_told_in_one_line(capfd, monkeypatch):
 def test_window(monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     show.check_display()
-    show.window(
-        [np.zeros((64, 64, 3), np.uint8)] * 3, [np.array([value, 0.2], np.float32) for value in (-1, 0, 0.5)], "a title"
-    )
+    actions = np.array([[value, 0.2] for value in (-1, 0, 0.5)], np.float32)
+    show.window(Recording({"game": np.zeros((3, 64, 64, 3), np.uint8)}, actions, names=("a", "b")), "a title")
 
 
 def test_scores_in_words():
     assert show.report_scores("x", {"scores": [7.0], "mean": 7.0, "std": 0.0, "ci95": [7.0, 7.0]}) == "x: 7 (1 episode)"
-
-
-def test_every_action_has_its_bar(tmp_path):
-    """Three actions at 50 frames a second: the bars go right, left and nowhere; every second frame is shown."""
-    path = tmp_path / "drive.gif"
-    pictures = [np.full((64, 64, 3), 10 * number, np.uint8) for number in range(6)]
-    action = np.array([1.0, -0.5, 0.0], np.float32)
-    figures.save_animation(path, pictures, [action] * 6, frames_per_second=50, threshold=0.75)
-    with Image.open(path) as image:
-        assert (image.size, image.n_frames, image.info["duration"]) == ((256, 256 + 3 * 20), 3, 40)
-        page = np.asarray(image.convert("RGB")).astype(int)
-    lit = np.abs(page[256 + 10 :: 20] - page[256, 0]).sum(axis=2) > 60  # the middle of every bar: (3, 256)
-    assert lit[0, 130:].all() and not lit[0, :126].any()
-    assert lit[1, 66:126].all() and not lit[1, :62].any() and not lit[1, 130:].any()
-    assert lit[2].sum() <= 3
-    assert page[256 + 10, 200, 0] > page[256 + 30, 100, 0] + 100  # bright and dim
 
 
 def test_an_episode_is_drawn_with_and_without_a_track(tmp_path):
@@ -98,4 +84,4 @@ def test_an_episode_is_drawn_with_and_without_a_track(tmp_path):
     way = np.stack([np.cos(angles), np.sin(angles)], axis=1).tolist()
     figures.episode(tmp_path / "driven.png", {**recorded, "track": way, "positions": way[:20]}, "points")
     with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "driven.png") as driven:
-        assert driven.size[0] > 1.5 * plain.size[0]
+        assert driven.size[1] > 1.5 * plain.size[1]  # one above the other: a phone is narrow

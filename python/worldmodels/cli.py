@@ -21,12 +21,13 @@ from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.support import settings
 from worldmodels.support.cpu import describe
 from worldmodels.support.suggestions import suggestion
-from worldmodels.support.validation import MAX_SEED, check_integer, check_real
+from worldmodels.support.validation import MAX_SEED, check_integer, check_positive, check_real
 from worldmodels.support.versions import versions
 
 #: Extras of the package that bring a module, where it is not the extra `takecover`.
 _EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "tensorboard": "tensorboard", "stable_baselines3": "examples"}
 _MOST_EPISODES = 1_000_000  # that `play` and `dream` score
+_LARGEST_SCALE = 8  # of their GIFs and MP4s: a panel is then 512 pixels wide
 
 _WHOLE = {
     "run": "all stages (TakeCover's V and M come with the package unless --from-scratch); run again to resume",
@@ -154,7 +155,19 @@ def parser() -> _Parser:
 def _add_show(target: argparse.ArgumentParser) -> None:
     target.add_argument("agent", nargs="?", type=_place, help="an agent of the package (takecover), or a run folder")
     target.add_argument("--episodes", type=int, default=1, help="episodes to score")
-    target.add_argument("--gif", metavar="FILE", type=_place, help="write an animation of the first episode (*.gif)")
+    target.add_argument(
+        "--gif", metavar="FILE", type=_place, help="write the first episode as a GIF (*.gif) of at most 4 MB"
+    )
+    target.add_argument(
+        "--video",
+        metavar="FILE",
+        type=_place,
+        help="write the first episode as an MP4 (*.mp4); needs the extra `video`",
+    )
+    target.add_argument(
+        "--seconds", type=float, default=20.0, help="longest duration of the GIF and the MP4, at the game's speed"
+    )
+    target.add_argument("--scale", type=int, default=4, help="pixels per pixel of the GIF and the MP4")
     target.add_argument("--window", action="store_true", help="show the first episode in a window")
     target.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
 
@@ -357,8 +370,27 @@ def _work(options: argparse.Namespace) -> None:
     if rerun is not None:
         check_inputs(out, stage)
     with Run(out, config, rerun=rerun, force=options.force) as run:
+        if options.command == "run":
+            _print_estimate(run)
+        done = run.is_done("report")
         for name in names:
             run.run_stage(name)
+        if options.command == "run" and done and run.ranks.first:  # else the stage has printed it
+            print(f"report: {run.path('report', 'index.html')}")
+
+
+def _print_estimate(run: Run) -> None:
+    """Print how many stages are left, and how long all of them take."""
+    left = sum(not run.is_done(name) for name in NAMES)
+    if left == 0 or not run.ranks.first:
+        return
+    text = f"{left} stages" if left == len(NAMES) else f"{left} of {len(NAMES)} stages left"
+    minutes, preset = run.task.minutes.get(run.config.preset), run.task.presets.get(run.config.preset)
+    if minutes is not None and preset is not None:
+        about = f"about {minutes:g} minutes on 2 cores"
+        usual = left == len(NAMES) and replace(preset, seed=run.config.seed) == run.config
+        text += f", {about}" if usual else f" (all {len(NAMES)} with the settings of preset {preset.preset}: {about})"
+    print(text, file=sys.stderr)
 
 
 def _folder(options: argparse.Namespace) -> Path:
@@ -420,13 +452,20 @@ def _show(options: argparse.Namespace) -> None:
     check_integer("--seed", options.seed, 0, MAX_SEED)
     if "temperature" in options:
         check_real("--temperature", options.temperature, 0)
+    check_positive("--seconds", options.seconds)
+    check_integer("--scale", options.scale, 1, _LARGEST_SCALE)
     if options.gif:
         _output("--gif", options.gif, ".gif")
+    if options.video:
+        _output("--video", options.video, ".mp4")
+        from worldmodels.analysis.recording import check_video
+
+        check_video()
     folder, config = Run.agent(options.agent)
 
     from worldmodels import load_world_model
     from worldmodels.analysis import playback as show
-    from worldmodels.analysis.figures import save_animation
+    from worldmodels.analysis.recording import save_gif, save_video
     from worldmodels.pipeline.evaluators import sampled
     from worldmodels.rollout.runner import describe_environment
 
@@ -452,18 +491,20 @@ def _show(options: argparse.Namespace) -> None:
         about = f"{options.agent}, {describe_environment(environment)}"
         scores = show.play(folder, environment, options.episodes, seed=options.seed, rules=task.rules)
     print(show.report_scores(about, scores))
-    if not (options.gif or options.window):
+    if not (options.gif or options.video or options.window):
         return
     if options.command == "dream":
-        pictures, actions, _ = show.record_dream(folder, **chosen)
+        recording = show.record_dream(folder, **chosen, **task.look)
     else:
-        pictures, actions = show.record_play(folder, environment, seed=options.seed, rules=task.rules)
+        recording = show.record_play(folder, environment, seed=options.seed, rules=task.rules, **task.look)
     if options.gif:
-        fps = task.frames_per_second
-        save_animation(Path(options.gif), pictures, actions, frames_per_second=fps, threshold=task.action_threshold)
-        print(f"animation: {options.gif}")
+        save_gif(Path(options.gif), recording, seconds=options.seconds, scale=options.scale)
+        print(f"GIF: {options.gif}")
+    if options.video:
+        save_video(Path(options.video), recording, seconds=options.seconds, scale=options.scale)
+        print(f"MP4: {options.video}")
     if options.window:
-        show.window(pictures, actions, about, frames_per_second=task.frames_per_second)
+        show.window(recording, about)
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of a run: frames, dreams, losses, evolution, survival."""
+"""The figures of a run: frames, dreams, losses, evolution, scores. All are narrow enough for a phone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
 
 from worldmodels.analysis.stats import format_interval
 from worldmodels.support.files import atomic_path
@@ -23,8 +22,8 @@ Pictures = npt.NDArray[np.uint8]
 _INK, _MUTED, _GRID = "#22242a", "#6b7280", "#e5e7eb"
 _BLUE, _ORANGE, _GREEN, _RED = "#2563eb", "#ea8a1f", "#15803d", "#c2410c"
 _STYLE: Any = {
-    "figure.dpi": 110,
-    "font.size": 10,
+    "figure.dpi": 160,
+    "font.size": 11,
     "axes.edgecolor": _MUTED,
     "axes.labelcolor": _INK,
     "axes.titlesize": 11,
@@ -47,73 +46,40 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def save_animation(
-    path: Path,
-    pictures: Sequence[Pictures],
-    actions: Sequence[npt.NDArray[np.float32]],
-    scale: int = 4,
-    *,
-    frames_per_second: int = 35,
-    threshold: float = 1 / 3,
-) -> None:
-    """Writes a GIF at the game's speed (every second frame): pictures with the actions below.
-
-    Args:
-        path: where to.
-        pictures: (64, W, 3) uint8 each.
-        actions: (A,) in [-1, 1], one per picture: A bars go left or right, bright where they move the player.
-        scale: pixels per pixel.
-        frames_per_second: the game's speed.
-        threshold: bars are bright above this.
-    """
-    bar = 5 * scale
-    images = []
-    for picture, action in list(zip(pictures, actions, strict=True))[::2]:
-        height, width = picture.shape[0] * scale, picture.shape[1] * scale
-        image = Image.new("RGB", (width, height + bar * len(action)), "#111318")
-        image.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST))
-        for number, value in enumerate(map(float, action)):
-            top, (left, right) = height + bar * number, sorted((width / 2, width / 2 * (1 + value)))
-            colour = "#fbbf24" if abs(value) > threshold else "#4b5563"
-            ImageDraw.Draw(image).rectangle((left, top + 4, right, top + bar - 4), fill=colour)
-        images.append(image.quantize(128, method=Image.Quantize.FASTOCTREE))
-    duration = round(2000 / frames_per_second)
-    with atomic_path(path) as temporary:
-        images[0].save(
-            temporary, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=False
-        )
+_WIDTH = 5.4  # of every figure, in inches
+_ACROSS = 6  # pictures in a row
 
 
 def frames(path: Path, real: Pictures, drawn: Pictures) -> None:
-    """Real frames (N, 64, 64, 3) above their reconstructions."""
+    """Real frames (N, 64, 64, 3), each row of them above their reconstructions."""
+    groups = -(-len(real) // _ACROSS)
+    columns = min(len(real), _ACROSS)
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(2, len(real), figsize=(1.25 * len(real), 2.75), squeeze=False)
-        for row, (pictures, label) in enumerate(((real, "real"), (drawn, "V"))):
-            for column, picture in enumerate(pictures):
-                axis = axes[row, column]
-                axis.imshow(picture, interpolation="nearest")
-                axis.set_xticks([])
-                axis.set_yticks([])
-                axis.grid(False)
-                for spine in axis.spines.values():
-                    spine.set_visible(False)
-            axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center")
+        figure, axes = plt.subplots(2 * groups, columns, figsize=(_WIDTH, _WIDTH / 6 * 2.2 * groups), squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for number, pair in enumerate(zip(real, drawn, strict=True)):
+            for row, picture in enumerate(pair):
+                axes[2 * (number // _ACROSS) + row, number % _ACROSS].imshow(picture, interpolation="nearest")
+        for row in range(2 * groups):
+            axes[row, 0].text(
+                -0.1, 0.5, ("game", "V")[row % 2], transform=axes[row, 0].transAxes, ha="right", va="center"
+            )
         figure.subplots_adjust(wspace=0.05, hspace=0.05)
         _save(figure, path)
 
 
 def film_strip(path: Path, pictures: Pictures, steps: Sequence[int]) -> None:
-    """Dreamed pictures (N, 64, 64, 3) in a row, with their step numbers."""
-    columns = 12
-    rows = -(-len(pictures) // columns)
+    """Pictures of a dream (N, 64, 64, 3) in rows, with their step numbers."""
+    rows = -(-len(pictures) // _ACROSS)
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(1.1 * columns, 1.3 * rows), squeeze=False)
+        figure, axes = plt.subplots(rows, _ACROSS, figsize=(_WIDTH, _WIDTH / 6 * 1.3 * rows), squeeze=False)
         for axis in axes.flat:
             axis.axis("off")
         for axis, picture, step in zip(axes.flat, pictures, steps, strict=False):
             axis.imshow(picture, interpolation="nearest")
-            axis.set_title(f"{step}", fontsize=8, fontweight="normal", color=_MUTED, loc="center", pad=2)
-        figure.subplots_adjust(wspace=0.05, hspace=0.15)
+            axis.set_title(f"{step:,}", fontsize=10, fontweight="normal", color=_MUTED, loc="center", pad=2)
+        figure.subplots_adjust(wspace=0.05, hspace=0.25)
         _save(figure, path)
 
 
@@ -123,25 +89,25 @@ def _columns(points: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
 
 
 def losses(path: Path, vae: list[dict[str, Any]], rnn: list[dict[str, Any]]) -> None:
-    """Loss curves of V and M, training and validation."""
-    panels: list[tuple[str, list[dict[str, Any]], str, str]] = [
-        ("V: squared error per frame", vae, "squared_error", "log"),
-        ("V: KL (nats)", vae, "kl", "linear"),
-        ("M: -log p(z) per dimension (nats)", rnn, "z", "linear"),
+    """Loss curves of V and M, training and validation, one above the other."""
+    panels: list[tuple[str, str, list[dict[str, Any]], str, str]] = [
+        ("V: reconstruction", "squared error per frame", vae, "squared_error", "log"),
+        ("V: KL divergence", "nats per frame", vae, "kl", "linear"),
+        ("M: next latent", "nats per dimension", rnn, "z", "linear"),
     ]
-    for title, key in (("M: done loss", "done"), ("M: squared error of the reward", "reward")):
+    for title, unit, key in (("M: termination", "cross entropy", "done"), ("M: reward", "squared error", "reward")):
         if any((line.get(key) or 0) > 0 for line in rnn):  # M has that head
-            panels.append((title, rnn, key, "log"))
+            panels.append((title, unit, rnn, key, "log"))
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(3.75 * len(panels), 3.2))
-        for axis, (title, lines, key, scale) in zip(axes, panels, strict=True):
+        figure, axes = plt.subplots(len(panels), 1, figsize=(_WIDTH, 2.6 * len(panels)))
+        for axis, (title, unit, lines, key, scale) in zip(axes, panels, strict=True):
             train, valid = (
                 [(line["step"], line[name]) for line in lines if line.get(name) is not None]
                 for name in (key, f"validation_{key}")
             )
             axis.plot(*_columns(train), color=_BLUE, alpha=0.75, linewidth=1, label="training")
-            axis.plot(*_columns(valid), color=_ORANGE, marker="o", markersize=3, label="held out")
-            axis.set(title=title, xlabel="batches", yscale=scale)
+            axis.plot(*_columns(valid), color=_ORANGE, marker="o", markersize=3, label="held-out episodes")
+            axis.set(title=title, xlabel="batches", ylabel=unit, yscale=scale)
             values = sorted(value for _, value in train)
             if scale == "linear" and len(values) > 20:
                 low, high = values[0], values[int(0.97 * len(values))]
@@ -152,40 +118,59 @@ def losses(path: Path, vae: list[dict[str, Any]], rnn: list[dict[str, Any]]) -> 
 
 
 def quality(path: Path, vae: dict[str, Any], rnn: dict[str, Any]) -> None:
-    """V's error by how much pixels move, calibration of M's ends, and M's free-running error over the steps."""
+    """V's error by motion of the pixels, M's free-running error, calibration of M's termination: one below the other."""
+    bins = [row for row in (rnn.get("done") or []) if row["observed"] > 0]
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(15, 3.6))
+        figure, axes = plt.subplots(2 + bool(bins), 1, figsize=(_WIDTH, 3.1 * (2 + bool(bins))))
         shown = {name: row for name, row in vae["pixels"].items() if None not in (row["error"], row["mean_picture"])}
         place = np.arange(len(shown))
-        for shift, key, label, colour in ((-0.2, "error", "V", _BLUE), (0.2, "mean_picture", "mean picture", _MUTED)):
+        for shift, key, label, colour in ((-0.2, "error", "V", _BLUE), (0.2, "mean_picture", "mean frame", _MUTED)):
             axes[0].bar(place + shift, [row[key] for row in shown.values()], 0.38, color=colour, label=label)
         axes[0].set_xticks(place, list(shown))
         axes[0].grid(visible=False, axis="x")
-        axes[0].set(title="V: squared error per pixel", yscale="log")
-        bins = [row for row in (rnn.get("done") or []) if row["observed"] > 0]
-        axes[1].plot([1e-4, 1], [1e-4, 1], color=_MUTED, linewidth=1)
-        for key, label, colour in (("predicted", "as M says", _ORANGE), ("expected", "without the weight", _BLUE)):
-            axes[1].plot([row[key] for row in bins], [row["observed"] for row in bins], "o-", color=colour, label=label)
-        axes[1].set(
-            title="M: probability of the end", xlabel="predicted", ylabel="observed", xscale="log", yscale="log"
-        )
+        axes[0].set(title="V: reconstruction error", xlabel="pixels", ylabel="squared error per pixel", yscale="log")
         steps = [row["steps"] for row in rnn["rollouts"]]
-        lines = (("mean", "M", _BLUE), ("stays", "the last frame stays", _ORANGE), ("average", "average z", _MUTED))
+        lines = (("mean", "M", _BLUE), ("stays", "persistence", _ORANGE), ("average", "mean latent", _MUTED))
         for key, label, colour in lines:
-            axes[2].plot(steps, [row[key] for row in rnn["rollouts"]], "o-", color=colour, label=label)
-        axes[2].set(title="M free-running: squared error of z", xlabel="steps", xscale="log")
-        axes[2].set_ylim(bottom=0)
+            axes[1].plot(steps, [row[key] for row in rnn["rollouts"]], "o-", color=colour, label=label)
+        axes[1].set(
+            title="M: free-running prediction", xlabel="steps ahead", ylabel="squared error per dimension", xscale="log"
+        )
+        axes[1].set_xticks(steps, [f"{step:g}" for step in steps], minor=False)
+        axes[1].minorticks_off()
+        axes[1].set_ylim(bottom=0)
+        if bins:
+            axis = axes[2]
+            axis.plot([1e-4, 1], [1e-4, 1], color=_MUTED, linewidth=1, label="perfect calibration")
+            for key, label, colour in (
+                ("predicted", "M's output", _ORANGE),
+                ("expected", "positive-class weight removed", _BLUE),
+            ):
+                found = [(row[key], row["observed"]) for row in bins]
+                axis.plot(*_columns(found), "o-", color=colour, label=label)
+            axis.set(
+                title="M: calibration of termination",
+                xlabel="predicted probability per step",
+                ylabel="observed frequency",
+                xscale="log",
+                yscale="log",
+            )
         for axis in axes:
-            axis.legend()
+            axis.legend(fontsize=9)
         figure.tight_layout()
         _save(figure, path)
 
 
+def _legend_below(axis: Any) -> None:
+    """Two columns below the axis: beside it, a phone has no room."""
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=2, fontsize=9)
+
+
 def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, curve: list[dict[str, Any]]) -> None:
-    """Best, mean and worst of the population, the evaluation of the mean over generations; and its real score."""
+    """Best, mean and worst of the population, and scores of the CMA-ES mean, by generation."""
     generations = [line["generation"] for line in lines]
     with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(9, 4))
+        figure, axis = plt.subplots(figsize=(_WIDTH, 3.6))
         axis.fill_between(
             generations, [x["worst"] for x in lines], [x["best"] for x in lines], color=_BLUE, alpha=0.08, linewidth=0
         )
@@ -200,7 +185,7 @@ def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, c
             marker="o",
             markersize=4,
             linewidth=1.6,
-            label="mean, evaluated",
+            label="CMA-ES mean, evaluated",
         )
         if curve:
             axis.errorbar(
@@ -211,13 +196,13 @@ def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, c
                 marker="s",
                 markersize=4,
                 capsize=3,
-                label="mean, in the real environment",
+                label="CMA-ES mean, in the real environment",
             )
         axis.set(title=title, xlabel="generation", ylabel=score)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if all(line["worst"] >= 0 for line in lines):
             axis.set_ylim(bottom=0)
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        _legend_below(axis)
         _save(figure, path)
 
 
@@ -230,20 +215,20 @@ def _interval(entries: Sequence[dict[str, Any]]) -> list[list[float]]:
 
 
 def reality_check(path: Path, policies: dict[str, Any], temperature: float, score: str) -> None:
-    """Scores of fixed policies in the dream and in the game, with 95 % intervals."""
+    """Scores of open-loop policies in the dream and in the game, with 95 % intervals."""
     names = list(policies)
     place = np.arange(len(names))
     with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(8, 3.6))
+        figure, axis = plt.subplots(figsize=(_WIDTH, 3.4))
         for shift, world, colour in ((-0.2, "dream", _BLUE), (0.2, "game", _ORANGE)):
             means = [policies[name][world]["mean"] for name in names]
             bars = _interval([policies[name][world] for name in names])
             axis.bar(
                 place + shift, means, 0.38, yerr=bars, color=colour, label=world, error_kw={"ecolor": _INK, "lw": 1}
             )
-        axis.set_xticks(place, names)
+        axis.set_xticks(place, names, rotation=25, ha="right")
         axis.grid(visible=False, axis="x")
-        axis.set(title=f"Fixed policies in the dream (temperature {temperature}) and in the game", ylabel=score)
+        axis.set(title=f"Open-loop policies (dream: temperature {temperature})", ylabel=score)
         axis.legend()
         _save(figure, path)
 
@@ -252,7 +237,7 @@ def sweep(path: Path, results: list[dict[str, Any]], paper: Mapping[float, Any],
     """Scores in the dream and in the game over temperature, ours with 95 % intervals and the paper's if it has any."""
     ours = sorted(results, key=lambda result: float(result["temperature"]))
     with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(8, 4))
+        figure, axis = plt.subplots(figsize=(_WIDTH, 3.6))
         for index, (world, colour) in enumerate((("dream", _BLUE), ("game", _ORANGE))):
             x = [result["temperature"] for result in ours]
             y = [result[world]["mean"] for result in ours]
@@ -268,18 +253,18 @@ def sweep(path: Path, results: list[dict[str, Any]], paper: Mapping[float, Any],
                 marker="s",
                 markersize=4,
                 alpha=0.7,
-                label=f"{world}, the paper's",
+                label=f"{world}, paper",
             )
-        axis.set(title="What a dream's temperature does", xlabel="temperature", ylabel=score)
+        axis.set(title="Temperature of the dream", xlabel="temperature", ylabel=score)
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
         axis.legend()
         _save(figure, path)
 
 
-def scores(path: Path, results: dict[str, Any], score: str) -> None:
-    """Histogram of scores in the real game: the agent, the random and the collecting policy."""
+def scores(path: Path, results: dict[str, Any], score: str, paper: float | None = None) -> None:
+    """Histograms of scores in the real environment: agent, random and collecting policy; the paper's mean as a line."""
     shown = (
-        ("random", f"random play ({results['random']['policy']})", _ORANGE),
+        ("random", f"random ({results['random']['policy']})", _ORANGE),
         ("collecting", f"collecting ({results['collecting']['policy']})", _GREEN),
         ("agent", "agent", _BLUE),
     )
@@ -287,7 +272,7 @@ def scores(path: Path, results: dict[str, Any], score: str) -> None:
     bottom = min(0, *(min(results[name]["scores"]) for name, _, _ in shown))
     bins = np.linspace(bottom, top + 1, 36).tolist()
     with plt.rc_context(_STYLE):
-        figure, axis = plt.subplots(figsize=(8, 3.8))
+        figure, axis = plt.subplots(figsize=(_WIDTH, 3.4))
         for name, label, colour in shown:
             entry = results[name]
             interval = format_interval(entry)
@@ -299,37 +284,39 @@ def scores(path: Path, results: dict[str, Any], score: str) -> None:
                 label=f"{label}: {entry['mean']:.0f}" + (f" (95 %: {interval})" if interval else ""),
             )
             axis.axvline(entry["mean"], color=colour, linewidth=1.6)
+        if paper is not None:
+            axis.axvline(paper, color=_INK, linewidth=1.4, linestyle="--", label=f"paper: {paper:.0f}")
         axis.set(
-            title=f"Scores in the real game ({len(results['agent']['scores'])} episodes each)",
+            title=f"Scores in the real environment ({len(results['agent']['scores'])} episodes each)",
             xlabel=score,
             ylabel="episodes",
         )
-        axis.legend()
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=9)
         _save(figure, path)
 
 
 def episode(path: Path, recorded: dict[str, Any], score: str) -> None:
-    """The return of an episode as it adds up, and the way that was driven, where the environment says where one is.
+    """The cumulative reward of an episode, and the driven path where the environment gives a track.
 
     Args:
-        path: where to.
-        recorded: as :func:`worldmodels.rollout.runner.record` gives it.
-        score: what a return counts.
+        path: File to write.
+        recorded: What :func:`worldmodels.rollout.runner.record` gives.
+        score: Unit of the return.
     """
     driven = None not in (recorded.get("track"), recorded.get("positions"))
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(1, 1 + driven, figsize=(6 + 5 * driven, 4.2), squeeze=False)
+        figure, axes = plt.subplots(1 + driven, 1, figsize=(_WIDTH, 3.2 + 4.2 * driven), squeeze=False)
         axis = axes[0, 0]
         axis.plot(np.cumsum(recorded["rewards"]), color=_BLUE, linewidth=1.6)
-        axis.set(title="Return of one episode as it adds up", xlabel="step", ylabel=score)
+        axis.set(title="Cumulative reward of one episode", xlabel="step", ylabel=score)
         if driven:
-            axis = axes[0, 1]
-            track, way = np.array(recorded["track"]), np.array(recorded["positions"])
+            axis = axes[1, 0]
+            track, path_driven = np.array(recorded["track"]), np.array(recorded["positions"])
             axis.plot(*np.concatenate([track, track[:1]]).T, color=_GRID, linewidth=9, solid_joinstyle="round")
-            axis.plot(*way.T, color=_BLUE, linewidth=1.4)
-            axis.plot(*way[0], "o", color=_GREEN, label="start")
-            axis.plot(*way[-1], "s", color=_RED, label="end")
-            axis.set(title="The way that was driven", xticks=[], yticks=[])
+            axis.plot(*path_driven.T, color=_BLUE, linewidth=1.4)
+            axis.plot(*path_driven[0], "o", color=_GREEN, label="start")
+            axis.plot(*path_driven[-1], "s", color=_RED, label="end")
+            axis.set(title="Path of the same episode", xticks=[], yticks=[])
             axis.set_aspect("equal")
             axis.grid(visible=False)
             axis.legend()

@@ -1,4 +1,4 @@
-"""Show an agent in the real game, or in its dream: as a score, an animation or in a window."""
+"""Show an agent in the real game, or in its dream: as a score, a recording or in a window."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from worldmodels.analysis.recording import Film, Recording, from_dream, from_recorder
 from worldmodels.analysis.stats import describe, format_interval
 from worldmodels.dream.native import Dream
+from worldmodels.dream.world_model import load_world_model
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.agent import Agent, Recorder, load_controller
 from worldmodels.models.native_model import Termination
-from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
 from worldmodels.rollout.runner import Environments, episode_seed, record
 from worldmodels.support.progress import Progress
-
-Pictures = list[npt.NDArray[np.uint8]]
-Actions = list[npt.NDArray[np.float32]]
 
 
 def play(
@@ -55,25 +51,29 @@ def play(
     return describe([scores[episode] for episode in range(episodes)])
 
 
-def record_play(folder: Path, environment: EnvSpec, *, seed: int, rules: Rules) -> tuple[Pictures, Actions]:
-    """Plays the first episode of :func:`play`: pictures of the frame beside V's reconstruction, and the actions."""
-    agent = Agent.load(folder)
-    recorder = Recorder(agent)
+def record_play(folder: Path, environment: EnvSpec, *, seed: int, rules: Rules, **about: Any) -> Recording:
+    """Record the first episode of :func:`play`; ``about`` are fields of the recording."""
+    recorder = Recorder(Agent.load(folder))
     record(environment, recorder, seed=seed, episode_seed=episode_seed(seed, "play", 0), rules=rules)
-    return recorder.pictures(), recorder.actions
+    return from_recorder(recorder, **about)
 
 
 def record_dream(
-    folder: Path, *, temperature: float, seed: int, max_steps: int = 2100, termination: Termination = "threshold"
-) -> tuple[Pictures, Actions, float]:
-    """Dreams one episode: V's pictures of the latents, the actions, and the return."""
+    folder: Path,
+    *,
+    temperature: float,
+    seed: int,
+    max_steps: int = 2100,
+    termination: Termination = "threshold",
+    **about: Any,
+) -> Recording:
+    """Record the first episode of :func:`dream_scores`; ``about`` are fields of the recording."""
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
-    dream = Dream.load(
-        folder, controller=controller, temperature=temperature, max_steps=max_steps, termination=termination
-    )
-    trace = dream.trace(params, seed=seed)
+    world_model = load_world_model(folder)
+    dream = Dream(*world_model, controller, temperature=temperature, max_steps=max_steps, termination=termination)
+    trace = dream.trace(params, seed=seed, max_steps=min(max_steps, 2**20))
     vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
-    return list(decode(vae, trace.z[:-1])), list(trace.action), float(trace.reward.sum())
+    return from_dream(dream, trace, vae, world_model.mdnrnn.done_pos_weight, **about)
 
 
 def dream_scores(
@@ -121,41 +121,28 @@ def _pygame() -> Any:
     return pygame
 
 
-def window(
-    pictures: Pictures,
-    actions: Actions,
-    title: str,
-    scale: int = 6,
-    *,
-    frames_per_second: int = 35,
-) -> None:
-    """Shows pictures (64, W, 3) at the game's speed in a window; Escape or closing it ends the show."""
+def window(recording: Recording, title: str, scale: int = 6) -> None:
+    """Show a recording at the environment's speed in a window; Escape or closing it stops."""
+    film = Film([recording], scale)
     pygame = _pygame()
-    height, width = pictures[0].shape[0] * scale, pictures[0].shape[1] * scale
     pygame.display.init()
     try:
-        screen = pygame.display.set_mode((width, height + 4 * scale * len(actions[0])))
+        screen = pygame.display.set_mode(film.size)
         pygame.display.set_caption(title)
-        _loop(pygame, screen, pictures, actions, scale, frames_per_second)
+        _loop(pygame, screen, film)
     finally:
         pygame.display.quit()
 
 
-def _loop(pygame: Any, screen: Any, pictures: Pictures, actions: Actions, scale: int, frames_per_second: int) -> None:
+def _loop(pygame: Any, screen: Any, film: Film) -> None:
     clock = pygame.time.Clock()
-    height, width = pictures[0].shape[0] * scale, pictures[0].shape[1] * scale
-    for picture, action in zip(pictures, actions, strict=True):
+    for step in range(film.steps):
         for event in pygame.event.get():
             if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE):
                 return
-        surface = pygame.surfarray.make_surface(picture.swapaxes(0, 1))
-        screen.blit(pygame.transform.scale(surface, (width, height)), (0, 0))
-        screen.fill("#111318", (0, height, width, 4 * scale * len(action)))
-        for number, value in enumerate(map(float, action)):
-            left, right = sorted((width / 2, width / 2 * (1 + value)))
-            screen.fill("#fbbf24", (left, height + (4 * number + 1) * scale, max(1, right - left), 2 * scale))
+        screen.blit(pygame.surfarray.make_surface(film.frame(step).swapaxes(0, 1)), (0, 0))
         pygame.display.flip()
-        clock.tick(frames_per_second)
+        clock.tick(film.frames_per_second)
 
 
 def report_scores(what: str, scores: dict[str, Any]) -> str:

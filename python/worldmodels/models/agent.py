@@ -256,14 +256,14 @@ class Recorder:
     """Agent in one environment that records its frames, latents and actions."""
 
     def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+        self.agent = agent
         self.frames: list[npt.NDArray[np.uint8]] = []
         self.latents: list[npt.NDArray[np.float32]] = []
         self.actions: list[npt.NDArray[np.float32]] = []
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
         """See :meth:`Agent.reset`."""
-        self._agent.reset(batch, seed=seed)
+        self.agent.reset(batch, seed=seed)
 
     def act(
         self,
@@ -274,16 +274,15 @@ class Recorder:
         env_ids: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
         """See :meth:`Agent.act`; records environment 0, which must act in every call."""
-        actions = self._agent.act(frames, restart, episodes, env_ids=env_ids)
+        actions = self.agent.act(frames, restart, episodes, env_ids=env_ids)
         self.frames.append(frames[0].copy())
-        self.latents.append(self._agent.z[0].copy())
+        self.latents.append(self.agent.z[0].copy())
         self.actions.append(actions[0])
         return actions
 
-    def pictures(self, most: int | None = None) -> list[npt.NDArray[np.uint8]]:
-        """Return the first ``most`` frames next to their reconstructions, each (64, 128, 3) uint8."""
-        drawn = decode(self._agent.vae, np.stack(self.latents[:most]))
-        return [np.concatenate(pair, axis=1) for pair in zip(self.frames[:most], drawn, strict=True)]
+    def reconstructions(self, steps: int | None = None) -> npt.NDArray[np.uint8]:
+        """Return V's reconstructions of the first ``steps`` frames: (T, 64, 64, 3) uint8."""
+        return decode(self.agent.vae, np.stack(self.latents[:steps]))
 
 
 def load_controller(path: Path) -> tuple[Controller, npt.NDArray[np.float32], dict[str, Any]]:

@@ -121,7 +121,7 @@ class EvaluateConfig:
 class ReportConfig:
     """Draw the figures and the page."""
 
-    dream_steps: int = setting(240, "longest animation of the dream")
+    dream_steps: int = setting(700, "longest animation of the dream")
 
 
 @dataclass(frozen=True)

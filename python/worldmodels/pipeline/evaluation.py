@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.analysis import figures
+from worldmodels.analysis.recording import from_recorder, save_gif
 from worldmodels.analysis.stats import describe, format_interval, table
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend
@@ -148,14 +149,8 @@ def _record(run: Run) -> None:
     environment = _environment(run)
     recorded = record(environment, recorder, seed=config.seed, episode_seed=number, rules=task.rules)
     write_json(run.path("evaluate", "episode.json"), recorded)
-    steps = config.evaluate.recording_steps
-    figures.save_animation(
-        run.path("evaluate", "episode.gif"),
-        recorder.pictures(steps),
-        recorder.actions[:steps],
-        frames_per_second=task.frames_per_second,
-        threshold=task.action_threshold,
-    )
+    recording = from_recorder(recorder, config.evaluate.recording_steps, **task.look)
+    save_gif(run.path("evaluate", "episode.gif"), recording)
     chosen = liveliest(recorder.frames, _PICTURES)
     drawn = decode(agent.vae, np.stack([recorder.latents[index] for index in chosen]))
     figures.frames(run.path("evaluate", "frames.png"), np.stack([recorder.frames[i] for i in chosen]), drawn)

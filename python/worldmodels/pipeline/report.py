@@ -1,65 +1,72 @@
-"""Report: everything the run made and measured, as pictures and one HTML page that can be sent to someone."""
+"""Report: figures of everything the run measured, and one HTML page that can be sent to someone."""
 
 from __future__ import annotations
 
-import base64
-import html
+import shlex
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from worldmodels.analysis import figures, quality
+from worldmodels.analysis import figures
+from worldmodels.analysis.quality import PIXELS
+from worldmodels.analysis.recording import from_dream, save_gif
 from worldmodels.analysis.stats import compare, format_interval
+from worldmodels.dream.world_model import load_world_model
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.agent import load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.models.weights import load_model
+from worldmodels.pipeline import page as html
 from worldmodels.pipeline import records as measured
-from worldmodels.pipeline.dream_check import format_table as dream_table
-from worldmodels.pipeline.evaluation import format_table as score_table
+from worldmodels.pipeline.config import SECTIONS, Config
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.stage import command
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.pipeline.tasks import Task
+from worldmodels.rollout.runner import describe_environment
 from worldmodels.support.files import atomic_path
+
+PAGE = "report/index.html"
 
 
 def write_report(run: Run) -> dict[str, Any]:
-    """Draws the pictures into ``report/`` and binds them into ``report/index.html``."""
+    """Draw the figures into ``report/`` and write ``report/index.html``."""
     results = measured.read_results(run.path("results.json"), run.config.evolve.evaluate_in)
     check = measured.read_measured(run.path("check_dream", "check_dream.json"), measured.CHECK)
     folder = run.path("report")
     folder.mkdir(exist_ok=True)
     dreamed = _draw_dream(run, folder / "dream_strip.png", folder / "dream.gif")
-    config, score = run.config, run.task.score
+    config, task = run.config, run.task
     if not config.world_model:
         lines = (run.metrics(f"train-{name}", measured.STEP) for name in ("vae", "rnn"))
         figures.losses(folder / "losses.png", *lines)
     goodness = _quality(run)
     if goodness:
         figures.quality(folder / "quality.png", *goodness)
-    where = f"inside the dream (temperature {config.evolve.temperature})"
-    if config.evolve.evaluate_in == "environment":
-        where = "in the real environment"
+    where = "in the real environment"
+    if config.evolve.evaluate_in == "dream":
+        where = f"in the dream (temperature {config.evolve.temperature})"
     generations = run.metrics("evolve", measured.GENERATION)
     curve = results.get("curve") or []
-    figures.evolution(folder / "evolution.png", generations, f"Evolution of C {where}", score, curve)
+    figures.evolution(folder / "evolution.png", generations, f"Evolution of C {where}", task.score, curve)
     if check["policies"]:
-        figures.reality_check(folder / "reality_check.png", check["policies"], check["temperature"], score)
-    figures.scores(folder / "scores.png", results, score)
+        figures.reality_check(folder / "reality_check.png", check["policies"], check["temperature"], task.score)
+    figures.scores(folder / "scores.png", results, task.score, task.paper_score[0] if task.paper_score else None)
     recorded = run.path("evaluate", "episode.json")
-    if recorded.is_file():
-        figures.episode(folder / "episode.png", measured.read_measured(recorded, measured.EPISODE), score)
-    page = _page(run, folder, results, check, dreamed, goodness)
-    with atomic_path(folder / "index.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    print(f"report: {folder / 'index.html'}")
-    return {"page": "report/index.html", "dreamed_steps": dreamed}
+    if recorded.is_file() and not task.survival:  # the cumulative reward of a survival task is its step number
+        figures.episode(folder / "episode.png", measured.read_measured(recorded, measured.EPISODE), task.score)
+    with atomic_path(run.path(PAGE)) as temporary:
+        temporary.write_text(_page(run, folder, results, check, dreamed, goodness), encoding="utf-8")
+    print(f"report: {run.path(PAGE)}")
+    return {"page": PAGE, "dreamed_steps": dreamed}
 
 
 def _draw_dream(run: Run, strip: Path, animation: Path) -> int:
-    """One dream of the evolved controller, as a strip and as an animation; returns its length."""
+    """One dream of the evolved controller, as a strip and as a GIF; returns its length in steps."""
     config = run.config
     _, params, _ = load_controller(run.path("evolve", "controller.safetensors"))
     dream = make_dream(run, precision=playback_precision(run))
@@ -68,16 +75,8 @@ def _draw_dream(run: Run, strip: Path, animation: Path) -> int:
     length = len(trace.action)
     steps = np.unique(np.linspace(0, length, 24).astype(int))
     figures.film_strip(strip, decode(vae, trace.z[steps]), [int(step) for step in steps])
-    shown = min(length, config.report.dream_steps)
-    moving: list[npt.NDArray[np.uint8]] = list(decode(vae, trace.z[:shown]))
-    task = run.task
-    figures.save_animation(
-        animation,
-        moving,
-        list(trace.action[:shown]),
-        frames_per_second=task.frames_per_second,
-        threshold=task.action_threshold,
-    )
+    weight = load_world_model(run.folder).mdnrnn.done_pos_weight
+    save_gif(animation, from_dream(dream, trace, vae, weight, config.report.dream_steps, **run.task.look))
     return length
 
 
@@ -119,6 +118,26 @@ def format_verdict(results: dict[str, Any], task: Task) -> str:
     return " ".join(sentences)
 
 
+def format_command(config: Config, preset: Config, folder: Path) -> str:
+    """The command that makes a run: its preset, its seed and the settings that differ from the preset's."""
+    words = ["worldmodels", "run", config.task, "--preset", config.preset, "--out", str(folder)]
+    if config.seed != preset.seed:
+        words += ["--seed", str(config.seed)]
+    if config.world_model != preset.world_model:
+        words += ["--world-model", config.world_model]
+    for section in SECTIONS:
+        now, then = (asdict(getattr(one, section)) for one in (config, preset))
+        for name in now:
+            if section == "iterate" or now[name] == then[name]:  # `run` makes no rounds
+                continue
+            flag = f"{command(section)}.{command(name)}"
+            if isinstance(now[name], bool):
+                words.append(f"--{flag}" if now[name] else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", str(now[name])]
+    return shlex.join(words)
+
+
 def _page(
     run: Run,
     folder: Path,
@@ -127,112 +146,266 @@ def _page(
     dreamed: int,
     goodness: tuple[dict[str, Any], dict[str, Any]] | None,
 ) -> str:
-    config = run.config
-    dream = results["dream"]
-    verdict = format_verdict(results, run.task)
-    if config.evolve.evaluate_in == "dream":
-        verdict += (
-            f" Its controller was evolved in the dream alone, where it scores {dream['score']:.0f} at temperature "
-            f"{dream['temperature']}."
-        )
-    else:
-        verdict += f" Its controller was evolved in the real environment, to {results['evolved']['score']:.0f}."
-    warnings = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in check["warnings"])
+    title = f"World Models: {run.config.task}, preset {run.config.preset}"
     failures = [
-        f"<p class=warning>{html.escape(f'{stage.command}: {failure}')}.</p>"
+        html.notice(f"{stage.command}: {failure}.", "warning")
         for stage in STAGES
         if (failure := run.summary(stage.name).get("failure"))
     ]
+    parts = [
+        f"<h1>{title}</h1>",
+        *_introduction(run),
+        html.notice(_verdict(run, results), "verdict"),
+        *failures,
+        *_scores(run, folder, results),
+        *_episodes(run, folder, dreamed),
+        *_reality_check(folder, check),
+        *_evolution(run, folder),
+        *_training(run, folder, goodness),
+        *_making(run, results),
+    ]
+    return html.page(title, parts)
+
+
+def _introduction(run: Run) -> list[str]:
+    """What is played, what V, M and C are, and how the page was made."""
+    config = run.config
+    where = "inside M's dream, without the game" if config.evolve.evaluate_in == "dream" else "in the real environment"
+    preset = run.task.presets.get(config.preset)
+    made = f"Made on {time.strftime('%Y-%m-%d')} by:"
+    return [
+        html.text(run.task.description or f"The task is {run.task.env_id}; the score is in {run.task.score}."),
+        html.text(
+            "V, a variational autoencoder, compresses each frame into a latent vector z. M, a recurrent network with a "
+            "mixture density head, predicts the next z, and is played as a dream. C, a small controller, chooses "
+            f"actions from z and M's state; CMA-ES evolves it {where}."
+        ),
+        *([html.text(made), html.code(format_command(config, preset, run.folder))] if preset else []),
+    ]
+
+
+def _verdict(run: Run, results: dict[str, Any]) -> str:
+    verdict = format_verdict(results, run.task)
+    if run.config.evolve.evaluate_in == "environment":
+        return f"{verdict} Its controller was evolved in the real environment, to {results['evolved']['score']:.0f}."
+    dream = results["dream"]
+    return (
+        f"{verdict} Its controller was evolved in the dream alone, where it scores {dream['score']:.0f} at temperature "
+        f"{dream['temperature']}."
+    )
+
+
+_SHOWN = ("id", "variant", "resolution", "backend")
+
+
+def _scores(run: Run, folder: Path, results: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, entry in measured.players(results).items():
+        policy = entry.get("policy", name)
+        label = name if policy == name else f"{name} ({policy})"
+        score = f"{entry['mean']:.0f} \u00b1 {entry['std']:.0f}"
+        rows.append([label, str(len(entry["scores"])), score, format_interval(entry)])
+    paper = run.task.paper_score
+    if paper is not None:
+        rows.append(["the paper's agent", "100", f"{paper[0]} \u00b1 {paper[1]}", ""])
+    environment = results["environment"]
+    about = describe_environment(EnvSpec(**{key: environment.get(key) or "" for key in _SHOWN}))
+    return [
+        html.heading("Scores in the real environment"),
+        html.picture(
+            folder / "scores.png",
+            "Histograms of the scores of the agent, of the collecting policy and of random play",
+            "Scores per episode; vertical lines are means. A good agent's histogram lies to the right of the others, "
+            "and its interval does not overlap theirs.",
+        ),
+        html.table(
+            f"{about}: {run.task.score}, mean \u00b1 standard deviation over episodes, 95 % interval of the mean "
+            "(from 20 episodes on)",
+            ["player", "episodes", "score", "95 % interval"],
+            rows,
+        ),
+    ]
+
+
+def _episodes(run: Run, folder: Path, dreamed: int) -> list[str]:
+    parts = [
+        html.heading("One episode in the game, one in the dream"),
+        html.side_by_side(
+            html.picture(
+                run.path("evaluate", "episode.gif"),
+                f"Recording of the agent in the real environment; actions: {', '.join(run.task.actions)}",
+                "The game, and V's reconstruction of each frame: what moves and matters in the frame should be in the "
+                "reconstruction.",
+            ),
+            html.picture(
+                folder / "dream.gif",
+                "Recording of the agent in M's dream",
+                "The dream of the same agent, decoded by V: it should move as the game does.",
+            ),
+        ),
+        html.picture(
+            folder / "dream_strip.png",
+            f"Frames of the dream from step 0 to step {dreamed}",
+            f"The same dream from its first to its last of {dreamed:,} steps. Late frames should look like early ones.",
+        ),
+        html.picture(
+            run.path("evaluate", "frames.png"),
+            "Frames of the game above V's reconstructions of them",
+            "Frames with the most motion, above V's reconstructions: what moves should not be missing.",
+        ),
+    ]
+    if (folder / "episode.png").is_file() and not run.task.survival:
+        parts.append(
+            html.picture(
+                folder / "episode.png",
+                "Cumulative reward over the steps of the recorded episode",
+                "Cumulative reward of the recorded episode, and its path where the environment gives a track. A good "
+                "agent's curve keeps rising.",
+            )
+        )
+    return parts
+
+
+def _reality_check(folder: Path, check: dict[str, Any]) -> list[str]:
+    heading = html.heading("Agreement between dream and game")
+    if not check["policies"]:
+        return [heading, html.text("M predicts no reward: a dream has no score to compare.")]
+    rule = (
+        "No warning: for every open-loop policy the 95 % intervals of dream and game scores overlap, or the two "
+        "means are close (survival tasks: within a factor of 1.5; others: within half the range of the policies' game "
+        "scores)."
+    )
+    rows = []
+    for name, worlds in check["policies"].items():
+        cells = [f"{worlds[world]['mean']:.0f} \u00b1 {worlds[world]['std']:.0f}" for world in ("dream", "game")]
+        rows.append([name, *cells, f"{worlds['dream']['mean'] - worlds['game']['mean']:+.0f}"])
+    return [
+        heading,
+        *([html.notice(warning, "warning") for warning in check["warnings"]] or [html.text(rule)]),
+        html.picture(
+            folder / "reality_check.png",
+            "Scores of open-loop policies in the dream and in the game, with 95 % intervals",
+            "Open-loop policies: their actions do not depend on the frames. In a good world model the two bars of a "
+            "policy are equally high; a policy that scores more in the dream shows model bias that C can exploit.",
+        ),
+        html.table(
+            "Scores of open-loop policies, mean \u00b1 standard deviation",
+            ["policy", "dream", "game", "difference"],
+            rows,
+        ),
+    ]
+
+
+def _evolution(run: Run, folder: Path) -> list[str]:
+    return [
+        html.heading("Evolution"),
+        html.picture(
+            folder / "evolution.png",
+            "Best, mean and worst score of the population and the evaluated CMA-ES mean, by generation",
+            "Scores of each generation. In a good run all curves rise and flatten, and the CMA-ES mean ends well above "
+            "the first generation's.",
+        ),
+        html.text(
+            "Three scores differ: the best candidate is the maximum of many noisy scores and overestimates, the "
+            "CMA-ES mean is evaluated on episodes of its own, and the game's score is lower than the dream's where "
+            "M is biased or where evolution uses shorter episodes."
+        ),
+    ]
+
+
+def _training(run: Run, folder: Path, goodness: tuple[dict[str, Any], dict[str, Any]] | None) -> list[str]:
+    world_model = run.config.world_model
+    parts = [html.heading("V and M")]
+    if world_model:
+        parts.append(html.text(f"V and M are those of the world model {world_model}; this run trained neither."))
+    else:
+        parts.append(
+            html.picture(
+                folder / "losses.png",
+                "Training and validation losses of V and M",
+                "Losses over training. In good training both curves fall and stay together; a rising validation curve "
+                "is overfitting.",
+            )
+        )
+    if goodness is None:
+        return [*parts, html.text("Quality on held-out episodes: not measured by the version that trained V and M.")]
+    vae, rnn = goodness
+    picture = html.picture(
+        folder / "quality.png",
+        "V's reconstruction error by motion of the pixels, M's free-running prediction error by horizon, and "
+        "calibration of M's termination probability",
+        "On held-out episodes. Good: V's bars lie far below the mean frame's, above all for moving pixels; M's error "
+        "is below both baselines; the points of termination lie on the diagonal once the weight is removed.",
+    )
+    return [*parts, picture, html.details("The same in numbers", *quality_tables(vae, rnn))]
+
+
+def quality_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> list[str]:
+    """V's and M's measures on held-out episodes as tables."""
+
+    def number(value: float | None, digits: int = 4) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    pixels = []
+    for name, row in vae["pixels"].items():
+        label = f"{name} pixels" if name != "moving much" else f"moving by over {PIXELS[name][0]}/255"
+        cells = (row["share"], 3), (row["error"], 5), (row["mean_picture"], 5), (row["explained"], 3)
+        pixels.append([label, *(number(value, digits) for value, digits in cells)])
+    tables = [
+        html.table(
+            f"V, {vae['frames']:,} frames: squared error per pixel",
+            ["pixels", "fraction of all", "V", "mean frame", "variance explained"],
+            pixels,
+        ),
+        html.table(
+            "M, one step ahead: negative log-likelihood, nats per latent dimension",
+            ["", "nats"],
+            [
+                ["mean of the dimensions", number(rnn["z"], 3)],
+                ["V's sampling noise", number(rnn["z_noise"], 3)],
+                ["best dimension", number(min(rnn["z_dimensions"]), 3)],
+                ["worst dimension", number(max(rnn["z_dimensions"]), 3)],
+            ],
+        ),
+    ]
+    if rnn.get("done"):
+        rows = [
+            [
+                f"{row['low']:g} to {row['high']:g}",
+                f"{row['count']:,}",
+                *(number(row[key], 5) for key in ("predicted", "expected", "observed")),
+            ]
+            for row in rnn["done"]
+        ]
+        header = ["M's output", "steps", "mean output", "weight removed", "observed"]
+        tables.append(html.table("M: calibration of the termination probability per step", header, rows))
+    kinds = {
+        "M free-running, squared error per dimension of z": ("", {"average": "mean latent"}),
+        "M free-running, squared error per frame": ("picture_", {"v": "V alone"}),
+    }
+    for caption, (prefix, last) in kinds.items():
+        columns = {"mean": "M's mean", "sample": "M's sample", "stays": "persistence", **last}
+        rows = [
+            [f"{row['steps']:g}", f"{row['count']:g}", *(number(row[f"{prefix}{key}"]) for key in columns)]
+            for row in rnn["rollouts"]
+            if all(row.get(f"{prefix}{key}") is not None for key in columns)
+        ]
+        if rows:
+            tables.append(html.table(caption, ["steps ahead", "rollouts", *columns.values()], rows))
+    return tables
+
+
+def _making(run: Run, results: dict[str, Any]) -> list[str]:
     times = []
     for stage in STAGES:
         if run.marker(stage.name).is_file():
-            marker = measured.read_measured(run.marker(stage.name), measured.MARKER)
-            times.append(f"{stage.command:<12} {marker['seconds']:8.0f} s")
-    versions = "\n".join(f"{name:<12} {value}" for name, value in results["versions"].items())
-
-    def picture(path: Path, text: str) -> str:
-        kind = path.suffix[1:]
-        data = base64.b64encode(path.read_bytes()).decode()
-        return (
-            f'<figure><img src="data:image/{kind};base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-        )
-
-    actions = ", ".join(run.task.actions)
-    parts = [
-        f"<h1>World Models: {html.escape(config.task)}, preset {html.escape(config.preset)}</h1>",
-        f"<p class=verdict>{html.escape(verdict)}</p>",
-        *failures,
-        "<h2>In the real game</h2>",
-        picture(folder / "scores.png", "Scores of the agent, of the policy that collected and of random play."),
-        f"<pre>{html.escape(score_table(results))}</pre>",
-        picture(
-            run.path("evaluate", "episode.gif"),
-            f"One episode: what the agent sees, what V makes of it, and its actions ({actions}).",
-        ),
-        *(
-            [
-                picture(
-                    folder / "episode.png", "The same episode: its return as it adds up, and the way where it is known."
-                )
-            ]
-            if (folder / "episode.png").is_file()
-            else []
-        ),
-        "<h2>What V sees</h2>",
-        picture(run.path("evaluate", "frames.png"), "Its liveliest real frames above what V makes of them."),
-        "<h2>The dream</h2>",
-        picture(folder / "dream.gif", "The evolved controller in its dream; no game is running."),
-        picture(folder / "dream_strip.png", f"The same dream from its first to its last of {dreamed} steps."),
-        "<h2>Can the dream be trusted?</h2>",
-        *(
-            [
-                warnings
-                or "<p>No warning: for every open-loop policy the 95 % intervals of dream and game scores overlap, "
-                "or the two means are close (survival tasks: within a factor of 1.5; others: within half the range of "
-                "the policies' game scores).</p>",
-                picture(folder / "reality_check.png", "Policies that look at nothing, in both worlds, 95 % intervals."),
-                f"<pre>{html.escape(dream_table(check['policies']))}</pre>",
-            ]
-            if check["policies"]
-            else ["<p>M predicts no reward, so that there is no score of a dream to compare.</p>"]
-        ),
-        "<h2>Evolution</h2>",
-        picture(folder / "evolution.png", "What every generation of CMA-ES scores."),
-        "<h2>Training</h2>",
-        f"<p>V and M were taken from the world {html.escape(config.world_model)}.</p>"
-        if config.world_model
-        else picture(folder / "losses.png", "Losses of V and of M, in training and on held-out episodes."),
-        "<h2>How good V and M are on episodes they have not seen</h2>",
-        *(
-            [
-                picture(
-                    folder / "quality.png",
-                    "V's error on pixels that move; how often the end follows at each predicted level; M running free.",
-                ),
-                f"<pre>{html.escape(quality.format_tables(*goodness))}</pre>",
-            ]
-            if goodness
-            else ["<p>Not measured: V and M were trained by an earlier version.</p>"]
-        ),
-        "<h2>How it was made</h2>",
-        f"<pre>{'<br>'.join(times)}\n\n{html.escape(versions)}\n\nseed {config.seed}; settings: config.json</pre>",
+            seconds = measured.read_measured(run.marker(stage.name), measured.MARKER)["seconds"]
+            taken = run.summary(stage.name).get("world_model")
+            times.append([stage.command, f"taken from {taken}" if taken else f"{seconds:,.0f} s"])
+    versions = [[name, value] for name, value in results["versions"].items()]
+    return [
+        html.heading("How it was made"),
+        html.table("Duration of the stages", ["stage", "time"], times),
+        html.table("Versions", ["package", "version"], versions),
+        html.text(f"Seed {run.config.seed}. All settings: config.json in the run folder."),
     ]
-    return _FRAME.format(title=f"World Models: {html.escape(config.task)}", body="\n".join(parts))
-
-
-_FRAME = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.55 system-ui, sans-serif; color: #22242a; max-width: 60rem; margin: 3rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.7rem; }} h2 {{ font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #e5e7eb; }}
-.verdict {{ font-size: 1.1rem; background: #f3f6fc; border-left: 4px solid #2563eb; padding: .8rem 1rem; }}
-.warning {{ background: #fff7ed; border-left: 4px solid #c2410c; padding: .6rem 1rem; }}
-figure {{ margin: 1rem 0; }} img {{ max-width: 100%; }} figcaption {{ color: #6b7280; font-size: .9rem; }}
-pre {{ background: #f8f9fb; padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }}
-</style>
-{body}
-</html>
-"""

@@ -46,6 +46,8 @@ class Task:
         ablations: Variants of ``worldmodels ablate``: the settings of each, by name.
         paper_scores: The paper's scores by temperature, for ``worldmodels sweep``.
         paper_score: Mean and standard deviation of the paper's agent over 100 real episodes, for the report.
+        minutes: Duration of ``worldmodels run`` on two cores by preset, in minutes; presets without one are not timed.
+        description: One sentence on what is played and what a score counts, for the report.
 
     Raises:
         ValueError: A preset's settings name another task or preset; ``max_steps`` is no positive integer.
@@ -67,6 +69,8 @@ class Task:
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     paper_scores: Temperatures = field(default_factory=dict)
     paper_score: tuple[int, int] | None = None
+    minutes: Mapping[str, float] = field(default_factory=dict)
+    description: str = ""
 
     def __post_init__(self) -> None:
         check_integer("max_steps", self.max_steps, 1, 2**31 - 1)
@@ -79,6 +83,11 @@ class Task:
     def rules(self) -> Rules:
         """Its longest episode and its actions."""
         return Rules(self.squash, self.max_steps)
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """How recordings are drawn: fields of :class:`worldmodels.analysis.recording.Recording`."""
+        return {"names": self.actions, "threshold": self.action_threshold, "frames_per_second": self.frames_per_second}
 
     @property
     def default_preset(self) -> str:

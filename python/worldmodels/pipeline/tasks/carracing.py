@@ -153,9 +153,12 @@ TASK = Task(
     baselines={"random": "uniform", "collecting": "brownian", "full gas": "full gas", "noop": "noop"},
     presets=_presets(),
     score="points",
+    description="CarRacing: a car seen from above visits the tiles of a random track; the score is the share of "
+    "tiles visited, 1,000 for all of them, minus 0.1 a step.",
     frames_per_second=50,
     squash="carracing",
     paper_score=(906, 21),
+    minutes={"quick": 15},
     ablations={
         "z": {"evolve": {"features": "z", "hidden_units": 0}},
         "z, 40 hidden": {"evolve": {"features": "z", "hidden_units": 40}},

@@ -63,5 +63,7 @@ TASK = Task(
     baselines={"random": "uniform", "collecting": "repeat 1-20", "noop": "noop"},
     presets={"quick": QUICK, "paper": replace(QUICK, preset="paper", iterate=replace(QUICK.iterate, rounds=20))},
     score="points",
+    description="Pendulum: a rod is swung up and balanced; the score is minus the sum of squared angle, speed "
+    "and torque over 200 steps, 0 at best.",
     frames_per_second=20,
 )

@@ -96,11 +96,14 @@ TASK = Task(
     baselines={"random": "uniform", "collecting": "repeat 1-10", "noop": "noop", "left": "left", "right": "right"},
     presets=_presets(),
     score="steps survived",
+    description="TakeCover (Doom): the player dodges fireballs by moving left or right; the score is the number "
+    "of steps survived, at most 2,100 (60 s).",
     frames_per_second=35,
     action_threshold=1 / 3,
     preset="pretrained",
     survival=True,
     paper_score=(1092, 556),
+    minutes={"pretrained": 5, "quick": 30, "small": 100},
     ablations={
         "z": {"evolve": {"features": "z"}},
         "z, h": {"evolve": {"features": "zh"}},
