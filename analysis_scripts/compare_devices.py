@@ -15,7 +15,7 @@ import torch
 from worldmodels import Dream, pretrained
 from worldmodels.analysis.stats import table
 from worldmodels.dream.gpu import TorchDream
-from worldmodels.dream.world_model import done_weight, load_world_model
+from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.agent import load_controller
 
 
@@ -43,8 +43,7 @@ def main():
     settings = {
         "temperature": options.temperature,
         "max_steps": options.max_steps,
-        "done_weight": done_weight(folder, "expected"),
-        "expected_returns": True,
+        "termination": "expected",
     }
     if not torch.cuda.is_available():
         parser.error("no CUDA device here")

@@ -18,7 +18,7 @@ import torch
 
 from worldmodels.analysis.quality import next_latent
 from worldmodels.data.latents import load_latents
-from worldmodels.dream.world_model import done_weight, load_world_model
+from worldmodels.dream.world_model import load_world_model
 
 AGES = (0, 100, 200, 300, 400, 600, 800, 1200, 2100)
 AHEAD = (2, 5, 10, 20, 30, 60)  # frames before a death at which dreams begin
@@ -81,7 +81,7 @@ def main():
     torch.manual_seed(0)
     model = load_world_model(options.run).mdnrnn.eval()
     latents = load_latents(options.latents or options.run / "latents")
-    weight = done_weight(options.run, "chance")
+    weight = model.done_pos_weight
     episodes = np.arange(len(latents.lengths))[-options.episodes :]
 
     ages, said, died = along(model, latents, episodes, weight)

@@ -18,7 +18,7 @@ from readout import encode, explained, features, fit, with_one
 
 from worldmodels import Agent, pretrained
 from worldmodels.dream.env import DreamVectorEnv
-from worldmodels.dream.world_model import done_weight, load_world_model
+from worldmodels.dream.world_model import load_world_model
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.models.agent import load_controller
 
@@ -68,7 +68,7 @@ def dream(run, weights, temperature):
         num_envs=DREAMS,
         temperature=temperature,
         features=controller.features,
-        done_weight=done_weight(run, "chance"),
+        termination="sample",
         autoreset_mode=AutoresetMode.SAME_STEP,
     )
     seen, _ = envs.reset(seed=0)

@@ -15,6 +15,7 @@ from worldmodels.dream.native import Dream
 from worldmodels.envs import vector as batch
 from worldmodels.envs.policies import constant
 from worldmodels.envs.spec import EnvSpec
+from worldmodels.envs.vector import make
 from worldmodels.models.agent import Agent, Population
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline import dream_check as check_dream
@@ -84,7 +85,7 @@ def test_results_are_complete(evaluated):
 
 def test_scores_can_be_played_again_from_their_seeds(evaluated):
     results = read_json(evaluated / "results.json")
-    env = play.make(EnvSpec())
+    env = make(EnvSpec())
     for seed, score in zip(results["seeds"]["episodes"], results["noop"]["scores"], strict=True):
         env.reset(seed=seed)
         steps, over = 0, False

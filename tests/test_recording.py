@@ -11,7 +11,7 @@ from conftest import make_mdnrnn
 from worldmodels.analysis import recording as rec
 from worldmodels.analysis.recording import Film, Recording, save_gif, save_video, schedule, termination_probability
 from worldmodels.cli import main
-from worldmodels.models.lstm_state import Memory
+from worldmodels.models.lstm_state import LSTMState
 
 WORST = np.random.default_rng(0).integers(0, 256, (180, 64, 64, 3), dtype=np.uint8)  # noise: nothing compresses it
 
@@ -197,7 +197,7 @@ def test_the_termination_probability_is_that_of_M_stepped_along():
     model = make_mdnrnn(4, 8, done_pos_weight=10.0)
     rng = np.random.default_rng(1)
     z, actions = rng.normal(size=(30, 4)).astype(np.float32), rng.normal(size=(30, 1)).astype(np.float32)
-    memory = Memory(model, 1)
+    memory = LSTMState(model, 1)
     weight, bias = model.head.weight[0].detach().double().numpy(), float(model.head.bias[0].detach())
     for step, found in enumerate(termination_probability(model, z, actions)):
         memory.step(np.zeros(1, np.int64), z[step : step + 1], actions[step : step + 1], np.array([step == 0]))

@@ -375,14 +375,14 @@ def _work(options: argparse.Namespace) -> None:
         done = run.is_done("report")
         for name in names:
             run.run_stage(name)
-        if options.command == "run" and done and run.ranks.first:  # else the stage has printed it
+        if options.command == "run" and done and run.ranks.is_main:  # else the stage has printed it
             print(f"report: {run.path('report', 'index.html')}")
 
 
 def _print_estimate(run: Run) -> None:
     """Print how many stages are left, and how long all of them take."""
     left = sum(not run.is_done(name) for name in NAMES)
-    if left == 0 or not run.ranks.first:
+    if left == 0 or not run.ranks.is_main:
         return
     text = f"{left} stages" if left == len(NAMES) else f"{left} of {len(NAMES)} stages left"
     minutes, preset = run.task.minutes.get(run.config.preset), run.task.presets.get(run.config.preset)

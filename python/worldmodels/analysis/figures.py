@@ -118,7 +118,7 @@ def losses(path: Path, vae: list[dict[str, Any]], rnn: list[dict[str, Any]]) -> 
 
 
 def quality(path: Path, vae: dict[str, Any], rnn: dict[str, Any]) -> None:
-    """V's error by motion of the pixels, M's free-running error, calibration of M's termination: one below the other."""
+    """Draw V's error by pixel motion, M's open-loop error and the calibration of its termination probability."""
     bins = [row for row in (rnn.get("done") or []) if row["observed"] > 0]
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(2 + bool(bins), 1, figsize=(_WIDTH, 3.1 * (2 + bool(bins))))
