@@ -514,6 +514,8 @@ def test_force_reruns_a_stage_and_accepts_a_failed_quality_gate(tmp_path, ran, m
     out = ["--out", str(tmp_path / "run")]
     assert main(["run", "takecover", "--from-scratch", *out]) == 0
     ran.clear()
+    (tmp_path / "run" / "latents").mkdir()
+    (tmp_path / "run" / "latents" / "00000.safetensors").touch()
     monkeypatch.setitem(vars(get("train_rnn")), "run", lambda _: ran.append("train_rnn") or {"failure": "M is random"})
     for _ in range(2):
         assert main(["train-rnn", "--force", *out]) == 0

@@ -125,7 +125,7 @@ REFUSED = [
     ),
     (
         "--world-model /nosuch",
-        "world: expected a run folder with vae/vae.safetensors, or one of takecover, got /nosuch",
+        "world_model: expected a run folder with vae/vae.safetensors, or one of takecover, got /nosuch",
     ),
 ]
 
@@ -188,20 +188,21 @@ def test_a_precision_that_this_machine_lacks_is_refused_at_once(tmp_path, monkey
     assert not (tmp_path / "run").exists()
 
 
-def test_a_world_of_other_actions_is_refused(tmp_path, capsys, ran):
+def test_a_world_model_of_other_actions_is_refused(tmp_path, capsys, ran):
     arguments = ["run", "carracing", "--preset", "quick", "--world-model", "takecover", "--out", str(tmp_path / "run")]
     assert main(arguments) == 1
     assert (
-        "world: expected an M of 3 actions (steering, gas, brake), got one of 1 in takecover" in capsys.readouterr().err
+        "world_model: expected an M of 3 actions (steering, gas, brake), got one of 1 in takecover"
+        in capsys.readouterr().err
     )
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_start_is_named(tmp_path, ran):
+def test_damaged_initial_weights_are_named(tmp_path, ran):
     other_run(tmp_path / "other")
     (tmp_path / "other" / "vae" / "vae.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=r"train_vae\.init_from: expected .*vae\.safetensors as worldmodels writes it"):
-        Run(tmp_path / "run", toy_config(train_vae={"start": str(tmp_path / "other")}))
+        Run(tmp_path / "run", toy_config(train_vae={"init_from": str(tmp_path / "other")}))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_a_study_refuses_a_variant_before_its_base_runs(tmp_path, monkeypatch, c
 def test_a_stage_that_is_complete_needs_nothing_any_more(tmp_path, ran):
     """The run that a finished stage went on from may be gone."""
     other_run(tmp_path / "other", latent_size=4)
-    config = toy_config(train_vae={"start": str(tmp_path / "other")})
+    config = toy_config(train_vae={"init_from": str(tmp_path / "other")})
     with Run(tmp_path / "run", config) as experiment:
         mark_done(experiment, "collect", "train_vae")
     (tmp_path / "other" / "vae" / "vae.safetensors").unlink()

@@ -47,18 +47,24 @@ def base(tmp_path_factory):
 
 
 def test_sweep(base, capsys, monkeypatch):
-    played = []
+    open_loop, controllers = [], []
 
     def spy(environments, player, episodes, **options):
-        if episodes:
-            played.append(isinstance(player, play.OpenLoopPlayer))
+        if episodes and isinstance(player, play.OpenLoopPlayer):
+            open_loop.append((options["purpose"], player._policy))
+        elif episodes:
+            controllers.append(options["purpose"])
         really(environments, player, episodes, **options)
 
     really = play.Environments.play
     monkeypatch.setattr(play.Environments, "play", spy)
     results = studies.sweep(base, toy_config(), [0.1, 1.3])
-    # Of check-dream, the agent and who it began as, beside it: policies play once, whatever the temperature.
-    assert played == [True] * 6 + [False, False] + [True] * 5 + [False, False]
+    # Open-loop policies play once, whatever the temperature; the agent and its first generation once for each.
+    task = tasks.get("takecover")
+    wanted = {("evaluate", task.policies[name]) for name in task.baselines.values()}
+    assert wanted <= set(open_loop) and len(open_loop) == len(set(open_loop))
+    assert {purpose for purpose, _ in set(open_loop) - wanted} == {"check-dream"}
+    assert controllers == ["evaluate"] * 4
     assert (
         [result["temperature"] for result in results]
         == [0.1, 1.3]
@@ -109,7 +115,7 @@ def test_ablate(base, capsys, monkeypatch):
         assert experiment.summary("train_rnn")["steps"] == 0 and experiment.metrics("train-rnn") == []
 
 
-def test_the_experiments_compare_what_the_paper_does():
+def test_the_ablations_compare_what_the_paper_does():
     """The paper's parameter counts, of CarRacing's controllers."""
     sizes = {}
     for name, changes in tasks.get("carracing").ablations.items():
@@ -188,17 +194,17 @@ def test_policies_of_the_rounds_are_checked_before_any_work(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_only_the_papers_experiment_has_its_table():
+def test_only_the_papers_task_has_its_table():
     scores = {"mean": -300.0, "std": 50.0, "ci95": (-320.0, -280.0), "scores": [-300.0] * 25}
     results = [{"temperature": 1.0, "dream": scores, "game": scores}]
-    assert "paper" not in studies.sweep_table(results, tasks.get("pendulum").paper)
-    assert "1145 +- 690" in studies.sweep_table(results, tasks.get("takecover").paper)
+    assert "paper" not in studies.sweep_table(results, tasks.get("pendulum").paper_scores)
+    assert "1145 +- 690" in studies.sweep_table(results, tasks.get("takecover").paper_scores)
 
 
-def test_evolution_starts_where_it_is_told(base, tmp_path):
+def test_evolution_starts_from_init_from(base, tmp_path):
     with Run(base, toy_config()) as experiment:
         experiment.run_stage("evolve")
-    changed = toy_config(evolve={"start": str(base), "sigma": 1e-9, "generations": 1})
+    changed = toy_config(evolve={"init_from": str(base), "sigma0": 1e-9, "generations": 1})
     studies.branch(base, tmp_path, ("collect", "train_vae", "encode", "train_rnn"))
     with Run(tmp_path, changed) as experiment:
         experiment.run_stage("evolve")
@@ -206,7 +212,7 @@ def test_evolution_starts_where_it_is_told(base, tmp_path):
     _, second, _ = load_controller(tmp_path / "evolve" / "controller.safetensors")
     np.testing.assert_allclose(second, first, atol=1e-6)
     with pytest.raises(ValueError, match=r"^evolve\.init_from: expected a C of 4 parameters, got 20"):
-        Run(tmp_path / "other", toy_config(evolve={"start": str(base), "features": "z"}))
+        Run(tmp_path / "other", toy_config(evolve={"init_from": str(base), "features": "z"}))
 
 
 def test_command_line(base, capsys):
@@ -222,12 +228,12 @@ def test_command_line(base, capsys):
     assert "--vae-steps" in capsys.readouterr().out
 
 
-def test_an_untrained_model_stands_in_for_the_taken_worlds(tmp_path):
-    config = dataclasses.replace(toy_config(train_rnn={"steps": 0}), world="takecover")
+def test_an_untrained_model_replaces_that_of_the_given_world_model(tmp_path):
+    config = dataclasses.replace(toy_config(train_rnn={"steps": 0}), world_model="takecover")
     with Run(tmp_path, config) as experiment:
         for stage in ("collect", "train_vae", "encode", "train_rnn"):
             experiment.run_stage(stage)
-    shipped, made = load_world_model(pretrained.folder("takecover")), load_world_model(tmp_path)
-    assert made.mdnrnn.config == shipped.mdnrnn.config
-    assert (made.mdnrnn.head.weight != shipped.mdnrnn.head.weight).any()
-    np.testing.assert_array_equal(made.initial_mu, shipped.initial_mu)
+    given, made = load_world_model(pretrained.folder("takecover")), load_world_model(tmp_path)
+    assert made.mdnrnn.config == given.mdnrnn.config
+    assert (made.mdnrnn.head.weight != given.mdnrnn.head.weight).any()
+    np.testing.assert_array_equal(made.initial_mu, given.initial_mu)
