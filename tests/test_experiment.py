@@ -36,7 +36,7 @@ def test_episodes_serve_whoever_steps_the_environment(tmp_path, ran):
         experiment.run_stage("collect")
         experiment.run_stage("train_vae")
         marker = experiment.marker("check_dream")
-        write_json(marker, {"settings": {**experiment._settings("check_dream")}, "summary": {}})
+        write_json(marker, {"settings": experiment._settings(get("check_dream")), "summary": {}})
         old = read_json(marker)
         del old["settings"]["environment"]["backend"]
         write_json(marker, old)
@@ -48,11 +48,11 @@ def test_episodes_serve_whoever_steps_the_environment(tmp_path, ran):
 def test_more_components_than_c_sees_are_refused_before_anything_is_made(tmp_path, ran):
     """TOY's C sees [z, c, h] of 4 + 2 x 8 numbers."""
     with pytest.raises(ValueError, match=r"evolve\.pca_components: expected at most 20, what C sees, got 21"):
-        Run(tmp_path, toy_config(evolve={"components": 21}))
+        Run(tmp_path, toy_config(evolve={"pca_components": 21}))
     assert not (tmp_path / "config.json").exists()
     with pytest.raises(ValueError, match=r"expected at most 4, what C sees, got 5"):
-        Run(tmp_path, toy_config(evolve={"components": 5, "features": "z"}))
-    with Run(tmp_path, toy_config(evolve={"components": 20})) as experiment:
+        Run(tmp_path, toy_config(evolve={"pca_components": 5, "features": "z"}))
+    with Run(tmp_path, toy_config(evolve={"pca_components": 20})) as experiment:
         experiment.run_stage("collect")
     assert ran == ["collect"]
 
@@ -100,7 +100,9 @@ def test_a_stage_needs_those_that_it_builds_on(tmp_path, ran):
                 ):
                     experiment.run_stage(later)
             experiment.run_stage(stage)
-        with pytest.raises(FileNotFoundError, match="`worldmodels report` needs what `worldmodels check-dream` makes"):
+        with pytest.raises(
+            FileNotFoundError, match="`worldmodels report` needs the outputs of `worldmodels check-dream`"
+        ):
             experiment.run_stage("report")
         experiment.run_stage("evaluate")
         experiment.run_stage("check_dream")
@@ -147,7 +149,7 @@ def test_the_seed_and_the_game_are_settings_too(tmp_path, ran):
 def test_a_stage_that_is_not_done_may_change(tmp_path, ran):
     with Run(tmp_path, toy_config()) as experiment:
         experiment.run_stage("collect")
-    changed = toy_config(evolve={"popsize": 5}, collect={"workers": 1})  # and workers change nothing that comes out
+    changed = toy_config(evolve={"popsize": 5}, collect={"num_workers": 1})  # workers do not change the episodes
     with Run(tmp_path, changed) as experiment:
         assert experiment.is_done("collect")
         assert Run.stored_config(tmp_path) == changed
@@ -178,13 +180,13 @@ def cut_off(folder, stage, *, kept=True):
 @pytest.mark.parametrize(
     ("stage", "fixed", "free"),
     [
-        ("collect", {"shard_episodes": 3}, {"episodes": 9, "workers": 1}),
+        ("collect", {"shard_episodes": 3}, {"episodes": 9, "num_workers": 1}),
         ("collect", {"include": "elsewhere"}, {}),
-        ("train_vae", {"quartic_weight": 3.0}, {"lr": 0.5, "steps": 9, "micro_batch": 1}),
-        ("encode", {"precision": "bfloat16"}, {"batch": 7}),
+        ("train_vae", {"quartic_weight": 3.0}, {"lr": 0.5, "steps": 9, "micro_batch_size": 1}),
+        ("encode", {"precision": "bfloat16"}, {"batch_size": 7}),
         ("train_rnn", {"sequence_length": 3}, {"lr_end": 0.5, "precision": "float32", "patience": 2}),
         ("train_rnn", {"done_pos_weight": 3.0}, {}),
-        ("evolve", {"popsize": 5}, {"generations": 1, "threads": 1}),
+        ("evolve", {"popsize": 5}, {"generations": 1, "num_threads": 1}),
         ("evolve", {"max_steps": 7}, {"generations": 9}),
     ],
 )
@@ -208,7 +210,7 @@ def test_a_stage_that_keeps_its_parts_goes_on_with_the_settings_it_began_with(
         experiment.run_stage(stage)
 
 
-def test_a_mistake_that_made_nothing_may_be_mended(tmp_path, ran):
+def test_settings_of_a_stage_without_outputs_may_be_fixed(tmp_path, ran):
     cut_off(tmp_path, "evolve", kept=False)
     with Run(tmp_path, toy_config(evolve={"popsize": 5})) as experiment:
         experiment.run_stage("evolve")
@@ -223,11 +225,11 @@ def test_a_mistake_that_made_nothing_may_be_mended(tmp_path, ran):
         ),
         (
             {"evolve": {"termination": "sample"}},
-            r"^evolve\.termination: expected threshold, or train_rnn\.done_head .*, got chance",
+            r"^evolve\.termination: expected threshold, or train_rnn\.done_head .*, got sample",
         ),
     ],
 )
-def test_dreams_without_scores_or_ends_are_refused_when_a_run_begins(tmp_path, changes, said):
+def test_dreams_without_rewards_or_termination_are_refused_when_a_run_begins(tmp_path, changes, said):
     """CarRacing's quick has neither a reward head nor a done head."""
     with pytest.raises(ValueError, match=said):
         Run(tmp_path, override(tasks.preset("carracing", "quick"), changes))
@@ -292,7 +294,7 @@ MADE = {
 }
 
 
-def test_again_discards_a_stage_and_all_after_it(tmp_path, ran):
+def test_a_rerun_discards_a_stage_and_all_later_ones(tmp_path, ran):
     folders = {"collect": "episodes", "train_vae": "vae", "encode": "latents", "train_rnn": "rnn"}
     with Run(tmp_path, toy_config()) as experiment:
         for stage in NAMES:
@@ -359,7 +361,7 @@ def test_markers_by_hand_are_markers(tmp_path):
         assert experiment.summary("train_vae") == {"score": 3}
 
 
-def test_a_setting_younger_than_a_run_had_its_default(tmp_path, ran):
+def test_a_setting_that_a_marker_lacks_had_its_default(tmp_path, ran):
     with Run(tmp_path, toy_config()) as experiment:
         for stage in BUILT_ON[:2]:
             experiment.run_stage(stage)
@@ -372,7 +374,7 @@ def test_a_setting_younger_than_a_run_had_its_default(tmp_path, ran):
         Run(tmp_path, toy_config(train_vae={"patience": 3}))
 
 
-@pytest.mark.parametrize("change", [{"micro_batch": 3}, {"workers": 2}, {"tensorboard": True}])
+@pytest.mark.parametrize("change", [{"micro_batch_size": 3}, {"num_workers": 2}, {"tensorboard": True}])
 def test_settings_of_the_machine_may_change(tmp_path, ran, change):
     with Run(tmp_path, toy_config()) as experiment:
         for stage in BUILT_ON[:2]:
@@ -407,12 +409,14 @@ def left(folder):
 
 
 @pytest.mark.parametrize("stage", NAMES)
-@pytest.mark.parametrize("again", [[], ["--force"]])
-def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path, capsys, stage, again):
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path, capsys, stage, force):
     own_files(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    assert main([command(stage), *again, "--out", str(tmp_path)]) == 1
-    wanted = "got one without config.json that has" if stage == "collect" else "needs what `worldmodels collect` makes"
+    assert main([command(stage), *force, "--out", str(tmp_path)]) == 1
+    wanted = (
+        "got one without config.json that has" if stage == "collect" else "needs the outputs of `worldmodels collect`"
+    )
     assert wanted in capsys.readouterr().err
     assert left(tmp_path) == OWN and sorted(tmp_path.rglob("*")) == before
 
@@ -473,7 +477,7 @@ def test_a_linked_stage_folder_is_emptied_where_it_is(tmp_path, ran):
     ("stage", "change"),
     [("collect", ["--policies", "unifrom"]), ("evolve", ["--popsize", "1"]), ("encode", ["--x", "1"])],
 )
-def test_again_refuses_its_settings_before_it_deletes(tmp_path, ran, stage, change):
+def test_force_refuses_settings_before_it_deletes(tmp_path, ran, stage, change):
     out = tmp_path / "run"
     assert main(["run", "takecover", "--from-scratch", "--out", str(out)]) == 0
     for name in NAMES:
@@ -491,7 +495,7 @@ def test_again_refuses_its_settings_before_it_deletes(tmp_path, ran, stage, chan
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_a_stage_that_failed_its_purpose_stops_the_run_unless_forced(tmp_path, ran, monkeypatch, capsys):
+def test_a_stage_that_failed_its_quality_gate_stops_the_run_unless_forced(tmp_path, ran, monkeypatch, capsys):
     monkeypatch.setitem(vars(get("train_vae")), "run", lambda _: {"failure": "V draws nothing"})
     out = ["run", "takecover", "--from-scratch", "--out", str(tmp_path / "run")]
     for _ in range(2):  # the same when it is tried again
@@ -504,6 +508,28 @@ def test_a_stage_that_failed_its_purpose_stops_the_run_unless_forced(tmp_path, r
     assert "WARNING: train-vae: V draws nothing" in capsys.readouterr().err
     assert ran == ["collect", *NAMES[2:]]
     assert main(out) == 0  # accepted once, accepted for good
+
+
+def test_force_reruns_a_stage_and_accepts_a_failed_quality_gate(tmp_path, ran, monkeypatch, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert main(["run", "takecover", "--from-scratch", *out]) == 0
+    ran.clear()
+    monkeypatch.setitem(vars(get("train_rnn")), "run", lambda _: ran.append("train_rnn") or {"failure": "M is random"})
+    for _ in range(2):
+        assert main(["train-rnn", "--force", *out]) == 0
+        assert "WARNING: train-rnn: M is random" in capsys.readouterr().err
+        with Run(tmp_path / "run") as experiment:
+            assert [name for name in NAMES if experiment.is_done(name)] == [
+                "collect",
+                "train_vae",
+                "encode",
+                "train_rnn",
+            ]
+    assert ran == ["train_rnn"] * 2
+    assert main(["evolve", *out]) == 0  # the gate has been accepted
+    assert ran == ["train_rnn"] * 2 + ["evolve"]
+    assert main(["train-rnn", *out]) == 0
+    assert "done before" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -583,8 +609,8 @@ def test_a_config_of_something_else_is_no_run(tmp_path, capsys, text):
     own_files(tmp_path)
     (tmp_path / "config.json").write_text(text)
     before = files(tmp_path)
-    for again in ([], ["--force"]):
-        assert main(["collect", *again, "--out", str(tmp_path)]) == 1
+    for force in ([], ["--force"]):
+        assert main(["collect", *force, "--out", str(tmp_path)]) == 1
         assert "config.json: expected the settings of a run" in capsys.readouterr().err
         assert files(tmp_path) == before
 

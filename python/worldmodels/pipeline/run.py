@@ -170,21 +170,25 @@ class Run:
         """What a complete stage reported; empty if it is not complete."""
         return dict(_read_marker(self.marker(stage))["summary"]) if self.marker(stage).is_file() else {}
 
-    def _settings(self, stage: Stage) -> dict[str, Any]:
-        """The settings that a stage's outputs depend on."""
-        section = getattr(self.config, stage.name)
+    def _settings(self, stage: Stage, config: Config | None = None) -> dict[str, Any]:
+        """The settings that a stage's outputs depend on: those of ``config``, or the run's."""
+        config = config or self.config
+        section = getattr(config, stage.name)
         known = settings.declared(type(section))
         found = {name: value for name, value in asdict(section).items() if not known[name].machine}
-        found["seed"] = self.config.seed
-        if self.config.world_model and stage.world_model:
-            found["world_model"] = self.config.world_model
-        return {**found, **stage.other_settings(self.config)}
+        found["seed"] = config.seed
+        if config.world_model and stage.world_model:
+            found["world_model"] = config.world_model
+        return {**found, **stage.other_settings(config)}
 
     def _differences(self, stage: Stage, path: Path) -> list[str]:
-        """Settings that differ from those in a stage's marker."""
+        """Settings that differ from those in a stage's marker; one that the marker lacks had its default."""
         if not path.is_file():
             return []
-        then, now = _read_marker(path)["settings"], self._settings(stage)
+        then, now = (
+            _with_defaults(_read_marker(path)["settings"], self._settings(stage, Config())),
+            self._settings(stage),
+        )
         known = settings.declared(type(getattr(self.config, stage.name)))
         locations = {name for name in known if known[name].location} | {"world_model"}
         return [name for name in now if not _is_same(then.get(name), now[name], name in locations)]
@@ -457,6 +461,15 @@ def _read_marker(path: Path) -> dict[str, Any]:
     if not (isinstance(marked, dict) and all(isinstance(marked.get(key), dict) for key in ("settings", "summary"))):
         raise ValueError(f"{path}: expected a stage's settings and summary, got {marked!r:.200}")
     return marked
+
+
+def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those of ``defaults`` that they lack, also in the sections among them."""
+    filled = {**defaults, **values}
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(filled[name], dict):
+            filled[name] = {**default, **filled[name]}
+    return filled
 
 
 def _is_same(then: Any, now: Any, is_location: bool) -> bool:
