@@ -45,4 +45,5 @@ preload=$(printf '%s ' "$(g++ -print-file-name=libasan.so)" "$(g++ -print-file-n
 run() { LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 "$venv/bin/python" "$@"; }
 run -c "import torch, worldmodels._core as c; assert c.__file__.startswith('$site'), c.__file__"
 run -m pytest -q --capture=sys -p no:cacheprovider -m "not slow" \
-  tests/test_{dream,dream_env,cmaes,kernels,rng,controller,weights,evolve,memory,encoder,agent,concurrency,pickling}.py
+  tests/dream/test_{dream,dream_env,kernels,rng}.py tests/cmaes/test_cmaes.py tests/pipeline/test_evolve.py \
+  tests/models/test_{controller,weights,lstm_state,encoder,agent}.py tests/faults/test_{concurrency,pickling}.py

@@ -10,5 +10,7 @@ pip install --quiet -c "$oldest" "$1[takecover]" pytest pytest-timeout hypothesi
 
 # Their own deprecated calls are not ours to fix.
 python -m pytest -q -W ignore::DeprecationWarning \
-  tests/test_{atomic,cmaes,controller,dream_env,episodes,frames,latents,pickling,rng,show,stats,take_cover,weights}.py \
-  tests/test_training.py::test_{every_step_draws_its_own_numbers,a_sheet_is_drawn_every_epoch}
+  tests/support/test_files.py tests/data tests/cmaes/test_cmaes.py tests/dream/test_{dream_env,rng}.py \
+  tests/models/test_{controller,weights}.py tests/envs/test_take_cover.py tests/analysis/test_{playback,stats}.py \
+  tests/faults/test_pickling.py \
+  tests/training/test_training.py::test_{every_step_draws_its_own_numbers,a_sheet_is_drawn_every_epoch}

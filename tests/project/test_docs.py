@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 RESULTS = sorted((DOCS / "results").glob("*.json"))
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]

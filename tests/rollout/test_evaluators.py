@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from test_agent import remember
 
 from conftest import interrupt, make_vae, mark_done, metrics, toy_config
-from test_agent import remember
 from toy_env import ToyEnv
 from worldmodels import MDNRNN, Controller
 from worldmodels.cmaes.cmaes import CMAES

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import h5py
 import pytest
-from safetensors.torch import save_file
-
 import test_collect
 import test_evaluate
 import test_training
+from safetensors.torch import save_file
+
 from conftest import interrupt, make_episode, start, toy_config, write_store
 from worldmodels.data.episodes import EpisodeShard, EpisodeStore, EpisodeWriter, shard_path
 from worldmodels.models.mdnrnn import MDNRNN

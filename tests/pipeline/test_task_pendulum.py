@@ -82,7 +82,7 @@ def test_the_whole_of_it_at_toy_size(tmp_path):
 
 def test_the_recipe_names_what_is_there():
     """Files, settings and policies of the text exist."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     text = (root / "docs" / "add_environment.md").read_text(encoding="utf-8")
     for path in re.findall(r"`((?:python|tests)/[\w/]+\.py)`", text):
         assert (root / path).is_file(), path

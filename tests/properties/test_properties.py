@@ -1,6 +1,6 @@
 """Whatever comes in from files: it works as its plain form does, or is refused in so many words.
 
-`HYPOTHESIS_PROFILE=long pytest tests/test_properties*.py --timeout=0` looks for as long as it takes, at random.
+`HYPOTHESIS_PROFILE=long pytest tests/properties --timeout=0` looks for as long as it takes, at random.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.numpy import load_file, save_file
-
 import test_evolve
 import test_training
-from conftest import environment, interrupt, make_episode, make_latents, make_mdnrnn, mark_done, toy_config, write_store
+import torch
+from safetensors.numpy import load_file, save_file
 from test_kills import contents
+
+from conftest import environment, interrupt, make_episode, make_latents, make_mdnrnn, mark_done, toy_config, write_store
 from worldmodels import Agent
 from worldmodels.cli import main
 from worldmodels.data.episodes import EpisodeWriter
@@ -288,7 +288,7 @@ def test_a_shard_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path, tmp_path
     size = int(share * whole.stat().st_size)
     write_store(tmp_path, [make_episode(3)])
     line = [sys.executable, "-c", WRITING, str(tmp_path), str(size)]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(line, capture_output=True, text=True, env={**environment(), "PYTHONPATH": path}, check=False)
     assert ran.stdout.startswith("refused: "), ran.stdout + ran.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["00000.h5"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from test_agent import remember
 
 import worldmodels as wm
-from test_agent import remember
 from worldmodels.models.lstm_state import LSTMState
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 

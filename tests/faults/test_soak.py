@@ -1,6 +1,6 @@
 """An evolve run that goes on for long: its memory stays flat and no process is left behind.
 
-A few seconds; ``WORLDMODELS_SOAK=3600 pytest -m slow -s tests/test_soak.py`` for an hour.
+A few seconds; ``WORLDMODELS_SOAK=3600 pytest -m slow -s tests/faults/test_soak.py`` for an hour.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from gymnasium.utils.env_checker import check_env
 
 import worldmodels  # noqa: F401 (registers the environments)
 from conftest import environment, forked, gone, processes
-from worldmodels.envs import GameLostError, take_cover
+from worldmodels.envs import GameLostError, take_cover, vizdoom_process
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.pipeline.tasks.takecover import POLICIES
@@ -244,8 +244,8 @@ def test_processes_start_engines_in_one_folder_at_once(tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the game's process in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_game_that_dies_or_hangs_is_an_error(monkeypatch, how):
-    monkeypatch.setattr(take_cover, "_PATIENCE", 2.0)
-    monkeypatch.setattr(take_cover, "_WATCH", take_cover._Watch())
+    monkeypatch.setattr(vizdoom_process, "_PATIENCE", 2.0)
+    monkeypatch.setattr(vizdoom_process, "WATCH", vizdoom_process._Watch())
     env = TakeCoverEnv()
     env.reset(seed=1)
     (engine,) = env._engines
@@ -254,14 +254,14 @@ def test_a_game_that_dies_or_hangs_is_an_error(monkeypatch, how):
         for _ in range(100):
             env.step(np.zeros(1, np.float32))
     env.close()
-    assert engine not in take_cover._engines()
+    assert engine not in vizdoom_process.engines()
 
 
 WAITS = """
 import os, signal, threading
 import numpy as np
-from worldmodels.envs import take_cover
-take_cover._PATIENCE, take_cover._GRACE = 4.0, 1.0
+from worldmodels.envs import take_cover, vizdoom_process
+vizdoom_process._PATIENCE, vizdoom_process._GRACE = 4.0, 1.0
 env = take_cover.TakeCoverEnv()
 env.reset(seed=1)
 
@@ -294,7 +294,7 @@ def test_a_game_does_not_hear_the_terminals_interrupt():
         os.kill(engine, signal.SIGINT)
     for _ in range(50):
         env.step(np.zeros(1, np.float32))
-    assert env._engines <= take_cover._engines()
+    assert env._engines <= vizdoom_process.engines()
     env.close()
 
 
@@ -338,9 +338,9 @@ def test_a_player_that_is_killed_leaves_no_engine(tmp_path, when, engines):
 READ_ONLY = """
 import os, sys, threading
 import gymnasium, numpy as np, worldmodels, vizdoom
-from worldmodels.config import EnvSpec
-from worldmodels.envs import take_cover
-from worldmodels.envs.batch import ThreadVectorEnv
+from worldmodels.envs.spec import EnvSpec
+from worldmodels.envs import take_cover, vizdoom_process
+from worldmodels.envs.vector import ThreadVectorEnv
 os.chdir(sys.argv[1])
 os.chmod(".", 0o555)
 if os.getuid() == 0:  # root may write anywhere
@@ -392,7 +392,7 @@ def test_the_folder_of_an_engine_goes_with_it(tmp_path, monkeypatch):
     gc.collect()
     assert engine_folders(place) == []
     assert list(here.iterdir()) == []
-    assert not {take_cover._MARK, take_cover._FOLDER, take_cover._ENGINE} & set(os.environ)
+    assert not {vizdoom_process._MARK, vizdoom_process._FOLDER, vizdoom_process._ENGINE} & set(os.environ)
 
 
 def test_an_environment_that_is_not_closed_leaves_no_folder(tmp_path):
@@ -404,7 +404,7 @@ def test_an_environment_that_is_not_closed_leaves_no_folder(tmp_path):
 
 def test_no_folder_for_the_engine_is_an_error(tmp_path, monkeypatch):
     """The working directory is taken only where TMPDIR names it."""
-    before = take_cover._engines()
+    before = vizdoom_process.engines()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(OSError, match=r"^TMPDIR: expected a folder to write to, .*/nowhere"):
         TakeCoverEnv()
@@ -416,7 +416,7 @@ def test_no_folder_for_the_engine_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
     with pytest.raises(OSError, match=r"^TMPDIR: expected .*, got none: .*/nowhere"):
         TakeCoverEnv()
-    assert take_cover._engines() == before
+    assert vizdoom_process.engines() == before
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", ".")
@@ -428,7 +428,7 @@ def test_no_folder_for_the_engine_is_an_error(tmp_path, monkeypatch):
 def test_a_starter_that_cannot_be_executed_is_an_error(tmp_path, monkeypatch):
     starter = tmp_path / "vizdoom"
     starter.write_text("#!/bin/sh\n")
-    monkeypatch.setattr(take_cover, "_STARTER", starter)
+    monkeypatch.setattr(vizdoom_process, "STARTER", starter)
     with pytest.raises(PermissionError, match="vizdoom: expected a script that can be executed"):
         TakeCoverEnv()
 
@@ -450,7 +450,7 @@ def test_an_engine_that_does_not_start_leaves_no_folder(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the game's process in /proc")
 def test_a_forked_process_ends_engines_that_hang(monkeypatch):
-    monkeypatch.setattr(take_cover, "_PATIENCE", 2.0)
+    monkeypatch.setattr(vizdoom_process, "_PATIENCE", 2.0)
     env = TakeCoverEnv()
     env.reset(seed=1)  # the watch of this process runs
     env.close()
@@ -466,7 +466,7 @@ def test_a_forked_process_ends_engines_that_hang(monkeypatch):
 
 
 def test_a_lock_that_is_held_while_forking_is_not_waited_for():
-    with take_cover._starting():
+    with vizdoom_process.starting():
         assert forked(lambda: TakeCoverEnv().reset(seed=1)[0].shape) == "(64, 64, 3)"
 
 

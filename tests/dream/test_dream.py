@@ -667,7 +667,7 @@ def test_gil_is_free_and_ctrl_c_stops(hidden_units, max_steps):
 FORK = """
 import json, os, sys, warnings
 import torch
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], f"{sys.argv[1]}/.."]
 warnings.simplefilter("ignore")
 torch.set_num_threads(2)
 from test_dream import make_dream, make_model, make_params

@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 import pytest
-
 import test_training
+
 from conftest import environment, metrics
 from worldmodels.models.weights import load_tensors
 from worldmodels.pipeline.run import Run

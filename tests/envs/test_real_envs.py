@@ -196,7 +196,7 @@ def test_a_batch_is_of_the_process_that_has_made_it(name):
     actions = np.zeros((2, batch.action_space.shape[0]), np.float32)
     batch.send([0, 1], actions)
     said = f"RuntimeError: {name}: expected the process that created it, got a process forked from it"
-    for work in (batch.receive, lambda: batch.send([0], actions[:1]), lambda: batch.reset([0, 1], seeds)):
+    for work in (batch.recv, lambda: batch.send([0], actions[:1]), lambda: batch.reset([0, 1], seeds)):
         assert forked(work).startswith(said)
     assert forked(batch.close) == "None"
     assert (batch.recv()[0] != frames).any()  # the parent goes on

@@ -12,8 +12,8 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-
 from test_dream import make_model, make_params, make_starts
+
 from worldmodels.dream.env import DreamEnv, DreamVectorEnv
 from worldmodels.dream.native import Dream
 from worldmodels.dream.world_model import WorldModel, load_world_model

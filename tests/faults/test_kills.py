@@ -1,6 +1,6 @@
 """kill -9 and Ctrl-C at random moments of a whole run: what was saved stays, the finished run is the undisturbed one.
 
-A few kills; ``WORLDMODELS_KILLS=100 pytest -m slow -s tests/test_kills.py`` for a hundred.
+A few kills; ``WORLDMODELS_KILLS=100 pytest -m slow -s tests/faults/test_kills.py`` for a hundred.
 """
 
 from __future__ import annotations
