@@ -286,16 +286,16 @@ def test_fewer_generations_than_were_run_are_refused(tmp_path, ran):
 def test_a_checkpoint_is_never_of_a_model_that_has_diverged(tmp_path, stage):
     """The step that ruins the weights is the one before the checkpoint: its own loss was still good."""
     folder = test_training.FILES[stage][0]
-    with test_training.prepare(tmp_path, stage, checkpoint_every=1) as experiment:
+    with test_training.prepare(tmp_path, stage, steps=3, checkpoint_every=1) as experiment:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             interrupt(patch, loop, "save_tensors", 1, after=True)
             experiment.run_stage(stage)
-    with test_training.prepare(tmp_path, stage, checkpoint_every=1, lr=1e30) as experiment:
+    with test_training.prepare(tmp_path, stage, steps=3, checkpoint_every=1, lr=1e30) as experiment:
         with pytest.raises(DivergedError):
             experiment.run_stage(stage)
         tensors, _ = load_tensors(experiment.path(folder, "checkpoint.safetensors"))
     assert max(float(t.abs().max()) for name, t in tensors.items() if name.startswith("model.")) < 1e6
-    with test_training.prepare(tmp_path, stage, checkpoint_every=1) as experiment:
+    with test_training.prepare(tmp_path, stage, steps=3, checkpoint_every=1) as experiment:
         experiment.run_stage(stage)
 
 
