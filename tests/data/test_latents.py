@@ -57,7 +57,7 @@ def test_damaged_latents_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"00000\.safetensors: expected latents"):
             load_latents(tmp_path)
     Latents(**{**vars(latents), "lengths": np.array([3, 5])}).save(path)
-    with pytest.raises(ValueError, match="expected mu, logvar, actions, rewards, lengths, terminated"):
+    with pytest.raises(ValueError, match="expected mu, logvar, actions, rewards, lengths, terminated of consistent"):
         load_latents(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from conftest import TOY, make_mdnrnn
 from worldmodels import MDNRNN, Controller
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs import envpool as pool
+from worldmodels.envs.base import VectorEnv
 from worldmodels.envs.car_racing import HIGH, LOW
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.random_agent import RandomAgent
@@ -78,36 +80,35 @@ def test_noise_acts():
     assert len({actions.tobytes() for actions in seen}) == 3
 
 
-class Cars:
+class Cars(VectorEnv):
     """Games of three steps, which pay a point each."""
 
     num_envs = 2
     steps = 3
     paying = range(1, 4)
 
-    def __init__(self, environment, slots, *, num_workers, **options):
-        import gymnasium
+    action_space = gymnasium.spaces.Box(np.array(LOW, np.float32), np.array(HIGH, np.float32))
 
-        self.action_space = gymnasium.spaces.Box(np.array(LOW, np.float32), np.array(HIGH, np.float32))
+    def __init__(self, environment, num_envs, *, num_workers, **options):
         self.ages = {}
-
-    def prefetch(self, seeds):
-        pass
 
     def close(self):
         pass
 
-    def reset(self, slots, seeds):
-        self.ages.update(dict.fromkeys(slots, 0))
-        return np.full((len(slots), 64, 64, 3), 100, np.uint8)
+    def reset(self, env_ids, seeds):
+        self.ages.update(dict.fromkeys(env_ids, 0))
+        return np.full((len(env_ids), 64, 64, 3), 100, np.uint8)
 
-    def step(self, slots, actions):
+    def send(self, env_ids, actions):
         assert (actions >= LOW).all() and (actions <= HIGH).all()
-        for slot in slots:
-            self.ages[slot] += 1
-        over = np.array([self.ages[slot] == self.steps for slot in slots])
-        rewards = np.array([1 if self.ages[slot] in self.paying else -0.1 for slot in slots], np.float32)
-        return np.full((len(slots), 64, 64, 3), 100, np.uint8), rewards, ~over & over, over
+        for env_id in env_ids:
+            self.ages[env_id] += 1
+        self.sent = env_ids
+
+    def recv(self):
+        over = np.array([self.ages[env_id] == self.steps for env_id in self.sent])
+        rewards = np.array([1 if self.ages[env_id] in self.paying else -0.1 for env_id in self.sent], np.float32)
+        return np.full((len(self.sent), 64, 64, 3), 100, np.uint8), rewards, ~over & over, over
 
 
 def test_noise_collects():

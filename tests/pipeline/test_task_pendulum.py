@@ -74,7 +74,7 @@ def test_the_whole_of_it_at_toy_size(tmp_path):
     store.close()
     with Run(run) as experiment:
         evolved = experiment.summary("evolve")
-        assert evolved["inside"] == "dream" and evolved["score"] != -20  # M's rewards, not one for every step
+        assert evolved["evaluate_in"] == "dream" and evolved["score"] != -20  # M's rewards, not one for every step
         assert "no reward head" not in done.stderr
     assert Agent.load(run).controller.action_size == 1
     assert (run / "report" / "reality_check.png").stat().st_size > 1000
@@ -83,7 +83,7 @@ def test_the_whole_of_it_at_toy_size(tmp_path):
 def test_the_recipe_names_what_is_there():
     """Files, settings and policies of the text exist."""
     root = Path(__file__).parents[2]
-    text = (root / "docs" / "add_environment.md").read_text(encoding="utf-8")
+    text = (root / "docs" / "tutorials" / "own_environment.md").read_text(encoding="utf-8")
     for path in re.findall(r"`((?:python|tests)/[\w/]+\.py)`", text):
         assert (root / path).is_file(), path
     config = tasks.preset("pendulum", "quick")

@@ -156,7 +156,7 @@ def test_evolution_in_the_real_environment_resumes_exactly(tmp_path):
     with prepare(tmp_path / "whole") as experiment:
         experiment.run_stage("evolve")
         expected = outcome(experiment)
-        assert expected[2]["inside"] == "environment" and expected[2]["parameters"] == 32
+        assert expected[2]["evaluate_in"] == "environment" and expected[2]["parameters"] == 32
         assert len({line["best"] for line in expected[1]}) == 4
         assert all("environment" in line["profile"] for line in experiment.metrics("evolve"))
     places = [(EnvironmentEvaluator, "play", 3, False), (CMAES, "tell", 2, True), (evolve, "save_tensors", 3, True)]
@@ -176,7 +176,7 @@ def test_another_back_end_does_not_go_on(tmp_path):
             experiment.run_stage("evolve")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(real, "backend", lambda _: "envpool")
-            with pytest.raises(ValueError, match=r"expected to go on with .*'gymnasium'.*, got .*'envpool'"):
+            with pytest.raises(ValueError, match=r"expected to resume with .*'gymnasium'.*, got .*'envpool'"):
                 experiment.run_stage("evolve")
 
 
