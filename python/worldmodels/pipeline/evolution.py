@@ -46,7 +46,8 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
     es = _make_search(config, coordinates.start, seed)
     best, best_score, best_generation, first = np.zeros(controller.size), -np.inf, 0, 0
     if tensors:
-        evaluated_with = about.get("evaluator")
+        with checkpoint_errors(checkpoint, "evolve"):
+            evaluated_with = about["evaluator"]
         if evaluated_with != evaluator.metadata:
             raise ValueError(f"{checkpoint}: expected to resume with {evaluated_with}, got {evaluator.metadata}")
         with checkpoint_errors(checkpoint, "evolve"):
