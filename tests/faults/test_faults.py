@@ -120,7 +120,7 @@ def test_a_worker_whose_game_hangs_or_dies_is_replaced(tmp_path, undisturbed, mo
 def test_an_interrupted_collect_leaves_no_game_behind(tmp_path, undisturbed, monkeypatch, watched):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, Progress, "update", 5)
-        test_collect.run(tmp_path, workers=1)
+        test_collect.run(tmp_path, num_workers=1)
     assert multiprocessing.active_children() == []
     assert gone()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "episodes").glob("*.h5")}
@@ -130,7 +130,7 @@ def test_an_interrupted_collect_leaves_no_game_behind(tmp_path, undisturbed, mon
 
 
 def test_kill_9_of_the_whole_collect_leaves_no_game_behind(tmp_path, watched):
-    with Run(tmp_path, toy_config(collect={"episodes": 50, "shard_episodes": 5, "workers": 2})):
+    with Run(tmp_path, toy_config(collect={"episodes": 50, "shard_episodes": 5, "num_workers": 2})):
         pass
     process = start("collect", "--out", tmp_path, cwd=tmp_path)
     deadline = time.monotonic() + 120

@@ -25,7 +25,7 @@ from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.tasks.takecover import POLICIES
 from worldmodels.rollout.runner import episode_seed
 
-SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "repeat 1-10, left", "min_length": 120, "workers": 2}
+SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "repeat 1-10, left", "min_length": 120, "num_workers": 2}
 
 
 def run(folder, **changes):
@@ -84,7 +84,7 @@ def test_episodes_are_real_and_whole(undisturbed):
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path, undisturbed):
-    check_equal(run(tmp_path, workers=1), undisturbed[1])
+    check_equal(run(tmp_path, num_workers=1), undisturbed[1])
 
 
 def test_another_seed_plays_other_episodes(undisturbed):
@@ -158,7 +158,7 @@ def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
     assert multiprocessing.active_children() == []
 
 
-def test_held_actions_last_as_long_as_they_should():
+def test_repeated_actions_last_as_long_as_they_should():
     stream = repeated(2, 5)(np.random.default_rng(0))
     actions = [next(stream) for _ in range(20_000)]
     assert all(action.shape == (1,) and action.dtype == np.float32 for action in actions)
@@ -176,7 +176,7 @@ def test_held_actions_last_as_long_as_they_should():
     assert abs(np.corrcoef(values[1:], values[:-1])[0, 1]) < 0.05
 
 
-def test_fixed_policies():
+def test_constant_and_random_policies():
     def first(name, count=400):
         stream = POLICIES[name](np.random.default_rng(0))
         return [float(next(stream)[0]) for _ in range(count)]
@@ -221,9 +221,12 @@ def test_shares_are_followed():
             assert set(seeds) <= set(self.seeds)
             return np.zeros((len(slots), 64, 64, 3), np.uint8)
 
-        def step(self, slots, actions):
-            none = np.zeros(len(slots), np.bool_)
-            return np.zeros((len(slots), 64, 64, 3), np.uint8), none + np.float32(1), ~none, none
+        def send(self, slots, actions):
+            self.slots = slots
+
+        def recv(self):
+            none = np.zeros(len(self.slots), np.bool_)
+            return np.zeros((len(self.slots), 64, 64, 3), np.uint8), none + np.float32(1), ~none, none
 
     config = toy_config(collect={"policies": "left:1, right:3"})
     names = [episode.policy for episode in players.play(Games(), players.Job(config, None, 0), range(1000), None)]
@@ -250,7 +253,7 @@ def test_brownian_actions_walk():
 
 
 def test_ornstein_uhlenbeck_actions_are_drawn_back_to_zero():
-    """An AR(1): its spread is step / sqrt(1 - a^2), its memory a = 1 - 1 / memory a step."""
+    """An AR(1): its standard deviation is step / sqrt(1 - a^2), its correlation a step a = 1 - 1 / time_constant."""
     stream = ornstein_uhlenbeck(0.1, 10, 2)(np.random.default_rng(0))
     actions = np.stack(list(itertools.islice(stream, 40_000)))
     assert actions.shape == (40_000, 2) and actions.dtype == np.float32 and np.abs(actions).max() <= 1
@@ -258,9 +261,10 @@ def test_ornstein_uhlenbeck_actions_are_drawn_back_to_zero():
     assert actions.std() == pytest.approx(0.1 / np.sqrt(1 - 0.9**2), rel=0.03)
     for column in actions.T:
         assert np.corrcoef(column[:-1], column[1:])[0, 1] == pytest.approx(0.9, abs=0.02)
-    for step, memory in ((0, 10), (0.1, 0.5), (0.1, float("inf"))):
-        with pytest.raises(ValueError, match=r"^step, memory: expected a finite step above zero and memory from 1"):
-            ornstein_uhlenbeck(step, memory)
+    said = r"^step, time_constant: expected a finite step above zero and a time constant from 1"
+    for step, time_constant in ((0, 10), (0.1, 0.5), (0.1, float("inf"))):
+        with pytest.raises(ValueError, match=said):
+            ornstein_uhlenbeck(step, time_constant)
 
 
 @pytest.fixture(scope="module")
@@ -288,10 +292,10 @@ def test_an_agent_collects_beside_included_episodes(tmp_path, toy_agent, undistu
     assert len(mine) == 7
     assert {episode.policy for episode in mine} == {"agent", "agent with parameter noise", "agent with action bursts"}
     for episode in mine:
-        held = (np.diff(episode.actions[:, 0]) == 0).mean()
-        assert (held > 0.05) == (episode.policy == "agent with action bursts")
+        unchanged = (np.diff(episode.actions[:, 0]) == 0).mean()
+        assert (unchanged > 0.05) == (episode.policy == "agent with action bursts")
     assert (base / "episodes" / "00000.h5").stat().st_nlink == 2
-    check_equal(run(tmp_path / "two", **{**changes, "workers": 1}), episodes)
+    check_equal(run(tmp_path / "two", **{**changes, "num_workers": 1}), episodes)
 
 
 def test_interruptions_hold_an_action_now_and_then():

@@ -30,7 +30,7 @@ from worldmodels.support.files import read_json
 from worldmodels.support.progress import Progress
 from worldmodels.support.versions import versions
 
-SETTINGS = {"episodes": 3, "environments": 2, "gif_steps": 40}
+SETTINGS = {"episodes": 3, "num_envs": 2, "recording_steps": 40}
 EVOLVED = {"parameters": 20, "score": 50.0, "generation": 2, "temperature": 1.15}
 
 
@@ -314,7 +314,7 @@ def starts(latent_size=4, rows=20):
 
 
 def test_policies_dream_what_controllers_dream():
-    """A controller that is nothing but a bias always acts the same, as a fixed policy does."""
+    """A controller that is nothing but a bias always acts the same, as a constant policy does."""
     model, count = make_mdnrnn(), 12
     dreams = DreamVectorEnv(model, *starts(), num_envs=count, temperature=1.15, max_steps=80, features="z")
     controller = Controller(4, 8, 1, features="z", bias=True)
@@ -364,12 +364,12 @@ def test_scores_below_zero_are_compared_too(dream, game, said):
 
 
 def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys):
-    """Whoever lives at most 50 steps in the dream and over 100 in the game is warned of, policy by policy."""
+    """A policy that survives at most 50 steps in the dream and over 100 in the game gets a warning."""
     asked = []
 
     def game(path, about, player, episodes, **options):
         real = options["environments"]
-        asked.append(((real.environment, real.max_steps, episodes), options["purpose"]))
+        asked.append((about["policy"], real.environment, real.max_steps, episodes, options["seed"], options["purpose"]))
         return [110, 120, 130]
 
     monkeypatch.setattr(check_dream, "kept_scores", game)
@@ -383,8 +383,8 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
     names = ["uniform", "repeat 1-10", "repeat 1-60", "noop", "left", "right"]
     assert list(found["policies"]) == names
     assert found["temperature"] == 0.7
-    assert {how for how, _ in asked} == {(EnvSpec(), 50, 3)}  # as long as its dreams, not longer
-    assert len({purpose for _, purpose in asked}) == 6
+    # The same episodes of the environment for every policy, as long as its dreams, not longer.
+    assert asked == [(name, EnvSpec(), 50, 3, 0, "check-dream") for name in names]
     for name, both in found["policies"].items():
         assert len(both["dream"]["scores"]) == 40
         assert max(both["dream"]["scores"]) <= 50

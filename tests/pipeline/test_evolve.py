@@ -70,7 +70,7 @@ def uninterrupted(tmp_path_factory):
         (evolve, "save_tensors", 4, False),
         (evolve, "save_tensors", 3, True),
         (Progress, "close", 1, True),  # everything but the controller
-        (evolve, "save_model", 1, True),  # everything but the marker
+        (evolve, "save_controller", 1, True),  # everything but the marker
     ],
 )
 def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, uninterrupted, owner, name, call, after):
@@ -128,7 +128,7 @@ def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
     with (
         Run(tmp_path / "native", config) as experiment,
         pytest.raises(
-            ValueError, match=r"expected to go on with \{.*'termination': 'expected'\}, got .*'device': 'cpu'"
+            ValueError, match=r"expected to resume with \{.*'termination': 'expected'\}, got .*'device': 'cpu'"
         ),
     ):
         experiment.run_stage("evolve")
@@ -145,7 +145,7 @@ def test_a_gpu_that_is_not_there_is_missed_before_anything_is_dreamt(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"evaluate_in": "environment"}])
 def test_what_a_gpu_cannot_do_is_refused_when_a_run_begins(tmp_path, changes):
-    with pytest.raises(ValueError, match=r"evolve\.device: expected cpu beside evolve.precision .*, got cuda"):
+    with pytest.raises(ValueError, match=r"evolve\.device: expected cpu with evolve.precision .*, got cuda"):
         prepare(tmp_path, device="cuda", **changes)
 
 
@@ -333,7 +333,7 @@ def test_fewer_generations_than_have_run_are_refused(tmp_path, cut, least):
         interrupt(patch, CMAES, "ask", cut + 1)
         experiment.run_stage("evolve")
     config = override(experiment.config, {"evolve": {"generations": least - 1}})
-    said = rf"^evolve\.generations: expected at least {least}, as {cut} have run already, got {least - 1}"
+    said = rf"^evolve\.generations: expected at least {least}, as {cut} are complete, got {least - 1}"
     with Run(tmp_path, config) as experiment, pytest.raises(ValueError, match=said):
         experiment.run_stage("evolve")
     with Run(tmp_path, override(config, {"evolve": {"generations": least}})) as experiment:
