@@ -10,7 +10,7 @@ from worldmodels.cmaes.search_space import SearchSpace, principal_components
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.search_space import dreamt_features, make_coordinates
+from worldmodels.pipeline.search_space import make_search_space, sample_features
 
 
 def samples(count=4000, seed=0):
@@ -87,8 +87,8 @@ def run(tmp_path):
 
 def test_they_are_those_of_what_c_sees_in_dreams(run):
     controller = Controller(4, 8, 1)
-    coordinates = make_coordinates(run, controller, np.ones(20), 6, seed=3)
-    features = dreamt_features(load_world_model(run), controller, 3)
+    coordinates = make_search_space(run, controller, np.ones(20), 6, seed=3)
+    features = sample_features(load_world_model(run), controller, 3)
     assert features.shape[1] == 20
     np.testing.assert_array_equal(coordinates.basis, principal_components(features, 6))
     other = features[: len(features) // 2] @ coordinates.basis
@@ -97,14 +97,14 @@ def test_they_are_those_of_what_c_sees_in_dreams(run):
 
 def test_what_is_in_the_file_is_kept(run):
     controller = Controller(4, 8, 1)
-    first = make_coordinates(run, controller, np.ones(20), 6, seed=3)
-    again = make_coordinates(run, controller, np.zeros(20), 6, seed=4)
+    first = make_search_space(run, controller, np.ones(20), 6, seed=3)
+    again = make_search_space(run, controller, np.zeros(20), 6, seed=4)
     np.testing.assert_array_equal(first.basis, again.basis)
     np.testing.assert_array_equal(again.origin, np.ones(20))
     with pytest.raises(ValueError, match=r"coordinates.safetensors: expected .* basis \(20, 5\), got .*\(20, 6\)"):
-        make_coordinates(run, controller, np.ones(20), 5, seed=3)
+        make_search_space(run, controller, np.ones(20), 5, seed=3)
 
 
 def test_more_than_c_sees_is_refused_before_anything_is_played(tmp_path):
-    with pytest.raises(ValueError, match=r"evolve\.pca_components: expected at most 20, what C sees, got 21"):
-        make_coordinates(tmp_path, Controller(4, 8, 1), np.ones(20), 21, seed=3)
+    with pytest.raises(ValueError, match=r"evolve\.pca_components: expected at most 20, the features of C, got 21"):
+        make_search_space(tmp_path, Controller(4, 8, 1), np.ones(20), 21, seed=3)

@@ -108,7 +108,7 @@ def test_a_worker_whose_game_hangs_or_dies_is_replaced(tmp_path, undisturbed, mo
 
     monkeypatch.setattr(collect, "Progress", Stopping)
     if how == signal.SIGSTOP:
-        monkeypatch.setattr(collect, "_PATIENCE", 8.0)
+        monkeypatch.setattr(collect, "_TIMEOUT", 8.0)
     test_collect.check_equal(test_collect.run(tmp_path), undisturbed[1])
     out, err = capfd.readouterr()
     assert len(stopped) in (1, 2)

@@ -311,7 +311,7 @@ def test_interruptions_hold_an_action_now_and_then():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"policies": "agent"}, r"^collect\.agent: expected whose agent plays 'agent', got nothing"),
+        ({"policies": "agent"}, r"^collect\.agent: expected the agent of policy 'agent', got none"),
         ({"policies": "agent", "agent": "/no/such/run"}, r"/no/such/run"),
         ({"include": "/no/such/run"}, r"^collect\.include: expected a run folder with episodes, got /no/such/run"),
     ],

@@ -114,14 +114,16 @@ def test_the_recording_shows_frame_and_reconstruction(evaluated):
 
 def without_policies(patch):
     """The policies beside the agent play nothing."""
-    really = evaluate.kept_scores
+    really = evaluate.cached_scores
 
-    def kept_scores(path, about, player, episodes, **options):
+    def cached_scores(path, metadata, player, episodes, **options):
         return (
-            [1, 2, 3] if isinstance(player, play.OpenLoopPlayer) else really(path, about, player, episodes, **options)
+            [1, 2, 3]
+            if isinstance(player, play.OpenLoopPlayer)
+            else really(path, metadata, player, episodes, **options)
         )
 
-    patch.setattr(evaluate, "kept_scores", kept_scores)
+    patch.setattr(evaluate, "cached_scores", cached_scores)
     patch.setattr(evaluate, "_record", lambda _: None)
 
 
@@ -246,8 +248,8 @@ def test_every_episode_is_played_by_its_own_candidate(tmp_path):
 def test_the_liveliest_frames_are_those_that_differ_most_from_the_one_before():
     frames = [np.zeros((64, 64, 3), np.uint8) for _ in range(9)]
     frames[3][:], frames[6][:] = 9, 5
-    assert evaluate.liveliest(frames, 2) == [3, 6]
-    assert evaluate.liveliest(frames[:1], 4) == [0]
+    assert evaluate.most_active_frames(frames, 2) == [3, 6]
+    assert evaluate.most_active_frames(frames[:1], 4) == [0]
 
 
 def test_another_agent_or_game_is_played_anew(evaluated, tmp_path, monkeypatch):
@@ -344,12 +346,12 @@ def worlds(dream, game):
         ((200, 10), (190, 10), None),
         ((290, 10), (200, 10), None),  # within one and a half
         ((400, 150), (200, 60), None),  # could be chance
-        ((765, 20), (173, 10), "'left': 765 steps survived in the dream and 173 in the game: the dream has a hole"),
-        ((100, 5), (200, 10), "the dream is harder than the game"),
+        ((765, 20), (173, 10), "'left': 765 steps survived in the dream, 173 in the game. M is too optimistic"),
+        ((100, 5), (200, 10), "M is too pessimistic"),
     ],
 )
 def test_a_dream_that_cannot_be_trusted_is_named(dream, game, said):
-    text = check_dream.judge("left", worlds(dream, game), "steps survived")
+    text = check_dream.bias_warning("left", worlds(dream, game), "steps survived")
     assert text is None if said is None else said in text
 
 
@@ -357,13 +359,13 @@ def test_a_dream_that_cannot_be_trusted_is_named(dream, game, said):
     ("dream", "game", "said"),
     [
         ((30, 5), (-40, 5), None),  # 70 apart, of policies that are 200 apart
-        ((90, 5), (-40, 5), "'left': 90 points in the dream and -40 in the game: the dream has a hole"),
-        ((-140, 5), (-40, 5), "the dream is harder than the game"),
+        ((90, 5), (-40, 5), "'left': 90 points in the dream, -40 in the game. M is too optimistic"),
+        ((-140, 5), (-40, 5), "M is too pessimistic"),
         ((90, 150), (-40, 5), None),
     ],
 )
 def test_scores_below_zero_are_compared_too(dream, game, said):
-    text = check_dream.judge("left", worlds(dream, game), "points", 200)
+    text = check_dream.bias_warning("left", worlds(dream, game), "points", 200)
     assert text is None if said is None else said in text
 
 
@@ -376,7 +378,7 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
         asked.append((about["policy"], real.environment, real.max_steps, episodes, options["seed"], options["purpose"]))
         return [110, 120, 130]
 
-    monkeypatch.setattr(check_dream, "kept_scores", game)
+    monkeypatch.setattr(check_dream, "cached_scores", game)
     changes = {"episodes": 3, "dream_episodes": 40}
     with Run(tmp_path, toy_config(check_dream=changes, evolve={"temperature": 0.7})) as experiment:
         write_world(experiment)

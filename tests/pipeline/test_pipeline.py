@@ -29,7 +29,7 @@ def test_every_stage_is_done(ran):
     assert [path.name for path in folder.iterdir()] == ["toy"]
     assert not list(run.rglob("*.tmp"))
     for title in (
-        "fixed policy",
+        "open-loop policy",
         "player",
         "agent",
         "before (first generation)",

@@ -64,7 +64,7 @@ REFUSED = [
     ("--collect.episodes 1", "collect.episodes: expected at least 2"),
     ("--collect.episodes 1000000000000", "collect.episodes: expected at most 10000000"),
     ("--collect.policies hover", "collect.policies: expected '<name>:<weight>, ...'"),
-    ("--collect.policies agent", "collect.agent: expected whose agent plays 'agent', got nothing"),
+    ("--collect.policies agent", "collect.agent: expected the agent of policy 'agent', got none"),
     (
         "--collect.policies agent --collect.agent /nosuch",
         "collect.agent: expected a run folder with vae/vae.safetensors",
@@ -91,7 +91,7 @@ REFUSED = [
     ),
     ("--evolve.init-from /nosuch", "evolve.init_from: expected a run folder with evolve/controller.safetensors"),
     ("--evolve.init-from other", "evolve.init_from: expected a C of 576 parameters, got 25 in other"),
-    ("--evolve.pca-components 577", "evolve.pca_components: expected at most 576, what C sees, got 577"),
+    ("--evolve.pca-components 577", "evolve.pca_components: expected at most 576, the features of C, got 577"),
     ("--evolve.hidden-units 500", "evolve.hidden_units: expected at most 32,766 parameters of C"),
     ("--collect.agent /nosuch", "collect.agent: expected a run folder with vae/vae.safetensors"),
     ("--train-vae.batch-size 2000000000", "train_vae.batch_size: expected a size that fits in"),
@@ -107,13 +107,13 @@ REFUSED = [
     ("--train-rnn.lr 1e300", "train_rnn.lr: expected at most 3.4e+38, got 1e+300"),
     (
         "--train-rnn.validation-fraction 0.9999999",
-        "train_rnn.validation_fraction: expected a share that leaves one of 1600 episodes",
+        "train_rnn.validation_fraction: expected a fraction that leaves one of 1600 episodes",
     ),
-    ("--train-vae.init-from run", "train_vae.init_from: expected another run than run itself, got run"),
-    ("--train-rnn.init-from ./run", "train_rnn.init_from: expected another run than run itself, got run"),
-    ("--evolve.init-from run", "evolve.init_from: expected another run than run itself, got run"),
-    ("--collect.include other/../run", "collect.include: expected another run than run itself"),
-    ("--collect.agent run --collect.policies agent", "collect.agent: expected another run than run itself"),
+    ("--train-vae.init-from run", "train_vae.init_from: expected a run other than run itself, got run"),
+    ("--train-rnn.init-from ./run", "train_rnn.init_from: expected a run other than run itself, got run"),
+    ("--evolve.init-from run", "evolve.init_from: expected a run other than run itself, got run"),
+    ("--collect.include other/../run", "collect.include: expected a run other than run itself"),
+    ("--collect.agent run --collect.policies agent", "collect.agent: expected a run other than run itself"),
     ("--evolve.num-threads 5000", "evolve.num_threads: expected at most 4096, got 5000"),
     ("--evolve.sigma0 1e300", "evolve.sigma0: expected at most 1e+06, got 1e+300"),
     ("--evolve.num-envs 5000", "evolve.num_envs: expected at most 4096, got 5000"),
@@ -227,7 +227,7 @@ def test_a_study_refuses_a_variant_before_its_base_runs(tmp_path, monkeypatch, c
     assert main(["sweep", "takecover", *flags, "--temperatures", "1", "-1"]) == 1
     assert main(["sweep", "takecover", *flags, "--temperatures", "1", "nan"]) == 1
     assert main(["sweep", "takecover", *flags, "--temperatures", "1", "1.0000001"]) == 1
-    assert "--temperatures: expected numbers that differ in six digits" in capsys.readouterr().err
+    assert "--temperatures: expected numbers distinct in six digits" in capsys.readouterr().err
     assert main(["iterate", "takecover", *flags, "--seed", str(2**64 - 1)]) == 1
     assert "--seed: expected at most 2**64 - 1 in the last of 2 rounds" in capsys.readouterr().err
     assert ran == [] and not Path("run").exists()

@@ -47,10 +47,10 @@ def test_episodes_serve_whoever_steps_the_environment(tmp_path, ran):
 
 def test_more_components_than_c_sees_are_refused_before_anything_is_made(tmp_path, ran):
     """TOY's C sees [z, c, h] of 4 + 2 x 8 numbers."""
-    with pytest.raises(ValueError, match=r"evolve\.pca_components: expected at most 20, what C sees, got 21"):
+    with pytest.raises(ValueError, match=r"evolve\.pca_components: expected at most 20, the features of C, got 21"):
         Run(tmp_path, toy_config(evolve={"pca_components": 21}))
     assert not (tmp_path / "config.json").exists()
-    with pytest.raises(ValueError, match=r"expected at most 4, what C sees, got 5"):
+    with pytest.raises(ValueError, match=r"expected at most 4, the features of C, got 5"):
         Run(tmp_path, toy_config(evolve={"pca_components": 5, "features": "z"}))
     with Run(tmp_path, toy_config(evolve={"pca_components": 20})) as experiment:
         experiment.run_stage("collect")

@@ -15,7 +15,7 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.models.agent import Agent, load_controller
 from worldmodels.models.weights import load_tensors
 from worldmodels.pipeline import studies, tasks
-from worldmodels.pipeline.collection import player_of
+from worldmodels.pipeline.collection import player_metadata
 from worldmodels.pipeline.config import override
 from worldmodels.pipeline.evolution import save_controller
 from worldmodels.pipeline.run import Run
@@ -84,7 +84,7 @@ def test_sweep(base, capsys, monkeypatch):
     assert "2086 +- 140" in out and "753 +- 139" in out
     studies.sweep(base, toy_config(), [0.1])
     assert "done before" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"^--temperatures: expected different numbers"):
+    with pytest.raises(ValueError, match=r"^--temperatures: expected distinct numbers"):
         studies.sweep(base, toy_config(), [1.0, 1.0])
 
 
@@ -155,7 +155,7 @@ def test_iterate(tmp_path, capsys, monkeypatch):
     _, second, _ = load_controller(one / "evolve" / "controller.safetensors")
     assert first.any() and (first != second).any()
     with Run(one) as experiment:
-        assert experiment.summary("collect")["player"] == player_of(tmp_path)
+        assert experiment.summary("collect")["player"] == player_metadata(tmp_path)
     evolve = Run.stored_config(one).evolve
     assert (evolve.init_from, evolve.generations) == ("", ROUND["generations"])
     assert read_json(tmp_path / "rounds" / "rounds.json") == results

@@ -1,4 +1,4 @@
-"""Collect: policies play the real environment in spawned workers, and every frame goes to the episode store."""
+"""Collection: policies play the real environment in worker processes, which write shards of the episode store."""
 
 from __future__ import annotations
 
@@ -29,23 +29,32 @@ from worldmodels.support.files import link
 from worldmodels.support.processes import block_sigint, describe_exit
 from worldmodels.support.progress import Progress
 
-_MAX_DEATHS = 20
-_PATIENCE = 900.0  # seconds without an episode after which a worker is taken to hang, as its game can
+_MAX_RESTARTS = 20
+_TIMEOUT = 900.0  # seconds without a finished episode after which a worker counts as hung
 
 
 def collect_episodes(run: Run) -> dict[str, Any]:
-    """Plays until every shard of the store is there; shards that are there already are kept."""
+    """Play until the episode store is complete; existing shards are kept.
+
+    Returns:
+        Summary: ``episodes``, ``frames``, ``bytes``, ``policies`` (mean and std of the lengths by policy)
+        and, where they apply, ``cut`` (number of truncated episodes) and ``player`` (see :func:`player_metadata`).
+
+    Raises:
+        FileNotFoundError: The folder of ``collect.include`` has no episodes.
+        ValueError: The policies need an agent and there is none, or the number of episodes does not fit the store.
+        RuntimeError: A worker failed, or too many of them died.
+    """
     config = run.config.collect
-    longest = run.task.max_steps
-    wanted = [name for name, _ in parse_policies(config.policies, run.task.policies) if name in AGENT]
-    if wanted and not config.agent:
-        raise ValueError(f"collect.agent: expected whose agent plays '{wanted[0]}', got nothing")
+    agent_policies = [name for name, _ in parse_policies(config.policies, run.task.policies) if name in AGENT]
+    if agent_policies and not config.agent:
+        raise ValueError(f"collect.agent: expected the agent of policy '{agent_policies[0]}', got none")
     player = {}
-    if wanted:
+    if agent_policies:
         from worldmodels.models.agent import Agent
 
-        Agent.load(pretrained.resolve(config.agent))  # what is missing there is told before any work
-        player = player_of(pretrained.resolve(config.agent))
+        Agent.load(pretrained.resolve(config.agent))  # reports missing files before any episode
+        player = player_metadata(pretrained.resolve(config.agent))
     folder = run.path("episodes")
     folder.mkdir(exist_ok=True)
     first = _include(config, folder)
@@ -58,55 +67,55 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     _Pool(job, todo, progress, ready).run()
     cut = _cut(job, len(shards))
     if cut:
-        what = f"{cut} of {config.episodes} episodes were cut at Task.max_steps = {longest}"
-        print(f"collect: {what}; the environment ends later or never", file=sys.stderr)
+        limit = f"Task.max_steps = {run.task.max_steps}"
+        print(f"collect: {cut} of {config.episodes} episodes were truncated at {limit}", file=sys.stderr)
     summary = {**_summary(folder, config), **({"cut": cut} if cut else {})}
     return {**summary, **({"player": player} if player else {})}
 
 
-def player_of(run_folder: Path) -> dict[str, Any]:
-    """Which C of a run plays: the ``generation`` it is of and its ``score`` in evolution."""
+def player_metadata(run_folder: Path) -> dict[str, Any]:
+    """Identify the C of a run folder by its ``generation`` and its ``score`` in the evolution."""
     from worldmodels.models.agent import load_controller
 
-    _, _, about = load_controller(run_folder / "evolve" / "controller.safetensors")
-    return {name: about.get(name) for name in ("generation", "score")}
+    _, _, metadata = load_controller(run_folder / "evolve" / "controller.safetensors")
+    return {name: metadata.get(name) for name in ("generation", "score")}
 
 
 def _include(config: CollectConfig, folder: Path) -> int:
-    """Links the episodes of another run (copies them, on another disk); returns the number of their shards."""
+    """Link the episodes of the included run (copy them from another file system); return the number of shards."""
     if not config.include:
         return 0
     paths = sorted((Path(config.include) / "episodes").glob("*.h5"))
     if not paths:
         raise FileNotFoundError(f"collect.include: expected a run folder with episodes, got {config.include}")
     for index, path in enumerate(paths):
-        to = shard_path(folder, index)
-        if not to.is_file():
-            link(path, to)
+        target = shard_path(folder, index)
+        if not target.is_file():
+            link(path, target)
     return len(paths)
 
 
 def _check_shards(job: Job, shards: int) -> None:
-    """Refuses a number of episodes that does not fit those that were played before.
+    """Check that the existing shards belong to the configured number of episodes.
 
     Raises:
-        ValueError: a shard is of other episodes.
+        ValueError: A shard has another number of episodes.
     """
     own = set(job.folder.glob("*.h5")) - {shard_path(job.folder, index) for index in range(job.first)}
-    wanted = {job.path(shard): len(job.episodes(shard)) for shard in range(shards)}
+    expected = {job.path(shard): len(job.episodes(shard)) for shard in range(shards)}
     for path in sorted(own):
         shard = EpisodeShard(path)
         found = len(shard.lengths)
         shard.close()
-        if wanted.get(path) != found:
+        if expected.get(path) != found:
             raise ValueError(
                 f"collect.episodes: expected a number that fits the {found} of {path}, got {job.collect.episodes} "
-                f"({wanted.get(path, 0)} there); go on with another, or `worldmodels collect --force`"
+                f"({expected.get(path, 0)} in that file); use another number, or `worldmodels collect --force`"
             )
 
 
 def _cut(job: Job, shards: int) -> int:
-    """Number of the played episodes that the longest episode of the task truncated."""
+    """Count the episodes truncated by the step limit of the task."""
     cut = 0
     for index in range(shards):
         shard = EpisodeShard(job.path(index))
@@ -139,24 +148,24 @@ class _Worker:
     pipe: Connection
     shard: int | None = None
     episodes: int = 0
-    heard: float = field(default_factory=time.monotonic)
+    last_message: float = field(default_factory=time.monotonic)
 
     @property
-    def silent(self) -> float:
-        """Seconds since it said something."""
-        return time.monotonic() - self.heard
+    def silent_seconds(self) -> float:
+        """Seconds since the last message."""
+        return time.monotonic() - self.last_message
 
 
 class _Pool:
-    """Spawned workers that write one shard at a time; one that dies is replaced and its shard is done again."""
+    """Spawned workers that write one shard at a time. A dead worker is replaced, and its shard is played again."""
 
     def __init__(self, job: Job, todo: list[int], progress: Progress, ready: int) -> None:
         self._job = job
         self._todo = todo[::-1]
         self._count = min(job.collect.num_workers or available_cpus(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
-        self._deaths = 0
-        self._noted: set[str] = set()
+        self._restarts = 0
+        self._printed: set[str] = set()
         self._workers: list[_Worker] = []
 
     def run(self) -> None:
@@ -165,44 +174,44 @@ class _Pool:
                 self._workers.append(self._spawn())
             while self._workers:
                 waiting: list[Any] = [worker.pipe for worker in self._workers]
-                for pipe in multiprocessing.connection.wait(waiting, _PATIENCE / 10):
+                for pipe in multiprocessing.connection.wait(waiting, _TIMEOUT / 10):
                     self._serve(next(worker for worker in self._workers if worker.pipe is pipe))
-                for worker in [worker for worker in self._workers if worker.silent > _PATIENCE]:
-                    self._bury(worker)
+                for worker in [worker for worker in self._workers if worker.silent_seconds > _TIMEOUT]:
+                    self._replace(worker)
         finally:
             for worker in self._workers:
                 _kill(worker)
-                self._sweep(worker)
+                self._remove_partial(worker)
         self._progress.close(self._ready, f"{self._frames:,} frames")
 
     def _spawn(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, self._job), daemon=True)
+        pipe, worker_pipe = context.Pipe()
+        process = context.Process(target=work, args=(worker_pipe, self._job), daemon=True)
         with block_sigint():
             process.start()
-        theirs.close()
-        return _Worker(process, ours)
+        worker_pipe.close()
+        return _Worker(process, pipe)
 
     def _serve(self, worker: _Worker) -> None:
-        worker.heard = time.monotonic()
+        worker.last_message = time.monotonic()
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            self._bury(worker)
+            self._replace(worker)
             return
         if isinstance(message, Exception):
             raise message
-        if isinstance(message, str):  # of its environment
-            if message not in self._noted:
+        if isinstance(message, str):  # note about its environment
+            if message not in self._printed:
                 print(f"collect: {message}", file=sys.stderr)
-            self._noted.add(message)
-        elif message is None:  # free for a shard
+            self._printed.add(message)
+        elif message is None:  # ready for a shard
             worker.shard, worker.episodes = (self._todo.pop() if self._todo else None), 0
             try:
                 worker.pipe.send(worker.shard)
             except (BrokenPipeError, ConnectionResetError):
-                self._bury(worker)
+                self._replace(worker)
                 return
             if worker.shard is None:
                 self._workers.remove(worker)
@@ -213,34 +222,35 @@ class _Pool:
             self._frames += message
             self._progress.update(self._ready, f"{self._frames / max(self._progress.seconds, 1e-9):,.0f} frames/s")
 
-    def _bury(self, worker: _Worker) -> None:
-        hung = worker.process.is_alive() and worker.silent > _PATIENCE
+    def _replace(self, worker: _Worker) -> None:
+        hung = worker.process.is_alive() and worker.silent_seconds > _TIMEOUT
         if not hung:
-            worker.process.join(10)  # it has closed its pipe and is about to say with which code it ends
+            worker.process.join(10)  # its pipe is closed, its exit code may not be known yet
         _kill(worker)
         self._workers.remove(worker)
-        self._deaths += 1
-        if self._deaths > _MAX_DEATHS:
+        self._restarts += 1
+        if self._restarts > _MAX_RESTARTS:
             raise RuntimeError(
-                f"collect: {self._deaths} workers died, the last with {describe_exit(worker.process.exitcode)}"
+                f"collect: {self._restarts} workers died, the last with {describe_exit(worker.process.exitcode)}"
             )
         if worker.shard is not None:
-            how = f"said nothing for {_PATIENCE:g} s" if hung else f"died ({describe_exit(worker.process.exitcode)})"
+            exit_code = describe_exit(worker.process.exitcode)
+            how = f"finished no episode for {_TIMEOUT:g} s" if hung else f"died ({exit_code})"
             print(f"\ncollect: a worker {how}; shard {worker.shard} is played again", file=sys.stderr)
             self._ready -= worker.episodes
             self._todo.append(worker.shard)
-            self._sweep(worker)
+            self._remove_partial(worker)
         self._workers.append(self._spawn())
 
-    def _sweep(self, worker: _Worker) -> None:
-        """Removes the shard that a worker which was killed had begun."""
+    def _remove_partial(self, worker: _Worker) -> None:
+        """Remove the partial shard of a dead worker."""
         if worker.shard is not None:
             for stray in self._job.folder.glob(f"{self._job.path(worker.shard).name}.*.tmp"):
                 stray.unlink(missing_ok=True)
 
 
 def _kill(worker: _Worker) -> None:
-    """Ends a worker and its game, which is a process of the worker's session."""
+    """Kill a worker and its game, which runs in the worker's session."""
     assert worker.process.pid is not None
     with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.process.pid, signal.SIGKILL)

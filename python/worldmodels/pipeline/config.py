@@ -1,4 +1,4 @@
-"""Every setting of every stage, as frozen dataclasses; the defaults are those of the preset ``paper``."""
+"""Settings of all stages, as frozen dataclasses. The defaults are those of the preset ``paper`` of TakeCover."""
 
 from __future__ import annotations
 
@@ -108,12 +108,10 @@ class EvaluateConfig:
     episodes: int = setting(100, "episodes of the agent and of each baseline")
     num_envs: int = setting(16, _NUM_ENVS)
     variant: Literal["", "paper", "modern"] = setting(
-        "", "rules of TakeCover; empty for those of the collected episodes"
+        "", "rules of TakeCover; empty for the variant of the collected episodes"
     )
-    resolution: str = setting("", "rendered screen; empty for that of the collected episodes")
-    curve_episodes: int = setting(
-        0, "real episodes of every evaluated mean, for the learning curve; 0 for none", zero=True
-    )
+    resolution: str = setting("", "size of the rendered screen; empty for that of the collected episodes")
+    curve_episodes: int = setting(0, "real episodes per evaluated mean, for the learning curve; 0 for none", zero=True)
     recording_steps: int = setting(700, "longest recording (evaluate/episode.gif)")
 
 
@@ -132,7 +130,7 @@ class IterateConfig:
     episodes: int = setting(1_000, "new episodes per round")
     policies: str = setting(
         "agent:2, agent with parameter noise:1, agent with action bursts:1",
-        "policies that play them, and their weights",
+        "policies of the new episodes, and their weights",
     )
     vae_steps: int = setting(3_000, "further optimizer steps of V; 0 keeps the V of the first run", zero=True)
     vae_lr: float = setting(3e-4, "learning rate of V")
@@ -166,15 +164,15 @@ SECTIONS = tuple(item.name for item in fields(Config) if dataclasses.is_dataclas
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain dictionaries, ready for JSON."""
+    """Convert the settings to nested dictionaries for JSON."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of :func:`to_dict`.
+    """Convert the dictionaries of :func:`to_dict` back to settings.
 
     Raises:
-        ValueError: unknown names, wrong types or values out of range.
+        ValueError: A name is unknown, a type is wrong or a value is out of range.
     """
     known = {item.name for item in fields(Config)}
     if not isinstance(values, dict) or not set(values) <= known:
@@ -185,17 +183,21 @@ def from_dict(values: dict[str, Any]) -> Config:
         empty = value == "" and name != "world_model"
         within = kind is str or (isinstance(value, int) and 0 <= value < 2**64)
         if not isinstance(value, kind) or isinstance(value, bool) or empty or not within:
-            wanted = "an integer from 0 to 2**64 - 1" if name == "seed" else "a name"
-            raise ValueError(f"{name}: expected {wanted}, got {value!r:.100}")
+            expected = "an integer from 0 to 2**64 - 1" if name == "seed" else "a name"
+            raise ValueError(f"{name}: expected {expected}, got {value!r:.100}")
     config = Config(**top)
     return override(config, {name: values[name] for name in SECTIONS if name in values})
 
 
 def override(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
-    """Replace fields: ``{"evolve": {"generations": 10}}``.
+    """Replace settings.
+
+    Args:
+        config: Settings.
+        changes: New values by section and name: ``{"evolve": {"generations": 10}}``.
 
     Raises:
-        ValueError: an unknown field, a wrong type or a value out of range.
+        ValueError: A section or setting is unknown, a type is wrong or a value is out of range.
     """
     for section, values in changes.items():
         if section not in SECTIONS:

@@ -1,4 +1,4 @@
-"""Check the dream: fixed policies live in the dream and in the game, side by side, before anything is evolved."""
+"""Dream check: scores of open-loop policies in the dream and in the real environment, before C is evolved."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from worldmodels.dream.world_model import load_world_model
 from worldmodels.envs.policies import Policy
 from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.scores import kept_scores
+from worldmodels.pipeline.scores import cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer
 from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
 
-PURPOSE = "check-dream"  # of the episodes: every policy plays the same ones
-_SUSPICIOUS = 1.5  # ratio of the mean scores in the dream and in the game above which the dream is biased
+PURPOSE = "check-dream"  # purpose of the real episodes, the same for every policy
+_MAX_RATIO = 1.5  # of mean steps survived in the dream and in the real environment; above it, the dream is biased
 
 
 def check(run: Run) -> dict[str, Any]:
-    """Plays every fixed policy in both worlds at the temperature that C will be evolved at."""
+    """Play every open-loop policy in the dream, at the temperature of the evolution, and in the real environment.
+
+    Returns:
+        Summary: ``warnings``, and the mean scores of every policy.
+    """
     config, evolve = run.config.check_dream, run.config.evolve
     seed, task = run.config.seed, run.task
     policies = task.policies
     world = load_world_model(run.folder)
     if not task.dream_has_reward(world.mdnrnn):
-        print("check-dream: M has no reward head, so that a dream has no score to compare", file=sys.stderr)
+        print("check-dream: skipped, as dreams have no score without train_rnn.reward_head", file=sys.stderr)
         path = run.path("check_dream", "check_dream.json")
         write_json(path, {"temperature": evolve.temperature, "policies": {}, "warnings": []})
         return {"warnings": []}
@@ -43,12 +47,12 @@ def check(run: Run) -> dict[str, Any]:
     )
     progress = Progress("check-dream", len(policies), "policies")
     results = {}
-    slots = min(config.num_envs, config.episodes)
+    num_envs = min(config.num_envs, config.episodes)
     environment = run.config.environment
-    with Environments(environment, slots, max_steps=evolve.max_steps, rules=task.rules) as environments:
+    with Environments(environment, num_envs, max_steps=evolve.max_steps, rules=task.rules) as environments:
         for number, (name, policy) in enumerate(policies.items()):
             dream = play_dreams(dreams, policy, seed=seed)
-            game = kept_scores(
+            game = cached_scores(
                 run.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
                 {"policy": name},
                 OpenLoopPlayer(policy, PURPOSE),
@@ -60,9 +64,9 @@ def check(run: Run) -> dict[str, Any]:
             results[name] = {"dream": describe(dream), "game": describe(game)}
             progress.update(number + 1)
     progress.close(len(policies))
-    means = [worlds["game"]["mean"] for worlds in results.values()]
+    means = [scores["game"]["mean"] for scores in results.values()]
     spread = None if task.survival else max(means) - min(means)
-    warnings = [text for name, worlds in results.items() if (text := judge(name, worlds, task.score, spread))]
+    warnings = [text for name, scores in results.items() if (text := bias_warning(name, scores, task.score, spread))]
     write_json(
         run.path("check_dream", "check_dream.json"),
         {"temperature": evolve.temperature, "policies": results, "warnings": warnings},
@@ -72,56 +76,68 @@ def check(run: Run) -> dict[str, Any]:
         print(f"WARNING: {text}", file=sys.stderr)
     return {
         "warnings": warnings,
-        **{name: {world: round(worlds[world]["mean"], 1) for world in worlds} for name, worlds in results.items()},
+        **{name: {where: round(scores[where]["mean"], 1) for where in scores} for name, scores in results.items()},
     }
 
 
 def play_dreams(dreams: DreamVectorEnv, policy: Policy, *, seed: int) -> list[float]:
-    """Return of one free-running dream in every environment of ``dreams``, played by a fixed policy."""
+    """Play one dream episode of an open-loop policy in every environment.
+
+    Args:
+        dreams: Dream environments.
+        policy: Open-loop policy; every environment has its own generator.
+        seed: Seed of the dreams and of the policy.
+
+    Returns:
+        Return of every environment.
+    """
     count = dreams.num_envs
-    streams = [policy(np.random.default_rng([seed, number])) for number in range(count)]
+    action_streams = [policy(np.random.default_rng([seed, index])) for index in range(count)]
     returns = np.zeros(count)
     alive = np.ones(count, np.bool_)
     dreams.reset(seed=seed)
     while alive.any():
-        actions = np.stack([next(stream) for stream in streams])
+        actions = np.stack([next(stream) for stream in action_streams])
         _, rewards, terminated, truncated, _ = dreams.step(actions)
         returns += alive * rewards
         alive &= ~(terminated | truncated)
     return [float(value) for value in returns]
 
 
-def judge(name: str, worlds: dict[str, Any], score: str, spread: float | None = None) -> str | None:
-    """A warning if a policy fares differently in the dream than in the game, by more than chance explains.
+def bias_warning(name: str, scores: dict[str, Any], unit: str, spread: float | None = None) -> str | None:
+    """Compare the scores of a policy in the dream and in the game.
 
     Args:
-        name: of the policy.
-        worlds: its scores in both.
-        score: what they count.
-        spread: how far apart the policies' scores in the game are: half of that is much. None where scores are
-            steps survived, of which a factor of one and a half is much.
+        name: Name of the policy.
+        scores: Scores ``dream`` and ``game``, each with ``mean`` and ``ci95``.
+        unit: Unit of the scores.
+        spread: Difference between the best and the worst policy's mean in the game; the tolerance is half of it. None
+            if scores are steps survived; the tolerance is then a ratio of 1.5.
+
+    Returns:
+        Warning about model bias, or None if the 95 % intervals overlap or the means are within the tolerance.
     """
-    dream, game = worlds["dream"], worlds["game"]
+    dream, game = scores["dream"], scores["game"]
     apart = dream["ci95"][0] > game["ci95"][1] or game["ci95"][0] > dream["ci95"][1]
     if spread is None:
-        near = 1 / _SUSPICIOUS < dream["mean"] / game["mean"] < _SUSPICIOUS
+        near = 1 / _MAX_RATIO < dream["mean"] / game["mean"] < _MAX_RATIO
     else:
         near = abs(dream["mean"] - game["mean"]) < spread / 2
     if not apart or near:
         return None
-    both = f"policy '{name}': {dream['mean']:.0f} {score} in the dream and {game['mean']:.0f} in the game: "
+    both = f"policy '{name}': {dream['mean']:.0f} {unit} in the dream, {game['mean']:.0f} in the game. "
     if dream["mean"] > game["mean"]:
         return both + (
-            "the dream has a hole there that a controller can find. Collect more episodes in which that happens, train "
-            "M longer, or raise the temperature."
+            "M is too optimistic for these actions, which C can exploit. Collect more episodes of this policy, train M "
+            "longer, or raise the temperature."
         )
-    return both + "the dream is harder than the game there. Train M longer, or lower the temperature."
+    return both + "M is too pessimistic for these actions. Train M longer, or lower the temperature."
 
 
 def format_table(results: dict[str, Any]) -> str:
-    """The table of scores for the terminal."""
+    """Format the scores as a table for the terminal."""
     rows = []
-    for name, worlds in results.items():
-        cells = [f"{worlds[world]['mean']:.0f} +- {worlds[world]['std']:.0f}" for world in ("dream", "game")]
-        rows.append([name, *cells, f"{worlds['dream']['mean'] - worlds['game']['mean']:+.0f}"])
-    return table(["fixed policy", "dream", "game", "difference"], rows)
+    for name, scores in results.items():
+        cells = [f"{scores[where]['mean']:.0f} +- {scores[where]['std']:.0f}" for where in ("dream", "game")]
+        rows.append([name, *cells, f"{scores['dream']['mean'] - scores['game']['mean']:+.0f}"])
+    return table(["open-loop policy", "dream", "game", "difference"], rows)

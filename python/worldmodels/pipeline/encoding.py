@@ -1,4 +1,4 @@
-"""Encode: V's mu and logvar of every frame of the episode store, shard by shard, as float16."""
+"""Encoding of the episode store: V's mu and logvar of every frame, float16, one file per shard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ from worldmodels.training.optim import MicroBatches
 
 
 def encode_episodes(run: Run) -> dict[str, Any]:
-    """Encodes the shards that are not encoded yet; those of an included run with the same V are taken from there."""
+    """Encode the shards that are not encoded yet; link the latents of an included run with the same V.
+
+    Returns:
+        Summary: ``frames`` and ``bytes`` of the latents.
+    """
     limit_threads()
     config = run.config.encode
     store = EpisodeStore(run.path("episodes"))
@@ -33,9 +37,9 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     micro_batches = MicroBatches("encode", "frames", config.batch_size, "--batch-size")
     folder = run.path("latents")
     targets = [folder / f"{path.stem}.safetensors" for path in store.paths]
-    for known, target in _known(run, store.paths):
+    for existing, target in _reusable(run, store.paths):
         if not target.is_file():
-            link(known, target)
+            link(existing, target)
     done = sum(int(s.lengths.sum()) for s, target in zip(store.shards, targets, strict=True) if target.is_file())
     progress = Progress("encode", len(store), "frames", start=done)
     for shard, target in zip(store.shards, targets, strict=True):
@@ -50,15 +54,15 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     return {"frames": done, "bytes": sum(target.stat().st_size for target in targets)}
 
 
-def _known(run: Run, shards: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
-    """Latents that the run whose episodes were included has made of them with the same V in the same way."""
+def _reusable(run: Run, shards: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+    """Yield (existing file, target) of the included run's latents, if its V and its precision are the same."""
     include = Path(run.config.collect.include)
     settings = Run.stored_config(include) if run.config.collect.include else None
-    theirs = include / "vae" / "vae.safetensors"
-    if settings is None or settings.encode.precision != run.config.encode.precision or not theirs.is_file():
+    path = include / "vae" / "vae.safetensors"
+    if settings is None or settings.encode.precision != run.config.encode.precision or not path.is_file():
         return
-    (mine, about), (other, about_other) = load_tensors(run.path("vae", "vae.safetensors")), load_tensors(theirs)
-    if about["config"] != about_other["config"] or not all(torch.equal(mine[name], other[name]) for name in mine):
+    (own, metadata), (other, other_metadata) = load_tensors(run.path("vae", "vae.safetensors")), load_tensors(path)
+    if metadata["config"] != other_metadata["config"] or not all(torch.equal(own[name], other[name]) for name in own):
         return
     for shard in shards:
         episodes, latents = include / "episodes" / shard.name, include / "latents" / f"{shard.stem}.safetensors"
@@ -71,7 +75,21 @@ def _known(run: Run, shards: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
 def encode_shard(
     model: ConvVAE, shard: EpisodeShard, batch: int, precision: str
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    """(mu, logvar) of all frames of a shard, each (N, Z) float16, ``batch`` of them at a time."""
+    """Encode the frames of a shard.
+
+    Args:
+        model: V.
+        shard: Shard of the episode store.
+        batch: Frames per forward pass.
+        precision: Precision of V.
+
+    Returns:
+        mu and logvar, each (N, Z) float16.
+
+    Raises:
+        OSError: A frame is damaged.
+        ValueError: A latent is not finite.
+    """
     encoder = Encoder(model, device(), precision, block=batch)
     total = shard.frames.shape[0]
     mu = np.empty((total, model.latent_size), np.float16)
@@ -81,8 +99,8 @@ def encode_shard(
         try:
             frames = shard.frames[rows]
         except OSError as error:
-            raise OSError(f"{shard.path}: a frame of {rows.start} to {rows.stop - 1} is damaged: {error}") from error
+            raise OSError(f"{shard.path}: a frame in {rows.start} to {rows.stop - 1} is damaged: {error}") from error
         mu[rows], logvar[rows] = encoder(frames)
     if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
-        raise ValueError("encode: V gave NaN or infinite latents; its training has failed")
+        raise ValueError("encode: expected finite latents, got NaN or infinity; the training of V failed")
     return mu, logvar

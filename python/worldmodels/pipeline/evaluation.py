@@ -1,4 +1,4 @@
-"""Evaluate: the agent in the real game beside policies that look at nothing; every score is kept."""
+"""Evaluation: the agent and the baselines in the real environment; every episode's score is cached."""
 
 from __future__ import annotations
 
@@ -20,38 +20,41 @@ from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.evolution import Means, first_generation
 from worldmodels.pipeline.records import players
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.scores import kept_scores
+from worldmodels.pipeline.scores import cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player, describe_environment, episode_seed, record
 from worldmodels.support.files import write_json
 from worldmodels.support.versions import versions
 
-PURPOSE = "evaluate"  # keeps these episodes apart from those of other stages
-BEFORE = "first generation"  # what the entry "before" of results.json plays
-_PICTURES = 12  # frames that are drawn beside what V makes of them
+PURPOSE = "evaluate"  # purpose of the episodes, distinct from that of other stages
+BEFORE = "first generation"  # policy of the entry "before" of results.json
+_FRAMES = 12  # frames shown with their reconstructions
 
 
 def evaluate_agent(run: Run) -> dict[str, Any]:
-    """Plays the agent's episodes (those that were not played before), then those beside it; writes results.json.
+    """Play the episodes of the agent and of the baselines that are not cached yet, and write ``results.json``.
 
-    Beside it: controllers of the first generation, one an episode, that is, before anything was evolved; policies that
-    look at nothing; and, with ``curve_episodes``, every mean that was evaluated on the way.
+    The baselines are the controllers of the first generation (one per episode) and the open-loop policies of the task.
+    With ``curve_episodes``, every evaluated mean of the evolution plays too.
+
+    Returns:
+        Summary: ``mean``, ``std`` and ``ci95`` of every player.
     """
     config, task = run.config, run.task
     environment = _environment(run)
     episodes = config.evaluate.episodes
     agent = Agent.load(run.folder)
     evolved = run.summary("evolve")
-    slots = min(config.evaluate.num_envs, episodes)
-    with Environments(environment, slots, rules=task.rules) as environments:
+    num_envs = min(config.evaluate.num_envs, episodes)
+    with Environments(environment, num_envs, rules=task.rules) as environments:
         games = _Games(run, environments)
-        results: dict[str, Any] = {"agent": describe(games.of_controllers("episodes", agent, episodes))}
+        results: dict[str, Any] = {"agent": describe(games.controller_scores("episodes", agent, episodes))}
         first = Population(agent, first_generation(run))
-        results["before"] = {"policy": BEFORE, **describe(games.of_controllers("before", first, episodes))}
+        results["before"] = {"policy": BEFORE, **describe(games.controller_scores("before", first, episodes))}
         for name, policy in task.baselines.items():
             returns = games.scores(name, OpenLoopPlayer(task.policies[policy], PURPOSE), episodes, {"policy": policy})
             results[name] = {"policy": policy, **describe(returns)}
         curve = _curve(games, agent) if config.evaluate.curve_episodes else None
-    scored = task.dream_has_reward(agent.mdnrnn)
+    has_dream_score = task.dream_has_reward(agent.mdnrnn)
     results["evolved"] = {
         "inside": config.evolve.evaluate_in,
         "score": evolved["score"],
@@ -64,7 +67,7 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
         "temperature": config.evolve.temperature,
         "precision": playback_precision(run),
         "generation": evolved["generation"],
-        "evaluation": describe(dream_scores(run)) if scored else None,
+        "evaluation": describe(dream_scores(run)) if has_dream_score else None,
     }
     results["environment"] = {**vars(environment), "backend": backend(environment), "max_steps": task.max_steps}
     results["versions"] = versions()
@@ -74,22 +77,22 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
     write_json(run.path("results.json"), results)
     _record(run)
     print(format_table(results))
-    played = ("agent", "before", *task.baselines)
-    return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in played}
+    names = ("agent", "before", *task.baselines)
+    return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in names}
 
 
 class _Games:
-    """What the players of one run score in the real environment, kept in ``evaluate/``."""
+    """Scores of a run's players in the real environment, cached in ``evaluate/``."""
 
     def __init__(self, run: Run, environments: Environments) -> None:
         self.run = run
         self._environments = environments
 
-    def scores(self, name: str, player: Player, episodes: int, about: dict[str, Any]) -> list[float]:
-        """Scores of a player, in ``evaluate/<name>.jsonl``."""
-        return kept_scores(
+    def scores(self, name: str, player: Player, episodes: int, metadata: dict[str, Any]) -> list[float]:
+        """Compute the scores of a player, cached in ``evaluate/<name>.jsonl``."""
+        return cached_scores(
             self.run.path("evaluate", f"{name}.jsonl"),
-            about,
+            metadata,
             player,
             episodes,
             environments=self._environments,
@@ -98,22 +101,22 @@ class _Games:
             label="evaluate" if name == "episodes" else f"evaluate, {name}",
         )
 
-    def of_controllers(self, name: str, player: Player, episodes: int) -> list[float]:
-        """Scores of the agent's C, or of others of its run."""
+    def controller_scores(self, name: str, player: Player, episodes: int) -> list[float]:
+        """Compute the scores of controllers of the run."""
         return self.scores(name, player, episodes, {"controller": self.run.summary("evolve")})
 
-    def of_means(self, agent: Agent, means: Means, episodes: int) -> list[float]:
-        """Scores of the evaluated means in turn."""
-        about = {"generations": means.generations, "scores": means.scores}
-        return self.scores("curve", Population(agent, np.stack(means.params)), episodes, about)
+    def mean_scores(self, agent: Agent, means: Means, episodes: int) -> list[float]:
+        """Compute the scores of the evaluated means, which play the episodes in turn."""
+        metadata = {"generations": means.generations, "scores": means.scores}
+        return self.scores("curve", Population(agent, np.stack(means.params)), episodes, metadata)
 
 
 def _curve(games: _Games, agent: Agent) -> list[dict[str, Any]]:
-    """Every evaluated mean in the real environment: ``generation``, ``dream`` (its score there) and ``game``."""
+    """Score every evaluated mean: ``generation``, ``dream`` (score in the evolution) and ``game``."""
     run = games.run
     means = Means(run.path("evolve", "means.safetensors"), run.config.evolve.generations)
     count, episodes = len(means.params), run.config.evaluate.curve_episodes
-    scores = games.of_means(agent, means, count * episodes)
+    scores = games.mean_scores(agent, means, count * episodes)
     return [
         {"generation": generation, "dream": score, "game": describe(scores[index::count])}
         for index, (generation, score) in enumerate(zip(means.generations, means.scores, strict=True))
@@ -121,7 +124,7 @@ def _curve(games: _Games, agent: Agent) -> list[dict[str, Any]]:
 
 
 def dream_scores(run: Run) -> list[float]:
-    """Returns of the agent's C in the dream it was evolved in, in episodes that chose nothing."""
+    """Compute returns of C in its training dream, on episodes not used for selection."""
     _, params, _ = load_controller(run.path("evolve", "controller.safetensors"))
     dream = make_dream(run, precision=playback_precision(run))
     episodes = run.config.evolve.evaluate_episodes
@@ -131,7 +134,7 @@ def dream_scores(run: Run) -> list[float]:
 
 
 def _environment(run: Run) -> EnvSpec:
-    """The real environment to play: the one that was collected in, unless the settings say otherwise."""
+    """Return the environment of the collected episodes, with the variant and resolution of the evaluation."""
     config = run.config
     return replace(
         config.environment,
@@ -141,33 +144,46 @@ def _environment(run: Run) -> EnvSpec:
 
 
 def _record(run: Run) -> None:
-    """Plays episode 0 once more, alone, and draws it: its frames, V's reconstructions and the actions."""
+    """Record episode 0: an animation with the actions, and frames above their reconstructions."""
     config, task = run.config, run.task
     agent = Agent.load(run.folder)
     recorder = Recorder(agent)
-    number = episode_seed(config.seed, PURPOSE, 0)
     environment = _environment(run)
-    recorded = record(environment, recorder, seed=config.seed, episode_seed=number, rules=task.rules)
+    recorded = record(
+        environment,
+        recorder,
+        seed=config.seed,
+        episode_seed=episode_seed(config.seed, PURPOSE, 0),
+        rules=task.rules,
+    )
     write_json(run.path("evaluate", "episode.json"), recorded)
     recording = from_recorder(recorder, config.evaluate.recording_steps, **task.look)
     save_gif(run.path("evaluate", "episode.gif"), recording)
-    chosen = liveliest(recorder.frames, _PICTURES)
-    drawn = decode(agent.vae, np.stack([recorder.latents[index] for index in chosen]))
-    figures.frames(run.path("evaluate", "frames.png"), np.stack([recorder.frames[i] for i in chosen]), drawn)
+    chosen = most_active_frames(recorder.frames, _FRAMES)
+    decoded = decode(agent.vae, np.stack([recorder.latents[index] for index in chosen]))
+    figures.frames(run.path("evaluate", "frames.png"), np.stack([recorder.frames[i] for i in chosen]), decoded)
 
 
-def liveliest(frames: list[npt.NDArray[np.uint8]], count: int) -> list[int]:
-    """Of every one of ``count`` stretches of an episode, the frame that differs most from the one before it."""
-    parts = np.array_split(np.arange(1, len(frames)), min(count, max(len(frames) - 1, 1)))
-    moved = [np.abs(now.astype(np.int16) - before).mean() for before, now in itertools.pairwise(frames)]
-    return [int(part[np.argmax([moved[index - 1] for index in part])]) for part in parts if len(part)] or [0]
+def most_active_frames(frames: list[npt.NDArray[np.uint8]], count: int) -> list[int]:
+    """Select the frame with the largest change in each of ``count`` equal segments of an episode.
+
+    Args:
+        frames: (64, 64, 3) uint8 frames.
+        count: Number of segments.
+
+    Returns:
+        Indices of the frames; the change is the mean absolute difference from the previous frame.
+    """
+    segments = np.array_split(np.arange(1, len(frames)), min(count, max(len(frames) - 1, 1)))
+    change = [np.abs(frame.astype(np.int16) - previous).mean() for previous, frame in itertools.pairwise(frames)]
+    return [int(part[np.argmax([change[index - 1] for index in part])]) for part in segments if len(part)] or [0]
 
 
-_SHOWN = ("id", "variant", "resolution", "backend")
+_DESCRIBED = ("id", "variant", "resolution", "backend")
 
 
 def format_table(results: dict[str, Any]) -> str:
-    """The table of scores for the terminal."""
+    """Format the scores as a table for the terminal."""
     rows = []
     for name, entry in players(results).items():
         policy = entry.get("policy", name)
@@ -176,5 +192,5 @@ def format_table(results: dict[str, Any]) -> str:
             [label, str(len(entry["scores"])), f"{entry['mean']:.0f} +- {entry['std']:.0f}", format_interval(entry)]
         )
     environment = results["environment"]
-    title = describe_environment(EnvSpec(**{key: environment.get(key) or "" for key in _SHOWN}))
+    title = describe_environment(EnvSpec(**{key: environment.get(key) or "" for key in _DESCRIBED}))
     return f"{title}\n{table(['player', 'episodes', 'score', '95 % interval'], rows)}"

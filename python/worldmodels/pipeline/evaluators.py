@@ -1,4 +1,4 @@
-"""Dreams and evaluators of a run, at the settings of its evolve stage."""
+"""Dreams and evaluators of a run, with the settings of its evolve stage."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from worldmodels.support.simd import Precision, precisions
 
 
 def make_evaluator(run: Run) -> Evaluator:
-    """The evaluator that a run's settings choose: ``evolve.evaluate_in``."""
+    """Create the evaluator of ``evolve.evaluate_in``."""
     dream = run.config.evolve.evaluate_in == "dream"
     return dream_evaluator(run) if dream else environment_evaluator(run)
 
 
 def dream_evaluator(run: Run) -> DreamEvaluator:
-    """The evaluator of a run in its dream, at the settings of its evolve stage.
+    """Create the evaluator that plays in the dream of a run.
 
     Raises:
-        ValueError: there is no CUDA device, and the settings ask for one; or M predicts no reward.
+        ValueError: The settings require a CUDA device and there is none, or M predicts no reward.
     """
     config = run.config.evolve
     if not run.task.dream_has_reward(load_world_model(run.folder).mdnrnn):
@@ -42,7 +42,7 @@ def dream_evaluator(run: Run) -> DreamEvaluator:
     if config.device == "cpu":
         dream = make_dream(run, config.initial_states, termination=config.termination)
         return DreamEvaluator(dream, threads)
-    world, memory = _starts(run, config.initial_states)
+    world, lstm_states = _initial_states(run, config.initial_states)
     on_gpu = TorchDream(
         *world,
         make_controller(run, world.mdnrnn),
@@ -50,13 +50,13 @@ def dream_evaluator(run: Run) -> DreamEvaluator:
         temperature=config.temperature,
         max_steps=config.max_steps,
         termination=config.termination,
-        **memory,
+        **lstm_states,
     )
     return DreamEvaluator(on_gpu, threads)
 
 
 def environment_evaluator(run: Run) -> EnvironmentEvaluator:
-    """The evaluator of a run in the real environment, at the settings of its evolve stage."""
+    """Create the evaluator that plays in the real environment of a run."""
     config = run.config
     model = load_model(run.path("rnn", "rnn.safetensors"), MDNRNN)
     return EnvironmentEvaluator(
@@ -74,7 +74,7 @@ def environment_evaluator(run: Run) -> EnvironmentEvaluator:
 
 
 def make_controller(run: Run, model: MDNRNN) -> Controller:
-    """The shape of C that a run's settings choose, for its M."""
+    """Create the controller of a run's settings, for its M."""
     config = run.config.evolve
     return Controller(
         model.latent_size,
@@ -88,10 +88,10 @@ def make_controller(run: Run, model: MDNRNN) -> Controller:
 
 
 def gpu() -> torch.device:
-    """The CUDA device to dream on.
+    """Return the CUDA device of the dream.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is no CUDA device.
     """
     if not torch.cuda.is_available():
         raise ValueError("evolve.device: expected cpu, as there is no CUDA device here, got cuda")
@@ -100,24 +100,24 @@ def gpu() -> torch.device:
 
 def make_dream(
     run: Run,
-    starts: str = "first",
+    initial_states: str = "first",
     *,
     termination: Termination | None = None,
     precision: Precision | None = None,
 ) -> Dream:
-    """The native dream of a run folder's M, at its evolve stage's settings but for what is said here.
+    """Create the native dream of a run.
 
     Args:
-        run: the run folder.
-        starts: ``"first"`` or ``"random"``: initial states.
-        termination: Termination of its episodes; None for that of the settings, sampled rather than expected.
+        run: Run folder.
+        initial_states: Initial states, ``"first"`` or ``"random"``.
+        termination: Termination of the episodes; None for that of the settings, with ``"sample"`` for ``"expected"``.
         precision: Precision; None for that of the settings.
 
     Raises:
-        ValueError: The settings ask for burned-in initial states, and the run folder has none.
+        ValueError: The run folder has no burned-in states for ``"random"``.
     """
     config = run.config.evolve
-    world, memory = _starts(run, starts)
+    world, lstm_states = _initial_states(run, initial_states)
     return Dream(
         *world,
         make_controller(run, world.mdnrnn),
@@ -125,39 +125,39 @@ def make_dream(
         max_steps=config.max_steps,
         precision=precision or resolve_precision(config.precision),
         termination=termination or sampled(config.termination),
-        **memory,
+        **lstm_states,
     )
 
 
 def playback_precision(run: Run) -> Precision:
-    """The precision to play a run's dreams in: that of its evolution, or float32 where this machine lacks it."""
+    """Resolve the precision of playback: that of the evolution, or float32 if this CPU does not support it."""
     wanted = resolve_precision(run.config.evolve.precision)
     return wanted if wanted in precisions() else "float32"
 
 
 def sampled(termination: Termination) -> Termination:
-    """The termination of dreams that are played step by step: survival weights belong to returns alone."""
+    """Return the termination of dreams played step by step: ``"sample"`` for ``"expected"``, which weights returns."""
     return "sample" if termination == "expected" else termination
 
 
 def resolve_precision(precision: Literal["auto", "float32", "bfloat16"]) -> Precision:
-    """The precision of the dream that a setting stands for."""
+    """Resolve ``"auto"``: bfloat16 if this CPU supports it, else float32."""
     if precision == "auto":
         return "bfloat16" if "bfloat16" in precisions() else "float32"
     return precision
 
 
-def _starts(run: Run, starts: str) -> tuple[WorldModel, dict[str, Any]]:
-    """A run folder's M with where its dreams start, and M's memory there, if it has one."""
+def _initial_states(run: Run, kind: str) -> tuple[WorldModel, dict[str, Any]]:
+    """Load a run's world model with the initial states of a kind, and their LSTM states (none for ``"first"``)."""
     world = load_world_model(run.folder)
-    if starts == "first":
+    if kind == "first":
         return world, {}
     burned_in = load_burned_in_states(run.folder, world.mdnrnn)
     if burned_in is None:
         raise ValueError(f"evolve.initial_states: expected first, as {run.folder} has no burned-in states, got random")
-    first = np.zeros((len(world.initial_mu), world.mdnrnn.hidden_size), np.float32)
+    zeros = np.zeros((len(world.initial_mu), world.mdnrnn.hidden_size), np.float32)
     both = world._replace(
         initial_mu=np.concatenate([world.initial_mu, burned_in["mu"]]),
         initial_logvar=np.concatenate([world.initial_logvar, burned_in["logvar"]]),
     )
-    return both, {f"initial_{key}": np.concatenate([first, burned_in[key]]) for key in "hc"}
+    return both, {f"initial_{key}": np.concatenate([zeros, burned_in[key]]) for key in "hc"}

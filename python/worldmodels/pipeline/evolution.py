@@ -19,7 +19,7 @@ from worldmodels.models.weights import checkpoint_errors, load_tensors, save_ten
 from worldmodels.pipeline.config import EvolveConfig
 from worldmodels.pipeline.evaluators import make_evaluator
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.search_space import make_coordinates
+from worldmodels.pipeline.search_space import make_search_space
 from worldmodels.rollout.evaluators import Evaluator, OnProgress
 from worldmodels.support.cpu import default_threads
 from worldmodels.support.files import write_json
@@ -122,7 +122,7 @@ def _coordinates(run: Run, controller: Controller, checkpoint: dict[str, Tensor]
     origin = checkpoint["origin"].numpy().astype(np.float64) if checkpoint else initial_mean(config, controller)
     if origin.shape != (controller.size,):
         raise ValueError(f"{_checkpoint(run)}: expected an origin of ({controller.size},), got {origin.shape}")
-    return make_coordinates(run.folder, controller, origin, config.pca_components, run.config.seed)
+    return make_search_space(run.folder, controller, origin, config.pca_components, run.config.seed)
 
 
 def first_generation(run: Run) -> npt.NDArray[np.float32]:

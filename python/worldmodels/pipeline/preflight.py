@@ -1,4 +1,4 @@
-"""Preflight: refuse settings that cannot work before the first stage runs, by everything that is known then."""
+"""Preflight: checks of all settings together, before the first stage runs."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from worldmodels.pipeline.config import Config
 from worldmodels.pipeline.stage import INITIAL_STATES, C, M, V
 
 _INT32 = 2**31 - 1
-_LATENTS = 2**14  # most that the native encoder takes
-_ROWS = 2**20  # most of any buffer of the native dream
-_FULL_COVARIANCE = 32_766  # most parameters that CMA-ES decomposes
-_EPISODES = 10_000_000
-_PARALLEL = 4_096  # most environments or processes at a time
-_LARGEST_STEP = 1e6  # of CMA-ES at first; C's squash saturates long before
-_FLOAT32 = 3.4e38  # largest number that float32 holds, about
-_LARGEST_WEIGHT = 1e9  # of a term of a loss, which overflows float32 beyond
-_BYTES_PER_PARAMETER = 16  # in training: the weight, its gradient and Adam's two moments, in float32
+_MAX_LATENT_SIZE = 2**14  # of the native encoder
+_MAX_ROWS = 2**20  # of any buffer of the native dream
+_MAX_SEARCHED = 32_766  # parameters whose covariance CMA-ES decomposes
+_MAX_EPISODES = 10_000_000
+_MAX_PARALLEL = 4_096  # environments or processes
+_MAX_SIGMA0 = 1e6  # C's outputs saturate at far smaller step sizes
+_MAX_FLOAT32 = 3.4e38
+_MAX_LOSS_WEIGHT = 1e9  # a larger weight may overflow float32
+_BYTES_PER_PARAMETER = 16  # in training: weight, gradient and Adam's two moments, in float32
 
 
 def check_config(config: Config, names: Collection[str], folder: Path | None = None) -> None:
-    """Check all settings together, for the stages that are going to run.
+    """Check all settings together, for the stages that will run.
 
     Args:
-        config: The settings.
+        config: Settings.
         names: Names of the stages that are not complete.
-        folder: The run folder, which no setting may name as another run; None where it is not known.
+        folder: Run folder, which no setting may name as its source; None if it is unknown.
 
     Raises:
-        ValueError: A setting cannot work; named as ``section.setting: expected X, got Y``.
-        FileNotFoundError: A run folder or file that a setting names is not there.
-        ModuleNotFoundError: A package that a stage needs is not installed.
+        ValueError: A setting is invalid; the message is ``section.setting: expected X, got Y``.
+        FileNotFoundError: A run folder or file named by a setting does not exist.
+        ModuleNotFoundError: A package required by a stage is not installed.
     """
     task = tasks.get(config.task)
     for package in dict.fromkeys(package for name in names for package in stages.get(name).packages):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     if folder is not None:
-        _check_places(config, names, folder)
+        _check_sources(config, names, folder)
     if config.world_model:
-        _check_world(config, task)
+        _check_world_model(config, task)
     else:
         _check_sizes(config)
         if "collect" in names:
@@ -66,30 +66,33 @@ def check_config(config: Config, names: Collection[str], folder: Path | None = N
             _check_train_rnn(config, task)
     if "check_dream" in names:
         model = _model_of(config, task)
-        lanes = 4 * (4 * model["hidden_size"] + 4 * model["latent_size"])  # bytes; the heads come on top
-        _check_memory(
-            "check_dream.dream_episodes", config.check_dream.dream_episodes, lanes * config.check_dream.dream_episodes
-        )
+        bytes_per_env = 4 * (4 * model["hidden_size"] + 4 * model["latent_size"])  # without the heads
+        episodes = config.check_dream.dream_episodes
+        _check_memory("check_dream.dream_episodes", episodes, bytes_per_env * episodes)
         _at_most("check_dream.dream_episodes", config.check_dream.dream_episodes, 2**24)
-        _at_most("check_dream.episodes", config.check_dream.episodes, _EPISODES)
-        _at_most("check_dream.num_envs", config.check_dream.num_envs, _PARALLEL)
+        _at_most("check_dream.episodes", config.check_dream.episodes, _MAX_EPISODES)
+        _at_most("check_dream.num_envs", config.check_dream.num_envs, _MAX_PARALLEL)
     if "evolve" in names:
         _check_evolve(config, task)
     if "evaluate" in names:
         evaluate = config.evaluate
-        _at_most("evaluate.episodes", evaluate.episodes, _EPISODES)
-        _at_most("evaluate.curve_episodes", evaluate.curve_episodes, _EPISODES)
-        _at_most("evaluate.num_envs", evaluate.num_envs, _PARALLEL)
+        _at_most("evaluate.episodes", evaluate.episodes, _MAX_EPISODES)
+        _at_most("evaluate.curve_episodes", evaluate.curve_episodes, _MAX_EPISODES)
+        _at_most("evaluate.num_envs", evaluate.num_envs, _MAX_PARALLEL)
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
-        _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", made=True)
+        _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", records=True)
     _check_iterate(config, task)
 
 
 def check_precision(name: str, precision: str) -> None:
-    """Refuse bfloat16 where neither the CPU nor a GPU computes in it.
+    """Check that the device supports a precision.
+
+    Args:
+        name: Name of the setting.
+        precision: ``"auto"``, ``"float32"`` or ``"bfloat16"``.
 
     Raises:
-        ValueError: Neither does.
+        ValueError: The precision is bfloat16, and the device does not support it.
     """
     if precision != "bfloat16":
         return
@@ -106,9 +109,9 @@ def check_precision(name: str, precision: str) -> None:
         raise ValueError(f"{name}: expected float32 or auto, as this GPU has no bfloat16, got bfloat16")
 
 
-def _check_places(config: Config, names: Collection[str], folder: Path) -> None:
-    """Settings that name another run: a run cannot begin with what it is going to make itself."""
-    places = {
+def _check_sources(config: Config, names: Collection[str], folder: Path) -> None:
+    """Check the settings that name another run: a run cannot read files that it will write itself."""
+    sources = {
         "world_model": (config.world_model, (V, M)),
         "collect.agent": (config.collect.agent, (V, M, C)),
         "collect.include": (config.collect.include, ("episodes",)),
@@ -116,34 +119,33 @@ def _check_places(config: Config, names: Collection[str], folder: Path) -> None:
         "train_rnn.init_from": (config.train_rnn.init_from, (M,)),
         "evolve.init_from": (config.evolve.init_from, (C,)),
     }
-    for setting, (name, files) in places.items():
+    for setting, (name, files) in sources.items():
         section = setting.partition(".")[0]
         if not name or (section != "world_model" and section not in names):
             continue
         if any((folder_of(name) / file).resolve() == (folder / file).resolve() for file in files):
-            raise ValueError(f"{setting}: expected another run than {folder} itself, got {name}")
+            raise ValueError(f"{setting}: expected a run other than {folder} itself, got {name}")
 
 
 def _check_iterate(config: Config, task: tasks.Task) -> None:
-    """Settings of later rounds, which would be refused when their round begins."""
+    """Check the settings of later rounds."""
     iterate = config.iterate
     parse_policies(iterate.policies, task.policies, "iterate.policies")
-    _at_most("iterate.episodes", iterate.episodes, _EPISODES)
+    _at_most("iterate.episodes", iterate.episodes, _MAX_EPISODES)
     for name in ("rounds", "vae_steps", "rnn_steps", "generations"):
         _at_most(f"iterate.{name}", getattr(iterate, name), _INT32)
     for name in ("vae_lr", "rnn_lr"):
-        _at_most(f"iterate.{name}", getattr(iterate, name), _FLOAT32)
+        _at_most(f"iterate.{name}", getattr(iterate, name), _MAX_FLOAT32)
 
 
 def _check_collect(config: Config, task: tasks.Task) -> None:
     collect = config.collect
     _check_environment(config.environment, "environment", ignore_done=collect.ignore_done)
-    _at_most("collect.episodes", collect.episodes, _EPISODES)
-    _at_most("collect.num_workers", collect.num_workers, _PARALLEL)
-    names = [name for name, _ in parse_policies(collect.policies, task.policies)]
-    played_by_agent = [name for name in names if name in AGENT]
-    if played_by_agent and not collect.agent:
-        raise ValueError(f"collect.agent: expected whose agent plays '{played_by_agent[0]}', got nothing")
+    _at_most("collect.episodes", collect.episodes, _MAX_EPISODES)
+    _at_most("collect.num_workers", collect.num_workers, _MAX_PARALLEL)
+    agent_policies = [name for name, _ in parse_policies(collect.policies, task.policies) if name in AGENT]
+    if agent_policies and not collect.agent:
+        raise ValueError(f"collect.agent: expected the agent of policy '{agent_policies[0]}', got none")
     if collect.agent:
         for file in (V, M, C):
             _header("collect.agent", collect.agent, file)
@@ -164,17 +166,17 @@ def _check_train_vae(config: Config) -> None:
     _check_tensorboard("train_vae", vae.tensorboard)
     for name in ("batch_size", "micro_batch_size", "validation_frames", "steps"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _INT32)
-    _at_most("train_vae.num_workers", vae.num_workers, _PARALLEL)
-    _at_most("train_vae.lr", vae.lr, _FLOAT32)
+    _at_most("train_vae.num_workers", vae.num_workers, _MAX_PARALLEL)
+    _at_most("train_vae.lr", vae.lr, _MAX_FLOAT32)
     for name in ("kl_tolerance", "kl_weight", "quartic_weight"):
-        _at_most(f"train_vae.{name}", getattr(vae, name), _LARGEST_WEIGHT)
+        _at_most(f"train_vae.{name}", getattr(vae, name), _MAX_LOSS_WEIGHT)
     _check_memory("train_vae.batch_size", vae.batch_size, vae.batch_size * (64 * 64 * 3 + 4 * vae.latent_size))
     if vae.init_from:
         found = _header("train_vae.init_from", vae.init_from, V).get("config")
-        wanted = {"latent_size": vae.latent_size}
-        if found != wanted:
+        expected = {"latent_size": vae.latent_size}
+        if found != expected:
             raise ValueError(
-                f"train_vae.init_from: expected {wanted}, as the settings say, got {found} in {vae.init_from}"
+                f"train_vae.init_from: expected {expected} as in the settings, got {found} in {vae.init_from}"
             )
 
 
@@ -186,18 +188,18 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _INT32)
     _at_most("train_rnn.lr_decay", rnn.lr_decay, 1)
     for name in ("lr", "lr_end"):
-        _at_most(f"train_rnn.{name}", getattr(rnn, name), _FLOAT32)
+        _at_most(f"train_rnn.{name}", getattr(rnn, name), _MAX_FLOAT32)
     for name in ("done_pos_weight", "grad_clip"):
-        _at_most(f"train_rnn.{name}", getattr(rnn, name), _LARGEST_WEIGHT)
+        _at_most(f"train_rnn.{name}", getattr(rnn, name), _MAX_LOSS_WEIGHT)
     episodes = config.collect.episodes
     if not config.collect.include and max(1, round(rnn.validation_fraction * episodes)) >= episodes:
         raise ValueError(
-            f"train_rnn.validation_fraction: expected a share that leaves one of {episodes} episodes to train on, "
+            f"train_rnn.validation_fraction: expected a fraction that leaves one of {episodes} episodes to train on, "
             f"got {rnn.validation_fraction}"
         )
-    streams = rnn.batch_size if config.collect.include else min(rnn.batch_size, config.collect.episodes)
+    sequences = rnn.batch_size if config.collect.include else min(rnn.batch_size, config.collect.episodes)
     values = 2 * config.train_vae.latent_size + len(task.actions)
-    _check_memory("train_rnn.sequence_length", rnn.sequence_length, 4 * streams * rnn.sequence_length * values)
+    _check_memory("train_rnn.sequence_length", rnn.sequence_length, 4 * sequences * rnn.sequence_length * values)
     if rnn.done_lookahead >= task.max_steps:
         raise ValueError(
             f"train_rnn.done_lookahead: expected less than {task.max_steps}, the longest episode of {task.name}, "
@@ -207,7 +209,7 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
         found = _header("train_rnn.init_from", rnn.init_from, M).get("config")
         if isinstance(found, dict):
             found.pop("done_pos_weight", None)
-        wanted = {
+        expected = {
             "latent_size": config.train_vae.latent_size,
             "action_size": len(task.actions),
             "hidden_size": rnn.hidden_size,
@@ -216,40 +218,40 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
             "done_head": rnn.done_head,
             "reward_head": rnn.reward_head,
         }
-        if found != wanted:
+        if found != expected:
             raise ValueError(
-                f"train_rnn.init_from: expected {wanted}, as the settings say, got {found} in {rnn.init_from}"
+                f"train_rnn.init_from: expected {expected} as in the settings, got {found} in {rnn.init_from}"
             )
 
 
 def _check_sizes(config: Config) -> None:
-    """Sizes of V and M: what the native core takes, and what fits in memory while it is trained."""
+    """Check the sizes of V and M against the limits of the native core and the memory of training."""
     vae, rnn = config.train_vae, config.train_rnn
-    _at_most("train_vae.latent_size", vae.latent_size, _LATENTS)
-    _at_most("train_rnn.hidden_size", rnn.hidden_size, _ROWS)
-    _at_most("train_rnn.num_mixtures", rnn.num_mixtures, (_ROWS - 2) // (3 * vae.latent_size))
+    _at_most("train_vae.latent_size", vae.latent_size, _MAX_LATENT_SIZE)
+    _at_most("train_rnn.hidden_size", rnn.hidden_size, _MAX_ROWS)
+    _at_most("train_rnn.num_mixtures", rnn.num_mixtures, (_MAX_ROWS - 2) // (3 * vae.latent_size))
     size, head = rnn.hidden_size, 3 * vae.latent_size * rnn.num_mixtures
     parameters = 4 * size * (vae.latent_size + size + 2) + head * size
     _check_memory("train_rnn.hidden_size", size, parameters * _BYTES_PER_PARAMETER)
 
 
 def _memory() -> int:
-    """Bytes of memory of this machine."""
+    """Return the bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _check_memory(name: str, value: int, needed: int) -> None:
-    """Refuse a size whose arrays are larger than the memory of the machine."""
-    there = _memory()
-    if needed > there:
+    """Check that arrays of ``needed`` bytes fit in the memory of this machine."""
+    available = _memory()
+    if needed > available:
         raise ValueError(
-            f"{name}: expected a size that fits in {there / 2**30:.0f} GiB of memory, got {value}, which takes "
+            f"{name}: expected a size that fits in {available / 2**30:.0f} GiB of memory, got {value}, which needs "
             f"{needed / 2**30:,.0f} GiB"
         )
 
 
-def _check_world(config: Config, task: tasks.Task) -> None:
-    """A finished world model to take over: its files, and that it is one of this task's actions."""
+def _check_world_model(config: Config, task: tasks.Task) -> None:
+    """Check the files of a given world model, and that it has the actions of the task."""
     for file in (V, M, INITIAL_STATES):
         _header("world_model", config.world_model, file)
     model = _model_of(config, task)
@@ -261,7 +263,7 @@ def _check_world(config: Config, task: tasks.Task) -> None:
 
 
 def _model_of(config: Config, task: tasks.Task) -> dict[str, Any]:
-    """Sizes and heads of the M that C will be evolved with."""
+    """Return the sizes and heads of M, from the given world model or from the settings."""
     if config.world_model:
         model = _header("world_model", config.world_model, M).get("config")
         names = ("latent_size", "hidden_size", "action_size", "done_head", "reward_head")
@@ -282,18 +284,18 @@ def _model_of(config: Config, task: tasks.Task) -> dict[str, Any]:
 
 def _check_evolve(config: Config, task: tasks.Task) -> None:
     evolve, model = config.evolve, _model_of(config, task)
-    dreamt = evolve.evaluate_in == "dream"
-    if dreamt and not (task.survival or model["reward_head"]):
+    in_dream = evolve.evaluate_in == "dream"
+    if in_dream and not (task.survival or model["reward_head"]):
         raise ValueError(
-            f"evolve.evaluate_in: expected environment, or train_rnn.reward_head for dreams that have a score, "
+            f"evolve.evaluate_in: expected environment, or train_rnn.reward_head so that dreams have a score, "
             f"got {evolve.evaluate_in}"
         )
     if evolve.termination != "threshold" and not model["done_head"]:
         raise ValueError(
-            "evolve.termination: expected threshold, or train_rnn.done_head for dreams that terminate, got "
+            "evolve.termination: expected threshold, or train_rnn.done_head so that dreams terminate, got "
             f"{evolve.termination}"
         )
-    if evolve.device == "cuda" and (evolve.precision == "bfloat16" or not dreamt):
+    if evolve.device == "cuda" and (evolve.precision == "bfloat16" or not in_dream):
         raise ValueError(
             f"evolve.device: expected cpu with evolve.precision {evolve.precision} and evolve.evaluate_in "
             f"{evolve.evaluate_in} (cuda supports dreams in float32), got cuda"
@@ -308,15 +310,15 @@ def _check_evolve(config: Config, task: tasks.Task) -> None:
     _at_most("evolve.episodes", evolve.episodes, _INT32 // evolve.popsize)
     _at_most("evolve.evaluate_episodes", evolve.evaluate_episodes, _INT32)
     _at_most("evolve.generations", evolve.generations, _INT32)
-    if evolve.temperature > _FLOAT32:
+    if evolve.temperature > _MAX_FLOAT32:
         raise ValueError(f"evolve.temperature: expected a float32 number, got {evolve.temperature:g}")
     _at_most("evolve.max_steps", evolve.max_steps, _INT32)
-    _at_most("evolve.num_envs", evolve.num_envs, _PARALLEL)
-    _at_most("evolve.num_threads", evolve.num_threads, _PARALLEL)
-    _at_most("evolve.weight_decay", evolve.weight_decay, _LARGEST_WEIGHT)
-    if evolve.sigma0 > _LARGEST_STEP:
-        raise ValueError(f"evolve.sigma0: expected at most {_LARGEST_STEP:g}, got {evolve.sigma0:g}")
-    if not dreamt:
+    _at_most("evolve.num_envs", evolve.num_envs, _MAX_PARALLEL)
+    _at_most("evolve.num_threads", evolve.num_threads, _MAX_PARALLEL)
+    _at_most("evolve.weight_decay", evolve.weight_decay, _MAX_LOSS_WEIGHT)
+    if evolve.sigma0 > _MAX_SIGMA0:
+        raise ValueError(f"evolve.sigma0: expected at most {_MAX_SIGMA0:g}, got {evolve.sigma0:g}")
+    if not in_dream:
         _check_environment(config.environment, "environment")
         if evolve.max_steps > task.max_steps:
             raise ValueError(
@@ -332,9 +334,9 @@ def _check_evolve(config: Config, task: tasks.Task) -> None:
 
 
 def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -> None:
-    """The shape of C: what CMA-ES can search, and the C that the evolution begins with."""
+    """Check the shape of C, the number of parameters for CMA-ES, and the C of ``evolve.init_from``."""
     evolve = config.evolve
-    _at_most("evolve.hidden_units", evolve.hidden_units, _ROWS)
+    _at_most("evolve.hidden_units", evolve.hidden_units, _MAX_ROWS)
     controller = Controller(
         model["latent_size"],
         model["hidden_size"],
@@ -344,75 +346,83 @@ def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -
         evolve.hidden_units,
         task.squash,
     )
-    seen = controller.feature_size
-    if evolve.pca_components > seen:
-        raise ValueError(f"evolve.pca_components: expected at most {seen}, what C sees, got {evolve.pca_components}")
+    size = controller.feature_size
+    if evolve.pca_components > size:
+        raise ValueError(
+            f"evolve.pca_components: expected at most {size}, the features of C, got {evolve.pca_components}"
+        )
     rows, columns = controller.layer_shapes[0]
     searched = controller.size - (rows * (columns - evolve.pca_components) if evolve.pca_components else 0)
-    if searched > _FULL_COVARIANCE:
+    if searched > _MAX_SEARCHED:
         name = "hidden_units" if evolve.hidden_units else "features"
         raise ValueError(
-            f"evolve.{name}: expected at most {_FULL_COVARIANCE:,} parameters of C for CMA-ES to search, got "
-            f"{searched:,}; evolve.pca_components searches fewer"
+            f"evolve.{name}: expected at most {_MAX_SEARCHED:,} parameters of C for CMA-ES, got {searched:,}; reduce "
+            "them with evolve.pca_components"
         )
     _check_memory("evolve.popsize", evolve.popsize, 4 * 8 * evolve.popsize * searched)
     if evolve.init_from:
         found = _header("evolve.init_from", evolve.init_from, C).get("config")
         try:
-            size = Controller(**(found or {})).size
+            found_size = Controller(**(found or {})).size
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"evolve.init_from: expected a controller in {evolve.init_from}, got {error!s:.200}"
             ) from error
-        if size != controller.size:
+        if found_size != controller.size:
             raise ValueError(
-                f"evolve.init_from: expected a C of {controller.size} parameters, got {size} in {evolve.init_from}"
+                f"evolve.init_from: expected a C of {controller.size} parameters, got {found_size} in "
+                f"{evolve.init_from}"
             )
 
 
-def _check_environment(environment: EnvSpec, section: str, *, ignore_done: bool = False, made: bool = False) -> None:
-    """The real environment: that it is known, installed and has the options it is given.
+def _check_environment(environment: EnvSpec, section: str, *, ignore_done: bool = False, records: bool = False) -> None:
+    """Check that the real environment is registered, installed and accepts its options.
 
     Args:
-        environment: The real environment.
-        section: Section of the settings that chose its options.
-        ignore_done: Whether it must play on where it would end an episode.
-        made: Whether Gymnasium's environment is needed whichever back end steps the others, as for a recording.
+        environment: Specification of the real environment.
+        section: Section of the settings with its options.
+        ignore_done: Whether episodes continue past termination.
+        records: Whether an episode is recorded, which uses Gymnasium's environment with any back end.
     """
     from worldmodels.envs.vector import backend, check_options, entry_point
 
     check_options(environment, section)
-    if backend(environment) == "gymnasium" or made:
+    if backend(environment) == "gymnasium" or records:
         entry_point(environment.id)
     if ignore_done and environment.backend == "envpool":
-        raise ValueError("collect.ignore_done: expected it with environment.backend gymnasium, got envpool")
+        raise ValueError("collect.ignore_done: expected environment.backend gymnasium, got envpool")
     if ignore_done:
         check_options(replace(environment, variant="", resolution=""), "collect", ignore_done=True)
 
 
-def _check_tensorboard(section: str, wanted: bool) -> None:
-    if wanted and find_spec("tensorboard") is None:
+def _check_tensorboard(section: str, enabled: bool) -> None:
+    if enabled and find_spec("tensorboard") is None:
         raise ModuleNotFoundError(
-            f"{section}.tensorboard: needs the package: pip install 'worldmodels-rl[tensorboard]'", name="tensorboard"
+            f"{section}.tensorboard: requires `pip install 'worldmodels-rl[tensorboard]'`", name="tensorboard"
         )
 
 
-def _at_most(name: str, value: float, most: float) -> None:
-    if value > most:
-        raise ValueError(f"{name}: expected at most {most}, got {value}")
+def _at_most(name: str, value: float, limit: float) -> None:
+    if value > limit:
+        raise ValueError(f"{name}: expected at most {limit}, got {value}")
 
 
 def folder_of(name: str) -> Path:
-    """The folder of a pretrained world model, or a run folder as it is, without comparing hashes."""
+    """Return the folder of a pretrained world model, without checking its hashes, or the run folder of that name."""
     return pretrained.path(name) if name in pretrained.names() else Path(name)
 
 
 def _header(setting: str, name: str, file: str) -> dict[str, Any]:
-    """What a safetensors file of a run folder says in its header, without reading its tensors.
+    """Read the metadata of a safetensors file of a run folder, without its tensors.
+
+    Args:
+        setting: Setting that names the folder, for error messages.
+        name: Name of a pretrained world model, or run folder.
+        file: Path in the folder.
 
     Raises:
-        FileNotFoundError: There is no such file; the setting that names the folder is named.
-        ValueError: It is no safetensors file of ours.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file was not written by this package.
     """
     path = folder_of(name) / file
     if not path.is_file():
@@ -420,9 +430,9 @@ def _header(setting: str, name: str, file: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{setting}: expected a run folder with {file}, or one of {choices}, got {name}")
     try:
         with safe_open(path, framework="numpy") as opened:
-            about = json.loads((opened.metadata() or {})["about"])
+            metadata = json.loads((opened.metadata() or {})["about"])
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{setting}: expected {path} as worldmodels writes it, got {error!r:.200}") from error
-    if not isinstance(about, dict):
-        raise ValueError(f"{setting}: expected {path} as worldmodels writes it, got {about!r:.200}")
-    return about
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{setting}: expected {path} as worldmodels writes it, got {metadata!r:.200}")
+    return metadata

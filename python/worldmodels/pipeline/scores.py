@@ -1,4 +1,4 @@
-"""Scores of real episodes, kept in a file as they come: what is known of the same player is not played again."""
+"""Cached scores of real episodes: a file per player, to which every finished episode adds a line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from worldmodels.support.files import atomic_path, read_lines
 from worldmodels.support.progress import Progress
 
 
-def kept_scores(
+def cached_scores(
     path: Path,
-    about: dict[str, Any],
+    metadata: dict[str, Any],
     player: Player,
     episodes: int,
     *,
@@ -24,32 +24,33 @@ def kept_scores(
     purpose: str,
     label: str = "",
 ) -> list[float]:
-    """Plays what is not known yet; each score goes to the file as soon as it is known.
+    """Play the episodes that are not in the cache yet, and append their scores to it.
 
     Args:
-        path: of the file: a line that says who plays what, then a line per episode.
-        about: who plays. Scores of anybody else, or of another environment, length, seed or purpose, are dropped.
-        player: plays them.
-        episodes: how many are wanted.
-        environments: where they are played.
-        seed: of the run.
-        purpose: keeps these episodes apart from others of the same seed.
-        label: of the progress; empty for none.
+        path: JSON lines: a header with the metadata, then a line per episode.
+        metadata: Metadata of the player. Cached scores with other metadata, or of another environment, maximum length,
+            seed or purpose, are discarded.
+        player: Player of the episodes.
+        episodes: Number of episodes.
+        environments: Real environments.
+        seed: Seed of the run.
+        purpose: Name that separates the episodes from others of the same seed.
+        label: Label of the progress line; empty for no line.
 
     Returns:
         Score of every episode.
     """
     path.parent.mkdir(exist_ok=True)
     environment = environments.environment
-    played = {**vars(environment), "backend": backend(environment)}
-    about = {"environment": played, "seed": seed, "purpose": purpose, **about}
+    described = {**vars(environment), "backend": backend(environment)}
+    metadata = {"environment": described, "seed": seed, "purpose": purpose, **metadata}
     if environments.max_steps is not None:
-        about["max_steps"] = environments.max_steps
-    known = read_scores(path, about)
+        metadata["max_steps"] = environments.max_steps
+    known = read_scores(path, metadata)
     todo = [episode for episode in range(episodes) if episode not in known]
     progress = Progress(label, episodes, "episodes", start=episodes - len(todo), shown=bool(label))
-    lines = [about, *({"episode": episode, "score": score} for episode, score in known.items())]
-    with atomic_path(path) as temporary:  # without a line that a crash has cut off
+    lines = [metadata, *({"episode": episode, "score": score} for episode, score in known.items())]
+    with atomic_path(path) as temporary:  # drops a line that a crash truncated
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     with path.open("a", encoding="utf-8") as file:
@@ -66,11 +67,11 @@ def kept_scores(
     return scores
 
 
-def read_scores(path: Path, about: dict[str, Any]) -> dict[int, float]:
-    """Scores that an earlier run wrote down ``about`` the same."""
+def read_scores(path: Path, metadata: dict[str, Any]) -> dict[int, float]:
+    """Read the cached scores by episode; none if the file is missing or its header has other metadata."""
     if not path.is_file():
         return {}
     lines = read_lines(path)
-    if not lines or lines[0] != json.loads(json.dumps(about)):
+    if not lines or lines[0] != json.loads(json.dumps(metadata)):
         return {}
     return {int(line["episode"]): float(line["score"]) for line in lines[1:] if misfit(line, SCORE) is None}

@@ -1,4 +1,4 @@
-"""The search space of an evolution, kept in the run folder."""
+"""Search space of an evolution: C's parameters, or principal components saved in the run folder."""
 
 from __future__ import annotations
 
@@ -15,55 +15,69 @@ from worldmodels.dream.world_model import WorldModel, load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import checkpoint_errors, load_tensors, save_tensors
 
-_DREAMS, _STEPS, _EVERY, _HELD = 256, 600, 10, 5  # that what C sees is learnt from; steps between two rows, and actions
+_NUM_ENVS, _STEPS = 256, 600  # dreams that sample C's features
+_SAMPLE_EVERY = 10  # steps between two samples
+_REPEAT = 5  # steps of each random action
 
 
-def dreamt_features(world: WorldModel, controller: Controller, seed: int) -> npt.NDArray[np.float32]:
-    """What C sees, (B, F), in dreams whose actions are drawn anew every few steps."""
+def sample_features(world: WorldModel, controller: Controller, seed: int) -> npt.NDArray[np.float32]:
+    """Sample C's features in dreams with random actions, each repeated for 5 steps.
+
+    Args:
+        world: World model.
+        controller: Shape of C.
+        seed: Seed of the dreams and of the actions.
+
+    Returns:
+        (B, F) float32 features.
+    """
     envs = DreamVectorEnv(
-        *world, num_envs=_DREAMS, features=controller.features, autoreset_mode=AutoresetMode.SAME_STEP
+        *world, num_envs=_NUM_ENVS, features=controller.features, autoreset_mode=AutoresetMode.SAME_STEP
     )
     rng = np.random.default_rng([seed, *b"features"])
-    seen, _ = envs.reset(seed=int(rng.integers(2**31)))
+    features, _ = envs.reset(seed=int(rng.integers(2**31)))
     rows = []
     for step in range(_STEPS):
-        if step % _HELD == 0:
-            raw = rng.uniform(-1, 1, (_DREAMS, controller.action_size)).astype(np.float32)
+        if step % _REPEAT == 0:
+            raw = rng.uniform(-1, 1, (_NUM_ENVS, controller.action_size)).astype(np.float32)
             actions = controller.squashed(raw)
-        seen = envs.step(actions)[0]
-        if step % _EVERY == _EVERY - 1:
-            rows.append(seen)
+        features = envs.step(actions)[0]
+        if step % _SAMPLE_EVERY == _SAMPLE_EVERY - 1:
+            rows.append(features)
     return np.concatenate(rows)
 
 
-def make_coordinates(
+def make_search_space(
     run_folder: Path, controller: Controller, origin: Floats, components: int, seed: int
 ) -> SearchSpace:
-    """The coordinates of an evolution; those along components are kept in a file, as another machine's would differ.
+    """Create the search space of an evolution.
+
+    Principal components are saved in ``evolve/coordinates.safetensors`` and reused, because floating-point rounding
+    differs between machines.
 
     Args:
-        run_folder: of M and the starts; the file is ``evolve/coordinates.safetensors``.
-        controller: the shape of C.
-        origin: (N,), the parameters that the search begins at.
-        components: K; 0 for C's parameters themselves.
-        seed: of the dreams that show what C sees.
+        run_folder: Run folder with M and its initial states.
+        controller: Shape of C.
+        origin: (N,) float64 parameters at the zero of the search space.
+        components: Number K of principal components; 0 for C's parameters.
+        seed: Seed of the sampled features.
 
     Raises:
-        ValueError: there are fewer components, or the file does not fit.
+        ValueError: The features have fewer components, or the file does not match.
     """
     if components == 0:
         return SearchSpace(controller, origin)
-    seen = controller.feature_size
-    if components > seen:
-        raise ValueError(f"evolve.pca_components: expected at most {seen}, what C sees, got {components}")
+    size = controller.feature_size
+    if components > size:
+        raise ValueError(f"evolve.pca_components: expected at most {size}, the features of C, got {components}")
     path = run_folder / "evolve" / "coordinates.safetensors"
     if not path.is_file():
-        basis = principal_components(dreamt_features(load_world_model(run_folder), controller, seed), components)
+        basis = principal_components(sample_features(load_world_model(run_folder), controller, seed), components)
         save_tensors(path, {"origin": torch.from_numpy(origin), "basis": torch.from_numpy(basis)}, {})
     tensors, _ = load_tensors(path)
     with checkpoint_errors(path, "evolve"):
         found = SearchSpace(controller, tensors["origin"].numpy(), tensors["basis"].numpy())
     shapes = [tuple(found.origin.shape), tuple(found.basis.shape if found.basis is not None else ())]
-    if shapes != [(controller.size,), (seen, components)]:
-        raise ValueError(f"{path}: expected origin ({controller.size},) and basis ({seen}, {components}), got {shapes}")
+    if shapes != [(controller.size,), (size, components)]:
+        raise ValueError(f"{path}: expected origin ({controller.size},) and basis ({size}, {components}), got {shapes}")
     return found

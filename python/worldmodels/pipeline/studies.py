@@ -1,4 +1,4 @@
-"""Studies over whole runs: a sweep of temperatures, what C may see, and the article's iterative procedure."""
+"""Studies: temperature sweep, ablations, and iterative training over whole runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worldmodels.analysis import figures
 from worldmodels.analysis.stats import format_interval, table
 from worldmodels.envs.policies import parse_policies
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.collection import player_of
+from worldmodels.pipeline.collection import player_metadata
 from worldmodels.pipeline.config import Config, override
 from worldmodels.pipeline.preflight import check_config
 from worldmodels.pipeline.records import read_results
@@ -22,34 +22,34 @@ from worldmodels.support.files import link, write_json
 from worldmodels.support.validation import MAX_SEED
 
 Result = dict[str, Any]
-#: Stages that build V and M.
-_BUILDERS = tuple(stage.name for stage in STAGES if stage.world_model)
+#: Stages that train V and M.
+_WORLD_MODEL_STAGES = tuple(stage.name for stage in STAGES if stage.world_model)
 
 
 def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force: bool = False) -> list[Result]:
-    """Evolves one controller per temperature in the same M and plays the game with each.
+    """Evolve one controller per temperature in the same M, and play the game with each.
 
     Writes ``temperatures/<temperature>/`` (run folders), ``temperatures/sweep.json`` and ``temperatures/sweep.png``.
 
     Args:
-        folder: the run folder; stages up to ``train-rnn`` are run if they are not done.
-        config: its settings.
-        temperatures: of the dreams.
-        force: Whether stages may build on one that failed its purpose.
+        folder: Run folder; incomplete stages up to ``train-rnn`` run first.
+        config: Settings of the run.
+        temperatures: Temperatures of the dreams.
+        force: Whether stages may build on a model that failed its quality gate.
 
     Returns:
-        One result per temperature, in their order: ``temperature``, ``dream`` and ``game`` (each ``mean``, ``std``,
+        One result per temperature, in the order given: ``temperature``, ``dream`` and ``game`` (each ``mean``, ``std``,
         ``ci95``, ``scores``), ``generation``.
 
     Raises:
-        ValueError: there are no temperatures, or one twice, or C is not evolved in the dream.
+        ValueError: There are no temperatures, a temperature is repeated, or C is not evolved in the dream.
     """
-    _check_inside(config, "sweep")
+    _check_evolves_in_dream(config, "sweep")
     if not temperatures or len(set(temperatures)) != len(temperatures):
-        raise ValueError(f"--temperatures: expected different numbers, got {list(temperatures)}")
+        raise ValueError(f"--temperatures: expected distinct numbers, got {list(temperatures)}")
     names = [f"{value:g}" for value in temperatures]
     if len(set(names)) != len(names):
-        raise ValueError(f"--temperatures: expected numbers that differ in six digits, got {list(temperatures)}")
+        raise ValueError(f"--temperatures: expected numbers distinct in six digits, got {list(temperatures)}")
     variants = {f"{value:g}": override(config, {"evolve": {"temperature": float(value)}}) for value in temperatures}
     results = _variants(folder, config, "temperatures", variants, force)
     for value, result in zip(temperatures, results, strict=True):
@@ -62,34 +62,39 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force:
 
 
 def sweep_table(results: Sequence[Result], paper: Temperatures) -> str:
-    """Scores by temperature, the paper's beside them if it has any."""
+    """Format the scores by temperature as a table, next to the paper's scores if there are any."""
     heads, rows = ["temperature", "dream", "game", "95 % interval"], []
     for result in results:
-        theirs = [f"{mean} +- {std}" for mean, std in paper.get(result["temperature"], ())] or ["", ""]
-        ours = [f"{result['temperature']:g}", _spread(result["dream"]), *_scores(result["game"])]
-        rows.append([*ours, *(theirs if paper else [])])
+        cells = [f"{result['temperature']:g}", _mean_and_std(result["dream"]), *_score_cells(result["game"])]
+        paper_cells = [f"{mean} +- {std}" for mean, std in paper.get(result["temperature"], ())] or ["", ""]
+        rows.append([*cells, *(paper_cells if paper else [])])
     return table([*heads, *(["paper: dream", "paper: game"] if paper else [])], rows)
 
 
 def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Result]:
-    """Evolves the kinds of controllers that the run compares, and plays the game with each.
+    """Evolve a controller for each ablation of the task, and play the game with each.
 
-    Variants share every stage that they do not change; one with an untrained M has an M of its own. Writes
-    ``ablations/<variant>/`` (run folders) and ``ablations/ablate.json``.
+    Variants share the outputs of every stage whose settings they do not change. Writes ``ablations/<variant>/`` (run
+    folders) and ``ablations/ablate.json``.
+
+    Args:
+        folder: Run folder; incomplete stages up to ``train-rnn`` run first.
+        config: Settings of the run.
+        force: Whether stages may build on a model that failed its quality gate.
 
     Returns:
-        One result per variant: ``variant``, ``features``, ``parameters``, ``inside``, ``dream`` (None where M predicts
-        no reward), ``game``, ``generation``.
+        One result per variant: ``variant``, ``features``, ``parameters``, ``inside``, ``dream`` (None if M predicts no
+        reward), ``game``, ``generation``.
 
     Raises:
-        ValueError: the run compares nothing.
+        ValueError: The task has no ablations.
     """
-    kinds = tasks.get(config.task).ablations
-    if not kinds:
-        raise ValueError(f"run: expected one with ablations, got {config.task!r}, which names none")
+    ablations = tasks.get(config.task).ablations
+    if not ablations:
+        raise ValueError(f"task: expected a task with ablations, got {config.task!r}, which has none")
     variants = {
         name: override(config, {section: dict(values) for section, values in changes.items()})
-        for name, changes in kinds.items()
+        for name, changes in ablations.items()
     }
     results = _variants(folder, config, "ablations", variants, force)
     for (name, settings), result in zip(variants.items(), results, strict=True):
@@ -100,40 +105,40 @@ def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Result]
             r["variant"],
             str(r["parameters"]),
             r["inside"],
-            _spread(r["dream"]),
-            *_scores(r["game"]),
+            _mean_and_std(r["dream"]),
+            *_score_cells(r["game"]),
         ]
         for r in results
     ]
-    print(table(["C sees", "parameters", "evolved in", "dream", "game", "95 % interval"], rows))
+    print(table(["inputs of C", "parameters", "evolved in", "dream", "game", "95 % interval"], rows))
     return results
 
 
 def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result]:
-    """The article's iterative procedure: play with C, train V and M further on everything, evolve C in the new dream.
+    """Run the iterative training procedure of the paper (section 5): collect with C, train V and M further, evolve C.
 
-    Round 0 is the run folder itself; round N is the run folder ``rounds/N``, whose episodes are those of the round
-    before and new ones played by its agent. V and M go on from those of the round before; C begins anew, as what it
-    read in M's memory means something else in an M that has trained further. It is never evolved anywhere but in a
-    dream. Writes ``rounds/rounds.json``.
+    Round 0 is the run folder itself. Round N is the run folder ``rounds/N``: its episodes are those of the previous
+    round and new ones played by the previous agent, its V and M are initialized from the previous ones, and its C is
+    evolved from zeros, because further training changes the meaning of M's hidden state. C is evolved in dreams only.
+    Writes ``rounds/rounds.json``.
 
     Args:
-        folder: the run folder; its stages are run if they are not done.
-        config: its settings; ``config.iterate`` are those of the rounds.
-        force: Whether stages may build on one that failed its purpose.
+        folder: Run folder; incomplete stages run first.
+        config: Settings of the run; ``config.iterate`` has those of the rounds.
+        force: Whether stages may build on a model that failed its quality gate.
 
     Returns:
-        One result per round, 0 first: ``round``, ``episodes``, ``dream``, ``game``, ``generation``.
+        One result per round, starting with round 0: ``round``, ``episodes``, ``dream``, ``game``, ``generation``.
 
     Raises:
-        ValueError: the run takes V and M from another one or evolves C elsewhere, the policies of the rounds have no
-            such name, or a round was played by another C than the round before it has now.
+        ValueError: The run has a given world model or does not evolve C in the dream, a policy of the rounds is
+            unknown, or the C of the previous round has changed since a round collected its episodes.
     """
     if config.world_model:
         raise ValueError(
-            f"iterate: expected a run that trains V and M, got one that takes them from {config.world_model}"
+            f"iterate: expected a run that trains V and M, got one with the world model {config.world_model}"
         )
-    _check_inside(config, "iterate")
+    _check_evolves_in_dream(config, "iterate")
     settings = config.iterate
     if config.seed + settings.rounds > MAX_SEED:
         raise ValueError(
@@ -143,40 +148,50 @@ def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result
     results = []
     previous = folder
     for number in range(settings.rounds + 1):
-        here, wanted = folder, config
-        if number > 0:
-            here = folder / "rounds" / str(number)
-            before = str(previous.absolute())
-            wanted = override(
-                replace(config, seed=config.seed + number),
-                {
-                    "collect": {
-                        "episodes": settings.episodes,
-                        "policies": settings.policies,
-                        "min_length": 1,
-                        "agent": before,
-                        "include": before,
-                    },
-                    "train_vae": {"steps": settings.vae_steps, "lr": settings.vae_lr, "init_from": before},
-                    "train_rnn": {"steps": settings.rnn_steps, "lr": settings.rnn_lr, "init_from": before},
-                    "evolve": {"generations": settings.generations, "init_from": ""},
-                },
-            )
-        with Run(here, wanted, force=force) as run:
+        current = folder / "rounds" / str(number) if number else folder
+        with Run(current, _round_config(config, number, previous) if number else config, force=force) as run:
             if number > 0:
                 _check_player(run, previous)
             for name in NAMES:
                 run.run_stage(name)
             results.append({"round": number, "episodes": _episodes(run), **_result(run)})
         write_json(folder / "rounds" / "rounds.json", results)
-        previous = here
-    rows = [[str(r["round"]), f"{r['episodes']:,}", _spread(r["dream"]), *_scores(r["game"])] for r in results]
+        previous = current
+    rows = [
+        [str(r["round"]), f"{r['episodes']:,}", _mean_and_std(r["dream"]), *_score_cells(r["game"])] for r in results
+    ]
     print(table(["round", "episodes", "dream", "game", "95 % interval"], rows))
     return results
 
 
-def _check_inside(config: Config, study: str) -> None:
-    """Refuses a study of dreams where C is evolved elsewhere."""
+def _round_config(config: Config, number: int, previous: Path) -> Config:
+    """Return the settings of a round after the first.
+
+    Args:
+        config: Settings of the run.
+        number: Number of the round.
+        previous: Run folder of the previous round.
+    """
+    settings, source = config.iterate, str(previous.absolute())
+    return override(
+        replace(config, seed=config.seed + number),
+        {
+            "collect": {
+                "episodes": settings.episodes,
+                "policies": settings.policies,
+                "min_length": 1,
+                "agent": source,
+                "include": source,
+            },
+            "train_vae": {"steps": settings.vae_steps, "lr": settings.vae_lr, "init_from": source},
+            "train_rnn": {"steps": settings.rnn_steps, "lr": settings.rnn_lr, "init_from": source},
+            "evolve": {"generations": settings.generations, "init_from": ""},
+        },
+    )
+
+
+def _check_evolves_in_dream(config: Config, study: str) -> None:
+    """Check that a study of dreams evolves C in the dream."""
     if config.evolve.evaluate_in != "dream":
         presets = tasks.get(config.task).presets.items()
         dreaming = " or ".join(f"--preset {name}" for name, preset in presets if preset.evolve.evaluate_in == "dream")
@@ -187,59 +202,59 @@ def _check_inside(config: Config, study: str) -> None:
 
 
 def _check_player(run: Run, previous: Path) -> None:
-    """Refuses a round whose episodes were played by a C that the round before it does not have any more."""
-    played = run.summary("collect").get("player")
-    now = player_of(previous)
-    if played is not None and played != now:
+    """Check that a round's episodes were played by the present C of the previous round."""
+    player = run.summary("collect").get("player")
+    present = player_metadata(previous)
+    if player is not None and player != present:
         raise ValueError(
-            f"{run.folder}: its episodes were played by the C of generation {played['generation']} of "
-            f"{previous}, which has that of generation {now['generation']} now; use another --out, or "
-            f"`worldmodels collect --out {run.folder} --force` to do the round anew"
+            f"{run.folder}: expected episodes of the C of {previous}, generation {present['generation']}, got episodes "
+            f"of its generation {player['generation']}; use another --out, or rerun the round with "
+            f"`worldmodels collect --out {run.folder} --force`"
         )
 
 
 def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
-    """Gives a new run folder what completed stages of another one made, as hard links (copies, on another disk)."""
+    """Link the outputs of complete stages into a new run folder (copy them to another file system)."""
     for stage in stages:
         marker = base / "stages" / f"{stage}.json"
-        made = [path for path in sorted((base / get(stage).folder).rglob("*")) if path.is_file()]
-        for path in [*made, marker]:
-            to = child / path.relative_to(base)
-            if to.exists() or path.name.endswith(".tmp"):
+        outputs = [path for path in sorted((base / get(stage).folder).rglob("*")) if path.is_file()]
+        for path in [*outputs, marker]:
+            target = child / path.relative_to(base)
+            if target.exists() or path.name.endswith(".tmp"):
                 continue
-            link(path, to)
+            link(path, target)
 
 
-def _share_scores(one: Path, other: Path, beside: Iterable[str]) -> None:
-    """Gives a run folder the scores of another's policies that look at nothing, which need not be played again."""
-    for path in [*one.glob("check_dream/*.jsonl"), *(one / "evaluate" / f"{name}.jsonl" for name in beside)]:
-        to = other / path.relative_to(one)
-        if path.is_file() and not to.exists():
-            link(path, to)
+def _share_scores(base: Path, child: Path, baselines: Iterable[str]) -> None:
+    """Link the cached scores of open-loop policies into another run folder."""
+    for path in [*base.glob("check_dream/*.jsonl"), *(base / "evaluate" / f"{name}.jsonl" for name in baselines)]:
+        target = child / path.relative_to(base)
+        if path.is_file() and not target.exists():
+            link(path, target)
 
 
 def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Config], force: bool) -> list[Result]:
-    """Runs what is left to run with each of the settings, on the stages before that they have in common."""
+    """Run each variant; variants share the stages that train V and M up to the first whose settings differ."""
     for settings in variants.values():
         check_config(settings, ("evolve", "evaluate"))
     with Run(folder, config, force=force) as run:
-        for stage in _BUILDERS:
+        for stage in _WORLD_MODEL_STAGES:
             run.run_stage(stage)
         results = []
-        played = folder
+        scored = folder
         for name, settings in variants.items():
             child = folder / kind / name.replace(", ", "_").replace(" ", "-")
-            same = [getattr(settings, stage) == getattr(config, stage) for stage in _BUILDERS]
-            shared = [stage for number, stage in enumerate(_BUILDERS, 1) if all(same[:number])]
+            same = [getattr(settings, stage) == getattr(config, stage) for stage in _WORLD_MODEL_STAGES]
+            shared = [stage for number, stage in enumerate(_WORLD_MODEL_STAGES, 1) if all(same[:number])]
             branch(folder, child, shared)
-            _share_scores(played, child, run.task.baselines)
+            _share_scores(scored, child, run.task.baselines)
             print(f"{kind}: {name}")
             with Run(child, settings, force=force) as variant:
-                for stage in NAMES[:-1]:  # without the report
+                for stage in NAMES[:-1]:  # all but the report
                     if stage != "check_dream" or settings.evolve.evaluate_in == "dream":
                         variant.run_stage(stage)
                 results.append(_result(variant))
-            played = child
+            scored = child
     return results
 
 
@@ -263,10 +278,10 @@ def _episodes(run: Run) -> int:
     return count
 
 
-def _spread(scores: Result | None) -> str:
-    """Mean and standard deviation; empty where a dream has no score."""
+def _mean_and_std(scores: Result | None) -> str:
+    """Format mean and standard deviation; empty if there are no scores."""
     return "" if scores is None else f"{scores['mean']:.0f} +- {scores['std']:.0f}"
 
 
-def _scores(scores: Result) -> list[str]:
-    return [_spread(scores), format_interval(scores)]
+def _score_cells(scores: Result) -> list[str]:
+    return [_mean_and_std(scores), format_interval(scores)]
