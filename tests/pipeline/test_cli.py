@@ -157,7 +157,7 @@ def test_a_given_world_model_is_not_trained(tmp_path, monkeypatch, ran, capsys):
     assert "--from-scratch: expected a run that trains V and M, got one with the world model takecover" in line
     for arguments in (["train-rnn", "--force"], ["run", "takecover", "--train-rnn.steps", "9"]):
         line = refused(capsys, *arguments, "--out", "runs/takecover")
-        assert "train-rnn: nothing to do in runs/takecover, which needs V and M from takecover" in line
+        assert "train-rnn: nothing to do in runs/takecover, which takes V and M from takecover" in line
     assert "--world-model: " in refused(capsys, "run", "takecover", "--world-model", "elsewhere")
     assert "iterate: expected a run that trains V and M" in refused(
         capsys, "iterate", "takecover", "--out", "runs/takecover"
