@@ -99,13 +99,17 @@ def test_scores_can_be_played_again_from_their_seeds(evaluated):
 
 def test_the_recording_shows_frame_and_reconstruction(evaluated):
     with Image.open(evaluated / "evaluate" / "episode.gif") as image:
-        assert image.n_frames == 20  # every second of 40
-        assert image.size == (2 * 64 * 4, 64 * 4 + 20)
-        first = np.asarray(image.convert("RGB")).astype(int)
-        image.seek(19)
-        last = np.asarray(image.convert("RGB")).astype(int)
-    assert np.abs(first[:256, :256] - last[:256, :256]).mean() > 0.5
-    assert np.abs(first[:256, :256] - first[:256, 256:]).mean() > 5
+        assert image.n_frames == 21  # every second of 40 steps, and the last one
+        assert image.width == 2 * 64 * 4 + 4 and 300 < image.height < 400  # two panels, titles and captions
+        shown, milliseconds = [], 0
+        for number in range(image.n_frames):
+            image.seek(number)
+            milliseconds += image.info["duration"]
+            shown.append(np.asarray(image.convert("RGB"))[50:250].astype(int))  # rows of the panels
+    assert milliseconds == pytest.approx(1000 * (40 / 35 + 1), abs=10)  # the last one stays for a second
+    (first, reconstruction), (last, _) = ((page[:, :256], page[:, 260:]) for page in (shown[0], shown[-1]))
+    assert np.abs(first - last).mean() > 0.5
+    assert np.abs(first - reconstruction).mean() > 5
 
 
 def without_policies(patch):
