@@ -710,9 +710,9 @@ def test_all_available_cpus_are_the_default(monkeypatch):
     monkeypatch.setattr(cpu, "cgroup_quota", lambda: None)
     used, real = [], _core.rollout
 
-    def spy(*arguments):
-        used.append(arguments[8])
-        return real(*arguments)
+    def spy(*arguments, **settings):
+        used.append(settings["num_threads"])
+        return real(*arguments, **settings)
 
     monkeypatch.setattr(_core, "rollout", spy)
     dream, _ = make_dream(make_model(), max_steps=5)

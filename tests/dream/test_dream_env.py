@@ -500,9 +500,11 @@ def test_a_pretrained_world_model(settings):
     check_same(DreamEnv(**settings), wanted)
     made = gymnasium.make("worldmodels/Dream-v0", **settings)
     check_same(made, wanted)
-    assert made.unwrapped._dreams._model._arguments["done_weight"] == model.mdnrnn.done_pos_weight == 10
+    arguments = made.unwrapped._dreams._model._arguments
+    assert arguments["termination"] == "sample"
+    assert arguments["done_pos_weight"] == model.mdnrnn.done_pos_weight == 10
     threshold = DreamEnv(termination="threshold", **settings)
-    assert threshold._dreams._model._arguments["done_weight"] is None
+    assert threshold._dreams._model._arguments["termination"] == "threshold"
     check_same(threshold, DreamEnv(*model))
     envs = gymnasium.make_vec("worldmodels/Dream-v0", num_envs=3, **settings)
     assert isinstance(envs, DreamVectorEnv)
@@ -515,8 +517,9 @@ def test_the_world_model_of_a_run_folder(tmp_path, kind):
     for world in (kind(tmp_path), model):
         check_same(DreamEnv(world=world), DreamEnv(*model))
         check_same(DreamVectorEnv(world=world, num_envs=2), DreamVectorEnv(*model, num_envs=2))
-        assert DreamEnv(world=world)._dreams._model._arguments["done_weight"] is None
-        assert DreamEnv(world=world, termination="sample")._dreams._model._arguments["done_weight"] == 1
+        assert DreamEnv(world=world)._dreams._model._arguments["termination"] == "threshold"
+        sampled = DreamEnv(world=world, termination="sample")._dreams._model._arguments
+        assert (sampled["termination"], sampled["done_pos_weight"]) == ("sample", 1)
 
 
 def test_one_world_model_is_given(tmp_path):
