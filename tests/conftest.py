@@ -48,6 +48,7 @@ TOY: dict[str, dict[str, Any]] = {
         "evaluate_every": 2,
         "evaluate_episodes": 4,
         "num_threads": 1,
+        "precision": "float32",
     },
     "evaluate": {"episodes": 2, "num_envs": 2, "recording_steps": 40},
     "report": {"dream_steps": 20},

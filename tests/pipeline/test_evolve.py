@@ -23,7 +23,7 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.weights import load_model, load_tensors, save_model
 from worldmodels.pipeline import evolution as evolve
 from worldmodels.pipeline.config import override
-from worldmodels.pipeline.evaluators import dream_evaluator, make_dream
+from worldmodels.pipeline.evaluators import dream_evaluator, make_dream, resolve_precision
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators.dream import DreamEvaluator
 from worldmodels.support.progress import Progress
@@ -371,3 +371,11 @@ def test_lines_are_json_with_a_time(tmp_path, uninterrupted):
         assert line["stage"] == "evolve"
         assert line["seconds"] >= 0
         assert line["best"] >= line["mean"] >= line["worst"]
+
+
+@pytest.mark.parametrize("has_bfloat16", [False, True])
+def test_precision_auto_is_bfloat16_where_the_cpu_has_native_support(monkeypatch, has_bfloat16):
+    there = ["float32", "bfloat16"] if has_bfloat16 else ["float32"]
+    monkeypatch.setattr("worldmodels.pipeline.evaluators.precisions", lambda: there)
+    assert resolve_precision("auto") == there[-1]
+    assert [resolve_precision(precision) for precision in ("float32", "bfloat16")] == ["float32", "bfloat16"]
