@@ -1,4 +1,4 @@
-"""The `worldmodels` command: every stage by its name, every setting of its dataclass as a flag."""
+"""The command line: one command per stage and study, one flag per setting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config, override
 from worldmodels.pipeline.run import Run, check_inputs, require_earlier, section_names
-from worldmodels.pipeline.stage import command
+from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.support import settings
 from worldmodels.support.cpu import describe
@@ -24,33 +24,34 @@ from worldmodels.support.suggestions import suggestion
 from worldmodels.support.validation import MAX_SEED, check_integer, check_positive, check_real
 from worldmodels.support.versions import versions
 
-#: Extras of the package that bring a module, where it is not the extra `takecover`.
+#: Extra of this package that installs a module; for other modules, the extra `takecover`.
 _EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "tensorboard": "tensorboard", "stable_baselines3": "examples"}
-_MOST_EPISODES = 1_000_000  # that `play` and `dream` score
-_LARGEST_SCALE = 8  # of their GIFs and MP4s: a panel is then 512 pixels wide
+_MAX_EPISODES = 1_000_000  # of `play` and `dream`
+_MAX_SCALE = 8  # of GIFs and MP4s; a panel is then 512 pixels wide
 
-_WHOLE = {
-    "run": "all stages (TakeCover's V and M come with the package unless --from-scratch); run again to resume",
-    "sweep": "one controller per temperature in the same dream: the paper's table",
-    "ablate": "controllers that see z, z and h, and so on, and an untrained M: what is it that helps?",
-    "iterate": "rounds of play with the agent, training on everything, and evolution in the new dream",
+#: Commands that run all stages.
+_ALL_STAGES = {
+    "run": "run all stages, or resume them",
+    "sweep": "evolve one controller per temperature of the dream",
+    "ablate": "evolve controllers with other inputs, and with an untrained M",
+    "iterate": "repeat collecting with the agent, training V and M, evolving C",
 }
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without hundreds of lines of usage before it."""
+    """Argument parser with one-line errors, without the usage, which has hundreds of lines."""
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message and where help is; ends with status 2."""
+        """Print the message and exit with status 2."""
         self.exit(2, f"{self.prog}: {message.removeprefix('argument ')} (see `{self.prog} --help`)\n")
 
     def flags(self) -> list[str]:
-        """Every flag by its names."""
+        """List all flags."""
         return list(self._option_string_actions)
 
 
 def _one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """A type of arguments: one of the names; the error suggests the closest."""
+    """Create an argument type that accepts the given names; its error suggests the closest one."""
     known = list(names)
 
     def check(text: str) -> str:
@@ -66,102 +67,134 @@ def _braces(names: Iterable[str]) -> str:
     return "{" + ",".join(names) + "}"
 
 
-def _place(text: str) -> str:
-    """A type of arguments: a path, not empty, with ``~`` expanded."""
+def _path(text: str) -> str:
+    """Argument type: a non-empty path, with ``~`` expanded."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+        raise argparse.ArgumentTypeError("expected a path, got an empty string")
     try:
         return str(Path(text).expanduser())
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"expected a path, got {text!r}: {error}") from error
 
 
-def _place_or_nothing(text: str) -> str:
-    """A type of arguments: as :func:`_place`, or empty for none."""
-    return _place(text) if text else text
+def _path_or_empty(text: str) -> str:
+    """Argument type: a path with ``~`` expanded, or an empty string."""
+    return _path(text) if text else text
 
 
 def parser() -> _Parser:
-    """The command line."""
-    top = _Parser(prog="worldmodels", description="World Models: learn a dream, evolve in it, play for real.")
+    """Create the parser of the command line."""
+    top = _Parser(
+        prog="worldmodels", description="World Models: train a world model, evolve a controller in its dream."
+    )
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    known = tasks.names()
-    presets = sorted({name for task in known for name in tasks.get(task).presets})
-
-    for name, about in _WHOLE.items():
-        whole = commands.add_parser(name, help=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        whole.add_argument("task", type=_one_of(known), help=f"one of {', '.join(known)}")
-        _add_common(whole, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
-        whole.add_argument(
-            "--from-scratch", action="store_true", help="train V and M too: the preset quick, unless --preset says more"
-        )
-        if name == "sweep":
-            whole.add_argument(
-                "--temperatures", type=float, nargs="+", default=[0.1, 0.5, 1.0, 1.15, 1.3], help="of the dreams"
-            )
-        for section in section_names():
-            if section != "iterate":
-                _add_section(whole, section, f"{command(section)}.")
-            elif name == "iterate":
-                _add_section(whole, section, "")
-
+    presets = sorted({name for task in tasks.names() for name in tasks.get(task).presets})
+    for name, summary in _ALL_STAGES.items():
+        _add_study(_add_command(commands, name, summary), name, presets)
     for stage in STAGES:
-        one = commands.add_parser(
-            stage.command, help=stage.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-        one.add_argument(
-            "--task",
-            type=_one_of(known),
-            metavar=_braces(known),
-            default=argparse.SUPPRESS,
-            help="in a new folder: the task (default: takecover)",
-        )
-        _add_common(one, presets)
-        _add_section(one, stage.name, "")
-        if stage.name == "collect":
-            _add_section(one, "environment", "environment.")
-    play = commands.add_parser(
-        "play", help="an agent in the real game", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    _add_show(play)
-    play.add_argument(
-        "--variant",
-        type=_one_of(settings.choices(EnvSpec, "variant")),
-        metavar=_braces(settings.choices(EnvSpec, "variant")),
-        default=argparse.SUPPRESS,
-        help="rules of the game",
-    )
-    play.add_argument("--resolution", metavar="SIZE", default=argparse.SUPPRESS, help="screen that is rendered")
-    dream = commands.add_parser(
-        "dream", help="an agent in its dream", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    _add_show(dream)
-    dream.add_argument(
-        "--temperature", type=float, default=argparse.SUPPRESS, help="of the dream (default: that of its evolution)"
-    )
-    bench = commands.add_parser(
-        "bench",
-        help="how fast the dream is here, beside NumPy, PyTorch and JAX",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    bench.add_argument("--rounds", type=int, default=5, help="how often everything is timed; medians are printed")
-    bench.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="time the peers too")
-    bench.add_argument("--json", metavar="FILE", type=_place, help="write the figures here too (*.json)")
-    commands.add_parser("info", help="versions, SIMD level, threads, devices")
+        _add_stage(_add_command(commands, stage.command, stage.help), stage, presets)
+    _add_play(_add_command(commands, "play", "play the real environment with an agent"))
+    _add_dream(_add_command(commands, "dream", "play the dream with an agent"))
+    _add_bench(_add_command(commands, "bench", "benchmark the dream against NumPy, PyTorch and JAX"))
+    _add_command(commands, "info", "print versions, SIMD level, threads and devices")
     return top
 
 
+def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    return added
+
+
+def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str]) -> None:
+    """Add the arguments of a command that runs all stages."""
+    target.add_argument("task", type=_one_of(tasks.names()), help=f"one of {', '.join(tasks.names())}")
+    _add_common(target, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
+    target.add_argument(
+        "--from-scratch", action="store_true", help="train V and M, with preset quick unless --preset is given"
+    )
+    if name == "sweep":
+        target.add_argument(
+            "--temperatures",
+            type=float,
+            nargs="+",
+            default=[0.1, 0.5, 1.0, 1.15, 1.3],
+            help="temperatures of the dreams",
+        )
+    for section in section_names():
+        if section != "iterate":
+            _add_section(target, section, f"{command(section)}.")
+        elif name == "iterate":
+            _add_section(target, section, "")
+
+
+def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[str]) -> None:
+    """Add the arguments of a command that runs one stage."""
+    known = tasks.names()
+    target.add_argument(
+        "--task",
+        type=_one_of(known),
+        metavar=_braces(known),
+        default=argparse.SUPPRESS,
+        help="task of a new run folder (default: takecover)",
+    )
+    _add_common(target, presets)
+    _add_section(target, stage.name, "")
+    if stage.name == "collect":
+        _add_section(target, "environment", "environment.")
+
+
+def _add_play(target: argparse.ArgumentParser) -> None:
+    _add_show(target)
+    variants = settings.choices(EnvSpec, "variant")
+    target.add_argument(
+        "--variant",
+        type=_one_of(variants),
+        metavar=_braces(variants),
+        default=argparse.SUPPRESS,
+        help="rules of the game (default: those of the collected episodes)",
+    )
+    target.add_argument(
+        "--resolution",
+        metavar="SIZE",
+        default=argparse.SUPPRESS,
+        help="size of the rendered screen (default: that of the collected episodes)",
+    )
+
+
+def _add_dream(target: argparse.ArgumentParser) -> None:
+    _add_show(target)
+    target.add_argument(
+        "--temperature",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="temperature of the dream (default: that of the evolution)",
+    )
+
+
+def _add_bench(target: argparse.ArgumentParser) -> None:
+    target.add_argument("--rounds", type=int, default=5, help="repetitions; medians are printed")
+    target.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, default=True, help="also benchmark NumPy, PyTorch and JAX"
+    )
+    target.add_argument("--json", metavar="FILE", type=_path, help="JSON file of the results (*.json)")
+
+
 def _add_show(target: argparse.ArgumentParser) -> None:
-    target.add_argument("agent", nargs="?", type=_place, help="an agent of the package (takecover), or a run folder")
+    target.add_argument("agent", nargs="?", type=_path, help="pretrained agent (takecover) or run folder")
     target.add_argument("--episodes", type=int, default=1, help="episodes to score")
     target.add_argument(
-        "--gif", metavar="FILE", type=_place, help="write the first episode as a GIF (*.gif) of at most 4 MB"
+        "--gif", metavar="FILE", type=_path, help="write the first episode as a GIF (*.gif) of at most 4 MB"
     )
     target.add_argument(
         "--video",
         metavar="FILE",
-        type=_place,
+        type=_path,
         help="write the first episode as an MP4 (*.mp4); needs the extra `video`",
     )
     target.add_argument(
@@ -173,22 +206,24 @@ def _add_show(target: argparse.ArgumentParser) -> None:
 
 
 def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: str = "") -> None:
-    where = f"the run folder (default: {out})" if out else "the run folder"
-    target.add_argument("--out", required=not out, type=_place, default=argparse.SUPPRESS, metavar="FOLDER", help=where)
-    usual = "that of the task" if out else "quick"
+    out_help = f"run folder (default: {out})" if out else "run folder"
+    target.add_argument(
+        "--out", required=not out, type=_path, default=argparse.SUPPRESS, metavar="FOLDER", help=out_help
+    )
+    default_preset = "that of the task" if out else "quick"
     target.add_argument(
         "--preset",
         type=_one_of(presets),
         metavar=_braces(presets),
         default=argparse.SUPPRESS,
-        help=f"in a new folder: the settings (default: {usual})",
+        help=f"settings of a new run folder (default: {default_preset})",
     )
     target.add_argument(
         "--world-model",
         metavar="NAME",
-        type=_place,
+        type=_path,
         default=argparse.SUPPRESS,
-        help="in a new folder: use this V and M, of a pretrained world model (takecover) or a run folder",
+        help="world model of a new run folder, instead of training one: a pretrained one (takecover), or a run folder",
     )
     target.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="seed of all random numbers (default: 0)")
     target.add_argument(
@@ -202,13 +237,13 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
 
 
 def _add_section(target: argparse.ArgumentParser, section: str, prefix: str) -> None:
-    """One flag per field; a flag that is not given keeps the preset's (or the folder's) setting."""
+    """Add one flag per setting of a section. A missing flag keeps the setting of the preset or of the run folder."""
     kind = type(getattr(Config(), section))
     group = target.add_argument_group(f"{command(section)} ({(kind.__doc__ or '').rstrip('.')})")
     defaults = kind()
     for name, declared in settings.declared(kind).items():
         hint, choices = settings.kind(kind, name), settings.choices(kind, name)
-        parse: Any = _one_of(choices) if choices else _place_or_nothing if declared.location else hint
+        parse: Any = _one_of(choices) if choices else _path_or_empty if declared.location else hint
         group.add_argument(
             f"--{prefix}{command(name)}",
             dest=f"{section}.{name}",
@@ -220,15 +255,22 @@ def _add_section(target: argparse.ArgumentParser, section: str, prefix: str) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 1 for an error that is explained, 130 for Ctrl-C."""
+    """Run a command.
+
+    Args:
+        arguments: Arguments; None for those of the process.
+
+    Returns:
+        Exit status: 0, 1 after an error, 130 after Ctrl-C.
+    """
     if arguments is None:
-        _open_streams()
+        _protect_streams()
         arguments = sys.argv[1:]
     try:
         try:
             options = _parse(arguments)
         except SystemExit:
-            sys.stdout.flush()  # of --help and --version
+            sys.stdout.flush()  # prints --help and --version
             raise
         if options is None:
             pass
@@ -242,10 +284,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _work(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        # Python remembers a Ctrl-C that came while it ran source text (imports do: dataclasses, namedtuples) and would
-        # end by the signal in spite of the status; running another text makes it forget.
+        # After a Ctrl-C during exec() (used by dataclasses and namedtuples), Python exits by the signal instead of with
+        # the status. Another exec() clears that flag.
         exec("")
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError, MemoryError) as error:
         print(f"worldmodels: {_explain(error)}", file=sys.stderr)
@@ -254,33 +296,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Pipe(io.FileIO):
-    """A standard stream whose reader may go away: what is written then is dropped, and the work goes on."""
+    """Standard stream that discards output after its reader has closed the pipe."""
 
     failed = False
 
     def write(self, data: Any) -> int:
-        """Writes, or drops the bytes where nobody reads them; another error is raised once."""
+        """Write the data, or discard it after a BrokenPipeError. Other errors are raised once."""
         try:
             return super().write(data)
         except BrokenPipeError:
             return len(data)
         except OSError:
-            if self.failed:  # the interpreter flushes once more when it ends
+            if self.failed:  # the interpreter flushes again at exit
                 return len(data)
             self.failed = True
             raise
 
 
-def _open_streams() -> None:
-    """Makes the standard streams safe to write to: closed ones lead nowhere, and a reader that goes away is no error.
+def _protect_streams() -> None:
+    """Open closed standard streams on the null device, and ignore closed readers of stdout and stderr.
 
-    A closed descriptor would be given to the next file that is opened, and what is printed would end up in it.
+    Otherwise the next opened file would get the descriptor of a closed stream, and printed text would go to that file.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         encoding = getattr(getattr(sys, name), "encoding", "utf-8")
         opened = io.TextIOWrapper(
@@ -293,10 +335,13 @@ def _open_streams() -> None:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace | None:
-    """Reads the command line; None where no command is given and what there is has been listed.
+    """Parse the command line.
+
+    Returns:
+        Options; None if there are no arguments, after printing the help.
 
     Raises:
-        SystemExit: something is misspelt or missing (status 2), or help was asked for.
+        SystemExit: An argument is invalid or missing (status 2), or help was printed.
     """
     top = parser()
     if not arguments:
@@ -314,8 +359,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace | None:
         chosen.error(f"unexpected {' '.join(unknown)}{hint}")
     if options.command in ("play", "dream") and options.agent is None:
         runs = sorted(path.parent.parent for path in Path("runs").glob("*/evolve/controller.safetensors"))
-        here = ", ".join([*pretrained.names(), *map(str, runs)])
-        commands[options.command].error(f"agent: expected a pretrained agent or a run folder, such as {here}")
+        examples = ", ".join([*pretrained.names(), *map(str, runs)])
+        commands[options.command].error(f"agent: expected a pretrained agent or a run folder, such as {examples}")
     return options
 
 
@@ -323,9 +368,10 @@ def _explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get((error.name or "").partition(".")[0], "takecover")
         text = str(error)
-        return text if "pip install" in text else f"{text}; `pip install 'worldmodels-rl[{extra}]'` brings it"
+        return text if "pip install" in text else f"{text}; install it with `pip install 'worldmodels-rl[{extra}]'`"
     if isinstance(error, MemoryError):
-        return f"memory ran out ({str(error) or 'no more is said'}); the same command goes on from the last checkpoint"
+        details = f" ({error})" if str(error) else ""
+        return f"out of memory{details}; run the same command again to resume from the last checkpoint"
     return str(error)
 
 
@@ -344,14 +390,14 @@ def _work(options: argparse.Namespace) -> None:
     trained = [one.name for one in STAGES if one.world_model and (one.name in changes or one.name == stage)]
     if config.world_model and trained:
         raise ValueError(
-            f"{command(trained[0])}: nothing to do in {out}, which takes V and M from {config.world_model}; "
-            "use another --out, and --from-scratch with `worldmodels run`"
+            f"{command(trained[0])}: nothing to do in {out}, a run with the world model {config.world_model}; use "
+            "another --out, and --from-scratch with `worldmodels run`"
         )
 
-    if config.evolve.device == "cuda" and options.command in (*_WHOLE, "evolve"):
+    if config.evolve.device == "cuda" and options.command in (*_ALL_STAGES, "evolve"):
         from worldmodels.pipeline.evaluators import gpu
 
-        gpu()  # one that is not there is missed before V and M are trained
+        gpu()  # raises before V and M are trained
     if options.command in ("sweep", "ablate", "iterate"):
         from worldmodels.pipeline import studies
 
@@ -380,45 +426,47 @@ def _work(options: argparse.Namespace) -> None:
 
 
 def _print_estimate(run: Run) -> None:
-    """Print how many stages are left, and how long all of them take."""
+    """Print the number of incomplete stages and the duration of all stages."""
     left = sum(not run.is_done(name) for name in NAMES)
     if left == 0 or not run.ranks.is_main:
         return
     text = f"{left} stages" if left == len(NAMES) else f"{left} of {len(NAMES)} stages left"
     minutes, preset = run.task.minutes.get(run.config.preset), run.task.presets.get(run.config.preset)
     if minutes is not None and preset is not None:
-        about = f"about {minutes:g} minutes on 2 cores"
+        duration = f"about {minutes:g} minutes on 2 cores"
         usual = left == len(NAMES) and replace(preset, seed=run.config.seed) == run.config
-        text += f", {about}" if usual else f" (all {len(NAMES)} with the settings of preset {preset.preset}: {about})"
+        text += (
+            f", {duration}" if usual else f" (all {len(NAMES)} with the settings of preset {preset.preset}: {duration})"
+        )
     print(text, file=sys.stderr)
 
 
 def _folder(options: argparse.Namespace) -> Path:
-    """The default run folder."""
+    """Return the default run folder."""
     name = getattr(options, "preset", "quick" if options.from_scratch else "")
     return Path("runs", f"{options.task}-{name}" if name else options.task)
 
 
 def _config(options: argparse.Namespace, out: Path) -> Config:
-    """The settings to start from: those in the folder, or in a new one those of its preset."""
+    """Return the settings of the run folder, or of the preset for a new run folder, without the section flags."""
     chosen = vars(options)
-    whole, scratch = options.command in _WHOLE, chosen.get("from_scratch", False)
-    wanted: dict[str, Any] = {key: chosen[key] for key in ("task", "preset", "world_model") if key in chosen}
+    all_stages, scratch = options.command in _ALL_STAGES, chosen.get("from_scratch", False)
+    given: dict[str, Any] = {key: chosen[key] for key in ("task", "preset", "world_model") if key in chosen}
     stored = Run.stored_config(out)
     if stored is None:
-        task = tasks.get(wanted.get("task", "takecover"))
-        usual = task.default_preset if whole else task.training_preset
-        if whole and (scratch or options.command == "iterate") and task.presets[usual].world_model:
-            usual = task.training_preset
-        config = tasks.preset(task.name, wanted.get("preset", usual))
-        config = replace(config, world_model=wanted.get("world_model", config.world_model))
-        if not whole and "preset" not in wanted:
-            print(f"{out}: new run folder of {task.name} with the settings of preset {usual}", file=sys.stderr)
+        task = tasks.get(given.get("task", "takecover"))
+        default = task.default_preset if all_stages else task.training_preset
+        if all_stages and (scratch or options.command == "iterate") and task.presets[default].world_model:
+            default = task.training_preset
+        config = tasks.preset(task.name, given.get("preset", default))
+        config = replace(config, world_model=given.get("world_model", config.world_model))
+        if not all_stages and "preset" not in given:
+            print(f"{out}: new run folder of task {task.name}, preset {default}", file=sys.stderr)
     else:
         config = stored
-        for key, value in wanted.items():
+        for key, value in given.items():
             if getattr(stored, key) != value:
-                flag = key if whole and key == "task" else f"--{command(key)}"
+                flag = key if all_stages and key == "task" else f"--{command(key)}"
                 raise ValueError(f"{flag}: {out} holds a run of {key} {getattr(stored, key)!r}, got {value!r}")
     if scratch and config.world_model:
         raise ValueError(
@@ -429,12 +477,12 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
     return config
 
 
-def _output(flag: str, path: str, ending: str) -> None:
-    """Refuses a file that cannot be written, or whose ending promises another format, before any work.
+def _check_output(flag: str, path: str, ending: str) -> None:
+    """Check an output file before any work.
 
     Raises:
-        ValueError: the ending is another one.
-        OSError: there is no such folder, it cannot be written to, or the path is a folder.
+        ValueError: The file name has another ending.
+        OSError: The folder does not exist or is not writable, or the path is a folder.
     """
     if Path(path).suffix.lower() != ending:
         raise ValueError(f"{flag}: expected a file that ends in {ending}, got {path}")
@@ -444,20 +492,20 @@ def _output(flag: str, path: str, ending: str) -> None:
     if Path(path).is_dir():
         raise IsADirectoryError(f"{flag}: expected a file, got a folder: {path}")
     if not os.access(path if Path(path).exists() else parent, os.W_OK):
-        raise PermissionError(f"{flag}: expected a file that can be written, got {path}")
+        raise PermissionError(f"{flag}: expected a writable file, got {path}")
 
 
 def _show(options: argparse.Namespace) -> None:
-    check_integer("--episodes", options.episodes, 1, _MOST_EPISODES)
+    check_integer("--episodes", options.episodes, 1, _MAX_EPISODES)
     check_integer("--seed", options.seed, 0, MAX_SEED)
     if "temperature" in options:
         check_real("--temperature", options.temperature, 0)
     check_positive("--seconds", options.seconds)
-    check_integer("--scale", options.scale, 1, _LARGEST_SCALE)
+    check_integer("--scale", options.scale, 1, _MAX_SCALE)
     if options.gif:
-        _output("--gif", options.gif, ".gif")
+        _check_output("--gif", options.gif, ".gif")
     if options.video:
-        _output("--video", options.video, ".mp4")
+        _check_output("--video", options.video, ".mp4")
         from worldmodels.analysis.recording import check_video
 
         check_video()
@@ -510,16 +558,16 @@ def _show(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     check_integer("--rounds", options.rounds, 1, 10_000)
     if options.json:
-        _output("--json", options.json, ".json")
+        _check_output("--json", options.json, ".json")
 
     from worldmodels.benchmarks import measure
     from worldmodels.support.files import write_json
 
     rows = measure.measure(measure.cases(options.peers), options.rounds, lambda line: print(line, file=sys.stderr))
-    about = measure.machine()
-    print(measure.as_table(rows, about))
+    machine = measure.machine()
+    print(measure.as_table(rows, machine))
     if options.json:
-        write_json(Path(options.json), measure.as_json(rows, about))
+        write_json(Path(options.json), measure.as_json(rows, machine))
 
 
 def _info() -> None:

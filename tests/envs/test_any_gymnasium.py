@@ -152,7 +152,7 @@ def test_collect_says_how_many_episodes_it_has_cut(package, capsys, kind, length
     assert [len(episode.frames) for episode in found] == [length] * 4
     assert not any(episode.terminated for episode in found)
     assert [episode.cut for episode in found] == [cut > 0] * 4
-    said = "collect: 4 of 4 episodes were cut at Task.max_steps = 20; the environment ends later or never\n"
+    said = "collect: 4 of 4 episodes were truncated at Task.max_steps = 20\n"
     assert capsys.readouterr().err.count(said) == (cut > 0)
     with Run(package / "run") as experiment:
         assert experiment.summary("collect").get("cut", 0) == cut

@@ -93,7 +93,10 @@ def test_workers_that_are_killed_are_replaced(tmp_path, undisturbed, monkeypatch
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [(signal.SIGSTOP, "a worker said nothing for 8 s; shard"), (signal.SIGKILL, "a worker died (exit code 1); shard")],
+    [
+        (signal.SIGSTOP, "a worker finished no episode for 8 s; shard"),
+        (signal.SIGKILL, "a worker died (exit code 1); shard"),
+    ],
 )
 def test_a_worker_whose_game_hangs_or_dies_is_replaced(tmp_path, undisturbed, monkeypatch, capfd, watched, how, said):
     stopped = []

@@ -31,7 +31,7 @@ AT_MOST = 16  # in one run
 
 
 def said(log, stage):
-    return stage.replace("_", "-") + "  done before" in log.read_text()
+    return stage.replace("_", "-") + "  already complete" in log.read_text()
 
 
 def begun(run, log, stage, since):
@@ -76,7 +76,7 @@ def stop_in(folder, stage, delay, how=signal.SIGKILL, *, alone=False):
     if len(complete) == len(NAMES):
         return "the end"
     if how == signal.SIGINT:
-        assert code == 130 and "interrupted; the same command goes on" in log.read_text(), log.read_text()
+        assert code == 130 and "interrupted; run the same command again" in log.read_text(), log.read_text()
         assert "Traceback" not in log.read_text(), log.read_text()
     return NAMES[len(complete)]
 

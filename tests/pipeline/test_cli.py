@@ -105,7 +105,7 @@ def test_a_stage_alone_in_a_new_folder_uses_the_preset_quick_and_says_so(tmp_pat
     quick, paper = tmp_path / "new", tmp_path / "paper"
     assert main(["collect", "--out", str(quick), "--task", task]) == 0
     assert ran["collect"] == Run.stored_config(quick) == preset(task, "quick")
-    said = f"{quick}: new run folder of {task} with the settings of preset quick\n"
+    said = f"{quick}: new run folder of task {task}, preset quick\n"
     assert capsys.readouterr().err == said
     assert main(["collect", "--out", str(quick)]) == 0
     assert "new run folder" not in capsys.readouterr().err
@@ -152,12 +152,12 @@ def test_a_given_world_model_is_not_trained(tmp_path, monkeypatch, ran, capsys):
     given = pretrained.folder("takecover")
     for file in ("vae/vae.safetensors", "rnn/rnn.safetensors", "rnn/initial.safetensors"):
         assert (tmp_path / "runs" / "takecover" / file).read_bytes() == (given / file).read_bytes()
-    assert "taken from the world model takecover" in capsys.readouterr().err
+    assert "copied from the world model takecover" in capsys.readouterr().err
     line = refused(capsys, "run", "takecover", "--from-scratch", "--out", "runs/takecover")
     assert "--from-scratch: expected a run that trains V and M, got one with the world model takecover" in line
     for arguments in (["train-rnn", "--force"], ["run", "takecover", "--train-rnn.steps", "9"]):
         line = refused(capsys, *arguments, "--out", "runs/takecover")
-        assert "train-rnn: nothing to do in runs/takecover, which takes V and M from takecover" in line
+        assert "train-rnn: nothing to do in runs/takecover, a run with the world model takecover" in line
     assert "--world-model: " in refused(capsys, "run", "takecover", "--world-model", "elsewhere")
     assert "iterate: expected a run that trains V and M" in refused(
         capsys, "iterate", "takecover", "--out", "runs/takecover"
@@ -200,10 +200,10 @@ def refused(capsys, *arguments):
         ("Evaluat", "got 'Evaluat'; did you mean 'evaluate'?"),
         ("play", "play: agent: expected a pretrained agent or a run folder, such as takecover, runs/mine (see"),
         ("dream --gif x.gif", "dream: agent: expected a pretrained agent or a run folder, such as takecover"),
-        ("run takecover --out=", "run: --out: expected a path, got an empty text"),
-        ("play takecover --gif=", "play: --gif: expected a path, got an empty text"),
-        ("bench --json=", "bench: --json: expected a path, got an empty text"),
-        ("run takecover --world-model=", "run: --world-model: expected a path, got an empty text"),
+        ("run takecover --out=", "run: --out: expected a path, got an empty string"),
+        ("play takecover --gif=", "play: --gif: expected a path, got an empty string"),
+        ("bench --json=", "bench: --json: expected a path, got an empty string"),
+        ("run takecover --world-model=", "run: --world-model: expected a path, got an empty string"),
         ("play takecover --gif=~nobody-here/x.gif", "play: --gif: expected a path, got '~nobody-here/x.gif'"),
     ],
 )
@@ -320,7 +320,7 @@ def test_other_settings_of_a_finished_stage_are_refused(tmp_path, ran, capsys):
     assert main(["collect", *out]) == 0
     for arguments in (["collect", "--episodes", "3"], ["run", "takecover", "--collect.episodes", "3"]):
         message = refused(capsys, *arguments, *out)
-        assert "collect was done there with other settings (episodes)" in message
+        assert "collect is complete with other settings (episodes)" in message
         assert "--force" in message
     assert "(seed)" in refused(capsys, "train-vae", *out, "--seed", "3")
     message = refused(capsys, "run", "takecover", *out, "--preset", "paper")
@@ -346,9 +346,9 @@ def test_force_discards_a_stage_and_all_later_ones_and_reruns_it(tmp_path, ran):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again"),
         (RuntimeError("a worker failed"), 1, "worldmodels: a worker failed"),
-        (MemoryError(), 1, "worldmodels: memory ran out (no more is said); the same command goes on"),
+        (MemoryError(), 1, "worldmodels: out of memory; run the same command again"),
         (ModuleNotFoundError("No module named 'vizdoom'"), 1, "pip install 'worldmodels-rl[takecover]'"),
     ],
 )
@@ -376,7 +376,7 @@ def test_ctrl_c_while_source_text_runs_as_in_an_import_ends_with_the_status_too(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job hands on that it is ignored
     ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 130, ended.stderr
-    assert "interrupted; the same command goes on" in ended.stderr and "Traceback" not in ended.stderr
+    assert "interrupted; run the same command again" in ended.stderr and "Traceback" not in ended.stderr
 
 
 HOLDER = """
@@ -394,7 +394,7 @@ def test_a_folder_held_by_another_process_is_refused_until_that_is_gone(tmp_path
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()) as holder:
         assert holder.stdout.readline() == "held\n"
         message = refused(capsys, "collect", "--out", str(tmp_path))
-        assert f"{tmp_path}: another worldmodels process works in this folder" in message
+        assert f"{tmp_path}: another worldmodels process has locked this folder" in message
         assert ran == {}
         holder.send_signal(signal.SIGKILL)
     assert main(["collect", "--out", str(tmp_path)]) == 0

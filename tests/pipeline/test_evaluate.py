@@ -149,7 +149,7 @@ def test_nothing_is_played_twice(evaluated, tmp_path, monkeypatch, capsys):
     played = episodes_played(monkeypatch)
     with prepare(folder) as experiment:
         experiment.run_stage("evaluate")
-        assert "done before" in capsys.readouterr().err
+        assert "already complete" in capsys.readouterr().err
         experiment.marker("evaluate").unlink()
         experiment.run_stage("evaluate")
     assert played == []

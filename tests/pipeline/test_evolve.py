@@ -122,7 +122,7 @@ def test_dreams_on_a_gpu_are_those_of_pytorch(tmp_path, monkeypatch):
             interrupt(patch, Dream, "rollout", 4)
             experiment.run_stage("evolve")
     config = override(experiment.config, {"evolve": {"device": "cuda"}})
-    with pytest.raises(ValueError, match=r"evolve was begun there with other settings \(device\)"):
+    with pytest.raises(ValueError, match=r"evolve has partial outputs with other settings \(device\)"):
         Run(tmp_path / "native", config)
     (tmp_path / "native" / "stages" / "evolve.begun.json").unlink()  # as another machine's "cuda" is no other setting
     with (

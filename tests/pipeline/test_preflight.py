@@ -74,7 +74,7 @@ REFUSED = [
     ("--train-vae.init-from /nosuch", "train_vae.init_from: expected a run folder with vae/vae.safetensors"),
     (
         "--train-vae.init-from other",
-        "train_vae.init_from: expected {'latent_size': 64}, as the settings say, got {'latent_size': 7}",
+        "train_vae.init_from: expected {'latent_size': 64} as in the settings, got {'latent_size': 7}",
     ),
     ("--train-vae.latent-size 20000", "train_vae.latent_size: expected at most 16384, got 20000"),
     ("--train-rnn.init-from /nosuch", "train_rnn.init_from: expected a run folder with rnn/rnn.safetensors"),
@@ -174,7 +174,7 @@ def test_a_missing_package_is_missed_at_once(tmp_path, monkeypatch, capsys, ran,
 def test_tensorboard_is_missed_at_once(tmp_path, monkeypatch, capsys, ran, section):
     monkeypatch.setattr(preflight, "find_spec", lambda name: None if name == "tensorboard" else True)
     assert main(["run", "takecover", "--from-scratch", f"--{section}.tensorboard", "--out", str(tmp_path / "run")]) == 1
-    assert f"{section.replace('-', '_')}.tensorboard: needs the package" in capsys.readouterr().err
+    assert f"{section.replace('-', '_')}.tensorboard: requires `pip install" in capsys.readouterr().err
     assert ran == [] and not (tmp_path / "run").exists()
 
 

@@ -68,7 +68,7 @@ def test_a_stage_is_done_once_and_says_how(tmp_path, ran, capsys):
         assert experiment.is_done("collect")
         assert experiment.summary("collect") == {"x": "collect"}
         marker = read_json(experiment.marker("collect"))
-    assert capsys.readouterr().err == "     collect  done before\n"
+    assert capsys.readouterr().err == "     collect  already complete\n"
     assert marker["stage"] == "collect"
     assert marker["settings"]["seed"] == 4
     assert marker["settings"]["environment"] == {
@@ -130,7 +130,7 @@ def test_a_finished_stage_keeps_its_settings(tmp_path, ran, stage, change):
         for name in NAMES:
             experiment.run_stage(name)
     (field,) = change
-    with pytest.raises(ValueError, match=rf"{stage.replace('_', '-')} was done there with other settings \({field}\)"):
+    with pytest.raises(ValueError, match=rf"{stage.replace('_', '-')} is complete with other settings \({field}\)"):
         Run(tmp_path, toy_config(**{stage: change}))
     with Run(tmp_path) as experiment:  # neither the folder nor the lock has suffered
         assert experiment.config == toy_config()
@@ -140,9 +140,9 @@ def test_a_finished_stage_keeps_its_settings(tmp_path, ran, stage, change):
 def test_the_seed_and_the_game_are_settings_too(tmp_path, ran):
     with Run(tmp_path, toy_config()) as experiment:
         experiment.run_stage("collect")
-    with pytest.raises(ValueError, match=r"collect was done there with other settings \(seed\)"):
+    with pytest.raises(ValueError, match=r"collect is complete with other settings \(seed\)"):
         Run(tmp_path, toy_config(seed=1))
-    with pytest.raises(ValueError, match=r"collect was done there with other settings \(environment\)"):
+    with pytest.raises(ValueError, match=r"collect is complete with other settings \(environment\)"):
         Run(tmp_path, toy_config(environment={"variant": "modern"}))
 
 
@@ -199,7 +199,7 @@ def test_a_stage_that_keeps_its_parts_goes_on_with_the_settings_it_began_with(
         fixed = {"include": str(tmp_path / fixed["include"])}
     cut_off(tmp_path, stage)
     (name,) = fixed
-    said = rf"{stage.replace('_', '-')} was begun there with other settings \({name}\)"
+    said = rf"{stage.replace('_', '-')} has partial outputs with other settings \({name}\)"
     with pytest.raises(ValueError, match=said):
         Run(tmp_path, toy_config(**{stage: fixed}))
     with Run(tmp_path, toy_config(**{stage: free})) as experiment:
@@ -243,12 +243,12 @@ def test_a_run_that_was_moved_goes_on(tmp_path, ran):
         experiment.run_stage("collect")
     with Run(tmp_path / "run", toy_config(collect={"include": str(first / ".." / "first")})) as experiment:
         assert experiment.is_done("collect")
-    with pytest.raises(ValueError, match=r"collect was done there with other settings \(include\)"):
+    with pytest.raises(ValueError, match=r"collect is complete with other settings \(include\)"):
         Run(tmp_path / "run", toy_config(collect={"include": str(moved)}))
     first.rename(moved)
     with Run(tmp_path / "run", toy_config(collect={"include": str(moved)})) as experiment:
         assert experiment.is_done("collect")
-    with pytest.raises(ValueError, match=r"collect was done there with other settings \(include\)"):
+    with pytest.raises(ValueError, match=r"collect is complete with other settings \(include\)"):
         Run(tmp_path / "run", toy_config())
 
 
@@ -314,7 +314,7 @@ def test_a_rerun_discards_a_stage_and_all_later_ones(tmp_path, ran):
 
 
 def test_a_folder_has_one_process_at_a_time(tmp_path):
-    held = pytest.raises(BlockingIOError, match="another worldmodels process works in this folder")
+    held = pytest.raises(BlockingIOError, match="another worldmodels process has locked this folder")
     with Run(tmp_path, toy_config()), held:
         Run(tmp_path)
     with Run(tmp_path):
@@ -322,7 +322,7 @@ def test_a_folder_has_one_process_at_a_time(tmp_path):
 
 
 def test_a_folder_without_settings_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no config\.json there"):
+    with pytest.raises(FileNotFoundError, match=r"with config\.json, got none"):
         Run(tmp_path / "none")
     assert not (tmp_path / "none").exists()
     assert Run.stored_config(tmp_path) is None
@@ -370,7 +370,7 @@ def test_a_setting_that_a_marker_lacks_had_its_default(tmp_path, ran):
         write_json(experiment.marker("train_vae"), marker)
     with Run(tmp_path, toy_config()) as experiment:
         assert experiment.is_done("train_vae")
-    with pytest.raises(ValueError, match=r"train-vae was done there with other settings \(patience\)"):
+    with pytest.raises(ValueError, match=r"train-vae is complete with other settings \(patience\)"):
         Run(tmp_path, toy_config(train_vae={"patience": 3}))
 
 
@@ -443,8 +443,8 @@ def test_discarding_keeps_what_no_stage_wrote(tmp_path, ran, capsys):
     assert sorted(path.name for path in tmp_path.glob("report/*")) == ["notes.tmp", "thesis.tex"]
     assert (tmp_path / "evaluate/data.csv").is_file()
     err = capsys.readouterr().err
-    assert "evaluate  kept evaluate/data.csv: not written by it" in err
-    assert "report  kept report/notes.tmp, report/thesis.tex: not written by it" in err
+    assert "evaluate  kept evaluate/data.csv: not outputs of this stage" in err
+    assert "report  kept report/notes.tmp, report/thesis.tex: not outputs of this stage" in err
 
 
 def test_a_stage_that_never_ran_here_is_not_discarded(tmp_path, ran):
@@ -531,7 +531,7 @@ def test_force_reruns_a_stage_and_accepts_a_failed_quality_gate(tmp_path, ran, m
     assert main(["evolve", *out]) == 0  # the gate has been accepted
     assert ran == ["train_rnn"] * 2 + ["evolve"]
     assert main(["train-rnn", *out]) == 0
-    assert "done before" in capsys.readouterr().err
+    assert "already complete" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -558,7 +558,7 @@ def test_nothing_is_discarded_where_not_all_can_be(finished, stage, blocked):
     (finished / blocked).unlink(missing_ok=True)
     (finished / blocked).mkdir(parents=True)
     before = files(finished)
-    with pytest.raises(IsADirectoryError, match="expected a file, got a folder; nothing has been discarded"):
+    with pytest.raises(IsADirectoryError, match="expected a file, got a folder; nothing was discarded"):
         Run(finished, rerun=stage)
     assert files(finished) == before
 
@@ -567,7 +567,7 @@ def test_nothing_is_discarded_in_a_folder_that_may_not_be_written_to(finished, m
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("evaluate") and real(path, mode))
     before = files(finished)
-    with pytest.raises(PermissionError, match=r"evaluate: expected a folder that can be written to"):
+    with pytest.raises(PermissionError, match=r"evaluate: expected a writable folder"):
         Run(finished, rerun="evolve")
     assert files(finished) == before
 

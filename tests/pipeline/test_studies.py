@@ -83,7 +83,7 @@ def test_sweep(base, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "2086 +- 140" in out and "753 +- 139" in out
     studies.sweep(base, toy_config(), [0.1])
-    assert "done before" in capsys.readouterr().err
+    assert "already complete" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"^--temperatures: expected distinct numbers"):
         studies.sweep(base, toy_config(), [1.0, 1.0])
 
@@ -161,7 +161,7 @@ def test_iterate(tmp_path, capsys, monkeypatch):
     assert read_json(tmp_path / "rounds" / "rounds.json") == results
     capsys.readouterr()
     assert studies.iterate(tmp_path, config) == results
-    assert capsys.readouterr().err.count("done before") == 16
+    assert capsys.readouterr().err.count("already complete") == 16
 
 
 def test_a_round_of_another_agent_is_refused(tmp_path):
@@ -173,7 +173,7 @@ def test_a_round_of_another_agent_is_refused(tmp_path):
         studies._check_player(experiment, first)
         experiment.marker("collect").unlink()
         mark_done(experiment, "collect", summary={"player": {"generation": 1, "score": 5.0}})
-        with pytest.raises(ValueError, match=r"played by the C of generation 1 of .* generation 2 now.*--force"):
+        with pytest.raises(ValueError, match=r"generation 2, got episodes of its generation 1; .*--force"):
             studies._check_player(experiment, first)
 
 

@@ -84,14 +84,14 @@ def test_two_processes_give_what_one_gives_and_go_on_where_one_stopped(tmp_path,
 
     again = torchrun(tmp_path / "three", stage)
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("done before") == 1
+    assert again.stderr.count("already complete") == 1
 
 
 def test_the_lock_keeps_another_launch_out(tmp_path):
     with test_training.prepare(tmp_path, "train_rnn") as experiment:
         done = torchrun(tmp_path, "train_rnn")
         assert done.returncode != 0
-        assert "another worldmodels process works in this folder" in done.stderr
+        assert "another worldmodels process has locked this folder" in done.stderr
         assert not experiment.is_done("train_rnn")
 
 

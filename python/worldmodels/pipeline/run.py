@@ -1,4 +1,4 @@
-"""The run folder: its settings, the state of its stages, its metrics, and the lock of the process that writes to it."""
+"""Run folder: settings, state of the stages, metrics, and the lock of the process that writes to it."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from worldmodels.support.suggestions import suggestion
 from worldmodels.support.versions import versions
 from worldmodels.training.distributed import ranks_from_env
 
-_TEMPORARY = re.compile(r".+\.\d+\.tmp")  # of atomic_path, in whichever process
+_TEMPORARY = re.compile(r".+\.\d+\.tmp")  # name of a temporary file of atomic_path, with its process id
 
 
 class Run:
-    """A run folder, locked for this process (under torchrun: for the processes of this launch; rank 0 writes).
+    """Run folder, locked by this process, or by the processes of a torchrun launch, of which rank 0 writes.
 
-    Layout: ``config.json``, ``metrics.jsonl``, ``results.json``, ``stages/<stage>.json`` (a stage that is complete,
-    with its settings, versions and figures; ``<stage>.begun.json`` while it is not), ``episodes/``, ``vae/``,
-    ``latents/``, ``rnn/``, ``check_dream/``, ``evolve/``, ``evaluate/``, ``report/``.
+    Layout: ``config.json``, ``metrics.jsonl``, ``results.json``, ``stages/<stage>.json`` (marker of a complete stage:
+    settings, versions and summary), ``stages/<stage>.begun.json`` (marker of an incomplete stage), ``episodes/``,
+    ``vae/``, ``latents/``, ``rnn/``, ``check_dream/``, ``evolve/``, ``evaluate/``, ``report/``.
 
     Args:
         folder: Run folder; created if necessary.
@@ -50,10 +50,10 @@ class Run:
 
     Raises:
         FileNotFoundError: ``config`` is None and the folder has none.
-        FileExistsError: The folder is no run folder, and holds files with the names of one.
-        BlockingIOError: Another process works in the folder.
-        ValueError: A stage that is complete, or that has partial output, has other settings; or the settings cannot
-            work. Nothing has been created, deleted or changed.
+        FileExistsError: The folder is not a run folder, but has files with names of a run folder.
+        BlockingIOError: Another process has locked the folder.
+        ValueError: A stage that is complete or has partial outputs has other settings, or a setting is invalid. Nothing
+            has been created, deleted or changed.
     """
 
     def __init__(
@@ -66,12 +66,14 @@ class Run:
             self._check_distributed(stages.get(rerun))
         self.ranks.init()
         if not self.ranks.is_main:
-            self.ranks.barrier()  # until rank 0 has the lock and has written the settings
+            self.ranks.barrier()  # rank 0 holds the lock and has written the settings
             self.config = config if config is not None else _read_config(self.folder / "config.json")
             return
         stored = self.folder / "config.json"
         if config is None and not stored.is_file():
-            raise FileNotFoundError(f"{self.folder}: no config.json there; start a run with `worldmodels run`")
+            raise FileNotFoundError(
+                f"{self.folder}: expected a run folder with config.json, got none; start a run with `worldmodels run`"
+            )
         discarded = STAGES[stages.NAMES.index(rerun) :] if rerun is not None else ()
         if not stored.is_file():
             assert config is not None
@@ -85,7 +87,7 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise BlockingIOError(f"{self.folder}: another worldmodels process works in this folder") from error
+            raise BlockingIOError(f"{self.folder}: another worldmodels process has locked this folder") from error
         try:
             self.config = config if config is not None else _read_config(stored)
             self._check_settings(discarded)
@@ -98,7 +100,7 @@ class Run:
             self._lock.close()
             raise
         try:
-            self._sweep()
+            self._remove_temporary_files()
             self._discard(discarded)
             if config is not None:
                 write_json(stored, to_dict(config))
@@ -109,13 +111,13 @@ class Run:
 
     @staticmethod
     def agent(name: str) -> tuple[Path, Config]:
-        """Find an agent: its folder and its settings.
+        """Find the folder and the settings of an agent.
 
         Args:
             name: Name of a pretrained agent, or a run folder.
 
         Raises:
-            FileNotFoundError: It is neither, or the run has not evolved a controller yet.
+            FileNotFoundError: There is no such agent or run folder, or the run has no controller yet.
             ValueError: A file of the pretrained agent, or the run's ``config.json``, is damaged.
         """
         names = pretrained.names()
@@ -135,7 +137,7 @@ class Run:
 
     @staticmethod
     def stored_config(folder: str | Path) -> Config | None:
-        """The settings in a folder, or None."""
+        """Read the settings of a run folder; None if it has none."""
         path = Path(folder) / "config.json"
         return _read_config(path) if path.is_file() else None
 
@@ -151,27 +153,27 @@ class Run:
 
     @property
     def task(self) -> tasks.Task:
-        """What is played."""
+        """Task of the run."""
         return tasks.get(self.config.task)
 
     def path(self, *parts: str) -> Path:
-        """A path inside the folder."""
+        """Return a path in the run folder."""
         return self.folder.joinpath(*parts)
 
     def marker(self, stage: str) -> Path:
-        """The file that says that a stage is complete."""
+        """Return the path of a stage's marker, which exists if the stage is complete."""
         return self.path("stages", f"{stage}.json")
 
     def _begun(self, stage: str) -> Path:
-        """The file that says with which settings a stage was begun that is not complete."""
+        """Return the path of an incomplete stage's marker, with the settings of its partial outputs."""
         return self.path("stages", f"{stage}.begun.json")
 
     def summary(self, stage: str) -> dict[str, Any]:
-        """What a complete stage reported; empty if it is not complete."""
+        """Return the summary of a complete stage; empty if it is not complete."""
         return dict(_read_marker(self.marker(stage))["summary"]) if self.marker(stage).is_file() else {}
 
     def _settings(self, stage: Stage, config: Config | None = None) -> dict[str, Any]:
-        """The settings that a stage's outputs depend on: those of ``config``, or the run's."""
+        """Collect the settings that determine a stage's outputs, from ``config`` or from the run's settings."""
         config = config or self.config
         section = getattr(config, stage.name)
         known = settings.declared(type(section))
@@ -182,7 +184,7 @@ class Run:
         return {**found, **stage.other_settings(config)}
 
     def _differences(self, stage: Stage, path: Path) -> list[str]:
-        """Settings that differ from those in a stage's marker; one that the marker lacks had its default."""
+        """List the settings that differ from those in a stage's marker. A setting missing there had its default."""
         if not path.is_file():
             return []
         then, now = (
@@ -194,59 +196,59 @@ class Run:
         return [name for name in now if not _is_same(then.get(name), now[name], name in locations)]
 
     def _check_distributed(self, stage: Stage) -> None:
-        """Refuse several processes for a stage that one process runs."""
+        """Check that a stage supports the number of processes of the launch."""
         if self.ranks.size > 1 and not stage.distributed:
             commands = " and ".join(other.command for other in STAGES if other.distributed)
             raise ValueError(f"torchrun: expected {commands}, which share their batches, got {stage.command}")
 
     def _check_unclaimed(self) -> None:
-        """Refuse to begin a run where files of others have the names of a run's."""
-        if any(self.marker(name).is_file() for name in stages.NAMES):  # a study linked the stages of another run
+        """Check that a new run would not overwrite files of others."""
+        if any(self.marker(name).is_file() for name in stages.NAMES):  # stages linked by a study
             return
         names = ["stages", "metrics.jsonl", *(stage.folder for stage in STAGES), "results.json"]
         paths = [(name, self.path(name)) for name in names]
         taken = [name for name, path in paths if path.is_file() or (path.is_dir() and any(path.iterdir()))]
         if taken:
             raise FileExistsError(
-                f"{self.folder}: expected a run folder, or one without files of a run's names, got one without "
-                f"config.json that has {', '.join(taken)}; use another --out"
+                f"{self.folder}: expected a run folder, or a folder without files named like those of a run, got one "
+                f"without config.json that has {', '.join(taken)}; use another --out"
             )
 
     def _check_settings(self, discarded: Sequence[Stage]) -> None:
-        """Refuse other settings for a stage that is complete or has partial output, unless it will be discarded."""
+        """Check that stages with outputs have the present settings, except for those that will be discarded."""
         for stage in STAGES:
             if stage.leaf or stage in discarded:
                 continue
-            path, what = self.marker(stage.name), "done"
+            path, state = self.marker(stage.name), "is complete"
             if path.is_file():
-                bad = [name for name in self._differences(stage, path) if not self._extends(stage, name)]
+                changed = [name for name in self._differences(stage, path) if not self._extends(stage, name)]
             else:
-                path, what = self._begun(stage.name), "begun"
-                bad = self._mixed(stage, path)
-            if bad:
+                path, state = self._begun(stage.name), "has partial outputs"
+                changed = self._partial_differences(stage, path)
+            if changed:
                 raise ValueError(
-                    f"{self.folder}: {stage.command} was {what} there with other settings ({', '.join(bad)}); "
-                    f"use another --out, or `worldmodels {stage.command} --force` to discard it and all after it"
+                    f"{self.folder}: {stage.command} {state} with other settings ({', '.join(changed)}); use another "
+                    f"--out, or `worldmodels {stage.command} --force` to discard it and all later stages"
                 )
 
-    def _mixed(self, stage: Stage, begun: Path) -> list[str]:
-        """Settings in which the partial output of an interrupted stage differs from what it would write now."""
+    def _partial_differences(self, stage: Stage, begun: Path) -> list[str]:
+        """List the settings that differ from those of a stage's partial outputs and may not change on resume."""
         if not stage.partial or not any(self.path(stage.folder).glob(stage.partial)):
             return []
         return [name for name in self._differences(stage, begun) if name not in stage.resumable]
 
     def _extends(self, stage: Stage, name: str) -> bool:
-        """Whether a changed setting only makes a complete stage continue."""
+        """Check whether a changed setting only extends a complete stage."""
         return name in stage.extendable and bool(
             self._settings(stage)[name] > _read_marker(self.marker(stage.name))["settings"].get(name, math.inf)
         )
 
     def is_done(self, name: str) -> bool:
-        """Whether a stage is complete with the present settings."""
+        """Check whether a stage is complete with the present settings."""
         return self.marker(name).is_file() and not self._differences(stages.get(name), self.marker(name))
 
-    def _sweep(self) -> None:
-        """Removes the temporary files of processes that were killed, and how stages began that are complete."""
+    def _remove_temporary_files(self) -> None:
+        """Remove temporary files of killed processes, and markers of incomplete stages that are complete."""
         for name in stages.NAMES:
             if self.marker(name).is_file():
                 self._begun(name).unlink(missing_ok=True)
@@ -257,57 +259,58 @@ class Run:
                     stray.unlink(missing_ok=True)
 
     def _has_run(self, stage: Stage) -> bool:
-        """Whether a marker says that a stage has run here, to its end or not."""
+        """Check whether a stage has a marker, complete or not."""
         return self.marker(stage.name).is_file() or self._begun(stage.name).is_file()
 
     def _check_discardable(self, discarded: Sequence[Stage]) -> None:
-        """Refuse to discard what cannot be removed completely, before anything is.
+        """Check that the outputs of stages can be removed, before any is.
 
         Raises:
-            IsADirectoryError: A folder has the name of a file that would be removed.
-            PermissionError: A folder may not be written to.
+            IsADirectoryError: A folder has the name of an output file.
+            PermissionError: A folder is not writable.
         """
-        found = [path for stage in discarded if self._has_run(stage) for path in self._written(stage)]
+        outputs = [path for stage in discarded if self._has_run(stage) for path in self._output_files(stage)]
         if any(map(self._has_run, discarded)):
-            found += [self.path("metrics.jsonl"), self.path("stages", "*.json")]
-        for path in found:
+            outputs += [self.path("metrics.jsonl"), self.path("stages", "*.json")]
+        for path in outputs:
             if path.is_dir():
-                raise IsADirectoryError(f"{path}: expected a file, got a folder; nothing has been discarded")
+                raise IsADirectoryError(f"{path}: expected a file, got a folder; nothing was discarded")
             if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
-                raise PermissionError(f"{path.parent}: expected a folder that can be written to; nothing was discarded")
+                raise PermissionError(f"{path.parent}: expected a writable folder; nothing was discarded")
 
-    def _written(self, stage: Stage) -> Iterator[Path]:
-        """The files here that a stage writes."""
+    def _output_files(self, stage: Stage) -> Iterator[Path]:
+        """List the existing output files of a stage."""
         return itertools.chain(*map(self.folder.glob, self._outputs(stage)))
 
     def _discard(self, discarded: Sequence[Stage]) -> None:
-        """Remove the files that these stages have written, where a marker says that they have run here; nothing else.
+        """Remove the outputs of stages that have a marker.
 
-        A folder may be a symbolic link; files in it that no stage writes stay, and are named.
+        Other files in their folders are kept and printed. A folder may be a symbolic link.
         """
         for stage in discarded:
             if not self._has_run(stage):
                 continue
-            if self.marker(stage.name).is_file():  # an interruption leaves a stage that was begun
+            if self.marker(stage.name).is_file():  # an interruption leaves an incomplete stage
                 self.marker(stage.name).replace(self._begun(stage.name))
-            written = list(self._written(stage))
-            for path in written:
+            removed = list(self._output_files(stage))
+            for path in removed:
                 path.unlink()
             self.rewind_metrics(stage.command, 0)
             self._begun(stage.name).unlink()
             folder = self.path(stage.folder)
-            for inner in {path.parent for path in written} - {folder, self.folder}:
+            for inner in {path.parent for path in removed} - {folder, self.folder}:
                 if not inner.is_symlink() and not any(inner.iterdir()):
                     inner.rmdir()
-            left = sorted(path.relative_to(self.folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-            if left:
-                more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-                print(f"{stage.command:>12}  kept {', '.join(left[:3])}{more}: not written by it", file=sys.stderr)
+            others = sorted(path.relative_to(self.folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+            if others:
+                more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+                names = f"{', '.join(others[:3])}{more}"
+                print(f"{stage.command:>12}  kept {names}: not outputs of this stage", file=sys.stderr)
             elif folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 
     def _outputs(self, stage: Stage) -> Iterator[str]:
-        """Patterns of the files that a stage writes, relative to the run folder."""
+        """Expand the patterns of a stage's outputs, relative to the run folder."""
         names = {
             "policies": [escape(name.replace(" ", "_")) for name in self.task.policies],
             "baselines": [escape(name) for name in self.task.baselines],
@@ -322,16 +325,16 @@ class Run:
         """Run a stage unless it is complete.
 
         Raises:
-            FileNotFoundError: A stage that it builds on is not complete.
-            StageFailedError: It failed its quality gate, or one that it builds on did; not with ``force``.
-            ValueError: Several processes were ranks_from_env for a stage that one process runs.
+            FileNotFoundError: A required stage is not complete.
+            StageFailedError: The stage or an earlier one failed its quality gate, and ``force`` is False.
+            ValueError: The launch has several processes, and the stage does not support them.
         """
         stage = stages.get(name)
         self._check_distributed(stage)
         done = self.ranks.broadcast(self.is_done(name))
         if done:
             if self.ranks.is_main:
-                print(f"{stage.command:>12}  done before", file=sys.stderr)
+                print(f"{stage.command:>12}  already complete", file=sys.stderr)
             self._check_gate(stage)
             return
         require_earlier(self.folder, name)
@@ -340,9 +343,9 @@ class Run:
         for dependent in stage.invalidates if self.ranks.is_main else ():
             self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
-        given = self.config.world_model and stage.world_model
-        if given and not stage.runs_with_world_model(self.config):
-            summary = self._take(stage)
+        has_world_model = self.config.world_model and stage.world_model
+        if has_world_model and not stage.runs_with_world_model(self.config):
+            summary = self._copy_from_world_model(stage)
         else:
             if self.ranks.is_main and not self.marker(name).is_file():
                 begun = {"stage": name, "settings": self._settings(stage), "summary": {}, "began": began}
@@ -366,21 +369,21 @@ class Run:
         self._check_gate(stage)
 
     def _check_gate(self, stage: Stage) -> None:
-        """Stop at a complete stage that failed its quality gate, unless that is accepted, now or earlier."""
+        """Raise if a complete stage failed its quality gate, unless ``force`` accepts that now or did before."""
         summary = self.summary(stage.name)
         failure = summary.get("failure")
         if failure is None or summary.get("accepted"):
             return
         if not self.force:
-            raise StageFailedError(f"{stage.command}: {failure} (--force continues with it)")
+            raise StageFailedError(f"{stage.command}: {failure} (--force continues anyway)")
         if self.ranks.is_main:
             print(f"WARNING: {stage.command}: {failure}", file=sys.stderr)
             marked = _read_marker(self.marker(stage.name))
             write_json(self.marker(stage.name), {**marked, "summary": {**summary, "accepted": True}})
         self.ranks.barrier()
 
-    def _take(self, stage: Stage) -> dict[str, Any]:
-        """Copy a stage's outputs from the run's world model instead of running it."""
+    def _copy_from_world_model(self, stage: Stage) -> dict[str, Any]:
+        """Copy a stage's outputs from the given world model; return its summary."""
         source = pretrained.resolve(self.config.world_model)
         for name in (*stage.exports, *stage.optional_exports):
             path = source / stage.folder / name
@@ -390,24 +393,29 @@ class Run:
                 self.path(stage.folder).mkdir(exist_ok=True)
                 with atomic_path(self.path(stage.folder, name)) as temporary:
                     shutil.copyfile(path, temporary)
-        print(f"{stage.command:>12}  taken from the world model {self.config.world_model}", file=sys.stderr)
+        print(f"{stage.command:>12}  copied from the world model {self.config.world_model}", file=sys.stderr)
         return {"world_model": self.config.world_model}
 
     def log(self, stage: str, **values: Any) -> None:
-        """Appends a line to metrics.jsonl."""
+        """Append a line to ``metrics.jsonl``."""
         if not self.ranks.is_main:
             return
         with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
 
     def metrics(self, stage: str, shape: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """The lines of one stage; those of a shape (:mod:`worldmodels.pipeline.records`) if one is given."""
+        """Read the metrics of a stage.
+
+        Args:
+            stage: Name of the stage on the command line.
+            shape: Schema of the lines (:mod:`worldmodels.pipeline.records`); other lines are skipped. None for all.
+        """
         path = self.path("metrics.jsonl")
         lines = [value for value in read_lines(path) if value.get("stage") == stage] if path.is_file() else []
         return [value for value in lines if misfit(value, shape or {}) is None]
 
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
-        """Drops a stage's lines after ``last``: they were logged after the checkpoint that is resumed from."""
+        """Remove a stage's lines whose ``key`` is greater than ``last``, as they are newer than its checkpoint."""
         path = self.path("metrics.jsonl")
         if not path.is_file() or not self.ranks.is_main:
             return
@@ -422,10 +430,10 @@ class Run:
 
 
 def require_earlier(folder: Path, name: str) -> None:
-    """Refuse a stage whose earlier stages are not complete in a run folder.
+    """Check that the required stages of a stage are complete.
 
     Raises:
-        FileNotFoundError: One of them is not complete, or the folder is no run folder.
+        FileNotFoundError: A required stage is not complete, or the folder is not a run folder.
     """
     stage = stages.get(name)
     for earlier in stages.requirements(stage):
@@ -436,11 +444,11 @@ def require_earlier(folder: Path, name: str) -> None:
 
 
 def check_inputs(folder: Path, name: str) -> None:
-    """Refuse a stage whose inputs are missing or damaged, before its outputs are discarded.
+    """Check the inputs of a stage, before its outputs are discarded.
 
     Raises:
-        FileNotFoundError: One of them is missing.
-        ValueError: One of the weights, or a JSON file, is damaged.
+        FileNotFoundError: An input is missing.
+        ValueError: A file of weights or a JSON file is damaged.
     """
     stage = stages.get(name)
     for pattern in stage.inputs:
@@ -456,7 +464,7 @@ def check_inputs(folder: Path, name: str) -> None:
 
 
 def _read_marker(path: Path) -> dict[str, Any]:
-    """The contents of a stage's marker."""
+    """Read a stage's marker."""
     marked = read_json(path)
     if not (isinstance(marked, dict) and all(isinstance(marked.get(key), dict) for key in ("settings", "summary"))):
         raise ValueError(f"{path}: expected a stage's settings and summary, got {marked!r:.200}")
@@ -464,7 +472,7 @@ def _read_marker(path: Path) -> dict[str, Any]:
 
 
 def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Settings with those of ``defaults`` that they lack, also in the sections among them."""
+    """Fill missing settings, and missing settings of nested sections, from ``defaults``."""
     filled = {**defaults, **values}
     for name, default in defaults.items():
         if isinstance(default, dict) and isinstance(filled[name], dict):
@@ -473,11 +481,11 @@ def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str
 
 
 def _is_same(then: Any, now: Any, is_location: bool) -> bool:
-    """Whether a setting is unchanged; a location may be spelled differently, or be that of a run that has moved."""
+    """Check whether a setting is unchanged. A location may be spelled differently, or name a run folder that moved."""
     if then == now or not is_location or not (then and now):
         return bool(then == now)
-    was = Path(then)
-    return was.resolve() == Path(now).resolve() or (was.is_absolute() and not was.exists())
+    old = Path(then)
+    return old.resolve() == Path(now).resolve() or (old.is_absolute() and not old.exists())
 
 
 def _read_config(path: Path) -> Config:
@@ -492,14 +500,14 @@ def _read_config(path: Path) -> Config:
 
 
 def _peak_memory_mb() -> dict[str, int]:
-    """Largest resident size so far of this process and of any child that has ended."""
+    """Return the peak resident size of this process and of its largest finished child, in MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return {
-        who: resource.getrusage(which).ru_maxrss // unit
-        for who, which in (("process", resource.RUSAGE_SELF), ("largest_child", resource.RUSAGE_CHILDREN))
+        name: resource.getrusage(which).ru_maxrss // unit
+        for name, which in (("process", resource.RUSAGE_SELF), ("largest_child", resource.RUSAGE_CHILDREN))
     }
 
 
 def section_names() -> list[str]:
-    """Names of the config's sections, the environment first."""
+    """List the sections of the settings, the environment first."""
     return [item.name for item in fields(Config) if item.name not in TOP]

@@ -31,7 +31,7 @@ def _dream(config: Config) -> dict[str, Any]:
 
 STAGE = Stage(
     name="check_dream",
-    help="compare open-loop policies in the dream and in the real environment",
+    help="compare open-loop policies in the dream and in the game",
     run=check_dream,
     folder="check_dream",
     inputs=(M, INITIAL_STATES),

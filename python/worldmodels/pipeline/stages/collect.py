@@ -26,7 +26,7 @@ def _environment(config: Config) -> dict[str, Any]:
 
 STAGE = Stage(
     name="collect",
-    help="play the real environment with open-loop policies or an agent and store every frame",
+    help="collect episodes of the real environment",
     run=collect,
     folder="episodes",
     outputs=("episodes/[0-9][0-9][0-9][0-9][0-9].h5",),

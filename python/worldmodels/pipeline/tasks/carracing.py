@@ -1,4 +1,4 @@
-"""CarRacing: the paper's agent is evolved in the real environment; a preset evolves it inside the dream instead."""
+"""CarRacing: C is evolved in the real environment, as in the paper, or in the dream (preset ``dream``)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from worldmodels.pipeline.tasks import Task
 
 
 def _pedals(action: Action) -> Action:
-    """From [-1, 1] to steering in [-1, 1], gas in [0, 1] and a brake that half of all actions do not touch."""
+    """Map [-1, 1] to steering in [-1, 1], gas in [0, 1], and brake in [0, 1], zero for half of the range."""
     return np.array([action[0], (action[1] + 1) / 2, max(action[2], 0)], np.float32)
 
 
 def _gently(action: Action) -> Action:
-    """From [-1, 1] to a third of the steering, a third of the gas and now and then a touch of the brake."""
+    """Map [-1, 1] to steering in [-0.3, 0.3], gas in [0, 0.3], and brake in [0, 0.2], zero for 90 % of the range."""
     return np.array([0.3 * action[0], 0.15 * (action[1] + 1), max(action[2] - 0.8, 0)], np.float32)
 
 
@@ -42,8 +42,8 @@ POLICIES = {
 
 
 def _presets() -> dict[str, Config]:
-    # Lengths of training and the numbers of C are the paper's: 10,000 episodes, V for one epoch, M for twenty (2,000
-    # batches of 100 episodes; the released code makes 4,000), C by 1800 generations.
+    # The lengths of training are the paper's: 10,000 episodes, 1 epoch of V, 20 epochs of M (2,000 batches of 100
+    # episodes; 4,000 in the original code), 1,800 generations of C.
     paper = Config(
         task="carracing",
         preset="paper",
@@ -96,8 +96,8 @@ def _presets() -> dict[str, Config]:
             num_envs=96,
         ),
     )
-    # For `worldmodels iterate`: short episodes of open-loop policies contain the start of a drive, dreams are no longer
-    # than these episodes, and one round adds episodes of C (docs/lab_notes/carracing_dreams_alone.md).
+    # For `worldmodels iterate`: episodes of open-loop policies are short, so dreams are at most 300 steps long. A round
+    # adds episodes of C (docs/lab_notes/carracing_dreams_alone.md).
     dream = replace(
         small,
         preset="dream",
@@ -153,8 +153,8 @@ TASK = Task(
     baselines={"random": "uniform", "collecting": "brownian", "full gas": "full gas", "noop": "noop"},
     presets=_presets(),
     score="points",
-    description="CarRacing: a car seen from above visits the tiles of a random track; the score is the share of "
-    "tiles visited, 1,000 for all of them, minus 0.1 a step.",
+    description="CarRacing: a car seen from above visits the tiles of a random track; the score is 1,000 "
+    "times the fraction of visited tiles, minus 0.1 per step.",
     frames_per_second=50,
     squash="carracing",
     paper_score=(906, 21),

@@ -1,4 +1,4 @@
-"""Pendulum swing-up from pixels: C evolves inside a dream that predicts rewards, round after round."""
+"""Pendulum swing-up from pixels: C is evolved in the dream of an M with a reward head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from worldmodels.pipeline.config import (
 )
 from worldmodels.pipeline.tasks import Task
 
-# Gymnasium imports what is before the colon, and the module registers what is behind it.
 ENVIRONMENT = "worldmodels/Pendulum-v0"
 
 QUICK = Config(

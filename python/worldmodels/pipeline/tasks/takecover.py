@@ -1,4 +1,4 @@
-"""VizDoom TakeCover: C evolves inside the dream, then survives in the game."""
+"""VizDoom TakeCover: C is evolved in the dream and transferred to the game."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POLICIES = {
 def _presets() -> dict[str, Config]:
     paper = Config()
     exploring = "repeat 1-10:4, repeat 1-60:2, left:1, right:1"
-    # docs/lab_notes/presets.md has the measurement behind each number.
+    # The measurements behind these numbers are in docs/lab_notes/presets.md.
     quick = replace(
         paper,
         preset="quick",
