@@ -40,7 +40,7 @@ class Draws:
         return self.words(0xFFFFFFFF, 0)[0] * rows >> 32
 
     def end(self, step: int) -> float:
-        """Uniform: whether a dream that ends by chance ends with this step."""
+        """Uniform number that decides a sampled termination at a step."""
         return (self.words(0xFFFFFFFF, step)[0] + 0.5) / 2**32
 
     def step(self, step: int, latent: int) -> tuple[Floats, Floats]:

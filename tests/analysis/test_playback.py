@@ -19,8 +19,8 @@ def test_dream_command(tmp_path, capsys):
     assert gif.stat().st_size <= 4_000_000
 
 
-def test_the_shipped_worlds_dreams_end_by_chance():
-    """Its M says ends ahead of time: a threshold would miss most of them."""
+def test_the_pretrained_agent_was_evolved_with_expected_termination():
+    """Its M predicts termination six steps early, with probabilities that stay below a threshold."""
     _, config = Run.agent("takecover")
     assert (config.evolve.termination, config.environment.variant) == ("expected", "paper")
 

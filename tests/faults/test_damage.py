@@ -137,7 +137,7 @@ TRAINED = ["train_vae", "train_rnn", "evolve"]
 
 @pytest.mark.parametrize("stage", TRAINED)
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_a_damaged_checkpoint_is_named_and_begun_anew_when_asked(tmp_path, capsys, stage, damage):
+def test_a_damaged_checkpoint_is_named_and_discarded_with_force(tmp_path, capsys, stage, damage):
     _, path = checkpoint_of(tmp_path, stage)
     data = bytearray(path.read_bytes())
     if damage == "cut":

@@ -252,7 +252,7 @@ def test_the_liveliest_frames_are_those_that_differ_most_from_the_one_before():
     assert evaluate.most_active_frames(frames[:1], 4) == [0]
 
 
-def test_another_agent_or_game_is_played_anew(evaluated, tmp_path, monkeypatch):
+def test_scores_of_another_agent_or_environment_are_not_reused(evaluated, tmp_path, monkeypatch):
     shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "evaluate" / "episodes.jsonl"
     about = json.loads(path.read_text().splitlines()[0])

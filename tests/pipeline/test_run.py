@@ -30,7 +30,7 @@ def ran(monkeypatch):
     return ran
 
 
-def test_episodes_serve_whoever_steps_the_environment(tmp_path, ran):
+def test_episodes_do_not_depend_on_the_backend_of_the_environment(tmp_path, ran):
     """Another back end discards nothing, and a setting that is younger than a run is no difference."""
     with Run(tmp_path, toy_config()) as experiment:
         experiment.run_stage("collect")

@@ -89,7 +89,7 @@ def test_sweep(base, capsys, monkeypatch):
 
 
 def test_ablate(base, capsys, monkeypatch):
-    """Who is not trained has an M of its own; whoever is evolved for real never sees the dream."""
+    """An untrained M is in its variant's own folder; evolution in the environment checks no dream."""
     ablations = {
         "z": {"evolve": {"features": "z"}},
         "z, c, h": {"evolve": {"features": "zch"}},
