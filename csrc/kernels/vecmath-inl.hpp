@@ -2,8 +2,8 @@
 //
 // Needs an ISA's primitives: VecF, VecI and VecU (float, int32, uint32), kLanes, fma, sqrt, high_product.
 //
-// Error bounds (tested in tests/dream/test_kernels.py): exp 2 ulp, 1.5 ulp for denormal results; log 3 ulp; tanh 6
-// ulp and never beyond +-1; sin_turns and cos_turns 1.5e-7 absolute.
+// Error bounds (tested in tests/dream/test_kernels.py): exp 2 ulp, 1.5 ulp for denormal results; log 3 ulp;
+// tanh 6 ulp and never beyond +-1; sin_turns and cos_turns 1.5e-7 absolute.
 
 inline VecF splat(float x) {
     return x - VecF{};
