@@ -130,7 +130,7 @@ def contents(run):
             with h5py.File(path) as file:
                 found[name] = {key: (data.dtype.str, data.shape, data[()].tobytes()) for key, data in file.items()}
         elif path.suffix == ".html":
-            found[name] = re.sub(r"(?m) +\d+ s(?=<br>|$)", "", path.read_text())
+            found[name] = re.sub(r"\b[\d,]+ s(?=<)|Made on [\d-]+", "", path.read_text())
         else:
             found[name] = path.read_bytes()
     return found

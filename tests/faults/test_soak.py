@@ -25,7 +25,7 @@ SETTINGS = {
     "evolve.max-steps": 60,
     "evolve.evaluate-every": 20 if SECONDS < 60 else 200,  # the first allocates; each one keeps its mean: 4 KB
     "evolve.evaluate-episodes": 8,
-    "evolve.num_threads": 1,
+    "evolve.num-threads": 1,
 }
 GROWTH = 4.0  # MiB from the second quarter to the last
 

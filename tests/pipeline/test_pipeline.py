@@ -92,7 +92,7 @@ def test_running_again_does_nothing(ran):
     done = command("run", "takecover", "--out", "toy", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert [line.split() for line in done.stderr.splitlines()] == [
-        [stage.replace("_", "-"), "done", "before"] for stage in NAMES
+        [stage.replace("_", "-"), "already", "complete"] for stage in NAMES
     ]
     after = {path: path.stat().st_mtime_ns for path in (folder / "toy").rglob("*") if path.is_file()}
     changed = {path.name for path in after if after[path] != before.get(path)}
