@@ -160,7 +160,7 @@ def test_a_run_that_has_begun_keeps_its_settings_where_others_are_refused(
 
 @pytest.mark.parametrize(
     ("package", "message"),
-    [("h5py", "No module named 'h5py'; `pip install"), ("matplotlib", "No module named 'matplotlib'")],
+    [("h5py", "No module named 'h5py'; install it with `pip install"), ("matplotlib", "No module named 'matplotlib'")],
 )
 def test_a_missing_package_is_missed_at_once(tmp_path, monkeypatch, capsys, ran, package, message):
     found = importlib.util.find_spec

@@ -500,7 +500,7 @@ def test_a_stage_that_failed_its_quality_gate_stops_the_run_unless_forced(tmp_pa
     out = ["run", "takecover", "--from-scratch", "--out", str(tmp_path / "run")]
     for _ in range(2):  # the same when it is tried again
         assert main(out) == 1
-        assert "worldmodels: train-vae: V draws nothing (--force continues with it)" in capsys.readouterr().err
+        assert "worldmodels: train-vae: V draws nothing (--force continues anyway)" in capsys.readouterr().err
         assert ran == ["collect"]
     assert main(["encode", "--out", str(tmp_path / "run")]) == 1
     assert "train-vae: V draws nothing" in capsys.readouterr().err
