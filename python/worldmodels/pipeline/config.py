@@ -84,7 +84,9 @@ class EvolveConfig:
     )
     common_random_numbers: bool = setting(False, "evaluate all candidates of a generation on the same episode seeds")
     weight_decay: float = setting(0.01, "penalty weight_decay * mean(x^2)", zero=True)
-    evaluate_every: int = setting(25, "generations between evaluations of the distribution's mean; the best is kept")
+    evaluate_every: int = setting(
+        25, "generations between evaluations of the distribution's mean; the best mean becomes C"
+    )
     evaluate_episodes: int = setting(1024, "episodes per evaluation of the mean")
     device: Literal["cpu", "cuda"] = setting("cpu", "cpu (native) or cuda (PyTorch; for thousands of episodes at once)")
     precision: Literal["auto", "float32", "bfloat16"] = setting(

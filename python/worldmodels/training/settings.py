@@ -1,4 +1,4 @@
-"""Settings of the training of V and of M; the defaults are the paper's."""
+"""Settings of the training of V and of M. The defaults are the paper's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRECISION_HELP = "bfloat16 (autocast), float32, or auto: bfloat16 where the devi
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What training V and training M share."""
+    """Settings shared by the training of V and of M."""
 
     init_from: str = setting("", "run folder or pretrained world model to initialize from", location=True)
     checkpoint_every: int = setting(250, "steps between checkpoints, each with a validation and an image grid")

@@ -1,4 +1,4 @@
-"""The tasks: each is one module that names the environment, its open-loop policies and its presets."""
+"""Tasks: a task is one module with the environment, its open-loop policies and its presets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Scores by temperature: mean and standard deviation in the dream, then in the real environment.
 Temperatures = Mapping[float, tuple[tuple[int, int], tuple[int, int]]]
-#: Other packages add tasks by an entry point of this group: ``name = "their.module"``.
+#: Group of the entry points with which other packages add tasks: ``name = "their.module"``.
 GROUP = "worldmodels.pipeline.tasks"
 
 
@@ -46,7 +46,7 @@ class Task:
         ablations: Variants of ``worldmodels ablate``: the settings of each, by name.
         paper_scores: The paper's scores by temperature, for ``worldmodels sweep``.
         paper_score: Mean and standard deviation of the paper's agent over 100 real episodes, for the report.
-        minutes: Duration of ``worldmodels run`` on two cores by preset, in minutes; presets without one are not timed.
+        minutes: Duration of ``worldmodels run`` on two cores by preset, in minutes; presets without an entry were not timed.
         description: One sentence on what is played and what a score counts, for the report.
 
     Raises:
@@ -76,27 +76,27 @@ class Task:
         check_integer("max_steps", self.max_steps, 1, 2**31 - 1)
         for name, config in self.presets.items():
             if (config.task, config.preset) != (self.name, name):
-                wanted, came = f"task={self.name!r}, preset={name!r}", f"{config.task!r}, {config.preset!r}"
-                raise ValueError(f"presets[{name!r}]: expected Config({wanted}), got {came}")
+                expected, found = f"task={self.name!r}, preset={name!r}", f"{config.task!r}, {config.preset!r}"
+                raise ValueError(f"presets[{name!r}]: expected Config({expected}), got {found}")
 
     @property
     def rules(self) -> Rules:
-        """Its longest episode and its actions."""
+        """Rules of the environment: maximum episode length and actions."""
         return Rules(self.squash, self.max_steps)
 
     @property
     def look(self) -> dict[str, Any]:
-        """How recordings are drawn: fields of :class:`worldmodels.analysis.recording.Recording`."""
+        """Settings of recordings: fields of :class:`worldmodels.analysis.recording.Recording`."""
         return {"names": self.actions, "threshold": self.action_threshold, "frames_per_second": self.frames_per_second}
 
     @property
     def default_preset(self) -> str:
-        """The preset of a new run if none is given."""
+        """Default preset of a new run."""
         return self.preset if self.preset in self.presets else next(iter(self.presets))
 
     @property
     def training_preset(self) -> str:
-        """The preset of a new run that trains V and M, and of a stage on its own, if none is given."""
+        """Default preset of a new run that trains V and M, and of a single stage."""
         return "quick" if "quick" in self.presets else next(iter(self.presets))
 
     def dream_has_reward(self, mdnrnn: MDNRNN) -> bool:
@@ -105,21 +105,21 @@ class Task:
 
 
 def _modules() -> dict[str, str]:
-    """The module of every task: those here and the entry points of other packages."""
+    """Find the module of every task: those of this package, and the entry points of other packages."""
     own = {module.name: f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)}
     return own | {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
 
 
 def names() -> list[str]:
-    """Names of the tasks."""
+    """List the names of the tasks."""
     return sorted(_modules())
 
 
 def get(name: str) -> Task:
-    """The task of a name.
+    """Return the task of a name.
 
     Raises:
-        ValueError: There is none, or its module has no ``TASK`` of this name.
+        ValueError: There is no such task, or its module has no ``TASK`` of this name.
     """
     modules = _modules()
     if name not in modules:
@@ -132,7 +132,7 @@ def get(name: str) -> Task:
 
 
 def preset(task: str, name: str) -> Config:
-    """The settings of a preset.
+    """Return the settings of a preset.
 
     Raises:
         ValueError: There is no such task or preset.
