@@ -46,7 +46,7 @@ class Task:
         ablations: Variants of ``worldmodels ablate``: the settings of each, by name.
         paper_scores: The paper's scores by temperature, for ``worldmodels sweep``.
         paper_score: Mean and standard deviation of the paper's agent over 100 real episodes, for the report.
-        minutes: Duration of ``worldmodels run`` on two cores by preset, in minutes; presets without an entry were not timed.
+        minutes: Duration of ``worldmodels run`` on two cores by preset, in minutes; none if not timed.
         description: One sentence on what is played and what a score counts, for the report.
 
     Raises:
