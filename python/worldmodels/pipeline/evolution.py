@@ -13,6 +13,7 @@ from torch import Tensor
 from worldmodels import pretrained
 from worldmodels.cmaes.cmaes import CMAES
 from worldmodels.cmaes.search_space import SearchSpace
+from worldmodels.data.records import GenerationLine
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import checkpoint_errors, load_tensors, save_tensors
@@ -76,30 +77,31 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
         )
         scores = played.returns.mean(axis=1, dtype=np.float64)  # (popsize,)
         es.tell(candidates, -scores)
-        line: dict[str, Any] = {
-            "best": float(scores.max()),
-            "mean": float(scores.mean()),
-            "worst": float(scores.min()),
-            "sigma": float(es.sigma),
-            "steps": int(played.lengths.sum()),
-        }
-        speed = line["steps"] / max(progress.seconds - clock, 1e-9)
-        if played.profile:
-            line["profile"] = {name: round(seconds, 2) for name, seconds in played.profile.items()}
-            line["profile"][f"{evaluator.unit}/s"] = round(speed)
+        steps = int(played.lengths.sum())
+        speed = steps / max(progress.seconds - clock, 1e-9)
+        profile = {name: round(seconds, 2) for name, seconds in played.profile.items()}
+        score = None
         if generation % config.evaluate_every == 0 or generation == config.generations:
             mean = coordinates.params(es.mean)
             score = evaluate_mean(evaluator, mean, config, seed, _teller(progress, generation, evaluator))
-            line["evaluation"] = score
             means.add(generation, score, mean)
             if score > best_score:
                 best, best_score, best_generation = mean.copy(), score, generation
         elapsed, clock = progress.seconds - clock, progress.seconds
-        run.log("evolve", generation=generation, **line, seconds=round(elapsed, 3))
-        _save(checkpoint, es, generation, coordinates.origin, best, best_score, best_generation, evaluator.metadata)
-        progress.update(
-            generation, f"best {line['best']:.0f}, mean {line['mean']:.0f}, {speed:,.0f} {evaluator.unit}/s"
+        line = GenerationLine(
+            generation=generation,
+            best=float(scores.max()),
+            mean=float(scores.mean()),
+            worst=float(scores.min()),
+            sigma=float(es.sigma),
+            steps=steps,
+            profile={**profile, f"{evaluator.unit}/s": round(speed)} if profile else None,
+            evaluation=score,
+            seconds=round(elapsed, 3),
         )
+        run.log("evolve", **line.to_json())
+        _save(checkpoint, es, generation, coordinates.origin, best, best_score, best_generation, evaluator.metadata)
+        progress.update(generation, f"best {line.best:.0f}, mean {line.mean:.0f}, {speed:,.0f} {evaluator.unit}/s")
     progress.close(config.generations, f"best mean {best_score:.0f}, generation {best_generation}")
     about = {"score": best_score, "generation": best_generation, **evaluator.metadata}
     save_controller(run, controller, best, about)
