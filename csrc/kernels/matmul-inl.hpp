@@ -4,7 +4,7 @@
 // runs over k in order with fused multiply-adds: its bits do not depend on its place in the matrix.
 //
 // Packed left: groups of at most kMatmulRows rows, each (depth, rows of the group). Packed right: panels of
-// kMatmulColumns columns, each (depth, kMatmulColumns), zero past the last column.
+// kMatmulColumns columns, each (depth, kMatmulColumns).
 
 inline constexpr int kMatmulVectors = 2;
 inline constexpr int kMatmulColumns = kMatmulVectors * kLanes;
@@ -39,15 +39,12 @@ void pack_left_columns(const float* const* x, int at, int rows, int depth, float
     });
 }
 
-// Right operand from its rows: x[k] (columns).
+// Right operand from its rows: x[k] (columns, readable up to whole panels).
 template <class P>
 void pack_right(const float* const* x, int depth, int columns, float* to) {
-    for (int first = 0; first < columns; first += kMatmulColumns) {
-        const int count = columns - first < kMatmulColumns ? columns - first : kMatmulColumns;
+    for (int first = 0; first < columns; first += kMatmulColumns)
         for (int k = 0; k < depth; k += P::kPack, to += kMatmulColumns)
-            for (int c = 0; c < kMatmulColumns; ++c)
-                to[c] = c < count ? P::column_word(x, first + c, k, depth) : 0.0F;
-    }
+            for (int c = 0; c < kMatmulColumns; ++c) to[c] = P::column_word(x, first + c, k, depth);
 }
 
 template <class P, int R>
