@@ -39,8 +39,8 @@ def make_model(rng, latent, action, hidden, mixtures, *flags):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape)
-        model.head.weight *= 4  # some log stds are clamped
+                parameter += 0.3 * hidden**-0.5 * torch.randn(parameter.shape)
+        model.head.bias[-1] = 9.0  # a clamped log std
     return model
 
 
@@ -124,7 +124,7 @@ def test_gradients_with_bfloat16_products(shape, monkeypatch):
         assert 1e-6 < largest_error(found, wanted) < 5e-2
         for a, b in zip(found, wanted, strict=True):
             if b.size:
-                assert np.linalg.norm(a - b) < 1e-2 * np.linalg.norm(b) + 1e-5
+                assert np.linalg.norm(a - b) < 2e-2 * np.linalg.norm(b) + 1e-5
 
 
 def test_any_number_of_threads_gives_the_same_bits():
