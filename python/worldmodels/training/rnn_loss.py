@@ -14,7 +14,7 @@ from worldmodels.data.sequences import Chunk
 from worldmodels.models.device import autocast, on_device, uses_bfloat16
 from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
 from worldmodels.models.vae import sample_latent
-from worldmodels.support.simd import simd_level
+from worldmodels.support.simd import precisions
 from worldmodels.training.settings import TrainRNNConfig
 
 
@@ -113,7 +113,7 @@ def native_losses(
     """
     cpu = torch.device("cpu")
     # an explicit bfloat16 is checked here, so that the error names the setting
-    bfloat16 = uses_bfloat16(cpu, config.precision) and (config.precision != "auto" or simd_level() == "avx512_bf16")
+    bfloat16 = uses_bfloat16(cpu, config.precision) and (config.precision != "auto" or "bfloat16" in precisions())
     chunk = Chunk(*(np.ascontiguousarray(part) for part in vars(chunk).values()))
     z = sample_latent(torch.from_numpy(chunk.mu), torch.from_numpy(chunk.logvar), noise)
     reward = _clipped(torch.from_numpy(chunk.reward), config)
