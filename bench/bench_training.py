@@ -326,7 +326,7 @@ def test_rnn_training(batch: int, sequence: int, benchmark) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
     step = padded_step(plain, latents, 16, 250)
     optimizer = torch.optim.Adam([p for p in ours.parameters() if p.requires_grad], lr=1e-3, fused=True)
-    pieces = MicroBatches("bench", "sequences", max(1, config.micro_steps // sequence), "")
+    pieces = MicroBatches("bench", "sequences", train_rnn._micro_batch_size(config), "")
     source = train_rnn._chunks(PackedSequences(latents, np.arange(400), batch, sequence, 0), 0, 0)
 
     def ours_step() -> int:

@@ -6,13 +6,15 @@ namespace py = pybind11;
 void bind_cmaes(py::module_& m);
 void bind_dream(py::module_& m);
 void bind_encoder(py::module_& m);
+void bind_rnn_training(py::module_& m);
 void bind_testing(py::module_& m);
 
 PYBIND11_MODULE(_core, m) {
-    m.doc() = "Native core of worldmodels: the dream, V's encoder and CMA-ES.";
+    m.doc() = "Native core of worldmodels: the dream, V's encoder, M's training and CMA-ES.";
     bind_cmaes(m);
     bind_dream(m);
     bind_encoder(m);
+    bind_rnn_training(m);
     py::module_ testing = m.def_submodule("testing", "Kernels by themselves, for tests alone.");
     bind_testing(testing);
 }

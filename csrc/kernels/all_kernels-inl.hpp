@@ -9,6 +9,9 @@
 #include "kernels/convolve-inl.hpp"
 #include "kernels/tile-inl.hpp"
 #include "kernels/normals-inl.hpp"
+#include "kernels/bfloat16-inl.hpp"
+#include "kernels/matmul-inl.hpp"
+#include "kernels/rnn_training-inl.hpp"
 #include "kernels/probes-inl.hpp"
 #include "kernels/table-inl.hpp"
 // clang-format on

@@ -12,6 +12,7 @@ constexpr int kLanes = 8;
 constexpr int kRows = 6, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
 constexpr int kNarrowLanes = 2, kNarrowSums = 8;
 constexpr int kTileRows = 4, kTileVectors = 2;
+constexpr int kMatmulRows = 6;  // of a tile of two vectors
 using VecF = float __attribute__((vector_size(32), may_alias));
 using VecF4 = float __attribute__((vector_size(16), may_alias));
 using VecI = std::int32_t __attribute__((vector_size(32), may_alias));

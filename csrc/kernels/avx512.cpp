@@ -41,6 +41,7 @@ constexpr Kernels own_step(Kernels kernels) {
 constexpr Kernels with_bfloat16(Kernels kernels) {
     kernels.step_bfloat16 = step_avx512_bfloat16;
     kernels.multiply_adds_bfloat16 = multiply_adds_avx512_bfloat16;
+    kernels.rnn_bfloat16 = &rnn_avx512_bfloat16;
     return kernels;
 }
 

@@ -11,6 +11,9 @@ namespace {
 // clang-format off
 #include "kernels/avx512_vectors-inl.hpp"
 #include "kernels/step_kernels-inl.hpp"
+#include "kernels/bfloat16-inl.hpp"
+#include "kernels/matmul-inl.hpp"
+#include "kernels/rnn_training-inl.hpp"
 // clang-format on
 
 // Rounds to the nearest bfloat16, ties to even; the result is in the upper half.
@@ -19,13 +22,7 @@ inline VecU round_bfloat16(VecF x) {
     return (bits + 0x7FFFU + ((bits >> 16) & 1U)) & 0xFFFF0000U;
 }
 
-struct Bfloat16 {
-    static constexpr int kPack = 2;
-    static VecF broadcast(const float* p) {
-        std::int32_t word;
-        __builtin_memcpy(&word, p, sizeof word);
-        return as_float(splat_int(word));
-    }
+struct Bfloat16 : Bfloat16Pairs {
     static VecF one() { return as_float(splat_int(0x3F803F80)); }
     static VecF multiply_add(VecF w, VecF x, VecF sum) {
         return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
@@ -50,6 +47,8 @@ int step_avx512_bfloat16(const ModelView& m, const ControllerView* controller, c
                          Block& block, int lanes) {
     return step_lanes<Bfloat16>(m, controller, s, block, lanes);
 }
+
+constinit const RNNKernels rnn_avx512_bfloat16 = rnn_kernels<Bfloat16>();
 
 double multiply_adds_avx512_bfloat16(int rounds) {
     return multiply_adds<Bfloat16>(rounds);

@@ -2,6 +2,7 @@
 
 constexpr int kLanes = 16;
 constexpr int kRows = 12, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
+constexpr int kMatmulRows = 12;             // of a tile of two vectors
 constexpr int kNarrowLanes = 4, kNarrowSums = 8;
 using VecF = float __attribute__((vector_size(64), may_alias));
 using VecF4 = float __attribute__((vector_size(16), may_alias));

@@ -9,6 +9,7 @@ constexpr int kLanes = 4;
 constexpr int kRows = 4, kRowsAlone = 4;  // rows at once, for two vectors of lanes and for one
 constexpr int kNarrowLanes = 1, kNarrowSums = 8;
 constexpr int kTileRows = 4, kTileVectors = 2;
+constexpr int kMatmulRows = 4;  // of a tile of two vectors
 using VecF = float __attribute__((vector_size(16), may_alias));
 using VecF4 = VecF;
 using VecI = std::int32_t __attribute__((vector_size(16), may_alias));

@@ -117,6 +117,23 @@ enum class Function { exp, log, tanh, sin_turns, cos_turns };
 // Runs `rounds` rounds of independent multiply-adds in registers. Returns the floating-point operations.
 using MultiplyAdds = double (*)(int rounds);
 
+// The training of M, in one precision of the products; sums, states and activations are float32. Operands are
+// packed as described in matmul-inl.hpp; every row of `out` is aligned and has whole panels of columns.
+struct RNNKernels {
+    int pack;     // successive k in one float of a packed operand
+    int columns;  // of a panel of a packed right operand
+    void (*pack_left)(const float* const* x, int rows, int depth, float* to);
+    void (*pack_left_columns)(const float* const* x, int at, int rows, int depth, float* to);
+    void (*pack_right)(const float* const* x, int depth, int columns, float* to);
+    void (*matmul)(const float* left, const float* right, int rows, int columns, int depth, bool accumulate,
+                   float* const* out);
+    void (*lstm_forward)(int units, float* gates, const float* c_before, float* c, float* h);
+    void (*lstm_backward)(int units, float* gates, const float* c_before, const float* c, const float* dh,
+                          float* dc);
+    double (*mdn_loss)(int latent, int width, int mixtures, float scale, const float* z, float* head,
+                       float* scratch);
+};
+
 // Entry points of tests alone.
 struct TestKernels {
     // out[i] = f(in[i])
@@ -124,6 +141,7 @@ struct TestKernels {
     // out (4, count): two normals, from the Philox words 0 and 1, then two uniforms, from the words 2 and 3.
     void (*draws)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode,
                   std::uint32_t step, std::uint32_t count, float* out);
+    RNNKernels rnn_bfloat16;  // bfloat16 products by float32 arithmetic, on every target
 };
 
 // The entry points of one SIMD target.
@@ -155,6 +173,8 @@ struct Kernels {
                     std::int64_t count, double* out);
     MultiplyAdds multiply_adds;
     MultiplyAdds multiply_adds_bfloat16;  // null where the target has none
+    RNNKernels rnn;
+    const RNNKernels* rnn_bfloat16;  // null where the target has none
     TestKernels testing;
 };
 

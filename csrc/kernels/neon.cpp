@@ -10,6 +10,7 @@ constexpr int kLanes = 4;
 constexpr int kRows = 12, kRowsAlone = 12;  // rows at once, for two vectors of lanes and for one
 constexpr int kNarrowLanes = 2, kNarrowSums = 12;
 constexpr int kTileRows = 4, kTileVectors = 4;
+constexpr int kMatmulRows = 8;  // of a tile of two vectors
 using VecF = float __attribute__((vector_size(16), may_alias));
 using VecF4 = VecF;
 using VecI = std::int32_t __attribute__((vector_size(16), may_alias));

@@ -13,6 +13,8 @@ struct Float32 {
     static const float* inputs(const Block& block) { return block.x; }
     static const float* hidden(const Block& block) { return block.h; }
     static void pack(const float*, int, float*, int) {}
+    static float word(const float* x, int k, int) { return x[k]; }
+    static float column_word(const float* const* x, int column, int k, int) { return x[k][column]; }
 };
 
 // Number of floats that hold `count` inputs.

@@ -15,6 +15,10 @@ constexpr Kernels simd_target(const char* name, bool (*supported_here)()) {
         .normals = normals,
         .multiply_adds = multiply_adds<Float32>,
         .multiply_adds_bfloat16 = nullptr,
-        .testing = {.elementwise = elementwise, .draws = draws},
+        .rnn = rnn_kernels<Float32>(),
+        .rnn_bfloat16 = nullptr,
+        .testing = {.elementwise = elementwise,
+                    .draws = draws,
+                    .rnn_bfloat16 = rnn_kernels<EmulatedBfloat16>()},
     };
 }

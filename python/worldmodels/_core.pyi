@@ -100,6 +100,38 @@ class LstmState:
 
 # --- V's encoder (bind_encoder.cpp) ---
 
+class RNNTraining:
+    def __init__(
+        self,
+        latent_size: int,
+        action_size: int,
+        hidden_size: int,
+        mixtures: int,
+        restart_input: bool,
+        done_head: bool,
+        reward_head: bool,
+    ) -> None: ...
+    def run(
+        self,
+        *,
+        weights: list[FloatArray],
+        z: FloatArray,
+        action: FloatArray,
+        restart: FloatArray | None,
+        has_next: FloatArray,
+        done: FloatArray | None,
+        knows_end: FloatArray | None,
+        reward: FloatArray | None,
+        valid: FloatArray | None,
+        h: FloatArray,
+        c: FloatArray,
+        scales: list[float],
+        done_pos_weight: float,
+        precision: str,
+        gradient: bool,
+        num_threads: int,
+    ) -> dict[str, Any]: ...
+
 class Encoder:
     def __init__(
         self,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldmodels import MDNRNN, Controller
-from worldmodels.benchmarks import measure, peers, worlds
+from worldmodels.benchmarks import measure, peers, training, worlds
 from worldmodels.cli import main
 from worldmodels.support.simd import multiply_add_rate, precisions, set_simd_level, simd_level, simd_levels
 
@@ -126,3 +126,10 @@ def test_every_level_has_the_precisions_that_it_names():
             assert all(multiply_add_rate(precision, 1, 0.01) > 0 for precision in precisions())
     finally:
         set_simd_level(before)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_training_counts_the_papers_operations(native):
+    case = training.training_case(training.Shape(32, 3, 256, 2, 3), "float32", native=native)
+    assert case.flops == 6 * 422_368
+    assert case.play() == (6, 6)

@@ -1,4 +1,4 @@
-"""Throughput of dreams relative to the machine's peak, next to other implementations, as a table and as JSON."""
+"""Throughput of dreams and of training next to other implementations, as shares of the peak; as a table and JSON."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from worldmodels.benchmarks import training
+from worldmodels.benchmarks.case import Case, Unit
 from worldmodels.benchmarks.peers import JAXDream, NumPyDream, Peer, TorchDream
 from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom, pretrained_world
 from worldmodels.dream.native import Dream, DreamResult
@@ -22,19 +24,6 @@ from worldmodels.support.simd import Precision, multiply_add_rate, precisions, s
 
 _PEAK_SECONDS = 0.1
 _CHECKED_STEPS = 4
-Unit = Literal["steps/s", "ms/step"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One benchmark. ``play`` returns the number of steps played and the number of steps computed."""
-
-    name: str
-    precision: Precision
-    threads: int
-    flops: int
-    unit: Unit
-    play: Callable[[], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +66,7 @@ def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
     for precision in here:
         yield partial(alone_case, doom(), precision)
     yield partial(env_case, doom())
+    yield from training.cases(here, peers=peers)
     if peers:
         yield from peer_cases(doom())
 

@@ -34,11 +34,15 @@ def autocast(where: torch.device, precision: str) -> torch.autocast:
     Raises:
         ValueError: The CPU does not support bfloat16.
     """
+    return torch.autocast(where.type, torch.bfloat16, enabled=uses_bfloat16(where, precision))
+
+
+def uses_bfloat16(where: torch.device, precision: str) -> bool:
+    """Resolve a precision as :func:`autocast` does, with the same error."""
     has = computes_in_bfloat16(where)
     if precision == "bfloat16" and where.type == "cpu" and not has:
         raise ValueError("precision: expected float32 or auto, as this CPU has no AVX-512 BF16, got bfloat16")
-    enabled = has if precision == "auto" else precision == "bfloat16"
-    return torch.autocast(where.type, torch.bfloat16, enabled=enabled)
+    return has if precision == "auto" else precision == "bfloat16"
 
 
 def computes_in_bfloat16(where: torch.device) -> bool:

@@ -83,6 +83,19 @@ class Ranks:
         devices = [self.local] if next(model.parameters()).is_cuda else None
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Sum the gradients of a model over the processes, in place."""
+        if self.size == 1:
+            return
+        import torch
+        from torch import distributed
+
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the processes."""
         if self.size == 1:

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldmodels.analysis import image_grid, quality
 from worldmodels.data.episodes import EpisodeStore
@@ -21,35 +21,21 @@ from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.records import RNNQuality
 from worldmodels.data.sequences import Chunk, PackedSequences
 from worldmodels.dream import initial_states
-from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step
-from worldmodels.models.mdnrnn import MDNRNN, State, done_loss, mdn_loss
-from worldmodels.models.vae import ConvVAE, decode, sample_latent
+from worldmodels.models.device import device, limit_threads, seed_step
+from worldmodels.models.mdnrnn import MDNRNN, State
+from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
 from worldmodels.support.progress import Progress
-from worldmodels.training.distributed import Ranks, gradient_sync
+from worldmodels.training.distributed import Ranks
 from worldmodels.training.optim import LossGuard, MicroBatches, cosine
+from worldmodels.training.rnn_loss import LossCounts, Losses, chunk_losses
 from worldmodels.training.settings import TrainRNNConfig
 from worldmodels.training.trainer import LOG_EVERY, Trainer, TrainingRun, gate
 
+_MICRO_BATCH_STEPS, _NATIVE_MICRO_BATCH_STEPS = 5_000, 50_000  # 1 GB of activations with 512 units
 _QUALITY_EPISODES = 250  # held-out episodes in the measures of quality
 _QUALITY_STEPS = 5_000  # steps of them in memory at once
 _GRID_EPISODES, _GRID_IMAGES, _GRID_STRIDE = 4, 12, 5  # of an image grid; the stride is in steps
-
-
-class Losses(NamedTuple):
-    """Loss terms, each a scalar ().
-
-    Attributes:
-        total: Sum of the terms.
-        z: Negative log likelihood of the next latent, in nats per dimension.
-        done: Termination loss.
-        reward: Squared error of the reward.
-    """
-
-    total: Tensor
-    z: Tensor
-    done: Tensor
-    reward: Tensor
 
 
 def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, Any]:
@@ -123,7 +109,6 @@ def _train(
         Index of the last epoch.
     """
     model, ranks = trainer.model, trainer.ranks
-    network = ranks.wrap(model)
     rows = ranks.shard(sequences.batch)
     micro_batches = MicroBatches(
         "train-rnn", "sequences", _micro_batch_size(config), "--micro-batch-steps", retry=ranks.size == 1
@@ -145,7 +130,7 @@ def _train(
                 save_grid(epoch)
         lr = learning_rate(config, trainer.step)
         seed_step(seed, "train-rnn", trainer.step)
-        losses, state = _step(network, trainer.optimizer, chunk, state, lr, config, micro_batches, ranks)
+        losses, state = _step(model, trainer.optimizer, chunk, state, lr, config, micro_batches, ranks)
         steps += float(chunk.valid.sum())
         trainer.step += 1
         if trainer.is_due(LOG_EVERY):
@@ -174,7 +159,8 @@ def _pack(
 
 def _micro_batch_size(config: TrainRNNConfig) -> int:
     """Return the number of sequences of a micro-batch."""
-    return max(1, config.micro_batch_steps // config.sequence_length)
+    steps = config.micro_batch_steps or (_MICRO_BATCH_STEPS if device().type == "cuda" else _NATIVE_MICRO_BATCH_STEPS)
+    return max(1, steps // config.sequence_length)
 
 
 def untrained_rnn(run: TrainingRun, world_model: Path, seed: int) -> None:
@@ -254,52 +240,8 @@ def _prefetch(chunks: Iterator[tuple[int, int, Chunk]]) -> Iterator[tuple[int, i
             yield chunk
 
 
-def precision(config: TrainRNNConfig, where: torch.device) -> str:
-    """Resolve the precision of M's training: ``"auto"`` is float32 on a GPU, where TF32 is faster than bfloat16.
-
-    On an H200: 53 versus 45 batches of 64 x 64 steps a second, and 11 versus 8 of 100 x 500 steps.
-    """
-    return "float32" if config.precision == "auto" and where.type == "cuda" else config.precision
-
-
-def chunk_losses(
-    network: nn.Module, chunk: Chunk, state: State, config: TrainRNNConfig, noise: Tensor | None = None
-) -> tuple[Losses, State, Tensor | None]:
-    """Sample the latents of a chunk and compute the losses.
-
-    Args:
-        network: M, or its DistributedDataParallel.
-        chunk: Chunk of B rows and T steps.
-        state: LSTM state before the chunk.
-        config: Settings of the loss.
-        noise: (B, T + 1, Z) noise of the sampled latents; None to draw it.
-
-    Returns:
-        Losses, LSTM state after the chunk, and (B, T) done logits if M has a termination head.
-    """
-    where = state[0].device
-    mu, logvar, action, restart, target_reward, done, has_next, knows_end, valid = (
-        on_device(part, where) for part in vars(chunk).values()
-    )
-    z = sample_latent(mu, logvar, noise)
-    with autocast(where, precision(config, where)):
-        out, state = network(z[:, :-1], action, restart, state)
-    state = (state[0].float(), state[1].float())
-    z_loss = mdn_loss(out, z[:, 1:], has_next)
-    zero = z_loss.new_zeros(())
-    termination_loss = reward_loss = zero
-    if out.done_logit is not None:
-        termination_loss = done_loss(out.done_logit, done, config.done_pos_weight, knows_end)
-    if out.reward is not None:
-        if config.reward_clip:
-            target_reward = target_reward.clamp(-config.reward_clip, config.reward_clip)
-        reward_loss = ((out.reward - target_reward).square() * valid).sum() / valid.sum().clamp(min=1)
-    losses = Losses(z_loss + termination_loss + reward_loss, z_loss, termination_loss, reward_loss)
-    return losses, state, out.done_logit
-
-
 def _step(
-    network: nn.Module,
+    model: MDNRNN,
     optimizer: torch.optim.Optimizer,
     chunk: Chunk,
     state: State,
@@ -312,16 +254,14 @@ def _step(
     optimizer.param_groups[0]["lr"] = lr
     # sampled for the whole batch, so that it does not depend on the micro-batches and the number of processes
     noise = torch.randn(chunk.mu.shape, device=state[0].device)[ranks.shard(len(chunk.mu))]
-    losses, state = micro_batches.run(
-        lambda rows: accumulate_gradient(network, chunk, noise, state, config, rows, ranks)
-    )
-    torch.nn.utils.clip_grad_value_(network.parameters(), config.grad_clip)
+    losses, state = micro_batches.run(lambda rows: accumulate_gradient(model, chunk, noise, state, config, rows, ranks))
+    torch.nn.utils.clip_grad_value_(model.parameters(), config.grad_clip)
     optimizer.step()
     return losses, state
 
 
 def accumulate_gradient(
-    network: nn.Module,
+    model: MDNRNN,
     chunk: Chunk,
     noise: Tensor,
     state: State,
@@ -329,10 +269,10 @@ def accumulate_gradient(
     micro_batch_size: int,
     ranks: Ranks,
 ) -> tuple[Losses, State]:
-    """Accumulate the gradient of the whole batch's loss in the parameters, one micro-batch at a time.
+    """Compute the gradient of the whole batch's loss in the parameters, one micro-batch at a time.
 
     Args:
-        network: M, or its DistributedDataParallel.
+        model: M.
         chunk: Chunk of all processes.
         noise: (B, T + 1, Z) noise of the sampled latents, for this process's B rows.
         state: LSTM state of this process's rows before the chunk.
@@ -343,25 +283,19 @@ def accumulate_gradient(
     Returns:
         This process's contribution to the batch's losses, and the detached LSTM state of its rows after the chunk.
     """
-    network.zero_grad()
+    model.zero_grad()
     shard = chunk.rows(ranks.shard(len(chunk.mu)))
     batch = len(shard.mu)
+    counts = LossCounts.of(chunk)
     sums = torch.zeros(len(Losses._fields), device=noise.device)
     states = []
     for start in range(0, batch, micro_batch_size):
         rows = slice(start, min(start + micro_batch_size, batch))
-        part = shard.rows(rows)
-        with gradient_sync(network, enabled=rows.stop == batch):
-            losses, after, _ = chunk_losses(network, part, _state_rows(state, rows), config, noise[rows])
-            # Each term is a mean. Weighted by the fraction of its elements, the terms sum to those of the whole batch.
-            z = losses.z * float(part.has_next.sum() / max(chunk.has_next.sum(), 1))
-            done = losses.done * float(part.knows_end.sum() / max(chunk.knows_end.sum(), 1))
-            reward = losses.reward * float(part.valid.sum() / max(chunk.valid.sum(), 1))
-            total = z + done + reward
-            # times the number of processes, because DistributedDataParallel averages over them
-            (total * ranks.size).backward()  # type: ignore[no-untyped-call]
-        sums += torch.stack([total, z, done, reward]).detach()
+        losses, after, _ = chunk_losses(model, shard.rows(rows), _state_rows(state, rows), config, noise[rows], counts)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        sums += torch.stack(losses).detach()
         states.append((after[0].detach(), after[1].detach()))
+    ranks.sum_gradients(model)
     hidden, cell = (torch.cat(parts, dim=1) for parts in zip(*states, strict=True))
     return Losses(*sums), (hidden, cell)
 

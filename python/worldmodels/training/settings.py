@@ -60,7 +60,10 @@ class TrainRNNConfig(TrainingConfig):
     batch_size: int = setting(100, "sequences per step, over all processes of torchrun")
     sequence_length: int = setting(500, "time steps per sequence; the LSTM state carries over to the next one")
     micro_batch_steps: int = setting(
-        5_000, "time steps per forward pass (gradient accumulation), to bound memory", machine=True
+        0,
+        "time steps per forward pass (gradient accumulation), to bound memory; 0 for 50,000, or 5,000 on a GPU",
+        zero=True,
+        machine=True,
     )
     lr: float = setting(1e-3, "initial learning rate of Adam; peak with schedule cosine")
     lr_end: float = setting(1e-5, "final learning rate")

@@ -1,0 +1,131 @@
+// Bindings of M's training: checked arrays in, losses and gradients out.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "bindings/arguments.hpp"
+#include "core/lock.hpp"
+#include "core/rnn_training.hpp"
+#include "core/simd_target.hpp"
+
+namespace worldmodels {
+namespace {
+
+constexpr long long kMaxSize = 1 << 16, kMaxElements = 1LL << 40;
+
+using Training = Guarded<RNNTraining>;
+
+std::unique_ptr<Training> make_training(long long latent, long long action, long long hidden,
+                                        long long mixtures, bool restart, bool done, bool reward) {
+    const WorldModelSizes sizes{checked_integer(latent, 1, "latent_size", kMaxSize),
+                                checked_integer(action, 1, "action_size", kMaxSize),
+                                checked_integer(hidden, 1, "hidden_size", kMaxSize),
+                                checked_integer(mixtures, 1, "mixtures", kMaxSize),
+                                restart,
+                                done,
+                                reward};
+    checked_integer(3 * latent * mixtures, 1, "latent_size * mixtures", 1 << 20);
+    return std::unique_ptr<Training>(new Training{RNNTraining(sizes), {}});
+}
+
+const RNNKernels& kernels_for(const std::string& precision) {
+    const Kernels& target = current_simd_target();
+    if (precision == "float32") return target.rnn;
+    if (precision == "emulated_bfloat16") return target.testing.rnn_bfloat16;
+    if (precision != "bfloat16")
+        throw py::value_error("precision: expected float32 or bfloat16, got '" + precision + "'");
+    if (target.rnn_bfloat16 == nullptr)
+        throw py::value_error(std::string("precision: bfloat16 needs the SIMD level avx512_bf16, got ") +
+                              target.name);
+    return *target.rnn_bfloat16;
+}
+
+const float* optional_floats(const std::optional<py::array>& array, bool needed, const std::string& name,
+                             Shape shape) {
+    if (needed != array.has_value())
+        throw py::value_error(name +
+                              (needed ? ": expected an array, got None" : ": expected None, got an array"));
+    return needed ? checked_floats(*array, name, shape) : nullptr;
+}
+
+py::dict run(Training& self, const std::vector<py::array>& weights, const py::array& z,
+             const py::array& action, const std::optional<py::array>& restart, const py::array& has_next,
+             const std::optional<py::array>& done, const std::optional<py::array>& knows_end,
+             const std::optional<py::array>& reward, const std::optional<py::array>& valid,
+             const py::array& h, const py::array& c, const std::vector<double>& scales,
+             double done_pos_weight, const std::string& precision, bool gradient, long long num_threads) {
+    const WorldModelSizes& s = self.object.sizes();
+    const int inputs = s.latent + s.action + (s.restart ? 1 : 0), gates = 4 * s.hidden;
+    const int head = self.object.head_rows();
+    if (weights.size() != 5 || scales.size() != 3)
+        throw py::value_error("weights, scales: expected 5 arrays and 3 numbers, got " +
+                              std::to_string(weights.size()) + " and " + std::to_string(scales.size()));
+    WorldModelWeights w{};
+    w.input = checked<float>(weights[0], "weight_ih", {gates, inputs});
+    w.recurrent = checked<float>(weights[1], "weight_hh", {gates, s.hidden});
+    w.bias = checked<float>(weights[2], "bias", {gates});
+    w.head = checked<float>(weights[3], "head_weight", {head, s.hidden});
+    w.head_bias = checked<float>(weights[4], "head_bias", {head});
+    RNNBatch b{};
+    b.actions = checked<float>(action, "action", {"B", "T", s.action});
+    const py::ssize_t sequences = action.shape(0), steps = action.shape(1);
+    if (sequences * (steps + 1) * (4LL * s.hidden + head) > kMaxElements || sequences > (1 << 20) ||
+        steps > (1 << 20))
+        throw py::value_error("action: expected a smaller batch, got " + std::to_string(sequences) + " x " +
+                              std::to_string(steps));
+    b.sequences = static_cast<int>(sequences);
+    b.steps = static_cast<int>(steps);
+    b.z = checked<float>(z, "z", {sequences, steps + 1, s.latent});
+    b.restart = restart ? checked<float>(*restart, "restart", {sequences, steps}) : nullptr;
+    if (s.restart && !restart) throw py::value_error("restart: expected an array, got None");
+    b.has_next = checked<float>(has_next, "has_next", {sequences, steps});
+    b.done = optional_floats(done, s.done, "done", {sequences, steps});
+    b.knows_end = optional_floats(knows_end, s.done, "knows_end", {sequences, steps});
+    b.reward = optional_floats(reward, s.reward, "reward", {sequences, steps});
+    b.valid = optional_floats(valid, s.reward, "valid", {sequences, steps});
+    b.h = checked<float>(h, "h", {sequences, s.hidden});
+    b.c = checked<float>(c, "c", {sequences, s.hidden});
+    const RNNKernels& kernels = kernels_for(precision);
+    const int threads = checked_threads(num_threads);
+    const auto array = [](std::vector<py::ssize_t> shape) { return py::array_t<float>(std::move(shape)); };
+    auto h_after = array({sequences, s.hidden}), c_after = array({sequences, s.hidden});
+    auto logit = array({sequences, s.done ? steps : 0});
+    const RNNOutputs outputs{h_after.mutable_data(), c_after.mutable_data(),
+                             s.done ? logit.mutable_data() : nullptr};
+    std::vector<py::array_t<float>> gradients;
+    RNNGradient g;
+    if (gradient) {
+        gradients = {array({gates, inputs}), array({gates, s.hidden}), array({gates}),
+                     array({head, s.hidden}), array({head})};
+        g = {gradients[0].mutable_data(), gradients[1].mutable_data(), gradients[2].mutable_data(),
+             gradients[3].mutable_data(), gradients[4].mutable_data()};
+    }
+    RNNLosses losses;
+    {
+        const py::gil_scoped_release release;
+        const std::lock_guard guard(self.lock);
+        losses = self.object.run_unchecked(kernels, w, b, {scales[0], scales[1], scales[2], done_pos_weight},
+                                           threads, outputs, g);
+    }
+    using namespace py::literals;
+    return py::dict("z"_a = losses.z, "done"_a = losses.done, "reward"_a = losses.reward, "h"_a = h_after,
+                    "c"_a = c_after, "done_logit"_a = s.done ? py::object(logit) : py::none(),
+                    "gradients"_a = gradients);
+}
+
+}  // namespace
+}  // namespace worldmodels
+
+void bind_rnn_training(pybind11::module_& m) {
+    namespace py = pybind11;
+    using namespace worldmodels;
+    using namespace py::literals;
+
+    py::class_<Training>(m, "RNNTraining")
+        .def(py::init(&make_training), "latent_size"_a, "action_size"_a, "hidden_size"_a, "mixtures"_a,
+             "restart_input"_a, "done_head"_a, "reward_head"_a)
+        .def("run", &run, py::kw_only(), "weights"_a, "z"_a, "action"_a, "restart"_a, "has_next"_a, "done"_a,
+             "knows_end"_a, "reward"_a, "valid"_a, "h"_a, "c"_a, "scales"_a, "done_pos_weight"_a,
+             "precision"_a, "gradient"_a, "num_threads"_a);
+}

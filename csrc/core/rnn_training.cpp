@@ -1,0 +1,399 @@
+// Training of M: forward and backward through time in blocks of sequences, then the weights' gradient.
+#include "core/rnn_training.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/parallel.hpp"
+
+namespace worldmodels {
+namespace {
+
+constexpr int kPadding = 32;       // columns: whole panels on every target
+constexpr int kHeadRows = 96;      // rows of the head's products, from several steps
+constexpr int kGradientRows = 96;  // columns of the gates or the head per packed left operand
+constexpr int kGradientDepth = 512;
+
+constexpr int padded(int count) {
+    return (count + kPadding - 1) / kPadding * kPadding;
+}
+constexpr std::size_t product(int a, int b) {
+    return static_cast<std::size_t>(a) * static_cast<std::size_t>(b);
+}
+
+// Cross-entropy of a logit and its derivative.
+double cross_entropy(double logit, double target, double& slope) {
+    slope = 1.0 / (1.0 + std::exp(-logit)) - target;
+    return std::max(logit, 0.0) - logit * target + std::log1p(std::exp(-std::abs(logit)));
+}
+
+}  // namespace
+
+struct RNNTraining::Call {
+    const RNNKernels& kernels;
+    const WorldModelWeights& weights;
+    const RNNBatch& batch;
+    const RNNLossScales& scales;
+    const RNNOutputs& outputs;
+    const RNNGradient& gradient;
+
+    bool restarts(int row, int step) const {
+        return batch.restart != nullptr && batch.restart[product(row, batch.steps) + step] != 0.0F;
+    }
+    // Floats of a packed operand.
+    std::size_t words(int depth) const {
+        return static_cast<std::size_t>((depth + kernels.pack - 1) / kernels.pack);
+    }
+};
+
+float* RNNTraining::Buffer::reserve(std::size_t count) {
+    if (count > size) {
+        data.reset();
+        data = aligned_floats(count);
+        size = count;
+    }
+    return data.get();
+}
+
+RNNTraining::RNNTraining(const WorldModelSizes& sizes)
+    : sizes_(sizes),
+      flags_((sizes.done ? 1 : 0) + (sizes.reward ? 1 : 0)),
+      units_(padded(sizes.hidden)),
+      inputs_(sizes.latent + sizes.action + (sizes.restart ? 1 : 0)),
+      width_((sizes.latent + 15) / 16 * 16),
+      head_columns_(padded(3 * sizes.mixtures * width_ + flags_)),
+      input_columns_(units_ + padded(inputs_)) {}
+
+int RNNTraining::head_row(int column) const {
+    const int mixtures = 3 * sizes_.mixtures * width_;
+    if (column >= mixtures) return column - mixtures < flags_ ? column - mixtures : -1;
+    const int d = column % width_, part = column / width_ / sizes_.mixtures;
+    const int k = column / width_ % sizes_.mixtures;
+    return d < sizes_.latent ? flags_ + (3 * d + part) * sizes_.mixtures + k : -1;
+}
+
+const float* RNNTraining::c_before(const Call& call, int sequence, int step) const {
+    if (call.restarts(sequence, step)) return zeros_.data.get();
+    return c_.data.get() + (product(step, call.batch.sequences) + static_cast<std::size_t>(sequence)) *
+                               static_cast<std::size_t>(units_);
+}
+
+// Packs the weights; the transposed operands are the rows of the same matrices.
+void RNNTraining::pack(const Call& call) {
+    const int hidden = sizes_.hidden, gates = 4 * units_, depth = units_ + inputs_;
+    float* const bias = bias_.reserve(static_cast<std::size_t>(gates));
+    float* const head_bias = head_bias_.reserve(static_cast<std::size_t>(head_columns_));
+    // (gates, units) and (gates, depth) matrices with padded units
+    Thread& scratch = threads_.front();
+    float* const whole = scratch.right.reserve(product(gates, depth) + product(head_columns_, units_));
+    float* const head = whole + product(gates, depth);
+    std::fill_n(whole, product(gates, depth) + product(head_columns_, units_), 0.0F);
+    for (int gate = 0; gate < 4; ++gate)
+        for (int u = 0; u < units_; ++u) {
+            const int column = gate * units_ + u, row = gate * hidden + u;
+            bias[column] = u < hidden ? call.weights.bias[row] : 0.0F;
+            if (u >= hidden) continue;
+            float* const to = whole + product(column, depth);
+            std::copy_n(call.weights.recurrent + product(row, hidden), hidden, to);
+            std::copy_n(call.weights.input + product(row, inputs_), inputs_, to + units_);
+        }
+    for (int column = 0; column < head_columns_; ++column) {
+        const int row = head_row(column);
+        head_bias[column] = row >= 0 ? call.weights.head_bias[row] : 0.0F;
+        if (row >= 0)
+            std::copy_n(call.weights.head + product(row, hidden), hidden, head + product(column, units_));
+    }
+    // Rows of the transposes.
+    std::vector<float> transposed(product(gates, depth) + product(head_columns_, units_));
+    const auto transpose = [](const float* from, int rows, int columns, float* to) {
+        for (int r = 0; r < rows; r += 16)
+            for (int c = 0; c < columns; ++c)
+                for (int i = r; i < std::min(r + 16, rows); ++i)
+                    to[product(c, rows) + i] = from[product(i, columns) + c];
+    };
+    const auto pack_right = [&](const float* rows, std::size_t stride, int depth_of, int columns,
+                                Buffer& to) {
+        std::vector<const float*> lines(static_cast<std::size_t>(depth_of));
+        for (int k = 0; k < depth_of; ++k)
+            lines[static_cast<std::size_t>(k)] = rows + stride * static_cast<std::size_t>(k);
+        call.kernels.pack_right(lines.data(), depth_of, columns,
+                                to.reserve(call.words(depth_of) * static_cast<std::size_t>(padded(columns))));
+    };
+    transpose(whole, gates, depth, transposed.data());
+    transpose(head, head_columns_, units_, transposed.data() + product(gates, depth));
+    pack_right(transposed.data(), static_cast<std::size_t>(gates), depth, gates, packed_.gates);
+    pack_right(transposed.data() + product(gates, depth), static_cast<std::size_t>(head_columns_), units_,
+               head_columns_, packed_.head);
+    pack_right(whole, static_cast<std::size_t>(depth), gates, units_, packed_.recurrent_back);
+    pack_right(head, static_cast<std::size_t>(units_), head_columns_, units_, packed_.head_back);
+}
+
+// Steps `from` to `to` of the sequences: logits, losses, and the gradients of head and h.
+void RNNTraining::heads(const Call& call, int from, int to, int first, int count, Thread& thread,
+                        RNNLosses* losses) {
+    const RNNBatch& b = call.batch;
+    const int mixtures = 3 * sizes_.mixtures * width_, rows = (to - from) * count;
+    const auto row_of = [&](int i) {
+        return product(from + i / count, b.sequences) + static_cast<std::size_t>(first + i % count);
+    };
+    for (int i = 0; i < rows; ++i) {
+        const std::size_t row = row_of(i);
+        const auto at = static_cast<std::size_t>(i);
+        thread.in[at] =
+            h_.data.get() + (row + static_cast<std::size_t>(b.sequences)) * static_cast<std::size_t>(units_);
+        thread.out[at] = head_.data.get() + row * static_cast<std::size_t>(head_columns_);
+        std::copy_n(head_bias_.data.get(), head_columns_, thread.out[at]);
+    }
+    float* const left = thread.left.data.get();
+    call.kernels.pack_left(thread.in.data(), rows, units_, left);
+    call.kernels.matmul(left, packed_.head.data.get(), rows, head_columns_, units_, true, thread.out.data());
+    for (int i = 0; i < rows; ++i) {
+        const int step = from + i / count, sequence = first + i % count;
+        const std::size_t at = product(sequence, b.steps) + static_cast<std::size_t>(step);
+        float* const head = thread.out[static_cast<std::size_t>(i)];
+        float* flag = head + mixtures;
+        RNNLosses& sum = losses[sequence];
+        if (sizes_.done) {
+            const double logit = static_cast<double>(*flag), target = static_cast<double>(b.done[at]);
+            const double weight =
+                static_cast<double>(b.knows_end[at]) * (1.0 + (call.scales.done_pos_weight - 1.0) * target);
+            double slope;
+            sum.done += weight * cross_entropy(logit, target, slope);
+            call.outputs.done_logit[at] = *flag;
+            *flag++ = static_cast<float>(call.scales.done * weight * slope);
+        }
+        if (sizes_.reward) {
+            const double error = static_cast<double>(*flag) - static_cast<double>(b.reward[at]);
+            const double valid = static_cast<double>(b.valid[at]);
+            sum.reward += valid * error * error;
+            *flag = static_cast<float>(2.0 * call.scales.reward * valid * error);
+        }
+        if (b.has_next[at] != 0.0F)
+            sum.z += call.kernels.mdn_loss(
+                sizes_.latent, width_, sizes_.mixtures, static_cast<float>(call.scales.z),
+                b.z + (product(sequence, b.steps + 1) + static_cast<std::size_t>(step) + 1) *
+                          static_cast<std::size_t>(sizes_.latent),
+                head, thread.scratch.data.get());
+        else
+            std::fill_n(head, mixtures, 0.0F);
+    }
+    if (call.gradient.input == nullptr) return;
+    for (int i = 0; i < rows; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        thread.in[at] = thread.out[at];
+        thread.out[at] = dh_.data.get() + row_of(i) * static_cast<std::size_t>(units_);
+    }
+    call.kernels.pack_left(thread.in.data(), rows, head_columns_, left);
+    call.kernels.matmul(left, packed_.head_back.data.get(), rows, units_, head_columns_, false,
+                        thread.out.data());
+}
+
+void RNNTraining::forward(const Call& call, int first, int count, Thread& thread, RNNLosses* losses) {
+    const RNNBatch& b = call.batch;
+    const auto units = static_cast<std::size_t>(units_);
+    const int window = std::max(1, kHeadRows / count), depth = units_ + inputs_;
+    int from = 0;
+    for (int step = 0; step < b.steps; ++step) {
+        for (int i = 0; i < count; ++i) {
+            const int sequence = first + i;
+            const std::size_t row = product(step, b.sequences) + static_cast<std::size_t>(sequence);
+            const std::size_t at = product(sequence, b.steps) + static_cast<std::size_t>(step);
+            const bool restart = call.restarts(sequence, step);
+            float* x = x_.data.get() + row * static_cast<std::size_t>(input_columns_);
+            std::copy_n(restart ? zeros_.data.get() : h_.data.get() + row * units, units, x);
+            x = std::copy_n(
+                b.z + (at + static_cast<std::size_t>(sequence)) * static_cast<std::size_t>(sizes_.latent),
+                sizes_.latent, x + units);
+            x = std::copy_n(b.actions + at * static_cast<std::size_t>(sizes_.action), sizes_.action, x);
+            if (sizes_.restart) *x = restart ? 1.0F : 0.0F;
+            thread.in[static_cast<std::size_t>(i)] =
+                x_.data.get() + row * static_cast<std::size_t>(input_columns_);
+            thread.out[static_cast<std::size_t>(i)] = gates_.data.get() + row * 4 * units;
+            std::copy_n(bias_.data.get(), 4 * units, thread.out[static_cast<std::size_t>(i)]);
+        }
+        float* const left = thread.left.data.get();
+        call.kernels.pack_left(thread.in.data(), count, depth, left);
+        call.kernels.matmul(left, packed_.gates.data.get(), count, 4 * units_, depth, true,
+                            thread.out.data());
+        for (int i = 0; i < count; ++i) {
+            const std::size_t row =
+                (product(step, b.sequences) + static_cast<std::size_t>(first + i)) * units;
+            const std::size_t next = row + product(b.sequences, units_);
+            call.kernels.lstm_forward(units_, thread.out[static_cast<std::size_t>(i)],
+                                      c_before(call, first + i, step), c_.data.get() + next,
+                                      h_.data.get() + next);
+        }
+        if (step + 1 - from == window || step + 1 == b.steps) {
+            heads(call, from, step + 1, first, count, thread, losses);
+            from = step + 1;
+        }
+    }
+}
+
+void RNNTraining::backward(const Call& call, int first, int count, Thread& thread) {
+    const RNNBatch& b = call.batch;
+    const auto units = static_cast<std::size_t>(units_);
+    float* const carried =
+        thread.dh.data.get();  // gradient of h and c from the next step, (count, units) each
+    float* const dc = carried + product(count, units_);
+    std::fill_n(carried, 2 * product(count, units_), 0.0F);
+    for (int step = b.steps; step-- > 0;) {
+        for (int i = 0; i < count; ++i) {
+            const std::size_t row = product(step, b.sequences) + static_cast<std::size_t>(first + i);
+            float* const dh = dh_.data.get() + row * units;
+            float* const from_next = carried + product(i, units_);
+            for (std::size_t u = 0; u < units; ++u) dh[u] += from_next[u];
+            float* const gates = gates_.data.get() + row * 4 * units;
+            call.kernels.lstm_backward(units_, gates, c_before(call, first + i, step),
+                                       c_.data.get() + (row + static_cast<std::size_t>(b.sequences)) * units,
+                                       dh, dc + product(i, units_));
+            thread.in[static_cast<std::size_t>(i)] = gates;
+            thread.out[static_cast<std::size_t>(i)] = from_next;
+        }
+        if (step == 0) break;
+        float* const left = thread.left.data.get();
+        call.kernels.pack_left(thread.in.data(), count, 4 * units_, left);
+        call.kernels.matmul(left, packed_.recurrent_back.data.get(), count, units_, 4 * units_, false,
+                            thread.out.data());
+        for (int i = 0; i < count; ++i)
+            if (call.restarts(first + i, step)) {
+                std::fill_n(carried + product(i, units_), units, 0.0F);
+                std::fill_n(dc + product(i, units_), units, 0.0F);
+            }
+    }
+}
+
+// One of `parts` parts of the rows of both matrices' gradient: sums over all steps and sequences, in order.
+void RNNTraining::weight_gradients(const Call& call, int part, int parts, Thread& thread) {
+    const auto units = static_cast<std::size_t>(units_);
+    const int lines = call.batch.steps * call.batch.sequences;
+    const float* const h = h_.data.get() + product(call.batch.sequences, units_);
+    struct Matrix {
+        const float* left;  // (lines, rows)
+        int rows;
+        const float* right;  // (lines, columns)
+        int columns, stride;
+        float* sum;       // (rows, stride)
+        float* bias_sum;  // (rows)
+    };
+    const Matrix matrices[] = {{gates_.data.get(), 4 * units_, x_.data.get(), units_ + inputs_,
+                                input_columns_, gates_sum_.data.get(), bias_sum_.data.get()},
+                               {head_.data.get(), head_columns_, h, units_, units_, head_sum_.data.get(),
+                                bias_sum_.data.get() + 4 * units}};
+    for (const Matrix& m : matrices) {
+        const int begin = static_cast<int>(std::int64_t{m.rows} * part / parts);
+        const int end = static_cast<int>(std::int64_t{m.rows} * (part + 1) / parts);
+        std::fill(m.bias_sum + begin, m.bias_sum + end, 0.0F);
+        for (int line = 0; line < lines; line += kGradientDepth) {
+            const int depth = std::min(kGradientDepth, lines - line);
+            for (int k = 0; k < depth; ++k)
+                thread.in[static_cast<std::size_t>(k)] = m.right + product(line + k, m.stride);
+            call.kernels.pack_right(thread.in.data(), depth, m.columns, thread.right.data.get());
+            for (int k = 0; k < depth; ++k) {
+                const float* const x = thread.in[static_cast<std::size_t>(k)] =
+                    m.left + product(line + k, m.rows);
+                for (int r = begin; r < end; ++r) m.bias_sum[r] += x[r];
+            }
+            for (int first = begin; first < end; first += kGradientRows) {
+                const int rows = std::min(kGradientRows, end - first);
+                for (int r = 0; r < rows; ++r)
+                    thread.out[static_cast<std::size_t>(r)] = m.sum + product(first + r, m.stride);
+                call.kernels.pack_left_columns(thread.in.data(), first, rows, depth, thread.left.data.get());
+                call.kernels.matmul(thread.left.data.get(), thread.right.data.get(), rows, m.columns, depth,
+                                    line > 0, thread.out.data());
+            }
+        }
+    }
+}
+
+// Copies the sums to PyTorch's layout.
+void RNNTraining::copy_gradient(const RNNGradient& gradient) const {
+    const int hidden = sizes_.hidden;
+    for (int row = 0; row < 4 * hidden; ++row) {
+        const int padded_row = row / hidden * units_ + row % hidden;
+        const float* const sum = gates_sum_.data.get() + product(padded_row, input_columns_);
+        std::copy_n(sum, hidden, gradient.recurrent + product(row, hidden));
+        std::copy_n(sum + units_, inputs_, gradient.input + product(row, inputs_));
+        gradient.bias[row] = bias_sum_.data[static_cast<std::size_t>(padded_row)];
+    }
+    for (int column = 0; column < head_columns_; ++column) {
+        const int row = head_row(column);
+        if (row < 0) continue;
+        std::copy_n(head_sum_.data.get() + product(column, units_), hidden,
+                    gradient.head + product(row, hidden));
+        gradient.head_bias[row] = bias_sum_.data[static_cast<std::size_t>(4 * units_ + column)];
+    }
+}
+
+RNNLosses RNNTraining::run_unchecked(const RNNKernels& kernels, const WorldModelWeights& weights,
+                                     const RNNBatch& batch, const RNNLossScales& scales, int threads,
+                                     const RNNOutputs& outputs, const RNNGradient& gradient) {
+    check_not_forked(threads);
+    const Call call{kernels, weights, batch, scales, outputs, gradient};
+    const int walkers = std::min(threads, batch.sequences);  // threads that run through time
+    const int count = (batch.sequences + walkers - 1) / walkers, units = units_;
+    const std::size_t rows = product(batch.steps, batch.sequences);
+    const auto next_rows = rows + static_cast<std::size_t>(batch.sequences);
+    const bool differentiate = gradient.input != nullptr;
+    threads_.resize(static_cast<std::size_t>(threads));
+    for (Thread& thread : threads_) {
+        const int most = std::max({count, kHeadRows, kGradientRows});
+        const std::size_t deepest = std::max({call.words(units + inputs_), call.words(head_columns_),
+                                              call.words(4 * units), call.words(kGradientDepth)});
+        thread.left.reserve(static_cast<std::size_t>(most) * deepest);
+        thread.dh.reserve(2 * product(count, units));
+        thread.scratch.reserve(product(3 * sizes_.mixtures, kBlock));
+        thread.right.reserve(call.words(kGradientDepth) * static_cast<std::size_t>(input_columns_));
+        thread.in.resize(static_cast<std::size_t>(std::max(most, kGradientDepth)));
+        thread.out.resize(static_cast<std::size_t>(most));
+    }
+    zeros_.reserve(static_cast<std::size_t>(units));
+    x_.reserve(rows * static_cast<std::size_t>(input_columns_));
+    gates_.reserve(rows * 4 * static_cast<std::size_t>(units));
+    head_.reserve(rows * static_cast<std::size_t>(head_columns_));
+    float* const h = h_.reserve(next_rows * static_cast<std::size_t>(units));
+    float* const c = c_.reserve(next_rows * static_cast<std::size_t>(units));
+    if (differentiate) {
+        dh_.reserve(rows * static_cast<std::size_t>(units));
+        gates_sum_.reserve(product(4 * units, input_columns_));
+        head_sum_.reserve(product(head_columns_, units));
+        bias_sum_.reserve(static_cast<std::size_t>(4 * units + head_columns_));
+    }
+    std::vector<RNNLosses> losses(static_cast<std::size_t>(batch.sequences));
+    pack(call);
+    const auto hidden = static_cast<std::size_t>(sizes_.hidden);
+    for (int i = 0; i < batch.sequences; ++i) {
+        std::copy_n(batch.h + product(i, sizes_.hidden), hidden, h + product(i, units));
+        std::copy_n(batch.c + product(i, sizes_.hidden), hidden, c + product(i, units));
+    }
+    const auto in_parallel = [threads](int parts, const auto& work) {
+        if (threads == 1) return work(0);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+        for (int part = 0; part < parts; ++part) work(part);
+    };
+    in_parallel(walkers, [&](int part) {
+        const int first = static_cast<int>(std::int64_t{batch.sequences} * part / walkers);
+        const int next = static_cast<int>(std::int64_t{batch.sequences} * (part + 1) / walkers);
+        Thread& thread = threads_[static_cast<std::size_t>(part)];
+        forward(call, first, next - first, thread, losses.data());
+        if (differentiate) backward(call, first, next - first, thread);
+    });
+    if (differentiate) {
+        in_parallel(threads, [&](int part) {
+            weight_gradients(call, part, threads, threads_[static_cast<std::size_t>(part)]);
+        });
+        copy_gradient(gradient);
+    }
+    const std::size_t after = rows * static_cast<std::size_t>(units);
+    RNNLosses total;
+    for (int i = 0; i < batch.sequences; ++i) {
+        std::copy_n(h + after + product(i, units), hidden, outputs.h + product(i, sizes_.hidden));
+        std::copy_n(c + after + product(i, units), hidden, outputs.c + product(i, sizes_.hidden));
+        total.z += losses[static_cast<std::size_t>(i)].z;
+        total.done += losses[static_cast<std::size_t>(i)].done;
+        total.reward += losses[static_cast<std::size_t>(i)].reward;
+    }
+    return total;
+}
+
+}  // namespace worldmodels
