@@ -29,7 +29,7 @@ def scores(episodes: int) -> None:
             environment = EnvSpec(variant=variant)
             lengths = play_policy(environment, policy, episodes, seed=0, purpose="calibrate", num_envs=4)
             result = describe(lengths)
-            cells.append(f"{result['mean']:.0f} +- {result['std']:.0f}")
+            cells.append(f"{result.mean:.0f} +- {result.std:.0f}")
         rows.append([name, *cells])
     print(table(["policy", "paper", "modern"], rows))
 

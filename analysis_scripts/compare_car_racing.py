@@ -52,8 +52,8 @@ def main():
             with Environments(environment, 16) as real:
                 real.play(playing, range(options.episodes), seed=0, purpose="compare", finished=scores.__setitem__)
             found = describe([scores[episode] for episode in range(options.episodes)])
-            interval = "{:.0f} to {:.0f}".format(*found["ci95"])
-            rows.append([player, name, f"{found['mean']:.0f} +- {found['std']:.0f}", interval])
+            interval = "{:.0f} to {:.0f}".format(*found.ci95)
+            rows.append([player, name, f"{found.mean:.0f} +- {found.std:.0f}", interval])
     print(table(["player", "back end", "score", "95 % interval"], sorted(rows)))
     print(table(["frames", "red", "green", "blue", "std", "change"], looks))
 

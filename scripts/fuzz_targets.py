@@ -321,9 +321,9 @@ def measured(data: bytes, folder: Path) -> None:
     path = a_file(folder / f"{name}.json", json.dumps(edited(fdp, edited(fdp, MEASURED[name]))).encode())
     value = attempt(lambda: read(name, path), str(path), LOADERS)
     if value is not None:
-        write_out(name, value)
+        write_out(value)
         if drawn:
-            draw(name, value, folder / "picture.png")
+            draw(value, folder / "picture.png")
     scores = a_file(folder / "scores.jsonl", b'{"seed": 0}\n{"episode": 0, "score": 1}\n' + fdp.ConsumeBytes(128))
     assert read_scores(scores, {"seed": 0})
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from worldmodels.analysis import figures, quality
 from worldmodels.analysis.stats import describe
-from worldmodels.pipeline import records as measured
+from worldmodels.data.records import DreamCheck, EpisodeTrace, Record, Results, RNNQuality, VAEQuality
 from worldmodels.pipeline.dream_check import format_table as dream_table
 from worldmodels.pipeline.evaluation import format_table as score_table
-from worldmodels.pipeline.report import quality_tables
+from worldmodels.pipeline.report import quality_tables, read_results
 
-_GAME = describe([10.0, 30.0, 50.0])
+_GAME = describe([10.0, 30.0, 50.0]).to_json()
 _ERRORS = {"mean": 0.5, "sample": 0.7, "stays": 0.9}
 #: Good files by name.
 MEASURED: dict[str, dict[str, Any]] = {
     "results": {
         "agent": _GAME,
         **{name: {"policy": "uniform", **_GAME} for name in ("before", "random", "collecting")},
-        "evolved": {"inside": "dream", "score": 70.0, "generation": 2},
+        "evolved": {"evaluate_in": "dream", "score": 70.0, "generation": 2},
         "dream": {"score": 70.0, "temperature": 1.15, "generation": 2, "evaluation": _GAME},
         "curve": [{"generation": 1, "dream": 60.0, "game": _GAME}],
         "environment": {"id": "worldmodels/TakeCover-v0", "variant": "paper", "resolution": "", "backend": ""},
@@ -47,43 +46,46 @@ MEASURED: dict[str, dict[str, Any]] = {
 }
 
 
-def read(name: str, path: Path) -> dict[str, Any]:
+_VAE, _RNN = VAEQuality.from_json(MEASURED["vae"]), RNNQuality.from_json(MEASURED["rnn"])
+
+
+def read(name: str, path: Path) -> Record:
     """Reads a file of a kind as the report does."""
-    if name == "results":
-        return measured.read_results(path, "dream")
-    shapes = {
-        "check": measured.CHECK,
-        "vae": measured.VAE_QUALITY,
-        "rnn": measured.RNN_QUALITY,
-        "episode": measured.EPISODE,
+    kinds: dict[str, type[Record]] = {
+        "check": DreamCheck,
+        "vae": VAEQuality,
+        "rnn": RNNQuality,
+        "episode": EpisodeTrace,
     }
-    value: dict[str, Any] = measured.read_measured(path, shapes[name])
-    return value
+    return read_results(path, "dream") if name == "results" else kinds[name].read(path)
 
 
-def write_out(name: str, value: dict[str, Any]) -> str:
+def write_out(value: Record) -> str:
     """The text that the report makes of it."""
-    match name:
-        case "results":
-            return f"{score_table(value)} {value['dream']['score']:.0f}"
-        case "check":
-            return dream_table(value["policies"])
-        case "vae":
-            return "".join(quality_tables(value, MEASURED["rnn"]))
-        case "rnn":
-            return "".join(quality_tables(MEASURED["vae"], value))
+    match value:
+        case Results():
+            return f"{score_table(value)} {value.evolved_score('dream'):.0f}"
+        case DreamCheck():
+            return dream_table(value.policies)
+        case VAEQuality():
+            return "".join(quality_tables(value, _RNN))
+        case RNNQuality():
+            return "".join(quality_tables(_VAE, value))
     return ""
 
 
-def draw(name: str, value: dict[str, Any], path: Path) -> None:
+def draw(value: Record, path: Path) -> None:
     """The picture that the report makes of it."""
-    pictures: dict[str, Callable[[], None]] = {
-        "results": lambda: figures.scores(path, value, "steps"),
-        "check": lambda: figures.reality_check(path, value["policies"], value["temperature"], "steps"),
-        "vae": lambda: figures.quality(path, value, MEASURED["rnn"]),
-        "rnn": lambda: figures.quality(path, MEASURED["vae"], value),
-        "episode": lambda: figures.episode(path, value, "steps"),
-    }
-    pictures[name]()
-    if name == "results" and value.get("curve"):
-        figures.evolution(path, [], "Evolution", "steps", value["curve"])
+    match value:
+        case Results():
+            figures.scores(path, value, "steps")
+            if value.curve:
+                figures.evolution(path, [], "Evolution", "steps", value.curve)
+        case DreamCheck():
+            figures.reality_check(path, value.policies, value.temperature, "steps")
+        case VAEQuality():
+            figures.quality(path, value, _RNN)
+        case RNNQuality():
+            figures.quality(path, _VAE, value)
+        case EpisodeTrace():
+            figures.episode(path, value, "steps")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,7 +7,9 @@ from PIL import Image
 from worldmodels.analysis import figures
 from worldmodels.analysis import playback as show
 from worldmodels.analysis.recording import Recording
+from worldmodels.analysis.stats import describe
 from worldmodels.cli import main
+from worldmodels.data.records import EpisodeTrace
 from worldmodels.pipeline.run import Run
 
 
@@ -74,14 +78,14 @@ def test_window(monkeypatch):
 
 
 def test_scores_in_words():
-    assert show.report_scores("x", {"scores": [7.0], "mean": 7.0, "std": 0.0, "ci95": [7.0, 7.0]}) == "x: 7 (1 episode)"
+    assert show.report_scores("x", describe([7.0])) == "x: 7 (1 episode)"
 
 
 def test_an_episode_is_drawn_with_and_without_a_track(tmp_path):
-    recorded = {"rewards": [1.0, -2.0, 3.0]}
-    figures.episode(tmp_path / "plain.png", recorded, "points")
+    trace = EpisodeTrace(rewards=[1.0, -2.0, 3.0])
+    figures.episode(tmp_path / "plain.png", trace, "points")
     angles = np.linspace(0, 6, 50)
     way = np.stack([np.cos(angles), np.sin(angles)], axis=1).tolist()
-    figures.episode(tmp_path / "driven.png", {**recorded, "track": way, "positions": way[:20]}, "points")
+    figures.episode(tmp_path / "driven.png", replace(trace, track=way, positions=way[:20]), "points")
     with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "driven.png") as driven:
         assert driven.size[1] > 1.5 * plain.size[1]  # one above the other: a phone is narrow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from conftest import make_episode, make_latents, make_mdnrnn, make_vae, write_st
 from worldmodels.analysis import figures, quality
 from worldmodels.data.episodes import Episode, EpisodeStore
 from worldmodels.data.latents import Latents
+from worldmodels.data.records import PixelQuality, VAEQuality
 from worldmodels.data.sequences import PackedSequences
 from worldmodels.models.mdnrnn import MDNOutput, mdn_nll
 from worldmodels.pipeline.report import quality_tables
-from worldmodels.support.files import read_json, write_json
 
 
 def moving_square(length=6):
@@ -32,8 +33,8 @@ def test_errors_are_told_apart_by_what_moves(tmp_path):
     store = EpisodeStore(tmp_path)
     vae = make_vae()
     found = quality.reconstruction(vae, store, np.arange(10))
-    assert found["frames"] == 8  # without the two that begin an episode
-    assert set(found["pixels"]) == {"all", "still", "moving", "moving much"}
+    assert found.frames == 8  # without the two that begin an episode
+    assert set(found.pixels) == {"all", "still", "moving", "moving much"}
 
     rows = np.array([1, 2, 3, 4, 5, 7, 8, 9])
     real, before = store.read(rows), store.read(rows - 1)
@@ -48,11 +49,11 @@ def test_errors_are_told_apart_by_what_moves(tmp_path):
     assert masks["moving much"].sum() == 8 * 128
     assert masks["moving"].sum() == 8 * 129
     for name, mask in masks.items():
-        row = found["pixels"][name]
-        assert row["share"] == pytest.approx(mask.mean())
-        assert row["error"] == pytest.approx(error[mask].mean(), rel=1e-4)
-        assert row["mean_picture"] == pytest.approx(other[mask].mean(), rel=1e-4)
-        assert row["explained"] == pytest.approx(1 - error[mask].sum() / other[mask].sum(), rel=1e-4)
+        row = found.pixels[name]
+        assert row.share == pytest.approx(mask.mean())
+        assert row.error == pytest.approx(error[mask].mean(), rel=1e-4)
+        assert row.mean_picture == pytest.approx(other[mask].mean(), rel=1e-4)
+        assert row.explained == pytest.approx(1 - error[mask].sum() / other[mask].sum(), rel=1e-4)
 
 
 def test_a_class_without_pixels_has_no_error(tmp_path):
@@ -60,8 +61,8 @@ def test_a_class_without_pixels_has_no_error(tmp_path):
     write_store(tmp_path, [still])
     store = EpisodeStore(tmp_path)
     found = quality.reconstruction(make_vae(), store, np.arange(3))
-    assert found["pixels"]["moving"] == {"share": 0.0, "error": None, "mean_picture": None, "explained": None}
-    assert quality.reconstruction(make_vae(), store, np.arange(1)) == {"frames": 0, "pixels": {}}
+    assert found.pixels["moving"] == PixelQuality(share=0.0, error=None, mean_picture=None, explained=None)
+    assert quality.reconstruction(make_vae(), store, np.arange(1)) == VAEQuality(frames=0, pixels={})
     store.close()
 
 
@@ -73,17 +74,17 @@ def test_calibration_of_a_model_that_is_right(weight):
     said = weight * truth / (weight * truth + 1 - truth)
     done = rng.uniform(size=len(truth)) < truth
     rows = quality.calibration(said.astype(np.float32), done, weight)
-    assert sum(row["count"] for row in rows) == len(truth)
+    assert sum(row.count for row in rows) == len(truth)
     assert len(rows) == 5
     for row, probability in zip(rows, [0.0005, 0.02, 0.15, 0.45, 0.97], strict=True):
-        assert row["low"] <= row["predicted"] < row["high"]
-        assert row["expected"] == pytest.approx(probability, rel=1e-3)
-        assert row["observed"] == pytest.approx(probability, abs=5 * math.sqrt(probability / row["count"]))
+        assert row.low <= row.predicted < row.high
+        assert row.expected == pytest.approx(probability, rel=1e-3)
+        assert row.observed == pytest.approx(probability, abs=5 * math.sqrt(probability / row.count))
 
 
 def test_calibration_counts_every_step_once_also_at_the_ends():
     rows = quality.calibration(np.array([0.0, 1.0, 0.5, 0.4999], np.float32), np.array([False, True, True, False]))
-    assert [(row["low"], row["count"], row["observed"]) for row in rows] == [
+    assert [(row.low, row.count, row.observed) for row in rows] == [
         (0.0, 1, 0.0),
         (0.4, 1, 0.0),
         (0.5, 1, 1.0),
@@ -112,14 +113,14 @@ def test_predictions_equal_a_loop_over_episodes():
         probabilities.append(out.done_logit[0, :known].sigmoid())
         ends.append(np.arange(1, known + 1) == length)
     per_dimension = torch.cat(terms).mean(dim=0)
-    np.testing.assert_allclose(found["z_dimensions"], per_dimension, rtol=1e-4, atol=1e-4)
-    assert found["z"] == pytest.approx(float(per_dimension.mean()), rel=1e-4)
-    assert found["z_noise"] == pytest.approx(0.5 * math.log(2 * math.pi * math.e) - 40)
+    np.testing.assert_allclose(found.z_dimensions, per_dimension, rtol=1e-4, atol=1e-4)
+    assert found.z == pytest.approx(float(per_dimension.mean()), rel=1e-4)
+    assert found.z_noise == pytest.approx(0.5 * math.log(2 * math.pi * math.e) - 40)
     expected = quality.calibration(torch.cat(probabilities).numpy(), np.concatenate(ends), 10.0)
-    assert [row["count"] for row in found["done"]] == [row["count"] for row in expected]
-    assert sum(row["count"] for row in expected) == 31
-    for row, wanted in zip(found["done"], expected, strict=True):
-        assert row == pytest.approx(wanted, rel=1e-4)
+    assert [row.count for row in found.done] == [row.count for row in expected]
+    assert sum(row.count for row in expected) == 31
+    for row, wanted in zip(found.done, expected, strict=True):
+        assert vars(row) == pytest.approx(vars(wanted), rel=1e-4)
 
 
 @torch.no_grad()
@@ -179,13 +180,13 @@ def clock_latents(lengths):
 def test_a_model_that_knows_the_world_has_no_error_at_any_horizon():
     latents = clock_latents([150, 130, 30, 2])
     table = quality.rollouts(Clock(), latents, np.arange(4))
-    assert [(row["steps"], row["count"]) for row in table] == [(1, 4), (10, 3), (50, 2), (100, 2)]
+    assert [(row.steps, row.count) for row in table] == [(1, 4), (10, 3), (50, 2), (100, 2)]
     for row in table:
-        assert row["mean"] < 1e-6
-        assert row["sample"] < 1e-2
-        assert row["stays"] > 0.005 * row["steps"]
-        assert "picture_mean" not in row
-    assert table[-1]["stays"] > 20
+        assert row.mean < 1e-6
+        assert row.sample < 1e-2
+        assert row.stays > 0.005 * row.steps
+        assert row.picture_mean is None
+    assert table[-1].stays > 20
     assert quality.rollouts(Clock(), clock_latents([1, 1]), np.arange(2)) == []
 
 
@@ -201,10 +202,10 @@ def test_pictures_of_rollouts_are_compared_with_the_frames(tmp_path):
         z = torch.from_numpy(latents.mu[starts.last + 10].astype(np.float32))
         own = vae.decode(z).permute(0, 2, 3, 1).numpy()
     store.close()
-    assert [row["steps"] for row in table] == [1, 10]
-    assert table[1]["picture_stays"] == pytest.approx(np.square(now - before).sum(axis=(1, 2, 3)).mean())
-    assert table[1]["picture_v"] == pytest.approx(np.square(own - now).sum(axis=(1, 2, 3)).mean(), rel=1e-2)
-    assert table[1]["picture_mean"] > 0
+    assert [row.steps for row in table] == [1, 10]
+    assert table[1].picture_stays == pytest.approx(np.square(now - before).sum(axis=(1, 2, 3)).mean())
+    assert table[1].picture_v == pytest.approx(np.square(own - now).sum(axis=(1, 2, 3)).mean(), rel=1e-2)
+    assert table[1].picture_mean > 0
 
 
 def test_measures_go_through_json_into_a_figure_and_a_table(tmp_path):
@@ -213,11 +214,12 @@ def test_measures_go_through_json_into_a_figure_and_a_table(tmp_path):
     store = EpisodeStore(tmp_path / "episodes")
     latents, model = certain(lengths), make_mdnrnn(4, 8)
     rnn = quality.predictions(model, PackedSequences(latents, np.arange(3), 2, 16, 0), 10.0)
-    rnn["rollouts"] = quality.rollouts(model, latents, np.arange(3), vae=make_vae(4), store=store)
+    rnn = replace(rnn, rollouts=quality.rollouts(model, latents, np.arange(3), vae=make_vae(4), store=store))
     vae = quality.reconstruction(make_vae(4), store, np.arange(195))
     store.close()
-    write_json(tmp_path / "quality.json", {"vae": vae, "rnn": rnn})
-    assert read_json(tmp_path / "quality.json") == {"vae": vae, "rnn": rnn}
+    for measured in (vae, rnn):
+        measured.write(tmp_path / "quality.json")
+        assert type(measured).read(tmp_path / "quality.json") == measured
     figures.quality(tmp_path / "quality.png", vae, rnn)
     assert (tmp_path / "quality.png").stat().st_size > 5000
     text = "".join(quality_tables(vae, rnn))

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from worldmodels.analysis.stats import compare, describe, format_interval, table
+from worldmodels.data.records import EnvironmentRecord, PlayerScores, Results, Scores
 from worldmodels.pipeline.report import format_verdict
 from worldmodels.pipeline.tasks import get
 from worldmodels.support.progress import Progress
@@ -16,18 +17,18 @@ from worldmodels.support.progress import Progress
 def test_describe_equals_scipy(count):
     scores = np.random.default_rng(count).gamma(2, 100, count)
     found = describe(scores.tolist())
-    assert found["scores"] == scores.tolist()
-    assert found["mean"] == pytest.approx(np.mean(scores))
-    assert found["std"] == pytest.approx(stats.tstd(scores))
+    assert found.scores == scores.tolist()
+    assert found.mean == pytest.approx(np.mean(scores))
+    assert found.std == pytest.approx(stats.tstd(scores))
     low, high = stats.t.interval(0.95, count - 1, loc=scores.mean(), scale=stats.sem(scores))
-    assert found["ci95"] == pytest.approx([max(low, scores.min()), min(high, scores.max())])
+    assert list(found.ci95) == pytest.approx([max(low, scores.min()), min(high, scores.max())])
 
 
 def test_the_interval_covers_the_mean_nineteen_times_in_twenty():
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(2000):
-        low, high = describe(rng.normal(3, 2, 20).tolist())["ci95"]
+        low, high = describe(rng.normal(3, 2, 20).tolist()).ci95
         hits += low < 3 < high
     assert abs(hits / 2000 - 0.95) < 0.015  # three standard errors
 
@@ -35,7 +36,7 @@ def test_the_interval_covers_the_mean_nineteen_times_in_twenty():
 @pytest.mark.parametrize("count", [2, 3, 5, 20])
 def test_an_interval_stays_inside_what_is_possible(count):
     """One early death among episodes that reach the limit of 2,100 steps."""
-    low, high = describe([2100.0] * (count - 1) + [979.0])["ci95"]
+    low, high = describe([2100.0] * (count - 1) + [979.0]).ci95
     assert 979 <= low < high <= 2100
 
 
@@ -67,7 +68,7 @@ def player(mean, std, count, policy):
     rng = np.random.default_rng(round(abs(mean)))
     scores = rng.normal(size=count)
     scores = mean + std * (scores - scores.mean()) / scores.std(ddof=1)
-    return {"policy": policy, **describe(scores.tolist())}
+    return PlayerScores(policy=policy, **vars(describe(scores.tolist())))
 
 
 @pytest.mark.parametrize(
@@ -79,12 +80,16 @@ def player(mean, std, count, policy):
     ],
 )
 def test_the_verdict_of_the_report_follows_the_intervals(task, agent, random, said):
-    results = {
-        "agent": player(*agent, 50, "agent"),
-        "random": player(*random, 50, "uniform"),
-        "collecting": player(random[0] - 900, 20, 50, "held"),
-        "before": player(random[0], 40, 50, "first generation"),
-    }
+    results = Results(
+        agent=player(*agent, 50, "agent"),
+        players={
+            "random": player(*random, 50, "uniform"),
+            "collecting": player(random[0] - 900, 20, 50, "held"),
+            "before": player(random[0], 40, 50, "first generation"),
+        },
+        environment=EnvironmentRecord(),
+        versions={},
+    )
     text = format_verdict(results, get(task))
     assert all(part in text for part in said), text
     assert "the collecting policy ('held', " in text.split("better than")[1]
@@ -92,7 +97,7 @@ def test_the_verdict_of_the_report_follows_the_intervals(task, agent, random, sa
 
 
 def test_a_single_score_has_no_width():
-    assert describe([7]) == {"scores": [7.0], "mean": 7.0, "std": 0.0, "ci95": [7.0, 7.0]}
+    assert describe([7]) == Scores(scores=[7.0], mean=7.0, std=0.0, ci95=(7.0, 7.0))
 
 
 @pytest.mark.parametrize("scores", [[], [1.0, float("nan")], [float("inf")], [[1.0], [2.0]]])

@@ -15,6 +15,7 @@ from conftest import make_mdnrnn, make_vae
 from worldmodels import Controller
 from worldmodels.cli import main
 from worldmodels.data.episodes import EpisodeStore
+from worldmodels.data.records import EpisodeTrace
 from worldmodels.envs import ContractError
 from worldmodels.envs import envpool as pool
 from worldmodels.envs import vector as batch
@@ -103,7 +104,7 @@ def test_every_batch_plays_what_gymnasium_makes(kind, steps, first, kinds):
 
 def test_every_caller_plays_the_time_limit():
     assert play_policy(odd("Limited"), LEFT, 2, seed=0, purpose="test", num_envs=2) == [-7.0, -7.0]
-    assert record(odd("Limited"), Left(), seed=0, episode_seed=1) == {"rewards": [-1.0] * 7}
+    assert record(odd("Limited"), Left(), seed=0, episode_seed=1) == EpisodeTrace(rewards=[-1.0] * 7)
     evaluator = make_evaluator("Limited", rules=None)
     assert evaluator(0)[1].tolist() == [[7]]
 
@@ -134,7 +135,7 @@ def test_spaces_of_our_own_environments_fit_their_tasks(name):
 
 def test_an_environment_without_an_end_is_truncated():
     assert play_policy(odd("Endless"), LEFT, 2, seed=0, purpose="test", num_envs=1, rules=TANH) == [-20.0, -20.0]
-    assert len(record(odd("Endless"), Left(), seed=0, episode_seed=1, rules=TANH)["rewards"]) == 20
+    assert len(record(odd("Endless"), Left(), seed=0, episode_seed=1, rules=TANH).rewards) == 20
     for max_steps, length in ((100, 20), (20, 20), (6, 6)):
         assert make_evaluator("Endless", TANH, max_steps)(0)[1].tolist() == [[length]]
     scores = {}
@@ -290,7 +291,7 @@ def test_what_is_stored_is_the_action_of_the_policy(package, capsys, kind, low, 
 def test_evaluation_scales_too():
     assert play_policy(odd("Wide"), LEFT, 1, seed=0, purpose="x", num_envs=1, rules=TANH) == [-50.0]
     assert play_policy(odd("Wide"), LEFT, 1, seed=0, purpose="x", num_envs=1) == [-10.0]  # actions of the environment
-    assert record(odd("Wide"), Left(), seed=0, episode_seed=1, rules=TANH)["rewards"] == [-5.0] * 10
+    assert record(odd("Wide"), Left(), seed=0, episode_seed=1, rules=TANH).rewards == [-5.0] * 10
     batch = ProcessVectorEnv(odd("Wide"), 2, 2, {"rules": TANH})
     batch.reset([0, 1], [1, 2])
     assert batch.step([0, 1], np.array([[1], [-0.5]], np.float32))[1].tolist() == [5.0, -2.5]

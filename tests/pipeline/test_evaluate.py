@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from conftest import interrupt, make_mdnrnn, mark_done, toy_config, write_world
+from worldmodels.data.records import PolicyCheck, Scores
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.native import Dream
 from worldmodels.envs import vector as batch
@@ -333,11 +334,13 @@ def test_policies_dream_what_controllers_dream():
     assert len(set(map(tuple, lengths.values()))) == 3
 
 
-def worlds(dream, game):
-    return {
-        name: {"mean": mean, "std": 1.0, "ci95": [mean - width, mean + width]}
-        for name, (mean, width) in (("dream", dream), ("game", game))
-    }
+def check_of(dream, game):
+    return PolicyCheck(
+        **{
+            name: Scores(scores=[mean], mean=mean, std=1.0, ci95=(mean - width, mean + width))
+            for name, (mean, width) in (("dream", dream), ("game", game))
+        }
+    )
 
 
 @pytest.mark.parametrize(
@@ -351,7 +354,7 @@ def worlds(dream, game):
     ],
 )
 def test_a_dream_that_cannot_be_trusted_is_named(dream, game, said):
-    text = check_dream.bias_warning("left", worlds(dream, game), "steps survived")
+    text = check_dream.bias_warning("left", check_of(dream, game), "steps survived")
     assert text is None if said is None else said in text
 
 
@@ -365,7 +368,7 @@ def test_a_dream_that_cannot_be_trusted_is_named(dream, game, said):
     ],
 )
 def test_scores_below_zero_are_compared_too(dream, game, said):
-    text = check_dream.bias_warning("left", worlds(dream, game), "points", 200)
+    text = check_dream.bias_warning("left", check_of(dream, game), "points", 200)
     assert text is None if said is None else said in text
 
 

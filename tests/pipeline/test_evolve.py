@@ -20,7 +20,7 @@ from worldmodels.dream.native import Dream
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.weights import load_model, load_tensors, save_model
+from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
 from worldmodels.pipeline import evolution as evolve
 from worldmodels.pipeline.config import override
 from worldmodels.pipeline.evaluators import dream_evaluator, make_dream, resolve_precision
@@ -358,6 +358,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             interrupt(patch, evolve, "save_tensors", 2, after=True)
             experiment.run_stage("evolve")
         checkpoint = experiment.path("evolve", "checkpoint.safetensors")
+        tensors, metadata = load_tensors(checkpoint)
+        del tensors["origin"]
+        save_tensors(checkpoint, tensors, metadata)
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors: expected a checkpoint of .* got KeyError"):
+            experiment.run_stage("evolve")
         checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
         with pytest.raises(ValueError, match=r"checkpoint\.safetensors: expected safetensors"):
             experiment.run_stage("evolve")

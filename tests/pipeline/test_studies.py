@@ -10,8 +10,10 @@ from PIL import Image
 
 from conftest import make_latents, mark_done, toy_config, write_world
 from worldmodels import Controller, load_world_model, pretrained
+from worldmodels.analysis.stats import describe
 from worldmodels.cli import main
 from worldmodels.data.episodes import EpisodeStore
+from worldmodels.data.records import SweepResult
 from worldmodels.models.agent import Agent, load_controller
 from worldmodels.models.weights import load_tensors
 from worldmodels.pipeline import studies, tasks
@@ -66,18 +68,18 @@ def test_sweep(base, capsys, monkeypatch):
     assert {purpose for purpose, _ in set(open_loop) - wanted} == {"check-dream"}
     assert controllers == ["evaluate"] * 4
     assert (
-        [result["temperature"] for result in results]
+        [result.temperature for result in results]
         == [0.1, 1.3]
         == [result["temperature"] for result in read_json(base / "temperatures" / "sweep.json")]
     )
     for result in results:
-        child = base / "temperatures" / f"{result['temperature']:g}"
+        child = base / "temperatures" / f"{result.temperature:g}"
         assert (child / "vae" / "sheets" / "epoch_0001.png").read_bytes() == b"drawn"
         assert (child / "rnn" / "rnn.safetensors").stat().st_ino == (base / "rnn" / "rnn.safetensors").stat().st_ino
         with Run(child) as experiment:
-            assert experiment.config.evolve.temperature == result["temperature"]
-        assert len(result["game"]["scores"]) == 2 and len(result["dream"]["scores"]) == 4
-        assert Agent.load(child).params.shape == (result["parameters"],)
+            assert experiment.config.evolve.temperature == result.temperature
+        assert len(result.game.scores) == 2 and len(result.dream.scores) == 4
+        assert Agent.load(child).params.shape == (result.parameters,)
     with Image.open(base / "temperatures" / "sweep.png") as image:
         assert min(image.size) > 200
     out = capsys.readouterr().out
@@ -103,9 +105,9 @@ def test_ablate(base, capsys, monkeypatch):
     with Run(base, toy_config()) as experiment:
         save_latents(experiment)
     results = studies.ablate(base, toy_config())
-    assert [result["variant"] for result in results] == list(ablations)
-    assert [result["parameters"] for result in results] == [4, 20, 4 + 2 * 8]
-    assert [result["inside"] for result in results] == ["dream", "dream", "environment"]
+    assert [result.variant for result in results] == list(ablations)
+    assert [result.parameters for result in results] == [4, 20, 4 + 2 * 8]
+    assert [result.evaluate_in for result in results] == ["dream", "dream", "environment"]
     assert "M untrained, in the game" in capsys.readouterr().out
     trained, own = (base / place / "rnn" / "rnn.safetensors" for place in (".", "ablations/M-untrained_in-the-game"))
     assert (base / "ablations" / "z_c_h" / "rnn" / "rnn.safetensors").stat().st_ino == trained.stat().st_ino
@@ -140,7 +142,7 @@ def test_iterate(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tasks, "get", lambda _: few)
     config = override(toy_config(), {"iterate": ROUND})
     results = studies.iterate(tmp_path, config)
-    assert [(result["round"], result["episodes"]) for result in results] == [(0, 6), (1, 9)]
+    assert [(result.round, result.episodes) for result in results] == [(0, 6), (1, 9)]
     one = tmp_path / "rounds" / "1"
     store = EpisodeStore(one / "episodes")
     episodes = list(store.episodes())
@@ -158,7 +160,7 @@ def test_iterate(tmp_path, capsys, monkeypatch):
         assert experiment.summary("collect")["player"] == player_metadata(tmp_path)
     evolve = Run.stored_config(one).evolve
     assert (evolve.init_from, evolve.generations) == ("", ROUND["generations"])
-    assert read_json(tmp_path / "rounds" / "rounds.json") == results
+    assert read_json(tmp_path / "rounds" / "rounds.json") == [result.to_json() for result in results]
     capsys.readouterr()
     assert studies.iterate(tmp_path, config) == results
     assert capsys.readouterr().err.count("already complete") == 16
@@ -195,8 +197,8 @@ def test_policies_of_the_rounds_are_checked_before_any_work(tmp_path):
 
 
 def test_only_the_papers_task_has_its_table():
-    scores = {"mean": -300.0, "std": 50.0, "ci95": (-320.0, -280.0), "scores": [-300.0] * 25}
-    results = [{"temperature": 1.0, "dream": scores, "game": scores}]
+    scores = describe([-300.0] * 25)
+    results = [SweepResult(temperature=1.0, dream=scores, game=scores, generation=1, parameters=20)]
     assert "paper" not in studies.sweep_table(results, tasks.get("pendulum").paper_scores)
     assert "1145 +- 690" in studies.sweep_table(results, tasks.get("takecover").paper_scores)
 

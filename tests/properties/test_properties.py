@@ -24,13 +24,13 @@ from strategies import JSON, NUMBERS, edited
 from worldmodels.analysis import figures
 from worldmodels.data.episodes import FORMAT, EpisodeStore
 from worldmodels.data.latents import load_latents
+from worldmodels.data.records import TrainingLine
 from worldmodels.dream.world_model import load_burned_in_states, load_world_model
 from worldmodels.models.agent import load_controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
 from worldmodels.pipeline.config import Config, from_dict, override, to_dict
-from worldmodels.pipeline.records import STEP
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import read_scores
 from worldmodels.support.files import read_json, write_json
@@ -416,9 +416,9 @@ def test_measurements_of_strangers(folder, name, data):
     path = a_file(folder / f"{name}.json", json.dumps(data.draw(edited(MEASURED[name]))).encode())
     value = attempt(lambda: read(name, path), str(path))
     if value is not None:
-        write_out(name, value)
+        write_out(value)
         if data.draw(st.integers(0, 9)) == 0:  # takes most of a second
-            draw(name, value, folder / "picture.png")
+            draw(value, folder / "picture.png")
 
 
 @pytest.mark.parametrize(
@@ -460,8 +460,8 @@ def test_lines_of_training_are_drawn_as_far_as_they_fit(folder, lines):
     with Run(folder / "trained", toy_config()) as experiment:
         text = "".join(json.dumps(line) + "\n" for line in [*lines, good])
         (folder / "trained" / "metrics.jsonl").write_text(text)
-        fitting = experiment.metrics("train-rnn", STEP)
-    assert fitting[-1] == good
+        fitting = TrainingLine.from_lines(experiment.metrics("train-rnn"))
+    assert fitting[-1] == TrainingLine(step=1, z=2.0, done=0.3)
     figures.losses(folder / "losses.png", [], fitting)
 
 

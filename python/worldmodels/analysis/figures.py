@@ -11,6 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.analysis.stats import format_interval
+from worldmodels.data.records import (
+    CurvePoint,
+    EpisodeTrace,
+    GenerationLine,
+    PolicyCheck,
+    Results,
+    RNNQuality,
+    Scores,
+    SweepResult,
+    TrainingLine,
+    VAEQuality,
+)
 from worldmodels.support.files import atomic_path
 
 matplotlib.use("Agg")  # no display needed
@@ -88,21 +100,21 @@ def _columns(points: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def losses(path: Path, vae: list[dict[str, Any]], rnn: list[dict[str, Any]]) -> None:
+def losses(path: Path, vae: Sequence[TrainingLine], rnn: Sequence[TrainingLine]) -> None:
     """Loss curves of V and M, training and validation, one above the other."""
-    panels: list[tuple[str, str, list[dict[str, Any]], str, str]] = [
+    panels = [
         ("V: reconstruction", "squared error per frame", vae, "squared_error", "log"),
         ("V: KL divergence", "nats per frame", vae, "kl", "linear"),
         ("M: next latent", "nats per dimension", rnn, "z", "linear"),
     ]
     for title, unit, key in (("M: termination", "cross entropy", "done"), ("M: reward", "squared error", "reward")):
-        if any((line.get(key) or 0) > 0 for line in rnn):  # M has that head
+        if any((getattr(line, key) or 0) > 0 for line in rnn):  # M has that head
             panels.append((title, unit, rnn, key, "log"))
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(len(panels), 1, figsize=(_WIDTH, 2.6 * len(panels)))
         for axis, (title, unit, lines, key, scale) in zip(axes, panels, strict=True):
             train, valid = (
-                [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+                [(line.step, value) for line in lines if (value := getattr(line, name)) is not None]
                 for name in (key, f"validation_{key}")
             )
             axis.plot(*_columns(train), color=_BLUE, alpha=0.75, linewidth=1, label="training")
@@ -117,22 +129,24 @@ def losses(path: Path, vae: list[dict[str, Any]], rnn: list[dict[str, Any]]) -> 
         _save(figure, path)
 
 
-def quality(path: Path, vae: dict[str, Any], rnn: dict[str, Any]) -> None:
+def quality(path: Path, vae: VAEQuality, rnn: RNNQuality) -> None:
     """Draw V's error by pixel motion, M's open-loop error and the calibration of its termination probability."""
-    bins = [row for row in (rnn.get("done") or []) if row["observed"] > 0]
+    bins = [row for row in rnn.done or [] if row.observed > 0]
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(2 + bool(bins), 1, figsize=(_WIDTH, 3.1 * (2 + bool(bins))))
-        shown = {name: row for name, row in vae["pixels"].items() if None not in (row["error"], row["mean_picture"])}
-        place = np.arange(len(shown))
+        shown = {name: row for name, row in vae.pixels.items() if None not in (row.error, row.mean_picture)}
+        position = np.arange(len(shown))
         for shift, key, label, colour in ((-0.2, "error", "V", _BLUE), (0.2, "mean_picture", "mean frame", _MUTED)):
-            axes[0].bar(place + shift, [row[key] for row in shown.values()], 0.38, color=colour, label=label)
-        axes[0].set_xticks(place, list(shown))
+            axes[0].bar(
+                position + shift, [getattr(row, key) for row in shown.values()], 0.38, color=colour, label=label
+            )
+        axes[0].set_xticks(position, list(shown))
         axes[0].grid(visible=False, axis="x")
         axes[0].set(title="V: reconstruction error", xlabel="pixels", ylabel="squared error per pixel", yscale="log")
-        steps = [row["steps"] for row in rnn["rollouts"]]
+        steps = [row.steps for row in rnn.rollouts]
         lines = (("mean", "M", _BLUE), ("stays", "persistence", _ORANGE), ("average", "mean latent", _MUTED))
         for key, label, colour in lines:
-            axes[1].plot(steps, [row[key] for row in rnn["rollouts"]], "o-", color=colour, label=label)
+            axes[1].plot(steps, [getattr(row, key) for row in rnn.rollouts], "o-", color=colour, label=label)
         axes[1].set(
             title="M: free-running prediction", xlabel="steps ahead", ylabel="squared error per dimension", xscale="log"
         )
@@ -146,7 +160,7 @@ def quality(path: Path, vae: dict[str, Any], rnn: dict[str, Any]) -> None:
                 ("predicted", "M's output", _ORANGE),
                 ("expected", "positive-class weight removed", _BLUE),
             ):
-                found = [(row[key], row["observed"]) for row in bins]
+                found = [(getattr(row, key), row.observed) for row in bins]
                 axis.plot(*_columns(found), "o-", color=colour, label=label)
             axis.set(
                 title="M: calibration of termination",
@@ -166,19 +180,23 @@ def _legend_below(axis: Any) -> None:
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=2, fontsize=9)
 
 
-def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, curve: list[dict[str, Any]]) -> None:
+def evolution(path: Path, lines: Sequence[GenerationLine], title: str, score: str, curve: Sequence[CurvePoint]) -> None:
     """Best, mean and worst of the population, and scores of the CMA-ES mean, by generation."""
-    generations = [line["generation"] for line in lines]
+    generations = [line.generation for line in lines]
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(_WIDTH, 3.6))
         axis.fill_between(
-            generations, [x["worst"] for x in lines], [x["best"] for x in lines], color=_BLUE, alpha=0.08, linewidth=0
+            generations, [x.worst for x in lines], [x.best for x in lines], color=_BLUE, alpha=0.08, linewidth=0
         )
         for key, colour in (("best", _GREEN), ("mean", _BLUE), ("worst", _RED)):
             axis.plot(
-                generations, [line[key] for line in lines], color=colour, linewidth=1.4, label=f"population {key}"
+                generations,
+                [getattr(line, key) for line in lines],
+                color=colour,
+                linewidth=1.4,
+                label=f"population {key}",
             )
-        evaluations = [(line["generation"], line["evaluation"]) for line in lines if line.get("evaluation") is not None]
+        evaluations = [(line.generation, line.evaluation) for line in lines if line.evaluation is not None]
         axis.plot(
             *_columns(evaluations),
             color=_INK,
@@ -189,9 +207,9 @@ def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, c
         )
         if curve:
             axis.errorbar(
-                [point["generation"] for point in curve],
-                [point["game"]["mean"] for point in curve],
-                yerr=_interval([point["game"] for point in curve]),
+                [point.generation for point in curve],
+                [point.game.mean for point in curve],
+                yerr=_interval([point.game for point in curve]),
                 color=_ORANGE,
                 marker="s",
                 markersize=4,
@@ -200,49 +218,48 @@ def evolution(path: Path, lines: list[dict[str, Any]], title: str, score: str, c
             )
         axis.set(title=title, xlabel="generation", ylabel=score)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if all(line["worst"] >= 0 for line in lines):
+        if all(line.worst >= 0 for line in lines):
             axis.set_ylim(bottom=0)
         _legend_below(axis)
         _save(figure, path)
 
 
-def _interval(entries: Sequence[dict[str, Any]]) -> list[list[float]]:
+def _interval(entries: Sequence[Scores]) -> list[list[float]]:
     """Lengths of error bars, below and above the means, of the 95 % intervals: (2, N)."""
     return [
-        [max(entry["mean"] - entry["ci95"][0], 0.0) for entry in entries],
-        [max(entry["ci95"][1] - entry["mean"], 0.0) for entry in entries],
+        [max(entry.mean - entry.ci95[0], 0.0) for entry in entries],
+        [max(entry.ci95[1] - entry.mean, 0.0) for entry in entries],
     ]
 
 
-def reality_check(path: Path, policies: dict[str, Any], temperature: float, score: str) -> None:
+def reality_check(path: Path, policies: Mapping[str, PolicyCheck], temperature: float, score: str) -> None:
     """Scores of open-loop policies in the dream and in the game, with 95 % intervals."""
-    names = list(policies)
-    place = np.arange(len(names))
+    position = np.arange(len(policies))
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(_WIDTH, 3.4))
-        for shift, world, colour in ((-0.2, "dream", _BLUE), (0.2, "game", _ORANGE)):
-            means = [policies[name][world]["mean"] for name in names]
-            bars = _interval([policies[name][world] for name in names])
+        for shift, label, colour in ((-0.2, "dream", _BLUE), (0.2, "game", _ORANGE)):
+            played = [getattr(policy, label) for policy in policies.values()]
+            means, bars = [scores.mean for scores in played], _interval(played)
             axis.bar(
-                place + shift, means, 0.38, yerr=bars, color=colour, label=world, error_kw={"ecolor": _INK, "lw": 1}
+                position + shift, means, 0.38, yerr=bars, color=colour, label=label, error_kw={"ecolor": _INK, "lw": 1}
             )
-        axis.set_xticks(place, names, rotation=25, ha="right")
+        axis.set_xticks(position, list(policies), rotation=25, ha="right")
         axis.grid(visible=False, axis="x")
         axis.set(title=f"Open-loop policies (dream: temperature {temperature})", ylabel=score)
         axis.legend()
         _save(figure, path)
 
 
-def sweep(path: Path, results: list[dict[str, Any]], paper: Mapping[float, Any], score: str) -> None:
+def sweep(path: Path, results: Sequence[SweepResult], paper: Mapping[float, Any], score: str) -> None:
     """Scores in the dream and in the game over temperature, ours with 95 % intervals and the paper's if it has any."""
-    ours = sorted(results, key=lambda result: float(result["temperature"]))
+    ours = sorted(results, key=lambda result: result.temperature)
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(_WIDTH, 3.6))
-        for index, (world, colour) in enumerate((("dream", _BLUE), ("game", _ORANGE))):
-            x = [result["temperature"] for result in ours]
-            y = [result[world]["mean"] for result in ours]
-            error = _interval([result[world] for result in ours])
-            axis.errorbar(x, y, yerr=error, color=colour, marker="o", markersize=5, capsize=3, label=f"{world}")
+        for index, (label, colour) in enumerate((("dream", _BLUE), ("game", _ORANGE))):
+            x = [result.temperature for result in ours]
+            played = [getattr(result, label) for result in ours]
+            y, error = [scores.mean for scores in played], _interval(played)
+            axis.errorbar(x, y, yerr=error, color=colour, marker="o", markersize=5, capsize=3, label=label)
             if not paper:
                 continue
             axis.plot(
@@ -253,7 +270,7 @@ def sweep(path: Path, results: list[dict[str, Any]], paper: Mapping[float, Any],
                 marker="s",
                 markersize=4,
                 alpha=0.7,
-                label=f"{world}, paper",
+                label=f"{label}, paper",
             )
         axis.set(title="Temperature of the dream", xlabel="temperature", ylabel=score)
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
@@ -261,33 +278,33 @@ def sweep(path: Path, results: list[dict[str, Any]], paper: Mapping[float, Any],
         _save(figure, path)
 
 
-def scores(path: Path, results: dict[str, Any], score: str, paper: float | None = None) -> None:
+def scores(path: Path, results: Results, score: str, paper: float | None = None) -> None:
     """Histograms of scores in the real environment: agent, random and collecting policy; the paper's mean as a line."""
+    random, collecting = results.players["random"], results.players["collecting"]
     shown = (
-        ("random", f"random ({results['random']['policy']})", _ORANGE),
-        ("collecting", f"collecting ({results['collecting']['policy']})", _GREEN),
-        ("agent", "agent", _BLUE),
+        (random, f"random ({random.policy})", _ORANGE),
+        (collecting, f"collecting ({collecting.policy})", _GREEN),
+        (results.agent, "agent", _BLUE),
     )
-    top = max(max(results[name]["scores"]) for name, _, _ in shown)
-    bottom = min(0, *(min(results[name]["scores"]) for name, _, _ in shown))
+    top = max(max(entry.scores) for entry, _, _ in shown)
+    bottom = min(0, *(min(entry.scores) for entry, _, _ in shown))
     bins = np.linspace(bottom, top + 1, 36).tolist()
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(_WIDTH, 3.4))
-        for name, label, colour in shown:
-            entry = results[name]
+        for entry, label, colour in shown:
             interval = format_interval(entry)
             axis.hist(
-                entry["scores"],
+                entry.scores,
                 bins=bins,
                 color=colour,
                 alpha=0.5,
-                label=f"{label}: {entry['mean']:.0f}" + (f" (95 %: {interval})" if interval else ""),
+                label=f"{label}: {entry.mean:.0f}" + (f" (95 %: {interval})" if interval else ""),
             )
-            axis.axvline(entry["mean"], color=colour, linewidth=1.6)
+            axis.axvline(entry.mean, color=colour, linewidth=1.6)
         if paper is not None:
             axis.axvline(paper, color=_INK, linewidth=1.4, linestyle="--", label=f"paper: {paper:.0f}")
         axis.set(
-            title=f"Scores in the real environment ({len(results['agent']['scores'])} episodes each)",
+            title=f"Scores in the real environment ({len(results.agent.scores)} episodes each)",
             xlabel=score,
             ylabel="episodes",
         )
@@ -295,23 +312,23 @@ def scores(path: Path, results: dict[str, Any], score: str, paper: float | None 
         _save(figure, path)
 
 
-def episode(path: Path, recorded: dict[str, Any], score: str) -> None:
+def episode(path: Path, trace: EpisodeTrace, score: str) -> None:
     """The cumulative reward of an episode, and the driven path where the environment gives a track.
 
     Args:
         path: File to write.
-        recorded: What :func:`worldmodels.rollout.runner.record` gives.
+        trace: Recorded episode.
         score: Unit of the return.
     """
-    driven = None not in (recorded.get("track"), recorded.get("positions"))
+    driven = None not in (trace.track, trace.positions)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(1 + driven, 1, figsize=(_WIDTH, 3.2 + 4.2 * driven), squeeze=False)
         axis = axes[0, 0]
-        axis.plot(np.cumsum(recorded["rewards"]), color=_BLUE, linewidth=1.6)
+        axis.plot(np.cumsum(trace.rewards), color=_BLUE, linewidth=1.6)
         axis.set(title="Cumulative reward of one episode", xlabel="step", ylabel=score)
         if driven:
             axis = axes[1, 0]
-            track, path_driven = np.array(recorded["track"]), np.array(recorded["positions"])
+            track, path_driven = np.array(trace.track), np.array(trace.positions)
             axis.plot(*np.concatenate([track, track[:1]]).T, color=_GRID, linewidth=9, solid_joinstyle="round")
             axis.plot(*path_driven.T, color=_BLUE, linewidth=1.4)
             axis.plot(*path_driven[0], "o", color=_GREEN, label="start")

@@ -9,6 +9,7 @@ from typing import Any
 
 from worldmodels.analysis.recording import Film, Recording, from_dream, from_recorder
 from worldmodels.analysis.stats import describe, format_interval
+from worldmodels.data.records import Scores
 from worldmodels.dream.native import Dream
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.envs.rules import Rules
@@ -21,21 +22,16 @@ from worldmodels.rollout.runner import Environments, episode_seed, record
 from worldmodels.support.progress import Progress
 
 
-def play(
-    folder: Path, environment: EnvSpec, episodes: int, *, seed: int, rules: Rules, slots: int = 16
-) -> dict[str, Any]:
-    """Plays the real game.
+def play(folder: Path, environment: EnvSpec, episodes: int, *, seed: int, rules: Rules, num_envs: int = 16) -> Scores:
+    """Play the real game.
 
     Args:
-        folder: of the agent.
-        environment: the real environment.
-        episodes: how many.
-        seed: of the game and of the sampled latents.
+        folder: Run folder, or folder of a pretrained agent.
+        environment: Real environment.
+        episodes: Number of episodes.
+        seed: Seed of the game and of the sampled latents.
         rules: Rules of the task.
-        slots: environments played side by side.
-
-    Returns:
-        The scores as :func:`worldmodels.analysis.stats.describe` gives them.
+        num_envs: Number of environments stepped at once.
     """
     scores: dict[int, float] = {}
     progress = Progress("play", episodes, "episodes")
@@ -45,17 +41,17 @@ def play(
         progress.update(len(scores), f"mean {sum(scores.values()) / len(scores):.0f}")
 
     agent = Agent.load(folder)
-    with Environments(environment, min(slots, episodes), rules=rules) as environments:
+    with Environments(environment, min(num_envs, episodes), rules=rules) as environments:
         environments.play(agent, range(episodes), seed=seed, purpose="play", finished=finished)
     progress.close(episodes)
     return describe([scores[episode] for episode in range(episodes)])
 
 
-def record_play(folder: Path, environment: EnvSpec, *, seed: int, rules: Rules, **about: Any) -> Recording:
-    """Record the first episode of :func:`play`; ``about`` are fields of the recording."""
+def record_play(folder: Path, environment: EnvSpec, *, seed: int, rules: Rules, **look: Any) -> Recording:
+    """Record the first episode of :func:`play`; ``look`` are fields of the recording."""
     recorder = Recorder(Agent.load(folder))
     record(environment, recorder, seed=seed, episode_seed=episode_seed(seed, "play", 0), rules=rules)
-    return from_recorder(recorder, **about)
+    return from_recorder(recorder, **look)
 
 
 def record_dream(
@@ -65,15 +61,15 @@ def record_dream(
     seed: int,
     max_steps: int = 2100,
     termination: Termination = "threshold",
-    **about: Any,
+    **look: Any,
 ) -> Recording:
-    """Record the first episode of :func:`dream_scores`; ``about`` are fields of the recording."""
+    """Record the first episode of :func:`dream_scores`; ``look`` are fields of the recording."""
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
     world_model = load_world_model(folder)
     dream = Dream(*world_model, controller, temperature=temperature, max_steps=max_steps, termination=termination)
     trace = dream.trace(params, seed=seed, max_steps=min(max_steps, 2**20))
     vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
-    return from_dream(dream, trace, vae, world_model.mdnrnn.done_pos_weight, **about)
+    return from_dream(dream, trace, vae, world_model.mdnrnn.done_pos_weight, **look)
 
 
 def dream_scores(
@@ -84,8 +80,8 @@ def dream_scores(
     seed: int,
     max_steps: int = 2100,
     termination: Termination = "threshold",
-) -> dict[str, Any]:
-    """Returns of the agent's controller over many dreams, as :func:`worldmodels.analysis.stats.describe` gives them."""
+) -> Scores:
+    """Compute the returns of the agent's controller over many dreams."""
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
     dream = Dream.load(
         folder, controller=controller, temperature=temperature, max_steps=max_steps, termination=termination
@@ -94,10 +90,10 @@ def dream_scores(
 
 
 def check_display() -> None:
-    """Asks whether a window can be opened.
+    """Check that a window can be opened.
 
     Raises:
-        RuntimeError: it cannot.
+        RuntimeError: There is no display.
     """
     chosen = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "SDL_VIDEODRIVER")
     if sys.platform == "linux" and not any(os.environ.get(name) for name in chosen):
@@ -145,9 +141,9 @@ def _loop(pygame: Any, screen: Any, film: Film) -> None:
         clock.tick(film.frames_per_second)
 
 
-def report_scores(what: str, scores: dict[str, Any]) -> str:
+def report_scores(label: str, scores: Scores) -> str:
     """Format scores in one line: mean, standard deviation and, from 20 episodes on, the interval of the mean."""
-    count, interval = len(scores["scores"]), format_interval(scores)
-    spread = f" +- {scores['std']:.0f}" if count > 1 else ""
+    count, interval = len(scores.scores), format_interval(scores)
+    spread = f" +- {scores.std:.0f}" if count > 1 else ""
     spread += f", 95 % interval {interval}" if interval else ""
-    return f"{what}: {scores['mean']:.0f}{spread} ({count} episode{'s' if count > 1 else ''})"
+    return f"{label}: {scores.mean:.0f}{spread} ({count} episode{'s' if count > 1 else ''})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.latents import Latents
+from worldmodels.data.records import CalibrationBin, PixelQuality, RNNQuality, RolloutQuality, VAEQuality
 from worldmodels.data.sequences import PackedSequences
 from worldmodels.models.device import on_device, seed_step
 from worldmodels.models.mdnrnn import MDNRNN, MDNOutput, State, mdn_nll
@@ -31,7 +31,7 @@ _AT_ONCE = 100  # context steps per forward pass, to bound memory
 _MIN_CONTEXT = 20  # minimum number of context frames
 
 
-def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.int64]) -> dict[str, Any]:
+def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.int64]) -> VAEQuality:
     """Measure V's squared error per pixel by how much the pixel changed; channels in [0, 1] are summed.
 
     Args:
@@ -41,14 +41,12 @@ def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.i
             and are dropped.
 
     Returns:
-        ``frames``: number of frames. ``pixels``: for every class of :data:`PIXELS` its ``share`` of all pixels, V's
-        ``error``, the error of the ``mean_picture`` of these frames, and the fraction of it that V ``explained``; None
-        for an empty class.
+        Number of frames, and the reconstruction of every class of :data:`PIXELS`.
     """
     starts = np.cumsum([0, *store.lengths[:-1]])
     frames = frames[~np.isin(frames, starts)]
     if len(frames) == 0:
-        return {"frames": 0, "pixels": {}}
+        return VAEQuality(frames=0, pixels={})
     if len(frames) > _FRAMES:
         frames = frames[np.linspace(0, len(frames) - 1, _FRAMES).astype(int)]
     real, previous = store.read(frames), store.read(frames - 1)
@@ -69,16 +67,16 @@ def reconstruction(model: ConvVAE, store: EpisodeStore, frames: npt.NDArray[np.i
     total = sums["all"][0]
     table = {}
     for name, (count, error, other) in sums.items():
-        table[name] = {
-            "share": float(count / total),
-            "error": _ratio(error, count),
-            "mean_picture": _ratio(other, count),
-            "explained": None if other == 0 else float(1 - error / other),
-        }
-    return {"frames": len(frames), "pixels": table}
+        table[name] = PixelQuality(
+            share=float(count / total),
+            error=_ratio(error, count),
+            mean_picture=_ratio(other, count),
+            explained=None if other == 0 else float(1 - error / other),
+        )
+    return VAEQuality(frames=len(frames), pixels=table)
 
 
-def vae_failure(found: dict[str, Any]) -> str | None:
+def vae_failure(found: VAEQuality) -> str | None:
     """Check that V reconstructs frames better than their mean frame.
 
     Args:
@@ -87,7 +85,7 @@ def vae_failure(found: dict[str, Any]) -> str | None:
     Returns:
         What failed and what to try; None if V explains variance of all pixels and of the moving ones.
     """
-    explained = {name: found["pixels"].get(name, {}).get("explained") for name in ("moving", "all")}
+    explained = {name: found.pixels[name].explained for name in ("moving", "all") if name in found.pixels}
     worst = min(((value, name) for name, value in explained.items() if value is not None), default=None)
     if worst is None or worst[0] >= 0:
         return None
@@ -99,7 +97,7 @@ def vae_failure(found: dict[str, Any]) -> str | None:
     )
 
 
-def rnn_failure(found: dict[str, Any]) -> str | None:
+def rnn_failure(found: RNNQuality) -> str | None:
     """Check that M predicts latents one step ahead better than their mean.
 
     Args:
@@ -108,12 +106,12 @@ def rnn_failure(found: dict[str, Any]) -> str | None:
     Returns:
         What failed and what to try; None if M is better than the mean, or if no episode is long enough.
     """
-    first = next((row for row in found["rollouts"] if row["steps"] == 1), None)
-    if first is None or first["mean"] <= first["average"]:
+    first = next((row for row in found.rollouts if row.steps == 1), None)
+    if first is None or first.mean <= first.average:
         return None
     return (
-        f"M's prediction one step ahead has a mean squared error of {first['mean']:.3g} per latent dimension, above "
-        f"the {first['average']:.3g} of the mean latent: its dreams are noise. Try more steps, "
+        f"M's prediction one step ahead has a mean squared error of {first.mean:.3g} per latent dimension, above "
+        f"the {first.average:.3g} of the mean latent: its dreams are noise. Try more steps, "
         "another learning rate, or precision float32"
     )
 
@@ -124,7 +122,7 @@ def _ratio(value: float, count: float) -> float | None:
 
 def calibration(
     probability: npt.NDArray[np.float32], done: npt.NDArray[np.bool_], weight: float = 1.0
-) -> list[dict[str, float]]:
+) -> list[CalibrationBin]:
     """Compare predicted probabilities of termination with observed frequencies.
 
     Args:
@@ -134,8 +132,7 @@ def calibration(
             ``expected`` inverts this.
 
     Returns:
-        For every nonempty bin of :data:`BINS`: ``low``, ``high``, ``count``, the means of the ``predicted`` and
-        ``expected`` probabilities, and the ``observed`` frequency.
+        Nonempty bins of :data:`BINS`.
     """
     expected = probability / (probability + weight * (1 - probability))
     number = np.clip(np.searchsorted(BINS, probability, side="right") - 1, 0, len(BINS) - 2)
@@ -143,30 +140,29 @@ def calibration(
     for bin_number in np.unique(number):
         chosen = number == bin_number
         rows.append(
-            {
-                "low": BINS[bin_number],
-                "high": BINS[bin_number + 1],
-                "count": int(chosen.sum()),
-                "predicted": float(probability[chosen].mean()),
-                "expected": float(expected[chosen].mean()),
-                "observed": float(done[chosen].mean()),
-            }
+            CalibrationBin(
+                low=BINS[bin_number],
+                high=BINS[bin_number + 1],
+                count=int(chosen.sum()),
+                predicted=float(probability[chosen].mean()),
+                expected=float(expected[chosen].mean()),
+                observed=float(done[chosen].mean()),
+            )
         )
     return rows
 
 
 @torch.no_grad()
-def predictions(model: MDNRNN, streams: PackedSequences, done_weight: float) -> dict[str, Any]:
+def predictions(model: MDNRNN, streams: PackedSequences, done_pos_weight: float) -> RNNQuality:
     """Evaluate M's predictions one step ahead, teacher-forced.
 
     Args:
         model: M.
         streams: Held-out packed sequences.
-        done_weight: Positive-class weight of the done loss M was trained with.
+        done_pos_weight: Positive-class weight of the done loss M was trained with.
 
     Returns:
-        ``z``: negative log-likelihood in nats per dimension. ``z_noise``: entropy of V's sampling noise, a lower bound
-        of ``z``. ``z_dimensions``: ``z`` of each dimension. ``done``: :func:`calibration`, if M has a done head.
+        Quality without rollouts.
     """
     where = next(model.parameters()).device
     seed_step(0, "quality", 0)
@@ -187,15 +183,13 @@ def predictions(model: MDNRNN, streams: PackedSequences, done_weight: float) -> 
             ends.append(chunk.done[known] > 0)
     per_dimension = (nll[0] / max(count, 1)).tolist()
     noise = 0.5 * math.log(2 * math.pi * math.e) + 0.5 * float(nll[1].mean()) / max(count, 1)
-    found: dict[str, Any] = {
-        "z": float(np.mean(per_dimension)),
-        "z_noise": noise,
-        "z_dimensions": per_dimension,
-    }
+    done = None
     if logits:
         probability = 1 / (1 + np.exp(-np.concatenate(logits).astype(np.float64)))
-        found["done"] = calibration(probability.astype(np.float32), np.concatenate(ends), done_weight)
-    return found
+        done = calibration(probability.astype(np.float32), np.concatenate(ends), done_pos_weight)
+    return RNNQuality(
+        z=float(np.mean(per_dimension)), z_noise=noise, z_dimensions=per_dimension, done=done, rollouts=[]
+    )
 
 
 @dataclass(frozen=True)
@@ -284,7 +278,7 @@ def rollouts(
     vae: ConvVAE | None = None,
     store: EpisodeStore | None = None,
     horizons: Sequence[int] = HORIZONS,
-) -> list[dict[str, Any]]:
+) -> list[RolloutQuality]:
     """Compare open-loop predictions with recorded episodes at several horizons.
 
     Args:
@@ -297,11 +291,7 @@ def rollouts(
         horizons: Prediction horizons, in steps.
 
     Returns:
-        For every horizon inside some episode: ``steps``, the number of predictions ``count``, and mean squared errors
-        per dimension of z (against mu) of the mixture's ``mean``, a ``sample`` of it (which includes V's sampling
-        noise), the persistence baseline ``stays`` and the mean baseline ``average``. With V and the frames also squared
-        errors per frame (summed over pixels, channels in [0, 1]): ``picture_mean``, ``picture_sample``,
-        ``picture_stays`` (the frame at the start) and ``picture_v``, the reconstruction, a lower bound.
+        Errors at every horizon inside some episode. Targets in z are mu.
     """
     starts = choose_starts(latents, episodes, count)
     if len(starts.last) == 0:
@@ -320,13 +310,12 @@ def rollouts(
         truth = latents.mu[now].astype(np.float32)
         drawn = {name: z[there, steps - 1] for name, z in free.items()}
         guesses = {**drawn, "stays": latents.mu[at].astype(np.float32), "average": mean_latent}
-        row: dict[str, Any] = {"steps": steps, "count": int(there.sum())}
-        row |= {name: float(np.square(guess - truth).mean()) for name, guess in guesses.items()}
+        errors = {name: float(np.square(guess - truth).mean()) for name, guess in guesses.items()}
         if vae is not None and store is not None:
             frames, before = store.read(now), store.read(at)
             pictures = {**{name: decode(vae, z) for name, z in drawn.items()}, "stays": before, "v": decode(vae, truth)}
-            row |= {f"picture_{name}": _picture_error(picture, frames) for name, picture in pictures.items()}
-        table.append(row)
+            errors |= {f"picture_{name}": _picture_error(picture, frames) for name, picture in pictures.items()}
+        table.append(RolloutQuality(steps=steps, count=int(there.sum()), **errors))
     return table
 
 

@@ -126,13 +126,13 @@ def unweighted_probability(logit: Floats, pos_weight: float) -> Floats:
     return probability
 
 
-def from_recorder(recorder: Recorder, steps: int | None = None, **about: Any) -> Recording:
+def from_recorder(recorder: Recorder, steps: int | None = None, **look: Any) -> Recording:
     """Make a recording of an agent's episode in the real environment: "game" and "V's reconstruction".
 
     Args:
         recorder: The agent, after its episode.
         steps: Number of steps to keep; None for all.
-        about: Fields of :class:`Recording`.
+        look: Fields of :class:`Recording`.
     """
     total = len(recorder.actions)
     steps = total if steps is None else min(steps, total)
@@ -143,12 +143,12 @@ def from_recorder(recorder: Recorder, steps: int | None = None, **about: Any) ->
         actions,
         termination_probability(agent.mdnrnn, z, actions),
         complete=steps == total,
-        **about,
+        **look,
     )
 
 
 def from_dream(
-    dream: Dream, trace: DreamTrace, vae: ConvVAE, done_pos_weight: float, steps: int | None = None, **about: Any
+    dream: Dream, trace: DreamTrace, vae: ConvVAE, done_pos_weight: float, steps: int | None = None, **look: Any
 ) -> Recording:
     """Make a recording of an episode in a dream: V's pictures of M's latents.
 
@@ -158,7 +158,7 @@ def from_dream(
         vae: V.
         done_pos_weight: Positive-class weight of M's termination loss.
         steps: Number of steps to keep; None for all.
-        about: Fields of :class:`Recording`.
+        look: Fields of :class:`Recording`.
     """
     total = len(trace.action)
     steps = total if steps is None else min(steps, total)
@@ -166,7 +166,7 @@ def from_dream(
     if trace.done_logit is not None:
         termination = unweighted_probability(trace.done_logit[:steps], done_pos_weight)
     panels = {f"dream, temperature {dream.temperature:g}": decode(vae, trace.z[:steps])}
-    return Recording(panels, trace.action[:steps], termination, complete=steps == total, **about)
+    return Recording(panels, trace.action[:steps], termination, complete=steps == total, **look)
 
 
 class Film:

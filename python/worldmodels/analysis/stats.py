@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
+
+from worldmodels.data.records import Scores
 
 #: Minimum number of scores for printing an interval: Student's interval is unreliable for few scores of a skewed
 #: distribution.
@@ -28,15 +30,15 @@ class Comparison(NamedTuple):
     outcome: Literal["better", "worse", "not distinguishable"]
 
 
-def describe(scores: Sequence[float]) -> dict[str, Any]:
+def describe(scores: Sequence[float]) -> Scores:
     """Summarize episode scores.
 
     Args:
         scores: (N,) one score per episode.
 
     Returns:
-        ``{"scores", "mean", "std", "ci95": [low, high]}``: sample standard deviation (n - 1) and Student's interval
-        of the mean, clipped to the range of the scores. Both are 0 wide for a single score.
+        Sample standard deviation (n - 1) and Student's interval of the mean, clipped to the range of the scores. Both
+        are 0 wide for a single score.
 
     Raises:
         ValueError: There are no scores, or one is not finite.
@@ -46,7 +48,7 @@ def describe(scores: Sequence[float]) -> dict[str, Any]:
     std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     half = float(student.ppf(0.975, len(values) - 1)) * std / len(values) ** 0.5 if len(values) > 1 else 0.0
     low, high = max(mean - half, float(values.min())), min(mean + half, float(values.max()))
-    return {"scores": values.tolist(), "mean": mean, "std": std, "ci95": [low, high]}
+    return Scores(scores=values.tolist(), mean=mean, std=std, ci95=(low, high))
 
 
 def compare(scores: Sequence[float], others: Sequence[float]) -> Comparison:
@@ -73,10 +75,10 @@ def compare(scores: Sequence[float], others: Sequence[float]) -> Comparison:
     return Comparison(difference, (low, high), "better" if low > 0 else "worse" if high < 0 else "not distinguishable")
 
 
-def format_interval(scores: dict[str, Any]) -> str:
+def format_interval(scores: Scores) -> str:
     """Format the 95 % interval of :func:`describe` as ``"691 to 944"``; empty for fewer than 20 scores."""
-    low, high = scores["ci95"]
-    return f"{low:.0f} to {high:.0f}" if len(scores["scores"]) >= MIN_FOR_INTERVAL else ""
+    low, high = scores.ci95
+    return f"{low:.0f} to {high:.0f}" if len(scores.scores) >= MIN_FOR_INTERVAL else ""
 
 
 def _checked(scores: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

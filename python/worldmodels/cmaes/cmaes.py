@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from worldmodels._core import Cmaes
-from worldmodels.cmaes.stopping import Stopping
+from worldmodels.cmaes.stopping import StopCriteria, Stopping
 from worldmodels.support.forks import Lock
 from worldmodels.support.validation import (
     check_integer,
@@ -146,19 +146,19 @@ class CMAES:
         self._separable = bool(separable)
         self._weight_decay = check_real("weight_decay", weight_decay, 0)
         self._stopping = Stopping(
-            {
-                "ftarget": ftarget,
-                "maxiter": 100 + 150 * (n + 3) ** 2 // popsize**0.5 if maxiter is None else maxiter,
-                "maxfevals": maxfevals,
-                "tolfun": tolfun,
-                "tolfunhist": tolfunhist,
-                "tolx": tolx,
-                "tolfacupx": tolfacupx,
-                "tolupsigma": tolupsigma,
-                "conditioncov": conditioncov,
-                "tolstagnation": 100 + 100 * n**1.5 / popsize if tolstagnation is None else tolstagnation,
-                "tolflatfitness": tolflatfitness,
-            }
+            StopCriteria(
+                ftarget=ftarget,
+                maxiter=100 + 150 * (n + 3) ** 2 // popsize**0.5 if maxiter is None else maxiter,
+                maxfevals=maxfevals,
+                tolfun=tolfun,
+                tolfunhist=tolfunhist,
+                tolx=tolx,
+                tolfacupx=tolfacupx,
+                tolupsigma=tolupsigma,
+                conditioncov=conditioncov,
+                tolstagnation=100 + 100 * n**1.5 / popsize if tolstagnation is None else tolstagnation,
+                tolflatfitness=tolflatfitness,
+            )
         )
         self._lock = Lock()
         self._core = Cmaes(mean, self._sigma0, popsize, seed, self._active, self._separable)
@@ -404,7 +404,7 @@ class CMAES:
         check_integer("popsize", state["popsize"], 2, min(most_rows, _MAX_SOLUTIONS))
         core = _restored_core(state)
         weight_decay = check_real("weight_decay", state["weight_decay"], 0)
-        stopping = Stopping.from_state(self._stopping.limits.keys(), state)
+        stopping = Stopping.from_state(state)
         evaluations = check_integer("evaluations", state["evaluations"], 0, 2**63)
         nonfinite = check_integer("nonfinite", state["nonfinite"], 0, evaluations)
         fbest, xbest = single_number(state, "fbest"), float64_array("xbest", state["xbest"])

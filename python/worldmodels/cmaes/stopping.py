@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,19 +18,40 @@ if TYPE_CHECKING:
 _MAX_HISTORY = 20_000
 
 
+@dataclass(frozen=True)
+class StopCriteria:
+    """Limits of the stopping conditions: the arguments of ``CMAES``. A limit may be infinite."""
+
+    ftarget: float
+    maxiter: float
+    maxfevals: float
+    tolfun: float
+    tolfunhist: float
+    tolx: float
+    tolfacupx: float
+    tolupsigma: float
+    conditioncov: float
+    tolstagnation: float
+    tolflatfitness: float
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            object.__setattr__(self, name, check_real(name, limit, finite=False))
+
+
 class Stopping:
-    """Limits of the stopping conditions, and the history of values.
+    """Stopping conditions: their limits and the history of values.
 
     Attributes:
-        limits: Limit of each condition.
+        criteria: Limits.
         best: Best value of each of the last 20,000 generations.
         median: Median of the finite values of each of the last 20,000 generations.
         span: Range of the last generation's values, inf if one was not finite.
         flat: Number of consecutive generations whose best three quarters were equal.
     """
 
-    def __init__(self, limits: Mapping[str, Any]) -> None:
-        self.limits = {name: check_real(name, limit, finite=False) for name, limit in limits.items()}
+    def __init__(self, criteria: StopCriteria) -> None:
+        self.criteria = criteria
         self.best: list[float] = []
         self.median: list[float] = []
         self.span = math.inf
@@ -42,13 +64,14 @@ class Stopping:
             "span": np.array([self.span]),
             "best_history": np.array(self.best),
             "median_history": np.array(self.median),
-            **{f"limit.{name}": np.array([limit]) for name, limit in self.limits.items()},
+            **{f"limit.{name}": np.array([limit]) for name, limit in vars(self.criteria).items()},
         }
 
     @classmethod
-    def from_state(cls, names: Iterable[str], state: Mapping[str, Any]) -> Stopping:
-        """Restore the limits ``names`` and the history; ValueError if the state is invalid."""
-        stopping = cls({name: single_number(state, f"limit.{name}") for name in names})
+    def from_state(cls, state: Mapping[str, Any]) -> Stopping:
+        """Restore the limits and the history; ValueError if the state is invalid."""
+        limits = {item.name: single_number(state, f"limit.{item.name}") for item in fields(StopCriteria)}
+        stopping = cls(StopCriteria(**limits))
         stopping.span = check_real("span", single_number(state, "span"), finite=False)
         stopping.flat = check_integer("flat", state["flat"], 0, 2**63)
         best, median = (float64_array(name, state[name]) for name in ("best_history", "median_history"))
@@ -72,7 +95,7 @@ class Stopping:
     @np.errstate(over="ignore", invalid="ignore")  # limits and steps may be of any size
     def reasons(self, core: Cmaes, sigma0: float, popsize: int, evaluations: int, fbest: float) -> dict[str, float]:
         """Return the limits that are met, by name; those of noeffectaxis and noeffectcoord are 0."""
-        limit = self.limits
+        limit = self.criteria
         mean, sigma, scales = core.mean, core.sigma, core.D
         stds = sigma * np.sqrt(core.variances())
         n = mean.size
@@ -81,25 +104,25 @@ class Stopping:
         k = core.generation % n
         along = 0.1 * sigma * scales[k] * core.axis(k)
         met = {
-            "ftarget": fbest <= limit["ftarget"],
-            "maxiter": core.generation >= limit["maxiter"],
-            "maxfevals": evaluations >= limit["maxfevals"],
-            "tolfun": max(self.span, recent_span) < limit["tolfun"],
-            "tolfunhist": len(recent) > 9 and recent_span < limit["tolfunhist"],
-            "tolx": (stds < limit["tolx"]).all() and (sigma * np.abs(core.pc) < limit["tolx"]).all(),
-            "tolfacupx": (stds > sigma0 * limit["tolfacupx"]).any(),
-            "tolupsigma": sigma / sigma0 > limit["tolupsigma"] * scales.max(),
-            "conditioncov": scales.max() ** 2 > limit["conditioncov"] * scales.min() ** 2,
+            "ftarget": fbest <= limit.ftarget,
+            "maxiter": core.generation >= limit.maxiter,
+            "maxfevals": evaluations >= limit.maxfevals,
+            "tolfun": max(self.span, recent_span) < limit.tolfun,
+            "tolfunhist": len(recent) > 9 and recent_span < limit.tolfunhist,
+            "tolx": (stds < limit.tolx).all() and (sigma * np.abs(core.pc) < limit.tolx).all(),
+            "tolfacupx": (stds > sigma0 * limit.tolfacupx).any(),
+            "tolupsigma": sigma / sigma0 > limit.tolupsigma * scales.max(),
+            "conditioncov": scales.max() ** 2 > limit.conditioncov * scales.min() ** 2,
             "tolstagnation": self._stagnates(),
-            "tolflatfitness": self.flat > limit["tolflatfitness"],
+            "tolflatfitness": self.flat > limit.tolflatfitness,
             "noeffectaxis": (mean == mean + along).all(),
             "noeffectcoord": (mean == mean + 0.2 * stds).any(),
         }
-        return {reason: limit.get(reason, 0.0) for reason, is_met in met.items() if is_met}
+        return {reason: getattr(limit, reason, 0.0) for reason, is_met in met.items() if is_met}
 
     def _stagnates(self) -> bool:
         """Check that the last 30 % of the window have no better median than the first 30 %, for best and median."""
-        window = max(self.limits["tolstagnation"], 0.2 * len(self.best))
+        window = max(self.criteria.tolstagnation, 0.2 * len(self.best))
         if not self.best or len(self.best) < window:
             return False
         part = math.ceil(0.3 * window)

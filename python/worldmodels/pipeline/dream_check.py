@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from worldmodels.analysis.stats import describe, table
+from worldmodels.data.records import DreamCheck, PolicyCheck
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.envs.policies import Policy
@@ -15,7 +16,6 @@ from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer
-from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
 
 PURPOSE = "check-dream"  # purpose of the real episodes, the same for every policy
@@ -31,11 +31,11 @@ def check(run: Run) -> dict[str, Any]:
     config, evolve = run.config.check_dream, run.config.evolve
     seed, task = run.config.seed, run.task
     policies = task.policies
+    path = run.path("check_dream", "check_dream.json")
     world = load_world_model(run.folder)
     if not task.dream_has_reward(world.mdnrnn):
         print("check-dream: skipped, as dreams have no score without train_rnn.reward_head", file=sys.stderr)
-        path = run.path("check_dream", "check_dream.json")
-        write_json(path, {"temperature": evolve.temperature, "policies": {}, "warnings": []})
+        DreamCheck(temperature=evolve.temperature, policies={}, warnings=[]).write(path)
         return {"warnings": []}
     dreams = DreamVectorEnv(
         *world,
@@ -61,23 +61,21 @@ def check(run: Run) -> dict[str, Any]:
                 seed=seed,
                 purpose=PURPOSE,
             )
-            results[name] = {"dream": describe(dream), "game": describe(game)}
+            results[name] = PolicyCheck(dream=describe(dream), game=describe(game))
             progress.update(number + 1)
     progress.close(len(policies))
-    means = [scores["game"]["mean"] for scores in results.values()]
+    means = [scores.game.mean for scores in results.values()]
     spread = None if task.survival else max(means) - min(means)
     warnings = [text for name, scores in results.items() if (text := bias_warning(name, scores, task.score, spread))]
-    write_json(
-        run.path("check_dream", "check_dream.json"),
-        {"temperature": evolve.temperature, "policies": results, "warnings": warnings},
-    )
+    DreamCheck(temperature=evolve.temperature, policies=results, warnings=warnings).write(path)
     print(format_table(results))
     for text in warnings:
         print(f"WARNING: {text}", file=sys.stderr)
-    return {
-        "warnings": warnings,
-        **{name: {where: round(scores[where]["mean"], 1) for where in scores} for name, scores in results.items()},
+    rounded = {
+        name: {"dream": round(scores.dream.mean, 1), "game": round(scores.game.mean, 1)}
+        for name, scores in results.items()
     }
+    return {"warnings": warnings, **rounded}
 
 
 def play_dreams(dreams: DreamVectorEnv, policy: Policy, *, seed: int) -> list[float]:
@@ -104,12 +102,12 @@ def play_dreams(dreams: DreamVectorEnv, policy: Policy, *, seed: int) -> list[fl
     return [float(value) for value in returns]
 
 
-def bias_warning(name: str, scores: dict[str, Any], unit: str, spread: float | None = None) -> str | None:
+def bias_warning(name: str, scores: PolicyCheck, unit: str, spread: float | None = None) -> str | None:
     """Compare the scores of a policy in the dream and in the game.
 
     Args:
         name: Name of the policy.
-        scores: Scores ``dream`` and ``game``, each with ``mean`` and ``ci95``.
+        scores: Scores of the policy.
         unit: Unit of the scores.
         spread: Difference between the best and the worst policy's mean in the game; the tolerance is half of it. None
             if scores are steps survived; the tolerance is then a ratio of 1.5.
@@ -117,16 +115,16 @@ def bias_warning(name: str, scores: dict[str, Any], unit: str, spread: float | N
     Returns:
         Warning about model bias, or None if the 95 % intervals overlap or the means are within the tolerance.
     """
-    dream, game = scores["dream"], scores["game"]
-    apart = dream["ci95"][0] > game["ci95"][1] or game["ci95"][0] > dream["ci95"][1]
+    dream, game = scores.dream, scores.game
+    apart = dream.ci95[0] > game.ci95[1] or game.ci95[0] > dream.ci95[1]
     if spread is None:
-        near = 1 / _MAX_RATIO < dream["mean"] / game["mean"] < _MAX_RATIO
+        near = 1 / _MAX_RATIO < dream.mean / game.mean < _MAX_RATIO
     else:
-        near = abs(dream["mean"] - game["mean"]) < spread / 2
+        near = abs(dream.mean - game.mean) < spread / 2
     if not apart or near:
         return None
-    both = f"policy '{name}': {dream['mean']:.0f} {unit} in the dream, {game['mean']:.0f} in the game. "
-    if dream["mean"] > game["mean"]:
+    both = f"policy '{name}': {dream.mean:.0f} {unit} in the dream, {game.mean:.0f} in the game. "
+    if dream.mean > game.mean:
         return both + (
             "M is too optimistic for these actions, which C can exploit. Collect more episodes of this policy, train M "
             "longer, or raise the temperature."
@@ -134,10 +132,13 @@ def bias_warning(name: str, scores: dict[str, Any], unit: str, spread: float | N
     return both + "M is too pessimistic for these actions. Train M longer, or lower the temperature."
 
 
-def format_table(results: dict[str, Any]) -> str:
+def format_table(policies: dict[str, PolicyCheck]) -> str:
     """Format the scores as a table for the terminal."""
-    rows = []
-    for name, scores in results.items():
-        cells = [f"{scores[where]['mean']:.0f} +- {scores[where]['std']:.0f}" for where in ("dream", "game")]
-        rows.append([name, *cells, f"{scores['dream']['mean'] - scores['game']['mean']:+.0f}"])
+    rows = [[name, *score_cells(scores, "+-")] for name, scores in policies.items()]
     return table(["open-loop policy", "dream", "game", "difference"], rows)
+
+
+def score_cells(scores: PolicyCheck, plus_minus: str) -> list[str]:
+    """Format mean and standard deviation in the dream and in the game, and the difference of the means."""
+    cells = [f"{played.mean:.0f} {plus_minus} {played.std:.0f}" for played in (scores.dream, scores.game)]
+    return [*cells, f"{scores.dream.mean - scores.game.mean:+.0f}"]

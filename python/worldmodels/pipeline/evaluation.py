@@ -12,17 +12,24 @@ import numpy.typing as npt
 from worldmodels.analysis import figures
 from worldmodels.analysis.recording import from_recorder, save_gif
 from worldmodels.analysis.stats import describe, format_interval, table
+from worldmodels.data.records import (
+    CurvePoint,
+    DreamScores,
+    EnvironmentRecord,
+    EvolvedScore,
+    PlayerScores,
+    Results,
+    Seeds,
+)
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend
 from worldmodels.models.agent import Agent, Population, Recorder, load_controller
 from worldmodels.models.vae import decode
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.evolution import Means, first_generation
-from worldmodels.pipeline.records import players
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player, describe_environment, episode_seed, record
-from worldmodels.support.files import write_json
 from worldmodels.support.versions import versions
 
 PURPOSE = "evaluate"  # purpose of the episodes, distinct from that of other stages
@@ -47,38 +54,42 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
     num_envs = min(config.evaluate.num_envs, episodes)
     with Environments(environment, num_envs, rules=task.rules) as environments:
         games = _Games(run, environments)
-        results: dict[str, Any] = {"agent": describe(games.controller_scores("episodes", agent, episodes))}
+        scores = describe(games.controller_scores("episodes", agent, episodes))
         first = Population(agent, first_generation(run))
-        results["before"] = {"policy": BEFORE, **describe(games.controller_scores("before", first, episodes))}
+        returns = {"before": (BEFORE, games.controller_scores("before", first, episodes))}
         for name, policy in task.baselines.items():
-            returns = games.scores(name, OpenLoopPlayer(task.policies[policy], PURPOSE), episodes, {"policy": policy})
-            results[name] = {"policy": policy, **describe(returns)}
+            player = OpenLoopPlayer(task.policies[policy], PURPOSE)
+            returns[name] = policy, games.scores(name, player, episodes, {"policy": policy})
         curve = _curve(games, agent) if config.evaluate.curve_episodes else None
-    has_dream_score = task.dream_has_reward(agent.mdnrnn)
-    results["evolved"] = {
-        "inside": config.evolve.evaluate_in,
-        "score": evolved["score"],
-        "generation": evolved["generation"],
-    }
-    if curve is not None:
-        results["curve"] = curve
-    results["dream"] = {
-        **({"score": evolved["score"]} if config.evolve.evaluate_in == "dream" else {}),
-        "temperature": config.evolve.temperature,
-        "precision": playback_precision(run),
-        "generation": evolved["generation"],
-        "evaluation": describe(dream_scores(run)) if has_dream_score else None,
-    }
-    results["environment"] = {**vars(environment), "backend": backend(environment), "max_steps": task.max_steps}
-    results["versions"] = versions()
-    seeds = [episode_seed(config.seed, PURPOSE, episode) for episode in range(episodes)]
-    results["seeds"] = {"seed": config.seed, "episodes": seeds}
-    results["preset"] = config.preset
-    write_json(run.path("results.json"), results)
+    in_dream, score, generation = config.evolve.evaluate_in == "dream", evolved["score"], evolved["generation"]
+    results = Results(
+        agent=scores,
+        players={
+            name: PlayerScores(policy=policy, **vars(describe(found))) for name, (policy, found) in returns.items()
+        },
+        evolved=EvolvedScore(evaluate_in=config.evolve.evaluate_in, score=score, generation=generation),
+        curve=curve,
+        dream=DreamScores(
+            score=score if in_dream else None,
+            temperature=config.evolve.temperature,
+            precision=playback_precision(run),
+            generation=generation,
+            evaluation=describe(dream_scores(run)) if task.dream_has_reward(agent.mdnrnn) else None,
+        ),
+        environment=EnvironmentRecord(
+            **{**vars(environment), "backend": backend(environment), "max_steps": task.max_steps}
+        ),
+        versions=versions(),
+        seeds=Seeds(
+            seed=config.seed, episodes=[episode_seed(config.seed, PURPOSE, episode) for episode in range(episodes)]
+        ),
+        preset=config.preset,
+    )
+    results.write(run.path("results.json"))
     _record(run)
     print(format_table(results))
-    names = ("agent", "before", *task.baselines)
-    return {name: {key: results[name][key] for key in ("mean", "std", "ci95")} for name in names}
+    players = {"agent": scores, **results.players}
+    return {name: {"mean": one.mean, "std": one.std, "ci95": list(one.ci95)} for name, one in players.items()}
 
 
 class _Games:
@@ -111,14 +122,14 @@ class _Games:
         return self.scores("curve", Population(agent, np.stack(means.params)), episodes, metadata)
 
 
-def _curve(games: _Games, agent: Agent) -> list[dict[str, Any]]:
-    """Score every evaluated mean: ``generation``, ``dream`` (score in the evolution) and ``game``."""
+def _curve(games: _Games, agent: Agent) -> list[CurvePoint]:
+    """Score every evaluated mean in the real environment."""
     run = games.run
     means = Means(run.path("evolve", "means.safetensors"), run.config.evolve.generations)
     count, episodes = len(means.params), run.config.evaluate.curve_episodes
     scores = games.mean_scores(agent, means, count * episodes)
     return [
-        {"generation": generation, "dream": score, "game": describe(scores[index::count])}
+        CurvePoint(generation=generation, dream=score, game=describe(scores[index::count]))
         for index, (generation, score) in enumerate(zip(means.generations, means.scores, strict=True))
     ]
 
@@ -149,14 +160,14 @@ def _record(run: Run) -> None:
     agent = Agent.load(run.folder)
     recorder = Recorder(agent)
     environment = _environment(run)
-    recorded = record(
+    trace = record(
         environment,
         recorder,
         seed=config.seed,
         episode_seed=episode_seed(config.seed, PURPOSE, 0),
         rules=task.rules,
     )
-    write_json(run.path("evaluate", "episode.json"), recorded)
+    trace.write(run.path("evaluate", "episode.json"))
     recording = from_recorder(recorder, config.evaluate.recording_steps, **task.look)
     save_gif(run.path("evaluate", "episode.gif"), recording)
     chosen = most_active_frames(recorder.frames, _FRAMES)
@@ -179,18 +190,20 @@ def most_active_frames(frames: list[npt.NDArray[np.uint8]], count: int) -> list[
     return [int(part[np.argmax([change[index - 1] for index in part])]) for part in segments if len(part)] or [0]
 
 
-_DESCRIBED = ("id", "variant", "resolution", "backend")
+def format_environment(results: Results) -> str:
+    """Describe the environment of an evaluation."""
+    return describe_environment(EnvSpec(**{name: getattr(results.environment, name) or "" for name in vars(EnvSpec())}))
 
 
-def format_table(results: dict[str, Any]) -> str:
+def score_rows(results: Results, plus_minus: str) -> list[list[str]]:
+    """Format the scores as rows of a table: player, episodes, mean and standard deviation, 95 % interval."""
+    return [
+        [label, str(len(entry.scores)), f"{entry.mean:.0f} {plus_minus} {entry.std:.0f}", format_interval(entry)]
+        for label, entry in results.labelled()
+    ]
+
+
+def format_table(results: Results) -> str:
     """Format the scores as a table for the terminal."""
-    rows = []
-    for name, entry in players(results).items():
-        policy = entry.get("policy", name)
-        label = name if policy == name else f"{name} ({policy})"
-        rows.append(
-            [label, str(len(entry["scores"])), f"{entry['mean']:.0f} +- {entry['std']:.0f}", format_interval(entry)]
-        )
-    environment = results["environment"]
-    title = describe_environment(EnvSpec(**{key: environment.get(key) or "" for key in _DESCRIBED}))
-    return f"{title}\n{table(['player', 'episodes', 'score', '95 % interval'], rows)}"
+    rows = score_rows(results, "+-")
+    return f"{format_environment(results)}\n{table(['player', 'episodes', 'score', '95 % interval'], rows)}"

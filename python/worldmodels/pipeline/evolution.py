@@ -1,4 +1,4 @@
-"""The evolution of C: CMA-ES proposes candidates, an evaluator scores them, and every generation is checkpointed."""
+"""Evolution of C: CMA-ES proposes candidates, an evaluator scores them, and every generation is checkpointed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from worldmodels import pretrained
 from worldmodels.cmaes.cmaes import CMAES
 from worldmodels.cmaes.search_space import SearchSpace
+from worldmodels.data.records import GenerationLine
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import checkpoint_errors, load_tensors, save_tensors
@@ -29,7 +30,7 @@ Params = npt.NDArray[np.float64]
 
 
 def evolve_controller(run: Run) -> dict[str, Any]:
-    """Evolve C for ``generations``, from the last checkpoint if there is one; exports the best evaluated mean."""
+    """Evolve C for ``generations``, from the last checkpoint if there is one, and export the best evaluated mean."""
     evaluator = make_evaluator(run)
     try:
         return _evolve(run, evaluator)
@@ -41,24 +42,25 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
     config, seed = run.config.evolve, run.config.seed
     controller = evaluator.controller
     checkpoint = _checkpoint(run)
-    tensors, about = _read_checkpoint(run)
-    coordinates = _coordinates(run, controller, tensors)
-    es = _make_search(config, coordinates.start, seed)
+    tensors, metadata = _read_checkpoint(run)
+    space = _search_space(run, controller, tensors)
+    es = _make_search(config, space.start, seed)
     best, best_score, best_generation, first = np.zeros(controller.size), -np.inf, 0, 0
     if tensors:
         with checkpoint_errors(checkpoint, "evolve"):
-            evaluated_with = about["evaluator"]
+            evaluated_with = metadata["evaluator"]
         if evaluated_with != evaluator.metadata:
             raise ValueError(f"{checkpoint}: expected to resume with {evaluated_with}, got {evaluator.metadata}")
         with checkpoint_errors(checkpoint, "evolve"):
             del tensors["origin"]
             best = tensors.pop("best").numpy()
-            best_score, best_generation, first = about["best_score"], about["best_generation"], about["generation"]
-            es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **about["es"]})
-    least = first if best_generation else first + 1  # without an evaluated mean there is no C yet
-    if config.generations < least:
+            best_score, best_generation = metadata["best_score"], metadata["best_generation"]
+            first = metadata["generation"]
+            es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **metadata["es"]})
+    minimum = first if best_generation else first + 1  # without an evaluated mean there is no C yet
+    if config.generations < minimum:
         raise ValueError(
-            f"evolve.generations: expected at least {least}, as {first} are complete, got {config.generations}"
+            f"evolve.generations: expected at least {minimum}, as {first} are complete, got {config.generations}"
         )
     run.rewind_metrics("evolve", first, key="generation")
 
@@ -66,44 +68,45 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
     progress = Progress("evolve", config.generations, "generations", start=first)
     clock = 0.0
     for generation in range(first + 1, config.generations + 1):
-        candidates = es.ask()  # (popsize, size of the coordinates)
+        candidates = es.ask()  # (popsize, size of the search space)
         played = evaluator.play(
-            coordinates.params(candidates),
+            space.params(candidates),
             config.episodes,
             seed=_seed(seed, "dream", generation),
             common_seeds=config.common_random_numbers,
-            on_progress=_teller(progress, generation, evaluator, clock),
+            on_progress=_progress_callback(progress, generation, evaluator, clock),
         )
         scores = played.returns.mean(axis=1, dtype=np.float64)  # (popsize,)
         es.tell(candidates, -scores)
-        line: dict[str, Any] = {
-            "best": float(scores.max()),
-            "mean": float(scores.mean()),
-            "worst": float(scores.min()),
-            "sigma": float(es.sigma),
-            "steps": int(played.lengths.sum()),
-        }
-        speed = line["steps"] / max(progress.seconds - clock, 1e-9)
-        if played.profile:
-            line["profile"] = {name: round(seconds, 2) for name, seconds in played.profile.items()}
-            line["profile"][f"{evaluator.unit}/s"] = round(speed)
+        steps = int(played.lengths.sum())
+        speed = steps / max(progress.seconds - clock, 1e-9)
+        profile = {name: round(seconds, 2) for name, seconds in played.profile.items()}
+        score = None
         if generation % config.evaluate_every == 0 or generation == config.generations:
-            mean = coordinates.params(es.mean)
-            score = evaluate_mean(evaluator, mean, config, seed, _teller(progress, generation, evaluator))
-            line["evaluation"] = score
+            mean = space.params(es.mean)
+            score = evaluate_mean(evaluator, mean, config, seed, _progress_callback(progress, generation, evaluator))
             means.add(generation, score, mean)
             if score > best_score:
                 best, best_score, best_generation = mean.copy(), score, generation
         elapsed, clock = progress.seconds - clock, progress.seconds
-        run.log("evolve", generation=generation, **line, seconds=round(elapsed, 3))
-        _save(checkpoint, es, generation, coordinates.origin, best, best_score, best_generation, evaluator.metadata)
-        progress.update(
-            generation, f"best {line['best']:.0f}, mean {line['mean']:.0f}, {speed:,.0f} {evaluator.unit}/s"
+        line = GenerationLine(
+            generation=generation,
+            best=float(scores.max()),
+            mean=float(scores.mean()),
+            worst=float(scores.min()),
+            sigma=float(es.sigma),
+            steps=steps,
+            profile={**profile, f"{evaluator.unit}/s": round(speed)} if profile else None,
+            evaluation=score,
+            seconds=round(elapsed, 3),
         )
+        run.log("evolve", **line.to_json())
+        _save(checkpoint, es, generation, space.origin, best, best_score, best_generation, evaluator.metadata)
+        progress.update(generation, f"best {line.best:.0f}, mean {line.mean:.0f}, {speed:,.0f} {evaluator.unit}/s")
     progress.close(config.generations, f"best mean {best_score:.0f}, generation {best_generation}")
-    about = {"score": best_score, "generation": best_generation, **evaluator.metadata}
-    save_controller(run, controller, best, about)
-    return {"parameters": controller.size, **about}
+    metadata = {"score": best_score, "generation": best_generation, **evaluator.metadata}
+    save_controller(run, controller, best, metadata)
+    return {"parameters": controller.size, **metadata}
 
 
 def _checkpoint(run: Run) -> Path:
@@ -111,30 +114,34 @@ def _checkpoint(run: Run) -> Path:
 
 
 def _read_checkpoint(run: Run) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of the checkpoint; empty before the first generation."""
+    """Read the tensors and the metadata of the checkpoint; both are empty before the first generation."""
     path = _checkpoint(run)
     return load_tensors(path) if path.is_file() else ({}, {})
 
 
-def _coordinates(run: Run, controller: Controller, checkpoint: dict[str, Tensor]) -> SearchSpace:
-    """The search space of the settings; a resumed search keeps the origin of its checkpoint."""
+def _search_space(run: Run, controller: Controller, checkpoint: dict[str, Tensor]) -> SearchSpace:
+    """Create the search space of the settings; a resumed search keeps the origin of its checkpoint."""
     config = run.config.evolve
-    origin = checkpoint["origin"].numpy().astype(np.float64) if checkpoint else initial_mean(config, controller)
+    if checkpoint:
+        with checkpoint_errors(_checkpoint(run), "evolve"):
+            origin = checkpoint["origin"].numpy().astype(np.float64)
+    else:
+        origin = initial_mean(config, controller)
     if origin.shape != (controller.size,):
         raise ValueError(f"{_checkpoint(run)}: expected an origin of ({controller.size},), got {origin.shape}")
     return make_search_space(run.folder, controller, origin, config.pca_components, run.config.seed)
 
 
 def first_generation(run: Run) -> npt.NDArray[np.float32]:
-    """The first candidates of the evolution, (popsize, N) float32."""
+    """Sample the candidates of the first generation, (popsize, N) float32."""
     controller, _, _ = load_controller(run.path("evolve", "controller.safetensors"))
-    coordinates = _coordinates(run, controller, _read_checkpoint(run)[0])
-    search = _make_search(run.config.evolve, coordinates.start, run.config.seed)
-    return coordinates.params(search.ask()).astype(np.float32)
+    space = _search_space(run, controller, _read_checkpoint(run)[0])
+    search = _make_search(run.config.evolve, space.start, run.config.seed)
+    return space.params(search.ask()).astype(np.float32)
 
 
 def _make_search(config: EvolveConfig, start: Params, seed: int) -> CMAES:
-    """CMA-ES before the first generation.
+    """Create CMA-ES before the first generation.
 
     Args:
         config: Settings.
@@ -152,10 +159,10 @@ def _make_search(config: EvolveConfig, start: Params, seed: int) -> CMAES:
 
 
 class Means:
-    """The evaluated means of the search distribution, in ``evolve/means.safetensors``.
+    """Evaluated means of the search distribution, in ``evolve/means.safetensors``.
 
     Args:
-        path: The file.
+        path: Path of the file.
         last: Generation to resume from; later ones are dropped.
 
     Attributes:
@@ -170,9 +177,9 @@ class Means:
         self.scores: list[float] = []
         self.params: list[npt.NDArray[np.float32]] = []
         if path.is_file():
-            tensors, about = load_tensors(path)
+            tensors, metadata = load_tensors(path)
             with checkpoint_errors(path, "evolve"):
-                for values in zip(about["generations"], about["scores"], tensors["params"].numpy(), strict=True):
+                for values in zip(metadata["generations"], metadata["scores"], tensors["params"].numpy(), strict=True):
                     if values[0] <= last:
                         self._append(*values)
 
@@ -188,8 +195,10 @@ class Means:
         save_tensors(self._path, {"params": params}, {"generations": self.generations, "scores": self.scores})
 
 
-def _teller(progress: Progress, generation: int, evaluator: Evaluator, began: float | None = None) -> OnProgress:
-    """A callback that shows the progress of a generation, or of the evaluation of its mean."""
+def _progress_callback(
+    progress: Progress, generation: int, evaluator: Evaluator, began: float | None = None
+) -> OnProgress:
+    """Create the callback of a generation, which began at ``began``, or of the evaluation of its mean."""
     start = progress.seconds if began is None else began
     what = "evaluation of the mean" if began is None else f"generation {generation}"
 
@@ -202,7 +211,7 @@ def _teller(progress: Progress, generation: int, evaluator: Evaluator, began: fl
 
 
 def initial_mean(config: EvolveConfig, controller: Controller) -> Params:
-    """The initial mean of CMA-ES: zero, or the C that ``init_from`` names."""
+    """Return the initial mean of CMA-ES: zeros, or the C of ``init_from``."""
     if not config.init_from:
         return np.zeros(controller.size)
     path = pretrained.resolve(config.init_from) / "evolve" / "controller.safetensors"
@@ -215,7 +224,7 @@ def initial_mean(config: EvolveConfig, controller: Controller) -> Params:
 def evaluate_mean(
     evaluator: Evaluator, mean: Params, config: EvolveConfig, seed: int, on_progress: OnProgress = lambda *_: None
 ) -> float:
-    """Mean return of the distribution's mean, on the same episodes for every mean of a run."""
+    """Evaluate the distribution's mean on the same episodes for every mean of a run; return the mean return."""
     played = evaluator.play(
         mean[None],
         config.evaluate_episodes,
@@ -244,19 +253,19 @@ def _save(
     """Write a checkpoint: the state of CMA-ES, its origin, the best mean so far and the metadata of the evaluator."""
     state = es.state_dict()
     arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
-    about = {
+    metadata = {
         "generation": generation,
         "best_score": best_score,
         "best_generation": best_generation,
         "evaluator": evaluator,
         "es": {name: value for name, value in state.items() if not isinstance(value, np.ndarray)},
     }
-    save_tensors(path, {**arrays, "origin": torch.from_numpy(origin), "best": torch.from_numpy(best)}, about)
+    save_tensors(path, {**arrays, "origin": torch.from_numpy(origin), "best": torch.from_numpy(best)}, metadata)
 
 
-def save_controller(run: Run, controller: Controller, params: Params, about: dict[str, Any]) -> None:
+def save_controller(run: Run, controller: Controller, params: Params, metadata: dict[str, Any]) -> None:
     """Write ``evolve/controller.safetensors`` and its JSON: the agent's C."""
     path = run.path("evolve", "controller.safetensors")
-    about = {"model": "Controller", "config": dict(vars(controller)), **about}
-    save_tensors(path, {"params": torch.from_numpy(params.astype(np.float32))}, about)
-    write_json(path.with_suffix(".json"), about)
+    metadata = {"model": "Controller", "config": dict(vars(controller)), **metadata}
+    save_tensors(path, {"params": torch.from_numpy(params.astype(np.float32))}, metadata)
+    write_json(path.with_suffix(".json"), metadata)

@@ -14,20 +14,29 @@ from worldmodels.analysis import figures
 from worldmodels.analysis.quality import PIXELS
 from worldmodels.analysis.recording import from_dream, save_gif
 from worldmodels.analysis.stats import compare, format_interval
+from worldmodels.data.records import (
+    DreamCheck,
+    EpisodeTrace,
+    GenerationLine,
+    Results,
+    RNNQuality,
+    StageRecord,
+    TrainingLine,
+    VAEQuality,
+)
 from worldmodels.dream.world_model import load_world_model
-from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.agent import load_controller
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.models.weights import load_model
 from worldmodels.pipeline import page as html
-from worldmodels.pipeline import records as measured
 from worldmodels.pipeline.config import SECTIONS, Config
+from worldmodels.pipeline.dream_check import score_cells
+from worldmodels.pipeline.evaluation import format_environment, score_rows
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stage import command
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.pipeline.tasks import Task
-from worldmodels.rollout.runner import describe_environment
 from worldmodels.support.files import atomic_path
 
 PAGE = "report/index.html"
@@ -35,32 +44,31 @@ PAGE = "report/index.html"
 
 def write_report(run: Run) -> dict[str, Any]:
     """Draw the figures into ``report/`` and write ``report/index.html``."""
-    results = measured.read_results(run.path("results.json"), run.config.evolve.evaluate_in)
-    check = measured.read_measured(run.path("check_dream", "check_dream.json"), measured.CHECK)
+    results = read_results(run.path("results.json"), run.config.evolve.evaluate_in)
+    check = DreamCheck.read(run.path("check_dream", "check_dream.json"))
     folder = run.path("report")
     folder.mkdir(exist_ok=True)
     dreamed = _draw_dream(run, folder / "dream_strip.png", folder / "dream.gif")
     config, task = run.config, run.task
     if not config.world_model:
-        lines = (run.metrics(f"train-{name}", measured.STEP) for name in ("vae", "rnn"))
+        lines = (TrainingLine.from_lines(run.metrics(f"train-{name}")) for name in ("vae", "rnn"))
         figures.losses(folder / "losses.png", *lines)
-    goodness = _quality(run)
-    if goodness:
-        figures.quality(folder / "quality.png", *goodness)
+    quality = _quality(run)
+    if quality:
+        figures.quality(folder / "quality.png", *quality)
     where = "in the real environment"
     if config.evolve.evaluate_in == "dream":
         where = f"in the dream (temperature {config.evolve.temperature})"
-    generations = run.metrics("evolve", measured.GENERATION)
-    curve = results.get("curve") or []
-    figures.evolution(folder / "evolution.png", generations, f"Evolution of C {where}", task.score, curve)
-    if check["policies"]:
-        figures.reality_check(folder / "reality_check.png", check["policies"], check["temperature"], task.score)
+    generations = GenerationLine.from_lines(run.metrics("evolve"))
+    figures.evolution(folder / "evolution.png", generations, f"Evolution of C {where}", task.score, results.curve or [])
+    if check.policies:
+        figures.reality_check(folder / "reality_check.png", check.policies, check.temperature, task.score)
     figures.scores(folder / "scores.png", results, task.score, task.paper_score[0] if task.paper_score else None)
     recorded = run.path("evaluate", "episode.json")
     if recorded.is_file() and not task.survival:  # the cumulative reward of a survival task is its step number
-        figures.episode(folder / "episode.png", measured.read_measured(recorded, measured.EPISODE), task.score)
+        figures.episode(folder / "episode.png", EpisodeTrace.read(recorded), task.score)
     with atomic_path(run.path(PAGE)) as temporary:
-        temporary.write_text(_page(run, folder, results, check, dreamed, goodness), encoding="utf-8")
+        temporary.write_text(_page(run, folder, results, check, dreamed, quality), encoding="utf-8")
     print(f"report: {run.path(PAGE)}")
     return {"page": PAGE, "dreamed_steps": dreamed}
 
@@ -80,40 +88,51 @@ def _draw_dream(run: Run, strip: Path, animation: Path) -> int:
     return length
 
 
-def _quality(run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """What train-vae and train-rnn measured of V and of M; None for a run that is older than these measures."""
-    paths = run.path("vae", "quality.json"), run.path("rnn", "quality.json")
-    if not all(path.is_file() for path in paths):
-        return None
-    shapes = measured.VAE_QUALITY, measured.RNN_QUALITY
-    vae, rnn = (measured.read_measured(path, shape) for path, shape in zip(paths, shapes, strict=True))
-    return vae, rnn
+def read_results(path: Path, evaluate_in: str) -> Results:
+    """Read the results of a run whose candidates were evaluated in the dream or in the environment.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or lacks the score of the evolution.
+    """
+    results = Results.read(path)
+    try:
+        results.evolved_score(evaluate_in)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return results
+
+
+def _quality(run: Run) -> tuple[VAEQuality, RNNQuality] | None:
+    """Read the quality of V and M; None for world models without it."""
+    vae, rnn = run.path("vae", "quality.json"), run.path("rnn", "quality.json")
+    return (VAEQuality.read(vae), RNNQuality.read(rnn)) if vae.is_file() and rnn.is_file() else None
 
 
 _OUTCOMES = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
 
 
-def format_verdict(results: dict[str, Any], task: Task) -> str:
+def format_verdict(results: Results, task: Task) -> str:
     """State the agent's score and how it compares with the baselines, each by the interval of the difference.
 
     Args:
         results: The content of ``results.json``.
         task: The task, for the unit of a score and the paper's score.
     """
-    agent, interval = results["agent"], format_interval(results["agent"])
-    count = f"{len(agent['scores'])} episode{'s' if len(agent['scores']) > 1 else ''}"
-    about = f"95 % interval {interval}, {count}" if interval else count
-    sentences = [f"The agent scores {agent['mean']:.0f} {task.score} in the real environment ({about})."]
+    agent, interval = results.agent, format_interval(results.agent)
+    count = f"{len(agent.scores)} episode{'s' if len(agent.scores) > 1 else ''}"
+    details = f"95 % interval {interval}, {count}" if interval else count
+    sentences = [f"The agent scores {agent.mean:.0f} {task.score} in the real environment ({details})."]
     if task.paper_score is not None:
         mean, std = task.paper_score
         sentences.append(f"The paper reports {mean} +- {std} over 100 episodes.")
     labels = {"random": "random play", "collecting": "the collecting policy", "before": "the first generation"}
     found: dict[str, list[str]] = {}
     for name, label in labels.items():
-        other = results[name]
-        policy = f"'{other['policy']}', " if name != "before" else ""
-        outcome = _OUTCOMES[compare(agent["scores"], other["scores"]).outcome]
-        found.setdefault(outcome, []).append(f"{label} ({policy}{other['mean']:.0f})")
+        other = results.players[name]
+        policy = f"'{other.policy}', " if name != "before" else ""
+        outcome = _OUTCOMES[compare(agent.scores, other.scores).outcome]
+        found.setdefault(outcome, []).append(f"{label} ({policy}{other.mean:.0f})")
     sentences += [f"It is {outcome} {' and '.join(others)}." for outcome, others in found.items()]
     return " ".join(sentences)
 
@@ -141,10 +160,10 @@ def format_command(config: Config, preset: Config, folder: Path) -> str:
 def _page(
     run: Run,
     folder: Path,
-    results: dict[str, Any],
-    check: dict[str, Any],
+    results: Results,
+    check: DreamCheck,
     dreamed: int,
-    goodness: tuple[dict[str, Any], dict[str, Any]] | None,
+    quality: tuple[VAEQuality, RNNQuality] | None,
 ) -> str:
     title = f"World Models: {run.config.task}, preset {run.config.preset}"
     failures = [
@@ -161,7 +180,7 @@ def _page(
         *_episodes(run, folder, dreamed),
         *_reality_check(folder, check),
         *_evolution(run, folder),
-        *_training(run, folder, goodness),
+        *_training(run, folder, quality),
         *_making(run, results),
     ]
     return html.page(title, parts)
@@ -184,32 +203,21 @@ def _introduction(run: Run) -> list[str]:
     ]
 
 
-def _verdict(run: Run, results: dict[str, Any]) -> str:
-    verdict = format_verdict(results, run.task)
-    if run.config.evolve.evaluate_in == "environment":
-        return f"{verdict} Its controller was evolved in the real environment, to {results['evolved']['score']:.0f}."
-    dream = results["dream"]
+def _verdict(run: Run, results: Results) -> str:
+    verdict, score = format_verdict(results, run.task), results.evolved_score(run.config.evolve.evaluate_in)
+    if run.config.evolve.evaluate_in == "environment" or results.dream is None:
+        return f"{verdict} Its controller was evolved in the real environment, to {score:.0f}."
     return (
-        f"{verdict} Its controller was evolved in the dream alone, where it scores {dream['score']:.0f} at temperature "
-        f"{dream['temperature']}."
+        f"{verdict} Its controller was evolved in the dream alone, where it scores {score:.0f} at temperature "
+        f"{results.dream.temperature}."
     )
 
 
-_SHOWN = ("id", "variant", "resolution", "backend")
-
-
-def _scores(run: Run, folder: Path, results: dict[str, Any]) -> list[str]:
-    rows = []
-    for name, entry in measured.players(results).items():
-        policy = entry.get("policy", name)
-        label = name if policy == name else f"{name} ({policy})"
-        score = f"{entry['mean']:.0f} \u00b1 {entry['std']:.0f}"
-        rows.append([label, str(len(entry["scores"])), score, format_interval(entry)])
+def _scores(run: Run, folder: Path, results: Results) -> list[str]:
+    rows = score_rows(results, "\u00b1")
     paper = run.task.paper_score
     if paper is not None:
         rows.append(["the paper's agent", "100", f"{paper[0]} \u00b1 {paper[1]}", ""])
-    environment = results["environment"]
-    about = describe_environment(EnvSpec(**{key: environment.get(key) or "" for key in _SHOWN}))
     return [
         html.heading("Scores in the real environment"),
         html.picture(
@@ -219,8 +227,8 @@ def _scores(run: Run, folder: Path, results: dict[str, Any]) -> list[str]:
             "and its interval does not overlap theirs.",
         ),
         html.table(
-            f"{about}: {run.task.score}, mean \u00b1 standard deviation over episodes, 95 % interval of the mean "
-            "(from 20 episodes on)",
+            f"{format_environment(results)}: {run.task.score}, mean \u00b1 standard deviation over episodes, 95 % "
+            "interval of the mean (from 20 episodes on)",
             ["player", "episodes", "score", "95 % interval"],
             rows,
         ),
@@ -266,22 +274,19 @@ def _episodes(run: Run, folder: Path, dreamed: int) -> list[str]:
     return parts
 
 
-def _reality_check(folder: Path, check: dict[str, Any]) -> list[str]:
+def _reality_check(folder: Path, check: DreamCheck) -> list[str]:
     heading = html.heading("Agreement between dream and game")
-    if not check["policies"]:
+    if not check.policies:
         return [heading, html.text("M predicts no reward: a dream has no score to compare.")]
     rule = (
         "No warning: for every open-loop policy the 95 % intervals of dream and game scores overlap, or the two "
         "means are close (survival tasks: within a factor of 1.5; others: within half the range of the policies' game "
         "scores)."
     )
-    rows = []
-    for name, worlds in check["policies"].items():
-        cells = [f"{worlds[world]['mean']:.0f} \u00b1 {worlds[world]['std']:.0f}" for world in ("dream", "game")]
-        rows.append([name, *cells, f"{worlds['dream']['mean'] - worlds['game']['mean']:+.0f}"])
+    rows = [[name, *score_cells(scores, "\u00b1")] for name, scores in check.policies.items()]
     return [
         heading,
-        *([html.notice(warning, "warning") for warning in check["warnings"]] or [html.text(rule)]),
+        *([html.notice(warning, "warning") for warning in check.warnings] or [html.text(rule)]),
         html.picture(
             folder / "reality_check.png",
             "Scores of open-loop policies in the dream and in the game, with 95 % intervals",
@@ -313,7 +318,7 @@ def _evolution(run: Run, folder: Path) -> list[str]:
     ]
 
 
-def _training(run: Run, folder: Path, goodness: tuple[dict[str, Any], dict[str, Any]] | None) -> list[str]:
+def _training(run: Run, folder: Path, quality: tuple[VAEQuality, RNNQuality] | None) -> list[str]:
     world_model = run.config.world_model
     parts = [html.heading("V and M")]
     if world_model:
@@ -327,9 +332,8 @@ def _training(run: Run, folder: Path, goodness: tuple[dict[str, Any], dict[str, 
                 "is overfitting.",
             )
         )
-    if goodness is None:
+    if quality is None:
         return [*parts, html.text("Quality on held-out episodes: not measured by the version that trained V and M.")]
-    vae, rnn = goodness
     picture = html.picture(
         folder / "quality.png",
         "V's reconstruction error by motion of the pixels, M's free-running prediction error by horizon, and "
@@ -337,23 +341,23 @@ def _training(run: Run, folder: Path, goodness: tuple[dict[str, Any], dict[str, 
         "On held-out episodes. Good: V's bars lie far below the mean frame's, above all for moving pixels; M's error "
         "is below both baselines; the points of termination lie on the diagonal once the weight is removed.",
     )
-    return [*parts, picture, html.details("The same in numbers", *quality_tables(vae, rnn))]
+    return [*parts, picture, html.details("The same in numbers", *quality_tables(*quality))]
 
 
-def quality_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> list[str]:
-    """V's and M's measures on held-out episodes as tables."""
+def quality_tables(vae: VAEQuality, rnn: RNNQuality) -> list[str]:
+    """Format the quality of V and M as tables."""
 
     def number(value: float | None, digits: int = 4) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
     pixels = []
-    for name, row in vae["pixels"].items():
+    for name, row in vae.pixels.items():
         label = f"{name} pixels" if name != "moving much" else f"moving by over {PIXELS[name][0]}/255"
-        cells = (row["share"], 3), (row["error"], 5), (row["mean_picture"], 5), (row["explained"], 3)
+        cells = (row.share, 3), (row.error, 5), (row.mean_picture, 5), (row.explained, 3)
         pixels.append([label, *(number(value, digits) for value, digits in cells)])
     tables = [
         html.table(
-            f"V, {vae['frames']:,} frames: squared error per pixel",
+            f"V, {vae.frames:,} frames: squared error per pixel",
             ["pixels", "fraction of all", "V", "mean frame", "variance explained"],
             pixels,
         ),
@@ -361,21 +365,21 @@ def quality_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> list[str]:
             "M, one step ahead: negative log-likelihood, nats per latent dimension",
             ["", "nats"],
             [
-                ["mean of the dimensions", number(rnn["z"], 3)],
-                ["V's sampling noise", number(rnn["z_noise"], 3)],
-                ["best dimension", number(min(rnn["z_dimensions"]), 3)],
-                ["worst dimension", number(max(rnn["z_dimensions"]), 3)],
+                ["mean of the dimensions", number(rnn.z, 3)],
+                ["V's sampling noise", number(rnn.z_noise, 3)],
+                ["best dimension", number(min(rnn.z_dimensions), 3)],
+                ["worst dimension", number(max(rnn.z_dimensions), 3)],
             ],
         ),
     ]
-    if rnn.get("done"):
+    if rnn.done:
         rows = [
             [
-                f"{row['low']:g} to {row['high']:g}",
-                f"{row['count']:,}",
-                *(number(row[key], 5) for key in ("predicted", "expected", "observed")),
+                f"{row.low:g} to {row.high:g}",
+                f"{row.count:,}",
+                *(number(value, 5) for value in (row.predicted, row.expected, row.observed)),
             ]
-            for row in rnn["done"]
+            for row in rnn.done
         ]
         header = ["M's output", "steps", "mean output", "weight removed", "observed"]
         tables.append(html.table("M: calibration of the termination probability per step", header, rows))
@@ -386,23 +390,23 @@ def quality_tables(vae: dict[str, Any], rnn: dict[str, Any]) -> list[str]:
     for caption, (prefix, last) in kinds.items():
         columns = {"mean": "M's mean", "sample": "M's sample", "stays": "persistence", **last}
         rows = [
-            [f"{row['steps']:g}", f"{row['count']:g}", *(number(row[f"{prefix}{key}"]) for key in columns)]
-            for row in rnn["rollouts"]
-            if all(row.get(f"{prefix}{key}") is not None for key in columns)
+            [f"{row.steps:g}", f"{row.count:g}", *(number(getattr(row, f"{prefix}{key}")) for key in columns)]
+            for row in rnn.rollouts
+            if all(getattr(row, f"{prefix}{key}") is not None for key in columns)
         ]
         if rows:
             tables.append(html.table(caption, ["steps ahead", "rollouts", *columns.values()], rows))
     return tables
 
 
-def _making(run: Run, results: dict[str, Any]) -> list[str]:
+def _making(run: Run, results: Results) -> list[str]:
     times = []
     for stage in STAGES:
         if run.marker(stage.name).is_file():
-            seconds = measured.read_measured(run.marker(stage.name), measured.MARKER)["seconds"]
-            taken = run.summary(stage.name).get("world_model")
-            times.append([stage.command, f"taken from {taken}" if taken else f"{seconds:,.0f} s"])
-    versions = [[name, value] for name, value in results["versions"].items()]
+            record = StageRecord.read(run.marker(stage.name))
+            source, seconds = record.summary.get("world_model"), record.seconds
+            times.append([stage.command, f"taken from {source}" if source else f"{seconds or 0:,.0f} s"])
+    versions = [[name, value] for name, value in results.versions.items()]
     return [
         html.heading("How it was made"),
         html.table("Duration of the stages", ["stage", "time"], times),

@@ -13,17 +13,17 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from glob import escape
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from worldmodels import pretrained
+from worldmodels.data.records import StageRecord
 from worldmodels.pipeline import stages, tasks
 from worldmodels.pipeline.config import TOP, Config, from_dict, to_dict
 from worldmodels.pipeline.preflight import check_config
-from worldmodels.pipeline.records import misfit
 from worldmodels.pipeline.stage import Stage, StageFailedError
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.support import settings
@@ -170,7 +170,7 @@ class Run:
 
     def summary(self, stage: str) -> dict[str, Any]:
         """Return the summary of a complete stage; empty if it is not complete."""
-        return dict(_read_marker(self.marker(stage))["summary"]) if self.marker(stage).is_file() else {}
+        return StageRecord.read(self.marker(stage)).summary if self.marker(stage).is_file() else {}
 
     def _settings(self, stage: Stage, config: Config | None = None) -> dict[str, Any]:
         """Collect the settings that determine a stage's outputs, from ``config`` or from the run's settings."""
@@ -188,7 +188,7 @@ class Run:
         if not path.is_file():
             return []
         then, now = (
-            _with_defaults(_read_marker(path)["settings"], self._settings(stage, Config())),
+            _with_defaults(StageRecord.read(path).settings, self._settings(stage, Config())),
             self._settings(stage),
         )
         known = settings.declared(type(getattr(self.config, stage.name)))
@@ -240,7 +240,7 @@ class Run:
     def _extends(self, stage: Stage, name: str) -> bool:
         """Check whether a changed setting only extends a complete stage."""
         return name in stage.extendable and bool(
-            self._settings(stage)[name] > _read_marker(self.marker(stage.name))["settings"].get(name, math.inf)
+            self._settings(stage)[name] > StageRecord.read(self.marker(stage.name)).settings.get(name, math.inf)
         )
 
     def is_done(self, name: str) -> bool:
@@ -348,22 +348,22 @@ class Run:
             summary = self._copy_from_world_model(stage)
         else:
             if self.ranks.is_main and not self.marker(name).is_file():
-                begun = {"stage": name, "settings": self._settings(stage), "summary": {}, "began": began}
-                write_json(self._begun(name), {**begun, "versions": versions()})
+                begun = StageRecord(
+                    stage=name, settings=self._settings(stage), summary={}, began=began, versions=versions()
+                )
+                begun.write(self._begun(name))
             summary = stage.run(self)
         if self.ranks.is_main:
-            write_json(
-                self.marker(name),
-                {
-                    "stage": name,
-                    "settings": self._settings(stage),
-                    "summary": summary,
-                    "began": began,
-                    "seconds": round(time.monotonic() - clock, 2),
-                    "peak_memory_mb": _peak_memory_mb(),
-                    "versions": versions(),
-                },
+            record = StageRecord(
+                stage=name,
+                settings=self._settings(stage),
+                summary=summary,
+                began=began,
+                seconds=round(time.monotonic() - clock, 2),
+                peak_memory_mb=_peak_memory_mb(),
+                versions=versions(),
             )
+            record.write(self.marker(name))
             self._begun(name).unlink(missing_ok=True)
         self.ranks.barrier()
         self._check_gate(stage)
@@ -378,8 +378,8 @@ class Run:
             raise StageFailedError(f"{stage.command}: {failure} (--force continues anyway)")
         if self.ranks.is_main:
             print(f"WARNING: {stage.command}: {failure}", file=sys.stderr)
-            marked = _read_marker(self.marker(stage.name))
-            write_json(self.marker(stage.name), {**marked, "summary": {**summary, "accepted": True}})
+            record = StageRecord.read(self.marker(stage.name))
+            replace(record, summary={**summary, "accepted": True}).write(self.marker(stage.name))
         self.ranks.barrier()
 
     def _copy_from_world_model(self, stage: Stage) -> dict[str, Any]:
@@ -403,16 +403,10 @@ class Run:
         with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
 
-    def metrics(self, stage: str, shape: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        """Read the metrics of a stage.
-
-        Args:
-            stage: Name of the stage on the command line.
-            shape: Schema of the lines (:mod:`worldmodels.pipeline.records`); other lines are skipped. None for all.
-        """
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        """Read the metrics of a stage, by its name on the command line."""
         path = self.path("metrics.jsonl")
-        lines = [value for value in read_lines(path) if value.get("stage") == stage] if path.is_file() else []
-        return [value for value in lines if misfit(value, shape or {}) is None]
+        return [line for line in read_lines(path) if line.get("stage") == stage] if path.is_file() else []
 
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
         """Remove a stage's lines whose ``key`` is greater than ``last``, as they are newer than its checkpoint."""
@@ -461,14 +455,6 @@ def check_inputs(folder: Path, name: str) -> None:
             from worldmodels.models.weights import load_tensors
 
             load_tensors(path)
-
-
-def _read_marker(path: Path) -> dict[str, Any]:
-    """Read a stage's marker."""
-    marked = read_json(path)
-    if not (isinstance(marked, dict) and all(isinstance(marked.get(key), dict) for key in ("settings", "summary"))):
-        raise ValueError(f"{path}: expected a stage's settings and summary, got {marked!r:.200}")
-    return marked
 
 
 def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from worldmodels.data.records import EpisodeScore
 from worldmodels.envs.vector import backend
-from worldmodels.pipeline.records import SCORE, misfit
 from worldmodels.rollout.runner import Environments, Player
 from worldmodels.support.files import atomic_path, read_lines
 from worldmodels.support.progress import Progress
@@ -74,4 +74,4 @@ def read_scores(path: Path, metadata: dict[str, Any]) -> dict[int, float]:
     lines = read_lines(path)
     if not lines or lines[0] != json.loads(json.dumps(metadata)):
         return {}
-    return {int(line["episode"]): float(line["score"]) for line in lines[1:] if misfit(line, SCORE) is None}
+    return {int(line.episode): float(line.score) for line in EpisodeScore.from_lines(lines[1:])}

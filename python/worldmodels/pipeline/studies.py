@@ -5,28 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from worldmodels.analysis import figures
 from worldmodels.analysis.stats import format_interval, table
+from worldmodels.data.records import AblationResult, Results, RoundResult, Scores, StudyResult, SweepResult
 from worldmodels.envs.policies import parse_policies
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.collection import player_metadata
 from worldmodels.pipeline.config import Config, override
 from worldmodels.pipeline.preflight import check_config
-from worldmodels.pipeline.records import read_results
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import Temperatures
 from worldmodels.support.files import link, write_json
 from worldmodels.support.validation import MAX_SEED
 
-Result = dict[str, Any]
 #: Stages that train V and M.
 _WORLD_MODEL_STAGES = tuple(stage.name for stage in STAGES if stage.world_model)
 
 
-def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force: bool = False) -> list[Result]:
+def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force: bool = False) -> list[SweepResult]:
     """Evolve one controller per temperature in the same M, and play the game with each.
 
     Writes ``temperatures/<temperature>/`` (run folders), ``temperatures/sweep.json`` and ``temperatures/sweep.png``.
@@ -38,8 +36,7 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force:
         force: Whether stages may build on a model that failed its quality gate.
 
     Returns:
-        One result per temperature, in the order given: ``temperature``, ``dream`` and ``game`` (each ``mean``, ``std``,
-        ``ci95``, ``scores``), ``generation``.
+        One result per temperature, in the order given.
 
     Raises:
         ValueError: There are no temperatures, a temperature is repeated, or C is not evolved in the dream.
@@ -51,27 +48,28 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force:
     if len(set(names)) != len(names):
         raise ValueError(f"--temperatures: expected numbers distinct in six digits, got {list(temperatures)}")
     variants = {f"{value:g}": override(config, {"evolve": {"temperature": float(value)}}) for value in temperatures}
-    results = _variants(folder, config, "temperatures", variants, force)
-    for value, result in zip(temperatures, results, strict=True):
-        result["temperature"] = float(value)
-    write_json(folder / "temperatures" / "sweep.json", results)
+    found = _variants(folder, config, "temperatures", variants, force)
+    results = [
+        SweepResult(temperature=float(value), **vars(result)) for value, result in zip(temperatures, found, strict=True)
+    ]
+    _write(folder / "temperatures" / "sweep.json", results)
     task = tasks.get(config.task)
     figures.sweep(folder / "temperatures" / "sweep.png", results, task.paper_scores, task.score)
     print(sweep_table(results, task.paper_scores))
     return results
 
 
-def sweep_table(results: Sequence[Result], paper: Temperatures) -> str:
+def sweep_table(results: Sequence[SweepResult], paper: Temperatures) -> str:
     """Format the scores by temperature as a table, next to the paper's scores if there are any."""
     heads, rows = ["temperature", "dream", "game", "95 % interval"], []
     for result in results:
-        cells = [f"{result['temperature']:g}", _mean_and_std(result["dream"]), *_score_cells(result["game"])]
-        paper_cells = [f"{mean} +- {std}" for mean, std in paper.get(result["temperature"], ())] or ["", ""]
+        cells = [f"{result.temperature:g}", _mean_and_std(result.dream), *_score_cells(result.game)]
+        paper_cells = [f"{mean} +- {std}" for mean, std in paper.get(result.temperature, ())] or ["", ""]
         rows.append([*cells, *(paper_cells if paper else [])])
     return table([*heads, *(["paper: dream", "paper: game"] if paper else [])], rows)
 
 
-def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Result]:
+def ablate(folder: Path, config: Config, *, force: bool = False) -> list[AblationResult]:
     """Evolve a controller for each ablation of the task, and play the game with each.
 
     Variants share the outputs of every stage whose settings they do not change. Writes ``ablations/<variant>/`` (run
@@ -83,8 +81,7 @@ def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Result]
         force: Whether stages may build on a model that failed its quality gate.
 
     Returns:
-        One result per variant: ``variant``, ``features``, ``parameters``, ``inside``, ``dream`` (None if M predicts no
-        reward), ``game``, ``generation``.
+        One result per variant.
 
     Raises:
         ValueError: The task has no ablations.
@@ -96,25 +93,20 @@ def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Result]
         name: override(config, {section: dict(values) for section, values in changes.items()})
         for name, changes in ablations.items()
     }
-    results = _variants(folder, config, "ablations", variants, force)
-    for (name, settings), result in zip(variants.items(), results, strict=True):
-        result |= {"variant": name, "features": settings.evolve.features, "inside": settings.evolve.evaluate_in}
-    write_json(folder / "ablations" / "ablate.json", results)
+    found = _variants(folder, config, "ablations", variants, force)
+    results = [
+        AblationResult(variant=name, features=evolve.features, evaluate_in=evolve.evaluate_in, **vars(result))
+        for (name, evolve), result in zip(((name, v.evolve) for name, v in variants.items()), found, strict=True)
+    ]
+    _write(folder / "ablations" / "ablate.json", results)
     rows = [
-        [
-            r["variant"],
-            str(r["parameters"]),
-            r["inside"],
-            _mean_and_std(r["dream"]),
-            *_score_cells(r["game"]),
-        ]
-        for r in results
+        [r.variant, str(r.parameters), r.evaluate_in, _mean_and_std(r.dream), *_score_cells(r.game)] for r in results
     ]
     print(table(["inputs of C", "parameters", "evolved in", "dream", "game", "95 % interval"], rows))
     return results
 
 
-def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result]:
+def iterate(folder: Path, config: Config, *, force: bool = False) -> list[RoundResult]:
     """Run the iterative training procedure of the paper (section 5): collect with C, train V and M further, evolve C.
 
     Round 0 is the run folder itself. Round N is the run folder ``rounds/N``: its episodes are those of the previous
@@ -128,7 +120,7 @@ def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result
         force: Whether stages may build on a model that failed its quality gate.
 
     Returns:
-        One result per round, starting with round 0: ``round``, ``episodes``, ``dream``, ``game``, ``generation``.
+        One result per round, starting with round 0.
 
     Raises:
         ValueError: The run has a given world model or does not evolve C in the dream, a policy of the rounds is
@@ -154,12 +146,10 @@ def iterate(folder: Path, config: Config, *, force: bool = False) -> list[Result
                 _check_player(run, previous)
             for name in NAMES:
                 run.run_stage(name)
-            results.append({"round": number, "episodes": _episodes(run), **_result(run)})
-        write_json(folder / "rounds" / "rounds.json", results)
+            results.append(RoundResult(round=number, episodes=_episodes(run), **vars(_result(run))))
+        _write(folder / "rounds" / "rounds.json", results)
         previous = current
-    rows = [
-        [str(r["round"]), f"{r['episodes']:,}", _mean_and_std(r["dream"]), *_score_cells(r["game"])] for r in results
-    ]
+    rows = [[str(r.round), f"{r.episodes:,}", _mean_and_std(r.dream), *_score_cells(r.game)] for r in results]
     print(table(["round", "episodes", "dream", "game", "95 % interval"], rows))
     return results
 
@@ -233,7 +223,7 @@ def _share_scores(base: Path, child: Path, baselines: Iterable[str]) -> None:
             link(path, target)
 
 
-def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Config], force: bool) -> list[Result]:
+def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Config], force: bool) -> list[StudyResult]:
     """Run each variant; variants share the stages that train V and M up to the first whose settings differ."""
     for settings in variants.values():
         check_config(settings, ("evolve", "evaluate"))
@@ -258,15 +248,18 @@ def _variants(folder: Path, config: Config, kind: str, variants: dict[str, Confi
     return results
 
 
-def _result(run: Run) -> Result:
-    scores = read_results(run.path("results.json"), run.config.evolve.evaluate_in)
-    evolved = run.summary("evolve")
-    return {
-        "dream": scores["dream"]["evaluation"],
-        "game": scores["agent"],
-        "generation": evolved["generation"],
-        "parameters": evolved["parameters"],
-    }
+def _result(run: Run) -> StudyResult:
+    results, evolved = Results.read(run.path("results.json")), run.summary("evolve")
+    return StudyResult(
+        dream=results.dream.evaluation if results.dream else None,
+        game=results.agent,
+        generation=evolved["generation"],
+        parameters=evolved["parameters"],
+    )
+
+
+def _write(path: Path, results: Sequence[StudyResult]) -> None:
+    write_json(path, [result.to_json() for result in results])
 
 
 def _episodes(run: Run) -> int:
@@ -278,10 +271,10 @@ def _episodes(run: Run) -> int:
     return count
 
 
-def _mean_and_std(scores: Result | None) -> str:
+def _mean_and_std(scores: Scores | None) -> str:
     """Format mean and standard deviation; empty if there are no scores."""
-    return "" if scores is None else f"{scores['mean']:.0f} +- {scores['std']:.0f}"
+    return "" if scores is None else f"{scores.mean:.0f} +- {scores.std:.0f}"
 
 
-def _score_cells(scores: Result) -> list[str]:
+def _score_cells(scores: Scores) -> list[str]:
     return [_mean_and_std(scores), format_interval(scores)]

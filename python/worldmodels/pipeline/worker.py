@@ -1,4 +1,4 @@
-"""A process that plays while episodes are collected: without PyTorch, most of its size, if nobody looks at frames."""
+"""Worker process of collect. It imports PyTorch, most of its size, only for agents."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ from worldmodels.pipeline.players import Job, check_policies, play
 if TYPE_CHECKING:
     from worldmodels.models.agent import Agent
 
-_SLOTS = 24  # environments that are played side by side in one worker, by an agent or in EnvPool
+_NUM_ENVS = 24  # environments of one worker with an agent or with EnvPool
 
 
 def work(pipe: Connection, job: Job) -> None:
-    """A worker: asks for shards until there are none."""
+    """Collect shards until there are none left.
+
+    Args:
+        pipe: Receives indices of shards, None at the end. Sends the number of frames of each episode, None when the
+            worker is ready for a shard, notes, and the error that ended the worker.
+        job: Settings of the stage.
+    """
     os.setsid()  # the parent ends this session with the game in it
     os.set_inheritable(pipe.fileno(), False)  # or the game would hold the pipe open after this process has died
     try:
         agent = _agent(job)
-        together = agent is not None or backend(job.environment) == "envpool"
-        slots = min(_SLOTS, job.collect.shard_episodes) if together else 1
-        batch = make_vector_env(job.environment, slots, num_workers=1, rules=job.task.rules, **job.options)
+        is_batched = agent is not None or backend(job.environment) == "envpool"
+        num_envs = min(_NUM_ENVS, job.collect.shard_episodes) if is_batched else 1
+        batch = make_vector_env(job.environment, num_envs, num_workers=1, rules=job.task.rules, **job.options)
         (action_size,) = batch.action_space.shape
         check_policies(job, batch.action_space)
         if batch.scaling:
@@ -53,7 +59,7 @@ def work(pipe: Connection, job: Job) -> None:
 
 
 def _agent(job: Job) -> Agent | None:
-    """The agent of the policies that have one; whoever looks at frames does so in one thread."""
+    """Load the agent of the policies that need one, and limit PyTorch to one thread; None without such a policy."""
     if not job.collect.agent and RANDOM_AGENT not in dict(job.shares):
         return None
     import torch

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from worldmodels.data.records import EpisodeTrace
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.base import VectorEnv
 from worldmodels.envs.policies import Action, Policy
@@ -363,7 +364,7 @@ def play_policy(
 
 def record(
     environment: EnvSpec, player: Player, *, seed: int, episode_seed: int, rules: Rules | None = None
-) -> dict[str, Any]:
+) -> EpisodeTrace:
     """Play one episode in Gymnasium's environment, regardless of the back end, and keep its trace.
 
     Args:
@@ -374,22 +375,23 @@ def record(
         rules: Rules of the task.
 
     Returns:
-        ``rewards`` of every step; and for an environment that reports the player's position (``"track"`` in the info of
-        ``reset``, ``"position"`` in that of every step) also ``track`` and ``positions``, lists of [x, y].
+        Rewards; and the path for an environment that reports ``"track"`` in the info of ``reset`` and ``"position"`` in
+        that of every step.
     """
     options: dict[str, Any] = {"rules": rules} if rules else {}
     envs = ThreadVectorEnv(replace(environment, backend="gymnasium"), 1, 1, options)
-    found: dict[str, Any] = {"rewards": []}
+    rewards: list[float] = []
+    path: dict[str, Any] = {}
     try:
         player.reset(1, seed=seed)
         limit = rules.max_steps if rules else None
         for _ in run_episodes([envs], [deque([Episode(0, episode_seed)])], player, max_steps=limit):
-            if not found["rewards"] and "track" in (info := envs.reset_infos[0]):
-                found |= {"track": info["track"].tolist(), "positions": [info["position"].tolist()]}
+            if not rewards and "track" in (info := envs.reset_infos[0]):
+                path = {"track": info["track"].tolist(), "positions": [info["position"].tolist()]}
             _, reward, _, _, info = envs.outcomes[0]
-            found["rewards"].append(float(reward))
-            if "track" in found:
-                found["positions"].append(info["position"].tolist())
+            rewards.append(float(reward))
+            if path:
+                path["positions"].append(info["position"].tolist())
     finally:
         envs.close()
-    return found
+    return EpisodeTrace(rewards=rewards, **path)

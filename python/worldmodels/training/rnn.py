@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from torch import Tensor
 from worldmodels.analysis import image_grid, quality
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.latents import Latents, load_latents
+from worldmodels.data.records import RNNQuality
 from worldmodels.data.sequences import Chunk, PackedSequences
 from worldmodels.dream import initial_states
 from worldmodels.models.device import device, limit_threads, seed_step
 from worldmodels.models.mdnrnn import MDNRNN, State
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
-from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
 from worldmodels.training.distributed import Ranks
 from worldmodels.training.optim import LossGuard, MicroBatches, cosine
@@ -73,9 +74,10 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
     note = ", ".join(f"{name} {summary[name]:.3f}" for name in ("z", "done_recall") if name in summary)
     progress.close(trainer.step, f"validation {note}")
     if run.ranks.is_main:
-        summary["quality"] = _quality(run, config, seed, model, latents, held_out)
-        write_json(run.path("rnn", "quality.json"), summary["quality"])
-        failure = quality.rnn_failure(summary["quality"]) if config.steps > 0 else None
+        measured = _quality(run, config, seed, model, latents, held_out)
+        measured.write(run.path("rnn", "quality.json"))
+        summary["quality"] = measured.to_json()
+        failure = quality.rnn_failure(measured) if config.steps > 0 else None
         summary |= gate("train-rnn", failure, trainer.step * config.batch_size * config.sequence_length, "steps")
         _save_initial_states(run, model, latents, seed)
         trainer.export(summary)
@@ -370,7 +372,7 @@ def _quality(
     model: MDNRNN,
     latents: Latents,
     held_out: npt.NDArray[np.int64],
-) -> dict[str, Any]:
+) -> RNNQuality:
     """Measure the quality of M on held-out episodes; in pixels too if the run has V and the frames."""
     vae = _load_vae(run)
     store = EpisodeStore(run.path("episodes")) if any(run.path("episodes").glob("*.h5")) else None
@@ -381,7 +383,7 @@ def _quality(
     episodes = held_out[np.linspace(0, len(held_out) - 1, min(_QUALITY_EPISODES, len(held_out))).astype(int)]
     batch = min(config.batch_size, max(1, _QUALITY_STEPS // config.sequence_length))
     found = quality.predictions(model, _pack(latents, episodes, batch, config, seed), config.done_pos_weight)
-    found["rollouts"] = quality.rollouts(model, latents, held_out, vae=vae, store=store)
+    found = replace(found, rollouts=quality.rollouts(model, latents, held_out, vae=vae, store=store))
     if store is not None:
         store.close()
     return found

@@ -14,7 +14,6 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.frames import FrameReader, ShuffledBatches
 from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step
 from worldmodels.models.vae import ConvVAE, decode, vae_loss
-from worldmodels.support.files import write_json
 from worldmodels.support.progress import Progress
 from worldmodels.training.distributed import Ranks, gradient_sync
 from worldmodels.training.optim import LossGuard, MicroBatches, cosine
@@ -84,9 +83,10 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
     summary = trainer.load_selected()
     progress.close(trainer.step, f"validation squared error {summary['squared_error']:.2f}")
     if ranks.is_main:
-        summary["quality"] = quality.reconstruction(model, store, held_out)
-        write_json(run.path("vae", "quality.json"), summary["quality"])
-        failure = quality.vae_failure(summary["quality"]) if config.steps > 0 else None
+        measured = quality.reconstruction(model, store, held_out)
+        measured.write(run.path("vae", "quality.json"))
+        summary["quality"] = measured.to_json()
+        failure = quality.vae_failure(measured) if config.steps > 0 else None
         summary |= gate("train-vae", failure, trainer.step * config.batch_size, "frames")
         trainer.export(summary)
     store.close()
