@@ -1,4 +1,4 @@
-// Rollouts: worker threads that play episodes in lanes and refill them from a shared queue.
+// Rollouts: worker threads that play episodes in lanes.
 #include "core/dream.hpp"
 
 #include <omp.h>
@@ -6,13 +6,15 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/schedule.hpp"
+
 namespace worldmodels {
 namespace {
 
 // An episode with expected termination stops below this survival probability.
 constexpr double kMinSurvival = 0.01;
 
-// One thread: plays the episodes of its lanes and refills them from the queue that all threads share.
+// One thread: plays the episodes of its lanes.
 class Worker {
   public:
     Worker(const Kernels& kernels, const WorldModel& model, const ControllerView& controller,
@@ -22,20 +24,20 @@ class Worker {
         expected_ = model.termination().mode == Termination::Mode::expected;
     }
 
-    void play(std::atomic<std::int64_t>& queue, int share, InterruptiblePool& pool, int thread) {
+    void play(Schedule& schedule, InterruptiblePool& pool, int thread) {
         const Sampling sampling = make_sampling(args_.seed, args_.temperature);
-        int active = 0;
-        while (active < share && take(queue, active, pool, thread)) ++active;
-        while (active > 0 && !pool.stopped()) {
+        while (fill(schedule, pool, thread)) {
             record_before();
-            computed_ += step(kernels_, model_, &controller_, sampling, lanes_.block(), active);
+            computed_ += step(kernels_, model_, &controller_, sampling, lanes_.block(), active_);
             record_after();
-            for (int lane = active - 1; lane >= 0 && !pool.stopped(); --lane) {
-                if (!advance(lane) || take(queue, lane, pool, thread)) continue;
-                if (lane != --active) {  // active lanes come first, so that a step can skip whole vectors
-                    lanes_.move(active, lane);
-                    running_[lane] = running_[active];
-                }
+            for (int lane = active_ - 1; lane >= 0 && !pool.stopped(); --lane) {
+                if (!advance(lane)) continue;
+                const std::int64_t job = schedule.end_episode();
+                if (job >= 0)
+                    enter({job, 0.0, 1.0, 0, nullptr}, lane);
+                else if (lane != --active_)
+                    move(active_, lane);
+                pool.tick(thread);  // copying a large controller's parameters takes long
             }
             pool.tick(thread);
         }
@@ -44,30 +46,51 @@ class Worker {
     std::int64_t computed() const { return computed_; }
 
   private:
-    struct Running {
-        std::int64_t job;
-        double total;
-        double survival;  // probability of no termination so far; 1 unless termination is expected
-        int length;
-    };
+    // Takes or parks lanes before a step; false when no episode is left or the call is interrupted.
+    bool fill(Schedule& schedule, InterruptiblePool& pool, int thread) {
+        while (!pool.stopped()) {
+            if (active_ == 0 || !schedule.balanced(thread, active_)) exchange(schedule, pool, thread);
+            if (active_ > 0) return !pool.stopped();
+            if (!schedule.wait(thread, pool)) return false;
+        }
+        return false;
+    }
 
-    // Starts the next episode in a lane; false when the queue is empty or the call is interrupted.
-    bool take(std::atomic<std::int64_t>& queue, int lane, InterruptiblePool& pool, int thread) {
-        pool.tick(thread);  // copying a large controller's parameters takes long
-        if (pool.stopped()) return false;
-        const std::int64_t job = queue.fetch_add(1, std::memory_order_relaxed);
-        if (job >= std::int64_t{args_.candidates} * args_.episodes) return false;
-        const auto candidate = static_cast<std::uint32_t>(job / args_.episodes);
-        const auto episode = static_cast<std::uint32_t>(job % args_.episodes) + args_.first_episode;
+    void exchange(Schedule& schedule, InterruptiblePool& pool, int thread) {
+        Schedule::Exchange exchange;
+        schedule.begin_exchange(thread, active_, exchange);
+        if (exchange.taken + exchange.parked == 0) return;
+        for (int i = 0; i < exchange.taken && !pool.stopped(); ++i, pool.tick(thread))
+            enter(exchange.take[i], active_++);
+        for (int i = 0; i < exchange.parked; ++i) {
+            running_[--active_].state = exchange.park[i];
+            lanes_.save(active_, exchange.park[i]);
+        }
+        schedule.finish_exchange(exchange, running_ + active_);
+    }
+
+    // Starts an episode in a lane, or resumes one that was parked.
+    void enter(const Episode& episode, int lane) {
+        const auto candidate = static_cast<std::uint32_t>(episode.job / args_.episodes);
+        const auto number = static_cast<std::uint32_t>(episode.job % args_.episodes) + args_.first_episode;
         const std::uint32_t stream = args_.common_random_numbers ? 0 : candidate + args_.first_candidate;
-        lanes_.start(kernels_, model_, args_.seed, stream, episode, args_.params + candidate * params_, lane);
-        running_[lane] = {job, 0.0, 1.0, 0};
-        return true;
+        const float* const params = args_.params + candidate * params_;
+        if (episode.state == nullptr)
+            lanes_.start(kernels_, model_, args_.seed, stream, number, params, lane);
+        else
+            lanes_.restore(episode.state, stream, number, static_cast<std::uint32_t>(episode.length) + 1,
+                           params, lane);
+        running_[lane] = episode;
+    }
+
+    void move(int from, int to) {
+        lanes_.move(from, to);
+        running_[to] = running_[from];
     }
 
     // Accounts for the last step of a lane; true when its episode is over.
     bool advance(int lane) {
-        Running& run = running_[lane];
+        Episode& run = running_[lane];
         run.total += run.survival * static_cast<double>(lanes_.reward(lane));
         ++run.length;
         if (expected_) run.survival *= 1.0 - lanes_.termination_probability(lane);
@@ -102,7 +125,8 @@ class Worker {
     Lanes lanes_;
     std::size_t params_;  // controller parameters of a candidate
     bool expected_;
-    Running running_[kBlock]{};
+    Episode running_[kBlock]{};
+    int active_ = 0;  // lanes that hold an episode, before all others
     std::int64_t computed_ = 0;
 };
 
@@ -111,24 +135,22 @@ class Worker {
 bool rollout_unchecked(const Kernels& kernels, const WorldModel& model, const ControllerView& controller,
                        const RolloutArgs& args, Poll poll) {
     const std::int64_t jobs = std::int64_t{args.candidates} * args.episodes;
-    // A vector of lanes costs as much as one lane: at most one thread per vector of episodes.
-    const std::int64_t vectors = (jobs + kernels.lanes - 1) / kernels.lanes;
-    const int threads = static_cast<int>(std::min<std::int64_t>(args.threads, vectors));
-    const int share = static_cast<int>(std::min<std::int64_t>(kBlock, (jobs + threads - 1) / threads));
+    const int threads = static_cast<int>(std::min<std::int64_t>(args.threads, jobs));
     check_not_forked(threads);
     std::vector<Worker> workers;
     workers.reserve(static_cast<std::size_t>(threads));
     for (int t = 0; t < threads; ++t) workers.emplace_back(kernels, model, controller, args);
-    std::atomic<std::int64_t> queue{0};
+    const bool pairs = model.precision() == Precision::bfloat16;
+    Schedule schedule(jobs, threads, kernels.lanes, pairs ? kernels.widths_bfloat16 : kernels.widths,
+                      lane_state_size(model.view()));
     InterruptiblePool pool(poll);
     if (threads == 1) {
-        workers[0].play(queue, share, pool, 0);
+        workers[0].play(schedule, pool, 0);
     } else {
 #pragma omp parallel num_threads(threads)
         {
             const int thread = omp_get_thread_num();
-            workers[static_cast<std::size_t>(thread)].play(queue, share, pool, thread);
-            pool.finish(thread, omp_get_num_threads());
+            workers[static_cast<std::size_t>(thread)].play(schedule, pool, thread);
         }
     }
     if (args.computed != nullptr)

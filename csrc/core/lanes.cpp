@@ -110,13 +110,32 @@ void Lanes::start(const Kernels& kernels, const WorldModel& model, std::uint64_t
         block_.h[k * kBlock + lane] = state == nullptr ? 0.0F : state[k];
         block_.c[k * kBlock + lane] = state == nullptr ? 0.0F : state[view_.hidden + k];
     }
+    set_stream(candidate, episode, 1, params, lane);
+    if (block_.keys != nullptr) set_seed(lane, seed);
+}
+
+void Lanes::set_stream(std::uint32_t candidate, std::uint32_t episode, std::uint32_t step,
+                       const float* params, int lane) {
     if (params != nullptr)
         for (std::size_t i = 0; i < params_; ++i)
             block_.params[i * kBlock + static_cast<std::size_t>(lane)] = params[i];
     block_.candidate[lane] = candidate;
     block_.episode[lane] = episode;
-    block_.step[lane] = 1;
-    if (block_.keys != nullptr) set_seed(lane, seed);
+    block_.step[lane] = step;
+}
+
+void Lanes::save(int lane, float* to) const {
+    for (int i = 0; i < view_.inputs(); ++i) *to++ = block_.x[i * kBlock + lane];
+    for (int k = 0; k < view_.hidden; ++k) *to++ = block_.h[k * kBlock + lane];
+    for (int k = 0; k < view_.hidden; ++k) *to++ = block_.c[k * kBlock + lane];
+}
+
+void Lanes::restore(const float* from, std::uint32_t candidate, std::uint32_t episode, std::uint32_t step,
+                    const float* params, int lane) {
+    for (int i = 0; i < view_.inputs(); ++i) block_.x[i * kBlock + lane] = *from++;
+    for (int k = 0; k < view_.hidden; ++k) block_.h[k * kBlock + lane] = *from++;
+    for (int k = 0; k < view_.hidden; ++k) block_.c[k * kBlock + lane] = *from++;
+    set_stream(candidate, episode, step, params, lane);
 }
 
 void Lanes::move(int from, int to) {

@@ -16,6 +16,11 @@ inline int step(const Kernels& kernels, const WorldModel& model, const Controlle
     return play(model.view(), controller, sampling, block, lanes);
 }
 
+// Floats of a lane's state between two steps: its inputs, h and c.
+inline std::size_t lane_state_size(const ModelView& m) {
+    return static_cast<std::size_t>(m.inputs()) + 2 * static_cast<std::size_t>(m.hidden);
+}
+
 class Lanes {
   public:
     // Without a controller (null) the caller sets the actions, and every lane has a seed of its own.
@@ -46,8 +51,15 @@ class Lanes {
     void start(const Kernels& kernels, const WorldModel& model, std::uint64_t seed, std::uint32_t candidate,
                std::uint32_t episode, const float* params, int lane);
     void move(int from, int to);
+    // Copies the state of a lane to (lane_state_size), and back to a lane whose next step has this number.
+    void save(int lane, float* to) const;
+    void restore(const float* from, std::uint32_t candidate, std::uint32_t episode, std::uint32_t step,
+                 const float* params, int lane);
 
   private:
+    void set_stream(std::uint32_t candidate, std::uint32_t episode, std::uint32_t step, const float* params,
+                    int lane);
+
     ModelView view_;
     Termination termination_;
     std::size_t params_ = 0;

@@ -66,17 +66,4 @@ void InterruptiblePool::tick(int thread) {
     if (poll_.stop(poll_.context)) stop_.store(true, std::memory_order_relaxed);
 }
 
-void InterruptiblePool::finish(int thread, int threads) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    ++finished_;
-    done_.notify_one();
-    if (thread != 0) return;
-    while (finished_ < threads) {
-        done_.wait_for(lock, kInterval);
-        lock.unlock();
-        tick(0);
-        lock.lock();
-    }
-}
-
 }  // namespace worldmodels

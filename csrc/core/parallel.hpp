@@ -5,8 +5,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
-#include <mutex>
 
 namespace worldmodels {
 
@@ -42,28 +40,23 @@ void parallel_for_blocks(int blocks, int threads, const Work& work) {
     }
 }
 
-// The threads of one call that can be interrupted: the calling thread polls while it works and while it
-// waits.
+// The threads of one call that can be interrupted: the calling thread polls while it works and waits.
 class InterruptiblePool {
   public:
+    static constexpr std::chrono::milliseconds kInterval{40};  // between two polls
+
     explicit InterruptiblePool(Poll poll) : poll_(poll) {}
 
     bool stopped() const { return stop_.load(std::memory_order_relaxed); }
     // Called by every thread after each piece of work; only the calling thread (thread 0) polls.
     void tick(int thread);
-    // Called by every thread after its last piece of work; thread 0 polls until all have finished.
-    void finish(int thread, int threads);
 
   private:
     using Clock = std::chrono::steady_clock;
-    static constexpr std::chrono::milliseconds kInterval{40};
 
     Poll poll_;
     std::atomic<bool> stop_{false};
     Clock::time_point next_ = Clock::now() + kInterval;
-    std::mutex mutex_;
-    std::condition_variable done_;
-    int finished_ = 0;
 };
 
 }  // namespace worldmodels

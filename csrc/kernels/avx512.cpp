@@ -36,10 +36,12 @@ bool bfloat16_supported() {
 
 constexpr Kernels own_step(Kernels kernels) {
     kernels.step = step;
+    kernels.widths |= 1U << (kLanes / 2 - 1);
     return kernels;
 }
 constexpr Kernels with_bfloat16(Kernels kernels) {
     kernels.step_bfloat16 = step_avx512_bfloat16;
+    kernels.widths_bfloat16 = full_widths();
     kernels.multiply_adds_bfloat16 = multiply_adds_avx512_bfloat16;
     kernels.rnn_bfloat16 = &rnn_avx512_bfloat16;
     return kernels;

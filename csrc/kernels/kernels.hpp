@@ -148,6 +148,8 @@ struct TestKernels {
 struct Kernels {
     const char* name;
     int lanes;  // of one vector
+    // Bit n - 1: a step of n lanes computes no idle lane. Of bfloat16 steps, 0 where the target has none.
+    std::uint32_t widths, widths_bfloat16;
     bool (*supported)();
     // One step of the first `lanes` lanes. Without a controller the actions are those in x. Returns the
     // number of lanes computed, idle ones included.

@@ -1,9 +1,20 @@
 // A SIMD target's entry of the dispatch table.
 
+// The numbers of lanes of which a step computes none in vain, as bits.
+constexpr std::uint32_t full_widths() {
+    std::uint32_t widths = 0;
+    for (int lanes = 1; lanes <= kBlock; ++lanes)
+        if (lanes <= kNarrowLanes ? narrow_lanes(lanes) == lanes : lanes % kLanes == 0)
+            widths |= std::uint32_t{1} << (lanes - 1);
+    return widths;
+}
+
 constexpr Kernels simd_target(const char* name, bool (*supported_here)()) {
     return {
         .name = name,
         .lanes = kLanes,
+        .widths = full_widths(),
+        .widths_bfloat16 = 0,
         .supported = supported_here,
         .step = step_lanes<Float32>,
         .step_bfloat16 = nullptr,

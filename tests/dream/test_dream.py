@@ -20,6 +20,7 @@ import torch
 from reference import Draws, ReferenceDream
 from worldmodels import _core, pretrained
 from worldmodels.dream.native import Dream
+from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.support import cpu
@@ -216,6 +217,39 @@ def test_bits_do_not_depend_on_threads_or_batch(level):
     trace = dream.trace(params[0], episode=5, seed=7)
     assert len(trace.reward) == whole.lengths[0, 5]
     assert np.float32(trace.reward.astype(np.float64).sum()) == whole.returns[0, 5]
+
+
+def uneven_dream():
+    """A small M whose episodes terminate with one probability at every step, after 260 steps on average."""
+    model = MDNRNN(4, 1, 40, restart_input=True, done_head=True, reward_head=False)
+    with torch.no_grad():
+        model.head.weight[0] = 0
+        model.head.bias[0] = -np.log(299.0)
+    c = Controller(4, 40, 1)
+    return Dream(model, *make_starts(4), c, termination="sample", max_steps=700)
+
+
+@pytest.mark.parametrize("threads", [16, 64, 128])
+def test_few_lanes_are_idle_with_many_threads(level, threads):
+    """64 controllers x 16 episodes of uneven lengths: threads exchange lanes."""
+    dream = uneven_dream()
+    params = make_params(dream, 64)
+    want = dream.rollout(params, num_threads=1)
+    assert want.lengths.min() < 20 and 200 < want.lengths.mean() < 350 and want.lengths.max() == 700
+    result, computed = dream.rollout_with_stats(params, num_threads=threads)
+    np.testing.assert_array_equal(result.lengths, want.lengths)
+    np.testing.assert_array_equal(result.returns, want.returns)
+    assert result.lengths.sum() <= computed < result.lengths.sum() / 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [16, 64, 128])
+def test_few_lanes_are_idle_in_a_generation_with_many_threads(threads):
+    controller, mean, _ = load_controller(pretrained.folder("takecover") / "evolve" / "controller.safetensors")
+    dream = Dream.pretrained("takecover", controller=controller)
+    params = mean + np.random.default_rng(0).normal(size=(64, controller.size)) * 0.1
+    result, computed = dream.rollout_with_stats(params, max_steps=500, num_threads=threads)
+    assert result.lengths.sum() <= computed < result.lengths.sum() / 0.9
 
 
 @pytest.mark.parametrize("mixtures", [3, 5, 7, 9])
