@@ -281,7 +281,7 @@ def test_help_on_a_full_disk_is_explained(tmp_path, flag):
 
 @pytest.mark.parametrize(
     "line",
-    ["$WM info >&-", "$WM info 2>&-", "$WM info <&- >&- 2>&-", "set -o pipefail; $WM info | true", "$WM | head -1"],
+    ["$WM >&-", "$WM 2>&-", "$WM info <&- >&- 2>&-", "set -o pipefail; $WM info | true", "$WM | head -1"],
 )
 def test_closed_streams_and_readers_that_leave_are_no_errors(tmp_path, line):
     assert shell(line, tmp_path) == (0, "")
