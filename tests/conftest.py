@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from worldmodels.pipeline.tasks import preset
 #: Settings under which every stage takes seconds.
 TOY: dict[str, dict[str, Any]] = {
     "collect": {"episodes": 6, "min_length": 1, "shard_episodes": 2, "num_workers": 2},
-    "train_vae": {"latent_size": 4, "steps": 6, "batch_size": 8, "checkpoint_every": 2, "validation_frames": 20},
+    "train_vae": {"latent_size": 4, "steps": 6, "batch_size": 4, "checkpoint_every": 3, "validation_frames": 8},
     "train_rnn": {
         "hidden_size": 8,
         "num_mixtures": 2,
@@ -50,8 +51,8 @@ TOY: dict[str, dict[str, Any]] = {
         "num_threads": 1,
         "precision": "float32",
     },
-    "evaluate": {"episodes": 2, "num_envs": 2, "recording_steps": 40},
-    "report": {"dream_steps": 20},
+    "evaluate": {"episodes": 2, "num_envs": 2, "recording_steps": 6},
+    "report": {"dream_steps": 6},
 }
 
 
@@ -138,6 +139,11 @@ def mark_done(experiment: Run, *stages: str, summary: dict[str, Any] | None = No
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(vars(get(stage)), "run", lambda _: summary or {})
             experiment.run_stage(stage)
+
+
+def copy_linked(folder: Path, to: Path) -> Path:
+    """Copies a folder with hard links: for what only reads its files, or replaces them atomically."""
+    return Path(shutil.copytree(folder, to, copy_function=os.link, dirs_exist_ok=True))
 
 
 def interrupt(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after: bool = False) -> None:

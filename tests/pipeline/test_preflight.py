@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import make_mdnrnn, make_vae, mark_done, toy_config
+from conftest import copy_linked, make_mdnrnn, make_vae, mark_done, toy_config
 from worldmodels import pretrained
 from worldmodels.cli import main
 from worldmodels.models.controller import Controller
@@ -37,6 +38,21 @@ def machine(monkeypatch):
 
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The run folder ``other``, and ``run``: a run in which no stage is complete."""
+    folder = tmp_path_factory.mktemp("folders")
+    other_run(folder / "other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preflight, "_memory", lambda: 2**34)
+        for stage in NAMES:
+            patch.setitem(vars(get(stage)), "run", lambda _: {})
+        assert main(["run", "takecover", "--from-scratch", "--preset", "quick", "--out", str(folder / "run")]) == 0
+    for stage in NAMES:
+        (folder / "run" / "stages" / f"{stage}.json").unlink()
+    return folder
 
 
 def other_run(folder, latent_size=7, hidden_size=9):
@@ -131,9 +147,11 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("flags", "message"), REFUSED)
-def test_what_cannot_work_is_refused_before_anything_is_made(tmp_path, monkeypatch, capsys, ran, flags, message):
+def test_what_cannot_work_is_refused_before_anything_is_made(
+    tmp_path, folders, monkeypatch, capsys, ran, flags, message
+):
     monkeypatch.chdir(tmp_path)
-    other_run(tmp_path / "other")
+    copy_linked(folders / "other", tmp_path / "other")
     scratch = [] if "--world-model" in flags else ["--from-scratch"]
     before = contents(tmp_path)
     assert main(["run", "takecover", *scratch, *flags.split(), "--out", "run"]) == 1
@@ -144,14 +162,11 @@ def test_what_cannot_work_is_refused_before_anything_is_made(tmp_path, monkeypat
 
 @pytest.mark.parametrize(("flags", "message"), [pair for pair in REFUSED if "--world-model" not in pair[0]])
 def test_a_run_that_has_begun_keeps_its_settings_where_others_are_refused(
-    tmp_path, monkeypatch, capsys, ran, flags, message
+    tmp_path, folders, monkeypatch, capsys, ran, flags, message
 ):
     monkeypatch.chdir(tmp_path)
-    other_run(tmp_path / "other")
-    assert main(["run", "takecover", "--from-scratch", "--preset", "quick", "--out", "run"]) == 0
-    ran.clear()
-    for stage in NAMES:
-        (tmp_path / "run" / "stages" / f"{stage}.json").unlink()
+    copy_linked(folders / "other", tmp_path / "other")
+    shutil.copytree(folders / "run", tmp_path / "run")
     before = contents(tmp_path)
     assert main(["run", "takecover", *flags.split(), "--out", "run"]) == 1
     assert message in capsys.readouterr().err

@@ -16,7 +16,7 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.records import SweepResult
 from worldmodels.models.agent import Agent, load_controller
 from worldmodels.models.weights import load_tensors
-from worldmodels.pipeline import studies, tasks
+from worldmodels.pipeline import evaluation, studies, tasks
 from worldmodels.pipeline.collection import player_metadata
 from worldmodels.pipeline.config import override
 from worldmodels.pipeline.evolution import save_controller
@@ -48,7 +48,20 @@ def base(tmp_path_factory):
     return folder
 
 
-def test_sweep(base, capsys, monkeypatch):
+@pytest.fixture
+def unrecorded(monkeypatch):
+    """No recording of the agent: a study does not read it."""
+    monkeypatch.setattr(evaluation, "_record", lambda _: None)
+
+
+def with_two_baselines(task, **changes):
+    """A task with the baselines that no study can do without."""
+    baselines = {name: task.baselines[name] for name in ("random", "collecting")}
+    policies = {name: task.policies[name] for name in baselines.values()}
+    return dataclasses.replace(task, baselines=baselines, policies=policies, **changes)
+
+
+def test_sweep(base, capsys, monkeypatch, unrecorded):
     open_loop, controllers = [], []
 
     def spy(environments, player, episodes, **options):
@@ -90,7 +103,7 @@ def test_sweep(base, capsys, monkeypatch):
         studies.sweep(base, toy_config(), [1.0, 1.0])
 
 
-def test_ablate(base, capsys, monkeypatch):
+def test_ablate(base, capsys, monkeypatch, unrecorded):
     """An untrained M is in its variant's own folder; evolution in the environment checks no dream."""
     ablations = {
         "z": {"evolve": {"features": "z"}},
@@ -100,11 +113,11 @@ def test_ablate(base, capsys, monkeypatch):
             "evolve": {"evaluate_in": "environment", "max_steps": 3},
         },
     }
-    task = dataclasses.replace(tasks.get("takecover"), ablations=ablations)
+    task = with_two_baselines(tasks.get("takecover"), ablations=ablations)
     monkeypatch.setattr(tasks, "get", lambda _: task)
     with Run(base, toy_config()) as experiment:
         save_latents(experiment)
-    results = studies.ablate(base, toy_config())
+    results = studies.ablate(base, toy_config(evaluate={"episodes": 1}))
     assert [result.variant for result in results] == list(ablations)
     assert [result.parameters for result in results] == [4, 20, 4 + 2 * 8]
     assert [result.evaluate_in for result in results] == ["dream", "dream", "environment"]
@@ -136,11 +149,10 @@ def save_latents(experiment):
 
 
 def test_iterate(tmp_path, capsys, monkeypatch):
-    task = tasks.get("takecover")
-    beside = {name: task.baselines[name] for name in ("random", "collecting")}
-    few = dataclasses.replace(task, baselines=beside, policies={name: task.policies[name] for name in beside.values()})
-    monkeypatch.setattr(tasks, "get", lambda _: few)
-    config = override(toy_config(), {"iterate": ROUND})
+    task = with_two_baselines(tasks.get("takecover"))
+    monkeypatch.setattr(tasks, "get", lambda _: task)
+    changes = {"collect": {"num_workers": 1}, "evaluate": {"episodes": 1}, "iterate": ROUND}
+    config = override(toy_config(), changes)
     results = studies.iterate(tmp_path, config)
     assert [(result.round, result.episodes) for result in results] == [(0, 6), (1, 9)]
     one = tmp_path / "rounds" / "1"

@@ -168,7 +168,7 @@ def test_the_whole_of_it_at_toy_size(tmp_path):
         **TOY,
         "collect": {"episodes": 2, "shard_episodes": 1, "num_workers": 1},
         "evolve": {**TOY["evolve"], "max_steps": 5, "num_envs": 4, "evaluate_episodes": 2},
-        "evaluate": {"episodes": 2, "num_envs": 2, "recording_steps": 20},
+        "evaluate": {"episodes": 1, "num_envs": 1, "recording_steps": 6},  # of a thousand steps
     }
     config = override(TASK.presets["quick"], toy)
     assert config.environment == EnvSpec(id=TASK.env_id, variant="", resolution="")
