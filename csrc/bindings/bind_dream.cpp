@@ -222,22 +222,30 @@ void stepper_reset(BoundStepper& self, const py::array& seeds, const py::array& 
     self.stepper.reset_unchecked(kernels, streams, reset);
 }
 
-py::tuple stepper_step(BoundStepper& self, double temperature, const py::array& actions,
-                       long long num_threads) {
+py::ssize_t observation_size(const BoundStepper& self, bool use_c, bool use_h) {
+    const ControllerView features{use_c, use_h, false, false, 0};
+    return static_cast<py::ssize_t>(
+        feature_size(features, self.model->view().latent, self.model->view().hidden));
+}
+
+py::tuple stepper_step(BoundStepper& self, double temperature, const py::array& actions, bool use_c,
+                       bool use_h, long long num_threads) {
     const int envs = self.stepper.envs();
     const float* const taken = checked_floats(actions, "actions", {envs, self.model->view().action});
     const float tau = checked_temperature(temperature);
     const int threads = checked_threads(num_threads);
+    py::array_t<float> observations(std::vector<py::ssize_t>{envs, observation_size(self, use_c, use_h)});
     py::array_t<float> rewards(envs);
     py::array_t<bool> dones(envs);
     const Kernels& kernels = kernels_for(self.model->precision());
+    const Observations to{use_c, use_h, observations.mutable_data()};
     float* const to_rewards = rewards.mutable_data();
     bool* const to_dones = dones.mutable_data();
     {
         const py::gil_scoped_release release;
-        self.stepper.step_unchecked(kernels, tau, taken, threads, to_rewards, to_dones);
+        self.stepper.step_unchecked(kernels, tau, taken, threads, to_rewards, to_dones, to);
     }
-    return py::make_tuple(rewards, dones);
+    return py::make_tuple(observations, rewards, dones);
 }
 
 py::dict stepper_get_state(BoundStepper& self) {
@@ -283,18 +291,15 @@ void stepper_set_state(BoundStepper& self, const py::dict& state) {
     self.stepper.set_state_unchecked(from);
 }
 
-py::array_t<float> stepper_observe(BoundStepper& self, bool use_c, bool use_h, long long num_threads) {
-    const ModelView& m = self.model->view();
-    const int threads = checked_threads(num_threads);
-    const ControllerView features{use_c, use_h, false, false, 0};
-    py::array_t<float> out(std::vector<py::ssize_t>{
-        self.stepper.envs(), static_cast<py::ssize_t>(feature_size(features, m.latent, m.hidden))});
-    float* const to = out.mutable_data();
-    {
-        const py::gil_scoped_release release;
-        self.stepper.observe_unchecked(use_c, use_h, threads, to);
-    }
-    return out;
+// Overwrites the masked rows of observations (envs, features).
+void stepper_observe(BoundStepper& self, const py::array& mask, bool use_c, bool use_h,
+                     py::array observations) {
+    const int envs = self.stepper.envs();
+    const bool* const observed = checked<bool>(mask, "mask", {envs});
+    checked<float>(observations, "observations", {envs, observation_size(self, use_c, use_h)});
+    const Observations to{use_c, use_h, static_cast<float*>(observations.mutable_data())};
+    const py::gil_scoped_release release;
+    self.stepper.observe_unchecked(observed, to);
 }
 
 // An LstmState and the model it keeps alive.
@@ -369,8 +374,8 @@ void bind_dream(pybind11::module_& m) {
     py::class_<BoundStepper>(m, "DreamStepper")
         .def(py::init<std::shared_ptr<WorldModel>, long long>(), py::arg("model").none(false), "num_envs"_a)
         .def("reset", &stepper_reset, "seeds"_a, "candidates"_a, "episodes"_a, "mask"_a)
-        .def("step", &stepper_step, "temperature"_a, "actions"_a, "num_threads"_a)
-        .def("observe", &stepper_observe, "use_c"_a, "use_h"_a, "num_threads"_a)
+        .def("step", &stepper_step, "temperature"_a, "actions"_a, "use_c"_a, "use_h"_a, "num_threads"_a)
+        .def("observe", &stepper_observe, "mask"_a, "use_c"_a, "use_h"_a, "observations"_a)
         .def("get_state", &stepper_get_state)
         .def("set_state", &stepper_set_state, "state"_a);
     py::class_<BoundLstmState>(m, "LstmState")

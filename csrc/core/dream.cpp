@@ -19,7 +19,13 @@ class Worker {
   public:
     Worker(const Kernels& kernels, const WorldModel& model, const ControllerView& controller,
            const RolloutArgs& args)
-        : kernels_(kernels), model_(model), controller_(controller), args_(args), lanes_(model, &controller) {
+        : kernels_(kernels),
+          model_(model),
+          controller_(controller),
+          args_(args),
+          scratch_(model, &controller),
+          lanes_(model, &controller) {
+        scratch_.lend(lanes_.block());
         params_ = controller_size(controller, model.view().latent, model.view().hidden, model.view().action);
         expected_ = model.termination().mode == Termination::Mode::expected;
     }
@@ -122,6 +128,7 @@ class Worker {
     const WorldModel& model_;
     const ControllerView& controller_;
     const RolloutArgs& args_;
+    Scratch scratch_;
     Lanes lanes_;
     std::size_t params_;  // controller parameters of a candidate
     bool expected_;

@@ -14,6 +14,16 @@ constexpr std::size_t in_rows(std::size_t count) {
     return (count + kBlock - 1) / kBlock;
 }
 
+// Divides storage among buffers.
+struct Rows {
+    float* next;
+    float* take(std::size_t rows) {
+        float* const first = next;
+        next += rows * kBlock;
+        return first;
+    }
+};
+
 void copy_column(float* rows, std::size_t count, int from, int to) {
     for (std::size_t r = 0; r < count; ++r) rows[r * kBlock + to] = rows[r * kBlock + from];
 }
@@ -29,46 +39,58 @@ Sampling make_sampling(std::uint64_t seed, float temperature) {
             temperature == 0.0F};
 }
 
-Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
-    : view_(model.view()), termination_(model.termination()) {
-    const std::size_t latent = static_cast<std::size_t>(view_.latent),
-                      hidden = static_cast<std::size_t>(view_.hidden);
-    const std::size_t inputs = static_cast<std::size_t>(view_.inputs()), even = latent + latent % 2;
-    const std::size_t head = static_cast<std::size_t>(view_.score_panels + view_.moment_panels) * kPanel;
+Scratch::Scratch(const WorldModel& model, const ControllerView* controller) {
+    const ModelView& m = model.view();
+    const std::size_t latent = static_cast<std::size_t>(m.latent),
+                      hidden = static_cast<std::size_t>(m.hidden);
+    const std::size_t inputs = static_cast<std::size_t>(m.inputs()), even = latent + latent % 2;
+    const std::size_t head = static_cast<std::size_t>(m.score_panels + m.moment_panels) * kPanel;
     const bool pairs = model.precision() == Precision::bfloat16;
     const std::size_t x_packed = pairs ? packed_size(Precision::bfloat16, inputs) : 0;
     const std::size_t h_packed = pairs ? packed_size(Precision::bfloat16, hidden) : 0;
-    std::size_t units = 0;
-    if (controller != nullptr) {
-        params_ = controller_size(*controller, view_.latent, view_.hidden, view_.action);
-        units = static_cast<std::size_t>(controller->hidden_units);
-    }
+    const std::size_t units = controller == nullptr ? 0 : static_cast<std::size_t>(controller->hidden_units);
     const std::size_t narrow_inputs = in_rows((inputs + hidden) * kMaxNarrowLanes);
     const std::size_t narrow_gates =
-        in_rows(4 * kMaxNarrowLanes * static_cast<std::size_t>(narrow_units(view_.hidden)));
-    storage_ = aligned_floats((inputs + x_packed + h_packed + 3 * hidden + params_ + units + narrow_inputs +
-                               narrow_gates + head + even) *
-                              kBlock);
-    float* next = storage_.get();
-    const auto take = [&next](std::size_t rows) {
-        float* const rows_begin = next;
-        next += rows * kBlock;
-        return rows_begin;
-    };
-    block_.x = take(inputs);
-    block_.h = take(hidden);
-    block_.x_packed = take(x_packed);
-    block_.h_packed = take(h_packed);
-    block_.h_next = take(hidden);
-    block_.c = take(hidden);
-    block_.params = take(params_);
-    block_.units = take(units);
-    block_.narrow_inputs = take(narrow_inputs);
-    block_.narrow_gates = take(narrow_gates);
-    block_.head = take(head);
-    block_.noise = take(even);
+        in_rows(4 * kMaxNarrowLanes * static_cast<std::size_t>(narrow_units(m.hidden)));
+    storage_ = aligned_floats(
+        (x_packed + h_packed + hidden + units + narrow_inputs + narrow_gates + head + even) * kBlock);
+    Rows rows{storage_.get()};
+    buffers_.x_packed = rows.take(x_packed);
+    buffers_.h_packed = rows.take(h_packed);
+    buffers_.h_next = rows.take(hidden);
+    buffers_.units = rows.take(units);
+    buffers_.narrow_inputs = rows.take(narrow_inputs);
+    buffers_.narrow_gates = rows.take(narrow_gates);
+    buffers_.head = rows.take(head);
+    buffers_.noise = rows.take(even);
     components_ = aligned_zeros<std::int32_t>(even * kBlock);
-    block_.component = components_.get();
+    buffers_.component = components_.get();
+}
+
+void Scratch::lend(Block& block) const {
+    block.x_packed = buffers_.x_packed;
+    block.h_packed = buffers_.h_packed;
+    block.h_next = buffers_.h_next;
+    block.units = buffers_.units;
+    block.narrow_inputs = buffers_.narrow_inputs;
+    block.narrow_gates = buffers_.narrow_gates;
+    block.head = buffers_.head;
+    block.noise = buffers_.noise;
+    block.component = buffers_.component;
+}
+
+Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
+    : view_(model.view()), termination_(model.termination()) {
+    const std::size_t inputs = static_cast<std::size_t>(view_.inputs()),
+                      hidden = static_cast<std::size_t>(view_.hidden);
+    if (controller != nullptr)
+        params_ = controller_size(*controller, view_.latent, view_.hidden, view_.action);
+    storage_ = aligned_floats((inputs + 2 * hidden + params_) * kBlock);
+    Rows rows{storage_.get()};
+    block_.x = rows.take(inputs);
+    block_.h = rows.take(hidden);
+    block_.c = rows.take(hidden);
+    block_.params = rows.take(params_);
     const std::size_t counters = controller == nullptr ? 5 : 3;
     counters_ = aligned_zeros<std::uint32_t>(counters * kBlock);
     block_.candidate = counters_.get();

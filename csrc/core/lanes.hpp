@@ -1,4 +1,4 @@
-// The lanes of a block: its buffers, and episodes that start, move and terminate in its columns.
+// The lanes of a block: their buffers, and episodes that start, move and terminate in its columns.
 #pragma once
 
 #include "core/controller.hpp"
@@ -16,6 +16,22 @@ inline int step(const Kernels& kernels, const WorldModel& model, const Controlle
     return play(model.view(), controller, sampling, block, lanes);
 }
 
+// The buffers of a step that hold nothing between two steps. One serves any number of blocks, one at a time.
+class Scratch {
+  public:
+    Scratch(const WorldModel& model, const ControllerView* controller);
+
+    // Lends all buffers to a block.
+    void lend(Block& block) const;
+    // Takes them back after a step, which has swapped h and h_next.
+    void take_back(const Block& block) { buffers_.h_next = block.h_next; }
+
+  private:
+    AlignedFloats storage_;
+    Aligned<std::int32_t> components_;
+    Block buffers_{};
+};
+
 // Floats of a lane's state between two steps: its inputs, h and c.
 inline std::size_t lane_state_size(const ModelView& m) {
     return static_cast<std::size_t>(m.inputs()) + 2 * static_cast<std::size_t>(m.hidden);
@@ -23,7 +39,8 @@ inline std::size_t lane_state_size(const ModelView& m) {
 
 class Lanes {
   public:
-    // Without a controller (null) the caller sets the actions, and every lane has a seed of its own.
+    // Without a controller (null) the caller sets the actions, and every lane has a seed of its own. Starts
+    // and steps need a Scratch, which outlives the lanes.
     Lanes(const WorldModel& model, const ControllerView* controller);
 
     Block& block() { return block_; }
@@ -64,7 +81,6 @@ class Lanes {
     Termination termination_;
     std::size_t params_ = 0;
     AlignedFloats storage_;
-    Aligned<std::int32_t> components_;
     Aligned<std::uint32_t> counters_;  // candidate, episode, step and, without a controller, keys
     Block block_{};
 };

@@ -39,11 +39,11 @@ void advance_block(const Kernels& kernels, const ModelView& m, const LstmRows& r
 void LstmState::advance_unchecked(const Kernels& kernels, const LstmRows& rows, int threads) const {
     const int blocks = (rows.count + kBlock - 1) / kBlock;
     threads = threads_for(blocks, threads);
-    const auto scratch = scratch_.borrow();
-    while (scratch->size() < static_cast<std::size_t>(threads)) scratch->emplace_back(model_, nullptr);
+    const auto workers = workers_.borrow();
+    while (workers->size() < static_cast<std::size_t>(threads)) workers->emplace_back(model_);
     parallel_for_blocks(blocks, threads, [&](int b, int thread) {
         advance_block(kernels, model_.view(), rows, b * kBlock,
-                      (*scratch)[static_cast<std::size_t>(thread)].block());
+                      (*workers)[static_cast<std::size_t>(thread)].lanes.block());
     });
 }
 

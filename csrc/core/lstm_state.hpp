@@ -28,8 +28,16 @@ class LstmState {
     void advance_unchecked(const Kernels& kernels, const LstmRows& rows, int threads) const;
 
   private:
+    struct Worker {
+        explicit Worker(const WorldModel& model) : scratch(model, nullptr), lanes(model, nullptr) {
+            scratch.lend(lanes.block());
+        }
+        Scratch scratch;
+        Lanes lanes;
+    };
+
     const WorldModel& model_;
-    mutable Pool<std::vector<Lanes>> scratch_;  // one block per thread of a call
+    mutable Pool<std::vector<Worker>> workers_;  // one per thread of a call
 };
 
 }  // namespace worldmodels

@@ -15,6 +15,13 @@ struct Streams {
     const std::uint32_t* episodes;
 };
 
+// Where to write the features of the environments: rows (envs, features) of z, then c if use_c, then h if
+// use_h.
+struct Observations {
+    bool use_c, use_h;
+    float* rows;
+};
+
 // The complete state of the environments.
 struct StepperState {
     float* inputs;  // (envs, inputs): z, action, restart flag
@@ -33,21 +40,23 @@ class Stepper {
     void reset_unchecked(const Kernels& kernels, const Streams& streams, const bool* mask);
     // One step of every environment. actions (envs, action); rewards, dones (envs).
     void step_unchecked(const Kernels& kernels, float temperature, const float* actions, int threads,
-                        float* rewards, bool* dones);
-    // out (envs, features): z, then c if use_c, then h if use_h.
-    void observe_unchecked(bool use_c, bool use_h, int threads, float* out);
+                        float* rewards, bool* dones, const Observations& to);
+    // Observes the masked environments. The rows of all others keep their values.
+    void observe_unchecked(const bool* mask, const Observations& to);
     void get_state_unchecked(const StepperState& to);
     void set_state_unchecked(const StepperState& from);
     int envs() const { return envs_; }
 
   private:
     int lanes_of(int block) const;
+    void observe_lanes(int first, int lanes, const Observations& to) const;
     template <class Copy>
     void copy_state(const StepperState& state, Copy copy);
 
     const WorldModel& model_;
     int envs_;
     std::vector<Lanes> blocks_;
+    std::vector<Scratch> scratch_;  // one per thread
     Lock lock_;
 };
 

@@ -140,12 +140,13 @@ void test_stepper(const Player& player, const Result& whole, int number) {
         std::vector<float> given(kEnvs * action), gained(kEnvs);
         Observed seen(player, kEnvs);
         LstmState lstm(player.model);
-        stepper.observe_unchecked(true, true, threads, seen.all.data());
+        const Observations to{true, true, seen.all.data()};
+        stepper.observe_unchecked(mask, to);
         for (std::size_t t = 0; t < static_cast<std::size_t>(result.lengths[0]); ++t) {
             for (std::size_t i = 0; i < given.size(); ++i) given[i] = actions[t * action + i % action];
             std::vector<float> before = seen.z(), h = seen.h(), c = seen.c();
-            stepper.step_unchecked(player.kernels, kTemperature, given.data(), threads, gained.data(), dones);
-            stepper.observe_unchecked(true, true, threads, seen.all.data());
+            stepper.step_unchecked(player.kernels, kTemperature, given.data(), threads, gained.data(), dones,
+                                   to);
             if (player.model.precision() == Precision::float32) {
                 bool restart[kEnvs];
                 std::fill_n(restart, kEnvs, t == 0);

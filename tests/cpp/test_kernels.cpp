@@ -365,7 +365,9 @@ void test_steps(const Kernels& kernels, Precision precision, const RandomModel& 
     };
 
     // A full block against float64, one step at a time.
+    Scratch scratch(model, &random_model.controller);
     Lanes full(model, &random_model.controller);
+    scratch.lend(full.block());
     begin(full, kBlock);
     for (std::uint32_t at = 1; at <= kSteps; ++at) {
         std::vector<Before> before;
@@ -385,7 +387,9 @@ void test_steps(const Kernels& kernels, Precision precision, const RandomModel& 
 
     // Other kernels serve fewer lanes and give the same bits, even with NaN in the idle lanes.
     for (int count = 1; count < kBlock; ++count) {
+        Scratch other_scratch(model, &random_model.controller);
         Lanes some(model, &random_model.controller);
+        other_scratch.lend(some.block());
         for (int lane = count; lane < kBlock; ++lane) {
             for (std::size_t r = 0; r < random_model.inputs; ++r)
                 some.block().x[r * kBlock + static_cast<std::size_t>(lane)] = kNan;

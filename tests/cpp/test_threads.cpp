@@ -159,8 +159,8 @@ void test_stepper(const Kernels& kernels, const RandomModel& random_model, const
             std::vector<float> rewards(kEnvs), seen(size(kEnvs) * features);
             bool dones[kEnvs];
             for (int step = 0; step < steps; ++step) {
-                stepper.step_unchecked(kernels, 1.1F, actions.data(), 1 + t % 2, rewards.data(), dones);
-                stepper.observe_unchecked(true, true, 1, seen.data());
+                stepper.step_unchecked(kernels, 1.1F, actions.data(), 1 + t % 2, rewards.data(), dones,
+                                       {true, true, seen.data()});
             }
         });
         std::vector<float> inputs(size(kEnvs) * random_model.inputs), h(size(kEnvs) * random_model.hidden),
@@ -180,8 +180,8 @@ void test_stepper(const Kernels& kernels, const RandomModel& random_model, const
         std::vector<float> rewards(kEnvs), seen(size(kEnvs) * features), seen_too(seen.size());
         bool dones[kEnvs];
         for (Stepper* each : {&stepper, &other}) {
-            each->step_unchecked(kernels, 1.1F, actions.data(), 1, rewards.data(), dones);
-            each->observe_unchecked(true, true, 1, (each == &stepper ? seen : seen_too).data());
+            const Observations to{true, true, (each == &stepper ? seen : seen_too).data()};
+            each->step_unchecked(kernels, 1.1F, actions.data(), 1, rewards.data(), dones, to);
         }
         check(same_bits(seen, seen_too), "a stepper's state is complete", kernels.name, threads);
         return seen;

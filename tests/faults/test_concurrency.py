@@ -131,8 +131,8 @@ def test_a_stepper(world):
 
     def play(stepper, threads):
         for _ in range(10):
-            stepper.step(1.0, action, threads)
-            stepper.observe(True, True, threads)
+            seen, _, _ = stepper.step(1.0, action, True, True, threads)
+            stepper.observe(every, True, True, seen)
             stepper.get_state()
 
     for _ in range(THREADS):

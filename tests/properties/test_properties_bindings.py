@@ -300,7 +300,9 @@ def test_any_numbers_of_a_trace(candidate, episode, steps, seed):
         [
             lambda core, a: _core.testing.elementwise("baseline", "exp", a),
             lambda core, a: _core.testing.tile_product("baseline", a, a),
-            lambda core, a: _core.DreamStepper(core, 3).step(1.0, a, 1),
+            lambda core, a: _core.DreamStepper(core, 3).step(1.0, a, True, True, 1),
+            lambda core, a: _core.DreamStepper(core, 3).observe(a, True, False, np.zeros((3, 8), "f4")),
+            lambda core, a: _core.DreamStepper(core, 3).observe(np.ones(3, bool), True, False, a),
             lambda core, a: _core.DreamStepper(core, 3).reset(a, WORDS, WORDS, np.ones(3, bool)),
             lambda core, a: _core.DreamStepper(core, 3).reset(SEEDS, a, WORDS, np.ones(3, bool)),
             lambda core, a: _core.DreamStepper(core, 3).reset(SEEDS, WORDS, a, np.ones(3, bool)),

@@ -132,7 +132,7 @@ def generation():
 def native():
     state = stepper.get_state()
     stepper.set_state(state)
-    stepper.step(1.0, action, 1)
+    stepper.step(1.0, action, True, True, 1)
 stepper = envs._dreams._stepper
 answers = {}
 for name, work in {"environment": lambda: envs.step(action), "es": generation, "stepper": native}.items():

@@ -183,11 +183,16 @@ class _Dreams:
         self._lengths[which] = 0
         self._stepper.reset(self._seeds, self._candidates, self._episodes, which)
 
-    def step(self, actions: Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Step all dreams. Returns rewards, terminations and truncations, each (N,)."""
-        rewards, done = self._stepper.step(self.temperature, self._clipped(np.asarray(actions)), self.threads)
+    def step(
+        self, actions: Array
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Step all dreams. Returns observations (N, F), rewards, terminations and truncations, each (N,)."""
+        clipped = self._clipped(np.asarray(actions))
+        observations, rewards, done = self._stepper.step(
+            self.temperature, clipped, self.use_c, self.use_h, self.threads
+        )
         self._lengths += 1
-        return rewards, done, ~done & (self._lengths >= self.max_steps)
+        return observations, rewards, done, ~done & (self._lengths >= self.max_steps)
 
     def _clipped(self, actions: Array) -> npt.NDArray[np.float32]:
         """Validate actions (N, A), clip them to the action space and convert them to float32."""
@@ -200,13 +205,23 @@ class _Dreams:
         low, high = self.action_space.low, self.action_space.high
         return float_array("actions", np.clip(actions, low, high), shape)  # clipped in the wider of the two dtypes
 
+    def restart(self, which: npt.NDArray[np.bool_], observations: npt.NDArray[np.float32]) -> None:
+        """Start the next episode of the masked dreams and write their rows of the observations (N, F)."""
+        self.reset(which)
+        self._stepper.observe(which, self.use_c, self.use_h, observations)
+
     def observe(self) -> npt.NDArray[np.float32]:
         """Return the features [z, c, h] of every dream, (N, F) float32."""
-        return self._stepper.observe(self.use_c, self.use_h, self.threads)
+        return self._features(self.use_c, self.use_h)
 
     def latents(self) -> npt.NDArray[np.float32]:
         """Return z of every dream, (N, Z) float32."""
-        return self._stepper.observe(False, False, self.threads)
+        return self._features(False, False)
+
+    def _features(self, use_c: bool, use_h: bool) -> npt.NDArray[np.float32]:
+        features = np.empty((self.num_envs, self.latent_size + (use_c + use_h) * self.hidden_size), np.float32)
+        self._stepper.observe(np.ones(self.num_envs, np.bool_), use_c, use_h, features)
+        return features
 
 
 class _DreamBase:
@@ -356,8 +371,8 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
         with self._dreams.lock:
             if not self._dreams.seeded:
                 raise gymnasium.error.ResetNeeded("call reset before step")
-            rewards, terminated, truncated = self._dreams.step(np.asarray(action)[None])
-            return self._dreams.observe()[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
+            observations, rewards, terminated, truncated = self._dreams.step(np.asarray(action)[None])
+            return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
         """Reconstruct the current z by V, (64, 64, 3) uint8, in mode ``"rgb_array"``."""
@@ -539,21 +554,19 @@ class DreamVectorEnv(
                 f"the episodes of environments {np.flatnonzero(starting).tolist()} have ended: reset them with "
                 "options={'reset_mask': mask} before the next step"
             )
-        rewards, terminated, truncated = dreams.step(actions)
+        observations, rewards, terminated, truncated = dreams.step(actions)
         if starting.any():
-            dreams.reset(starting)
+            dreams.restart(starting, observations)
             rewards[starting] = 0
             terminated[starting] = truncated[starting] = False
         ended = terminated | truncated
-        observations = dreams.observe()
         info: dict[str, Any] = {}
         if self._mode is not AutoresetMode.SAME_STEP:
             self._ended = ended
         elif ended.any():
             final = np.where(ended[:, None], observations, np.float32(0))
             info = {"final_obs": final, "_final_obs": ended, "final_info": {}, "_final_info": ended.copy()}
-            dreams.reset(ended)
-            observations = dreams.observe()
+            dreams.restart(ended, observations)
         return observations, rewards, terminated, truncated, info
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
