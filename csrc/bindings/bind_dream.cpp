@@ -8,7 +8,7 @@
 #include <memory>
 #include <optional>
 
-#include "bindings/arguments.hpp"
+#include "bindings/world_model_arguments.hpp"
 #include "core/dream.hpp"
 #include "core/lstm_state.hpp"
 #include "core/peak.hpp"
@@ -17,8 +17,6 @@
 
 namespace worldmodels {
 namespace {
-
-constexpr int kMaxRows = 1 << 20;  // of any buffer: every index of a block fits an int
 
 float checked_temperature(double value) {
     if (!(value >= 0.0) || !std::isfinite(static_cast<float>(value)))
@@ -34,12 +32,6 @@ const Kernels& kernels_for(Precision precision) {
         throw py::value_error(std::string("precision: bfloat16 needs the SIMD level avx512_bf16, got ") +
                               kernels.name);
     return kernels;
-}
-
-// Ctrl-C: true when a signal handler raised; the Python error is then set in this thread.
-bool interrupted(void*) {
-    const py::gil_scoped_acquire gil;
-    return PyErr_CheckSignals() != 0;
 }
 
 Termination make_termination(const std::string& name, double done_pos_weight, bool done_head) {
@@ -62,15 +54,8 @@ std::shared_ptr<WorldModel> make_model(
     const py::array& head_weight, const py::array& head_bias, const py::array& initial_mu,
     const py::array& initial_logvar, const std::optional<py::array>& initial_h,
     const std::optional<py::array>& initial_c, const std::string& termination, double done_pos_weight) {
-    const WorldModelSizes s{checked_integer(latent, 1, "latent_size", kMaxRows),
-                            checked_integer(action, 1, "action_size", kMaxRows),
-                            checked_integer(hidden, 1, "hidden_size", kMaxRows),
-                            checked_integer(mixtures, 1, "mixtures", kMaxRows),
-                            restart,
-                            done,
-                            reward};
-    const long long rows = (done ? 1 : 0) + (reward ? 1 : 0) + 3 * latent * mixtures;
-    const int head = checked_integer(rows, 1, "latent_size * mixtures", kMaxRows);
+    const WorldModelSizes s = checked_sizes(latent, action, hidden, mixtures, restart, done, reward);
+    const int head = (done ? 1 : 0) + (reward ? 1 : 0) + 3 * s.latent * s.mixtures;
     const int inputs = s.latent + s.action + (restart ? 1 : 0), gates = 4 * s.hidden;
     WorldModelWeights w{};
     w.input = checked_floats(weight_ih, "weight_ih", {gates, inputs});

@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "bindings/arguments.hpp"
+#include "bindings/world_model_arguments.hpp"
 #include "core/lock.hpp"
 #include "core/rnn_training.hpp"
 #include "core/simd_target.hpp"
@@ -12,20 +12,11 @@
 namespace worldmodels {
 namespace {
 
-constexpr long long kMaxSize = 1 << 16, kMaxElements = 1LL << 40;
-
 using Training = Guarded<RNNTraining>;
 
 std::unique_ptr<Training> make_training(long long latent, long long action, long long hidden,
                                         long long mixtures, bool restart, bool done, bool reward) {
-    const WorldModelSizes sizes{checked_integer(latent, 1, "latent_size", kMaxSize),
-                                checked_integer(action, 1, "action_size", kMaxSize),
-                                checked_integer(hidden, 1, "hidden_size", kMaxSize),
-                                checked_integer(mixtures, 1, "mixtures", kMaxSize),
-                                restart,
-                                done,
-                                reward};
-    checked_integer(3 * latent * mixtures, 1, "latent_size * mixtures", 1 << 20);
+    const WorldModelSizes sizes = checked_sizes(latent, action, hidden, mixtures, restart, done, reward);
     return std::unique_ptr<Training>(new Training{RNNTraining(sizes), {}});
 }
 
@@ -70,10 +61,7 @@ py::dict run(Training& self, const std::vector<py::array>& weights, const py::ar
     RNNBatch b{};
     b.actions = checked<float>(action, "action", {"B", "T", s.action});
     const py::ssize_t sequences = action.shape(0), steps = action.shape(1);
-    if (sequences * (steps + 1) * (4LL * s.hidden + head) > kMaxElements || sequences > (1 << 20) ||
-        steps > (1 << 20))
-        throw py::value_error("action: expected a smaller batch, got " + std::to_string(sequences) + " x " +
-                              std::to_string(steps));
+    checked_integer(sequences * (steps + 1), 1, "action: B * (T + 1)");  // an int indexes every step
     b.sequences = static_cast<int>(sequences);
     b.steps = static_cast<int>(steps);
     b.z = checked<float>(z, "z", {sequences, steps + 1, s.latent});
@@ -101,15 +89,16 @@ py::dict run(Training& self, const std::vector<py::array>& weights, const py::ar
         g = {gradients[0].mutable_data(), gradients[1].mutable_data(), gradients[2].mutable_data(),
              gradients[3].mutable_data(), gradients[4].mutable_data()};
     }
-    RNNLosses losses;
+    std::optional<RNNLosses> losses;
     {
         const py::gil_scoped_release release;
         const std::lock_guard guard(self.lock);
         losses = self.object.run_unchecked(kernels, w, b, {scales[0], scales[1], scales[2], done_pos_weight},
-                                           threads, outputs, g);
+                                           threads, outputs, g, {interrupted, nullptr});
     }
+    if (!losses) throw py::error_already_set();
     using namespace py::literals;
-    return py::dict("z"_a = losses.z, "done"_a = losses.done, "reward"_a = losses.reward, "h"_a = h_after,
+    return py::dict("z"_a = losses->z, "done"_a = losses->done, "reward"_a = losses->reward, "h"_a = h_after,
                     "c"_a = c_after, "done_logit"_a = s.done ? py::object(logit) : py::none(),
                     "gradients"_a = gradients);
 }

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/parallel.hpp"
-
 namespace worldmodels {
 namespace {
 
@@ -36,6 +34,7 @@ struct RNNTraining::Call {
     const RNNLossScales& scales;
     const RNNOutputs& outputs;
     const RNNGradient& gradient;
+    InterruptiblePool& pool;
 
     bool restarts(int row, int step) const {
         return batch.restart != nullptr && batch.restart[product(row, batch.steps) + step] != 0.0F;
@@ -48,6 +47,7 @@ struct RNNTraining::Call {
 
 float* RNNTraining::Buffer::reserve(std::size_t count) {
     if (count > size) {
+        size = 0;  // stays so when memory runs out
         data.reset();
         data = aligned_floats(count);
         size = count;
@@ -78,16 +78,16 @@ const float* RNNTraining::c_before(const Call& call, int sequence, int step) con
                                static_cast<std::size_t>(units_);
 }
 
-// Packs the weights; the transposed operands are the rows of the same matrices.
+// Packs the weights for the forward products, which need their transposes, and for the backward ones.
 void RNNTraining::pack(const Call& call) {
     const int hidden = sizes_.hidden, gates = 4 * units_, depth = units_ + inputs_;
     float* const bias = bias_.reserve(static_cast<std::size_t>(gates));
     float* const head_bias = head_bias_.reserve(static_cast<std::size_t>(head_columns_));
-    // (gates, units) and (gates, depth) matrices with padded units
-    Thread& scratch = threads_.front();
-    float* const whole = scratch.right.reserve(product(gates, depth) + product(head_columns_, units_));
-    float* const head = whole + product(gates, depth);
-    std::fill_n(whole, product(gates, depth) + product(head_columns_, units_), 0.0F);
+    const std::size_t gates_size = product(gates, depth), head_size = product(head_columns_, units_);
+    float* const whole = weights_.reserve(gates_size + head_size);  // (gates, depth); its padding stays zero
+    float* const head = whole + gates_size;                         // (head columns, units)
+    float* const whole_transposed = transposed_.reserve(gates_size + head_size);
+    float* const head_transposed = whole_transposed + gates_size;
     for (int gate = 0; gate < 4; ++gate)
         for (int u = 0; u < units_; ++u) {
             const int column = gate * units_ + u, row = gate * hidden + u;
@@ -103,8 +103,6 @@ void RNNTraining::pack(const Call& call) {
         if (row >= 0)
             std::copy_n(call.weights.head + product(row, hidden), hidden, head + product(column, units_));
     }
-    // Rows of the transposes.
-    std::vector<float> transposed(product(gates, depth) + product(head_columns_, units_));
     const auto transpose = [](const float* from, int rows, int columns, float* to) {
         for (int r = 0; r < rows; r += 16)
             for (int c = 0; c < columns; ++c)
@@ -119,11 +117,10 @@ void RNNTraining::pack(const Call& call) {
         call.kernels.pack_right(lines.data(), depth_of, columns,
                                 to.reserve(call.words(depth_of) * static_cast<std::size_t>(padded(columns))));
     };
-    transpose(whole, gates, depth, transposed.data());
-    transpose(head, head_columns_, units_, transposed.data() + product(gates, depth));
-    pack_right(transposed.data(), static_cast<std::size_t>(gates), depth, gates, packed_.gates);
-    pack_right(transposed.data() + product(gates, depth), static_cast<std::size_t>(head_columns_), units_,
-               head_columns_, packed_.head);
+    transpose(whole, gates, depth, whole_transposed);
+    transpose(head, head_columns_, units_, head_transposed);
+    pack_right(whole_transposed, static_cast<std::size_t>(gates), depth, gates, packed_.gates);
+    pack_right(head_transposed, static_cast<std::size_t>(head_columns_), units_, head_columns_, packed_.head);
     pack_right(whole, static_cast<std::size_t>(depth), gates, units_, packed_.recurrent_back);
     pack_right(head, static_cast<std::size_t>(units_), head_columns_, units_, packed_.head_back);
 }
@@ -188,12 +185,13 @@ void RNNTraining::heads(const Call& call, int from, int to, int first, int count
                         thread.out.data());
 }
 
-void RNNTraining::forward(const Call& call, int first, int count, Thread& thread, RNNLosses* losses) {
+void RNNTraining::forward(const Call& call, int part, int first, int count, Thread& thread,
+                          RNNLosses* losses) {
     const RNNBatch& b = call.batch;
     const auto units = static_cast<std::size_t>(units_);
     const int window = std::max(1, kHeadRows / count), depth = units_ + inputs_;
     int from = 0;
-    for (int step = 0; step < b.steps; ++step) {
+    for (int step = 0; step < b.steps && !call.pool.stopped(); ++step, call.pool.tick(part)) {
         for (int i = 0; i < count; ++i) {
             const int sequence = first + i;
             const std::size_t row = product(step, b.sequences) + static_cast<std::size_t>(sequence);
@@ -230,14 +228,14 @@ void RNNTraining::forward(const Call& call, int first, int count, Thread& thread
     }
 }
 
-void RNNTraining::backward(const Call& call, int first, int count, Thread& thread) {
+void RNNTraining::backward(const Call& call, int part, int first, int count, Thread& thread) {
     const RNNBatch& b = call.batch;
     const auto units = static_cast<std::size_t>(units_);
     float* const carried =
         thread.dh.data.get();  // gradient of h and c from the next step, (count, units) each
     float* const dc = carried + product(count, units_);
     std::fill_n(carried, 2 * product(count, units_), 0.0F);
-    for (int step = b.steps; step-- > 0;) {
+    for (int step = b.steps; step-- > 0 && !call.pool.stopped(); call.pool.tick(part)) {
         for (int i = 0; i < count; ++i) {
             const std::size_t row = product(step, b.sequences) + static_cast<std::size_t>(first + i);
             float* const dh = dh_.data.get() + row * units;
@@ -284,7 +282,8 @@ void RNNTraining::weight_gradients(const Call& call, int part, int parts, Thread
         const int begin = static_cast<int>(std::int64_t{m.rows} * part / parts);
         const int end = static_cast<int>(std::int64_t{m.rows} * (part + 1) / parts);
         std::fill(m.bias_sum + begin, m.bias_sum + end, 0.0F);
-        for (int line = 0; line < lines; line += kGradientDepth) {
+        for (int line = 0; line < lines && !call.pool.stopped();
+             line += kGradientDepth, call.pool.tick(part)) {
             const int depth = std::min(kGradientDepth, lines - line);
             for (int k = 0; k < depth; ++k)
                 thread.in[static_cast<std::size_t>(k)] = m.right + product(line + k, m.stride);
@@ -325,13 +324,16 @@ void RNNTraining::copy_gradient(const RNNGradient& gradient) const {
     }
 }
 
-RNNLosses RNNTraining::run_unchecked(const RNNKernels& kernels, const WorldModelWeights& weights,
-                                     const RNNBatch& batch, const RNNLossScales& scales, int threads,
-                                     const RNNOutputs& outputs, const RNNGradient& gradient) {
+std::optional<RNNLosses> RNNTraining::run_unchecked(const RNNKernels& kernels,
+                                                    const WorldModelWeights& weights, const RNNBatch& batch,
+                                                    const RNNLossScales& scales, int threads,
+                                                    const RNNOutputs& outputs, const RNNGradient& gradient,
+                                                    Poll poll) {
     check_not_forked(threads);
-    const Call call{kernels, weights, batch, scales, outputs, gradient};
-    const int walkers = std::min(threads, batch.sequences);  // threads that run through time
-    const int count = (batch.sequences + walkers - 1) / walkers, units = units_;
+    InterruptiblePool pool(poll);
+    const Call call{kernels, weights, batch, scales, outputs, gradient, pool};
+    const int blocks = std::min(threads, batch.sequences);  // of sequences
+    const int count = (batch.sequences + blocks - 1) / blocks, units = units_;
     const std::size_t rows = product(batch.steps, batch.sequences);
     const auto next_rows = rows + static_cast<std::size_t>(batch.sequences);
     const bool differentiate = gradient.input != nullptr;
@@ -363,20 +365,23 @@ RNNLosses RNNTraining::run_unchecked(const RNNKernels& kernels, const WorldModel
     pack(call);
     const auto hidden = static_cast<std::size_t>(sizes_.hidden);
     for (int i = 0; i < batch.sequences; ++i) {
-        std::copy_n(batch.h + product(i, sizes_.hidden), hidden, h + product(i, units));
-        std::copy_n(batch.c + product(i, sizes_.hidden), hidden, c + product(i, units));
+        const auto padding = static_cast<std::size_t>(units) - hidden;  // NaN after a call that diverged
+        std::fill_n(std::copy_n(batch.h + product(i, sizes_.hidden), hidden, h + product(i, units)), padding,
+                    0.0F);
+        std::fill_n(std::copy_n(batch.c + product(i, sizes_.hidden), hidden, c + product(i, units)), padding,
+                    0.0F);
     }
     const auto in_parallel = [threads](int parts, const auto& work) {
         if (threads == 1) return work(0);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
         for (int part = 0; part < parts; ++part) work(part);
     };
-    in_parallel(walkers, [&](int part) {
-        const int first = static_cast<int>(std::int64_t{batch.sequences} * part / walkers);
-        const int next = static_cast<int>(std::int64_t{batch.sequences} * (part + 1) / walkers);
+    in_parallel(blocks, [&](int part) {
+        const int first = static_cast<int>(std::int64_t{batch.sequences} * part / blocks);
+        const int next = static_cast<int>(std::int64_t{batch.sequences} * (part + 1) / blocks);
         Thread& thread = threads_[static_cast<std::size_t>(part)];
-        forward(call, first, next - first, thread, losses.data());
-        if (differentiate) backward(call, first, next - first, thread);
+        forward(call, part, first, next - first, thread, losses.data());
+        if (differentiate) backward(call, part, first, next - first, thread);
     });
     if (differentiate) {
         in_parallel(threads, [&](int part) {
@@ -384,6 +389,7 @@ RNNLosses RNNTraining::run_unchecked(const RNNKernels& kernels, const WorldModel
         });
         copy_gradient(gradient);
     }
+    if (pool.stopped()) return std::nullopt;
     const std::size_t after = rows * static_cast<std::size_t>(units);
     RNNLosses total;
     for (int i = 0; i < batch.sequences; ++i) {

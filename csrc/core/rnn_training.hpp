@@ -1,9 +1,11 @@
 // Training of M: the losses of a batch of sequences and their gradient by backpropagation through time.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "core/aligned.hpp"
+#include "core/parallel.hpp"
 #include "core/world_model.hpp"
 
 namespace worldmodels {
@@ -61,10 +63,11 @@ class RNNTraining {
     // Number of rows of the head.
     int head_rows() const { return flags_ + 3 * sizes_.latent * sizes_.mixtures; }
 
-    // Throws std::bad_alloc, and std::runtime_error as check_not_forked.
-    RNNLosses run_unchecked(const RNNKernels& kernels, const WorldModelWeights& weights,
-                            const RNNBatch& batch, const RNNLossScales& scales, int threads,
-                            const RNNOutputs& outputs, const RNNGradient& gradient);
+    // Empty when the call was interrupted. Throws std::bad_alloc, and std::runtime_error as check_not_forked.
+    std::optional<RNNLosses> run_unchecked(const RNNKernels& kernels, const WorldModelWeights& weights,
+                                           const RNNBatch& batch, const RNNLossScales& scales, int threads,
+                                           const RNNOutputs& outputs, const RNNGradient& gradient,
+                                           Poll poll = {});
 
   private:
     // Zeroed memory that only grows.
@@ -86,9 +89,9 @@ class RNNTraining {
 
     int head_row(int column) const;  // of PyTorch's layout; -1 for padding
     void pack(const Call& call);
-    void forward(const Call& call, int first, int count, Thread& thread, RNNLosses* losses);
+    void forward(const Call& call, int part, int first, int count, Thread& thread, RNNLosses* losses);
     void heads(const Call& call, int from, int to, int first, int count, Thread& thread, RNNLosses* losses);
-    void backward(const Call& call, int first, int count, Thread& thread);
+    void backward(const Call& call, int part, int first, int count, Thread& thread);
     void weight_gradients(const Call& call, int part, int parts, Thread& thread);
     void copy_gradient(const RNNGradient& gradient) const;
     const float* c_before(const Call& call, int sequence, int step) const;
@@ -101,6 +104,7 @@ class RNNTraining {
     int head_columns_;   // mixtures as (3, K, width), then done and reward; padded
     int input_columns_;  // [h, x], padded
     Packed packed_;
+    Buffer weights_, transposed_;             // both weight matrices, padded
     Buffer bias_, head_bias_;                 // in the order of the padded columns
     Buffer x_, gates_, c_, h_, dh_, head_;    // (T, B, columns), c_ and h_ (T + 1, B, units)
     Buffer zeros_;                            // (units)

@@ -9,7 +9,7 @@
 namespace worldmodels {
 namespace {
 
-// Copies the columns of rows (count, kBlock) to to[lane * stride], for every lane a cache line at a time.
+// Transposes rows (count, kBlock) to to[lane * stride], 16 rows of every lane at a time.
 void to_lanes(const float* rows, int count, int lanes, std::ptrdiff_t stride, float* to) {
     constexpr int kLine = 16;
     for (int first = 0; first < count; first += kLine) {

@@ -56,17 +56,7 @@ inline void matmul_tile(const float* left, const float* right, int depth, bool f
 #pragma GCC unroll 4
         for (int n = 0; n < kMatmulVectors; ++n)
             acc[r][n] = from_zero ? VecF{} : load(out[r] + column + n * kLanes);
-    for (int k = 0; k < depth; ++k, left += R, right += kMatmulColumns) {
-        VecF x[kMatmulVectors];
-#pragma GCC unroll 4
-        for (int n = 0; n < kMatmulVectors; ++n) x[n] = load(right + n * kLanes);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const VecF w = P::broadcast(left + r);
-#pragma GCC unroll 4
-            for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = P::multiply_add(w, x[n], acc[r][n]);
-        }
-    }
+    accumulate<P, kMatmulColumns, R>(left, right, depth, acc);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4

@@ -62,11 +62,12 @@ inline std::ptrdiff_t panel_size(const Inputs& in) {
     return std::ptrdiff_t{kPanel} * (1 + in.first_count + in.second_count);
 }
 
-// Accumulates R rows of a panel: acc[r][n] += w[k][r] * in[k][lane], rows of `in` are kStep floats apart.
-template <class P, int kStep = kBlock, int R, int N>
+// Accumulates R rows of a panel: acc[r][n] += w[k][r] * in[k][lane]. Rows of `in` are kStep floats apart,
+// those of `w` kWeights.
+template <class P, int kStep = kBlock, int kWeights = kPanel, int R, int N>
 inline __attribute__((always_inline)) const float* accumulate(const float* w, const float* in, int count,
                                                               VecF (&acc)[R][N]) {
-    for (int k = 0; k < count; ++k, w += kPanel, in += kStep) {
+    for (int k = 0; k < count; ++k, w += kWeights, in += kStep) {
         VecF x[N];
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) x[n] = load(in + n * kLanes);

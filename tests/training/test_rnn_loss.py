@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
+from refusals import little_memory
 from worldmodels import _core
 from worldmodels.data.sequences import Chunk
 from worldmodels.models.mdnrnn import MDNRNN
@@ -17,6 +21,15 @@ from worldmodels.training.settings import TrainRNNConfig
 
 CONFIG = TrainRNNConfig(precision="float32", done_pos_weight=7.0, reward_clip=1.0)
 NAMES = ("weight_ih", "weight_hh", "bias", "head.weight", "head.bias")
+
+
+@pytest.fixture
+def one_thread():
+    """Small steps of PyTorch on two threads take long where another process is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=simd_levels())
@@ -180,6 +193,7 @@ def test_threads_of_python_take_turns_with_one_model():
     assert all(value == wanted for value in found)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_training_follows_pytorch():
     """The same 60 steps of Adam, native and by PyTorch, reach the same loss."""
     ends = []
@@ -205,10 +219,65 @@ def test_the_frozen_forget_bias_has_no_gradient():
     assert case[0].lstm.bias_hh_l0.grad is None
 
 
+def test_a_smaller_batch_works_after_memory_ran_out():
+    """Micro-batches are halved after a MemoryError, with the buffers of the failed call."""
+    rng = np.random.default_rng(7)
+    model, chunk, state, noise = make_case(rng, 2, 300, 8, 1, 64, 5, 0, 1, 0)
+    wanted = evaluate(native_losses, model, chunk, state, noise)
+    large = (
+        chunk.rows(np.tile([0, 1], 1500)),
+        tuple(part.repeat(1, 1500, 1) for part in state),
+        noise.repeat(1500, 1, 1),
+    )
+    with little_memory(), pytest.raises(MemoryError):  # 1.6 GB
+        evaluate(native_losses, model, *large)
+    for found, want in zip(evaluate(native_losses, model, chunk, state, noise), wanted, strict=True):
+        np.testing.assert_array_equal(found, want)
+
+
+def test_nan_of_one_batch_does_not_reach_the_next():
+    """The hidden size is not a multiple of the padding, which held NaN too."""
+    case = make_case(np.random.default_rng(8), 4, 6, 3, 1, 20, 2, 1, 1, 0)
+    model, chunk, state, noise = case
+    wanted = evaluate(native_losses, *case)
+    one = tuple(torch.full_like(part[:, :1], float("nan")) for part in state)
+    assert np.isnan(evaluate(native_losses, model, chunk.rows(slice(0, 1)), one, noise[:1])[0][0])
+    for found, want in zip(evaluate(native_losses, *case), wanted, strict=True):
+        np.testing.assert_array_equal(found, want)
+
+
+def test_ctrl_c_stops_a_training_step():
+    """Within half a second of CPU time; a whole step takes several. The next step is correct."""
+    model, chunk, state, noise = make_case(np.random.default_rng(9), 2, 100, 32, 3, 256, 5, 0, 0, 0)
+    wanted = evaluate(native_losses, model, chunk, state, noise)
+    rows = np.tile([0, 1], 300)
+    long = (chunk.rows(rows), tuple(part[:, rows] for part in state), noise[rows])
+    sent = []
+
+    def interrupt():
+        time.sleep(0.3)
+        sent.append(time.process_time())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(native_losses, model, *long)
+        stopped = time.process_time()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        thread.join()
+    assert stopped - sent[0] < 0.5
+    for found, want in zip(evaluate(native_losses, model, chunk, state, noise), wanted, strict=True):
+        np.testing.assert_array_equal(found, want)
+
+
 def test_bad_arguments_are_named():
     rng = np.random.default_rng(6)
     model, chunk, state, noise = make_case(rng, 2, 3, 2, 1, 4, 2, 0, 0, 0)
     with pytest.raises(ValueError, match=r"h: expected \(2, 4\) float32, got \(1, 4\) float32"):
         chunk_losses(model, chunk, (state[0][:, :1], state[1]), CONFIG, noise)
-    with pytest.raises(ValueError, match=r"hidden_size: expected an integer from 1 to 65536, got 0"):
+    with pytest.raises(ValueError, match=r"hidden_size: expected an integer from 1 to 1048576, got 0"):
         _core.RNNTraining(1, 1, 0, 1, restart_input=False, done_head=False, reward_head=False)

@@ -224,7 +224,7 @@ def initial_mean(config: EvolveConfig, controller: Controller) -> Params:
 def evaluate_mean(
     evaluator: Evaluator, mean: Params, config: EvolveConfig, seed: int, on_progress: OnProgress = lambda *_: None
 ) -> float:
-    """Evaluate the distribution's mean on the same episodes for every mean of a run; return the mean return."""
+    """Evaluate the distribution's mean; return its mean return. Every generation uses the same episodes."""
     played = evaluator.play(
         mean[None],
         config.evaluate_episodes,

@@ -73,8 +73,12 @@ def chunk_losses(
             whole batch sum to the losses of the whole batch.
 
     Returns:
-        Losses, of which ``total`` can be differentiated; LSTM state after the chunk; and (B, T) done logits if M has
-        a termination head.
+        Losses, of which ``total`` can be differentiated; LSTM state after the chunk, (1, B, H) each; and (B, T) done
+        logits if M has a termination head.
+
+    Raises:
+        ValueError: A shape does not match, or the precision is bfloat16 and the CPU does not support it.
+        MemoryError: The activations of the chunk do not fit in memory.
     """
     losses = native_losses if state[0].device.type == "cpu" else torch_losses
     return losses(model, chunk, state, config, noise, counts or LossCounts.of(chunk))
