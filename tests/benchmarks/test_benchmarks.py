@@ -133,3 +133,15 @@ def test_training_counts_the_papers_operations(native):
     case = training.training_case(training.Shape(32, 3, 256, 2, 3), "float32", native=native)
     assert case.flops == 6 * 422_368
     assert case.play() == (6, 6)
+
+
+def test_no_benchmark_asks_for_a_precision_that_the_cpu_lacks():
+    """PyTorch's rows included: the check of an answer runs the native dream in their precision."""
+    before = simd_level()
+    set_simd_level("baseline")
+    try:
+        asked = [word for make in measure.cases() for word in make.args if word in ("float32", "bfloat16")]
+    finally:
+        set_simd_level(before)
+    assert len(asked) > 10
+    assert set(asked) == {"float32"}

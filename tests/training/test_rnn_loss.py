@@ -247,29 +247,32 @@ def test_nan_of_one_batch_does_not_reach_the_next():
 
 
 def test_ctrl_c_stops_a_training_step():
-    """Within half a second of CPU time; a whole step takes several. The next step is correct."""
+    """In less than half of the step's CPU time, when it comes early. The next step is correct."""
     model, chunk, state, noise = make_case(np.random.default_rng(9), 2, 100, 32, 3, 256, 5, 0, 0, 0)
     wanted = evaluate(native_losses, model, chunk, state, noise)
     rows = np.tile([0, 1], 300)
     long = (chunk.rows(rows), tuple(part[:, rows] for part in state), noise[rows])
-    sent = []
+    evaluate(native_losses, model, *long)  # allocates the buffers
+    begun = time.process_time()
+    evaluate(native_losses, model, *long)
+    whole = time.process_time() - begun
 
     def interrupt():
-        time.sleep(0.3)
-        sent.append(time.process_time())
+        time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         thread.start()
+        begun = time.process_time()
         with pytest.raises(KeyboardInterrupt):
             evaluate(native_losses, model, *long)
-        stopped = time.process_time()
+        stopped = time.process_time() - begun
     finally:
         signal.signal(signal.SIGINT, before)
         thread.join()
-    assert stopped - sent[0] < 0.5
+    assert stopped < 0.5 * whole
     for found, want in zip(evaluate(native_losses, model, chunk, state, noise), wanted, strict=True):
         np.testing.assert_array_equal(found, want)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -156,7 +156,7 @@ def peer_cases(world: World) -> Iterator[Callable[[], Case]]:
     yield partial(peer_case, world, "NumPy, one at a time", partial(NumPyDream, world, batch), "float32", 200)
     for compiled in (False, True):
         name = f"PyTorch {'compiled' if compiled else 'eager'}"
-        for precision in get_args(Precision):
+        for precision in precisions():
             make = partial(TorchDream, world, batch, precision, compiled=compiled)
             yield partial(peer_case, world, name, make, precision, 24)
     if importlib.util.find_spec("jax"):
