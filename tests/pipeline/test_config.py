@@ -191,3 +191,8 @@ def test_choices_exist_and_hold_the_defaults():
 def test_unknown_presets_are_named(task, name, message):
     with pytest.raises(ValueError, match=message):
         preset(task, name)
+
+
+def test_settings_of_older_runs_are_read():
+    values = to_dict(preset("takecover", "quick"))
+    assert from_dict({**values, "iterate": {"rounds": 2}}) == preset("takecover", "quick")
