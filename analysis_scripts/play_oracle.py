@@ -14,6 +14,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # small matrices in two processes
 
 import argparse
+import collections
 import datetime
 import functools
 import itertools
@@ -141,8 +142,17 @@ def environment():
     return TakeCoverObjects()
 
 
-def play(seed, view, horizon):
-    """Play one episode: steps, whether it ended in death, hits, and hits by fireballs outside the view."""
+def play(seed, view, horizon, noise, delay):
+    """Play one episode: steps, whether it ended in death, hits, and hits by fireballs outside the view.
+
+    Args:
+        seed: Seed of the episode.
+        view: One of VIEWS.
+        horizon: Steps of a plan.
+        noise: Standard deviation of errors of the fireballs' x and y, independent in each step.
+        delay: Age of the positions and velocities that the planner is given, in steps.
+    """
+    rng, inputs = np.random.default_rng(seed), collections.deque(maxlen=delay + 1)
     env, planner, known = environment(), Planner(horizon, 1 if view == "frame" else REPLAN), set()
     env.reset(seed=seed)
     steps, hits, unknown_hits, over, health = 0, 0, 0, False, env.health()
@@ -150,7 +160,10 @@ def play(seed, view, horizon):
         player, fireballs, _ = env.objects()
         seen = set(fireballs) if view == "all" else in_frame(player, fireballs)
         known = seen | known if view == "screen" else seen
-        action = planner.act(player, [fireballs[name] for name in sorted(known & set(fireballs))])
+        given = np.reshape([fireballs[name] for name in sorted(known & set(fireballs))], (-1, 4))
+        given[:, :2] += noise * rng.standard_normal((len(given), 2))
+        inputs.append((player, given))
+        action = planner.act(*inputs[0])
         _, _, terminated, truncated, _ = env.step(np.array([action], np.float32))
         steps, over = steps + 1, terminated or truncated
         if env.health() < health:
@@ -181,12 +194,15 @@ def main():
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--horizon", type=int, default=HORIZON, help="steps of a plan")
+    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation of the fireballs' positions")
+    parser.add_argument("--delay", type=int, default=0, help="steps from the engine's state to the action")
     parser.add_argument("--out", help="JSON file of the results")
     options = parser.parse_args()
     seeds = [episode_seed(options.seed, "oracle", episode) for episode in range(options.episodes)]
     began = time.perf_counter()
     with ProcessPoolExecutor(2) as pool:
-        played = list(pool.map(functools.partial(play, view=options.view, horizon=options.horizon), seeds))
+        settings = {name: getattr(options, name) for name in ("view", "horizon", "noise", "delay")}
+        played = list(pool.map(functools.partial(play, **settings), seeds))
     seconds = time.perf_counter() - began
     steps, deaths, hits, unknown = np.array(played).T
     scores = describe(steps)
@@ -198,7 +214,12 @@ def main():
     if options.out:
         results = {
             "agent": scores.to_json(),
-            "environment": {"id": "worldmodels/TakeCover-v0", "variant": "paper", "max_steps": MAX_STEPS},
+            "environment": {
+                "id": "worldmodels/TakeCover-v0",
+                "variant": "paper",
+                "resolution": "160x120",
+                "max_steps": MAX_STEPS,
+            },
             "versions": versions(),
             "seeds": {"seed": options.seed, "episodes": seeds},
             "provenance": {
