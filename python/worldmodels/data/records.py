@@ -476,11 +476,3 @@ class AblationResult(StudyResult):
     variant: str
     features: str
     evaluate_in: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundResult(StudyResult):
-    """Result of a ``round``, with the number of its ``episodes``."""
-
-    round: int
-    episodes: int

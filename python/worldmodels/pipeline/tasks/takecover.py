@@ -11,7 +11,7 @@ from worldmodels.pipeline.config import (
     Config,
     EvaluateConfig,
     EvolveConfig,
-    IterateConfig,
+    RoundsConfig,
     TrainRNNConfig,
     TrainVAEConfig,
 )
@@ -67,7 +67,7 @@ def _presets() -> dict[str, Config]:
         evolve=EvolveConfig(
             generations=16, common_random_numbers=True, termination="expected", evaluate_every=4, evaluate_episodes=512
         ),
-        iterate=IterateConfig(rounds=1, episodes=500, vae_steps=0, rnn_steps=4_800, rnn_lr=1.5e-3, generations=16),
+        rounds=RoundsConfig(episodes=500, vae_steps=0, rnn_steps=4_800, rnn_lr=1.5e-3, generations=16),
     )
     pretrained = replace(
         paper,
@@ -84,7 +84,15 @@ def _presets() -> dict[str, Config]:
         ),
         evaluate=EvaluateConfig(episodes=50, num_envs=24),
     )
-    return {"pretrained": pretrained, "quick": quick, "small": small, "paper": paper}
+    # Round 0 explores with a C that is evolved for few generations; the last round's C is the agent.
+    full = replace(
+        small,
+        preset="full",
+        collect=quick.collect,
+        evolve=replace(small.evolve, generations=60, pca_components=300),
+        rounds=RoundsConfig(rounds=2, episodes=300, vae_steps=0, rnn_steps=3_000, rnn_lr=1.5e-3, generations=16),
+    )
+    return {"pretrained": pretrained, "quick": quick, "small": small, "full": full, "paper": paper}
 
 
 TASK = Task(
@@ -103,14 +111,14 @@ TASK = Task(
     preset="pretrained",
     survival=True,
     paper_score=(1092, 556),
-    minutes={"pretrained": 5, "quick": 30, "small": 100},
+    minutes={"pretrained": 5, "quick": 30, "small": 100, "full": 480},
     ablations={
         "z": {"evolve": {"features": "z"}},
         "z, h": {"evolve": {"features": "zh"}},
         "z, c, h": {"evolve": {"features": "zch"}},
         "z, c, h, in the game": {"evolve": {"features": "zch", "evaluate_in": "environment"}},
         "z, c, h, M untrained, in the game": {
-            "train_rnn": {"steps": 0},
+            "train_rnn": {"steps": 0, "init_from": ""},
             "evolve": {"features": "zch", "evaluate_in": "environment"},
         },
     },
