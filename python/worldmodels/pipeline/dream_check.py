@@ -16,6 +16,7 @@ from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer
+from worldmodels.support.profile import phase
 from worldmodels.support.progress import Progress
 
 PURPOSE = "check-dream"  # purpose of the real episodes, the same for every policy
@@ -51,7 +52,8 @@ def check(run: Run) -> dict[str, Any]:
     environment = run.config.environment
     with Environments(environment, num_envs, max_steps=evolve.max_steps, rules=task.rules) as environments:
         for number, (name, policy) in enumerate(policies.items()):
-            dream = play_dreams(dreams, policy, seed=seed)
+            with phase("dream"):
+                dream = play_dreams(dreams, policy, seed=seed)
             game = cached_scores(
                 run.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
                 {"policy": name},

@@ -30,6 +30,7 @@ from worldmodels.pipeline.evolution import Means, first_generation
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player, describe_environment, episode_seed, record
+from worldmodels.support.profile import phase
 from worldmodels.support.versions import versions
 
 PURPOSE = "evaluate"  # purpose of the episodes, distinct from that of other stages
@@ -86,7 +87,8 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
         preset=config.preset,
     )
     results.write(run.path("results.json"))
-    _record(run)
+    with phase("recording"):
+        _record(run)
     print(format_table(results))
     players = {"agent": scores, **results.players}
     return {name: {"mean": one.mean, "std": one.std, "ci95": list(one.ci95)} for name, one in players.items()}
@@ -140,7 +142,8 @@ def dream_scores(run: Run) -> list[float]:
     dream = make_dream(run, precision=playback_precision(run))
     episodes = run.config.evolve.evaluate_episodes
     seed = episode_seed(run.config.seed, "evaluate in the dream", 0)
-    scores: list[float] = dream.rollout(params[None], episodes, seed=seed).returns[0].tolist()
+    with phase("dream"):
+        scores: list[float] = dream.rollout(params[None], episodes, seed=seed).returns[0].tolist()
     return scores
 
 

@@ -26,6 +26,7 @@ from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import CollectConfig, Config
 from worldmodels.rollout import runner
 from worldmodels.rollout.runner import episode_seed
+from worldmodels.support.profile import phase
 
 if TYPE_CHECKING:
     from worldmodels.models.agent import Agent
@@ -184,12 +185,13 @@ class CollectingPlayer:
     ) -> npt.NDArray[np.float32]:
         """See :meth:`worldmodels.rollout.runner.Player.act`; all arguments are required."""
         assert restart is not None and episodes is not None and env_ids is not None
-        for env_id, number in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
-            self.attempts[number], params = self._begin(number)
-            if self._agent is not None:
-                self._agent.set_params(env_id, params)
-        attempts = [self.attempts[number] for number in episodes.tolist()]
-        forced = np.stack([attempt.forced_actions(frame) for attempt, frame in zip(attempts, frames, strict=True)])
+        with phase("policy"):
+            for env_id, number in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
+                self.attempts[number], params = self._begin(number)
+                if self._agent is not None:
+                    self._agent.set_params(env_id, params)
+            attempts = [self.attempts[number] for number in episodes.tolist()]
+            forced = np.stack([attempt.forced_actions(frame) for attempt, frame in zip(attempts, frames, strict=True)])
         if self._agent is None:
             return forced
         seeds = np.array([attempt.seed for attempt in attempts])

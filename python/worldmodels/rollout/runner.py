@@ -18,6 +18,7 @@ from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import ThreadVectorEnv, backend, make_vector_env
+from worldmodels.support.profile import phase
 
 
 class Player(Protocol):
@@ -170,7 +171,8 @@ class _Lane:
         episodes = [self._queue.popleft() for _ in fresh]
         self._episodes[fresh] = [episode.number for episode in episodes]
         self._lengths[fresh] = self._without_reward[fresh] = 0
-        self._frames[fresh] = self._envs.reset(fresh, [episode.seed for episode in episodes])
+        with phase("engine"):
+            self._frames[fresh] = self._envs.reset(fresh, [episode.seed for episode in episodes])
 
     def act(self, while_stepping: Callable[[], None]) -> None:
         """Act in every environment that has an episode, and start the step."""
@@ -180,13 +182,15 @@ class _Lane:
         self._seen = self._frames[busy]
         restart = self._lengths[busy] == 0
         self._actions = self._player.act(self._seen, restart, self._episodes[busy], env_ids=busy + self.first)
-        self._envs.send(busy, self._actions)
+        with phase("engine"):
+            self._envs.send(busy, self._actions)
         while_stepping()
 
     def observe(self) -> Transitions:
         """Wait for the step."""
         busy = self._busy
-        self._frames[busy], rewards, terminated, truncated = self._envs.recv()
+        with phase("engine"):
+            self._frames[busy], rewards, terminated, truncated = self._envs.recv()
         self._lengths[busy] += 1
         self._without_reward[busy] = np.where(rewards > 0, 0, self._without_reward[busy] + 1)
         ended = terminated | truncated
@@ -250,10 +254,11 @@ class OpenLoopPlayer:
     ) -> npt.NDArray[np.float32]:
         """See :meth:`Player.act`; all arguments but the frames are required."""
         assert restart is not None and episodes is not None and env_ids is not None
-        for env_id, episode in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
-            rng = np.random.default_rng(episode_seed(self._seed, self._purpose, episode))
-            self._actions[env_id] = self._policy(rng)
-        return np.stack([next(self._actions[env_id]) for env_id in env_ids.tolist()])
+        with phase("policy"):
+            for env_id, episode in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
+                rng = np.random.default_rng(episode_seed(self._seed, self._purpose, episode))
+                self._actions[env_id] = self._policy(rng)
+            return np.stack([next(self._actions[env_id]) for env_id in env_ids.tolist()])
 
 
 class Environments:
