@@ -41,14 +41,12 @@ def work(pipe: Connection, job: Job) -> None:
             check_policies(job, batch.action_space)
         if batch.scaling:
             pipe.send(batch.scaling)
-        pipe.send(None)
-        while (shard := pipe.recv()) is not None:
+        while (shard := _next_shard(pipe)) is not None:
             with phase("storing"), EpisodeWriter(job.path(shard), action_size) as writer:
                 for played in phase_of(OTHER, play(batch, job, job.episodes(shard), agent)):
                     writer.append(played)
                     pipe.send(len(played.frames))
             pipe.send(take_profile())
-            pipe.send(None)
         batch.close()
     except (BrokenPipeError, EOFError):
         pass
@@ -59,6 +57,14 @@ def work(pipe: Connection, job: Job) -> None:
         pipe.send(error)
     except Exception as error:
         pipe.send(RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}"))
+
+
+def _next_shard(pipe: Connection) -> int | None:
+    """Ask for a shard; None if there are no more."""
+    pipe.send(None)
+    with phase("wait"):
+        shard: int | None = pipe.recv()
+    return shard
 
 
 def _agent(job: Job) -> Agent | None:
