@@ -261,11 +261,65 @@ class OpenLoopPlayer:
             return np.stack([next(self._actions[env_id]) for env_id in env_ids.tolist()])
 
 
+class Assignment(NamedTuple):
+    """Episodes of one player.
+
+    Attributes:
+        player: Player.
+        episodes: Indices of the episodes; each has its own seed.
+        finished: Callback with the index and the score of every finished episode.
+    """
+
+    player: Player
+    episodes: Sequence[int]
+    finished: Callable[[int, float], None]
+
+
+class _Players:
+    """:class:`Player` of the jobs of several players.
+
+    Args:
+        players: Players.
+        owners: (J,) index of the player of every job.
+        episodes: (J,) index of the episode of every job.
+    """
+
+    def __init__(
+        self, players: Sequence[Player], owners: npt.NDArray[np.int64], episodes: npt.NDArray[np.int64]
+    ) -> None:
+        self._players, self._owners, self._episodes = players, owners, episodes
+
+    def reset(self, batch: int, *, seed: int = 0) -> None:
+        """See :meth:`Player.reset`."""
+        for player in self._players:
+            player.reset(batch, seed=seed)
+
+    def act(
+        self,
+        frames: Frame,
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+        *,
+        env_ids: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """See :meth:`Player.act`; ``episodes`` are jobs, and all arguments are required."""
+        assert restart is not None and episodes is not None and env_ids is not None
+        owners, numbers = self._owners[episodes], self._episodes[episodes]
+        order: list[npt.NDArray[np.int64]] = []
+        actions: list[npt.NDArray[np.float32]] = []
+        for owner in np.unique(owners).tolist():
+            rows = np.flatnonzero(owners == owner)
+            order.append(rows)
+            actions.append(self._players[owner].act(frames[rows], restart[rows], numbers[rows], env_ids=env_ids[rows]))
+        return np.concatenate(actions)[np.argsort(np.concatenate(order))]
+
+
 class Environments:
     """Concurrent real environments, reused by all players.
 
     They open at the first episode and close in :meth:`close` or at the end of a ``with`` block, because the engine of a
-    game starts more slowly than a short episode plays.
+    game starts more slowly than a short episode plays. There are two groups of them: one steps while the players act in
+    the other.
 
     Args:
         environment: Specification of the real environment.
@@ -287,7 +341,7 @@ class Environments:
         self.max_steps = max_steps
         self._limit = rules.limit(max_steps) if rules else max_steps
         self._options: dict[str, Any] = {"rules": rules} if rules else {}
-        self._envs: VectorEnv | None = None
+        self._vector_envs: list[VectorEnv] = []
 
     def __enter__(self) -> Self:
         return self
@@ -297,9 +351,9 @@ class Environments:
 
     def close(self) -> None:
         """Close the environments; the next episode opens new ones."""
-        if self._envs is not None:
-            self._envs.close()
-            self._envs = None
+        for envs in self._vector_envs:
+            envs.close()
+        self._vector_envs = []
 
     def play(
         self,
@@ -321,18 +375,39 @@ class Environments:
             purpose: Purpose of the episodes, which separates them from others of the same seed.
             finished: Callback with the index and the score of every finished episode.
         """
-        if not episodes:
+        self.play_all([Assignment(player, episodes, finished)], seed=seed, purpose=purpose)
+
+    def play_all(self, assignments: Sequence[Assignment], *, seed: int, purpose: str) -> None:
+        """Play the episodes of several players in one pool, so that no environment waits for another player's last one.
+
+        The scores are those of :meth:`play`. Players with the longest episodes should come first.
+
+        Args:
+            assignments: Episodes of every player. Players may share V and M only if each of them sets the controller at
+                the start of an episode, as :class:`worldmodels.models.agent.Population` does.
+            seed: Seed of the run.
+            purpose: Purpose of the episodes, which separates them from others of the same seed.
+        """
+        jobs = [(owner, episode) for owner, one in enumerate(assignments) for episode in one.episodes]
+        if not jobs:
             return
-        if self._envs is None:
-            self._envs = make_vector_env(self.environment, self.num_envs, **self._options)
-        queue = deque(Episode(episode, episode_seed(seed, purpose, episode)) for episode in episodes)
-        player.reset(min(self.num_envs, len(queue)), seed=seed)
-        scores: dict[int, float] = dict.fromkeys(episodes, 0.0)
-        for step in run_episodes([self._envs], [queue], player, max_steps=self._limit):
-            for episode, reward, over in zip(step.episodes, step.rewards, step.over, strict=True):
-                scores[int(episode)] += float(reward)
+        if not self._vector_envs:
+            sizes = self.num_envs - self.num_envs // 2, self.num_envs // 2
+            for size in filter(None, sizes):
+                self._vector_envs.append(make_vector_env(self.environment, size, **self._options))
+        queue = [Episode(job, episode_seed(seed, purpose, episode)) for job, (_, episode) in enumerate(jobs)]
+        count = len(self._vector_envs)
+        queues = [deque(queue[group::count]) for group in range(count)]
+        player = _Players([one.player for one in assignments], *np.array(jobs, np.int64).T)
+        used = [min(envs.num_envs, len(own)) for envs, own in zip(self._vector_envs, queues, strict=True)]
+        player.reset(sum(used), seed=seed)
+        scores = [0.0] * len(jobs)
+        for step in run_episodes(self._vector_envs, queues, player, max_steps=self._limit):
+            for job, reward, over in zip(step.episodes.tolist(), step.rewards.tolist(), step.over, strict=True):
+                scores[job] += reward
                 if over:
-                    finished(int(episode), scores[int(episode)])
+                    owner, episode = jobs[job]
+                    assignments[owner].finished(episode, scores[job])
 
 
 def play_policy(
