@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from worldmodels.data.records import EpisodeTrace
 from worldmodels.envs import envpool as pool
-from worldmodels.envs.base import VectorEnv
+from worldmodels.envs.base import Bools, VectorEnv
 from worldmodels.envs.policies import Action, Policy
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
@@ -74,6 +74,7 @@ class Transitions(NamedTuple):
         truncated: (n,) bool, whether the environment truncated it.
         starved: (n,) bool, whether too many steps without a positive reward end it.
         cut: (n,) bool, whether the maximum number of steps alone ends it.
+        over: (n,) bool, whether the episode ends with this step.
     """
 
     env_ids: npt.NDArray[np.int64]
@@ -86,11 +87,7 @@ class Transitions(NamedTuple):
     truncated: npt.NDArray[np.bool_]
     starved: npt.NDArray[np.bool_]
     cut: npt.NDArray[np.bool_]
-
-    @property
-    def over(self) -> npt.NDArray[np.bool_]:
-        """(n,) bool, whether the episode ends with this step."""
-        return self.terminated | self.truncated | self.starved | self.cut
+    over: npt.NDArray[np.bool_]
 
 
 def run_episodes(
@@ -116,7 +113,7 @@ def run_episodes(
         while_stepping: Called after every start of a step, for work that can overlap it.
 
     Yields:
-        Every step of every vector.
+        Every step of every vector. The frames are the consumer's; the other arrays must not be changed.
     """
     limits = np.iinfo(np.int64).max if max_steps is None else max_steps, max_steps_without_reward
     lanes, first = [], 0
@@ -124,7 +121,7 @@ def run_episodes(
         lanes.append(_Lane(envs, queue, player, first, *limits))
         first += lanes[-1].size
     for lane in lanes:
-        lane.begin(np.arange(lane.size))
+        lane.start()
         lane.act(while_stepping)
     while any(lane.is_playing for lane in lanes):
         for lane in lanes:
@@ -132,12 +129,13 @@ def run_episodes(
                 continue
             step = lane.observe()
             yield step
-            lane.begin(step.env_ids[step.over] - lane.first)
+            if step.over.any():
+                lane.replace(step.over)
             lane.act(while_stepping)
 
 
 class _Lane:
-    """The episodes of one vector of environments in :func:`run_episodes`."""
+    """The episodes of one vector of environments in :func:`run_episodes`, a row for each that is being played."""
 
     def __init__(
         self,
@@ -150,64 +148,78 @@ class _Lane:
     ) -> None:
         self._envs, self._queue, self._player = envs, queue, player
         self._max_steps, self._max_steps_without_reward = max_steps, max_steps_without_reward
-        self.first, self.size = first, min(envs.num_envs, len(queue))
-        self._episodes = np.full(self.size, -1, np.int64)
-        self._lengths, self._without_reward = np.zeros((2, self.size), np.int64)
-        self._frames = np.zeros((self.size, 64, 64, 3), np.uint8)
-        self._busy = np.arange(0)
+        self.size = min(envs.num_envs, len(queue))
         envs.prefetch([episode.seed for episode in queue])
+        self._rows = np.arange(self.size)  # environments that play
+        self._env_ids = self._rows + first
+        self._episodes, self._lengths, self._without_reward = np.zeros((3, self.size), np.int64)
+        self._frames = np.empty((self.size, 64, 64, 3), np.uint8)
 
     @property
     def is_playing(self) -> bool:
         """Whether a step has been started."""
-        return len(self._busy) > 0
+        return len(self._rows) > 0
 
-    def begin(self, rows: npt.NDArray[np.int64]) -> None:
-        """Reset free environments to the next episodes, as long as there are any."""
-        self._episodes[rows] = -1
-        fresh = rows[: len(self._queue)]
-        if len(fresh) == 0:
-            return
+    def start(self) -> None:
+        """Reset the environments to the first episodes."""
+        if self.is_playing:
+            self._reset(self._rows)
+
+    def replace(self, over: Bools) -> None:
+        """Start the next episodes where others are over, and remove the rows for which there is none."""
+        free = np.flatnonzero(over)
+        fresh, idle = free[: len(self._queue)], free[len(self._queue) :]
+        if len(fresh):
+            self._reset(fresh)
+        if len(idle):
+            kept = np.delete(np.arange(len(over)), idle)
+            self._rows, self._env_ids, self._episodes = self._rows[kept], self._env_ids[kept], self._episodes[kept]
+            self._lengths, self._without_reward = self._lengths[kept], self._without_reward[kept]
+            self._frames = self._frames[kept]
+
+    def _reset(self, fresh: npt.NDArray[np.int64]) -> None:
         episodes = [self._queue.popleft() for _ in fresh]
+        self._episodes, self._lengths = self._episodes.copy(), self._lengths.copy()  # the arrays were yielded
         self._episodes[fresh] = [episode.number for episode in episodes]
         self._lengths[fresh] = self._without_reward[fresh] = 0
         with phase("engine"):
-            self._frames[fresh] = self._envs.reset(fresh, [episode.seed for episode in episodes])
+            self._frames[fresh] = self._envs.reset(self._rows[fresh], [episode.seed for episode in episodes])
 
     def act(self, while_stepping: Callable[[], None]) -> None:
         """Act in every environment that has an episode, and start the step."""
-        self._busy = busy = np.flatnonzero(self._episodes >= 0)
-        if len(busy) == 0:
+        if not self.is_playing:
             return
-        self._seen = self._frames[busy]
-        restart = self._lengths[busy] == 0
-        self._actions = self._player.act(self._seen, restart, self._episodes[busy], env_ids=busy + self.first)
+        restart = self._lengths == 0
+        self._actions = self._player.act(self._frames, restart, self._episodes, env_ids=self._env_ids)
         with phase("engine"):
-            self._envs.send(busy, self._actions)
+            self._envs.send(self._rows, self._actions)
         while_stepping()
 
     def observe(self) -> Transitions:
         """Wait for the step."""
-        busy = self._busy
+        seen = self._frames
         with phase("engine"):
-            self._frames[busy], rewards, terminated, truncated = self._envs.recv()
-        self._lengths[busy] += 1
-        self._without_reward[busy] = np.where(rewards > 0, 0, self._without_reward[busy] + 1)
-        ended = terminated | truncated
-        limit = self._max_steps_without_reward
-        starved = ~ended & (self._without_reward[busy] >= limit) if limit else np.zeros(len(busy), np.bool_)
-        cut = ~ended & ~starved & (self._lengths[busy] >= self._max_steps)
+            self._frames, rewards, terminated, truncated = self._envs.recv()
+        self._lengths = lengths = self._lengths + 1
+        over = ended = terminated | truncated
+        starved = np.zeros(len(lengths), np.bool_)
+        if self._max_steps_without_reward:
+            self._without_reward = np.where(rewards > 0, 0, self._without_reward + 1)
+            starved = ~ended & (self._without_reward >= self._max_steps_without_reward)
+            over = ended | starved
+        cut = ~over & (lengths >= self._max_steps)
         return Transitions(
-            busy + self.first,
-            self._episodes[busy],
-            self._seen,
+            self._env_ids,
+            self._episodes,
+            seen,
             self._actions,
             rewards,
-            self._lengths[busy],
+            lengths,
             terminated,
             truncated,
             starved,
             cut,
+            over | cut,
         )
 
 
