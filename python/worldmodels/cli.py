@@ -96,7 +96,7 @@ def parser() -> _Parser:
         _add_stage(_add_command(commands, stage.command, stage.help), stage, presets)
     _add_play(_add_command(commands, "play", "play the real environment with an agent"))
     _add_dream(_add_command(commands, "dream", "play the dream with an agent"))
-    _add_bench(_add_command(commands, "bench", "benchmark the dream against NumPy, PyTorch and JAX"))
+    _add_bench(_add_command(commands, "bench", "benchmark the dream, training and games against other implementations"))
     info = _add_command(commands, "info", "print versions, SIMD level, threads and devices, or the profile of a run")
     info.add_argument("run", nargs="?", type=_path, help="run folder; prints seconds per stage and phase")
     return top
