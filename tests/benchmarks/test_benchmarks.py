@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from worldmodels import MDNRNN, Controller, ConvVAE
-from worldmodels.benchmarks import measure, peers, training, vae, worlds
+from worldmodels.benchmarks import engine, measure, peers, training, vae, worlds
 from worldmodels.cli import main
 from worldmodels.models.vae import Deconvolution, PointDeconvolution
 from worldmodels.support.simd import multiply_add_rate, precisions, set_simd_level, simd_level, simd_levels
@@ -134,6 +135,22 @@ def test_training_counts_the_papers_operations(native):
     case = training.training_case(training.Shape(32, 3, 256, 2, 3), "float32", native=native)
     assert case.flops == 6 * 422_368
     assert case.play() == (6, 6)
+
+
+def test_games_count_the_frames_of_the_same_episodes(monkeypatch):
+    monkeypatch.setattr(engine, "_EPISODES", 1)
+    monkeypatch.setattr(engine, "_NUM_ENVS", 2)
+    monkeypatch.setattr(engine, "_MAX_STEPS", 20)
+    collecting, bare, evaluating = (make() for make in engine.cases(peers=True))
+    frames, computed = collecting.play()
+    assert frames == computed > 100
+    assert collecting.play() == bare.play() == (frames, frames)
+    assert evaluating.play() == (80, 80)  # two episodes of the agent and two of the policy
+    row = measure.measure([lambda case=collecting: case], 1, lambda _: None)[0]
+    assert row.share == 0
+    assert "| 0.00 |" not in measure.as_table([row], measure.machine())
+    del collecting, bare, evaluating
+    assert multiprocessing.active_children() == []
 
 
 def test_no_benchmark_asks_for_a_precision_that_the_cpu_lacks():

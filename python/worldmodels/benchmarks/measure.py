@@ -1,4 +1,4 @@
-"""Throughput of dreams and of training next to other implementations, as shares of the peak; as a table and JSON."""
+"""Throughput of dreams, training and games next to other implementations; as a table and JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodels.benchmarks import training, vae
+from worldmodels.benchmarks import engine, training, vae
 from worldmodels.benchmarks.case import Case, Unit
 from worldmodels.benchmarks.peers import JAXDream, NumPyDream, Peer, TorchDream
 from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom, pretrained_world
@@ -36,7 +36,7 @@ class Row:
         threads: Number of threads.
         rate: Steps per second; frames per second where V is benchmarked.
         milliseconds: Duration of a step of the whole batch; None for benchmarks of throughput.
-        share: rate x operations of a step / peak rate of float32 multiply-adds on as many threads.
+        share: rate x operations of a step / peak rate of float32 multiply-adds on as many threads; 0 for games.
         waste: Fraction of the computed steps that no episode needed.
     """
 
@@ -68,6 +68,7 @@ def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
     yield partial(env_case, doom())
     yield from training.cases(here, peers=peers)
     yield from vae.cases(here, peers=peers)
+    yield from engine.cases(peers=peers)
     if peers:
         yield from peer_cases(doom())
 
@@ -301,7 +302,8 @@ def as_table(rows: list[Row], info: dict[str, Any]) -> str:
     for row in rows:
         speed = f"{row.rate:,.0f}" if row.milliseconds is None else f"{row.rate:,.0f} ({row.milliseconds:.3f} ms)"
         waste = f"{100 * row.waste:.1f} %" if "rollout" in row.name else ""
-        lines.append(f"| {row.name} | {row.precision} | {row.threads} | {speed} | {row.share:.2f} | {waste} |")
+        share = f"{row.share:.2f}" if row.share else ""
+        lines.append(f"| {row.name} | {row.precision} | {row.threads} | {speed} | {share} | {waste} |")
     return "\n".join(lines)
 
 
