@@ -303,8 +303,9 @@ class Run(RunFolder):
             try:
                 summary = stage.run(self)
             finally:
-                with contextlib.suppress(OSError):  # the stage's own error says more
-                    self.log(stage.command, profile=take_profile())
+                if not stage.logs_profile:
+                    with contextlib.suppress(OSError):  # the stage's own error says more
+                        self.log(stage.command, profile=take_profile())
         if self.ranks.is_main:
             record = StageRecord(
                 stage=name,
