@@ -20,6 +20,7 @@ from worldmodels.pipeline import tasks
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.runner import describe_environment
 from worldmodels.support.cpu import available_cpus
+from worldmodels.support.profile import take_profile
 
 _EPISODES = 2  # in every slot, one after the other; their starts are part of the work
 
@@ -49,12 +50,13 @@ def encoder_alone(evaluator, slots, rounds=20):
 
 def whole_loop(evaluator, params, episodes):
     """Frames a second, the share of the cores that this process keeps busy, and where the time goes, in shares."""
+    take_profile()
     began, cpu = time.perf_counter(), time.process_time()
     played = evaluator.play(params, episodes, seed=0, common_seeds=False, on_progress=lambda *_: None)
     seconds = time.perf_counter() - began
     busy = (time.process_time() - cpu) / seconds / available_cpus()
     assert 0 < played.lengths.max() <= evaluator.max_steps
-    return played.lengths.sum() / seconds, busy, {name: value / seconds for name, value in played.profile.items()}
+    return played.lengths.sum() / seconds, busy, {name: value / seconds for name, value in take_profile().items()}
 
 
 def main():

@@ -7,14 +7,16 @@ void bind_cmaes(py::module_& m);
 void bind_dream(py::module_& m);
 void bind_encoder(py::module_& m);
 void bind_rnn_training(py::module_& m);
+void bind_screen(py::module_& m);
 void bind_testing(py::module_& m);
 
 PYBIND11_MODULE(_core, m) {
-    m.doc() = "Native core of worldmodels: the dream, V's encoder, M's training and CMA-ES.";
+    m.doc() = "Native core of worldmodels: the dream, V's encoder, M's training, resizing of screens and CMA-ES.";
     bind_cmaes(m);
     bind_dream(m);
     bind_encoder(m);
     bind_rnn_training(m);
+    bind_screen(m);
     py::module_ testing = m.def_submodule("testing", "Kernels by themselves, for tests alone.");
     bind_testing(testing);
 }

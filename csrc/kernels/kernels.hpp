@@ -18,6 +18,8 @@ inline constexpr int kTable = 16;
 inline constexpr int kTableMixtures = 8;
 // Rows and columns of a tile of CMA-ES's matrix products.
 inline constexpr std::int64_t kTile = 8;
+// Pixels of a frame's side, bytes of its rows, and bits of the weights of resizing.
+inline constexpr int kScreenSide = 64, kScreenRow = 3 * kScreenSide, kWeightBits = 22;
 // Most lanes of a narrow kernel, whose vectors hold rows instead of lanes.
 inline constexpr int kMaxNarrowLanes = 4;
 // models/mdnrnn.py LOGSTD_RANGE
@@ -82,6 +84,14 @@ struct ConvView {
         const int many = tiles() * tiles() < kBlock ? kBlock : tiles() * tiles();
         return winograd ? std::ptrdiff_t{many} * products() * products() * columns() : 0;
     }
+};
+
+// Resizing along one axis: output pixel i is the mean of `count` input pixels from first[i] on, with weights
+// that are repeated four times.
+struct TapsView {
+    int count;
+    const int* first;             // (64)
+    const std::int32_t* weights;  // (64, count, 4), sums of 2^kWeightBits
 };
 
 struct Sampling {
@@ -173,6 +183,10 @@ struct Kernels {
     // target. out[i] does not depend on count.
     void (*normals)(const std::uint32_t key[2], std::uint64_t generation, std::uint32_t row,
                     std::int64_t count, double* out);
+    // One row of a screen (width, 3) to (64, 3). Reads and writes one byte more.
+    void (*resize_columns)(const TapsView&, const std::uint8_t* in, std::uint8_t* out);
+    // Rows (height, 64, 3) to (64, 64, 3).
+    void (*resize_rows)(const TapsView&, const std::uint8_t* rows, std::uint8_t* out);
     MultiplyAdds multiply_adds;
     MultiplyAdds multiply_adds_bfloat16;  // null where the target has none
     RNNKernels rnn;

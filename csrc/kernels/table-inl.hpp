@@ -24,6 +24,8 @@ constexpr Kernels simd_target(const char* name, bool (*supported_here)()) {
         .initial_latent = initial_latent,
         .tile_product = tile_product,
         .normals = normals,
+        .resize_columns = resize_columns,
+        .resize_rows = resize_rows,
         .multiply_adds = multiply_adds<Float32>,
         .multiply_adds_bfloat16 = nullptr,
         .rnn = rnn_kernels<Float32>(),

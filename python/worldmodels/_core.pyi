@@ -98,6 +98,12 @@ class LstmState:
         num_threads: int,
     ) -> tuple[FloatArray, FloatArray]: ...
 
+# --- resizing of screens (bind_screen.cpp) ---
+
+class ScreenResizer:
+    def __init__(self, height: int, width: int) -> None: ...
+    def resize(self, screen: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]: ...
+
 # --- V's encoder (bind_encoder.cpp) ---
 
 class RNNTraining:

@@ -97,8 +97,9 @@ def parser() -> _Parser:
         _add_stage(_add_command(commands, stage.command, stage.help), stage, presets)
     _add_play(_add_command(commands, "play", "play the real environment with an agent"))
     _add_dream(_add_command(commands, "dream", "play the dream with an agent"))
-    _add_bench(_add_command(commands, "bench", "benchmark the dream against NumPy, PyTorch and JAX"))
-    _add_command(commands, "info", "print versions, SIMD level, threads and devices")
+    _add_bench(_add_command(commands, "bench", "benchmark the dream, training and games against other implementations"))
+    info = _add_command(commands, "info", "print versions, SIMD level, threads and devices, or the profile of a run")
+    info.add_argument("run", nargs="?", type=_path, help="run folder; prints seconds per stage and phase")
     return top
 
 
@@ -273,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options is None:
             pass
         elif options.command == "info":
-            _info()
+            _info() if options.run is None else _profile(Path(options.run))
         elif options.command == "bench":
             _bench(options)
         elif options.command in ("play", "dream"):
@@ -583,6 +584,16 @@ def _bench(options: argparse.Namespace) -> None:
     print(measure.as_table(rows, machine))
     if options.json:
         write_json(Path(options.json), measure.as_json(rows, machine))
+
+
+def _profile(folder: Path) -> None:
+    """Print the seconds per stage and phase of a run."""
+    from worldmodels.pipeline.profiles import format_profiles, read_profiles
+
+    if Run.stored_config(folder) is None:
+        raise FileNotFoundError(f"{folder}: expected a run folder with config.json, got none")
+    profiles = read_profiles(folder)
+    print(format_profiles(profiles) if profiles else f"{folder}: no stage has a profile")
 
 
 def _info() -> None:

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import re
 from pathlib import Path
 
@@ -6,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodels import MDNRNN, Controller
-from worldmodels.benchmarks import measure, peers, training, worlds
+from worldmodels import MDNRNN, Controller, ConvVAE
+from worldmodels.benchmarks import engine, measure, peers, training, vae, worlds
 from worldmodels.cli import main
+from worldmodels.models.vae import Deconvolution, PointDeconvolution
 from worldmodels.support.simd import multiply_add_rate, precisions, set_simd_level, simd_level, simd_levels
 
 
@@ -135,6 +137,22 @@ def test_training_counts_the_papers_operations(native):
     assert case.play() == (6, 6)
 
 
+def test_games_count_the_frames_of_the_same_episodes(monkeypatch):
+    monkeypatch.setattr(engine, "_EPISODES", 1)
+    monkeypatch.setattr(engine, "_NUM_ENVS", 2)
+    monkeypatch.setattr(engine, "_MAX_STEPS", 20)
+    collecting, bare, evaluating = (make() for make in engine.cases(peers=True))
+    frames, computed = collecting.play()
+    assert frames == computed > 100
+    assert collecting.play() == bare.play() == (frames, frames)
+    assert evaluating.play() == (80, 80)  # two episodes of the agent and two of the policy
+    row = measure.measure([lambda case=collecting: case], 1, lambda _: None)[0]
+    assert row.share == 0
+    assert "| 0.00 |" not in measure.as_table([row], measure.machine())
+    del collecting, bare, evaluating
+    assert multiprocessing.active_children() == []
+
+
 def test_no_benchmark_asks_for_a_precision_that_the_cpu_lacks():
     """PyTorch's rows included: the check of an answer runs the native dream in their precision."""
     before = simd_level()
@@ -145,3 +163,29 @@ def test_no_benchmark_asks_for_a_precision_that_the_cpu_lacks():
         set_simd_level(before)
     assert len(asked) > 10
     assert set(asked) == {"float32"}
+
+
+def test_operations_of_v():
+    """39 million multiply-adds a frame, 15 of them in the encoder."""
+    assert vae.flops(training=False) == pytest.approx(2 * 14.8e6, rel=0.01)
+    assert vae.flops(training=True) == pytest.approx(6 * 38.9e6, rel=0.01)
+
+
+@pytest.mark.parametrize("implementation", ["ours", "eager"])
+@pytest.mark.parametrize("make", [vae.training_case, vae.encoding_case])
+def test_benchmarks_of_v_agree_with_plain_pytorch(make, implementation):
+    case = make(100, "float32", implementation)
+    assert case.unit == "frames/s"
+    frames, computed = case.play()
+    assert frames == computed
+    assert frames % 100 == 0
+
+
+def test_plain_v_has_no_layer_of_ours():
+    plain = vae.PlainVAE(ConvVAE(4))
+    assert not any(isinstance(layer, PointDeconvolution | Deconvolution) for layer in plain.modules())
+    x, noise = torch.rand(2, 3, 64, 64), torch.randn(2, 4)
+    torch.manual_seed(0)
+    ours = ConvVAE(4)
+    for found, wanted in zip(vae.PlainVAE(ours)(x, noise), ours(x, noise), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

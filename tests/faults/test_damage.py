@@ -218,7 +218,9 @@ def test_a_full_disk_is_named_and_the_stage_goes_on_when_there_is_room(tmp_path,
     """The games are left out, and the report's pictures of them."""
     run = complete_before(whole_run, tmp_path / "toy", stage)
     before = contents(run)
-    monkeypatch.setattr("worldmodels.pipeline.dream_check.cached_scores", lambda *_, **__: [1.0, 2.0])
+    monkeypatch.setattr(
+        "worldmodels.pipeline.dream_check.cached_scores", lambda players, **_: [[1.0, 2.0]] * len(players)
+    )
     with Run(run) as experiment, monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match=r"No space left on device: '.*/toy/"):

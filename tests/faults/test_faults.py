@@ -148,7 +148,7 @@ def test_kill_9_of_the_whole_collect_leaves_no_game_behind(tmp_path, watched):
 
 def test_a_worker_that_dies_while_it_waits_is_replaced(tmp_path):
     """It has said that it is free, and is gone when the shard is sent to it."""
-    pool = collect._Pool(Job(toy_config(), tmp_path, 0), [0], Progress("collect", 2, "episodes"), 0)
+    pool = collect._Pool(Job(toy_config(), tmp_path, 0), [0], Progress("collect", 2, "episodes"), 0, lambda: None)
     ours, theirs = multiprocessing.Pipe()
     theirs.send(None)
     theirs.close()

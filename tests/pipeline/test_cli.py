@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import TOY, command, environment
+from conftest import TOY, command, environment, toy_config
 from worldmodels import __version__, pretrained
 from worldmodels.cli import main
 from worldmodels.pipeline.config import SECTIONS, Config
@@ -409,6 +409,29 @@ def test_info_says_what_a_report_of_a_bug_needs(capsys):
     assert "baseline" in text
     assert re.search(r"cores  \d+ \(affinity \d+(, cgroup quota \d+)?\)\n", text)
     assert re.search(r"threads  \d+ \((cores|OMP_NUM_THREADS)\)\n", text)
+
+
+def test_info_of_a_run_prints_seconds_per_stage_and_phase(tmp_path, capsys):
+    assert main(["info", str(tmp_path)]) == 1
+    assert f"{tmp_path}: expected a run folder with config.json, got none" in capsys.readouterr().err
+    with Run(tmp_path, toy_config()) as run:
+        assert main(["info", str(tmp_path)]) == 0
+        assert "no stage has a profile" in capsys.readouterr().out
+        run.log("evolve", generation=1, best=3.0, mean=2.0, worst=1.0)
+        for _ in range(2):
+            run.log("evolve", profile={"ask": 0.5, "rollout": 3.0, "other": 1.5})
+        run.log("train-vae", profile={"data": 1.0})
+        run.log("train-vae", profile={"data": "much"})
+        assert [line["generation"] for line in run.metrics("evolve")] == [1]
+    assert main(["info", str(tmp_path)]) == 0  # also of a run in progress
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "train-vae            1.0       ",
+        "  data               1.0  100 %",
+        "evolve              10.0       ",
+        "  rollout            6.0   60 %",
+        "  other              3.0   30 %",
+        "  ask                1.0   10 %",
+    ]
 
 
 def test_the_command_is_installed(tmp_path):

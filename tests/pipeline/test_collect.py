@@ -21,9 +21,11 @@ from worldmodels.envs.policies import brownian, constant, ornstein_uhlenbeck, re
 from worldmodels.pipeline import players
 from worldmodels.pipeline.evolution import save_controller
 from worldmodels.pipeline.players import interruptions, parse_policies
+from worldmodels.pipeline.profiles import read_profiles
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.tasks.takecover import POLICIES
 from worldmodels.rollout.runner import episode_seed
+from worldmodels.support.files import read_json
 
 SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "repeat 1-10, left", "min_length": 120, "num_workers": 2}
 
@@ -85,6 +87,13 @@ def test_episodes_are_real_and_whole(undisturbed):
 
 def test_the_number_of_workers_changes_nothing(tmp_path, undisturbed):
     check_equal(run(tmp_path, num_workers=1), undisturbed[1])
+
+
+def test_the_profile_adds_the_seconds_of_the_workers(undisturbed):
+    profile = read_profiles(undisturbed[0])["collect"]
+    assert {"start", "engine", "policy", "storing", "other"} <= set(profile)
+    seconds = read_json(undisturbed[0] / "stages" / "collect.json")["seconds"]
+    assert seconds / 4 < sum(profile.values()) < 2.2 * seconds  # of two workers
 
 
 def test_another_seed_plays_other_episodes(undisturbed):

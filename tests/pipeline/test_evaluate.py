@@ -117,28 +117,25 @@ def without_policies(patch):
     """The policies beside the agent play nothing."""
     really = evaluate.cached_scores
 
-    def cached_scores(path, metadata, player, episodes, **options):
-        return (
-            [1, 2, 3]
-            if isinstance(player, play.OpenLoopPlayer)
-            else really(path, metadata, player, episodes, **options)
-        )
+    def cached_scores(players, **options):
+        controllers = [one for one in players if not isinstance(one.player, play.OpenLoopPlayer)]
+        assert controllers == players[: len(controllers)]  # longer episodes come first
+        return really(controllers, **options) + [[1, 2, 3]] * (len(players) - len(controllers))
 
     patch.setattr(evaluate, "cached_scores", cached_scores)
     patch.setattr(evaluate, "_record", lambda _: None)
 
 
 def episodes_played(patch):
-    """Numbers of the episodes that the agent itself is sent to play."""
+    """Numbers of the episodes that the agent itself, the first player, is sent to play."""
     played = []
 
-    def spy(environments, player, episodes, **options):
-        if isinstance(player, Agent):
-            played.extend(episodes)
-        really(environments, player, episodes, **options)
+    def spy(environments, assignments, **options):
+        played.extend(assignments[0].episodes)
+        really(environments, assignments, **options)
 
-    really = play.Environments.play
-    patch.setattr(play.Environments, "play", spy)
+    really = play.Environments.play_all
+    patch.setattr(play.Environments, "play_all", spy)
     return played
 
 
@@ -210,9 +207,13 @@ def test_the_curve_is_of_every_evaluated_mean(tmp_path, monkeypatch):
     with Run(tmp_path, longer) as experiment:  # the same C, and one more mean: the episodes are of others now
         means.add(3, 5.0, np.ones(20))
         experiment.marker("evaluate").unlink()
-        played, really = [], play.Environments.play
-        spy = lambda *given, **options: played.append(given[2]) or really(*given, **options)  # noqa: E731
-        monkeypatch.setattr(play.Environments, "play", spy)
+        played, really = [], play.Environments.play_all
+
+        def spy(environments, assignments, **options):
+            played.extend(one.episodes for one in assignments)
+            really(environments, assignments, **options)
+
+        monkeypatch.setattr(play.Environments, "play_all", spy)
         experiment.run_stage("evaluate")
     assert [episodes for episodes in played if episodes] == [list(range(6))]
     curve = read_json(tmp_path / "results.json")["curve"]
@@ -376,10 +377,12 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
     """A policy that survives at most 50 steps in the dream and over 100 in the game gets a warning."""
     asked = []
 
-    def game(path, about, player, episodes, **options):
-        real = options["environments"]
-        asked.append((about["policy"], real.environment, real.max_steps, episodes, options["seed"], options["purpose"]))
-        return [110, 120, 130]
+    def game(players, **options):
+        real, common = options["environments"], (options["seed"], options["purpose"])
+        asked.extend(
+            (one.metadata["policy"], real.environment, real.max_steps, one.episodes, *common) for one in players
+        )
+        return [[110, 120, 130]] * len(players)
 
     monkeypatch.setattr(check_dream, "cached_scores", game)
     changes = {"episodes": 3, "dream_episodes": 40}

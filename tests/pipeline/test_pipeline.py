@@ -12,6 +12,7 @@ from PIL import Image
 
 from conftest import command
 from worldmodels import Agent
+from worldmodels.pipeline.profiles import read_profiles
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES
 from worldmodels.support.files import read_json
@@ -47,6 +48,30 @@ def test_every_stage_is_done(ran):
         assert experiment.summary("train_rnn")["parameters"] > 0
         stages = {line["stage"] for stage in NAMES for line in experiment.metrics(stage.replace("_", "-"))}
         assert stages == {"train-vae", "train-rnn", "evolve"}
+
+
+def test_every_stage_has_a_profile_that_info_prints(ran):
+    run = ran[0] / "toy"
+    profiles = read_profiles(run)
+    assert list(profiles) == [name.replace("_", "-") for name in NAMES]
+    expected = {
+        "collect": {"start", "engine", "policy", "storing"},
+        "train-vae": {"data", "forward", "backward", "optimizer", "validation", "storing"},
+        "encode": {"data", "forward", "storing"},
+        "train-rnn": {"data", "forward and backward", "optimizer", "validation", "storing"},
+        "check-dream": {"dream", "engine", "policy"},
+        "evolve": {"ask", "rollout", "tell", "evaluation", "storing"},
+        "evaluate": {"engine", "V", "C", "M", "policy", "dream", "recording"},
+        "report": {"dream", "figures"},
+    }
+    for stage, phases in expected.items():
+        assert set(profiles[stage]) >= phases | {"other"}
+        assert all(seconds >= 0 for seconds in profiles[stage].values())
+        seconds = read_json(run / "stages" / f"{stage.replace('-', '_')}.json")["seconds"]
+        if stage != "collect":  # which has the seconds of its workers
+            assert sum(profiles[stage].values()) == pytest.approx(seconds, abs=0.2)
+    done = command("info", str(run))
+    assert done.returncode == 0 and "train-rnn " in done.stdout and "  forward and backward " in done.stdout
 
 
 def test_results_name_the_agent_and_those_beside_it(ran):

@@ -108,6 +108,10 @@ REFUSED = [
     ("--evolve.init-from /nosuch", "evolve.init_from: expected a run folder with evolve/controller.safetensors"),
     ("--evolve.init-from other", "evolve.init_from: expected a C of 576 parameters, got 25 in other"),
     ("--evolve.pca-components 577", "evolve.pca_components: expected at most 576, the features of C, got 577"),
+    (
+        "--evolve.pca-components 5 --evolve.scale-inputs",
+        "evolve.scale_inputs: expected false, as evolve.pca_components",
+    ),
     ("--evolve.hidden-units 500", "evolve.hidden_units: expected at most 32,766 parameters of C"),
     ("--collect.agent /nosuch", "collect.agent: expected a run folder with vae/vae.safetensors"),
     ("--train-vae.batch-size 2000000000", "train_vae.batch_size: expected a size that fits in"),

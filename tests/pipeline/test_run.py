@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from conftest import make_episode, mark_done, toy_config, write_store
 from worldmodels.cli import main
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import override
+from worldmodels.pipeline.profiles import read_profiles
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stage import command
 from worldmodels.pipeline.stages import NAMES, get
@@ -351,6 +353,28 @@ def test_metrics_survive_a_line_that_was_cut_off(tmp_path):
     assert [line["generation"] for line in lines if line["stage"] == "evolve"] == [1, 2, 3]
     assert [line["step"] for line in lines if line["stage"] == "train-vae"] == [1, 2, 3]
     assert lines[-1] == {"stage": "evolve", "generation": 3, "best": 4.0}
+
+
+def test_an_interrupted_stage_keeps_its_profile(tmp_path, monkeypatch):
+    def interrupted(run):
+        run.log("encode", profile={"forward": 2.0})
+        raise KeyboardInterrupt
+
+    def resumed(run):
+        run.rewind_metrics("encode", 0)
+        return {}
+
+    with Run(tmp_path, toy_config()) as experiment:
+        mark_done(experiment, *NAMES[: NAMES.index("encode")])
+        for function in (interrupted, resumed):
+            monkeypatch.setitem(vars(get("encode")), "run", function)
+            with pytest.raises(KeyboardInterrupt) if function is interrupted else contextlib.nullcontext():
+                experiment.run_stage("encode")
+        lines = [json.loads(line) for line in experiment.path("metrics.jsonl").read_text().splitlines()]
+        assert [line["stage"] for line in lines if line["stage"] == "encode"] == 3 * ["encode"]
+        assert read_profiles(tmp_path)["encode"]["forward"] == 2.0
+    with Run(tmp_path, rerun="encode"):  # discards it
+        assert "encode" not in read_profiles(tmp_path)
 
 
 def test_markers_by_hand_are_markers(tmp_path):

@@ -16,10 +16,12 @@ from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import make_vector_env
 from worldmodels.models.weights import save_model
 from worldmodels.pipeline import evolution as evolve
+from worldmodels.pipeline.profiles import read_profiles
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators import environment as real
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.runner import episode_seed
+from worldmodels.support.profile import take_profile
 
 TOY = EnvSpec(id="toy_env:Toy-v0", variant="", resolution="")
 needs_envpool = pytest.mark.skipif(not pool.installed(), reason="EnvPool is not installed")
@@ -126,10 +128,11 @@ def test_equal_candidates_under_common_seeds():
 
 def test_progress_is_told():
     evaluator, told = make_evaluator(slots=2), []
+    take_profile()
     played = evaluator.play(np.zeros((2, 32)), 3, seed=1, common_seeds=True, on_progress=lambda *now: told.append(now))
     assert [ended for ended, _, _ in told] == sorted({ended for ended, _, _ in told})
     assert told[-1] == (6, 6, played.lengths.sum())
-    assert set(played.profile) == {"environment", "V", "C", "M"}
+    assert set(take_profile()) == {"engine", "V", "C", "M", "other"}
 
 
 def prepare(folder, environment=TOY, action_size=2, **changes):
@@ -148,8 +151,7 @@ def prepare(folder, environment=TOY, action_size=2, **changes):
 
 def outcome(experiment):
     weights = experiment.path("evolve", "controller.safetensors").read_bytes()
-    lines = [{key: line[key] for key in line if key != "profile"} for line in metrics(experiment, "evolve")]
-    return weights, lines, experiment.summary("evolve")
+    return weights, metrics(experiment, "evolve"), experiment.summary("evolve")
 
 
 def test_evolution_in_the_real_environment_resumes_exactly(tmp_path):
@@ -158,7 +160,8 @@ def test_evolution_in_the_real_environment_resumes_exactly(tmp_path):
         expected = outcome(experiment)
         assert expected[2]["evaluate_in"] == "environment" and expected[2]["parameters"] == 32
         assert len({line["best"] for line in expected[1]}) == 4
-        assert all("environment" in line["profile"] for line in experiment.metrics("evolve"))
+        phases = {"ask", "rollout", "engine", "V", "C", "M", "tell", "evaluation", "storing", "other"}
+        assert set(read_profiles(experiment.folder)["evolve"]) == phases
     places = [(EnvironmentEvaluator, "play", 3, False), (CMAES, "tell", 2, True), (evolve, "save_tensors", 3, True)]
     for number, (owner, name, call, after) in enumerate(places):
         with prepare(tmp_path / str(number), num_envs=1 + number) as experiment:

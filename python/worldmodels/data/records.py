@@ -410,10 +410,18 @@ class StageRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileLine(Record):
+    """What a line of ``metrics.jsonl`` says on the time of a stage: seconds per phase since its last such line."""
+
+    stage: str
+    profile: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationLine(Record):
     """Line of ``metrics.jsonl`` on a generation of CMA-ES: scores of the population, step size and number of steps.
 
-    ``evaluation`` is the score of the distribution's mean, ``profile`` the seconds by part of the work.
+    ``evaluation`` is the score of the distribution's mean, ``profile`` the seconds per phase since the last line.
     """
 
     generation: float
@@ -422,9 +430,9 @@ class GenerationLine(Record):
     worst: float
     sigma: float | None = None
     steps: float | None = None
-    profile: dict[str, float] | None = None
     evaluation: float | None = None
     seconds: float | None = None
+    profile: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -204,8 +204,10 @@ class ThreadVectorEnv(Owned, VectorEnv):
         super().__init__("ThreadVectorEnv")
         self.num_envs = num_envs
         self._rows = [_Row(environment, options) for _ in range(num_envs)]
+        self._num_workers = num_workers
         self._threads = ThreadPoolExecutor(num_workers) if num_workers > 1 else None
-        self._sent: list[Future[Any]] = []
+        self._running: list[Future[None]] = []
+        self._sent: Step
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
@@ -227,33 +229,54 @@ class ThreadVectorEnv(Owned, VectorEnv):
         """Results of the last step of every environment: frame, reward, terminated, truncated, info."""
         return [row.outcome for row in self._rows]
 
-    def _submit(self, work: Any, *jobs: Any) -> list[Future[Any]]:
+    def _start(self, work: Callable[[int, int, Any], None], env_ids: npt.ArrayLike, values: Iterable[Any]) -> None:
+        """Call ``work(index, env_id, value)`` for every environment of a request, in the threads if there are any."""
         self.check_owner()
-        if self._threads is not None:
-            return [self._threads.submit(work, *job) for job in zip(*jobs, strict=True)]
-        done = []
-        for job in zip(*jobs, strict=True):
-            done.append(Future[Any]())
-            done[-1].set_result(work(*job))
-        return done
+        rows = np.asarray(env_ids).tolist()
+        jobs = iter(list(zip(range(len(rows)), rows, values, strict=True)))
+
+        def run() -> None:
+            for job in jobs:  # shared: a thread that is free takes the next one
+                work(*job)
+
+        if self._threads is None:
+            run()
+        else:
+            self._running = [self._threads.submit(run) for _ in range(min(self._num_workers, len(rows)))]
+
+    def _wait(self) -> None:
+        """Wait for the request; raise the first error."""
+        self.check_owner()
+        for future in self._running:
+            future.result()
 
     def reset(self, env_ids: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
         """See :meth:`worldmodels.envs.base.VectorEnv.reset`."""
-        rows = np.asarray(env_ids).tolist()
-        return np.stack(
-            [future.result() for future in self._submit(lambda row, seed: self._rows[row].reset(seed), rows, seeds)]
-        )
+        frames = np.empty((len(seeds), 64, 64, 3), np.uint8)
+
+        def reset(index: int, env_id: int, seed: int) -> None:
+            frames[index] = self._rows[env_id].reset(seed)
+
+        self._start(reset, env_ids, seeds)
+        self._wait()
+        return frames
 
     def send(self, env_ids: npt.ArrayLike, actions: Floats) -> None:
         """See :meth:`worldmodels.envs.base.VectorEnv.send`."""
-        rows = np.asarray(env_ids).tolist()
-        self._sent = self._submit(lambda row, action: self._rows[row].step(action), rows, actions)
+        count = len(actions)
+        frames, rewards = np.empty((count, 64, 64, 3), np.uint8), np.empty(count, np.float32)
+        terminated, truncated = np.empty((2, count), np.bool_)
+
+        def step(index: int, env_id: int, action: Floats) -> None:
+            frames[index], rewards[index], terminated[index], truncated[index] = self._rows[env_id].step(action)
+
+        self._sent = frames, rewards, terminated, truncated
+        self._start(step, env_ids, actions)
 
     def recv(self) -> Step:
         """See :meth:`worldmodels.envs.base.VectorEnv.recv`."""
-        self.check_owner()
-        frames, rewards, *ends = zip(*[future.result() for future in self._sent], strict=True)
-        return np.stack(frames), np.array(rewards, np.float32), np.array(ends[0]), np.array(ends[1])
+        self._wait()
+        return self._sent
 
     def close(self) -> None:
         """Close the environments, except in a forked process."""

@@ -19,6 +19,7 @@ from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.models.weights import load_model, load_tensors
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.forks import Lock
+from worldmodels.support.profile import phase
 from worldmodels.support.validation import any_array, check_integer, check_seed, distinct_env_ids, exact_array
 
 _CHANGING = ("_lstm_state", "_generators", "_restart", "_slot_params", "z")  # attributes that acting modifies
@@ -185,18 +186,21 @@ class Agent:
         for first in np.flatnonzero(begins):
             self._generators[busy[first]] = self._generator(int(busy[first] if episodes is None else episodes[first]))
 
-        mu, logvar = self._encoder(frames)
-        noise = np.stack([self._generators[env_id].standard_normal(mu.shape[1], np.float32) for env_id in busy])
-        z = mu + np.exp(0.5 * logvar) * noise
+        with phase("V"):
+            mu, logvar = self._encoder(frames)
+            noise = np.stack([self._generators[env_id].standard_normal(mu.shape[1], np.float32) for env_id in busy])
+            z = mu + np.exp(0.5 * logvar) * noise
         self.z[busy] = z
 
-        keep = ~begins[:, None]
-        features = self.controller.join(z, self._lstm_state.c[busy] * keep, self._lstm_state.h[busy] * keep)
-        params = np.stack([self._slot_params.get(env_id, self.params) for env_id in busy.tolist()])
-        actions = self.controller.act_each(params, features)
-        if forced_actions is not None:
-            actions = np.where(np.isnan(forced_actions), actions, forced_actions)
-        self._lstm_state.step(busy, z, actions, begins)
+        with phase("C"):
+            keep = ~begins[:, None]
+            features = self.controller.join(z, self._lstm_state.c[busy] * keep, self._lstm_state.h[busy] * keep)
+            params = np.stack([self._slot_params.get(env_id, self.params) for env_id in busy.tolist()])
+            actions = self.controller.act_each(params, features)
+            if forced_actions is not None:
+                actions = np.where(np.isnan(forced_actions), actions, forced_actions)
+        with phase("M"):
+            self._lstm_state.step(busy, z, actions, begins)
         self._restart[busy] = False
         return actions
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -27,6 +28,7 @@ from worldmodels.pipeline.worker import work
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.files import link
 from worldmodels.support.processes import block_sigint, describe_exit
+from worldmodels.support.profile import add_to_profile, phase, take_profile
 from worldmodels.support.progress import Progress
 
 _MAX_RESTARTS = 20
@@ -64,7 +66,7 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     _check_shards(job, len(shards))
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
-    _Pool(job, todo, progress, ready).run()
+    _Pool(job, todo, progress, ready, lambda: run.log("collect", profile=take_profile())).run()
     cut = _cut(job, len(shards))
     if cut:
         limit = f"Task.max_steps = {run.task.max_steps}"
@@ -157,13 +159,19 @@ class _Worker:
 
 
 class _Pool:
-    """Spawned workers that write one shard at a time. A dead worker is replaced, and its shard is played again."""
+    """Spawned workers that write one shard at a time. A dead worker is replaced, and its shard is played again.
 
-    def __init__(self, job: Job, todo: list[int], progress: Progress, ready: int) -> None:
+    The profile is that of the workers; the time that this process waits for them is not part of it.
+    """
+
+    def __init__(
+        self, job: Job, todo: list[int], progress: Progress, ready: int, log_profile: Callable[[], None]
+    ) -> None:
         self._job = job
         self._todo = todo[::-1]
         self._count = min(job.collect.num_workers or available_cpus(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
+        self._log_profile = log_profile
         self._restarts = 0
         self._printed: set[str] = set()
         self._workers: list[_Worker] = []
@@ -174,7 +182,9 @@ class _Pool:
                 self._workers.append(self._spawn())
             while self._workers:
                 waiting: list[Any] = [worker.pipe for worker in self._workers]
-                for pipe in multiprocessing.connection.wait(waiting, _TIMEOUT / 10):
+                with phase(None):
+                    ready = multiprocessing.connection.wait(waiting, _TIMEOUT / 10)
+                for pipe in ready:
                     self._serve(next(worker for worker in self._workers if worker.pipe is pipe))
                 for worker in [worker for worker in self._workers if worker.silent_seconds > _TIMEOUT]:
                     self._replace(worker)
@@ -215,7 +225,11 @@ class _Pool:
                 return
             if worker.shard is None:
                 self._workers.remove(worker)
-                worker.process.join()
+                with phase(None):
+                    worker.process.join()
+        elif isinstance(message, dict):
+            add_to_profile(message)
+            self._log_profile()
         else:
             worker.episodes += 1
             self._ready += 1

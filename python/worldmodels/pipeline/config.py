@@ -83,6 +83,9 @@ class EvolveConfig:
     pca_components: int = setting(
         0, "search along this many whitened principal components of C's inputs; 0 for C's parameters", zero=True
     )
+    scale_inputs: bool = setting(
+        False, "search along C's parameters times the standard deviations of its inputs in dreams of random actions"
+    )
     common_random_numbers: bool = setting(False, "evaluate all candidates of a generation on the same episode seeds")
     weight_decay: float = setting(0.01, "penalty weight_decay * mean(x^2)", zero=True)
     evaluate_every: int = setting(

@@ -14,9 +14,9 @@ from worldmodels.dream.world_model import load_world_model
 from worldmodels.envs.policies import Policy
 from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.scores import cached_scores
+from worldmodels.pipeline.scores import ScoredPlayer, cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer
-from worldmodels.support.progress import Progress
+from worldmodels.support.profile import phase
 
 PURPOSE = "check-dream"  # purpose of the real episodes, the same for every policy
 _MAX_RATIO = 1.5  # of mean steps survived in the dream and in the real environment; above it, the dream is biased
@@ -45,25 +45,25 @@ def check(run: Run) -> dict[str, Any]:
         features="z",
         termination=sampled(evolve.termination),
     )
-    progress = Progress("check-dream", len(policies), "policies")
-    results = {}
-    num_envs = min(config.num_envs, config.episodes)
+    with phase("dream"):
+        dreamed = [play_dreams(dreams, policy, seed=seed) for policy in policies.values()]
+    players = [
+        ScoredPlayer(
+            run.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
+            {"policy": name},
+            OpenLoopPlayer(policy, PURPOSE),
+            config.episodes,
+        )
+        for name, policy in policies.items()
+    ]
+    num_envs = min(config.num_envs, config.episodes * len(players))
     environment = run.config.environment
     with Environments(environment, num_envs, max_steps=evolve.max_steps, rules=task.rules) as environments:
-        for number, (name, policy) in enumerate(policies.items()):
-            dream = play_dreams(dreams, policy, seed=seed)
-            game = cached_scores(
-                run.path("check_dream", f"{name.replace(' ', '_')}.jsonl"),
-                {"policy": name},
-                OpenLoopPlayer(policy, PURPOSE),
-                config.episodes,
-                environments=environments,
-                seed=seed,
-                purpose=PURPOSE,
-            )
-            results[name] = PolicyCheck(dream=describe(dream), game=describe(game))
-            progress.update(number + 1)
-    progress.close(len(policies))
+        games = cached_scores(players, environments=environments, seed=seed, purpose=PURPOSE, label="check-dream")
+    results = {
+        name: PolicyCheck(dream=describe(dream), game=describe(game))
+        for name, dream, game in zip(policies, dreamed, games, strict=True)
+    }
     means = [scores.game.mean for scores in results.values()]
     spread = None if task.survival else max(means) - min(means)
     warnings = [text for name, scores in results.items() if (text := bias_warning(name, scores, task.score, spread))]

@@ -20,6 +20,7 @@ from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, load_tensors
 from worldmodels.pipeline.run import Run
 from worldmodels.support.files import link
+from worldmodels.support.profile import phase, take_profile
 from worldmodels.support.progress import Progress
 from worldmodels.training.optim import MicroBatches
 
@@ -46,7 +47,9 @@ def encode_episodes(run: Run) -> dict[str, Any]:
         if target.is_file():
             continue
         mu, logvar = micro_batches.run(partial(encode_shard, model, shard, precision=config.precision))
-        Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
+        with phase("storing"):
+            Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
+        run.log("encode", profile=take_profile())
         done += len(mu)
         progress.update(done)
     progress.close(done)
@@ -97,10 +100,12 @@ def encode_shard(
     for start in range(0, total, batch):
         rows = slice(start, min(start + batch, total))
         try:
-            frames = shard.frames[rows]
+            with phase("data"):
+                frames = shard.frames[rows]
         except OSError as error:
             raise OSError(f"{shard.path}: a frame in {rows.start} to {rows.stop - 1} is damaged: {error}") from error
-        mu[rows], logvar[rows] = encoder(frames)
+        with phase("forward"):
+            mu[rows], logvar[rows] = encoder(frames)
     if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
         raise ValueError("encode: expected finite latents, got NaN or infinity; the training of V failed")
     return mu, logvar

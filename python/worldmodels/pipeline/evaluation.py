@@ -28,8 +28,9 @@ from worldmodels.models.vae import decode
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.evolution import Means, first_generation
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.scores import cached_scores
+from worldmodels.pipeline.scores import ScoredPlayer, cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player, describe_environment, episode_seed, record
+from worldmodels.support.profile import phase
 from worldmodels.support.versions import versions
 
 PURPOSE = "evaluate"  # purpose of the episodes, distinct from that of other stages
@@ -51,24 +52,23 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
     episodes = config.evaluate.episodes
     agent = Agent.load(run.folder)
     evolved = run.summary("evolve")
-    num_envs = min(config.evaluate.num_envs, episodes)
+    players = _players(run, agent)
+    num_envs = min(config.evaluate.num_envs, sum(player.episodes for player in players.values()))
     with Environments(environment, num_envs, rules=task.rules) as environments:
-        games = _Games(run, environments)
-        scores = describe(games.controller_scores("episodes", agent, episodes))
-        first = Population(agent, first_generation(run))
-        returns = {"before": (BEFORE, games.controller_scores("before", first, episodes))}
-        for name, policy in task.baselines.items():
-            player = OpenLoopPlayer(task.policies[policy], PURPOSE)
-            returns[name] = policy, games.scores(name, player, episodes, {"policy": policy})
-        curve = _curve(games, agent) if config.evaluate.curve_episodes else None
+        found = cached_scores(
+            list(players.values()), environments=environments, seed=config.seed, purpose=PURPOSE, label="evaluate"
+        )
+    scores = dict(zip(players, found, strict=True))
+    agent_scores = describe(scores["episodes"])
+    policies = {"before": BEFORE, **task.baselines}
     in_dream, score, generation = config.evolve.evaluate_in == "dream", evolved["score"], evolved["generation"]
     results = Results(
-        agent=scores,
+        agent=agent_scores,
         players={
-            name: PlayerScores(policy=policy, **vars(describe(found))) for name, (policy, found) in returns.items()
+            name: PlayerScores(policy=policy, **vars(describe(scores[name]))) for name, policy in policies.items()
         },
         evolved=EvolvedScore(evaluate_in=config.evolve.evaluate_in, score=score, generation=generation),
-        curve=curve,
+        curve=_curve(run, scores["curve"]) if "curve" in scores else None,
         dream=DreamScores(
             score=score if in_dream else None,
             temperature=config.evolve.temperature,
@@ -86,48 +86,41 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
         preset=config.preset,
     )
     results.write(run.path("results.json"))
-    _record(run)
+    with phase("recording"):
+        _record(run)
     print(format_table(results))
-    players = {"agent": scores, **results.players}
-    return {name: {"mean": one.mean, "std": one.std, "ci95": list(one.ci95)} for name, one in players.items()}
+    described = {"agent": agent_scores, **results.players}
+    return {name: {"mean": one.mean, "std": one.std, "ci95": list(one.ci95)} for name, one in described.items()}
 
 
-class _Games:
-    """Scores of a run's players in the real environment, cached in ``evaluate/``."""
+def _players(run: Run, agent: Agent) -> dict[str, ScoredPlayer]:
+    """List the players by the names of their caches in ``evaluate/``; controllers, which survive longer, come first."""
+    config, task = run.config.evaluate, run.task
+    players: dict[str, ScoredPlayer] = {}
 
-    def __init__(self, run: Run, environments: Environments) -> None:
-        self.run = run
-        self._environments = environments
+    def add(name: str, player: Player, episodes: int, metadata: dict[str, Any]) -> None:
+        players[name] = ScoredPlayer(run.path("evaluate", f"{name}.jsonl"), metadata, player, episodes)
 
-    def scores(self, name: str, player: Player, episodes: int, metadata: dict[str, Any]) -> list[float]:
-        """Compute the scores of a player, cached in ``evaluate/<name>.jsonl``."""
-        return cached_scores(
-            self.run.path("evaluate", f"{name}.jsonl"),
-            metadata,
-            player,
-            episodes,
-            environments=self._environments,
-            seed=self.run.config.seed,
-            purpose=PURPOSE,
-            label="evaluate" if name == "episodes" else f"evaluate, {name}",
-        )
-
-    def controller_scores(self, name: str, player: Player, episodes: int) -> list[float]:
-        """Compute the scores of controllers of the run."""
-        return self.scores(name, player, episodes, {"controller": self.run.summary("evolve")})
-
-    def mean_scores(self, agent: Agent, means: Means, episodes: int) -> list[float]:
-        """Compute the scores of the evaluated means, which play the episodes in turn."""
+    evolved = {"controller": run.summary("evolve")}
+    add("episodes", Population(agent, agent.params[None]), config.episodes, evolved)
+    if config.curve_episodes:
+        means = _means(run)
         metadata = {"generations": means.generations, "scores": means.scores}
-        return self.scores("curve", Population(agent, np.stack(means.params)), episodes, metadata)
+        add("curve", Population(agent, np.stack(means.params)), len(means.params) * config.curve_episodes, metadata)
+    add("before", Population(agent, first_generation(run)), config.episodes, evolved)
+    for name, policy in task.baselines.items():
+        add(name, OpenLoopPlayer(task.policies[policy], PURPOSE), config.episodes, {"policy": policy})
+    return players
 
 
-def _curve(games: _Games, agent: Agent) -> list[CurvePoint]:
-    """Score every evaluated mean in the real environment."""
-    run = games.run
-    means = Means(run.path("evolve", "means.safetensors"), run.config.evolve.generations)
-    count, episodes = len(means.params), run.config.evaluate.curve_episodes
-    scores = games.mean_scores(agent, means, count * episodes)
+def _means(run: Run) -> Means:
+    return Means(run.path("evolve", "means.safetensors"), run.config.evolve.generations)
+
+
+def _curve(run: Run, scores: list[float]) -> list[CurvePoint]:
+    """Describe every evaluated mean by its scores in the real environment; the means play the episodes in turn."""
+    means = _means(run)
+    count = len(means.params)
     return [
         CurvePoint(generation=generation, dream=score, game=describe(scores[index::count]))
         for index, (generation, score) in enumerate(zip(means.generations, means.scores, strict=True))
@@ -140,7 +133,8 @@ def dream_scores(run: Run) -> list[float]:
     dream = make_dream(run, precision=playback_precision(run))
     episodes = run.config.evolve.evaluate_episodes
     seed = episode_seed(run.config.seed, "evaluate in the dream", 0)
-    scores: list[float] = dream.rollout(params[None], episodes, seed=seed).returns[0].tolist()
+    with phase("dream"):
+        scores: list[float] = dream.rollout(params[None], episodes, seed=seed).returns[0].tolist()
     return scores
 
 

@@ -24,6 +24,7 @@ from worldmodels.pipeline.search_space import make_search_space
 from worldmodels.rollout.evaluators import Evaluator, OnProgress
 from worldmodels.support.cpu import default_threads
 from worldmodels.support.files import write_json
+from worldmodels.support.profile import phase, take_profile
 from worldmodels.support.progress import Progress
 
 Params = npt.NDArray[np.float64]
@@ -68,23 +69,27 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
     progress = Progress("evolve", config.generations, "generations", start=first)
     clock = 0.0
     for generation in range(first + 1, config.generations + 1):
-        candidates = es.ask()  # (popsize, size of the search space)
-        played = evaluator.play(
-            space.params(candidates),
-            config.episodes,
-            seed=_seed(seed, "dream", generation),
-            common_seeds=config.common_random_numbers,
-            on_progress=_progress_callback(progress, generation, evaluator, clock),
-        )
+        with phase("ask"):
+            candidates = es.ask()  # (popsize, size of the search space)
+        with phase("rollout"):
+            played = evaluator.play(
+                space.params(candidates),
+                config.episodes,
+                seed=_seed(seed, "dream", generation),
+                common_seeds=config.common_random_numbers,
+                on_progress=_progress_callback(progress, generation, evaluator, clock),
+            )
         scores = played.returns.mean(axis=1, dtype=np.float64)  # (popsize,)
-        es.tell(candidates, -scores)
+        with phase("tell"):
+            es.tell(candidates, -scores)
         steps = int(played.lengths.sum())
         speed = steps / max(progress.seconds - clock, 1e-9)
-        profile = {name: round(seconds, 2) for name, seconds in played.profile.items()}
         score = None
         if generation % config.evaluate_every == 0 or generation == config.generations:
             mean = space.params(es.mean)
-            score = evaluate_mean(evaluator, mean, config, seed, _progress_callback(progress, generation, evaluator))
+            with phase("evaluation"):
+                callback = _progress_callback(progress, generation, evaluator)
+                score = evaluate_mean(evaluator, mean, config, seed, callback)
             means.add(generation, score, mean)
             if score > best_score:
                 best, best_score, best_generation = mean.copy(), score, generation
@@ -96,12 +101,13 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
             worst=float(scores.min()),
             sigma=float(es.sigma),
             steps=steps,
-            profile={**profile, f"{evaluator.unit}/s": round(speed)} if profile else None,
             evaluation=score,
             seconds=round(elapsed, 3),
+            profile=take_profile(),
         )
         run.log("evolve", **line.to_json())
-        _save(checkpoint, es, generation, space.origin, best, best_score, best_generation, evaluator.metadata)
+        with phase("storing"):
+            _save(checkpoint, es, generation, space.origin, best, best_score, best_generation, evaluator.metadata)
         progress.update(generation, f"best {line.best:.0f}, mean {line.mean:.0f}, {speed:,.0f} {evaluator.unit}/s")
     progress.close(config.generations, f"best mean {best_score:.0f}, generation {best_generation}")
     metadata = {"score": best_score, "generation": best_generation, **evaluator.metadata}
@@ -129,7 +135,9 @@ def _search_space(run: Run, controller: Controller, checkpoint: dict[str, Tensor
         origin = initial_mean(config, controller)
     if origin.shape != (controller.size,):
         raise ValueError(f"{_checkpoint(run)}: expected an origin of ({controller.size},), got {origin.shape}")
-    return make_search_space(run.folder, controller, origin, config.pca_components, run.config.seed)
+    return make_search_space(
+        run.folder, controller, origin, config.pca_components, run.config.seed, scaled=config.scale_inputs
+    )
 
 
 def first_generation(run: Run) -> npt.NDArray[np.float32]:

@@ -26,6 +26,7 @@ from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import CollectConfig, Config
 from worldmodels.rollout import runner
 from worldmodels.rollout.runner import episode_seed
+from worldmodels.support.profile import phase
 
 if TYPE_CHECKING:
     from worldmodels.models.agent import Agent
@@ -115,7 +116,8 @@ def _action(job: Job, name: str, given: Any, space: gymnasium.spaces.Box) -> Act
     if action.shape != space.shape or action.dtype.kind not in "fiub" or not np.isfinite(action).all():
         wanted = f"actions of shape {space.shape} and finite numbers, as {job.environment.id} takes them"
         raise ContractError(f"policies[{name!r}]: expected {wanted}, got {one_line(action)}")
-    return np.clip(action.astype(np.float32), space.low, space.high)
+    clipped: Action = np.minimum(np.maximum(action.astype(np.float32), space.low), space.high)
+    return clipped
 
 
 @dataclass
@@ -185,12 +187,15 @@ class CollectingPlayer:
     ) -> npt.NDArray[np.float32]:
         """See :meth:`worldmodels.rollout.runner.Player.act`; all arguments are required."""
         assert restart is not None and episodes is not None and env_ids is not None
-        for env_id, number in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
-            self.attempts[number], params = self._begin(number)
-            if self._agent is not None:
-                self._agent.set_params(env_id, params)
-        attempts = [self.attempts[number] for number in episodes.tolist()]
-        forced = np.stack([attempt.forced_actions(frame) for attempt, frame in zip(attempts, frames, strict=True)])
+        with phase("policy"):
+            for env_id, number in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
+                self.attempts[number], params = self._begin(number)
+                if self._agent is not None:
+                    self._agent.set_params(env_id, params)
+            attempts = [self.attempts[number] for number in episodes.tolist()]
+            forced = np.empty((len(attempts), *self._space.shape), np.float32)
+            for row, attempt in enumerate(attempts):
+                forced[row] = attempt.forced_actions(frames[row])
         if self._agent is None:
             return forced
         seeds = np.array([attempt.seed for attempt in attempts])
@@ -238,9 +243,11 @@ def play(envs: VectorEnv, job: Job, numbers: range, agent: Agent | None) -> Iter
         max_steps=job.task.max_steps,
         max_steps_without_reward=job.collect.max_steps_without_reward,
     ):
+        alone = len(step.episodes) == 1
         for row, number in enumerate(step.episodes.tolist()):
             attempt = player.attempts[number]
-            attempt.frames.append(step.frames[row].copy())  # a view would keep the whole step
+            frame = step.frames[row]
+            attempt.frames.append(frame if alone else frame.copy())  # a view would keep the frames of all environments
             attempt.actions.append(step.actions[row])
             attempt.rewards.append(step.rewards[row])
             if not step.over[row]:

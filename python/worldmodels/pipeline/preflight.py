@@ -378,6 +378,8 @@ def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -
         raise ValueError(
             f"evolve.pca_components: expected at most {size}, the features of C, got {evolve.pca_components}"
         )
+    if evolve.pca_components and evolve.scale_inputs:
+        raise ValueError("evolve.scale_inputs: expected false, as evolve.pca_components are whitened, got true")
     rows, columns = controller.layer_shapes[0]
     searched = controller.size - (rows * (columns - evolve.pca_components) if evolve.pca_components else 0)
     if searched > _MAX_SEARCHED:

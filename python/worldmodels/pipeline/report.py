@@ -41,6 +41,7 @@ from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.pipeline.tasks import Task
 from worldmodels.support.files import atomic_path
+from worldmodels.support.profile import phase
 
 PAGE = "report/index.html"
 
@@ -51,28 +52,32 @@ def write_report(run: Run) -> dict[str, Any]:
     check = DreamCheck.read(run.path("check_dream", "check_dream.json"))
     folder = run.path("report")
     folder.mkdir(exist_ok=True)
-    dreamed = _draw_dream(run, folder / "dream_strip.png", folder / "dream.gif")
     config, task = run.config, run.task
-    if not config.world_model:
-        lines = (TrainingLine.from_lines(run.metrics(f"train-{name}")) for name in ("vae", "rnn"))
-        figures.losses(folder / "losses.png", *lines)
-    quality = _quality(run)
-    if quality:
-        figures.quality(folder / "quality.png", *quality)
-    where = "in the real environment"
-    if config.evolve.evaluate_in == "dream":
-        where = f"in the dream (temperature {config.evolve.temperature})"
-    generations = GenerationLine.from_lines(run.metrics("evolve"))
-    figures.evolution(folder / "evolution.png", generations, f"Evolution of C {where}", task.score, results.curve or [])
-    if check.policies:
-        figures.reality_check(folder / "reality_check.png", check.policies, check.temperature, task.score)
-    rounds = round_results(run) if run.given.rounds.rounds else []
-    if rounds:
-        _draw_rounds(run, folder, rounds)
-    figures.scores(folder / "scores.png", results, task.score, task.paper_score[0] if task.paper_score else None)
-    recorded = run.path("evaluate", "episode.json")
-    if recorded.is_file() and not task.survival:  # the cumulative reward of a survival task is its step number
-        figures.episode(folder / "episode.png", EpisodeTrace.read(recorded), task.score)
+    with phase("dream"):
+        dreamed = _draw_dream(run, folder / "dream_strip.png", folder / "dream.gif")
+    with phase("figures"):
+        if not config.world_model:
+            lines = (TrainingLine.from_lines(run.metrics(f"train-{name}")) for name in ("vae", "rnn"))
+            figures.losses(folder / "losses.png", *lines)
+        quality = _quality(run)
+        if quality:
+            figures.quality(folder / "quality.png", *quality)
+        where = "in the real environment"
+        if config.evolve.evaluate_in == "dream":
+            where = f"in the dream (temperature {config.evolve.temperature})"
+        generations = GenerationLine.from_lines(run.metrics("evolve"))
+        figures.evolution(
+            folder / "evolution.png", generations, f"Evolution of C {where}", task.score, results.curve or []
+        )
+        if check.policies:
+            figures.reality_check(folder / "reality_check.png", check.policies, check.temperature, task.score)
+        rounds = round_results(run) if run.given.rounds.rounds else []
+        if rounds:
+            _draw_rounds(run, folder, rounds)
+        figures.scores(folder / "scores.png", results, task.score, task.paper_score[0] if task.paper_score else None)
+        recorded = run.path("evaluate", "episode.json")
+        if recorded.is_file() and not task.survival:  # the cumulative reward of a survival task is its step number
+            figures.episode(folder / "episode.png", EpisodeTrace.read(recorded), task.score)
     with atomic_path(run.path(PAGE)) as temporary:
         temporary.write_text(_page(run, folder, results, check, dreamed, quality, rounds), encoding="utf-8")
     print(f"report: {run.path(PAGE)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -11,8 +12,9 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from glob import escape
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +26,11 @@ from worldmodels.pipeline import stages, tasks
 from worldmodels.pipeline.config import TOP, Config, to_dict
 from worldmodels.pipeline.folder import RunFolder, read_config
 from worldmodels.pipeline.preflight import check_config
+from worldmodels.pipeline.profiles import is_profile
 from worldmodels.pipeline.stage import C, Stage, StageFailedError
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.support.files import atomic_path, parse_line, read_json, write_json
+from worldmodels.support.profile import take_profile
 from worldmodels.support.progress import label
 from worldmodels.support.suggestions import suggestion
 from worldmodels.support.versions import versions
@@ -238,7 +242,7 @@ class Run(RunFolder):
             removed = list(self._output_files(stage))
             for path in removed:
                 path.unlink()
-            self.rewind_metrics(stage.command, 0)
+            self._filter_metrics(partial(_is_of_others, stage.command))
             self._begun(stage.name).unlink()
             folder = self.path(stage.folder)
             for inner in {path.parent for path in removed} - {folder, self.folder}:
@@ -286,6 +290,7 @@ class Run(RunFolder):
         for dependent in stage.invalidates if self.ranks.is_main else ():
             self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
+        take_profile()
         has_world_model = self.config.world_model and stage.world_model
         if has_world_model and not stage.runs_with_world_model(self.config):
             summary = self._copy_from_world_model(stage)
@@ -295,7 +300,12 @@ class Run(RunFolder):
                     stage=name, settings=self._settings(stage), summary={}, began=began, versions=versions()
                 )
                 begun.write(self._begun(name))
-            summary = stage.run(self)
+            try:
+                summary = stage.run(self)
+            finally:
+                if not stage.logs_profile:
+                    with contextlib.suppress(OSError):  # the stage's own error says more
+                        self.log(stage.command, profile=take_profile())
         if self.ranks.is_main:
             record = StageRecord(
                 stage=name,
@@ -347,18 +357,32 @@ class Run(RunFolder):
             file.write(json.dumps({"stage": stage, **values}) + "\n")
 
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
-        """Remove a stage's lines whose ``key`` is greater than ``last``, as they are newer than its checkpoint."""
+        """Remove a stage's lines whose ``key`` is greater than ``last``, as they are newer than its checkpoint.
+
+        Profiles are kept, because the time was spent.
+        """
+
+        def is_kept(line: dict[str, Any]) -> bool:
+            if line.get("stage") != stage or is_profile(line):
+                return True
+            number = line.get(key)
+            return isinstance(number, int | float) and number <= last
+
+        self._filter_metrics(is_kept)
+
+    def _filter_metrics(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        """Remove lines of ``metrics.jsonl``, and damaged ones."""
         path = self.path("metrics.jsonl")
         if not path.is_file() or not self.ranks.is_main:
             return
-        kept = []
-        for line in path.read_bytes().splitlines():
-            value = parse_line(line)
-            number = (value or {}).get(key, last + 1)
-            if value and not (value.get("stage") == stage and not (isinstance(number, int | float) and number <= last)):
-                kept.append(line + b"\n")
+        lines = path.read_bytes().splitlines()
+        kept = [line + b"\n" for line in lines if (value := parse_line(line)) and is_kept(value)]
         with atomic_path(path) as temporary:
             temporary.write_bytes(b"".join(kept))
+
+
+def _is_of_others(stage: str, line: dict[str, Any]) -> bool:
+    return line.get("stage") != stage
 
 
 def require_earlier(run: RunFolder, name: str) -> None:

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from worldmodels.data.records import EpisodeTrace
 from worldmodels.envs import envpool as pool
-from worldmodels.envs.base import VectorEnv
+from worldmodels.envs.base import Bools, VectorEnv
 from worldmodels.envs.policies import Action, Policy
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import ThreadVectorEnv, backend, make_vector_env
+from worldmodels.support.profile import phase
 
 
 class Player(Protocol):
@@ -73,6 +74,7 @@ class Transitions(NamedTuple):
         truncated: (n,) bool, whether the environment truncated it.
         starved: (n,) bool, whether too many steps without a positive reward end it.
         cut: (n,) bool, whether the maximum number of steps alone ends it.
+        over: (n,) bool, whether the episode ends with this step.
     """
 
     env_ids: npt.NDArray[np.int64]
@@ -85,11 +87,7 @@ class Transitions(NamedTuple):
     truncated: npt.NDArray[np.bool_]
     starved: npt.NDArray[np.bool_]
     cut: npt.NDArray[np.bool_]
-
-    @property
-    def over(self) -> npt.NDArray[np.bool_]:
-        """(n,) bool, whether the episode ends with this step."""
-        return self.terminated | self.truncated | self.starved | self.cut
+    over: npt.NDArray[np.bool_]
 
 
 def run_episodes(
@@ -115,7 +113,7 @@ def run_episodes(
         while_stepping: Called after every start of a step, for work that can overlap it.
 
     Yields:
-        Every step of every vector.
+        Every step of every vector. The frames are the consumer's; the other arrays must not be changed.
     """
     limits = np.iinfo(np.int64).max if max_steps is None else max_steps, max_steps_without_reward
     lanes, first = [], 0
@@ -123,7 +121,7 @@ def run_episodes(
         lanes.append(_Lane(envs, queue, player, first, *limits))
         first += lanes[-1].size
     for lane in lanes:
-        lane.begin(np.arange(lane.size))
+        lane.start()
         lane.act(while_stepping)
     while any(lane.is_playing for lane in lanes):
         for lane in lanes:
@@ -131,12 +129,13 @@ def run_episodes(
                 continue
             step = lane.observe()
             yield step
-            lane.begin(step.env_ids[step.over] - lane.first)
+            if step.over.any():
+                lane.replace(step.over)
             lane.act(while_stepping)
 
 
 class _Lane:
-    """The episodes of one vector of environments in :func:`run_episodes`."""
+    """The episodes of one vector of environments in :func:`run_episodes`, a row for each that is being played."""
 
     def __init__(
         self,
@@ -149,61 +148,78 @@ class _Lane:
     ) -> None:
         self._envs, self._queue, self._player = envs, queue, player
         self._max_steps, self._max_steps_without_reward = max_steps, max_steps_without_reward
-        self.first, self.size = first, min(envs.num_envs, len(queue))
-        self._episodes = np.full(self.size, -1, np.int64)
-        self._lengths, self._without_reward = np.zeros((2, self.size), np.int64)
-        self._frames = np.zeros((self.size, 64, 64, 3), np.uint8)
-        self._busy = np.arange(0)
+        self.size = min(envs.num_envs, len(queue))
         envs.prefetch([episode.seed for episode in queue])
+        self._rows = np.arange(self.size)  # environments that play
+        self._env_ids = self._rows + first
+        self._episodes, self._lengths, self._without_reward = np.zeros((3, self.size), np.int64)
+        self._frames = np.empty((self.size, 64, 64, 3), np.uint8)
 
     @property
     def is_playing(self) -> bool:
         """Whether a step has been started."""
-        return len(self._busy) > 0
+        return len(self._rows) > 0
 
-    def begin(self, rows: npt.NDArray[np.int64]) -> None:
-        """Reset free environments to the next episodes, as long as there are any."""
-        self._episodes[rows] = -1
-        fresh = rows[: len(self._queue)]
-        if len(fresh) == 0:
-            return
+    def start(self) -> None:
+        """Reset the environments to the first episodes."""
+        if self.is_playing:
+            self._reset(self._rows)
+
+    def replace(self, over: Bools) -> None:
+        """Start the next episodes where others are over, and remove the rows for which there is none."""
+        free = np.flatnonzero(over)
+        fresh, idle = free[: len(self._queue)], free[len(self._queue) :]
+        if len(fresh):
+            self._reset(fresh)
+        if len(idle):
+            kept = np.delete(np.arange(len(over)), idle)
+            self._rows, self._env_ids, self._episodes = self._rows[kept], self._env_ids[kept], self._episodes[kept]
+            self._lengths, self._without_reward = self._lengths[kept], self._without_reward[kept]
+            self._frames = self._frames[kept]
+
+    def _reset(self, fresh: npt.NDArray[np.int64]) -> None:
         episodes = [self._queue.popleft() for _ in fresh]
+        self._episodes, self._lengths = self._episodes.copy(), self._lengths.copy()  # the arrays were yielded
         self._episodes[fresh] = [episode.number for episode in episodes]
         self._lengths[fresh] = self._without_reward[fresh] = 0
-        self._frames[fresh] = self._envs.reset(fresh, [episode.seed for episode in episodes])
+        with phase("engine"):
+            self._frames[fresh] = self._envs.reset(self._rows[fresh], [episode.seed for episode in episodes])
 
     def act(self, while_stepping: Callable[[], None]) -> None:
         """Act in every environment that has an episode, and start the step."""
-        self._busy = busy = np.flatnonzero(self._episodes >= 0)
-        if len(busy) == 0:
+        if not self.is_playing:
             return
-        self._seen = self._frames[busy]
-        restart = self._lengths[busy] == 0
-        self._actions = self._player.act(self._seen, restart, self._episodes[busy], env_ids=busy + self.first)
-        self._envs.send(busy, self._actions)
+        restart = self._lengths == 0
+        self._actions = self._player.act(self._frames, restart, self._episodes, env_ids=self._env_ids)
+        with phase("engine"):
+            self._envs.send(self._rows, self._actions)
         while_stepping()
 
     def observe(self) -> Transitions:
         """Wait for the step."""
-        busy = self._busy
-        self._frames[busy], rewards, terminated, truncated = self._envs.recv()
-        self._lengths[busy] += 1
-        self._without_reward[busy] = np.where(rewards > 0, 0, self._without_reward[busy] + 1)
-        ended = terminated | truncated
-        limit = self._max_steps_without_reward
-        starved = ~ended & (self._without_reward[busy] >= limit) if limit else np.zeros(len(busy), np.bool_)
-        cut = ~ended & ~starved & (self._lengths[busy] >= self._max_steps)
+        seen = self._frames
+        with phase("engine"):
+            self._frames, rewards, terminated, truncated = self._envs.recv()
+        self._lengths = lengths = self._lengths + 1
+        over = ended = terminated | truncated
+        starved = np.zeros(len(lengths), np.bool_)
+        if self._max_steps_without_reward:
+            self._without_reward = np.where(rewards > 0, 0, self._without_reward + 1)
+            starved = ~ended & (self._without_reward >= self._max_steps_without_reward)
+            over = ended | starved
+        cut = ~over & (lengths >= self._max_steps)
         return Transitions(
-            busy + self.first,
-            self._episodes[busy],
-            self._seen,
+            self._env_ids,
+            self._episodes,
+            seen,
             self._actions,
             rewards,
-            self._lengths[busy],
+            lengths,
             terminated,
             truncated,
             starved,
             cut,
+            over | cut,
         )
 
 
@@ -250,17 +266,72 @@ class OpenLoopPlayer:
     ) -> npt.NDArray[np.float32]:
         """See :meth:`Player.act`; all arguments but the frames are required."""
         assert restart is not None and episodes is not None and env_ids is not None
-        for env_id, episode in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
-            rng = np.random.default_rng(episode_seed(self._seed, self._purpose, episode))
-            self._actions[env_id] = self._policy(rng)
-        return np.stack([next(self._actions[env_id]) for env_id in env_ids.tolist()])
+        with phase("policy"):
+            for env_id, episode in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):
+                rng = np.random.default_rng(episode_seed(self._seed, self._purpose, episode))
+                self._actions[env_id] = self._policy(rng)
+            return np.stack([next(self._actions[env_id]) for env_id in env_ids.tolist()])
+
+
+class Assignment(NamedTuple):
+    """Episodes of one player.
+
+    Attributes:
+        player: Player.
+        episodes: Indices of the episodes; each has its own seed.
+        finished: Callback with the index and the score of every finished episode.
+    """
+
+    player: Player
+    episodes: Sequence[int]
+    finished: Callable[[int, float], None]
+
+
+class _Players:
+    """:class:`Player` of the jobs of several players.
+
+    Args:
+        players: Players.
+        owners: (J,) index of the player of every job.
+        episodes: (J,) index of the episode of every job.
+    """
+
+    def __init__(
+        self, players: Sequence[Player], owners: npt.NDArray[np.int64], episodes: npt.NDArray[np.int64]
+    ) -> None:
+        self._players, self._owners, self._episodes = players, owners, episodes
+
+    def reset(self, batch: int, *, seed: int = 0) -> None:
+        """See :meth:`Player.reset`."""
+        for player in self._players:
+            player.reset(batch, seed=seed)
+
+    def act(
+        self,
+        frames: Frame,
+        restart: npt.NDArray[np.bool_] | None = None,
+        episodes: npt.NDArray[np.int64] | None = None,
+        *,
+        env_ids: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """See :meth:`Player.act`; ``episodes`` are jobs, and all arguments are required."""
+        assert restart is not None and episodes is not None and env_ids is not None
+        owners, numbers = self._owners[episodes], self._episodes[episodes]
+        order: list[npt.NDArray[np.int64]] = []
+        actions: list[npt.NDArray[np.float32]] = []
+        for owner in np.unique(owners).tolist():
+            rows = np.flatnonzero(owners == owner)
+            order.append(rows)
+            actions.append(self._players[owner].act(frames[rows], restart[rows], numbers[rows], env_ids=env_ids[rows]))
+        return np.concatenate(actions)[np.argsort(np.concatenate(order))]
 
 
 class Environments:
     """Concurrent real environments, reused by all players.
 
     They open at the first episode and close in :meth:`close` or at the end of a ``with`` block, because the engine of a
-    game starts more slowly than a short episode plays.
+    game starts more slowly than a short episode plays. There are two groups of them: one steps while the players act in
+    the other.
 
     Args:
         environment: Specification of the real environment.
@@ -282,7 +353,7 @@ class Environments:
         self.max_steps = max_steps
         self._limit = rules.limit(max_steps) if rules else max_steps
         self._options: dict[str, Any] = {"rules": rules} if rules else {}
-        self._envs: VectorEnv | None = None
+        self._vector_envs: list[VectorEnv] = []
 
     def __enter__(self) -> Self:
         return self
@@ -292,9 +363,9 @@ class Environments:
 
     def close(self) -> None:
         """Close the environments; the next episode opens new ones."""
-        if self._envs is not None:
-            self._envs.close()
-            self._envs = None
+        for envs in self._vector_envs:
+            envs.close()
+        self._vector_envs = []
 
     def play(
         self,
@@ -316,18 +387,39 @@ class Environments:
             purpose: Purpose of the episodes, which separates them from others of the same seed.
             finished: Callback with the index and the score of every finished episode.
         """
-        if not episodes:
+        self.play_all([Assignment(player, episodes, finished)], seed=seed, purpose=purpose)
+
+    def play_all(self, assignments: Sequence[Assignment], *, seed: int, purpose: str) -> None:
+        """Play the episodes of several players in one pool, so that no environment waits for another player's last one.
+
+        The scores are those of :meth:`play`. Players with the longest episodes should come first.
+
+        Args:
+            assignments: Episodes of every player. Players may share V and M only if each of them sets the controller at
+                the start of an episode, as :class:`worldmodels.models.agent.Population` does.
+            seed: Seed of the run.
+            purpose: Purpose of the episodes, which separates them from others of the same seed.
+        """
+        jobs = [(owner, episode) for owner, one in enumerate(assignments) for episode in one.episodes]
+        if not jobs:
             return
-        if self._envs is None:
-            self._envs = make_vector_env(self.environment, self.num_envs, **self._options)
-        queue = deque(Episode(episode, episode_seed(seed, purpose, episode)) for episode in episodes)
-        player.reset(min(self.num_envs, len(queue)), seed=seed)
-        scores: dict[int, float] = dict.fromkeys(episodes, 0.0)
-        for step in run_episodes([self._envs], [queue], player, max_steps=self._limit):
-            for episode, reward, over in zip(step.episodes, step.rewards, step.over, strict=True):
-                scores[int(episode)] += float(reward)
+        if not self._vector_envs:
+            sizes = self.num_envs - self.num_envs // 2, self.num_envs // 2
+            for size in filter(None, sizes):
+                self._vector_envs.append(make_vector_env(self.environment, size, **self._options))
+        queue = [Episode(job, episode_seed(seed, purpose, episode)) for job, (_, episode) in enumerate(jobs)]
+        count = len(self._vector_envs)
+        queues = [deque(queue[group::count]) for group in range(count)]
+        player = _Players([one.player for one in assignments], *np.array(jobs, np.int64).T)
+        used = [min(envs.num_envs, len(own)) for envs, own in zip(self._vector_envs, queues, strict=True)]
+        player.reset(sum(used), seed=seed)
+        scores = [0.0] * len(jobs)
+        for step in run_episodes(self._vector_envs, queues, player, max_steps=self._limit):
+            for job, reward, over in zip(step.episodes.tolist(), step.rewards.tolist(), step.over, strict=True):
+                scores[job] += reward
                 if over:
-                    finished(int(episode), scores[int(episode)])
+                    owner, episode = jobs[job]
+                    assignments[owner].finished(episode, scores[job])
 
 
 def play_policy(

@@ -25,6 +25,7 @@ from worldmodels.models.device import device, limit_threads, seed_step
 from worldmodels.models.mdnrnn import MDNRNN, State
 from worldmodels.models.vae import ConvVAE, decode
 from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
+from worldmodels.support.profile import phase, phase_of
 from worldmodels.support.progress import Progress
 from worldmodels.training.distributed import Ranks
 from worldmodels.training.optim import LossGuard, MicroBatches, cosine
@@ -61,9 +62,10 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
     progress = Progress("train-rnn", config.steps, "batches", start=trainer.step, shown=run.ranks.is_main)
 
     def validate_on_main() -> dict[str, float]:
-        metrics: dict[str, float] = run.ranks.broadcast(
-            validate(model, validation, config) if run.ranks.is_main else {}
-        )
+        with phase("validation"):
+            metrics: dict[str, float] = run.ranks.broadcast(
+                validate(model, validation, config) if run.ranks.is_main else {}
+            )
         return metrics
 
     save_grid = partial(_save_image_grid, run, model, latents, held_out)
@@ -74,12 +76,14 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
     note = ", ".join(f"{name} {summary[name]:.3f}" for name in ("z", "done_recall") if name in summary)
     progress.close(trainer.step, f"validation {note}")
     if run.ranks.is_main:
-        measured = _quality(run, config, seed, model, latents, held_out)
+        with phase("validation"):
+            measured = _quality(run, config, seed, model, latents, held_out)
         measured.write(run.path("rnn", "quality.json"))
         summary["quality"] = measured.to_json()
         failure = quality.rnn_failure(measured) if config.steps > 0 else None
         summary |= gate("train-rnn", failure, trainer.step * config.batch_size * config.sequence_length, "steps")
-        _save_initial_states(run, model, latents, seed)
+        with phase("storing"):
+            _save_initial_states(run, model, latents, seed)
         trainer.export(summary)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"epochs": epoch, "parameters": parameters, **summary}
@@ -121,13 +125,14 @@ def _train(
     guard = LossGuard("train-rnn")
     first = trainer.step
     steps = 0.0
-    chunks = _prefetch(_chunks(sequences, epoch, chunk_index))
+    chunks = phase_of("data", _prefetch(_chunks(sequences, epoch, chunk_index)))
     while not trainer.finished:
         epoch, chunk_index, chunk = next(chunks)
         if chunk_index == 0:
             state = _state_rows(model.initial_state(sequences.batch), rows)
             if ranks.is_main and trainer.step > first:
-                save_grid(epoch)
+                with phase("validation"):
+                    save_grid(epoch)
         lr = learning_rate(config, trainer.step)
         seed_step(seed, "train-rnn", trainer.step)
         losses, state = _step(model, trainer.optimizer, chunk, state, lr, config, micro_batches, ranks)
@@ -145,7 +150,8 @@ def _train(
             h, c = _gather_state(state, rows, sequences.batch, ranks)
             position = {"epoch": epoch, "chunk": chunk_index + 1}
             if ranks.is_main:  # before the checkpoint: a run resumed from it does not save this image grid
-                save_grid(epoch + 1)
+                with phase("validation"):
+                    save_grid(epoch + 1)
             trainer.checkpoint(metrics, metrics["total"], position, **{"state.h": h, "state.c": c})
     return epoch
 
@@ -255,8 +261,9 @@ def _step(
     # sampled for the whole batch, so that it does not depend on the micro-batches and the number of processes
     noise = torch.randn(chunk.mu.shape, device=state[0].device)[ranks.shard(len(chunk.mu))]
     losses, state = micro_batches.run(lambda rows: accumulate_gradient(model, chunk, noise, state, config, rows, ranks))
-    torch.nn.utils.clip_grad_value_(model.parameters(), config.grad_clip)
-    optimizer.step()
+    with phase("optimizer"):
+        torch.nn.utils.clip_grad_value_(model.parameters(), config.grad_clip)
+        optimizer.step()
     return losses, state
 
 
@@ -289,10 +296,14 @@ def accumulate_gradient(
     counts = LossCounts.of(chunk)
     sums = torch.zeros(len(Losses._fields), device=noise.device)
     states = []
+    native = noise.device.type == "cpu"  # computes the gradient in the forward pass
     for start in range(0, batch, micro_batch_size):
         rows = slice(start, min(start + micro_batch_size, batch))
-        losses, after, _ = chunk_losses(model, shard.rows(rows), _state_rows(state, rows), config, noise[rows], counts)
-        losses.total.backward()  # type: ignore[no-untyped-call]
+        part, before = shard.rows(rows), _state_rows(state, rows)
+        with phase("forward and backward" if native else "forward"):
+            losses, after, _ = chunk_losses(model, part, before, config, noise[rows], counts)
+        with phase("backward"):
+            losses.total.backward()  # type: ignore[no-untyped-call]
         sums += torch.stack(losses).detach()
         states.append((after[0].detach(), after[1].detach()))
     ranks.sum_gradients(model)

@@ -20,6 +20,7 @@ from worldmodels.models.weights import (
     save_tensors,
     training_state,
 )
+from worldmodels.support.profile import phase, take_profile
 from worldmodels.training.distributed import Ranks
 from worldmodels.training.settings import TrainRNNConfig, TrainVAEConfig
 
@@ -157,10 +158,15 @@ class Trainer(Generic[Model]):
             self._stale += 1
         if not self.ranks.is_main:
             return
-        if improved:
-            save_model(self._path("best"), self.model, steps=self.step, validation=metrics)
-        metadata = {"step": self.step, "place": position, "figures": metrics, "best": self._best, "stale": self._stale}
-        save_tensors(self._path("checkpoint"), {**training_state(self.model, self.optimizer), **tensors}, metadata)
+        record = {"step": self.step, "place": position, "figures": metrics, "best": self._best, "stale": self._stale}
+        with phase("storing"):
+            if improved:
+                save_model(self._path("best"), self.model, steps=self.step, validation=metrics)
+            save_tensors(self._path("checkpoint"), {**training_state(self.model, self.optimizer), **tensors}, record)
+        self._log_profile()
+
+    def _log_profile(self) -> None:
+        self._run.log(self._stage, step=self.step, profile=take_profile())
 
     def load_selected(self) -> dict[str, Any]:
         """Load the selected weights (``config.keep``: best or last) into the model.
@@ -179,6 +185,7 @@ class Trainer(Generic[Model]):
     def export(self, summary: dict[str, Any]) -> None:
         """Write the model to ``<folder>.safetensors``, with the summary as metadata."""
         save_model(self._path(self._folder), self.model, steps=summary["kept_step"], validation=summary)
+        self._log_profile()
 
 
 def _architecture(config: Any) -> dict[str, Any]:

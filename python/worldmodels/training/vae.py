@@ -14,6 +14,7 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.frames import FrameReader, ShuffledBatches
 from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step
 from worldmodels.models.vae import ConvVAE, decode, vae_loss
+from worldmodels.support.profile import phase, phase_of
 from worldmodels.support.progress import Progress
 from worldmodels.training.distributed import Ranks, gradient_sync
 from worldmodels.training.optim import LossGuard, MicroBatches, cosine
@@ -56,7 +57,7 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
     first = trainer.step
     progress = Progress("train-vae", config.steps, "batches", start=first, shown=ranks.is_main)
     with FrameReader(store, order, first, config.steps, rows, config.num_workers) as batches:
-        for frames in batches:
+        for frames in phase_of("data", batches):
             if trainer.finished:
                 break
             lr = learning_rate(config, trainer.step)
@@ -71,11 +72,13 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
                 progress.update(trainer.step, note)
             checkpoint_due = trainer.is_due(config.checkpoint_every)
             if checkpoint_due:
-                metrics = _validate_on_main(model, store, held_out, config, ranks)
+                with phase("validation"):
+                    metrics = _validate_on_main(model, store, held_out, config, ranks)
                 guard.check(metrics["loss"], trainer.step, lr)
             epoch = order.epoch(trainer.step - 1) + 1
             if ranks.is_main and (checkpoint_due or order.epoch(trainer.step) >= epoch):
-                _save_image_grid(run, model, store, held_out, epoch)
+                with phase("validation"):
+                    _save_image_grid(run, model, store, held_out, epoch)
             if checkpoint_due:  # after the image grid, which a run resumed from this checkpoint does not save
                 trainer.checkpoint(metrics, metrics["loss"], {})
     if not trainer.metrics:
@@ -83,7 +86,8 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
     summary = trainer.load_selected()
     progress.close(trainer.step, f"validation squared error {summary['squared_error']:.2f}")
     if ranks.is_main:
-        measured = quality.reconstruction(model, store, held_out)
+        with phase("validation"):
+            measured = quality.reconstruction(model, store, held_out)
         measured.write(run.path("vae", "quality.json"))
         summary["quality"] = measured.to_json()
         failure = quality.vae_failure(measured) if config.steps > 0 else None
@@ -144,7 +148,8 @@ def _step(
     # sampled for the whole batch, so that it does not depend on the micro-batches and the number of processes
     noise = torch.randn(config.batch_size, config.latent_size, device=where)[ranks.shard(config.batch_size)]
     losses = micro_batches.run(lambda rows: accumulate_gradient(network, frames, noise, config, rows, ranks))
-    optimizer.step()
+    with phase("optimizer"):
+        optimizer.step()
     return losses
 
 
@@ -174,13 +179,14 @@ def accumulate_gradient(
     sums = torch.zeros(3, device=noise.device)
     for start in range(0, len(frames), micro_batch_size):
         part = slice(start, min(start + micro_batch_size, len(frames)))
-        with gradient_sync(network, enabled=part.stop == len(frames)):
+        with gradient_sync(network, enabled=part.stop == len(frames)), phase("forward"):
             with autocast(noise.device, config.precision):
                 recon, mu, logvar = network(x[part], noise[part])
             losses = vae_loss(recon, x[part], mu, logvar, **_weights(config))
             fraction = (part.stop - part.start) / config.batch_size
             # times the number of processes, because DistributedDataParallel averages over them
-            (losses[0] * (fraction * ranks.size)).backward()  # type: ignore[no-untyped-call]
+            with phase("backward"):
+                (losses[0] * (fraction * ranks.size)).backward()  # type: ignore[no-untyped-call]
         sums += fraction * torch.stack(losses).detach()
     return sums
 

@@ -52,6 +52,7 @@ def _presets() -> dict[str, Config]:
             generations=6,
             episodes=8,
             common_random_numbers=True,
+            scale_inputs=True,
             termination="expected",
             evaluate_every=2,
             evaluate_episodes=256,
@@ -65,7 +66,12 @@ def _presets() -> dict[str, Config]:
         train_vae=replace(quick.train_vae, steps=8_000),
         train_rnn=replace(quick.train_rnn, hidden_size=512, steps=3_000, sequence_length=128),
         evolve=EvolveConfig(
-            generations=16, common_random_numbers=True, termination="expected", evaluate_every=4, evaluate_episodes=512
+            generations=16,
+            common_random_numbers=True,
+            scale_inputs=True,
+            termination="expected",
+            evaluate_every=4,
+            evaluate_episodes=512,
         ),
         rounds=RoundsConfig(episodes=500, vae_steps=0, rnn_steps=4_800, rnn_lr=1.5e-3, generations=16),
     )
@@ -75,21 +81,22 @@ def _presets() -> dict[str, Config]:
         world_model="takecover",
         check_dream=CheckDreamConfig(episodes=20, dream_episodes=64),
         evolve=EvolveConfig(
-            generations=4,
+            generations=8,
             episodes=8,
             common_random_numbers=True,
+            scale_inputs=True,
             termination="expected",
-            evaluate_every=2,
-            evaluate_episodes=256,
+            evaluate_every=4,
+            evaluate_episodes=512,
         ),
-        evaluate=EvaluateConfig(episodes=50, num_envs=24),
+        evaluate=EvaluateConfig(num_envs=32),
     )
     # Round 0 explores with a C that is evolved for few generations; the last round's C is the agent.
     full = replace(
         small,
         preset="full",
         collect=quick.collect,
-        evolve=replace(small.evolve, generations=60, pca_components=300),
+        evolve=replace(small.evolve, generations=60),
         rounds=RoundsConfig(rounds=2, episodes=300, vae_steps=0, rnn_steps=3_000, rnn_lr=1.5e-3, generations=16),
     )
     return {"pretrained": pretrained, "quick": quick, "small": small, "full": full, "paper": paper}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,12 +20,10 @@ class EvalResult(NamedTuple):
     Attributes:
         returns: (P, E) float32 sum of rewards of each episode.
         lengths: (P, E) int32 number of steps of each episode.
-        profile: Seconds per part of the work; empty if there is only one part.
     """
 
     returns: npt.NDArray[np.float32]
     lengths: npt.NDArray[np.int32]
-    profile: Mapping[str, float]
 
 
 class Evaluator(Protocol):

@@ -49,7 +49,7 @@ class DreamEvaluator:
         else:
             result = self.dream.rollout(params, episodes, seed=seed, common_seeds=common_seeds)
         on_progress(result.lengths.size, result.lengths.size, int(result.lengths.sum()))
-        return EvalResult(result.returns, result.lengths, {})
+        return EvalResult(result.returns, result.lengths)
 
     def close(self) -> None:
         """See :meth:`worldmodels.rollout.evaluators.Evaluator.close`."""

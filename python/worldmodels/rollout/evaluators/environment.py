@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.envs.base import Step, VectorEnv
+from worldmodels.envs.base import VectorEnv
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
@@ -25,6 +22,7 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
 from worldmodels.rollout.evaluators import EvalResult, OnProgress
 from worldmodels.rollout.runner import Episode, episode_seed, run_episodes
+from worldmodels.support.profile import phase
 
 _REPORT_EVERY = 50  # steps between two progress reports without a finished episode
 _NOISE = 64  # steps per draw of noise
@@ -110,13 +108,13 @@ class EnvironmentEvaluator:
         jobs = [Episode(job, episode_seed(seed, "evolve", int(number))) for job, number in enumerate(numbers)]
         player = _PopulationPlayer(self, params, [job.seed for job in jobs])
         player.reset(sum(self._sizes))
-        timed = [_Timed(envs, player.profile) for envs in self._vector_envs]
-        queues = [deque(jobs[number :: len(timed)]) for number in range(len(timed))]
+        groups = len(self._vector_envs)
+        queues = [deque(jobs[number::groups]) for number in range(groups)]
         scores, lengths = np.zeros(total), np.zeros(total, np.int32)
         ended = steps = 0
         for number, step in enumerate(
             run_episodes(
-                timed,
+                self._vector_envs,
                 queues,
                 player,
                 max_steps=self.max_steps,
@@ -129,10 +127,10 @@ class EnvironmentEvaluator:
             scores[abandoned] += (self.max_steps - step.lengths[step.starved]) * step.rewards[step.starved]
             lengths[step.episodes[step.over]] = step.lengths[step.over]
             ended, steps = ended + int(step.over.sum()), steps + len(step.episodes)
-            if step.over.any() or number % (_REPORT_EVERY * len(timed)) == 0:
+            if step.over.any() or number % (_REPORT_EVERY * groups) == 0:
                 on_progress(ended, total, steps)
         returns = scores.reshape(episodes, population).T.astype(np.float32)
-        return EvalResult(returns, np.ascontiguousarray(lengths.reshape(episodes, population).T), player.profile)
+        return EvalResult(returns, np.ascontiguousarray(lengths.reshape(episodes, population).T))
 
     def close(self) -> None:
         """Close the environments."""
@@ -148,16 +146,12 @@ class _PopulationPlayer:
         evaluator: V, M, the shape of C and the encoder.
         params: (P, N) parameters; job j is played by candidate j % P.
         seeds: Seed of every job, which its latent noise is derived from.
-
-    Attributes:
-        profile: Seconds per part of the work.
     """
 
     def __init__(self, evaluator: EnvironmentEvaluator, params: Floats, seeds: Sequence[int]) -> None:
         self._evaluator, self._all_params, self._seeds = evaluator, params, seeds
         self._state = evaluator.lstm_state
         self._step: tuple[Indices, Floats, Floats, npt.NDArray[np.bool_]] | None = None
-        self.profile = dict.fromkeys(("environment", "V", "C", "M"), 0.0)
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
         """See :meth:`worldmodels.rollout.runner.Player.reset`; random numbers come from the seeds of the jobs."""
@@ -183,9 +177,9 @@ class _PopulationPlayer:
         self._state.h[fresh] = self._state.c[fresh] = 0
         for env_id, job in zip(fresh.tolist(), jobs.tolist(), strict=True):
             self._generators[env_id] = np.random.default_rng([self._seeds[job], 1])
-        with _timed(self.profile, "V"):
+        with phase("V"):
             z = self._latents(frames, env_ids)
-        with _timed(self.profile, "C"):
+        with phase("C"):
             controller = self._evaluator.controller
             features = controller.join(z, self._state.c[env_ids], self._state.h[env_ids])
             actions = controller.act_each(self._params[env_ids], features)
@@ -204,41 +198,5 @@ class _PopulationPlayer:
         """Advance M's LSTM by the last actions; called while the environments step."""
         assert self._step is not None
         if self._evaluator.uses_lstm:
-            with _timed(self.profile, "M"):
+            with phase("M"):
                 self._state.step(*self._step)
-
-
-@contextmanager
-def _timed(profile: dict[str, float], what: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    profile[what] += time.perf_counter() - began
-
-
-class _Timed(VectorEnv):
-    """A vector of environments whose calls are timed."""
-
-    def __init__(self, envs: VectorEnv, profile: dict[str, float]) -> None:
-        self._envs, self._profile, self.num_envs = envs, profile, envs.num_envs
-
-    @property
-    def action_space(self) -> gymnasium.spaces.Box:
-        return self._envs.action_space
-
-    def prefetch(self, seeds: Iterable[int]) -> None:
-        self._envs.prefetch(seeds)
-
-    def reset(self, env_ids: npt.ArrayLike, seeds: Sequence[int]) -> Frame:
-        with _timed(self._profile, "environment"):
-            return self._envs.reset(env_ids, seeds)
-
-    def send(self, env_ids: npt.ArrayLike, actions: Floats) -> None:
-        with _timed(self._profile, "environment"):
-            self._envs.send(env_ids, actions)
-
-    def recv(self) -> Step:
-        with _timed(self._profile, "environment"):
-            return self._envs.recv()
-
-    def close(self) -> None:
-        self._envs.close()
