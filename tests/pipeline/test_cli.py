@@ -419,9 +419,9 @@ def test_info_of_a_run_prints_seconds_per_stage_and_phase(tmp_path, capsys):
         assert "no stage has a profile" in capsys.readouterr().out
         run.log("evolve", generation=1, best=3.0, mean=2.0, worst=1.0)
         for _ in range(2):
-            run.log("evolve", profile={"ask": 0.5, "rollout": 3.0, "other": 1.5})
-        run.log("train-vae", profile={"data": 1.0})
-        run.log("train-vae", profile={"data": "much"})
+            run.log("profile", of="evolve", profile={"ask": 0.5, "rollout": 3.0, "other": 1.5})
+        run.log("profile", of="train-vae", profile={"data": 1.0})
+        run.log("profile", of="train-vae", profile={"data": "much"})
         assert [line["generation"] for line in run.metrics("evolve")] == [1]
     assert main(["info", str(tmp_path)]) == 0  # also of a run in progress
     assert capsys.readouterr().out.splitlines()[2:] == [

@@ -70,7 +70,7 @@ def test_every_stage_has_a_profile_that_info_prints(ran):
         seconds = read_json(run / "stages" / f"{stage.replace('-', '_')}.json")["seconds"]
         if stage != "collect":  # which has the seconds of its workers
             assert sum(profiles[stage].values()) == pytest.approx(seconds, abs=0.2)
-    done = command("info", str(run))
+    done = command("info", str(run), cwd=ran[0])
     assert done.returncode == 0 and "train-rnn " in done.stdout and "  forward and backward " in done.stdout
 
 

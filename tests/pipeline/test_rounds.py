@@ -71,15 +71,16 @@ def two_baselines():
 def made(tmp_path_factory, two_baselines):
     """A complete run of two rounds of own play, and the open-loop episodes that were played for scores."""
     folder, played = tmp_path_factory.mktemp("rounds") / "run", []
-    real = runner.Environments.play
+    real = runner.Environments.play_all
 
-    def spy(environments, player, episodes, **options):
-        if isinstance(player, runner.OpenLoopPlayer):
-            played.extend((options["purpose"], player._policy, number) for number in episodes)
-        real(environments, player, episodes, **options)
+    def spy(environments, assignments, **options):
+        for player, episodes, _ in assignments:
+            if isinstance(player, runner.OpenLoopPlayer):
+                played.extend((options["purpose"], player._policy, number) for number in episodes)
+        real(environments, assignments, **options)
 
     with pytest.MonkeyPatch.context() as patch, Run(folder, rounds_config()) as run:
-        patch.setattr(runner.Environments, "play", spy)
+        patch.setattr(runner.Environments, "play_all", spy)
         report_only_in(patch, folder)
         run_all(run)
     return folder, played

@@ -357,7 +357,7 @@ def test_metrics_survive_a_line_that_was_cut_off(tmp_path):
 
 def test_an_interrupted_stage_keeps_its_profile(tmp_path, monkeypatch):
     def interrupted(run):
-        run.log("encode", profile={"forward": 2.0})
+        run.log("profile", of="encode", profile={"forward": 2.0})
         raise KeyboardInterrupt
 
     def resumed(run):
@@ -371,7 +371,7 @@ def test_an_interrupted_stage_keeps_its_profile(tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt) if function is interrupted else contextlib.nullcontext():
                 experiment.run_stage("encode")
         lines = [json.loads(line) for line in experiment.path("metrics.jsonl").read_text().splitlines()]
-        assert [line["stage"] for line in lines if line["stage"] == "encode"] == 3 * ["encode"]
+        assert [line["of"] for line in lines] == 3 * ["encode"]
         assert read_profiles(tmp_path)["encode"]["forward"] == 2.0
     with Run(tmp_path, rerun="encode"):  # discards it
         assert "encode" not in read_profiles(tmp_path)

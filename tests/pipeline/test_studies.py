@@ -49,15 +49,16 @@ def with_two_baselines(task, **changes):
 def test_sweep(base, capsys, monkeypatch, unrecorded):
     open_loop, controllers = [], []
 
-    def spy(environments, player, episodes, **options):
-        if episodes and isinstance(player, play.OpenLoopPlayer):
-            open_loop.append((options["purpose"], player._policy))
-        elif episodes:
-            controllers.append(options["purpose"])
-        really(environments, player, episodes, **options)
+    def spy(environments, assignments, **options):
+        for player, episodes, _ in assignments:
+            if episodes and isinstance(player, play.OpenLoopPlayer):
+                open_loop.append((options["purpose"], player._policy))
+            elif episodes:
+                controllers.append(options["purpose"])
+        really(environments, assignments, **options)
 
-    really = play.Environments.play
-    monkeypatch.setattr(play.Environments, "play", spy)
+    really = play.Environments.play_all
+    monkeypatch.setattr(play.Environments, "play_all", spy)
     results = studies.sweep(base, toy_config(), [0.1, 1.3])
     # Open-loop policies play once, whatever the temperature; the agent and its first generation once for each.
     task = tasks.get("takecover")

@@ -411,9 +411,9 @@ class StageRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileLine(Record):
-    """What a line of ``metrics.jsonl`` says on the time of a stage: seconds per phase since its last such line."""
+    """Line of ``metrics.jsonl`` on the time of the stage ``of``: seconds per phase since its last such line."""
 
-    stage: str
+    of: str
     profile: dict[str, float]
 
 
@@ -421,7 +421,7 @@ class ProfileLine(Record):
 class GenerationLine(Record):
     """Line of ``metrics.jsonl`` on a generation of CMA-ES: scores of the population, step size and number of steps.
 
-    ``evaluation`` is the score of the distribution's mean, ``profile`` the seconds per phase since the last line.
+    ``evaluation`` is the score of the distribution's mean.
     """
 
     generation: float
@@ -432,7 +432,6 @@ class GenerationLine(Record):
     steps: float | None = None
     evaluation: float | None = None
     seconds: float | None = None
-    profile: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from worldmodels.pipeline.worker import work
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.files import link
 from worldmodels.support.processes import block_sigint, describe_exit
-from worldmodels.support.profile import add_to_profile, phase, take_profile
+from worldmodels.support.profile import add_to_profile, phase
 from worldmodels.support.progress import Progress
 
 _MAX_RESTARTS = 20
@@ -66,7 +66,7 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     _check_shards(job, len(shards))
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
-    _Pool(job, todo, progress, ready, lambda: run.log("collect", profile=take_profile())).run()
+    _Pool(job, todo, progress, ready, lambda: run.log_profile("collect")).run()
     cut = _cut(job, len(shards))
     if cut:
         limit = f"Task.max_steps = {run.task.max_steps}"

@@ -20,7 +20,7 @@ from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, load_tensors
 from worldmodels.pipeline.run import Run
 from worldmodels.support.files import link
-from worldmodels.support.profile import phase, take_profile
+from worldmodels.support.profile import phase
 from worldmodels.support.progress import Progress
 from worldmodels.training.optim import MicroBatches
 
@@ -49,7 +49,7 @@ def encode_episodes(run: Run) -> dict[str, Any]:
         mu, logvar = micro_batches.run(partial(encode_shard, model, shard, precision=config.precision))
         with phase("storing"):
             Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
-        run.log("encode", profile=take_profile())
+        run.log_profile("encode")
         done += len(mu)
         progress.update(done)
     progress.close(done)

@@ -24,7 +24,7 @@ from worldmodels.pipeline.search_space import make_search_space
 from worldmodels.rollout.evaluators import Evaluator, OnProgress
 from worldmodels.support.cpu import default_threads
 from worldmodels.support.files import write_json
-from worldmodels.support.profile import phase, take_profile
+from worldmodels.support.profile import phase
 from worldmodels.support.progress import Progress
 
 Params = npt.NDArray[np.float64]
@@ -103,11 +103,11 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
             steps=steps,
             evaluation=score,
             seconds=round(elapsed, 3),
-            profile=take_profile(),
         )
         run.log("evolve", **line.to_json())
         with phase("storing"):
             _save(checkpoint, es, generation, space.origin, best, best_score, best_generation, evaluator.metadata)
+        run.log_profile("evolve")
         progress.update(generation, f"best {line.best:.0f}, mean {line.mean:.0f}, {speed:,.0f} {evaluator.unit}/s")
     progress.close(config.generations, f"best mean {best_score:.0f}, generation {best_generation}")
     metadata = {"score": best_score, "generation": best_generation, **evaluator.metadata}

@@ -11,7 +11,6 @@ from typing import Any
 from worldmodels.data.records import StageRecord
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config, from_dict, round_config, round_folder, round_settings
-from worldmodels.pipeline.profiles import is_profile
 from worldmodels.pipeline.stage import Stage
 from worldmodels.pipeline.stages import STAGES, get
 from worldmodels.support import settings
@@ -169,10 +168,9 @@ class RunFolder:
         return any(self.marker(one.name).is_file() or self._begun(one.name).is_file() for one in chosen or STAGES)
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
-        """Read the metrics of a stage, by its name on the command line. Profiles are not among them."""
+        """Read the metrics of a stage, by its name on the command line."""
         path = self.path("metrics.jsonl")
-        lines = read_lines(path) if path.is_file() else []
-        return [line for line in lines if line.get("stage") == stage and not is_profile(line)]
+        return [line for line in read_lines(path) if line.get("stage") == stage] if path.is_file() else []
 
 
 def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from worldmodels.pipeline import stages, tasks
 from worldmodels.pipeline.config import TOP, Config, to_dict
 from worldmodels.pipeline.folder import RunFolder, read_config
 from worldmodels.pipeline.preflight import check_config
-from worldmodels.pipeline.profiles import is_profile
+from worldmodels.pipeline.profiles import PROFILE, is_profile
 from worldmodels.pipeline.stage import C, Stage, StageFailedError
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.support.files import atomic_path, parse_line, read_json, write_json
@@ -303,9 +303,8 @@ class Run(RunFolder):
             try:
                 summary = stage.run(self)
             finally:
-                if not stage.logs_profile:
-                    with contextlib.suppress(OSError):  # the stage's own error says more
-                        self.log(stage.command, profile=take_profile())
+                with contextlib.suppress(OSError):  # the stage's own error says more
+                    self.log_profile(stage.command)
         if self.ranks.is_main:
             record = StageRecord(
                 stage=name,
@@ -356,6 +355,10 @@ class Run(RunFolder):
         with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
 
+    def log_profile(self, stage: str) -> None:
+        """Append the seconds per phase since the last profile, as the profile of a stage."""
+        self.log(PROFILE, of=stage, profile=take_profile())
+
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
         """Remove a stage's lines whose ``key`` is greater than ``last``, as they are newer than its checkpoint.
 
@@ -363,7 +366,7 @@ class Run(RunFolder):
         """
 
         def is_kept(line: dict[str, Any]) -> bool:
-            if line.get("stage") != stage or is_profile(line):
+            if line.get("stage") != stage:
                 return True
             number = line.get(key)
             return isinstance(number, int | float) and number <= last
@@ -382,7 +385,7 @@ class Run(RunFolder):
 
 
 def _is_of_others(stage: str, line: dict[str, Any]) -> bool:
-    return line.get("stage") != stage
+    return stage not in (line.get("stage"), line.get("of") if is_profile(line) else None)
 
 
 def require_earlier(run: RunFolder, name: str) -> None:

@@ -20,7 +20,7 @@ from worldmodels.models.weights import (
     save_tensors,
     training_state,
 )
-from worldmodels.support.profile import phase, take_profile
+from worldmodels.support.profile import phase
 from worldmodels.training.distributed import Ranks
 from worldmodels.training.settings import TrainRNNConfig, TrainVAEConfig
 
@@ -41,6 +41,9 @@ class TrainingRun(Protocol):
 
     def log(self, stage: str, **values: Any) -> None:
         """Append a line to the metrics of a stage."""
+
+    def log_profile(self, stage: str) -> None:
+        """Append the seconds per phase since the last profile."""
 
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
         """Remove a stage's lines whose ``key`` is greater than ``last``."""
@@ -163,10 +166,7 @@ class Trainer(Generic[Model]):
             if improved:
                 save_model(self._path("best"), self.model, steps=self.step, validation=metrics)
             save_tensors(self._path("checkpoint"), {**training_state(self.model, self.optimizer), **tensors}, record)
-        self._log_profile()
-
-    def _log_profile(self) -> None:
-        self._run.log(self._stage, step=self.step, profile=take_profile())
+        self._run.log_profile(self._stage)
 
     def load_selected(self) -> dict[str, Any]:
         """Load the selected weights (``config.keep``: best or last) into the model.
@@ -185,7 +185,6 @@ class Trainer(Generic[Model]):
     def export(self, summary: dict[str, Any]) -> None:
         """Write the model to ``<folder>.safetensors``, with the summary as metadata."""
         save_model(self._path(self._folder), self.model, steps=summary["kept_step"], validation=summary)
-        self._log_profile()
 
 
 def _architecture(config: Any) -> dict[str, Any]:

@@ -29,5 +29,4 @@ STAGE = Stage(
     extendable=("generations",),
     partial="*.safetensors",
     resumable=("generations",),
-    logs_profile=True,
 )

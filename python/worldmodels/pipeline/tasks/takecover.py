@@ -86,7 +86,7 @@ def _presets() -> dict[str, Config]:
             common_random_numbers=True,
             scale_inputs=True,
             termination="expected",
-            evaluate_every=4,
+            evaluate_every=8,
             evaluate_episodes=512,
         ),
         evaluate=EvaluateConfig(num_envs=32),
@@ -118,7 +118,7 @@ TASK = Task(
     preset="pretrained",
     survival=True,
     paper_score=(1092, 556),
-    minutes={"pretrained": 5, "quick": 30, "small": 100, "full": 480},
+    minutes={"pretrained": 6, "quick": 30, "small": 100, "full": 480},
     ablations={
         "z": {"evolve": {"features": "z"}},
         "z, h": {"evolve": {"features": "zh"}},
