@@ -13,13 +13,13 @@ import argparse
 import itertools
 
 import numpy as np
+from engine import TakeCoverObjects
 from gymnasium.vector import AutoresetMode
 from readout import encode, explained, features, fit, with_one
 
 from worldmodels import Agent, pretrained
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.world_model import load_world_model
-from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.models.agent import load_controller
 
 DISTANCES = (0, 120, 260, 500)  # units of the map, from the player to the wall of the monsters
@@ -30,23 +30,17 @@ DREAMS, STEPS = 96, 1200  # side by side
 
 def play(player, episodes):
     """Frames, actions, lengths of episodes, fireballs (N, distances, offsets) and monsters (N, 1)."""
-    env, agent = TakeCoverEnv(), Agent.load(pretrained.resolve(player))
-    env._game.close()
-    env._game.set_objects_info_enabled(True)
-    env._game.init()
+    env, agent = TakeCoverObjects(), Agent.load(pretrained.resolve(player))
     frames, actions, lengths, balls, monsters = [], [], [], [], []
     for episode in range(episodes):
         frame, _ = env.reset(seed=5000 + episode)
         agent.reset(1, seed=episode)
         over, length = False, 0
         while not over:
-            things = env._game.get_state().objects
-            me = next(thing for thing in things if thing.name == "DoomPlayer")
-            flying = [thing for thing in things if thing.name == "DoomImpBall" and thing.velocity_x]
-            ahead = [thing.position_x - me.position_x for thing in flying]
-            aside = [thing.position_y - me.position_y for thing in flying]
+            (x, y, *_), fireballs, imps = env.objects()
+            ahead, aside = (np.reshape(list(fireballs.values()), (-1, 4))[:, :2] - (x, y)).T
             balls.append(np.histogram2d(ahead, aside, (DISTANCES, OFFSETS))[0])
-            monsters.append([sum(thing.name == "DoomImp" for thing in things)])
+            monsters.append([len(imps)])
             action = agent.act(frame[None], np.array([length == 0]))[0]
             frames.append(frame)
             actions.append(action)

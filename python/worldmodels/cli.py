@@ -15,6 +15,7 @@ from worldmodels import __version__, pretrained
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config, override
+from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.run import Run, check_inputs, require_earlier, section_names
 from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import NAMES, STAGES
@@ -34,7 +35,7 @@ _ALL_STAGES = {
     "run": "run all stages, or resume them",
     "sweep": "evolve one controller per temperature of the dream",
     "ablate": "evolve controllers with other inputs, and with an untrained M",
-    "iterate": "repeat collecting with the agent, training V and M, evolving C",
+    "iterate": "run all stages in rounds of own play: those of the preset, or one",
 }
 
 
@@ -128,10 +129,7 @@ def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str
             help="temperatures of the dreams",
         )
     for section in section_names():
-        if section != "iterate":
-            _add_section(target, section, f"{command(section)}.")
-        elif name == "iterate":
-            _add_section(target, section, "")
+        _add_section(target, section, "" if (name, section) == ("iterate", "rounds") else f"{command(section)}.")
 
 
 def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[str]) -> None:
@@ -399,47 +397,64 @@ def _work(options: argparse.Namespace) -> None:
         from worldmodels.pipeline.evaluators import gpu
 
         gpu()  # raises before V and M are trained
-    if options.command in ("sweep", "ablate", "iterate"):
+    if options.command in ("sweep", "ablate"):
         from worldmodels.pipeline import studies
 
         if options.command == "sweep":
             studies.sweep(out, config, options.temperatures, force=options.force)
-        elif options.command == "ablate":
-            studies.ablate(out, config, force=options.force)
         else:
-            studies.iterate(out, config, force=options.force)
+            studies.ablate(out, config, force=options.force)
         return
-    names = NAMES
-    if options.command != "run":
-        names = (stage,)
-        require_earlier(out, stage)
-    rerun = stage if options.force and names == (stage,) else None
-    if rerun is not None:
-        check_inputs(out, stage)
-    with Run(out, config, rerun=rerun, force=options.force) as run:
-        if options.command == "run":
+    if options.command in _ALL_STAGES:
+        from worldmodels.pipeline.rounds import run_all
+
+        if options.command == "iterate" and config.rounds.rounds == 0:
+            config = override(config, {"rounds": {"rounds": 1}})
+        with Run(out, config, force=options.force) as run:
             _print_estimate(run)
-        done = run.is_done("report")
-        for name in names:
-            run.run_stage(name)
-        if options.command == "run" and done and run.ranks.is_main:  # else the stage has printed it
-            print(f"report: {run.path('report', 'index.html')}")
+            done = run.is_done("report")
+            run_all(run)
+            if run.ranks.is_main:
+                _print_results(run, done)
+        return
+    require_earlier(RunFolder(out, config), stage)
+    if options.force:
+        check_inputs(out, stage)
+    with Run(out, config, rerun=stage if options.force else None, force=options.force) as run:
+        run.run_stage(stage)
 
 
 def _print_estimate(run: Run) -> None:
     """Print the number of incomplete stages and the duration of all stages."""
-    left = sum(not run.is_done(name) for name in NAMES)
+    rounds = run.rounds
+    total, left = len(NAMES) * len(rounds), sum(not part.is_done(name) for part in rounds for name in NAMES)
     if left == 0 or not run.ranks.is_main:
         return
-    text = f"{left} stages" if left == len(NAMES) else f"{left} of {len(NAMES)} stages left"
+    text = f"{left} stages" if left == total else f"{left} of {total} stages left"
+    text += f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
     minutes, preset = run.task.minutes.get(run.config.preset), run.task.presets.get(run.config.preset)
     if minutes is not None and preset is not None:
         duration = f"about {minutes:g} minutes on 2 cores"
-        usual = left == len(NAMES) and replace(preset, seed=run.config.seed) == run.config
-        text += (
-            f", {duration}" if usual else f" (all {len(NAMES)} with the settings of preset {preset.preset}: {duration})"
-        )
+        usual = left == total and replace(preset, seed=run.given.seed) == run.given
+        number = len(NAMES) * (preset.rounds.rounds + 1)
+        text += f", {duration}" if usual else f" (all {number} with the settings of preset {preset.preset}: {duration})"
     print(text, file=sys.stderr)
+
+
+def _print_results(run: Run, reported: bool) -> None:
+    """Print the results of the rounds, the page of a report that was complete before, and the agent's score."""
+    if not run.path("results.json").is_file():
+        return
+    from worldmodels.analysis.stats import table
+    from worldmodels.data.records import Results
+    from worldmodels.pipeline.report import format_score
+    from worldmodels.pipeline.rounds import ROUND_COLUMNS, round_results, round_rows
+
+    if run.given.rounds.rounds:
+        print(table(ROUND_COLUMNS, round_rows(round_results(run), "+-")))
+    if reported:  # else the stage has printed it
+        print(f"report: {run.path('report', 'index.html')}")
+    print(format_score(Results.read(run.path("results.json")), run.task))
 
 
 def _folder(options: argparse.Namespace) -> Path:

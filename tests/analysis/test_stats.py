@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from worldmodels.analysis.stats import compare, describe, format_interval, table
+from worldmodels.analysis.stats import compare, describe, format_interval, table, termination_rates
 from worldmodels.data.records import EnvironmentRecord, PlayerScores, Results, Scores
 from worldmodels.pipeline.report import format_verdict
 from worldmodels.pipeline.tasks import get
@@ -124,3 +124,19 @@ def test_progress_says_rate_and_time_left(monkeypatch, capsys):
     now[0] += 3600
     progress.close(1000)
     assert "1,000/1,000 episodes  0.22/s  in 1:00:40" in capsys.readouterr().err
+
+
+def test_terminations_by_age_are_counted_step_by_step():
+    rng = np.random.default_rng(3)
+    lengths = np.minimum(rng.geometric(0.004, 300), 600).tolist()  # truncated at 600
+    edges = [0, 50, 200, 600, 700]
+    steps, ended = np.zeros(4), np.zeros(4)
+    for length in lengths:
+        for step in range(1, length + 1):
+            age = np.searchsorted(edges, step) - 1
+            steps[age] += 1
+            ended[age] += step == length and length < 600
+    expected = [1000 * e / s if s >= 1000 else None for e, s in zip(ended, steps, strict=True)]
+    assert expected[-1] is None and min(expected[:3]) > 1
+    assert termination_rates(lengths, edges, 600) == pytest.approx(expected)
+    assert termination_rates([], edges, 600) == [None] * 4

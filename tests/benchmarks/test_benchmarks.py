@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodels import MDNRNN, Controller
-from worldmodels.benchmarks import engine, measure, peers, training, worlds
+from worldmodels import MDNRNN, Controller, ConvVAE
+from worldmodels.benchmarks import engine, measure, peers, training, vae, worlds
 from worldmodels.cli import main
+from worldmodels.models.vae import Deconvolution, PointDeconvolution
 from worldmodels.support.simd import multiply_add_rate, precisions, set_simd_level, simd_level, simd_levels
 
 
@@ -162,3 +163,29 @@ def test_no_benchmark_asks_for_a_precision_that_the_cpu_lacks():
         set_simd_level(before)
     assert len(asked) > 10
     assert set(asked) == {"float32"}
+
+
+def test_operations_of_v():
+    """39 million multiply-adds a frame, 15 of them in the encoder."""
+    assert vae.flops(training=False) == pytest.approx(2 * 14.8e6, rel=0.01)
+    assert vae.flops(training=True) == pytest.approx(6 * 38.9e6, rel=0.01)
+
+
+@pytest.mark.parametrize("implementation", ["ours", "eager"])
+@pytest.mark.parametrize("make", [vae.training_case, vae.encoding_case])
+def test_benchmarks_of_v_agree_with_plain_pytorch(make, implementation):
+    case = make(100, "float32", implementation)
+    assert case.unit == "frames/s"
+    frames, computed = case.play()
+    assert frames == computed
+    assert frames % 100 == 0
+
+
+def test_plain_v_has_no_layer_of_ours():
+    plain = vae.PlainVAE(ConvVAE(4))
+    assert not any(isinstance(layer, PointDeconvolution | Deconvolution) for layer in plain.modules())
+    x, noise = torch.rand(2, 3, 64, 64), torch.randn(2, 4)
+    torch.manual_seed(0)
+    ours = ConvVAE(4)
+    for found, wanted in zip(vae.PlainVAE(ours)(x, noise), ours(x, noise), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

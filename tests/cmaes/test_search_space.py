@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import toy_config, write_world
-from worldmodels.cmaes.search_space import SearchSpace, principal_components
+from worldmodels.cmaes.search_space import SearchSpace, feature_scales, principal_components
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline.run import Run
@@ -76,6 +76,23 @@ def test_without_components_points_are_parameters():
     np.testing.assert_array_equal(coordinates.params(coordinates.start), np.arange(8.0))
 
 
+def test_scaled_parameters_act_like_those_of_standardized_features():
+    controller, features = Controller(2, 3, 1, features="zh"), samples()
+    scales = feature_scales(features)
+    space = SearchSpace(controller, np.arange(5.0), scales)
+    assert space.size == controller.size
+    np.testing.assert_array_equal(space.start, np.zeros(5))
+    points = np.random.default_rng(2).normal(size=(7, 5))
+    for one, point in zip(space.params(points) - space.origin, points, strict=True):
+        np.testing.assert_allclose(
+            controller.act(one, features[:50]), controller.act(point, features[:50] / features.std(axis=0)), atol=1e-4
+        )
+
+
+def test_a_constant_feature_has_a_finite_scale():
+    np.testing.assert_allclose(feature_scales(np.array([[1.0, 0.0], [1.0, 4.0]])), [1000, 0.5])
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run folder in which evolve is next."""
@@ -93,6 +110,16 @@ def test_they_are_those_of_what_c_sees_in_dreams(run):
     np.testing.assert_array_equal(coordinates.basis, principal_components(features, 6))
     other = features[: len(features) // 2] @ coordinates.basis
     assert np.square(other).mean(axis=0) == pytest.approx(np.ones(6), abs=0.1)
+
+
+def test_scales_are_saved_and_reused(run):
+    controller = Controller(4, 8, 1)
+    first = make_search_space(run, controller, np.ones(20), 0, seed=3, scaled=True)
+    np.testing.assert_array_equal(first.basis, feature_scales(sample_features(load_world_model(run), controller, 3)))
+    again = make_search_space(run, controller, np.zeros(20), 0, seed=4, scaled=True)
+    np.testing.assert_array_equal(first.basis, again.basis)
+    with pytest.raises(ValueError, match=r"coordinates.safetensors: expected .* basis \(20, 5\), got .*\(20,\)"):
+        make_search_space(run, controller, np.ones(20), 5, seed=3)
 
 
 def test_what_is_in_the_file_is_kept(run):

@@ -51,9 +51,9 @@ def test_help_of_run_lists_every_setting_of_every_stage(capsys):
     text = help_of(capsys, "run")
     for section in SECTIONS:
         for flag in flags(section):
-            assert (f"--{section.replace('_', '-')}.{flag}" in text) == (section != "iterate")
-    assert "--seed" in text
-    assert "{dream,paper,pretrained,quick,small}" in text
+            assert f"--{section.replace('_', '-')}.{flag}" in text
+    assert "--seed" in text and "--rounds.vae-steps" in text and "--vae-steps" in help_of(capsys, "iterate")
+    assert "{dream,full,paper,pretrained,quick,small}" in text
 
 
 @pytest.mark.parametrize("stage", NAMES)
@@ -159,8 +159,8 @@ def test_a_given_world_model_is_not_trained(tmp_path, monkeypatch, ran, capsys):
         line = refused(capsys, *arguments, "--out", "runs/takecover")
         assert "train-rnn: nothing to do in runs/takecover, a run with the world model takecover" in line
     assert "--world-model: " in refused(capsys, "run", "takecover", "--world-model", "elsewhere")
-    assert "iterate: expected a run that trains V and M" in refused(
-        capsys, "iterate", "takecover", "--out", "runs/takecover"
+    assert "rounds.rounds: expected a run that trains V and M, got 1 and the world model takecover" in refused(
+        capsys, "iterate", "takecover", "--world-model", "takecover", "--out", "other"
     )
     assert "world_model: expected a run folder with vae/vae.safetensors, or one of takecover, got nowhere" in refused(
         capsys, "run", "takecover", "--world-model", "nowhere", "--out", "other"
@@ -182,7 +182,7 @@ def refused(capsys, *arguments):
     [
         (
             "run takecover --preset tiny --out x",
-            "run: --preset: expected one of dream, paper, pretrained, quick, small",
+            "run: --preset: expected one of dream, full, paper, pretrained, quick, small",
         ),
         ("run takecover --preset Quick --out x", "got 'Quick'; did you mean 'quick'?"),
         ("run pong --out x", "run: task: expected one of carracing, pendulum, takecover, got 'pong' (see"),

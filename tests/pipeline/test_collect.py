@@ -160,7 +160,7 @@ def test_kill_9_of_the_whole_command_leaves_no_game_behind(tmp_path, undisturbed
 
 
 def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr("worldmodels.pipeline.run.check_config", lambda *_: None)  # which would have refused it
+    monkeypatch.setattr("worldmodels.pipeline.run.check_config", lambda *_, **__: None)  # which would have refused it
     failed = pytest.raises(RuntimeError, match=r"a worker failed: ValueError: environment\.resolution: expected")
     with Run(tmp_path, toy_config(environment={"resolution": "1x1"})) as experiment, failed:
         experiment.run_stage("collect")

@@ -23,8 +23,8 @@ ALL = [(task, name) for task in tasks.names() for name in tasks.get(task).preset
 
 
 def test_there_is_a_section_for_every_stage():
-    assert set(SECTIONS) == {"environment", "iterate", *NAMES}
-    assert set(tasks.get("takecover").presets) == {"pretrained", "quick", "small", "paper"}
+    assert set(SECTIONS) == {"environment", "rounds", *NAMES}
+    assert set(tasks.get("takecover").presets) == {"pretrained", "quick", "small", "full", "paper"}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -185,9 +185,14 @@ def test_choices_exist_and_hold_the_defaults():
     ("task", "name", "message"),
     [
         ("pong", "paper", "task: expected one of .*takecover.*, got 'pong'"),
-        ("takecover", "tiny", "preset: expected one of pretrained, quick, small, paper, got 'tiny'"),
+        ("takecover", "tiny", "preset: expected one of pretrained, quick, small, full, paper, got 'tiny'"),
     ],
 )
 def test_unknown_presets_are_named(task, name, message):
     with pytest.raises(ValueError, match=message):
         preset(task, name)
+
+
+def test_settings_of_older_runs_are_read():
+    values = to_dict(preset("takecover", "quick"))
+    assert from_dict({**values, "iterate": {"rounds": 2}}) == preset("takecover", "quick")

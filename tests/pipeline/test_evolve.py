@@ -372,11 +372,12 @@ def test_lines_are_json_with_a_time(tmp_path, uninterrupted):
     with prepare(tmp_path) as experiment:
         experiment.run_stage("evolve")
         text = experiment.path("metrics.jsonl").read_text()
-    lines = [line for line in map(json.loads, text.splitlines()) if "profile" not in line]
+    lines = [json.loads(line) for line in text.splitlines()]
     assert len(lines) == 7
     for line in lines:
         assert line["stage"] == "evolve"
         assert line["seconds"] >= 0
+        assert {"ask", "rollout", "tell"} <= line["profile"].keys()
         assert line["best"] >= line["mean"] >= line["worst"]
 
 

@@ -69,7 +69,7 @@ def test_every_stage_has_a_profile_that_info_prints(ran):
         assert all(seconds >= 0 for seconds in profiles[stage].values())
         seconds = read_json(run / "stages" / f"{stage.replace('-', '_')}.json")["seconds"]
         if stage != "collect":  # which has the seconds of its workers
-            assert sum(profiles[stage].values()) == pytest.approx(seconds, abs=0.1)
+            assert sum(profiles[stage].values()) == pytest.approx(seconds, abs=0.2)
     done = command("info", str(run))
     assert done.returncode == 0 and "train-rnn " in done.stdout and "  forward and backward " in done.stdout
 

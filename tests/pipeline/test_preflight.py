@@ -108,6 +108,10 @@ REFUSED = [
     ("--evolve.init-from /nosuch", "evolve.init_from: expected a run folder with evolve/controller.safetensors"),
     ("--evolve.init-from other", "evolve.init_from: expected a C of 576 parameters, got 25 in other"),
     ("--evolve.pca-components 577", "evolve.pca_components: expected at most 576, the features of C, got 577"),
+    (
+        "--evolve.pca-components 5 --evolve.scale-inputs",
+        "evolve.scale_inputs: expected false, as evolve.pca_components",
+    ),
     ("--evolve.hidden-units 500", "evolve.hidden_units: expected at most 32,766 parameters of C"),
     ("--collect.agent /nosuch", "collect.agent: expected a run folder with vae/vae.safetensors"),
     ("--train-vae.batch-size 2000000000", "train_vae.batch_size: expected a size that fits in"),
@@ -223,8 +227,8 @@ def test_damaged_initial_weights_are_named(tmp_path, ran):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--episodes 1000000000000", "iterate.episodes: expected at most 10000000"),
-        ("--policies hover", "iterate.policies: expected '<name>:<weight>, ...'"),
+        ("--episodes 1000000000000", "rounds.episodes: expected at most 10000000"),
+        ("--policies hover", "rounds.policies: expected '<name>:<weight>, ...'"),
     ],
 )
 def test_settings_of_later_rounds_are_refused_at_once(tmp_path, capsys, ran, flags, message):
@@ -243,8 +247,6 @@ def test_a_study_refuses_a_variant_before_its_base_runs(tmp_path, monkeypatch, c
     assert main(["sweep", "takecover", *flags, "--temperatures", "1", "nan"]) == 1
     assert main(["sweep", "takecover", *flags, "--temperatures", "1", "1.0000001"]) == 1
     assert "--temperatures: expected numbers distinct in six digits" in capsys.readouterr().err
-    assert main(["iterate", "takecover", *flags, "--seed", str(2**64 - 1)]) == 1
-    assert "--seed: expected at most 2**64 - 1 in the last of 2 rounds" in capsys.readouterr().err
     assert ran == [] and not Path("run").exists()
 
 

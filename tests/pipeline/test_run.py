@@ -357,24 +357,24 @@ def test_metrics_survive_a_line_that_was_cut_off(tmp_path):
 
 def test_an_interrupted_stage_keeps_its_profile(tmp_path, monkeypatch):
     def interrupted(run):
-        run.log("evolve", profile={"rollout": 2.0})
+        run.log("encode", profile={"forward": 2.0})
         raise KeyboardInterrupt
 
     def resumed(run):
-        run.rewind_metrics("evolve", 0, key="generation")
+        run.rewind_metrics("encode", 0)
         return {}
 
     with Run(tmp_path, toy_config()) as experiment:
-        mark_done(experiment, *NAMES[: NAMES.index("evolve")])
+        mark_done(experiment, *NAMES[: NAMES.index("encode")])
         for function in (interrupted, resumed):
-            monkeypatch.setitem(vars(get("evolve")), "run", function)
+            monkeypatch.setitem(vars(get("encode")), "run", function)
             with pytest.raises(KeyboardInterrupt) if function is interrupted else contextlib.nullcontext():
-                experiment.run_stage("evolve")
+                experiment.run_stage("encode")
         lines = [json.loads(line) for line in experiment.path("metrics.jsonl").read_text().splitlines()]
-        assert [line["stage"] for line in lines if line["stage"] == "evolve"] == 3 * ["evolve"]
-        assert read_profiles(tmp_path)["evolve"]["rollout"] == 2.0
-    with Run(tmp_path, rerun="evolve"):  # discards it
-        assert "evolve" not in read_profiles(tmp_path)
+        assert [line["stage"] for line in lines if line["stage"] == "encode"] == 3 * ["encode"]
+        assert read_profiles(tmp_path)["encode"]["forward"] == 2.0
+    with Run(tmp_path, rerun="encode"):  # discards it
+        assert "encode" not in read_profiles(tmp_path)
 
 
 def test_markers_by_hand_are_markers(tmp_path):

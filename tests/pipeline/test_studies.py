@@ -8,32 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import make_latents, mark_done, toy_config, write_world
+from conftest import make_latents, toy_config, write_world
 from worldmodels import Controller, load_world_model, pretrained
 from worldmodels.analysis.stats import describe
 from worldmodels.cli import main
-from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.records import SweepResult
 from worldmodels.models.agent import Agent, load_controller
-from worldmodels.models.weights import load_tensors
 from worldmodels.pipeline import evaluation, studies, tasks
-from worldmodels.pipeline.collection import player_metadata
 from worldmodels.pipeline.config import override
-from worldmodels.pipeline.evolution import save_controller
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout import runner as play
 from worldmodels.support.files import read_json
-
-ROUND = {
-    "rounds": 1,
-    "episodes": 3,
-    "policies": "agent, agent with parameter noise",
-    "vae_steps": 2,
-    "vae_lr": 1e-6,
-    "rnn_steps": 2,
-    "rnn_lr": 1e-6,
-    "generations": 2,
-}
 
 
 @pytest.fixture(scope="module")
@@ -148,63 +133,11 @@ def save_latents(experiment):
     make_latents([12, 9, 15, 8], latent_size=4).save(experiment.path("latents", "00000.safetensors"))
 
 
-def test_iterate(tmp_path, capsys, monkeypatch):
-    task = with_two_baselines(tasks.get("takecover"))
-    monkeypatch.setattr(tasks, "get", lambda _: task)
-    changes = {"collect": {"num_workers": 1}, "evaluate": {"episodes": 1}, "iterate": ROUND}
-    config = override(toy_config(), changes)
-    results = studies.iterate(tmp_path, config)
-    assert [(result.round, result.episodes) for result in results] == [(0, 6), (1, 9)]
-    one = tmp_path / "rounds" / "1"
-    store = EpisodeStore(one / "episodes")
-    episodes = list(store.episodes())
-    store.close()
-    assert [episode.policy.split()[0] for episode in episodes[6:]] == ["agent"] * 3
-    for part in ("vae/vae", "rnn/rnn"):  # two steps at a tiny rate: V and M go on from what they were
-        before, _ = load_tensors(tmp_path / f"{part}.safetensors")
-        after, _ = load_tensors(one / f"{part}.safetensors")
-        assert any((before[name] != after[name]).any() for name in before)
-        assert all((before[name] - after[name]).abs().max() < 1e-4 for name in before)
-    _, first, _ = load_controller(tmp_path / "evolve" / "controller.safetensors")
-    _, second, _ = load_controller(one / "evolve" / "controller.safetensors")
-    assert first.any() and (first != second).any()
-    with Run(one) as experiment:
-        assert experiment.summary("collect")["player"] == player_metadata(tmp_path)
-    evolve = Run.stored_config(one).evolve
-    assert (evolve.init_from, evolve.generations) == ("", ROUND["generations"])
-    assert read_json(tmp_path / "rounds" / "rounds.json") == [result.to_json() for result in results]
-    capsys.readouterr()
-    assert studies.iterate(tmp_path, config) == results
-    assert capsys.readouterr().err.count("already complete") == 16
-
-
-def test_a_round_of_another_agent_is_refused(tmp_path):
-    first, one = tmp_path / "run", tmp_path / "run" / "rounds" / "1"
-    with Run(first, toy_config()) as experiment:
-        save_controller(experiment, Controller(4, 8, 1), np.zeros(20), {"generation": 2, "score": 6.0})
-    with Run(one, toy_config()) as experiment:
-        mark_done(experiment, "collect", summary={"player": {"generation": 2, "score": 6.0}})
-        studies._check_player(experiment, first)
-        experiment.marker("collect").unlink()
-        mark_done(experiment, "collect", summary={"player": {"generation": 1, "score": 5.0}})
-        with pytest.raises(ValueError, match=r"generation 2, got episodes of its generation 1; .*--force"):
-            studies._check_player(experiment, first)
-
-
-@pytest.mark.parametrize("study", [studies.iterate, lambda folder, config: studies.sweep(folder, config, [1.0])])
-def test_studies_of_dreams_evolve_in_dreams(tmp_path, study):
-    config = tasks.preset("carracing", "quick")
+def test_a_sweep_evolves_in_dreams(tmp_path):
     with pytest.raises(
-        ValueError, match=r"^evolve\.evaluate_in: expected dream for .* \(--preset dream\), got environment"
+        ValueError, match=r"^evolve\.evaluate_in: expected dream for sweep \(--preset dream\), got environment"
     ):
-        study(tmp_path / "run", config)
-    assert not (tmp_path / "run").exists()
-
-
-def test_policies_of_the_rounds_are_checked_before_any_work(tmp_path):
-    config = override(toy_config(), {"iterate": {"policies": "agent pertubed"}})
-    with pytest.raises(ValueError, match=r"^iterate\.policies: expected .*, got 'agent pertubed'"):
-        studies.iterate(tmp_path / "run", config)
+        studies.sweep(tmp_path / "run", tasks.preset("carracing", "quick"), [1.0])
     assert not (tmp_path / "run").exists()
 
 
@@ -237,9 +170,6 @@ def test_command_line(base, capsys):
     assert "paper: dream" in capsys.readouterr().out
     assert main([*arguments, "0.1"]) == 1
     assert "--temperatures: " in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["iterate", "--help"])
-    assert "--vae-steps" in capsys.readouterr().out
 
 
 def test_an_untrained_model_replaces_that_of_the_given_world_model(tmp_path):

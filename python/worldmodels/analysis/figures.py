@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,85 @@ def reality_check(path: Path, policies: Mapping[str, PolicyCheck], temperature: 
         axis.grid(visible=False, axis="x")
         axis.set(title=f"Open-loop policies (dream: temperature {temperature})", ylabel=score)
         axis.legend()
+        _save(figure, path)
+
+
+def rounds(path: Path, dream: Sequence[Scores | None], game: Sequence[Scores], score: str) -> None:
+    """Scores of the agent of every round in its dream and in the game, with 95 % intervals."""
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(_WIDTH, 3.2))
+        for label, entries, colour in (("dream", dream, _BLUE), ("game", game, _ORANGE)):
+            shown = [(number, entry) for number, entry in enumerate(entries) if entry is not None]
+            axis.errorbar(
+                [number for number, _ in shown],
+                [entry.mean for _, entry in shown],
+                yerr=_interval([entry for _, entry in shown]),
+                color=colour,
+                marker="o",
+                markersize=5,
+                capsize=3,
+                label=label,
+            )
+        axis.set(title="Agent of every round", xlabel="round", ylabel=score)
+        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend()
+        _save(figure, path)
+
+
+def round_checks(path: Path, checks: Sequence[Mapping[str, PolicyCheck]], score: str) -> None:
+    """Scores of open-loop policies in the dream of every round and in the game, with 95 % intervals."""
+    game = {name: check.game for name, check in checks[-1].items()}
+    bars = [
+        *((f"dream of round {number}", {name: one.dream for name, one in check.items()}, _BLUE)
+          for number, check in enumerate(checks)),
+        ("game", game, _ORANGE),
+    ]  # fmt: skip
+    width = 0.8 / len(bars)
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(_WIDTH, 3.6))
+        for index, (label, entries, colour) in enumerate(bars):
+            axis.bar(
+                np.arange(len(game)) + (index - (len(bars) - 1) / 2) * width,
+                [entry.mean for entry in entries.values()],
+                0.95 * width,
+                yerr=_interval(list(entries.values())),
+                color=colour,
+                alpha=1.0 if index >= len(checks) else (index + 1) / len(checks),
+                label=label,
+                error_kw={"ecolor": _INK, "lw": 1},
+            )
+        axis.set_xticks(np.arange(len(game)), list(game), rotation=25, ha="right")
+        axis.grid(visible=False, axis="x")
+        axis.set(title="Open-loop policies in every round", ylabel=score)
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncol=2, fontsize=9)
+        _save(figure, path)
+
+
+def terminations(
+    path: Path, edges: Sequence[float], rates: Sequence[tuple[Sequence[float | None], Sequence[float | None]]]
+) -> None:
+    """Terminations per 1,000 steps by the age of the episode, of the agent of every round.
+
+    Args:
+        path: File to write.
+        edges: (B + 1,) edges of the ages.
+        rates: (B,) rates in the dream and in the game by round; None where they are unknown.
+    """
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            len(rates), 1, figsize=(_WIDTH, 2.2 * len(rates) + 0.4), sharex=True, sharey=True, squeeze=False
+        )
+        for number, (axis, pair) in enumerate(zip(axes.flat, rates, strict=True)):
+            for label, found, colour in zip(("dream", "game"), pair, (_BLUE, _ORANGE), strict=True):
+                points = [(x, y) for x, y in zip(middles, found, strict=True) if y is not None]
+                axis.plot(*_columns(points), "o-", color=colour, markersize=4, label=label)
+            axis.set(title=f"Terminations of the agent of round {number}", ylabel="per 1,000 steps")
+        axes[0, 0].set(xlim=(edges[0], edges[-1]), ylim=(0, None))
+        axes[0, 0].legend()
+        axes[-1, 0].set_xlabel("age of the episode, steps")
+        figure.tight_layout()
         _save(figure, path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -79,6 +80,25 @@ def format_interval(scores: Scores) -> str:
     """Format the 95 % interval of :func:`describe` as ``"691 to 944"``; empty for fewer than 20 scores."""
     low, high = scores.ci95
     return f"{low:.0f} to {high:.0f}" if len(scores.scores) >= MIN_FOR_INTERVAL else ""
+
+
+def termination_rates(lengths: Sequence[float], edges: Sequence[float], limit: float) -> list[float | None]:
+    """Count the terminations per 1,000 steps by the age of the episode.
+
+    Args:
+        lengths: (N,) length of every episode, in steps.
+        edges: (B + 1,) ascending edges of the ages, in steps.
+        limit: Length at which episodes are truncated, which is no termination.
+
+    Returns:
+        Rate in each of the B bins; None where fewer than 1,000 steps were played.
+    """
+    values, rates = np.asarray(lengths, np.float64), []
+    for low, high in itertools.pairwise(edges):
+        steps = float(np.clip(values - low, 0, high - low).sum())
+        ended = int(((values > low) & (values <= high) & (values < limit)).sum())
+        rates.append(1000 * ended / steps if steps >= 1000 else None)
+    return rates
 
 
 def _checked(scores: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -8,12 +8,12 @@ from typing import Literal
 
 from worldmodels.support.simd import Precision
 
-Unit = Literal["steps/s", "ms/step"]
+Unit = Literal["steps/s", "frames/s", "ms/step"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark. ``play`` returns the number of steps played and the number of steps computed."""
+    """One benchmark. ``play`` returns the number of steps (or frames) played and the number computed."""
 
     name: str
     precision: Precision

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodels.benchmarks import engine, training
+from worldmodels.benchmarks import engine, training, vae
 from worldmodels.benchmarks.case import Case, Unit
 from worldmodels.benchmarks.peers import JAXDream, NumPyDream, Peer, TorchDream
 from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom, pretrained_world
@@ -34,7 +34,7 @@ class Row:
         name: Name of the benchmark.
         precision: Precision of the products of M's weights.
         threads: Number of threads.
-        rate: Steps per second.
+        rate: Steps per second; frames per second where V is benchmarked.
         milliseconds: Duration of a step of the whole batch; None for benchmarks of throughput.
         share: rate x operations of a step / peak rate of float32 multiply-adds on as many threads; 0 for games.
         waste: Fraction of the computed steps that no episode needed.
@@ -67,6 +67,7 @@ def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
         yield partial(alone_case, doom(), precision)
     yield partial(env_case, doom())
     yield from training.cases(here, peers=peers)
+    yield from vae.cases(here, peers=peers)
     yield from engine.cases(peers=peers)
     if peers:
         yield from peer_cases(doom())
@@ -295,7 +296,7 @@ def as_table(rows: list[Row], info: dict[str, Any]) -> str:
     lines = [
         f"{info['cpu']}, {info['cores']} cores, SIMD level {info['simd']}; peak GFLOP/s of multiply-adds: {peaks}",
         "",
-        "| | precision | threads | steps/s | of the float32 peak | idle lanes |",
+        "| | precision | threads | steps or frames/s | of the float32 peak | idle lanes |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for row in rows:

@@ -1,8 +1,9 @@
-"""Search spaces of CMA-ES for C: its parameters, or whitened principal components of its features.
+"""Search spaces of CMA-ES for C: its parameters, scaled or not, or whitened principal components of its features.
 
 CMA-ES starts with the same step size in every coordinate, but the features of C differ in scale. In TakeCover, a few
 LSTM cells that grow with an episode's age have nearly all of the mean square of [z, c, h], so that steps in the
-parameters change actions through these few alone. Along whitened principal components, all features contribute.
+parameters change actions through these few alone. With scaled parameters or along whitened principal components, all
+features contribute.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from worldmodels.models.controller import Controller
 
 Floats = npt.NDArray[np.float64]
 
+_MIN_STD = 1e-3  # of a feature; C's inputs are of order 1
 _MIN_SHARE = 1e-9  # of the largest mean square; directions below it are rounding noise
 
 
@@ -26,8 +28,8 @@ class SearchSpace:
     Attributes:
         controller: Shape of C.
         origin: (N,) float64 parameters at the zero of the search space.
-        basis: (F, K) float64 directions in the features, one per coordinate; None if the coordinates are C's
-            parameters.
+        basis: (F, K) float64 directions in the features, one per coordinate; (F,) factors of the parameters of each
+            feature; None if the coordinates are C's parameters.
     """
 
     controller: Controller
@@ -42,7 +44,7 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """Number of coordinates."""
-        if self.basis is None:
+        if self.basis is None or self.basis.ndim == 1:
             return self.controller.size
         rows, columns = self.controller.layer_shapes[0]
         return self.controller.size - rows * (columns - int(self.basis.shape[1]))
@@ -51,11 +53,25 @@ class SearchSpace:
         """Map points (..., size) to parameters (..., N)."""
         if self.basis is None:
             return points
-        rows, count = self.controller.layer_shapes[0][0], self.basis.shape[1]
-        first = points[..., : rows * count].reshape(*points.shape[:-1], rows, count) @ self.basis.T
+        rows, count = self.controller.layer_shapes[0][0], self.basis.shape[-1]
+        first = points[..., : rows * count].reshape(*points.shape[:-1], rows, count)
+        first = first * self.basis if self.basis.ndim == 1 else first @ self.basis.T
         rest = points[..., rows * count :]  # biases and later layers
         moved: Floats = np.concatenate([first.reshape(*points.shape[:-1], -1), rest], axis=-1)
         return self.origin + moved
+
+
+def feature_scales(features: npt.NDArray[np.floating]) -> Floats:
+    """Compute the factor of each feature's parameters that gives a step in any of them the same effect.
+
+    Args:
+        features: (B, F) samples of C's features.
+
+    Returns:
+        (F,) float64 reciprocals of the standard deviations, of which those below 0.001 count as 0.001.
+    """
+    scales: Floats = 1 / np.maximum(features.std(axis=0, dtype=np.float64), _MIN_STD)
+    return scales
 
 
 def principal_components(features: npt.NDArray[np.floating], count: int) -> Floats:

@@ -411,7 +411,7 @@ class StageRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileLine(Record):
-    """Line of ``metrics.jsonl`` on the time of a stage: seconds per phase since its last such line."""
+    """What a line of ``metrics.jsonl`` says on the time of a stage: seconds per phase since its last such line."""
 
     stage: str
     profile: dict[str, float]
@@ -421,7 +421,7 @@ class ProfileLine(Record):
 class GenerationLine(Record):
     """Line of ``metrics.jsonl`` on a generation of CMA-ES: scores of the population, step size and number of steps.
 
-    ``evaluation`` is the score of the distribution's mean.
+    ``evaluation`` is the score of the distribution's mean, ``profile`` the seconds per phase since the last line.
     """
 
     generation: float
@@ -432,6 +432,7 @@ class GenerationLine(Record):
     steps: float | None = None
     evaluation: float | None = None
     seconds: float | None = None
+    profile: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -483,11 +484,3 @@ class AblationResult(StudyResult):
     variant: str
     features: str
     evaluate_in: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundResult(StudyResult):
-    """Result of a ``round``, with the number of its ``episodes``."""
-
-    round: int
-    episodes: int

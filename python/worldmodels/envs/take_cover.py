@@ -81,8 +81,7 @@ class TakeCoverEnv(ScreenEnv):
         if screen is None or width * 3 != height * 4:
             raise ValueError(f"resolution: expected a 4:3 size of VizDoom such as '160x120', got {resolution!r}")
 
-    def _start(self, screen: vizdoom.ScreenResolution) -> vizdoom.DoomGame:
-        game = vizdoom.DoomGame()
+    def _configure(self, game: vizdoom.DoomGame, screen: vizdoom.ScreenResolution) -> None:
         scenarios = Path(vizdoom.scenarios_path).resolve()
         if self.variant == "modern":
             game.load_config(str(scenarios / "take_cover.cfg"))
@@ -105,6 +104,10 @@ class TakeCoverEnv(ScreenEnv):
         game.set_window_visible(False)
         game.set_sound_enabled(False)
         game.set_mode(vizdoom.Mode.PLAYER)
+
+    def _start(self, screen: vizdoom.ScreenResolution) -> vizdoom.DoomGame:
+        game = vizdoom.DoomGame()
+        self._configure(game, screen)
         if not os.access(vizdoom_process.STARTER, os.X_OK):
             raise PermissionError(
                 f"{vizdoom_process.STARTER}: expected a script that can be executed; install worldmodels again"

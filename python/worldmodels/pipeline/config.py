@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from worldmodels.envs.spec import EnvSpec
@@ -82,6 +83,9 @@ class EvolveConfig:
     pca_components: int = setting(
         0, "search along this many whitened principal components of C's inputs; 0 for C's parameters", zero=True
     )
+    scale_inputs: bool = setting(
+        False, "search along C's parameters times the standard deviations of its inputs in dreams of random actions"
+    )
     common_random_numbers: bool = setting(False, "evaluate all candidates of a generation on the same episode seeds")
     weight_decay: float = setting(0.01, "penalty weight_decay * mean(x^2)", zero=True)
     evaluate_every: int = setting(
@@ -125,25 +129,36 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
-class IterateConfig:
-    """Rounds of collecting with the agent, training on all episodes, and evolving in the new dream."""
+class RoundsConfig:
+    """Rounds of own play: collect with the agent, train V and M further, evolve C in the new dream."""
 
-    rounds: int = setting(2, "rounds after the first run")
-    episodes: int = setting(1_000, "new episodes per round")
+    rounds: int = setting(0, "rounds of own play after round 0, that of open-loop policies", zero=True, below=1_000)
+    episodes: int = setting(1_000, "new episodes per round of own play")
     policies: str = setting(
         "agent:2, agent with parameter noise:1, agent with action bursts:1",
         "policies of the new episodes, and their weights",
     )
-    vae_steps: int = setting(3_000, "further optimizer steps of V; 0 keeps the V of the first run", zero=True)
-    vae_lr: float = setting(3e-4, "learning rate of V")
-    rnn_steps: int = setting(1_500, "further optimizer steps of M")
-    rnn_lr: float = setting(1e-3, "learning rate of M")
-    generations: int = setting(60, "generations of C, from zeros, in the new dream")
+    vae_steps: int = setting(3_000, "further optimizer steps of V per round; 0 keeps V", zero=True)
+    vae_lr: float = setting(3e-4, "learning rate of V in rounds of own play")
+    rnn_steps: int = setting(1_500, "further optimizer steps of M per round")
+    rnn_lr: float = setting(1e-3, "learning rate of M in rounds of own play")
+    evolve_from: Literal["zeros", "previous"] = setting(
+        "zeros", "initial mean of CMA-ES in rounds of own play: zeros, or the C of the previous round"
+    )
+    generations: int = setting(60, "generations of CMA-ES in each round before the last")
+    pca_components: int = setting(
+        0, "whitened principal components in each round before the last; 0 for C's parameters", zero=True
+    )
+    evaluate_episodes: int = setting(20, "episodes of the agent and of each baseline in each round before the last")
 
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of one run."""
+    """The settings of one run.
+
+    With rounds of own play, ``collect``, ``train_vae`` and ``train_rnn`` are the settings of round 0, ``evolve`` and
+    ``evaluate`` those of the last round, and ``rounds`` has those of the other rounds (:func:`round_config`).
+    """
 
     task: str = "takecover"
     preset: str = "paper"
@@ -158,7 +173,7 @@ class Config:
     evolve: EvolveConfig = field(default_factory=EvolveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    iterate: IterateConfig = field(default_factory=IterateConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
 
 
 TOP = ("task", "preset", "seed", "world_model")
@@ -177,6 +192,8 @@ def from_dict(values: dict[str, Any]) -> Config:
         ValueError: A name is unknown, a type is wrong or a value is out of range.
     """
     known = {item.name for item in fields(Config)}
+    if isinstance(values, dict):
+        values = {name: value for name, value in values.items() if name != "iterate"}  # of older runs
     if not isinstance(values, dict) or not set(values) <= known:
         raise ValueError(f"config: expected the keys {sorted(known)}, got {values!r:.200}")
     top = {name: values[name] for name in TOP if name in values}
@@ -211,3 +228,58 @@ def override(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
             check(type(current), name, value, f"{section}.{name}")
         config = replace(config, **{section: replace(current, **values)})
     return config
+
+
+#: Settings of rounds of own play, by the setting of ``rounds``.
+_OWN_PLAY = {
+    "episodes": "collect.episodes",
+    "policies": "collect.policies",
+    "vae_steps": "train_vae.steps",
+    "vae_lr": "train_vae.lr",
+    "rnn_steps": "train_rnn.steps",
+    "rnn_lr": "train_rnn.lr",
+    "evolve_from": "evolve.init_from",
+}
+#: Settings of every round before the last, by the setting of ``rounds``.
+_BEFORE_LAST = {
+    "generations": "evolve.generations",
+    "pca_components": "evolve.pca_components",
+    "evaluate_episodes": "evaluate.episodes",
+}
+
+
+def round_settings(config: Config, number: int) -> dict[str, str]:
+    """Map the settings of a round, such as ``"collect.episodes"``, to those of ``rounds`` that they come from."""
+    names = {**(_OWN_PLAY if number > 0 else {}), **(_BEFORE_LAST if number < config.rounds.rounds else {})}
+    return {target: f"rounds.{name}" for name, target in names.items()}
+
+
+def round_folder(config: Config, number: int, folder: Path) -> Path:
+    """Return the folder of a round: the run folder itself for the last one, ``rounds/<number>`` for the others."""
+    return folder if number == config.rounds.rounds else folder / "rounds" / str(number)
+
+
+def round_config(config: Config, number: int, folder: Path) -> Config:
+    """Return the settings of a round.
+
+    A round before the last is a run of its own, without rounds. A round of own play adds episodes of the previous
+    round's agent to its episodes, and initializes V and M from its models.
+
+    Args:
+        config: Settings of the run.
+        number: Number of the round, from 0 to ``config.rounds.rounds``.
+        folder: Run folder.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    for target, name in round_settings(config, number).items():
+        (section, setting), value = target.split("."), getattr(config.rounds, name.partition(".")[2])
+        changes.setdefault(section, {})[setting] = value
+    if number > 0:
+        source = str(round_folder(config, number - 1, folder).absolute())
+        changes["collect"] |= {"min_length": 1, "agent": source, "include": source}
+        changes["train_vae"]["init_from"] = changes["train_rnn"]["init_from"] = source
+        changes["evolve"]["init_from"] = source if config.rounds.evolve_from == "previous" else ""
+    if number < config.rounds.rounds:
+        changes["evaluate"]["curve_episodes"] = 0
+        config = replace(config, rounds=RoundsConfig())
+    return override(config, changes)

@@ -103,11 +103,11 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
             steps=steps,
             evaluation=score,
             seconds=round(elapsed, 3),
+            profile=take_profile(),
         )
         run.log("evolve", **line.to_json())
         with phase("storing"):
             _save(checkpoint, es, generation, space.origin, best, best_score, best_generation, evaluator.metadata)
-        run.log("evolve", profile=take_profile())
         progress.update(generation, f"best {line.best:.0f}, mean {line.mean:.0f}, {speed:,.0f} {evaluator.unit}/s")
     progress.close(config.generations, f"best mean {best_score:.0f}, generation {best_generation}")
     metadata = {"score": best_score, "generation": best_generation, **evaluator.metadata}
@@ -135,7 +135,9 @@ def _search_space(run: Run, controller: Controller, checkpoint: dict[str, Tensor
         origin = initial_mean(config, controller)
     if origin.shape != (controller.size,):
         raise ValueError(f"{_checkpoint(run)}: expected an origin of ({controller.size},), got {origin.shape}")
-    return make_search_space(run.folder, controller, origin, config.pca_components, run.config.seed)
+    return make_search_space(
+        run.folder, controller, origin, config.pca_components, run.config.seed, scaled=config.scale_inputs
+    )
 
 
 def first_generation(run: Run) -> npt.NDArray[np.float32]:

@@ -94,9 +94,10 @@ class Job:
         return shard_path(self.folder, self.first + shard)
 
     def episodes(self, shard: int) -> range:
-        """Numbers of the episodes in a shard that is played."""
-        start = shard * self.collect.shard_episodes
-        return range(start, min(start + self.collect.shard_episodes, self.collect.episodes))
+        """Numbers of the episodes in a shard that is played; they differ from those of the included shards."""
+        size = self.collect.shard_episodes
+        first, start = self.first * size, (self.first + shard) * size
+        return range(start, min(start + size, first + self.collect.episodes))
 
 
 def check_policies(job: Job, space: gymnasium.spaces.Box) -> None:

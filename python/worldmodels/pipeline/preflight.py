@@ -29,16 +29,20 @@ _MAX_PARALLEL = 4_096  # environments or processes
 _MAX_SIGMA0 = 1e6  # C's outputs saturate at far smaller step sizes
 _MAX_FLOAT32 = 3.4e38
 _MAX_LOSS_WEIGHT = 1e9  # a larger weight may overflow float32
+_INITIALIZED: tuple[Any, ...] = ("train_vae", "train_rnn", "evolve")  # sections with init_from
 _BYTES_PER_PARAMETER = 16  # in training: weight, gradient and Adam's two moments, in float32
 
 
-def check_config(config: Config, names: Collection[str], folder: Path | None = None) -> None:
+def check_config(
+    config: Config, names: Collection[str], folder: Path | None = None, *, sources_exist: bool = True
+) -> None:
     """Check all settings together, for the stages that will run.
 
     Args:
         config: Settings.
         names: Names of the stages that are not complete.
         folder: Run folder, which no setting may name as its source; None if it is unknown.
+        sources_exist: Whether the previous round exists; False before it has run.
 
     Raises:
         ValueError: A setting is invalid; the message is ``section.setting: expected X, got Y``.
@@ -51,6 +55,10 @@ def check_config(config: Config, names: Collection[str], folder: Path | None = N
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     if folder is not None:
         _check_sources(config, names, folder)
+    if not sources_exist:
+        names = [name for name in names if name != "collect"]
+        parts = {section: replace(getattr(config, section), init_from="") for section in _INITIALIZED}
+        config = replace(config, **parts)
     if config.world_model:
         _check_world_model(config, task)
     else:
@@ -81,7 +89,7 @@ def check_config(config: Config, names: Collection[str], folder: Path | None = N
         _at_most("evaluate.num_envs", evaluate.num_envs, _MAX_PARALLEL)
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
         _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", records=True)
-    _check_iterate(config, task)
+    _check_rounds(config, task)
 
 
 def check_precision(name: str, precision: str) -> None:
@@ -127,15 +135,34 @@ def _check_sources(config: Config, names: Collection[str], folder: Path) -> None
             raise ValueError(f"{setting}: expected a run other than {folder} itself, got {name}")
 
 
-def _check_iterate(config: Config, task: tasks.Task) -> None:
-    """Check the settings of later rounds."""
-    iterate = config.iterate
-    parse_policies(iterate.policies, task.policies, "iterate.policies")
-    _at_most("iterate.episodes", iterate.episodes, _MAX_EPISODES)
-    for name in ("rounds", "vae_steps", "rnn_steps", "generations"):
-        _at_most(f"iterate.{name}", getattr(iterate, name), _INT32)
+def _check_rounds(config: Config, task: tasks.Task) -> None:
+    """Check the settings of rounds of own play."""
+    rounds = config.rounds
+    parse_policies(rounds.policies, task.policies, "rounds.policies")
+    for name in ("episodes", "evaluate_episodes"):
+        _at_most(f"rounds.{name}", getattr(rounds, name), _MAX_EPISODES)
+    for name in ("vae_steps", "rnn_steps", "generations"):
+        _at_most(f"rounds.{name}", getattr(rounds, name), _INT32)
     for name in ("vae_lr", "rnn_lr"):
-        _at_most(f"iterate.{name}", getattr(iterate, name), _MAX_FLOAT32)
+        _at_most(f"rounds.{name}", getattr(rounds, name), _MAX_FLOAT32)
+    if rounds.rounds == 0:
+        return
+    if config.world_model:
+        raise ValueError(
+            f"rounds.rounds: expected a run that trains V and M, got {rounds.rounds} and the world model "
+            f"{config.world_model}"
+        )
+    if config.evolve.evaluate_in != "dream":
+        raise ValueError(evolves_in_dream("rounds of own play", config))
+
+
+def evolves_in_dream(what: str, config: Config) -> str:
+    """Format the error of what needs a C that is evolved in the dream."""
+    presets = tasks.get(config.task).presets.items()
+    dreaming = " or ".join(f"--preset {name}" for name, preset in presets if preset.evolve.evaluate_in == "dream")
+    return (
+        f"evolve.evaluate_in: expected dream for {what}{dreaming and f' ({dreaming})'}, got {config.evolve.evaluate_in}"
+    )
 
 
 def _check_collect(config: Config, task: tasks.Task) -> None:
@@ -351,6 +378,8 @@ def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -
         raise ValueError(
             f"evolve.pca_components: expected at most {size}, the features of C, got {evolve.pca_components}"
         )
+    if evolve.pca_components and evolve.scale_inputs:
+        raise ValueError("evolve.scale_inputs: expected false, as evolve.pca_components are whitened, got true")
     rows, columns = controller.layer_shapes[0]
     searched = controller.size - (rows * (columns - evolve.pca_components) if evolve.pca_components else 0)
     if searched > _MAX_SEARCHED:

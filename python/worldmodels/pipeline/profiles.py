@@ -13,8 +13,8 @@ from worldmodels.support.profile import add_profiles
 
 
 def is_profile(line: dict[str, Any]) -> bool:
-    """Check whether a line of ``metrics.jsonl`` is a profile."""
-    return line.keys() == {"stage", "profile"}
+    """Check whether a line of ``metrics.jsonl`` is a profile and nothing else."""
+    return "profile" in line and line.keys() <= {"stage", "step", "profile"}
 
 
 def read_profiles(folder: Path) -> dict[str, dict[str, float]]:
@@ -24,7 +24,7 @@ def read_profiles(folder: Path) -> dict[str, dict[str, float]]:
         Seconds per phase, by the stage's name on the command line, in the order of the stages.
     """
     path = folder / "metrics.jsonl"
-    lines = ProfileLine.from_lines(filter(is_profile, read_lines(path) if path.is_file() else []))
+    lines = ProfileLine.from_lines(line for line in (read_lines(path) if path.is_file() else []) if "profile" in line)
     by_stage = {name: [line.profile for line in lines if line.stage == name] for name in (s.command for s in STAGES)}
     return {name: add_profiles(profiles) for name, profiles in by_stage.items() if profiles}
 

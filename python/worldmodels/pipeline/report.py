@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from worldmodels.analysis import figures
 from worldmodels.analysis.quality import PIXELS
 from worldmodels.analysis.recording import from_dream, save_gif
-from worldmodels.analysis.stats import compare, format_interval
+from worldmodels.analysis.stats import compare, format_interval, termination_rates
 from worldmodels.data.records import (
     DreamCheck,
     EpisodeTrace,
@@ -33,8 +34,10 @@ from worldmodels.pipeline.config import SECTIONS, Config
 from worldmodels.pipeline.dream_check import score_cells
 from worldmodels.pipeline.evaluation import format_environment, score_rows
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
+from worldmodels.pipeline.folder import RunFolder
+from worldmodels.pipeline.rounds import ROUND_COLUMNS, RoundResult, round_results, round_rows
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.stage import command
+from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.pipeline.tasks import Task
 from worldmodels.support.files import atomic_path
@@ -68,12 +71,15 @@ def write_report(run: Run) -> dict[str, Any]:
         )
         if check.policies:
             figures.reality_check(folder / "reality_check.png", check.policies, check.temperature, task.score)
+        rounds = round_results(run) if run.given.rounds.rounds else []
+        if rounds:
+            _draw_rounds(run, folder, rounds)
         figures.scores(folder / "scores.png", results, task.score, task.paper_score[0] if task.paper_score else None)
         recorded = run.path("evaluate", "episode.json")
         if recorded.is_file() and not task.survival:  # the cumulative reward of a survival task is its step number
             figures.episode(folder / "episode.png", EpisodeTrace.read(recorded), task.score)
     with atomic_path(run.path(PAGE)) as temporary:
-        temporary.write_text(_page(run, folder, results, check, dreamed, quality), encoding="utf-8")
+        temporary.write_text(_page(run, folder, results, check, dreamed, quality, rounds), encoding="utf-8")
     print(f"report: {run.path(PAGE)}")
     return {"page": PAGE, "dreamed_steps": dreamed}
 
@@ -114,7 +120,17 @@ def _quality(run: Run) -> tuple[VAEQuality, RNNQuality] | None:
     return (VAEQuality.read(vae), RNNQuality.read(rnn)) if vae.is_file() and rnn.is_file() else None
 
 
+#: Edges of the ages of :func:`_draw_rounds`, as fractions of the longest episode.
+_AGES = (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1)
 _OUTCOMES = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
+
+
+def format_score(results: Results, task: Task) -> str:
+    """State the agent's score, its interval and the number of episodes."""
+    agent, interval = results.agent, format_interval(results.agent)
+    count = f"{len(agent.scores)} episode{'s' if len(agent.scores) > 1 else ''}"
+    details = f"95 % interval {interval}, {count}" if interval else count
+    return f"The agent scores {agent.mean:.0f} {task.score} in the real environment ({details})."
 
 
 def format_verdict(results: Results, task: Task) -> str:
@@ -124,10 +140,7 @@ def format_verdict(results: Results, task: Task) -> str:
         results: The content of ``results.json``.
         task: The task, for the unit of a score and the paper's score.
     """
-    agent, interval = results.agent, format_interval(results.agent)
-    count = f"{len(agent.scores)} episode{'s' if len(agent.scores) > 1 else ''}"
-    details = f"95 % interval {interval}, {count}" if interval else count
-    sentences = [f"The agent scores {agent.mean:.0f} {task.score} in the real environment ({details})."]
+    sentences = [format_score(results, task)]
     if task.paper_score is not None:
         mean, std = task.paper_score
         sentences.append(f"The paper reports {mean} +- {std} over 100 episodes.")
@@ -136,7 +149,7 @@ def format_verdict(results: Results, task: Task) -> str:
     for name, label in labels.items():
         other = results.players[name]
         policy = f"'{other.policy}', " if name != "before" else ""
-        outcome = _OUTCOMES[compare(agent.scores, other.scores).outcome]
+        outcome = _OUTCOMES[compare(results.agent.scores, other.scores).outcome]
         found.setdefault(outcome, []).append(f"{label} ({policy}{other.mean:.0f})")
     sentences += [f"It is {outcome} {' and '.join(others)}." for outcome, others in found.items()]
     return " ".join(sentences)
@@ -152,7 +165,7 @@ def format_command(config: Config, preset: Config, folder: Path) -> str:
     for section in SECTIONS:
         now, then = (asdict(getattr(one, section)) for one in (config, preset))
         for name in now:
-            if section == "iterate" or now[name] == then[name]:  # `run` makes no rounds
+            if now[name] == then[name]:
                 continue
             flag = f"{command(section)}.{command(name)}"
             if isinstance(now[name], bool):
@@ -169,6 +182,7 @@ def _page(
     check: DreamCheck,
     dreamed: int,
     quality: tuple[VAEQuality, RNNQuality] | None,
+    rounds: Sequence[RoundResult],
 ) -> str:
     title = f"World Models: {run.config.task}, preset {run.config.preset}"
     failures = [
@@ -182,6 +196,7 @@ def _page(
         html.notice(_verdict(run, results), "verdict"),
         *failures,
         *_scores(run, folder, results),
+        *(_rounds(run, folder, rounds) if rounds else []),
         *_episodes(run, folder, dreamed),
         *_reality_check(folder, check),
         *_evolution(run, folder),
@@ -204,7 +219,7 @@ def _introduction(run: Run) -> list[str]:
             "mixture density head, predicts the next z, and is played as a dream. C, a small controller, chooses "
             f"actions from z and M's state; CMA-ES evolves it {where}."
         ),
-        *([html.text(made), html.code(format_command(config, preset, run.folder))] if preset else []),
+        *([html.text(made), html.code(format_command(run.given, preset, run.folder))] if preset else []),
     ]
 
 
@@ -238,6 +253,66 @@ def _scores(run: Run, folder: Path, results: Results) -> list[str]:
             rows,
         ),
     ]
+
+
+def _draw_rounds(run: Run, folder: Path, rounds: Sequence[RoundResult]) -> None:
+    """Draw the scores of the agents, of the open-loop policies and, of survival tasks, the terminations by age."""
+    task, unit = run.task, run.task.score
+    figures.rounds(folder / "rounds.png", [one.dream for one in rounds], [one.game for one in rounds], unit)
+    if rounds[-1].check.policies:
+        figures.round_checks(folder / "round_checks.png", [one.check.policies for one in rounds], unit)
+    if task.survival:  # a score is the length of an episode
+        edges = [fraction * task.max_steps for fraction in _AGES]
+        rates = [
+            (
+                termination_rates(one.dream.scores if one.dream else [], edges, run.config.evolve.max_steps),
+                termination_rates(one.game.scores, edges, task.max_steps),
+            )
+            for one in rounds
+        ]
+        figures.terminations(folder / "terminations.png", edges, rates)
+
+
+def _rounds(run: Run, folder: Path, rounds: Sequence[RoundResult]) -> list[str]:
+    parts = [
+        html.heading("Rounds"),
+        html.text(
+            "Round 0 collects with open-loop policies. Every later round adds episodes that the previous round's agent "
+            "has played, trains V and M further on all of them, and evolves a new C. The last round's C is the agent; "
+            "the rest of this page is about it."
+        ),
+        html.table(
+            f"{run.task.score} of every round's agent in its dream and in n games, mean \u00b1 standard deviation, "
+            "95 % interval (from 20 games on); episodes that V and M were trained on; on held-out episodes of the "
+            "round, M's negative log-likelihood per latent dimension and the fraction of terminations that it predicts",
+            ROUND_COLUMNS,
+            round_rows(rounds, "\u00b1"),
+        ),
+        html.picture(
+            folder / "rounds.png",
+            "Scores of the agent of every round in its dream and in the game, with 95 % intervals",
+            "Good rounds raise the game's score and bring the dream's score down to it.",
+        ),
+    ]
+    if rounds[-1].check.policies:
+        parts.append(
+            html.picture(
+                folder / "round_checks.png",
+                "Scores of open-loop policies in the dream of every round and in the game, with 95 % intervals",
+                "Open-loop policies, in the dream of every round and in the same games. Good rounds keep the bars of a "
+                "policy as high as the game's.",
+            )
+        )
+    if run.task.survival:
+        parts.append(
+            html.picture(
+                folder / "terminations.png",
+                "Terminations per 1,000 steps by age of the episode, in dream and game, of the agent of every round",
+                "Terminations by age, where at least 1,000 steps were played. With a good world model the two curves "
+                "of a round agree at every age.",
+            )
+        )
+    return parts
 
 
 def _episodes(run: Run, folder: Path, dreamed: int) -> list[str]:
@@ -405,16 +480,26 @@ def quality_tables(vae: VAEQuality, rnn: RNNQuality) -> list[str]:
 
 
 def _making(run: Run, results: Results) -> list[str]:
-    times = []
-    for stage in STAGES:
-        if run.marker(stage.name).is_file():
-            record = StageRecord.read(run.marker(stage.name))
-            source, seconds = record.summary.get("world_model"), record.seconds
-            times.append([stage.command, f"taken from {source}" if source else f"{seconds or 0:,.0f} s"])
+    rounds = run.rounds
+    durations = ([_duration(part, stage) for part in rounds] for stage in STAGES)
+    times = [[stage.command, *cells] for stage, cells in zip(STAGES, durations, strict=True) if any(cells)]
     versions = [[name, value] for name, value in results.versions.items()]
     return [
         html.heading("How it was made"),
-        html.table("Duration of the stages", ["stage", "time"], times),
+        html.table(
+            "Duration of the stages",
+            ["stage", *(["time"] if len(rounds) == 1 else [f"round {number}" for number in range(len(rounds))])],
+            times,
+        ),
         html.table("Versions", ["package", "version"], versions),
         html.text(f"Seed {run.config.seed}. All settings: config.json in the run folder."),
     ]
+
+
+def _duration(part: RunFolder, stage: Stage) -> str:
+    """Format the duration of a stage; empty if it is not complete."""
+    if not part.marker(stage.name).is_file():
+        return ""
+    record = StageRecord.read(part.marker(stage.name))
+    source = record.summary.get("world_model")
+    return f"taken from {source}" if source else f"{record.seconds or 0:,.0f} s"

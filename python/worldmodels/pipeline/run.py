@@ -1,4 +1,4 @@
-"""Run folder: settings, state of the stages, metrics, and the lock of the process that writes to it."""
+"""Run: a run folder with the lock of the process that writes to it, which runs its stages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import itertools
 import json
-import math
 import os
 import re
 import resource
@@ -14,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -24,14 +23,15 @@ from typing import Any
 from worldmodels import pretrained
 from worldmodels.data.records import StageRecord
 from worldmodels.pipeline import stages, tasks
-from worldmodels.pipeline.config import TOP, Config, from_dict, to_dict
+from worldmodels.pipeline.config import TOP, Config, to_dict
+from worldmodels.pipeline.folder import RunFolder, read_config
 from worldmodels.pipeline.preflight import check_config
 from worldmodels.pipeline.profiles import is_profile
-from worldmodels.pipeline.stage import Stage, StageFailedError
+from worldmodels.pipeline.stage import C, Stage, StageFailedError
 from worldmodels.pipeline.stages import STAGES
-from worldmodels.support import settings
-from worldmodels.support.files import atomic_path, parse_line, read_json, read_lines, write_json
+from worldmodels.support.files import atomic_path, parse_line, read_json, write_json
 from worldmodels.support.profile import take_profile
+from worldmodels.support.progress import label
 from worldmodels.support.suggestions import suggestion
 from worldmodels.support.versions import versions
 from worldmodels.training.distributed import ranks_from_env
@@ -39,12 +39,13 @@ from worldmodels.training.distributed import ranks_from_env
 _TEMPORARY = re.compile(r".+\.\d+\.tmp")  # name of a temporary file of atomic_path, with its process id
 
 
-class Run:
+class Run(RunFolder):
     """Run folder, locked by this process, or by the processes of a torchrun launch, of which rank 0 writes.
 
     Layout: ``config.json``, ``metrics.jsonl``, ``results.json``, ``stages/<stage>.json`` (marker of a complete stage:
     settings, versions and summary), ``stages/<stage>.begun.json`` (marker of an incomplete stage), ``episodes/``,
-    ``vae/``, ``latents/``, ``rnn/``, ``check_dream/``, ``evolve/``, ``evaluate/``, ``report/``.
+    ``vae/``, ``latents/``, ``rnn/``, ``check_dream/``, ``evolve/``, ``evaluate/``, ``report/``. With rounds of own
+    play, all but ``config.json`` are of the last round, and ``rounds/<number>/`` are the run folders of the others.
 
     Args:
         folder: Run folder; created if necessary.
@@ -66,14 +67,14 @@ class Run:
         self.folder = Path(folder)
         self.force = force
         self.ranks = ranks_from_env()
+        stored = self.folder / "config.json"
         if rerun is not None:
             self._check_distributed(stages.get(rerun))
         self.ranks.init()
         if not self.ranks.is_main:
             self.ranks.barrier()  # rank 0 holds the lock and has written the settings
-            self.config = config if config is not None else _read_config(self.folder / "config.json")
+            self._use(config if config is not None else read_config(stored))
             return
-        stored = self.folder / "config.json"
         if config is None and not stored.is_file():
             raise FileNotFoundError(
                 f"{self.folder}: expected a run folder with config.json, got none; start a run with `worldmodels run`"
@@ -81,7 +82,8 @@ class Run:
         discarded = STAGES[stages.NAMES.index(rerun) :] if rerun is not None else ()
         if not stored.is_file():
             assert config is not None
-            check_config(config, stages.NAMES, self.folder)
+            self._use(config)
+            self._preflight(discarded)
             self._check_unclaimed()
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = self.folder / ".lock"
@@ -93,10 +95,9 @@ class Run:
             self._lock.close()
             raise BlockingIOError(f"{self.folder}: another worldmodels process has locked this folder") from error
         try:
-            self.config = config if config is not None else _read_config(stored)
-            self._check_settings(discarded)
-            todo = [stage.name for stage in STAGES if stage in discarded or not self.is_done(stage.name)]
-            check_config(self.config, todo, self.folder)
+            self._use(config if config is not None else read_config(stored))
+            self._check_rounds(discarded)
+            self._preflight(discarded)
             self._check_discardable(discarded)
         except BaseException:
             if fresh:
@@ -139,12 +140,6 @@ class Run:
             )
         return Path(name), stored
 
-    @staticmethod
-    def stored_config(folder: str | Path) -> Config | None:
-        """Read the settings of a run folder; None if it has none."""
-        path = Path(folder) / "config.json"
-        return _read_config(path) if path.is_file() else None
-
     def __enter__(self) -> Run:
         return self
 
@@ -155,49 +150,34 @@ class Run:
             self._lock.close()
         self.ranks.shutdown()
 
-    @property
-    def task(self) -> tasks.Task:
-        """Task of the run."""
-        return tasks.get(self.config.task)
+    def _check_rounds(self, discarded: Sequence[Stage]) -> None:
+        """Check that the outputs of all rounds have the present settings, the number of rounds among them."""
+        stored = self.stored_config(self.folder)
+        then, now = stored.rounds.rounds if stored else 0, self.given.rounds.rounds
+        if stored and then != now and (self.has_run() or self.path("rounds", str(now)).exists()):
+            raise ValueError(
+                f"{self.folder}: stages have run with other settings (rounds.rounds {then}, got {now}); use another "
+                "--out"
+            )
+        for part, following in itertools.zip_longest(self.rounds, self.rounds[1:]):
+            if following is None:
+                self.check_settings(discarded)
+            else:
+                part.check_settings(fixed=following.has_run())
 
-    def path(self, *parts: str) -> Path:
-        """Return a path in the run folder."""
-        return self.folder.joinpath(*parts)
-
-    def marker(self, stage: str) -> Path:
-        """Return the path of a stage's marker, which exists if the stage is complete."""
-        return self.path("stages", f"{stage}.json")
-
-    def _begun(self, stage: str) -> Path:
-        """Return the path of an incomplete stage's marker, with the settings of its partial outputs."""
-        return self.path("stages", f"{stage}.begun.json")
-
-    def summary(self, stage: str) -> dict[str, Any]:
-        """Return the summary of a complete stage; empty if it is not complete."""
-        return StageRecord.read(self.marker(stage)).summary if self.marker(stage).is_file() else {}
-
-    def _settings(self, stage: Stage, config: Config | None = None) -> dict[str, Any]:
-        """Collect the settings that determine a stage's outputs, from ``config`` or from the run's settings."""
-        config = config or self.config
-        section = getattr(config, stage.name)
-        known = settings.declared(type(section))
-        found = {name: value for name, value in asdict(section).items() if not known[name].machine}
-        found["seed"] = config.seed
-        if config.world_model and stage.world_model:
-            found["world_model"] = config.world_model
-        return {**found, **stage.other_settings(config)}
-
-    def _differences(self, stage: Stage, path: Path) -> list[str]:
-        """List the settings that differ from those in a stage's marker. A setting missing there had its default."""
-        if not path.is_file():
-            return []
-        then, now = (
-            _with_defaults(StageRecord.read(path).settings, self._settings(stage, Config())),
-            self._settings(stage),
-        )
-        known = settings.declared(type(getattr(self.config, stage.name)))
-        locations = {name for name in known if known[name].location} | {"world_model"}
-        return [name for name in now if not _is_same(then.get(name), now[name], name in locations)]
+    def _preflight(self, discarded: Sequence[Stage]) -> None:
+        """Check the settings of the incomplete stages of all rounds."""
+        sources_exist = True
+        for part in self.rounds:
+            todo = [
+                stage.name for stage in STAGES if not part.is_done(stage.name) or (part is self and stage in discarded)
+            ]
+            try:
+                check_config(part.config, todo, part.folder, sources_exist=sources_exist)
+            except ValueError as error:
+                name, colon, rest = str(error).partition(":")
+                raise ValueError(f"{part.names.get(name, name)}{colon}{rest}") from error
+            sources_exist = part.path(C).is_file()
 
     def _check_distributed(self, stage: Stage) -> None:
         """Check that a stage supports the number of processes of the launch."""
@@ -218,39 +198,6 @@ class Run:
                 f"without config.json that has {', '.join(taken)}; use another --out"
             )
 
-    def _check_settings(self, discarded: Sequence[Stage]) -> None:
-        """Check that stages with outputs have the present settings, except for those that will be discarded."""
-        for stage in STAGES:
-            if stage.leaf or stage in discarded:
-                continue
-            path, state = self.marker(stage.name), "is complete"
-            if path.is_file():
-                changed = [name for name in self._differences(stage, path) if not self._extends(stage, name)]
-            else:
-                path, state = self._begun(stage.name), "has partial outputs"
-                changed = self._partial_differences(stage, path)
-            if changed:
-                raise ValueError(
-                    f"{self.folder}: {stage.command} {state} with other settings ({', '.join(changed)}); use another "
-                    f"--out, or `worldmodels {stage.command} --force` to discard it and all later stages"
-                )
-
-    def _partial_differences(self, stage: Stage, begun: Path) -> list[str]:
-        """List the settings that differ from those of a stage's partial outputs and may not change on resume."""
-        if not stage.partial or not any(self.path(stage.folder).glob(stage.partial)):
-            return []
-        return [name for name in self._differences(stage, begun) if name not in stage.resumable]
-
-    def _extends(self, stage: Stage, name: str) -> bool:
-        """Check whether a changed setting only extends a complete stage."""
-        return name in stage.extendable and bool(
-            self._settings(stage)[name] > StageRecord.read(self.marker(stage.name)).settings.get(name, math.inf)
-        )
-
-    def is_done(self, name: str) -> bool:
-        """Check whether a stage is complete with the present settings."""
-        return self.marker(name).is_file() and not self._differences(stages.get(name), self.marker(name))
-
     def _remove_temporary_files(self) -> None:
         """Remove temporary files of killed processes, and markers of incomplete stages that are complete."""
         for name in stages.NAMES:
@@ -262,10 +209,6 @@ class Run:
                 if _TEMPORARY.fullmatch(stray.name):
                     stray.unlink(missing_ok=True)
 
-    def _has_run(self, stage: Stage) -> bool:
-        """Check whether a stage has a marker, complete or not."""
-        return self.marker(stage.name).is_file() or self._begun(stage.name).is_file()
-
     def _check_discardable(self, discarded: Sequence[Stage]) -> None:
         """Check that the outputs of stages can be removed, before any is.
 
@@ -273,8 +216,8 @@ class Run:
             IsADirectoryError: A folder has the name of an output file.
             PermissionError: A folder is not writable.
         """
-        outputs = [path for stage in discarded if self._has_run(stage) for path in self._output_files(stage)]
-        if any(map(self._has_run, discarded)):
+        outputs = [path for stage in discarded if self.has_run(stage) for path in self._output_files(stage)]
+        if any(map(self.has_run, discarded)):
             outputs += [self.path("metrics.jsonl"), self.path("stages", "*.json")]
         for path in outputs:
             if path.is_dir():
@@ -292,7 +235,7 @@ class Run:
         Other files in their folders are kept and printed. A folder may be a symbolic link.
         """
         for stage in discarded:
-            if not self._has_run(stage):
+            if not self.has_run(stage):
                 continue
             if self.marker(stage.name).is_file():  # an interruption leaves an incomplete stage
                 self.marker(stage.name).replace(self._begun(stage.name))
@@ -309,7 +252,7 @@ class Run:
             if others:
                 more = f" and {len(others) - 3} more" if len(others) > 3 else ""
                 names = f"{', '.join(others[:3])}{more}"
-                print(f"{stage.command:>12}  kept {names}: not outputs of this stage", file=sys.stderr)
+                print(f"{label(stage.command)}  kept {names}: not outputs of this stage", file=sys.stderr)
             elif folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -338,10 +281,10 @@ class Run:
         done = self.ranks.broadcast(self.is_done(name))
         if done:
             if self.ranks.is_main:
-                print(f"{stage.command:>12}  already complete", file=sys.stderr)
+                print(f"{label(stage.command)}  already complete", file=sys.stderr)
             self._check_gate(stage)
             return
-        require_earlier(self.folder, name)
+        require_earlier(self, name)
         for earlier in stages.earlier(stage):
             self._check_gate(earlier)
         for dependent in stage.invalidates if self.ranks.is_main else ():
@@ -360,8 +303,9 @@ class Run:
             try:
                 summary = stage.run(self)
             finally:
-                with contextlib.suppress(OSError):  # the stage's own error says more
-                    self.log(stage.command, profile=take_profile())
+                if not stage.logs_profile:
+                    with contextlib.suppress(OSError):  # the stage's own error says more
+                        self.log(stage.command, profile=take_profile())
         if self.ranks.is_main:
             record = StageRecord(
                 stage=name,
@@ -402,7 +346,7 @@ class Run:
                 self.path(stage.folder).mkdir(exist_ok=True)
                 with atomic_path(self.path(stage.folder, name)) as temporary:
                     shutil.copyfile(path, temporary)
-        print(f"{stage.command:>12}  copied from the world model {self.config.world_model}", file=sys.stderr)
+        print(f"{label(stage.command)}  copied from the world model {self.config.world_model}", file=sys.stderr)
         return {"world_model": self.config.world_model}
 
     def log(self, stage: str, **values: Any) -> None:
@@ -411,12 +355,6 @@ class Run:
             return
         with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
-
-    def metrics(self, stage: str) -> list[dict[str, Any]]:
-        """Read the metrics of a stage, by its name on the command line. Profiles are not among them."""
-        path = self.path("metrics.jsonl")
-        lines = read_lines(path) if path.is_file() else []
-        return [line for line in lines if line.get("stage") == stage and not is_profile(line)]
 
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
         """Remove a stage's lines whose ``key`` is greater than ``last``, as they are newer than its checkpoint.
@@ -447,17 +385,23 @@ def _is_of_others(stage: str, line: dict[str, Any]) -> bool:
     return line.get("stage") != stage
 
 
-def require_earlier(folder: Path, name: str) -> None:
-    """Check that the required stages of a stage are complete.
+def require_earlier(run: RunFolder, name: str) -> None:
+    """Check that the required stages of a stage, and the earlier rounds, are complete.
 
     Raises:
-        FileNotFoundError: A required stage is not complete, or the folder is not a run folder.
+        FileNotFoundError: A required stage or round is not complete, or the folder is not a run folder.
     """
     stage = stages.get(name)
     for earlier in stages.requirements(stage):
-        if not (folder / "stages" / f"{earlier.name}.json").is_file():
+        if not run.marker(earlier.name).is_file():
             raise FileNotFoundError(
-                f"{folder}: `worldmodels {stage.command}` needs the outputs of `worldmodels {earlier.command}`"
+                f"{run.folder}: `worldmodels {stage.command}` needs the outputs of `worldmodels {earlier.command}`"
+            )
+    for part in run.rounds[:-1]:
+        if not part.path(C).is_file():
+            raise FileNotFoundError(
+                f"{run.folder}: `worldmodels {stage.command}` needs the agent of {part.folder}; `worldmodels run "
+                f"{run.config.task} --out {run.folder}` makes it"
             )
 
 
@@ -479,34 +423,6 @@ def check_inputs(folder: Path, name: str) -> None:
             from worldmodels.models.weights import load_tensors
 
             load_tensors(path)
-
-
-def _with_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Fill missing settings, and missing settings of nested sections, from ``defaults``."""
-    filled = {**defaults, **values}
-    for name, default in defaults.items():
-        if isinstance(default, dict) and isinstance(filled[name], dict):
-            filled[name] = {**default, **filled[name]}
-    return filled
-
-
-def _is_same(then: Any, now: Any, is_location: bool) -> bool:
-    """Check whether a setting is unchanged. A location may be spelled differently, or name a run folder that moved."""
-    if then == now or not is_location or not (then and now):
-        return bool(then == now)
-    old = Path(then)
-    return old.resolve() == Path(now).resolve() or (old.is_absolute() and not old.exists())
-
-
-def _read_config(path: Path) -> Config:
-    values = read_json(path)
-    try:
-        config = from_dict(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error} (another version of worldmodels may have written it)") from error
-    if "task" not in values:
-        raise ValueError(f"{path}: expected the settings of a run, got {values!r:.200}")
-    return config
 
 
 def _peak_memory_mb() -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from worldmodels.data.records import EpisodeScore
 from worldmodels.envs.vector import backend
 from worldmodels.rollout.runner import Assignment, Environments, Player
-from worldmodels.support.files import atomic_path, read_lines
+from worldmodels.support.files import atomic_path, link, read_lines
 from worldmodels.support.progress import Progress
 
 
@@ -97,3 +97,17 @@ def read_scores(path: Path, metadata: dict[str, Any]) -> dict[int, float]:
     if not lines or lines[0] != json.loads(json.dumps(metadata)):
         return {}
     return {int(line.episode): float(line.score) for line in EpisodeScore.from_lines(lines[1:])}
+
+
+def share_scores(source: Path, target: Path, baselines: Iterable[str]) -> None:
+    """Link the cached scores of open-loop policies into another run folder, unless it has its own.
+
+    Args:
+        source: Run folder with the scores.
+        target: Run folder.
+        baselines: Names of the baselines that are evaluated next to the agent.
+    """
+    for path in [*source.glob("check_dream/*.jsonl"), *(source / "evaluate" / f"{name}.jsonl" for name in baselines)]:
+        linked = target / path.relative_to(source)
+        if path.is_file() and not linked.exists():
+            link(path, linked)

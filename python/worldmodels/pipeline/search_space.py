@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from gymnasium.vector import AutoresetMode
 
-from worldmodels.cmaes.search_space import Floats, SearchSpace, principal_components
+from worldmodels.cmaes.search_space import Floats, SearchSpace, feature_scales, principal_components
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.world_model import WorldModel, load_world_model
 from worldmodels.models.controller import Controller
@@ -48,12 +48,12 @@ def sample_features(world: WorldModel, controller: Controller, seed: int) -> npt
 
 
 def make_search_space(
-    run_folder: Path, controller: Controller, origin: Floats, components: int, seed: int
+    run_folder: Path, controller: Controller, origin: Floats, components: int, seed: int, *, scaled: bool = False
 ) -> SearchSpace:
     """Create the search space of an evolution.
 
-    Principal components are saved in ``evolve/coordinates.safetensors`` and reused, because floating-point rounding
-    differs between machines.
+    Principal components and scales are saved in ``evolve/coordinates.safetensors`` and reused, because floating-point
+    rounding differs between machines.
 
     Args:
         run_folder: Run folder with M and its initial states.
@@ -61,23 +61,26 @@ def make_search_space(
         origin: (N,) float64 parameters at the zero of the search space.
         components: Number K of principal components; 0 for C's parameters.
         seed: Seed of the sampled features.
+        scaled: Whether C's parameters are scaled by the standard deviations of its features.
 
     Raises:
         ValueError: The features have fewer components, or the file does not match.
     """
-    if components == 0:
+    if components == 0 and not scaled:
         return SearchSpace(controller, origin)
     size = controller.feature_size
     if components > size:
         raise ValueError(f"evolve.pca_components: expected at most {size}, the features of C, got {components}")
     path = run_folder / "evolve" / "coordinates.safetensors"
     if not path.is_file():
-        basis = principal_components(sample_features(load_world_model(run_folder), controller, seed), components)
+        features = sample_features(load_world_model(run_folder), controller, seed)
+        basis = principal_components(features, components) if components else feature_scales(features)
         save_tensors(path, {"origin": torch.from_numpy(origin), "basis": torch.from_numpy(basis)}, {})
     tensors, _ = load_tensors(path)
     with checkpoint_errors(path, "evolve"):
         found = SearchSpace(controller, tensors["origin"].numpy(), tensors["basis"].numpy())
     shapes = [tuple(found.origin.shape), tuple(found.basis.shape if found.basis is not None else ())]
-    if shapes != [(controller.size,), (size, components)]:
-        raise ValueError(f"{path}: expected origin ({controller.size},) and basis ({size}, {components}), got {shapes}")
+    wanted = (size, components) if components else (size,)
+    if shapes != [(controller.size,), wanted]:
+        raise ValueError(f"{path}: expected origin ({controller.size},) and basis {wanted}, got {shapes}")
     return found

@@ -52,6 +52,7 @@ class Stage:
         exports: Its files that such a run copies from the world model.
         optional_exports: Those that it copies if they are there.
         runs_with_world_model: Whether it has something to do all the same.
+        logs_profile: Whether its lines of ``metrics.jsonl`` contain its profile; else a line is added at its end.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Stage:
     exports: tuple[str, ...] = ()
     optional_exports: tuple[str, ...] = ()
     runs_with_world_model: Callable[[Config], bool] = lambda config: False
+    logs_profile: bool = False
 
     @property
     def command(self) -> str:

@@ -4,6 +4,26 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_CONTEXT = ContextVar("context", default="")
+
+
+@contextmanager
+def context(text: str) -> Iterator[None]:
+    """Print ``text`` in front of every label, such as ``"round 1 of 2"``."""
+    token = _CONTEXT.set(f"{text}: ")
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
+
+
+def label(name: str) -> str:
+    """Format the name of a stage at the beginning of a line."""
+    return f"{_CONTEXT.get()}{name:>12}"
 
 
 class Progress:
@@ -49,7 +69,7 @@ class Progress:
             return
         seconds = max(self.seconds, 1e-9)
         rate = (done - self._first) / seconds
-        text = f"{self._label:>12}  {done:,}/{self._total:,} {self._unit}"
+        text = f"{label(self._label)}  {done:,}/{self._total:,} {self._unit}"
         if done > self._first:
             left = (self._total - done) / rate
             text += f"  {rate:,.{0 if rate >= 10 else 2}f}/s  " + (

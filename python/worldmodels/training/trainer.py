@@ -163,7 +163,10 @@ class Trainer(Generic[Model]):
             if improved:
                 save_model(self._path("best"), self.model, steps=self.step, validation=metrics)
             save_tensors(self._path("checkpoint"), {**training_state(self.model, self.optimizer), **tensors}, record)
-        self._run.log(self._stage, profile=take_profile())
+        self._log_profile()
+
+    def _log_profile(self) -> None:
+        self._run.log(self._stage, step=self.step, profile=take_profile())
 
     def load_selected(self) -> dict[str, Any]:
         """Load the selected weights (``config.keep``: best or last) into the model.
@@ -182,6 +185,7 @@ class Trainer(Generic[Model]):
     def export(self, summary: dict[str, Any]) -> None:
         """Write the model to ``<folder>.safetensors``, with the summary as metadata."""
         save_model(self._path(self._folder), self.model, steps=summary["kept_step"], validation=summary)
+        self._log_profile()
 
 
 def _architecture(config: Any) -> dict[str, Any]:

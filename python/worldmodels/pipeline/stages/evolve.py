@@ -29,4 +29,5 @@ STAGE = Stage(
     extendable=("generations",),
     partial="*.safetensors",
     resumable=("generations",),
+    logs_profile=True,
 )

@@ -27,6 +27,7 @@ STAGE = Stage(
         "report/index.html",
         "report/dream.gif",
         "report/{dream_strip,losses,quality,evolution,reality_check,scores,episode}.png",
+        "report/{rounds,round_checks,terminations}.png",
     ),
     packages=("matplotlib", "PIL"),
     after=("collect", "train_vae", "encode", "train_rnn", "check_dream", "evolve", "evaluate"),

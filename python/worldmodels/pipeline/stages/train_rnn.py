@@ -42,6 +42,7 @@ STAGE = Stage(
     partial="checkpoint.safetensors",
     resumable=(*TRAINING_RESUMABLE, "lr_end", "lr_decay", "grad_clip"),
     distributed=True,
+    logs_profile=True,
     world_model=True,
     exports=("rnn.safetensors", "initial.safetensors"),
     optional_exports=("rnn.json", "midway.safetensors", "quality.json"),

@@ -31,6 +31,7 @@ STAGE = Stage(
     partial="checkpoint.safetensors",
     resumable=TRAINING_RESUMABLE,
     distributed=True,
+    logs_profile=True,
     world_model=True,
     exports=("vae.safetensors",),
     optional_exports=("vae.json", "quality.json"),

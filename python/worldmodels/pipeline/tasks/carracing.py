@@ -14,7 +14,7 @@ from worldmodels.pipeline.config import (
     Config,
     EvaluateConfig,
     EvolveConfig,
-    IterateConfig,
+    RoundsConfig,
     TrainRNNConfig,
     TrainVAEConfig,
 )
@@ -56,7 +56,6 @@ def _presets() -> dict[str, Config]:
         evolve=EvolveConfig(
             evaluate_in="environment", features="zh", bias=True, temperature=1.0, max_steps=1000, generations=1_800
         ),
-        iterate=IterateConfig(episodes=300, generations=100),
     )
     exploring = "brownian:3, repeat 1-20:1"
     quick = replace(
@@ -96,8 +95,8 @@ def _presets() -> dict[str, Config]:
             num_envs=96,
         ),
     )
-    # For `worldmodels iterate`: episodes of open-loop policies are short, so dreams are at most 300 steps long. A round
-    # adds episodes of C (docs/lab_notes/carracing_dreams_alone.md).
+    # Episodes of open-loop policies are short, so dreams are at most 300 steps long. A round of own play adds episodes
+    # of C (docs/lab_notes/carracing_dreams_alone.md).
     dream = replace(
         small,
         preset="dream",
@@ -125,12 +124,12 @@ def _presets() -> dict[str, Config]:
             max_steps=300,
             popsize=64,
             episodes=8,
-            generations=40,
+            generations=50,
             evaluate_every=10,
             evaluate_episodes=256,
         ),
         evaluate=EvaluateConfig(episodes=16, num_envs=16),
-        iterate=IterateConfig(
+        rounds=RoundsConfig(
             rounds=1,
             episodes=120,
             policies="agent:3, agent with parameter noise:1",
@@ -138,7 +137,8 @@ def _presets() -> dict[str, Config]:
             vae_lr=5e-4,
             rnn_steps=1_000,
             rnn_lr=2e-3,
-            generations=50,
+            generations=40,
+            evaluate_episodes=16,
         ),
     )
     return {"quick": quick, "small": small, "paper": paper, "dream": dream}
@@ -164,7 +164,7 @@ TASK = Task(
         "z, 40 hidden": {"evolve": {"features": "z", "hidden_units": 40}},
         "z, h": {"evolve": {"features": "zh", "hidden_units": 0}},
         "z, h, M untrained": {
-            "train_rnn": {"steps": 0},
+            "train_rnn": {"steps": 0, "init_from": ""},
             "evolve": {"features": "zh", "hidden_units": 0, "evaluate_in": "environment"},
         },
     },

@@ -10,7 +10,7 @@ from worldmodels.pipeline.config import (
     CollectConfig,
     Config,
     EvolveConfig,
-    IterateConfig,
+    RoundsConfig,
     TrainRNNConfig,
     TrainVAEConfig,
 )
@@ -43,7 +43,7 @@ QUICK = Config(
         evaluate_every=10,
         evaluate_episodes=256,
     ),
-    iterate=IterateConfig(rounds=3, episodes=100, generations=60),
+    rounds=RoundsConfig(episodes=100, generations=60),
 )
 
 TASK = Task(
@@ -60,7 +60,7 @@ TASK = Task(
         "right": constant(-1.0),
     },
     baselines={"random": "uniform", "collecting": "repeat 1-20", "noop": "noop"},
-    presets={"quick": QUICK, "paper": replace(QUICK, preset="paper", iterate=replace(QUICK.iterate, rounds=20))},
+    presets={"quick": QUICK, "paper": replace(QUICK, preset="paper", rounds=replace(QUICK.rounds, rounds=20))},
     score="points",
     description="Pendulum: a rod is swung up and balanced; the score is minus the sum of squared angle, speed "
     "and torque over 200 steps, 0 at best.",

@@ -11,7 +11,7 @@ from worldmodels.pipeline.config import (
     Config,
     EvaluateConfig,
     EvolveConfig,
-    IterateConfig,
+    RoundsConfig,
     TrainRNNConfig,
     TrainVAEConfig,
 )
@@ -52,6 +52,7 @@ def _presets() -> dict[str, Config]:
             generations=6,
             episodes=8,
             common_random_numbers=True,
+            scale_inputs=True,
             termination="expected",
             evaluate_every=2,
             evaluate_episodes=256,
@@ -65,9 +66,14 @@ def _presets() -> dict[str, Config]:
         train_vae=replace(quick.train_vae, steps=8_000),
         train_rnn=replace(quick.train_rnn, hidden_size=512, steps=3_000, sequence_length=128),
         evolve=EvolveConfig(
-            generations=16, common_random_numbers=True, termination="expected", evaluate_every=4, evaluate_episodes=512
+            generations=16,
+            common_random_numbers=True,
+            scale_inputs=True,
+            termination="expected",
+            evaluate_every=4,
+            evaluate_episodes=512,
         ),
-        iterate=IterateConfig(rounds=1, episodes=500, vae_steps=0, rnn_steps=4_800, rnn_lr=1.5e-3, generations=16),
+        rounds=RoundsConfig(episodes=500, vae_steps=0, rnn_steps=4_800, rnn_lr=1.5e-3, generations=16),
     )
     pretrained = replace(
         paper,
@@ -75,16 +81,25 @@ def _presets() -> dict[str, Config]:
         world_model="takecover",
         check_dream=CheckDreamConfig(episodes=20, dream_episodes=64),
         evolve=EvolveConfig(
-            generations=4,
+            generations=8,
             episodes=8,
             common_random_numbers=True,
+            scale_inputs=True,
             termination="expected",
-            evaluate_every=2,
-            evaluate_episodes=256,
+            evaluate_every=4,
+            evaluate_episodes=512,
         ),
-        evaluate=EvaluateConfig(episodes=50, num_envs=24),
+        evaluate=EvaluateConfig(num_envs=32),
     )
-    return {"pretrained": pretrained, "quick": quick, "small": small, "paper": paper}
+    # Round 0 explores with a C that is evolved for few generations; the last round's C is the agent.
+    full = replace(
+        small,
+        preset="full",
+        collect=quick.collect,
+        evolve=replace(small.evolve, generations=60),
+        rounds=RoundsConfig(rounds=2, episodes=300, vae_steps=0, rnn_steps=3_000, rnn_lr=1.5e-3, generations=16),
+    )
+    return {"pretrained": pretrained, "quick": quick, "small": small, "full": full, "paper": paper}
 
 
 TASK = Task(
@@ -103,14 +118,14 @@ TASK = Task(
     preset="pretrained",
     survival=True,
     paper_score=(1092, 556),
-    minutes={"pretrained": 5, "quick": 30, "small": 100},
+    minutes={"pretrained": 5, "quick": 30, "small": 100, "full": 480},
     ablations={
         "z": {"evolve": {"features": "z"}},
         "z, h": {"evolve": {"features": "zh"}},
         "z, c, h": {"evolve": {"features": "zch"}},
         "z, c, h, in the game": {"evolve": {"features": "zch", "evaluate_in": "environment"}},
         "z, c, h, M untrained, in the game": {
-            "train_rnn": {"steps": 0},
+            "train_rnn": {"steps": 0, "init_from": ""},
             "evolve": {"features": "zch", "evaluate_in": "environment"},
         },
     },
