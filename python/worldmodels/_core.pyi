@@ -98,6 +98,12 @@ class LstmState:
         num_threads: int,
     ) -> tuple[FloatArray, FloatArray]: ...
 
+# --- compression of frames (bind_compression.cpp) ---
+
+def compress_frames(
+    frames: npt.NDArray[np.uint8],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.bool_]]: ...
+
 # --- resizing of screens (bind_screen.cpp) ---
 
 class ScreenResizer:

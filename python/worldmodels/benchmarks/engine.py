@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
@@ -104,6 +105,7 @@ def bare_loop(pipe: Connection, job: Job) -> None:
 
     from worldmodels.envs.take_cover import THRESHOLD, TakeCoverEnv
 
+    os.setsid()  # like a worker: Linux shares the CPUs between sessions
     env = TakeCoverEnv()
     game = env._game
     space = env.action_space
