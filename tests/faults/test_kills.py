@@ -123,6 +123,7 @@ def contents(run):
             found[name]["summary"].pop("bytes", None)
         elif path.suffix == ".jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = [line for line in lines if line.get("stage") != "profile"]
             found[name] = [{key: line[key] for key in line if key != "seconds"} for line in lines]
             if path.parent.name == "evaluate":
                 found[name][1:] = sorted(found[name][1:], key=lambda line: line["episode"])

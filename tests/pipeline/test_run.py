@@ -371,7 +371,7 @@ def test_an_interrupted_stage_keeps_its_profile(tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt) if function is interrupted else contextlib.nullcontext():
                 experiment.run_stage("encode")
         lines = [json.loads(line) for line in experiment.path("metrics.jsonl").read_text().splitlines()]
-        assert [line["of"] for line in lines] == 3 * ["encode"]
+        assert [line["of"] for line in lines].count("encode") == 3
         assert read_profiles(tmp_path)["encode"]["forward"] == 2.0
     with Run(tmp_path, rerun="encode"):  # discards it
         assert "encode" not in read_profiles(tmp_path)
