@@ -221,7 +221,7 @@ def test_rounds_may_be_added_until_the_last_one_has_begun(made, two_baselines, t
 
 
 def test_the_last_round_is_changed_by_the_commands_of_the_stages(copied, monkeypatch, capsys):
-    """Its evolution goes on for another generation, and the agent plays another game."""
+    """The last round may be extended by a generation and a game."""
     before = (copied / "rounds" / "1" / "evolve" / "controller.safetensors").read_bytes()
     assert main(["evolve", "--out", str(copied), "--generations", "3"]) == 0
     assert "already complete" not in capsys.readouterr().err
