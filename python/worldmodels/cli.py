@@ -21,6 +21,7 @@ from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.support import settings
 from worldmodels.support.cpu import describe
+from worldmodels.support.processes import keep_sigint
 from worldmodels.support.suggestions import suggestion
 from worldmodels.support.validation import MAX_SEED, check_integer, check_positive, check_real
 from worldmodels.support.versions import versions
@@ -280,7 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command in ("play", "dream"):
             _show(options)
         else:
-            _work(options)
+            with keep_sigint():
+                _work(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         # After a Ctrl-C during exec() (used by dataclasses and namedtuples), Python exits by the signal instead of with

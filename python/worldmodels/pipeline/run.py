@@ -30,6 +30,7 @@ from worldmodels.pipeline.profiles import PROFILE, is_profile
 from worldmodels.pipeline.stage import C, Stage, StageFailedError
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.support.files import atomic_path, parse_line, read_json, write_json
+from worldmodels.support.processes import check_sigint
 from worldmodels.support.profile import take_profile
 from worldmodels.support.progress import label
 from worldmodels.support.suggestions import suggestion
@@ -275,7 +276,9 @@ class Run(RunFolder):
             FileNotFoundError: A required stage is not complete.
             StageFailedError: The stage or an earlier one failed its quality gate, and ``force`` is False.
             ValueError: The launch has several processes, and the stage does not support them.
+            KeyboardInterrupt: Ctrl-C was pressed, and its KeyboardInterrupt was dropped.
         """
+        check_sigint()
         stage = stages.get(name)
         self._check_distributed(stage)
         done = self.ranks.broadcast(self.is_done(name))

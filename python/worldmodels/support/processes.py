@@ -37,6 +37,45 @@ def defer_sigint() -> Iterator[None]:
             handler(*heard[0])
 
 
+class _Received:
+    """Whether Ctrl-C was pressed since :func:`keep_sigint` began."""
+
+    sigint = False
+
+
+@contextlib.contextmanager
+def keep_sigint() -> Iterator[None]:
+    """Remember that SIGINT raised KeyboardInterrupt, for :func:`check_sigint`.
+
+    Python drops a KeyboardInterrupt that a destructor, a weak reference's callback or an import lock's raises.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        _Received.sigint = True
+        handler(number, frame)
+
+    _Received.sigint = False
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def check_sigint() -> None:
+    """Raise the KeyboardInterrupt of a SIGINT that was dropped.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed since :func:`keep_sigint` began.
+    """
+    if _Received.sigint:
+        raise KeyboardInterrupt
+
+
 class Owned:
     """Base class of objects with threads, locks or child processes, which are unusable in a forked process.
 

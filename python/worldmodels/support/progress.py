@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from worldmodels.support.processes import check_sigint
+
 _CONTEXT = ContextVar("context", default="")
 
 
@@ -51,7 +53,12 @@ class Progress:
         return time.monotonic() - self._began
 
     def update(self, done: int, note: str = "") -> None:
-        """Report the number of completed units; ``note`` is appended to the line."""
+        """Report the number of completed units; ``note`` is appended to the line.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed, and its KeyboardInterrupt was dropped.
+        """
+        check_sigint()
         now = time.monotonic()
         if now - self._shown < (0.2 if self._live else 30.0):
             return
