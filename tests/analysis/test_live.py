@@ -1,6 +1,9 @@
+from dataclasses import asdict, replace
+
 import numpy as np
 import pygame
 import pytest
+import torch
 
 from worldmodels.analysis import live
 from worldmodels.analysis.recording import termination_probability
@@ -9,6 +12,10 @@ from worldmodels.dream.env import DreamEnv
 from worldmodels.dream.native import Dream
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.agent import Agent, Recorder, load_controller
+from worldmodels.models.controller import Controller
+from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.vae import ConvVAE
+from worldmodels.models.weights import save_model, save_tensors
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.runner import episode_seed, record
@@ -81,6 +88,12 @@ def test_the_keys_of_three_actions():
     press(pygame.K_RIGHT, pygame.K_DOWN)
     player.frame()
     np.testing.assert_allclose(game.actions, [[-1, 1, 0], [1, 0, 0.8]])
+
+
+@pytest.mark.parametrize("keys", [{"a": (1.0,)}, {"left": (1.0, 0.0)}])
+def test_keys_of_a_task_are_checked(keys):
+    with pytest.raises(ValueError, match=r"^keys: expected left, right, up, down, each with at most 1 numbers, got '"):
+        replace(tasks.get("takecover"), keys=keys)
 
 
 def test_m_toggles_the_agent():
@@ -286,9 +299,35 @@ def test_keys_move_the_player_of_the_game():
     assert all((a != b).any() for a, b in [(frames[0], frames[1]), (frames[1], frames[2]), (frames[0], frames[2])])
 
 
+def test_the_car_is_driven_by_keys(tmp_path):
+    """An agent with random weights, and an M without a done head."""
+    torch.manual_seed(0)
+    controller = Controller(4, 8, 3, features="zh", bias=True, squash="carracing")
+    save_model(tmp_path / "vae" / "vae.safetensors", ConvVAE(4))
+    save_model(tmp_path / "rnn" / "rnn.safetensors", MDNRNN(4, 3, 8))
+    where, config = tmp_path / "evolve" / "controller.safetensors", {"config": asdict(controller)}
+    save_tensors(where, {"params": torch.randn(controller.size)}, config)
+    task = tasks.get("carracing")
+    places = []
+    for keys in ([], [pygame.K_UP], [pygame.K_UP, pygame.K_LEFT]):
+        game = live.RealGame(tmp_path, task.presets["quick"].environment, seed=0, rules=task.rules)
+        player = live.Player(game, task.keys, "")
+        press(*keys, release=False)
+        for _ in range(40):
+            player.frame()
+        places.append(game._env.unwrapped._position())
+        assert player.captions()[1] == ""
+        press(pygame.K_m)
+        player.frame()
+        assert player.episodes[0].players == {"you", "the agent"}
+        game.close()
+    still, ahead, left = places
+    assert np.linalg.norm(ahead - still) > 5 and np.linalg.norm(left - ahead) > 1
+
+
 def test_the_game_ends_at_the_limit_of_the_task():
     game, *_ = real()
-    game._rules = tasks.get("takecover").rules.__class__("tanh", 3)
+    game._rules = replace(game._rules, max_steps=3)
     game.restart()
     assert [game.step(None).over for _ in range(3)] == [False, False, True]
     game.close()
