@@ -418,8 +418,8 @@ def test_what_does_not_fit_is_named(weights):
 
 def test_what_does_not_fit_in_a_file_is_named():
     world = small_world()
-    with pytest.raises(TypeError, match=r"^vae: expected a ConvVAE, got Sequential"):
-        small_bundle(world, torch.nn.Sequential())
+    with pytest.raises(TypeError, match=r"^vae: expected a ConvVAE, got Identity"):
+        small_bundle(world, torch.nn.Identity())
     with pytest.raises(ValueError, match=r"^vae: expected 4 latents, as M has, got 5"):
         small_bundle(world, ConvVAE(5))
     with pytest.raises(
