@@ -1,0 +1,1 @@
+"""The page that dreams in the browser."""
