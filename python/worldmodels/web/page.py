@@ -91,12 +91,29 @@ class Page:
         ).encode()
 
 
-def write_page(page: Page, out: Path, *, split: bool) -> None:
-    """Write a page as one file, or as the files of a folder; each file atomically."""
+def check_folder(name: str, out: Path) -> None:
+    """Check a folder for the files of a page before any work: a new one, or one that holds nothing but a page.
+
+    Raises:
+        OSError: The path is a file, its parent does not exist, or the folder holds other files.
+    """
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{name}: no such folder: {out.parent}")
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{name}: expected a folder, got a file: {out}")
+    known = {"index.html", "style.css", *_MODULES, WASM, WEIGHTS}
+    others = sorted(file.name for file in out.glob("*") if file.name not in known and file.suffix != ".webp")
+    if others:
+        raise FileExistsError(f"{name}: expected a new folder or one of a page, got {out} with {others[0]}")
+
+
+def write_page(page: Page, out: Path, *, split: bool) -> int:
+    """Write a page as one file, or as the files of a folder; each file atomically. Returns the number of bytes."""
     files = {out / name: content for name, content in page.folder().items()} if split else {out: page.single()}
     for path, content in files.items():
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
+    return sum(map(len, files.values()))
 
 
 def _fill(**parts: str) -> str:
@@ -135,3 +152,22 @@ def _encode(name: str, content: bytes) -> str:
         planes = np.frombuffer(content, np.uint8)
         content = gzip.compress(np.concatenate([planes[::2], planes[1::2]]).tobytes(), mtime=0)
     return base64.b64encode(content).decode()
+
+
+def wasm_is_built() -> bool:
+    """Whether the build of this package had a compiler for the native core for browsers."""
+    return (ASSETS / WASM).is_file()
+
+
+def read_wasm() -> bytes:
+    """Read the native core for browsers.
+
+    Raises:
+        FileNotFoundError: The build of this package had no compiler for it.
+    """
+    path = ASSETS / WASM
+    if not wasm_is_built():
+        raise FileNotFoundError(
+            f"{path}: not built; `pip install ziglang` and install worldmodels again with --no-build-isolation"
+        )
+    return path.read_bytes()

@@ -125,21 +125,21 @@ function start(about, info) {
     const value = asked.has(name) ? Number(asked.get(name)) : NaN;
     return value >= low && value <= high ? value : otherwise;
   };
-  return { seed: Math.floor(number("seed", 0, 2 ** 32 - 1, 0)), temperature: number("temperature", 0.05, 2, info.temperature ?? 1) };
+  return { seed: Math.floor(number("seed", 0, 2 ** 32 - 1, 0)), temperature: number("temperature", 0.05, 2, info.temperature) };
 }
 
 /** A number with its unit, in bold. */
 const strong = (text) => element("strong", {}, text);
 
 function exploited(world, about, recorded) {
-  const { agent, temperature, termination, dream, game, longest } = about.exploited;
+  const { agent, temperature, termination, dream, game } = about.exploited, longest = world.info.maxSteps;
   $("#exploited-text").textContent =
     `This controller was evolved at temperature ${temperature}, where M's dream is nearly deterministic and its errors repeat. ` +
     `In that dream it survives ${count(dream.mean)} of ${count(longest)} steps; in the real game it dies after ${count(game.mean)}, no later than a random player.`;
   $("#exploited-note").textContent =
     `Means over ${dream.n} dreams and ${game.n} games; 95 % intervals ${count(dream.ci95[0])} to ${count(dream.ci95[1])} and ${count(game.ci95[0])} to ${count(game.ci95[1])}. ` +
-    `These dreams end where M's termination probability exceeds one half. A higher temperature makes errors of M harder to exploit.`;
-  pair($("#exploited"), world, about, recorded, { agent, temperature, termination, seed: about.exploited.seed }, [
+    `These dreams end where M's output exceeds one half. ${recorded.note}`;
+  pair($("#exploited"), world, about, recorded, { agent, temperature, termination, seed: 0 }, [
     [strong(`${count(dream.mean)} steps`), ` in its dream at temperature ${temperature}, computed here`],
     [strong(`${count(game.mean)} steps`), " in the real game, recorded"],
   ]);
@@ -148,21 +148,20 @@ function exploited(world, about, recorded) {
 function agentPair(world, about, recorded) {
   const { dream, game } = about.scores;
   $("#agent-text").textContent =
-    "The controller C was evolved in dreams and then played the real game. On the left its dream is computed here; on the right is a recording of the game, of which V sees every frame and M keeps the state.";
-  $("#agent-text").textContent = $("#agent-text").textContent.replace(", of which V sees every frame and M keeps the state", "");
-  const score = (one, where) => (one ? [strong(`${count(one.mean)} ${about.score}`), ` ${where} (mean of ${count(one.n)})`] : [where]);
+    "C, a linear controller, acts on V's latent vector and M's state, in the dream as in the game. " +
+    "The dream is computed here and takes its own course; the game is a recording.";
+  const score = (one, where) => (one ? [strong(`${count(one.mean)} ${about.score}`), ` ${where}, mean of ${count(one.n)}`] : [where]);
   pair($("#agent"), world, about, recorded, { agent: about.agents[0], temperature: world.info.temperature, seed: 7 }, [
     score(dream, `in the dream at temperature ${world.info.temperature}`),
     score(game, "in the real game"),
   ]);
-  $("#agent-note").textContent = recorded.note ?? "";
+  $("#agent-note").textContent = recorded.note;
 }
 
 async function main() {
   const about = JSON.parse(document.getElementById("about").textContent);
   const files = about.blocks ? new PageFiles(about) : new FolderFiles(about);
   $("#description").textContent = about.description;
-  $("#goal").textContent = about.goal;
   await files.arrive?.();
   const [wasm, weights] = await Promise.all([files.read("dream.wasm"), files.read("dream.safetensors")]);
   const [agentFilm, exploitedFilm] = await Promise.all([film(files, about.films.agent), film(files, about.films.exploited)]);
@@ -178,7 +177,7 @@ async function main() {
     vision: () => vision(world, about, agentFilm ?? exploitedFilm),
     memory: () => memory(world, about),
     agent: agentFilm && about.agents.length && (() => agentPair(world, about, agentFilm)),
-    evolve: () => evolve(world, about, { wasm, weights }, () => files.createWorker(), played.useAgent),
+    evolve: about.evolution && (() => evolve(world, about, { wasm, weights }, () => files.createWorker(), played.useAgent)),
   };
   for (const [name, setUp] of Object.entries(demonstrations)) if (!setUp) document.getElementById(name).remove();
   for (const section of document.querySelectorAll("main section")) {

@@ -4,13 +4,13 @@ import { $, Chart, Runner, badge, count, paint, slider } from "./ui.js";
 /** Name of the agent that is evolved. */
 export const YOURS = "yours";
 
-/** Answers of the worker: one message per generation, until it is stopped. */
+/** The worker: one message per generation, until it is terminated. */
 export async function evolveInWorker(WorldModel, { data: { wasm, weights, settings } }) {
   const world = await WorldModel.load({ wasm, weights });
-  const search = world.evolution(settings);
+  const search = world.evolution(settings), { shape } = search;
   for (;;) {
-    const start = performance.now(), found = await search.generation();
-    postMessage({ ...found, parameters: Float32Array.from(search.parameters), seconds: (performance.now() - start) / 1000 });
+    const start = performance.now(), found = search.generation();
+    postMessage({ ...found, shape, parameters: search.parameters, seconds: (performance.now() - start) / 1000 });
   }
 }
 
@@ -18,7 +18,7 @@ export async function evolveInWorker(WorldModel, { data: { wasm, weights, settin
 export function evolve(world, about, files, createWorker, useAgent) {
   const section = $("#evolve"), status = $("#evolve-status"), start = $("#evolve-start");
   const state = { worker: null, lines: [], seed: 1, episode: 1 };
-  const dream = world.dream({ seed: 1, temperature: about.start.temperature, maxSteps: about.max_steps });
+  const dream = world.dream({ seed: 1 });
   const chart = new Chart($("#evolve-chart"), { height: 230, x: [0, 10], y: [0, 100], labelY: about.score, labelX: "generation", format: count });
   chart.redraw = curves;
   slider($("#evolve-population"), $("#evolve-population-value"), String, reset);
@@ -28,7 +28,7 @@ export function evolve(world, about, files, createWorker, useAgent) {
 
   function step() {
     const found = dream.step(dream.act(YOURS));
-    if (found.terminated || dream.steps >= about.max_steps) dream.reset(++state.episode);
+    if (found.terminated || found.truncated) dream.reset(++state.episode);
   }
 
   function draw() {
@@ -38,18 +38,18 @@ export function evolve(world, about, files, createWorker, useAgent) {
   }
 
   function curves() {
-    const { lines } = state, shown = lines.flatMap(({ best, mean, evaluation }) => [best, mean, evaluation ?? mean]);
+    const { lines } = state, shown = lines.flatMap(({ best, worst }) => [best, worst]);
     const low = Math.min(0, ...shown), high = Math.max(low + 1, ...shown);
     chart.range([0, Math.max(10, lines.length)], [low, high * 1.05]);
-    const of = (name) => lines.map((line, at) => [at + 1, line[name]]).filter((point) => point[1] != null);
-    chart.line("mean", "fine", of("mean"));
-    chart.line("evaluation", "line", of("evaluation"));
+    const of = (name) => lines.map((line, at) => [at + 1, line[name]]);
+    chart.line("worst", "fine", of("worst"));
+    chart.line("mean", "line", of("mean"));
     chart.dots("best", of("best"));
   }
 
   function received({ data }) {
     state.lines.push(data);
-    world.setAgent(YOURS, data.parameters);
+    world.setAgent(YOURS, data.parameters, data.shape);
     if (state.lines.length === 1) {
       dream.temperature = Number($("#evolve-temperature").value);
       dream.reset(state.episode);
@@ -57,8 +57,9 @@ export function evolve(world, about, files, createWorker, useAgent) {
       $("#evolve-overlay").hidden = true;
       $("#evolve-take").disabled = false;
     }
-    const score = data.evaluation ?? data.mean;
-    status.textContent = `Generation ${state.lines.length}: mean controller ${count(score)} ${about.score}, best candidate ${count(data.best)}; ${data.seconds.toFixed(1)} s a generation.`;
+    status.textContent =
+      `Generation ${data.generation}: ${count(data.mean)} ${about.score} on average, best candidate ${count(data.best)}. ` +
+      `${count(data.steps)} steps of dreams in ${data.seconds.toFixed(1)} s.`;
     curves();
   }
 
@@ -103,6 +104,6 @@ export function evolve(world, about, files, createWorker, useAgent) {
   start.addEventListener("click", () => (state.worker ? stop() : begin()));
   $("#evolve-reset").addEventListener("click", reset);
   $("#evolve-take").addEventListener("click", () => useAgent(YOURS));
-  temperature(about.start.temperature);
+  temperature(dream.temperature);
   return { state };
 }

@@ -7,7 +7,7 @@ const WIDTH = 4; // ends of the axis of a latent
 /** Set up the demonstration. */
 export function memory(world, about) {
   const section = $("#memory"), agent = about.agents[0];
-  const dream = world.dream({ seed: 3, temperature: about.start.temperature, maxSteps: about.max_steps });
+  const dream = world.dream({ seed: 3 });
   const state = { seed: 3, latent: 0, past: [] };
   const density = new Chart($("#memory-density"), { height: 190, x: [-WIDTH, WIDTH], y: [0, 1], ticksY: 2, left: 30, labelY: "density" });
   const series = new Chart($("#memory-series"), { height: 110, x: [0, SHOWN], y: [-WIDTH, WIDTH], ticksY: 3, left: 30, labelX: "step" });
@@ -15,9 +15,9 @@ export function memory(world, about) {
 
   function step() {
     const found = dream.step(agent ? dream.act(agent) : new Float32Array(about.actions.length));
-    state.past.push(Float32Array.from(dream.z));
+    state.past.push(dream.z);
     if (state.past.length > SHOWN) state.past.shift();
-    if (found.terminated || dream.steps >= about.max_steps) restart(state.seed + 1);
+    if (found.terminated || found.truncated) restart(state.seed + 1);
   }
 
   function restart(seed) {
@@ -62,7 +62,7 @@ export function memory(world, about) {
   $("#memory-step").addEventListener("click", () => (pause(true), runner.once()));
   $("#memory-restart").addEventListener("click", () => (restart(state.seed), pause(false), draw()));
   latent(0);
-  temperature(about.start.temperature);
+  temperature(dream.temperature);
   restart(state.seed);
   draw();
   pause(still());

@@ -5,11 +5,11 @@ const HOLD = 2; // seconds for which a film that ended shows its last frame
 
 /**
  * @param {HTMLElement} section
- * @param {{agent: string, temperature: number, termination: string, seed: number}} chosen
+ * @param {{agent: string, temperature: number, termination?: string, seed: number}} chosen
  */
 export function pair(section, world, about, film, chosen, captions) {
   const [left, right] = section.querySelectorAll("figure");
-  const dream = world.dream({ ...chosen, maxSteps: about.max_steps });
+  const dream = world.dream(chosen);
   const parts = [left, right].map((figure) => ({ canvas: $("canvas", figure), badge: $(".badge", figure), caption: $("figcaption", figure) }));
   const rate = about.frames_per_second, state = { seed: chosen.seed, over: false, at: 0, total: 0 };
   captions.forEach((caption, at) => parts[at].caption.append(...caption));
@@ -24,7 +24,7 @@ export function pair(section, world, about, film, chosen, captions) {
     if (!state.over) {
       const found = dream.step(dream.act(chosen.agent));
       state.total += found.reward;
-      state.over = found.terminated || dream.steps >= about.max_steps;
+      state.over = found.terminated || found.truncated;
     }
     if (++state.at >= film.steps + HOLD * rate) {
       state.at = 0;
@@ -37,7 +37,7 @@ export function pair(section, world, about, film, chosen, captions) {
     paint(parts[0].canvas, world.decode(dream.z));
     film.draw(parts[1].canvas, at);
     const score = about.survival ? "" : `, return ${count(state.total)}`;
-    badge(parts[0].badge, `Dream: step ${count(dream.steps)}${score}${state.over ? ", over" : ""}`, state.over && dream.steps < about.max_steps);
+    badge(parts[0].badge, `Dream: step ${count(dream.steps)}${score}${state.over ? ", over" : ""}`, state.over && dream.steps < dream.maxSteps);
     badge(parts[1].badge, `Game: step ${count(film.first + at + 1)}${over ? ", over" : ""}`, over);
   }
 

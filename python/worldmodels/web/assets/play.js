@@ -50,7 +50,7 @@ class Hands {
 /** Set up the demonstration; returns a function that changes the agent that plays. */
 export function play(world, about) {
   const section = $("#play"), screen = $("#play-screen"), canvas = $("#play-canvas"), overlay = $("#play-overlay");
-  const dream = world.dream({ seed: about.start.seed, temperature: about.start.temperature, maxSteps: about.max_steps });
+  const dream = world.dream({ seed: about.start.seed, temperature: about.start.temperature });
   const hands = new Hands(about), rate = about.frames_per_second;
   const state = { seed: about.start.seed, player: "agent", agent: about.agents[0], total: 0, best: 0, over: false, chance: null, waiting: true };
   const past = []; // [step, probability]
@@ -82,20 +82,19 @@ export function play(world, about) {
     const action = human ? hands.action() : dream.act(state.agent);
     const found = timed("step", () => dream.step(action));
     state.total += found.reward;
-    state.chance = found.terminationProbability ?? null;
-    state.over = found.terminated || dream.steps >= about.max_steps;
+    state.chance = world.info.doneHead ? found.terminationProbability : null;
+    state.over = found.terminated || found.truncated;
     past.push([dream.steps, state.chance ?? 0]);
     if (past.length > HISTORY * rate) past.shift();
-    if (state.over) finish();
+    if (state.over) finish(found.truncated);
   }
 
-  function finish() {
-    const long = dream.steps >= about.max_steps && dream.steps;
+  function finish(truncated) {
     if (state.player !== "agent") state.best = Math.max(state.best, about.survival ? dream.steps : state.total);
     if (state.waiting) return setTimeout(() => state.waiting && restart(state.seed + 1), 1500);
     const who = { human: "You survived", agent: "The agent survived", both: "You and the agent survived" }[state.player];
     const result = about.survival ? `${who} ${count(dream.steps)} steps.` : `The dream ended after ${count(dream.steps)} steps, return ${count(state.total)}.`;
-    $("#play-message").textContent = long ? `${result} That is the longest dream there is.` : result;
+    $("#play-message").textContent = truncated ? `${result} That is the longest dream there is.` : result;
     $("#play-start").textContent = "Again";
     overlay.hidden = false;
   }
@@ -236,7 +235,6 @@ export function play(world, about) {
     $("#play-player").hidden = true;
     state.player = "human";
   }
-  $("#play-message").textContent = about.goal;
   temperature(about.start.temperature);
   restart();
   pause(still());

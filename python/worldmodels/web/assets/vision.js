@@ -22,7 +22,7 @@ export function vision(world, about, film) {
 
   function encode() {
     const picture = pixels(canvas), { mu } = world.encode(picture), decoded = world.decode(mu);
-    encoded = Float32Array.from(mu);
+    encoded = mu;
     paint($("#vision-reconstruction"), decoded);
     let sum = 0;
     for (let at = 0; at < picture.length; at++) if (at % 4 < 3) sum += (picture[at] - decoded[at]) ** 2;
@@ -98,12 +98,12 @@ export function vision(world, about, film) {
 
 /** Pictures of a dream, every eighth step. */
 function dreamed(world, about) {
-  const dream = world.dream({ seed: 1, temperature: about.start.temperature, maxSteps: about.max_steps }), frames = [];
-  dream.reset(1);
+  const dream = world.dream({ seed: 1 }), frames = [];
   for (let at = 0; at < 8 * SAMPLED; at++) {
-    if (at % 8 === 0) frames.push(Uint8ClampedArray.from(world.decode(dream.z)));
+    if (at % 8 === 0) frames.push(world.decode(dream.z));
     const action = about.agents[0] ? dream.act(about.agents[0]) : new Float32Array(about.actions.length);
     if (dream.step(action).terminated) break;
   }
+  dream.free();
   return frames;
 }
