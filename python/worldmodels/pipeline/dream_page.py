@@ -77,7 +77,7 @@ def make_page(folder: Path, config: Config) -> Page:
     title, _, description = (task.description or f"{task.name}: the score is in {task.score}.").partition(": ")
     about = {
         "task": task.name,
-        "description": f"{description[:1].upper()}{description[1:]}",
+        "description": f"In {title}, {description}",
         "actions": list(task.actions),
         "squash": task.squash,
         "frames_per_second": task.frames_per_second,

@@ -133,15 +133,18 @@ const strong = (text) => element("strong", {}, text);
 
 function exploited(world, about, recorded) {
   const { agent, temperature, termination, dream, game } = about.exploited, longest = world.info.maxSteps;
+  const result = about.survival
+    ? `survives ${count(dream.mean)} of ${count(longest)} steps; in the real game it dies after ${count(game.mean)}`
+    : `scores ${count(dream.mean)}; in the real game it scores ${count(game.mean)}`;
   $("#exploited-text").textContent =
-    `This controller was evolved at temperature ${temperature}, where M's dream is nearly deterministic and its errors repeat. ` +
-    `In that dream it survives ${count(dream.mean)} of ${count(longest)} steps; in the real game it dies after ${count(game.mean)}, no later than a random player.`;
+    `This controller was evolved at temperature ${temperature}, where the dream is nearly deterministic and M makes the same errors again and again. ` +
+    `In that dream it ${result}.`;
   $("#exploited-note").textContent =
     `Means over ${dream.n} dreams and ${game.n} games; 95 % intervals ${count(dream.ci95[0])} to ${count(dream.ci95[1])} and ${count(game.ci95[0])} to ${count(game.ci95[1])}. ` +
     `These dreams end where M's output exceeds one half. ${recorded.note}`;
   pair($("#exploited"), world, about, recorded, { agent, temperature, termination, seed: 0 }, [
-    [strong(`${count(dream.mean)} steps`), ` in its dream at temperature ${temperature}, computed here`],
-    [strong(`${count(game.mean)} steps`), " in the real game, recorded"],
+    [strong(`${count(dream.mean)} ${about.score}`), ` in its dream at temperature ${temperature}`],
+    [strong(`${count(game.mean)} ${about.score}`), " in the real game"],
   ]);
 }
 

@@ -50,7 +50,8 @@ export function memory(world, about) {
     density.line("all", "line", all);
     density.mark("sample", Math.max(-WIDTH, Math.min(WIDTH, sample)));
     const first = dream.steps - state.past.length;
-    series.range([dream.steps - SHOWN, dream.steps], [-WIDTH, WIDTH]);
+    const end = Math.max(SHOWN, dream.steps);
+    series.range([end - SHOWN, end], [-WIDTH, WIDTH]);
     series.line("values", "line", state.past.map((z, at) => [first + at + 1, Math.max(-WIDTH, Math.min(WIDTH, z[state.latent]))]));
   }
 

@@ -72,6 +72,7 @@ export function play(world, about) {
     dream.reset(seed);
     $("#play-seed").value = seed;
     overlay.hidden = !state.waiting;
+    overlay.classList.toggle("low", state.waiting);
     address();
     draw();
   }
@@ -96,6 +97,7 @@ export function play(world, about) {
     const result = about.survival ? `${who} ${count(dream.steps)} steps.` : `The dream ended after ${count(dream.steps)} steps, return ${count(state.total)}.`;
     $("#play-message").textContent = truncated ? `${result} That is the longest dream there is.` : result;
     $("#play-start").textContent = "Again";
+    overlay.classList.remove("low");
     overlay.hidden = false;
   }
 
