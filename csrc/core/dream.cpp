@@ -11,9 +11,6 @@
 namespace worldmodels {
 namespace {
 
-// An episode with expected termination stops below this survival probability.
-constexpr double kMinSurvival = 0.01;
-
 // One thread: plays the episodes of its lanes.
 class Worker {
   public:
@@ -27,7 +24,6 @@ class Worker {
           lanes_(model, &controller) {
         scratch_.lend(lanes_.block());
         params_ = controller_size(controller, model.view().latent, model.view().hidden, model.view().action);
-        expected_ = model.termination().mode == Termination::Mode::expected;
     }
 
     void play(Schedule& schedule, InterruptiblePool& pool, int thread) {
@@ -97,11 +93,7 @@ class Worker {
     // Accounts for the last step of a lane; true when its episode is over.
     bool advance(int lane) {
         Episode& run = running_[lane];
-        run.total += run.survival * static_cast<double>(lanes_.reward(lane));
-        ++run.length;
-        if (expected_) run.survival *= 1.0 - lanes_.termination_probability(lane);
-        const bool done = expected_ ? run.survival < kMinSurvival : lanes_.done(lane, args_.seed);
-        ++lanes_.block().step[lane];
+        const bool done = lanes_.finish_step(lane, args_.seed, run.total, run.survival, run.length);
         if (!done && run.length < args_.max_steps) return false;
         args_.returns[run.job] = static_cast<float>(run.total);
         args_.lengths[run.job] = run.length;
@@ -131,7 +123,6 @@ class Worker {
     Scratch scratch_;
     Lanes lanes_;
     std::size_t params_;  // controller parameters of a candidate
-    bool expected_;
     Episode running_[kBlock]{};
     int active_ = 0;  // lanes that hold an episode, before all others
     std::int64_t computed_ = 0;

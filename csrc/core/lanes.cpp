@@ -9,6 +9,9 @@
 namespace worldmodels {
 namespace {
 
+// An episode with expected termination stops below this survival probability.
+constexpr double kMinSurvival = 0.01;
+
 // Number of rows of a block that hold `count` floats.
 constexpr std::size_t in_rows(std::size_t count) {
     return (count + kBlock - 1) / kBlock;
@@ -79,8 +82,8 @@ void Scratch::lend(Block& block) const {
     block.component = buffers_.component;
 }
 
-Lanes::Lanes(const WorldModel& model, const ControllerView* controller)
-    : view_(model.view()), termination_(model.termination()) {
+Lanes::Lanes(const WorldModel& model, const ControllerView* controller, const Termination& termination)
+    : view_(model.view()), termination_(termination) {
     const std::size_t inputs = static_cast<std::size_t>(view_.inputs()),
                       hidden = static_cast<std::size_t>(view_.hidden);
     if (controller != nullptr)
@@ -116,6 +119,16 @@ bool Lanes::done(int lane, std::uint64_t seed) const {
     const double u =
         termination_uniform(seed, block_.candidate[lane], block_.episode[lane], block_.step[lane]);
     return done_logit(lane) - termination_.log_pos_weight > std::log(u / (1.0 - u));
+}
+
+bool Lanes::finish_step(int lane, std::uint64_t seed, double& total, double& survival, int& length) {
+    const bool expected = termination_.mode == Termination::Mode::expected;
+    total += survival * static_cast<double>(reward(lane));
+    ++length;
+    if (expected) survival *= 1.0 - termination_probability(lane);
+    const bool terminated = expected ? survival < kMinSurvival : done(lane, seed);
+    ++block_.step[lane];
+    return terminated;
 }
 
 void Lanes::start(const Kernels& kernels, const WorldModel& model, std::uint64_t seed,

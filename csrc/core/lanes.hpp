@@ -41,7 +41,9 @@ class Lanes {
   public:
     // Without a controller (null) the caller sets the actions, and every lane has a seed of its own. Starts
     // and steps need a Scratch, which outlives the lanes.
-    Lanes(const WorldModel& model, const ControllerView* controller);
+    Lanes(const WorldModel& model, const ControllerView* controller)
+        : Lanes(model, controller, model.termination()) {}
+    Lanes(const WorldModel& model, const ControllerView* controller, const Termination& termination);
 
     Block& block() { return block_; }
     const Block& block() const { return block_; }
@@ -55,6 +57,9 @@ class Lanes {
     // Whether the episode terminates with the last step, by threshold or sampled. Called before the lane's
     // step counter advances.
     bool done(int lane, std::uint64_t seed) const;
+    // Adds the last step of a lane to its episode's sums and advances its step counter. Returns whether the
+    // episode terminates; where termination is expected, whether its survival probability is below 1 %.
+    bool finish_step(int lane, std::uint64_t seed, double& total, double& survival, int& length);
     // The seed of a lane's episode, for lanes without a controller.
     std::uint64_t seed(int lane) const {
         return std::uint64_t{block_.keys[kBlock + lane]} << 32 | block_.keys[lane];

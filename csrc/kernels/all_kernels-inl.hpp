@@ -7,6 +7,7 @@
 #include "kernels/conv-inl.hpp"
 #include "kernels/winograd-inl.hpp"
 #include "kernels/convolve-inl.hpp"
+#include "kernels/deconv-inl.hpp"
 #include "kernels/tile-inl.hpp"
 #include "kernels/normals-inl.hpp"
 #include "kernels/bfloat16-inl.hpp"

@@ -86,6 +86,65 @@ struct ConvView {
     }
 };
 
+// Floats of a panel of V's decoder, pixels of zeros at either end of a line, and numbers of a frame's line.
+inline constexpr int kFilterPanel = 32, kPadding = 2, kFrameLine = 64 * 3;
+
+// A transposed convolution of stride 2. Pixel (2 y + a, 2 x + b) sums the pixels (y - u, x - v) of the input
+// times the taps (2 u + a, 2 v + b), for the parities a and b. The input is (side, side + 2 kPadding,
+// channels), the padding zero. Weights are (a, b, u, v, channel, filters), v descending. Of the last layer,
+// all parities are filters: (u, v, channel, 12), the twelve in the order (a, b, filter).
+struct DeconvView {
+    int side, channels;  // of the input, a square
+    int filters, kernel;
+    bool merged;  // parities are filters
+    const float* weights;
+    const float* bias;  // (filters), or (12)
+
+    int out_side() const { return 2 * side - 2 + kernel; }
+    std::ptrdiff_t in_stride() const { return std::ptrdiff_t{side + 2 * kPadding} * channels; }
+    int taps(int parity) const { return (kernel - parity + 1) / 2; }
+    int columns() const { return merged ? kPanel : filters; }  // of the weights
+    // Floats before the weights of a parity 2 a + b.
+    std::ptrdiff_t parity_offset(int parity) const {
+        std::ptrdiff_t taps_before = 0;
+        for (int p = 0; p < parity; ++p) taps_before += taps(p / 2) * taps(p % 2);
+        return taps_before * channels * columns();
+    }
+};
+
+// A line y of the pixels of one parity 2 a + b.
+struct DeconvLine {
+    int y, pixels;
+    int across;               // taps v
+    int first_tap, last_tap;  // u with y - u in the input
+    const float* weights;
+    std::ptrdiff_t tap_size;  // floats of the weights of one u
+
+    DeconvLine(const DeconvView& conv, int parity, int line)
+        : y(line),
+          pixels((conv.out_side() - parity % 2 + 1) / 2),
+          across(conv.taps(parity % 2)),
+          first_tap(line < conv.side ? 0 : line - conv.side + 1),
+          last_tap(line < conv.taps(parity / 2) ? line + 1 : conv.taps(parity / 2)),
+          weights(conv.weights + conv.parity_offset(parity)),
+          tap_size(std::ptrdiff_t{across} * conv.channels * conv.columns()) {}
+    // The first pixel, in the padded input, that enters pixel x.
+    int column(int x) const { return x - across + 1 + kPadding; }
+};
+
+// V's decoder: a matrix of 5 * 5 * 128 rows, then three transposed convolutions. Panels of the matrix as in
+// ModelView, of kFilterPanel rows in the order (y, x, channel).
+struct DecoderView {
+    int latent;
+    const float* point;
+    DeconvView layers[3];
+};
+
+// The inputs of the layers, padded. Kernels leave the padding as it is.
+struct DecoderBuffers {
+    float* inputs[3];
+};
+
 // Resizing along one axis: output pixel i is the mean of `count` input pixels from first[i] on, with weights
 // that are repeated four times.
 struct TapsView {
@@ -166,6 +225,8 @@ struct Kernels {
     int (*step)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
     // The same with bfloat16 products, for a model packed in bfloat16; null where the target has none.
     int (*step_bfloat16)(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
+    // The actions of a step, without the step: written to x, for the first `lanes` lanes.
+    void (*act)(const ModelView&, const ControllerView&, Block&, int lanes);
     // Advances the LSTM state of the first `lanes` lanes by [z, action, restart] in x, in float32.
     void (*lstm_step)(const ModelView&, Block&, int lanes);
     // One layer of V's encoder: in (side, side, channels, kBlock) to out (out_side, out_side, filters,
@@ -173,6 +234,8 @@ struct Kernels {
     void (*convolve)(const ConvView&, const float* in, float* scratch, float* out, int lanes);
     // One frame, the same bits: in (side, side, channels) to out (out_side, out_side, filters).
     void (*convolve_frame)(const ConvView&, const float* in, float* scratch, float* out);
+    // One frame of V's decoder: z (latent) to frame (64, 64, 3).
+    void (*decode_frame)(const DecoderView&, const float* z, const DecoderBuffers&, std::uint8_t* frame);
     // The first latent of an episode: mu + exp(logvar / 2) * normal; mu, logvar, z: (latent).
     void (*initial_latent)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode,
                            int latent, const float* mu, const float* logvar, float* z);

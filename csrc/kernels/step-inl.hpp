@@ -333,6 +333,11 @@ inline void lstm_step_lanes(const ModelView& m, Block& block, int lanes) {
     lstm<P>(m, block, lanes);
 }
 
+// The actions of the first `lanes` lanes.
+inline void act_lanes(const ModelView& m, const ControllerView& controller, Block& block, int lanes) {
+    act(m, controller, block, vectors_of(lanes));
+}
+
 // One step of the first `lanes` lanes. Returns the number of lanes computed.
 template <class P>
 inline int step_lanes(const ModelView& m, const ControllerView* controller, const Sampling& s, Block& block,
