@@ -81,9 +81,7 @@ class Tab:
         self.context.set_default_timeout(120_000)
         self.page = self.context.new_page()
         self.errors, self.requests = [], []
-        self.page.on(
-            "console", lambda line: self.errors.append(line.text) if line.type in ("error", "warning") else None
-        )
+        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         if script:
@@ -101,6 +99,14 @@ class Tab:
 
     def js(self, script, argument=None):
         return self.page.evaluate(script, argument)
+
+    def wait(self, condition):
+        """Playwright's own wait is an eval, which the policy of the page forbids."""
+        for _ in range(1200):
+            if self.js(condition):
+                return
+            self.page.wait_for_timeout(100)
+        pytest.fail(f"expected {condition}")
 
     def check(self):
         own = (self.url.partition("#")[0], "data:", "blob:")
@@ -207,7 +213,7 @@ def test_pause_restart_and_players(tab):
     tab.page.keyboard.press("m")
     assert tab.page.is_checked("#play-player input[value=agent]")
     tab.page.keyboard.press("r")
-    tab.page.wait_for_function("worldmodels.shown.play.dream.steps > 20")
+    tab.wait("worldmodels.shown.play.dream.steps > 20")
     assert tab.page.inner_text("#play-pause") == "Pause"
     tab.page.keyboard.press("p")
     assert tab.page.inner_text("#play-pause") == "Play"
@@ -279,12 +285,12 @@ def test_own_images_are_encoded(tab, tmp_path):
     before = picture(tab, "reconstruction")
     Image.fromarray(np.full((90, 200, 3), (250, 120, 10), np.uint8)).save(tmp_path / "own.png")
     tab.page.set_input_files("#vision-file", str(tmp_path / "own.png"))
-    tab.page.wait_for_function("document.getElementById('vision-message').textContent.startsWith('own.png')")
+    tab.wait("document.getElementById('vision-message').textContent.startsWith('own.png')")
     assert np.array(picture(tab, "frame")).reshape(-1, 4)[2000].tolist() == [250, 120, 10, 255]
     assert picture(tab, "reconstruction") != before
     (tmp_path / "note.txt").write_text("no image")
     tab.page.set_input_files("#vision-file", str(tmp_path / "note.txt"))
-    tab.page.wait_for_function("document.getElementById('vision-message').textContent.startsWith('note.txt: expected')")
+    tab.wait("document.getElementById('vision-message').textContent.startsWith('note.txt: expected')")
 
 
 def test_latents_are_edited(tab):
@@ -303,7 +309,10 @@ def test_the_sample_lies_in_the_mixture(tab):
     tab.page.fill("#memory-latent", "30")
     tab.page.click("#memory-step")
     found = tab.js(
-        "(() => { const m = worldmodels.shown.memory.dream.mixture(30); return [Array.from(m.weights), m.sample, worldmodels.shown.memory.dream.z[30]]; })()"
+        """() => {
+            const { dream } = worldmodels.shown.memory, { weights, sample } = dream.mixture(30);
+            return [Array.from(weights), sample, dream.z[30]];
+        }"""
     )
     assert sum(found[0]) == pytest.approx(1, abs=1e-5) and found[1] == found[2]
     assert tab.js("document.querySelectorAll('#memory-density path.fine').length") == 5
@@ -312,7 +321,7 @@ def test_the_sample_lies_in_the_mixture(tab):
 def evolve(tab):
     tab.page.fill("#evolve-population", "8")
     tab.page.click("#evolve-start")
-    tab.page.wait_for_function("document.getElementById('evolve-status').textContent.startsWith('Generation 1')")
+    tab.wait("document.getElementById('evolve-status').textContent.startsWith('Generation 1')")
     assert tab.page.is_enabled("#evolve-take")
     tab.page.click("#evolve-start")  # stops
     assert tab.js("worldmodels.shown.evolve.state.worker") is None
@@ -323,7 +332,7 @@ def evolve(tab):
 def test_evolution_runs_in_a_worker(browser, server):
     with Tab(browser, server.url) as tab:
         evolve(tab)
-        tab.page.wait_for_function("worldmodels.shown.play.dream.steps > 5")
+        tab.wait("worldmodels.shown.play.dream.steps > 5")
         tab.check()
 
 
@@ -333,10 +342,10 @@ def test_a_phone_plays_by_touch(browser, server, scheme):
     with Tab(browser, server.url, **phone) as tab:
         assert tab.js("document.documentElement.scrollWidth") <= 390
         tab.page.tap("#play-start")
-        tab.page.wait_for_function("worldmodels.shown.play.dream.steps > 2")
+        tab.wait("worldmodels.shown.play.dream.steps > 2")
         assert tab.js("worldmodels.shown.play.state.player") == "human"
-        ink, page = tab.js("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
-        assert (ink > page) == (scheme == "dark")
+        red = "getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]"
+        assert (int(tab.js(red)) < 100) == (scheme == "dark")
         tab.check()
 
 
@@ -356,7 +365,7 @@ def test_a_truncated_file_is_named(browser, one_file, tmp_path):
 
 def test_an_altered_file_is_named(browser, one_file, tmp_path):
     text = one_file.read_text()
-    start = text.index("base64", 0) * 0 + text.index(f'data-file="{WEIGHTS}">') + 100_000
+    start = text.index(f'data-file="{WEIGHTS}">') + 100_000
     altered = tmp_path / "altered.html"
     altered.write_text(text[:start] + ("A" if text[start] != "A" else "B") + text[start + 1 :])
     found = message(browser, altered.as_uri())

@@ -74,10 +74,11 @@ class PageFiles {
 
   async read(name) {
     const { packed } = this.blocks[name];
+    if (typeof DecompressionStream === "undefined")
+      throw new PageError("This browser is too old for this page: use Chrome 91, Firefox 113 or Safari 16.4, or a newer version.");
     let bytes;
     try {
-      const text = atob(this.text(name));
-      bytes = Uint8Array.from({ length: text.length }, (_, at) => text.charCodeAt(at));
+      bytes = fromBase64(this.text(name));
       if (packed) {
         const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
         bytes = interleave(new Uint8Array(await new Response(stream).arrayBuffer()));
@@ -96,6 +97,13 @@ class PageFiles {
     const source = document.getElementById("app").textContent;
     return new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
   }
+}
+
+function fromBase64(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const found = atob(text), bytes = new Uint8Array(found.length);
+  for (let at = 0; at < bytes.length; at++) bytes[at] = found.charCodeAt(at);
+  return bytes;
 }
 
 /** Put the bytes of float16 numbers together: all low bytes, then all high bytes. */
@@ -142,7 +150,7 @@ function exploited(world, about, recorded) {
   $("#exploited-note").textContent =
     `Means over ${dream.n} dreams and ${game.n} games; 95 % intervals ${count(dream.ci95[0])} to ${count(dream.ci95[1])} and ${count(game.ci95[0])} to ${count(game.ci95[1])}. ` +
     `These dreams end where M's output exceeds one half. ${recorded.note}`;
-  pair($("#exploited"), world, about, recorded, { agent, temperature, termination, seed: 0 }, [
+  return pair($("#exploited"), world, about, recorded, { agent, temperature, termination, seed: 0 }, [
     [strong(`${count(dream.mean)} ${about.score}`), ` in its dream at temperature ${temperature}`],
     [strong(`${count(game.mean)} ${about.score}`), " in the real game"],
   ]);
@@ -154,20 +162,33 @@ function agentPair(world, about, recorded) {
     "C, a linear controller, acts on V's latent vector and M's state, in the dream as in the game. " +
     "The dream is computed here and takes its own course; the game is a recording.";
   const score = (one, where) => (one ? [strong(`${count(one.mean)} ${about.score}`), ` ${where}, mean of ${count(one.n)}`] : [where]);
-  pair($("#agent"), world, about, recorded, { agent: about.agents[0], temperature: world.info.temperature, seed: 7 }, [
+  $("#agent-note").textContent = recorded.note;
+  return pair($("#agent"), world, about, recorded, { agent: about.agents[0], temperature: world.info.temperature, seed: 7 }, [
     score(dream, `in the dream at temperature ${world.info.temperature}`),
     score(game, "in the real game"),
   ]);
-  $("#agent-note").textContent = recorded.note;
+}
+
+/** Remove the demonstrations without data, and link the others. */
+function contents(about) {
+  if (!about.films.exploited) $("#exploited").remove();
+  if (!about.films.agent) $("#agent").remove();
+  if (!about.evolution) $("#evolve").remove();
+  for (const section of document.querySelectorAll("main section")) {
+    const link = element("a", { href: `#${section.id}` }, $("h2", section).textContent);
+    link.addEventListener("click", (event) => (event.preventDefault(), section.scrollIntoView(), section.focus({ preventScroll: true })));
+    $("#contents").append(element("li", {}, link));
+    section.tabIndex = -1;
+  }
 }
 
 async function main() {
   const about = JSON.parse(document.getElementById("about").textContent);
   const files = about.blocks ? new PageFiles(about) : new FolderFiles(about);
   $("#description").textContent = about.description;
+  contents(about);
   await files.arrive?.();
   const [wasm, weights] = await Promise.all([files.read("dream.wasm"), files.read("dream.safetensors")]);
-  const [agentFilm, exploitedFilm] = await Promise.all([film(files, about.films.agent), film(files, about.films.exploited)]);
   const world = await WorldModel.load({ wasm, weights });
   about.agents = world.info.agents.filter((name) => name !== about.exploited?.agent);
   about.start = start(about, world.info);
@@ -175,26 +196,20 @@ async function main() {
   $("main").hidden = false;
 
   const played = play(world, about), shown = { play: played };
-  const demonstrations = {
-    exploited: exploitedFilm && (() => exploited(world, about, exploitedFilm)),
-    vision: () => vision(world, about, agentFilm ?? exploitedFilm),
-    memory: () => memory(world, about),
-    agent: agentFilm && about.agents.length && (() => agentPair(world, about, agentFilm)),
-    evolve: about.evolution && (() => evolve(world, about, { wasm, weights }, () => files.createWorker(), played.useAgent)),
-  };
-  for (const [name, setUp] of Object.entries(demonstrations)) if (!setUp) document.getElementById(name).remove();
-  for (const section of document.querySelectorAll("main section")) {
-    const link = element("a", { href: `#${section.id}` }, $("h2", section).textContent);
-    link.addEventListener("click", (event) => (event.preventDefault(), section.scrollIntoView(), section.focus()));
-    $("#contents").append(element("li", {}, link));
-    section.tabIndex = -1;
-  }
   globalThis.worldmodels = { world, shown, timing, WorldModel };
-  // The first picture is on the screen before the other demonstrations are set up.
+  // The first picture is on the screen before everything else is loaded and set up.
   await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
   performance.mark("first picture");
+  const [agentFilm, exploitedFilm] = await Promise.all([film(files, about.films.agent), film(files, about.films.exploited)]);
+  const demonstrations = {
+    exploited: () => exploited(world, about, exploitedFilm),
+    vision: () => vision(world, about, agentFilm ?? exploitedFilm),
+    memory: () => memory(world, about, shown.vision.latents[0]),
+    agent: () => agentPair(world, about, agentFilm),
+    evolve: () => evolve(world, about, { wasm, weights }, () => files.createWorker(), played.useAgent),
+  };
   for (const [name, setUp] of Object.entries(demonstrations)) {
-    if (setUp) shown[name] = setUp();
+    if (document.getElementById(name)) shown[name] = setUp();
     await new Promise((resolve) => setTimeout(resolve));
   }
   document.documentElement.dataset.ready = "true";

@@ -4,11 +4,11 @@ import { $, Chart, Runner, badge, count, paint, pauseButton, slider, still } fro
 const POINTS = 161, SHOWN = 140; // points of a curve; steps of the series
 const WIDTH = 4; // ends of the axis of a latent
 
-/** Set up the demonstration. */
-export function memory(world, about) {
+/** Set up the demonstration, with a latent to begin with. */
+export function memory(world, about, first) {
   const section = $("#memory"), agent = about.agents[0];
   const dream = world.dream({ seed: 3 });
-  const state = { seed: 3, latent: 0, past: [] };
+  const state = { seed: 3, latent: first, past: [] };
   const density = new Chart($("#memory-density"), { height: 190, x: [-WIDTH, WIDTH], y: [0, 1], ticksY: 2, left: 30, labelY: "density" });
   const series = new Chart($("#memory-series"), { height: 110, x: [0, SHOWN], y: [-WIDTH, WIDTH], ticksY: 3, left: 30, labelX: "step" });
   density.redraw = series.redraw = curves;
@@ -62,7 +62,7 @@ export function memory(world, about) {
   $("#memory-latent").max = world.info.latentSize - 1;
   $("#memory-step").addEventListener("click", () => (pause(true), runner.once()));
   $("#memory-restart").addEventListener("click", () => (restart(state.seed), pause(false), draw()));
-  latent(0);
+  latent(first);
   temperature(dream.temperature);
   restart(state.seed);
   draw();

@@ -110,7 +110,7 @@ export function play(world, about) {
     gauge.firstElementChild.style.width = `${100 * part}%`;
     gauge.firstElementChild.style.setProperty("--full", `${100 / Math.max(part, 0.01)}%`);
     gauge.setAttribute("aria-valuenow", chance.toFixed(3));
-    $("#play-probability").textContent = chance < 0.001 ? "below 0.1 %" : `${(100 * chance).toFixed(1)} %`;
+    $("#play-probability").textContent = chance < 0.001 ? "< 0.1 %" : `${(100 * chance).toFixed(1)} %`;
     const taken = state.player === "both" && hands.busy ? "human" : state.player;
     const who = { human: "You play", agent: "The agent plays", both: "The agent plays; your keys take over" }[taken];
     badge($("#play-who"), state.over ? `Over after ${count(dream.steps)} steps` : who, state.over);

@@ -5,7 +5,7 @@ const SHOWN = 8; // latents with a slider
 const SAMPLED = 32; // frames from which the activity of the latents is measured
 const SPREAD = 3; // ends of a slider
 
-/** Set up the demonstration; without a film the frames are those of a dream. */
+/** Set up the demonstration; without a film the frames are those of a dream. Returns the most active latents. */
 export function vision(world, about, film) {
   const canvas = $("#vision-frame"), message = $("#vision-message");
   const size = world.info.latentSize;
@@ -94,6 +94,7 @@ export function vision(world, about, film) {
   drop.addEventListener("drop", (event) => (event.preventDefault(), open(event.dataTransfer.files[0])));
   position(Math.floor(total / 3));
   show(Math.floor(total / 3));
+  return { latents: sliders.map(({ latent }) => latent) };
 }
 
 /** Pictures of a dream, every eighth step. */
