@@ -27,6 +27,9 @@ def main() -> None:
     starter = home / "envs" / "engine" / "vizdoom"
     assert os.access(starter, os.X_OK), f"expected a script that can be executed, got {starter}"
 
+    wasm = home / "web" / "assets" / "dream.wasm"
+    assert wasm.read_bytes()[:4] == b"\0asm", f"expected WebAssembly, got {wasm}"
+
     dream = wm.Dream.pretrained("takecover", temperature=1.15, max_steps=200)
     size = dream.controller.size
     es = wm.CMAES(np.zeros(size), 0.1, popsize=8, seed=1)

@@ -5,6 +5,7 @@ namespace py = pybind11;
 
 void bind_cmaes(py::module_& m);
 void bind_compression(py::module_& m);
+void bind_decoder(py::module_& m);
 void bind_dream(py::module_& m);
 void bind_encoder(py::module_& m);
 void bind_rnn_training(py::module_& m);
@@ -12,9 +13,10 @@ void bind_screen(py::module_& m);
 void bind_testing(py::module_& m);
 
 PYBIND11_MODULE(_core, m) {
-    m.doc() = "Native core of worldmodels: the dream, V's encoder, M's training, frames and CMA-ES.";
+    m.doc() = "Native core of worldmodels: the dream, V's encoder and decoder, M's training, frames and CMA-ES.";
     bind_cmaes(m);
     bind_compression(m);
+    bind_decoder(m);
     bind_dream(m);
     bind_encoder(m);
     bind_rnn_training(m);

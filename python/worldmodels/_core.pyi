@@ -156,6 +156,14 @@ class Encoder:
     ) -> None: ...
     def encode(self, frames: npt.NDArray[np.uint8], num_threads: int) -> tuple[FloatArray, FloatArray]: ...
 
+# --- V's decoder (bind_decoder.cpp) ---
+
+class Decoder:
+    def __init__(
+        self, point: FloatArray, point_bias: FloatArray, weights: list[FloatArray], biases: list[FloatArray]
+    ) -> None: ...
+    def decode(self, z: FloatArray, num_threads: int) -> npt.NDArray[np.uint8]: ...
+
 # --- CMA-ES (bind_cmaes.cpp) ---
 
 class Cmaes:

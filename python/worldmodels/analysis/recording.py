@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from worldmodels.dream.native import Dream, DreamTrace
 from worldmodels.models.agent import Recorder
+from worldmodels.models.decoder import Decoder
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.models.vae import ConvVAE
 from worldmodels.support.files import atomic_path
 
 Pictures = npt.NDArray[np.uint8]
@@ -165,7 +166,7 @@ def from_dream(
     termination = None
     if trace.done_logit is not None:
         termination = unweighted_probability(trace.done_logit[:steps], done_pos_weight)
-    panels = {f"dream, temperature {dream.temperature:g}": decode(vae, trace.z[:steps])}
+    panels = {f"dream, temperature {dream.temperature:g}": Decoder(vae)(trace.z[:steps])}
     return Recording(panels, trace.action[:steps], termination, complete=steps == total, **look)
 
 

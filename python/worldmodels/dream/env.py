@@ -18,9 +18,10 @@ from worldmodels import _core, pretrained
 from worldmodels.dream.native import check_temperature
 from worldmodels.dream.world_model import WorldModel, load_world_model
 from worldmodels.models.controller import Features
+from worldmodels.models.decoder import Decoder
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import native_model
-from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
 from worldmodels.support.forks import Lock
 from worldmodels.support.simd import Precision, check_precision
@@ -115,8 +116,8 @@ def _resolve_world(arrays: Mapping[str, Any], settings: DreamSettings) -> _World
     return _World(model, "threshold" if asked == "threshold" else "sample", vae_path)
 
 
-def _load_vae(world: _World, render_mode: str | None) -> ConvVAE | None:
-    """Load V if frames are to be rendered."""
+def _load_decoder(world: _World, render_mode: str | None, num_threads: int | None) -> Decoder | None:
+    """Load V's decoder if frames are to be rendered."""
     if render_mode is None:
         return None
     if render_mode != "rgb_array":
@@ -129,7 +130,7 @@ def _load_vae(world: _World, render_mode: str | None) -> ConvVAE | None:
     vae, latent_size = load_model(world.vae_path, ConvVAE), world.model.mdnrnn.latent_size
     if vae.latent_size != latent_size:
         raise ValueError(f"{world.vae_path}: expected V with {latent_size} latents, as M has, got {vae.latent_size}")
-    return vae
+    return Decoder(vae, num_threads=num_threads)
 
 
 class _Dreams:
@@ -230,14 +231,14 @@ class _DreamBase:
     metadata: dict[str, Any]
     render_mode: str | None
     _dreams: _Dreams
-    _vae: ConvVAE | None
+    _decoder: Decoder | None
 
     def _build(
         self, arrays: Mapping[str, Any], settings: DreamSettings, num_envs: int, num_threads: int | None
     ) -> None:
         """Build the dreams; ``arrays`` are mdnrnn, initial_mu and initial_logvar, all of them or none."""
         world = _resolve_world(arrays, settings)
-        self._vae = _load_vae(world, settings.render_mode)
+        self._decoder = _load_decoder(world, settings.render_mode, num_threads)
         self._dreams = _Dreams(world, settings, num_envs, num_threads)
         self.render_mode = settings.render_mode
         renders = world.vae_path is not None and world.vae_path.is_file()
@@ -245,13 +246,13 @@ class _DreamBase:
 
     def _frames(self) -> npt.NDArray[np.uint8] | None:
         """Decode the current latents to frames (N, 64, 64, 3); None without a render mode."""
-        if self._vae is None:
+        if self._decoder is None:
             return None
         with self._dreams.lock:
             if not self._dreams.seeded:
                 raise gymnasium.error.ResetNeeded("call reset before render")
             latents = self._dreams.latents()
-        return decode(self._vae, latents)
+        return self._decoder(latents)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state between two calls, whatever other threads do."""

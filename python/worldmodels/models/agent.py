@@ -12,10 +12,11 @@ import torch
 
 from worldmodels import pretrained
 from worldmodels.models.controller import Controller
+from worldmodels.models.decoder import Decoder
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.lstm_state import LSTMState
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, load_tensors
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.forks import Lock
@@ -286,7 +287,7 @@ class Recorder:
 
     def reconstructions(self, steps: int | None = None) -> npt.NDArray[np.uint8]:
         """Return V's reconstructions of the first ``steps`` frames: (T, 64, 64, 3) uint8."""
-        return decode(self.agent.vae, np.stack(self.latents[:steps]))
+        return Decoder(self.agent.vae)(np.stack(self.latents[:steps]))
 
 
 def load_controller(path: Path) -> tuple[Controller, npt.NDArray[np.float32], dict[str, Any]]:

@@ -7,9 +7,46 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from worldmodels.models.vae import ConvVAE
+from worldmodels import _core
+from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.support.native import Native
+from worldmodels.support.validation import check_threads, float_array
 
 Floats = npt.NDArray[np.float32]
+
+
+class Decoder:
+    """Decode latents to frames; the bits of a frame do not depend on the other frames.
+
+    The native core decodes in float32 on a CPU. PyTorch decodes on a GPU and for subclasses of ``ConvVAE``.
+
+    Args:
+        vae: V; its weights are copied if the native core decodes.
+        num_threads: Number of threads of the native core; None for all available CPUs, at most ``OMP_NUM_THREADS``.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: A number is out of range, or a weight is not finite.
+    """
+
+    def __init__(self, vae: ConvVAE, *, num_threads: int | None = None) -> None:
+        if not isinstance(vae, ConvVAE):
+            raise TypeError(f"vae: expected a ConvVAE, got {vae!r:.100}")
+        self._latent_size, self._threads = vae.latent_size, check_threads(num_threads)
+        self._native: Native[_core.Decoder] | None = None
+        if type(vae) is ConvVAE and next(vae.parameters()).device.type == "cpu":
+            (point, point_bias), *others = folded_decoder(vae)
+            weights, biases = [weight for weight, _ in others], [bias for _, bias in others]
+            self._native = Native(_core.Decoder, point=point, point_bias=point_bias, weights=weights, biases=biases)
+        else:
+            self._vae = vae.eval()
+
+    def __call__(self, z: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Decode (n, Z) float32 latents, n > 0, to (n, 64, 64, 3) uint8 frames."""
+        latents = float_array("z", z, ("B", self._latent_size))
+        if self._native is not None:
+            return self._native.core.decode(latents, self._threads)
+        return decode(self._vae, latents)
 
 
 def folded_decoder(vae: ConvVAE) -> list[tuple[Floats, Floats]]:

@@ -24,7 +24,7 @@ from worldmodels.data.records import (
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend
 from worldmodels.models.agent import Agent, Population, Recorder, load_controller
-from worldmodels.models.vae import decode
+from worldmodels.models.decoder import Decoder
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.evolution import Means, first_generation
 from worldmodels.pipeline.run import Run
@@ -168,7 +168,7 @@ def _record(run: Run) -> None:
     note = f"The recorded game is the first of the evaluation, with {len(recorder.frames):,} steps."
     write_film(run.path("evaluate", "film.webp"), np.stack(recorder.frames), task.frames_per_second, note=note)
     chosen = most_active_frames(recorder.frames, _FRAMES)
-    decoded = decode(agent.vae, np.stack([recorder.latents[index] for index in chosen]))
+    decoded = Decoder(agent.vae)(np.stack([recorder.latents[index] for index in chosen]))
     figures.frames(run.path("evaluate", "frames.png"), np.stack([recorder.frames[i] for i in chosen]), decoded)
 
 

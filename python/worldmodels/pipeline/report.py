@@ -27,7 +27,8 @@ from worldmodels.data.records import (
 )
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.agent import load_controller
-from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.models.decoder import Decoder
+from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
 from worldmodels.pipeline import page as html
 from worldmodels.pipeline.config import SECTIONS, Config
@@ -97,7 +98,7 @@ def _draw_dream(run: Run, strip: Path, animation: Path) -> int:
     vae = load_model(run.path("vae", "vae.safetensors"), ConvVAE)
     length = len(trace.action)
     steps = np.unique(np.linspace(0, length, 24).astype(int))
-    figures.film_strip(strip, decode(vae, trace.z[steps]), [int(step) for step in steps])
+    figures.film_strip(strip, Decoder(vae)(trace.z[steps]), [int(step) for step in steps])
     weight = load_world_model(run.folder).mdnrnn.done_pos_weight
     save_gif(animation, from_dream(dream, trace, vae, weight, config.report.dream_steps, **run.task.look))
     return length

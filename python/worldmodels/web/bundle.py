@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.numpy import save
 from torch import nn
 
 from worldmodels.dream.world_model import WorldModel
@@ -103,8 +102,22 @@ def bundle(
         if not np.isfinite(tensor).all():
             raise ValueError(f"{name}: expected finite numbers, got {tensor[~np.isfinite(tensor)][0]}")
     about = {"format": FORMAT, "sha256": _HASH, "info": json.dumps(info, allow_nan=False)}
-    contents: bytes = save(tensors, about)
+    contents = _safetensors(tensors, about)
     return contents.replace(_HASH.encode(), hashlib.sha256(contents).hexdigest().encode(), 1)
+
+
+def _safetensors(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """Serialize float32 and float16 tensors; the safetensors package orders the metadata at random."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    parts, end = [], 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):  # float32 first
+        start, end = end, end + tensor.nbytes
+        dtype = {4: "F32", 2: "F16"}[tensor.itemsize]
+        header[name] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+        parts.append(tensor.astype(tensor.dtype.newbyteorder("<"), order="C").tobytes())
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def _controller_info(name: str, agent: BundledAgent, world: WorldModel) -> dict[str, Any]:
