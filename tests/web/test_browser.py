@@ -145,9 +145,9 @@ def z(tab):
     return np.array(tab.js("Array.from(worldmodels.shown.play.dream.z)"), np.float32)
 
 
-def steps(tab, number, key=None):
+def steps(tab, number, key=None, player="human"):
     """Restart the dream of seed 4, and step it with a key held."""
-    tab.page.check("#play-player input[value=human]", force=True)
+    tab.page.check(f"#play-player input[value={player}]", force=True)
     tab.page.fill("#play-seed", "4")
     tab.page.press("#play-seed", "Enter")
     tab.page.focus("#play-screen")
@@ -183,6 +183,12 @@ def test_keys_are_the_players_action(tab, key, action):
 def test_keys_move_the_player(tab):
     left, right = steps(tab, 12, "ArrowLeft"), steps(tab, 12, "ArrowRight")
     assert np.abs(left - right).max() > 0.5
+
+
+def test_both_is_the_agent_until_a_key_is_pressed(tab):
+    assert np.array_equal(steps(tab, 12, player="both"), steps(tab, 12, player="agent"))
+    assert np.array_equal(steps(tab, 12, "ArrowLeft", "both"), steps(tab, 12, "ArrowLeft", "human"))
+    assert np.abs(steps(tab, 12, "ArrowLeft", "both") - steps(tab, 12, player="both")).max() > 0
 
 
 def test_buttons_move_the_player(tab):

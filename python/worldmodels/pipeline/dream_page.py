@@ -74,10 +74,12 @@ def make_page(folder: Path, config: Config) -> Page:
         temperature=config.evolve.temperature,
         max_steps=max_steps,
     )
-    title, _, description = (task.description or f"{task.name}: the score is in {task.score}.").partition(": ")
+    title, colon, rules = task.description.partition(": ")
+    if not colon:
+        title = task.name
     about = {
         "task": task.name,
-        "description": f"In {title}, {description}",
+        "description": f"In {title}, {rules}" if colon else task.description,
         "actions": list(task.actions),
         "squash": task.squash,
         "frames_per_second": task.frames_per_second,
@@ -86,9 +88,8 @@ def make_page(folder: Path, config: Config) -> Page:
         "films": films,
         "scores": _scores(folder).to_json(),
         "exploited": exploited,
-        "evolution": {**_EVOLUTION, "features": config.evolve.features, "squash": task.squash}
-        if task.dream_has_reward(world.mdnrnn)
-        else None,
+        "has_reward": task.dream_has_reward(world.mdnrnn),
+        "evolution": {**_EVOLUTION, "features": config.evolve.features, "squash": task.squash},
     }
     return Page(title, about, data)
 

@@ -173,7 +173,7 @@ function agentPair(world, about, recorded) {
 function contents(about) {
   if (!about.films.exploited) $("#exploited").remove();
   if (!about.films.agent) $("#agent").remove();
-  if (!about.evolution) $("#evolve").remove();
+  if (!about.has_reward) $("#evolve").remove();
   for (const section of document.querySelectorAll("main section")) {
     const link = element("a", { href: `#${section.id}` }, $("h2", section).textContent);
     link.addEventListener("click", (event) => (event.preventDefault(), section.scrollIntoView(), section.focus({ preventScroll: true })));

@@ -36,7 +36,7 @@ export function pair(section, world, about, film, chosen, captions) {
     const end = film.steps - 1, at = Math.min(state.at, end), over = film.complete && state.at >= end;
     paint(parts[0].canvas, world.decode(dream.z));
     film.draw(parts[1].canvas, at);
-    const score = about.survival ? "" : `, return ${count(state.total)}`;
+    const score = about.survival || !about.has_reward ? "" : `, return ${count(state.total)}`;
     badge(parts[0].badge, `Dream: step ${count(dream.steps)}${score}${state.over ? ", over" : ""}`, state.over && dream.steps < dream.maxSteps);
     badge(parts[1].badge, `Game: step ${count(film.first + at + 1)}${over ? ", over" : ""}`, over);
   }

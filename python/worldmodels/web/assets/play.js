@@ -94,7 +94,7 @@ export function play(world, about) {
     if (state.player !== "agent") state.best = Math.max(state.best, about.survival ? dream.steps : state.total);
     if (state.waiting) return setTimeout(() => state.waiting && restart(state.seed + 1), 1500);
     const who = { human: "You survived", agent: "The agent survived", both: "You and the agent survived" }[state.player];
-    const result = about.survival ? `${who} ${count(dream.steps)} steps.` : `The dream ended after ${count(dream.steps)} steps, return ${count(state.total)}.`;
+    const result = about.survival ? `${who} ${count(dream.steps)} steps.` : `The dream ended after ${count(dream.steps)} steps${about.has_reward ? `, return ${count(state.total)}` : ""}.`;
     $("#play-message").textContent = truncated ? `${result} That is the longest dream there is.` : result;
     $("#play-start").textContent = "Again";
     overlay.classList.remove("low");
@@ -237,6 +237,8 @@ export function play(world, about) {
     $("#play-player").hidden = true;
     state.player = "human";
   }
+  $("#play-termination").hidden = !world.info.doneHead;
+  for (const name of ["return", "best"]) $(`#play-${name}`).parentElement.hidden = !about.has_reward;
   temperature(about.start.temperature);
   restart();
   pause(still());

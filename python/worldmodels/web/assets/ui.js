@@ -20,7 +20,7 @@ export function paint(canvas, rgba) {
 }
 
 /** RGBA bytes of a 64x64 canvas. */
-export const pixels = (canvas) => canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, 64, 64).data;
+export const pixels = (canvas) => canvas.getContext("2d").getImageData(0, 0, 64, 64).data;
 
 /** Text and colour of the badge in the corner of a screen. */
 export function badge(element, text, over = false) {
@@ -47,7 +47,7 @@ export class Film {
   draw(canvas, step) {
     const frame = Math.min(Math.floor(step / this.steps_per_frame), this.frames - 1);
     const x = 64 * (frame % this.columns), y = 64 * Math.floor(frame / this.columns);
-    canvas.getContext("2d", { willReadFrequently: true }).drawImage(this.image, x, y, 64, 64, 0, 0, 64, 64);
+    canvas.getContext("2d").drawImage(this.image, x, y, 64, 64, 0, 0, 64, 64);
   }
 }
 

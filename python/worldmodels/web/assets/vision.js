@@ -7,7 +7,7 @@ const SPREAD = 3; // ends of a slider
 
 /** Set up the demonstration; without a film the frames are those of a dream. Returns the most active latents. */
 export function vision(world, about, film) {
-  const canvas = $("#vision-frame"), message = $("#vision-message");
+  const canvas = $("#vision-frame"), context = canvas.getContext("2d", { willReadFrequently: true }), message = $("#vision-message");
   const size = world.info.latentSize;
   let z = new Float32Array(size), encoded = z;
   $("#vision-size").textContent = size;
@@ -65,7 +65,6 @@ export function vision(world, about, film) {
     if (!file) return;
     try {
       const picture = await createImageBitmap(file), side = Math.min(picture.width, picture.height);
-      const context = canvas.getContext("2d", { willReadFrequently: true });
       context.imageSmoothingQuality = "high";
       context.fillRect(0, 0, 64, 64);
       context.drawImage(picture, (picture.width - side) / 2, (picture.height - side) / 2, side, side, 0, 0, 64, 64);
