@@ -21,7 +21,7 @@ from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.support import settings
 from worldmodels.support.cpu import describe
-from worldmodels.support.processes import keep_sigint
+from worldmodels.support.processes import defer_sigint, keep_sigint
 from worldmodels.support.suggestions import suggestion
 from worldmodels.support.validation import MAX_SEED, check_integer, check_positive, check_real
 from worldmodels.support.versions import versions
@@ -397,6 +397,12 @@ def _explain(error: Exception) -> str:
     return str(error)
 
 
+def _import_torch() -> None:
+    """Import PyTorch. A KeyboardInterrupt in its C++ initialization would abort the process."""
+    with defer_sigint():
+        import torch  # noqa: F401
+
+
 def _work(options: argparse.Namespace) -> None:
     chosen = vars(options)
     changes: dict[str, dict[str, Any]] = {}
@@ -416,6 +422,7 @@ def _work(options: argparse.Namespace) -> None:
             "another --out, and --from-scratch with `worldmodels run`"
         )
 
+    _import_torch()
     if config.evolve.device == "cuda" and options.command in (*_ALL_STAGES, "evolve"):
         from worldmodels.pipeline.evaluators import gpu
 
@@ -550,6 +557,7 @@ def _show(options: argparse.Namespace) -> None:
         check_video()
     folder, config = Run.agent(options.agent)
 
+    _import_torch()
     from worldmodels import load_world_model
     from worldmodels.analysis import playback as show
     from worldmodels.analysis.recording import save_gif, save_video

@@ -62,7 +62,7 @@ def folded_decoder(vae: ConvVAE) -> list[tuple[Floats, Floats]]:
         Weights and biases of the four layers: a matrix (3200, Z) with its bias (3200,), whose rows are the 5x5 pixels
         of 128 channels in the order (y, x, channel), then the transposed convolutions (C, D, K, K) and (D,).
     """
-    linear = vae.decoder[0]
+    linear, *_ = (layer for layer in vae.decoder if isinstance(layer, nn.Linear))
     point, *others = (layer for layer in vae.decoder if isinstance(layer, nn.ConvTranspose2d))
 
     def values(tensor: torch.Tensor | None) -> npt.NDArray[np.float64]:

@@ -137,17 +137,18 @@ def _controller_info(name: str, agent: BundledAgent, world: WorldModel) -> dict[
 
 
 def _vae_tensors(vae: ConvVAE) -> dict[str, npt.NDArray[Any]]:
-    tensors = {}
+    tensors: dict[str, npt.NDArray[Any]] = {}
     for number, (weight, bias) in enumerate(folded_decoder(vae)):
         tensors |= {f"decoder.{number}.weight": _float16(weight), f"decoder.{number}.bias": bias}
-    convolutions = [layer for layer in vae.encoder if isinstance(layer, nn.Conv2d)]
-    layers = {**{str(number): layer for number, layer in enumerate(convolutions)}, "mu": vae.mu, "logvar": vae.logvar}
-    for name, layer in layers.items():
-        assert layer.bias is not None
-        tensors |= {
-            f"encoder.{name}.weight": _float16(_values(layer.weight)),
-            f"encoder.{name}.bias": _values(layer.bias),
-        }
+    convolutions = (layer for layer in vae.encoder if isinstance(layer, nn.Conv2d))
+    layers = [
+        *((str(number), layer) for number, layer in enumerate(convolutions)),
+        ("mu", vae.mu),
+        ("logvar", vae.logvar),
+    ]
+    for name, layer in layers:
+        tensors[f"encoder.{name}.weight"] = _float16(_values(layer.get_parameter("weight")))
+        tensors[f"encoder.{name}.bias"] = _values(layer.get_parameter("bias"))
     return tensors
 
 
