@@ -145,7 +145,7 @@ function exploited(world, about, recorded) {
     ? `survives ${count(dream.mean)} of ${count(longest)} steps; in the real game it dies after ${count(game.mean)}`
     : `scores ${count(dream.mean)}; in the real game it scores ${count(game.mean)}`;
   $("#exploited-text").textContent =
-    `This controller was evolved at temperature ${temperature}, where the dream is nearly deterministic and M makes the same errors again and again. ` +
+    `This controller was evolved at temperature ${temperature}, where the dream is nearly deterministic and errors of M repeat. ` +
     `In that dream it ${result}.`;
   $("#exploited-note").textContent =
     `Means over ${dream.n} dreams and ${game.n} games; 95 % intervals ${count(dream.ci95[0])} to ${count(dream.ci95[1])} and ${count(game.ci95[0])} to ${count(game.ci95[1])}. ` +

@@ -135,7 +135,7 @@ export function play(world, about) {
   function begin(player = state.player) {
     state.waiting = false;
     choose(player);
-    restart();
+    restart(about.start.seed);
     pause(false);
   }
 
@@ -165,7 +165,7 @@ export function play(world, about) {
     if (held && (held.key.match(/Left|Right/) || screen.contains(event.target))) {
       if (state.waiting) begin("human");
       hold(held.key, "key", true);
-    } else if (command && !event.repeat | "+=-.".includes(event.key)) command();
+    } else if (command && (!event.repeat || "+=-.".includes(event.key))) command();
     else if ((event.key === " " || event.key === "Enter") && event.target === screen) again();
     else return;
     event.preventDefault();
