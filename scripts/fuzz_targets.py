@@ -33,6 +33,7 @@ with atheris.instrument_imports(include=["worldmodels"]):
     from worldmodels.data.latents import load_latents
     from worldmodels.dream.world_model import load_burned_in_states, load_world_model
     from worldmodels.models.agent import Agent, load_controller
+    from worldmodels.models.decoder import Decoder
     from worldmodels.models.encoder import Encoder
     from worldmodels.models.lstm_state import LSTMState
     from worldmodels.models.mdnrnn import MDNRNN
@@ -433,6 +434,28 @@ def encoder(data: bytes, folder: Path) -> None:
     attempt(lambda: Encoder(VAE, CPU, block=strange(fdp), num_threads=strange(fdp)))
 
 
+DECODERS = [Decoder(VAE, num_threads=1)]
+
+
+def decoder(data: bytes, folder: Path) -> None:
+    fdp = Provider(data)
+    latents = an_array(fdp, (fdp.ConsumeIntInRange(1, 3), 4), "f4")
+    if isinstance(latents, np.ndarray) and latents.size > 2**10:
+        return  # would be decoded
+    found = attempt(lambda: DECODERS[0](latents), "z")
+    if found is not None:
+        assert np.array_equal(found, DECODERS[0](np.array(latents, order="C")))
+    shapes = [(3200, 4), (3200,), (128, 64, 5, 5), (64,)]
+    weights = an_array(fdp, fdp.PickValueInList(shapes), "f4")
+    arguments: list[Any] = [np.zeros((3200, 4), "f4"), np.zeros(3200, "f4")]
+    arguments += [[np.zeros((128, 64, 5, 5), "f4")] * 3, [np.zeros(64, "f4")] * 3]
+    place = fdp.ConsumeIntInRange(0, 3)
+    arguments[place] = weights if place < 2 else [weights] * 3
+    with contextlib.suppress(*REFUSALS):
+        wm._core.Decoder(*arguments)
+    attempt(lambda: Decoder(VAE, num_threads=strange(fdp)))
+
+
 AGENT = Agent(VAE, MODEL, SHAPE, np.zeros(20, np.float32))
 
 
@@ -473,6 +496,7 @@ TARGETS = {
     "dream": Target(dream),
     "memory": Target(memory),
     "encoder": Target(encoder, megabytes=1024),
+    "decoder": Target(decoder, megabytes=1024),
     "agent": Target(agent),
     "run_folder": Target(run_folder),
     "measured": Target(measured),

@@ -102,7 +102,8 @@ inline void decode_pixels(const DeconvView& conv, const float* in, std::uint8_t*
         std::uint8_t* const to = frame + y * 2 * kFrameLine;
         for (int i = 0; i < 2 * kFrameLine; i += kLanes) {
             const VecF brightness = fma(tanh(load(lines + i) * 0.5F), splat(127.5F), splat(128.0F));
-            const VecI byte = __builtin_convertvector(brightness, VecI);
+            const VecI byte =
+                __builtin_convertvector(brightness > 0.0F ? brightness : VecF{}, VecI);  // no NaN
             for (int lane = 0; lane < kLanes; ++lane) to[i + lane] = static_cast<std::uint8_t>(byte[lane]);
         }
     }

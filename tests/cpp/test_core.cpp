@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "check.hpp"
+#include "core/decoder.hpp"
 #include "core/dream.hpp"
 #include "core/encoder.hpp"
 #include "core/lstm_state.hpp"
@@ -291,6 +292,52 @@ void test_encoder(const SimdTargets& targets) {
     }
 }
 
+// A decoded frame: the same bits on every SIMD target but baseline, for any number of threads and frames.
+void test_decoder(const SimdTargets& targets) {
+    constexpr int kLatent = 7, kFrames = 9;
+    Numbers numbers(6);
+    DecoderWeights w{};
+    std::vector<std::vector<float>> kept;
+    const auto some = [&](std::size_t count, float spread) {
+        kept.push_back(numbers.floats(count, spread));
+        return kept.back().data();
+    };
+    w.point = some(std::size_t{kPointRows} * kLatent, 1.0F);
+    w.point_bias = some(kPointRows, 0.1F);
+    std::size_t channels = kPointChannels;
+    for (std::size_t layer = 0; layer < kDeconvolutions; ++layer) {
+        const auto filters = static_cast<std::size_t>(kDeconvFilters[layer]);
+        const auto taps = static_cast<std::size_t>(kDeconvKernels[layer] * kDeconvKernels[layer]);
+        w.weight[layer] = some(channels * filters * taps, 0.1F);
+        w.bias[layer] = some(filters, 0.1F);
+        channels = filters;
+    }
+    const std::vector<float> z = numbers.floats(std::size_t{kFrames} * kLatent, 1.0F);
+    using Frames = std::vector<std::uint8_t>;
+    std::vector<Frames> fused;
+    for (std::size_t l = 0; l < targets.count; ++l) {
+        const Kernels& kernels = *targets.begin[l];
+        const Decoder decoder(w, kLatent);
+        const auto decode = [&](int count, int threads) {
+            Frames out(static_cast<std::size_t>(count) * 64 * kFrameLine);
+            decoder.decode_unchecked(kernels, z.data(), count, threads, out.data());
+            return out;
+        };
+        const Frames whole = decode(kFrames, 1);
+        for (const int threads : {2, 3, 9})
+            check(decode(kFrames, threads) == whole, "threads do not matter to decoding", kernels.name,
+                  threads);
+        for (const int count : {1, 4}) {
+            const Frames part = decode(count, 2);
+            check(std::equal(part.begin(), part.end(), whole.begin()), "the other latents do not matter",
+                  kernels.name, count);
+        }
+        if (l > 0) fused.push_back(whole);
+        if (fused.size() > 1)
+            check(fused.front() == whole, "the SIMD target does not matter to decoding", kernels.name, 0);
+    }
+}
+
 std::uint64_t fingerprint(std::uint64_t hash, const Result& result) {  // FNV-1a
     const auto mix = [&hash](std::uint32_t word) { hash = (hash ^ word) * 0x100000001B3U; };
     for (const std::int32_t length : result.lengths) mix(static_cast<std::uint32_t>(length));
@@ -345,6 +392,7 @@ int main(int count, char** arguments) {
     if (!only_bits) {
         test_layers(targets);
         test_encoder(targets);
+        test_decoder(targets);
         return finish("core");
     }
     std::printf("float32 rollouts, plain %016llx, fused %016llx\n", static_cast<unsigned long long>(plain),

@@ -13,6 +13,7 @@ from conftest import make_mdnrnn, make_vae
 from worldmodels import CMAES, Agent, Controller, Dream, _core
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.gpu import TorchDream
+from worldmodels.models.decoder import Decoder
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.lstm_state import LSTMState
 from worldmodels.support.forks import Lock
@@ -53,6 +54,16 @@ def test_an_encoder(num_threads):
     for order, results in zip(orders, at_once(lambda i: [encoder(frames[:n]) for n in orders[i]]), strict=True):
         for size, found in zip(order, results, strict=True):
             np.testing.assert_array_equal(found, want[size])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_decoder(num_threads):
+    decoder = Decoder(make_vae(8), num_threads=num_threads)
+    z = np.random.default_rng(1).standard_normal((6, 8), np.float32)
+    want = decoder(z)
+    for index, found in enumerate(at_once(lambda i: [decoder(z[i % 6 :]) for _ in range(3)])):
+        for frames in found:
+            np.testing.assert_array_equal(frames, want[index % 6 :])
 
 
 def test_a_memory():

@@ -18,6 +18,7 @@ from conftest import make_mdnrnn, make_vae
 from worldmodels import _core
 from worldmodels.dream.env import DreamEnv, DreamVectorEnv
 from worldmodels.dream.gpu import TorchDream
+from worldmodels.models.decoder import Decoder
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.lstm_state import LSTMState
 from worldmodels.support.simd import simd_levels
@@ -244,6 +245,9 @@ def test_encoder_memory_and_controller(way):
     frames = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     for encoder in (Encoder(vae, CPU, num_threads=2), Encoder(OtherVAE(4).eval(), CPU)):
         same(way(encoder)(frames), encoder(frames))
+    latents = np.random.default_rng(2).standard_normal((2, 4), np.float32)
+    for decoder in (Decoder(vae, num_threads=2), Decoder(OtherVAE(4).eval())):
+        same([way(decoder)(latents)], [decoder(latents)])
     memory = LSTMState(model, 3, 2)
     z, actions = np.ones((2, 4), np.float32), np.ones((2, 1), np.float32)
     memory.step(np.arange(2), z, actions, np.ones(2, np.bool_))

@@ -83,6 +83,13 @@ def test_a_frame_does_not_depend_on_the_others(name):
         np.testing.assert_array_equal(decoder(z[rows]), whole[rows])
 
 
+@pytest.mark.parametrize("name", simd_levels())
+def test_overflow_gives_some_frame(name):
+    set_simd_level(name)
+    z = np.full((1, 8), np.finfo(np.float32).max)
+    assert Decoder(random_vae(8))(z).shape == (1, 64, 64, 3)
+
+
 def test_levels_with_fused_products_give_the_same_bits():
     vae, z = random_vae(16), latents(3, 16)
     frames = []

@@ -23,6 +23,7 @@ from refusals import attempt, little_memory
 from strategies import ANY_ARRAY, FLOATS, NUMBERS, laid_out
 from worldmodels import _core
 from worldmodels.models.agent import Agent
+from worldmodels.models.decoder import Decoder
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.lstm_state import LSTMState
 from worldmodels.models.vae import ConvVAE
@@ -218,6 +219,20 @@ def test_anything_as_pictures(array):
 
 
 OTHER = Encoder(OtherVAE(4), CPU, block=2)
+
+
+DECODE = Decoder(VAE, num_threads=1)
+
+
+@given(array=ANY_ARRAY)
+def test_anything_as_latents(array):
+    attempt(lambda: DECODE(array), "z")
+
+
+@given(number=NUMBERS)
+def test_any_numbers_of_a_decoder(number):
+    attempt(lambda: Decoder(VAE, num_threads=number), "num_threads")
+    attempt(lambda: Decoder(number), "vae")
 
 
 @given(number=NUMBERS)

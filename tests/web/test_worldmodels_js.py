@@ -372,6 +372,17 @@ def test_damaged_files_are_refused(weights):
         assert message.startswith("WorldModelError: dream.safetensors: "), (name, message)
 
 
+@pytest.mark.parametrize(
+    ("changed", "tensor"),
+    [({"hiddenSize": 9}, "rnn.weight_ih"), ({"initialStates": 8}, "initial.mu"), ({"mixtures": 3}, "rnn.head_weight")],
+)
+def test_sizes_that_do_not_fit_the_tensors_are_refused(tmp_path, changed, tensor):
+    path = tmp_path / "dream.safetensors"
+    path.write_bytes(small_bundle(small_world(), metadata=changed))
+    found = run("return await message(() => load());", path)
+    assert found.startswith("WorldModelError: dream.safetensors: expected ") and f" numbers in {tensor}, got" in found
+
+
 def test_a_browser_without_simd_is_named(weights):
     code = "WebAssembly.validate = () => false; return await message(() => load());"
     assert run(code, weights).startswith("WorldModelError: This browser has no WebAssembly SIMD")

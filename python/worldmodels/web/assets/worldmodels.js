@@ -119,25 +119,34 @@ export class WorldModel {
     const file = await readBundle(weights); // before anything is compiled
     const core = await Core.load(wasm);
     const { info } = file;
-    const put = (name) => core.floats(file.tensor(name));
+    const { latentSize, hiddenSize, actionSize, mixtures } = info;
+    const put = (name, size) => core.floats(file.tensor(name, size));
     const pointers = {};
-    const rnn = ["weight_ih", "weight_hh", "bias", "head_weight", "head_bias"].map((name) => put(`rnn.${name}`));
-    const initial = [put("initial.mu"), put("initial.logvar")];
+    const gates = 4 * hiddenSize;
+    const headRows = Number(info.doneHead) + Number(info.rewardHead) + 3 * latentSize * mixtures;
+    const rnn = [
+      put("rnn.weight_ih", gates * (latentSize + actionSize + Number(info.restartInput))),
+      put("rnn.weight_hh", gates * hiddenSize),
+      put("rnn.bias", gates),
+      put("rnn.head_weight", headRows * hiddenSize),
+      put("rnn.head_bias", headRows),
+    ];
+    const initial = ["mu", "logvar"].map((name) => put(`initial.${name}`, info.initialStates * latentSize));
     const flags = [info.restartInput, info.doneHead, info.rewardHead].map(Number);
     pointers.world = core.call(
-      "world_create", info.latentSize, info.actionSize, info.hiddenSize, info.mixtures, ...flags,
-      info.donePosWeight, ...rnn, ...initial, info.initialStates,
+      "world_create", latentSize, actionSize, hiddenSize, mixtures, ...flags, info.donePosWeight, ...rnn, ...initial, info.initialStates,
     );
     core.release(...rnn, ...initial);
-    const layers = [0, 1, 2, 3].flatMap((layer) => [put(`decoder.${layer}.weight`), put(`decoder.${layer}.bias`)]);
-    pointers.decoder = core.call("decoder_create", info.latentSize, ...layers);
-    core.release(...layers);
-    const convolutions = ["0", "1", "2", "3", "mu", "logvar"]
-      .flatMap((layer) => [put(`encoder.${layer}.weight`), put(`encoder.${layer}.bias`)]);
-    pointers.encoder = core.call("encoder_create", info.latentSize, ...convolutions);
-    core.release(...convolutions);
-    pointers.z = core.allocate(4 * info.latentSize);
-    pointers.logvar = core.allocate(4 * info.latentSize);
+    for (const [part, sizes] of Object.entries(layerSizes(latentSize))) {
+      const layers = Object.entries(sizes).flatMap(([layer, [weights, biases]]) => [
+        put(`${part}.${layer}.weight`, weights),
+        put(`${part}.${layer}.bias`, biases),
+      ]);
+      pointers[part] = core.call(`${part}_create`, latentSize, ...layers);
+      core.release(...layers);
+    }
+    pointers.z = core.allocate(4 * latentSize);
+    pointers.logvar = core.allocate(4 * latentSize);
     pointers.frame = core.allocate(4 * SIDE * SIDE);
     const world = new WorldModel(core, info, pointers);
     for (const name of info.agents) world.setAgent(name, file.tensor(`agents.${name}`), info.controllers[name]);
@@ -436,7 +445,7 @@ export class Evolution {
   run(milliseconds) {
     const end = performance.now() + milliseconds;
     let done;
-    do done = this.#core.call("evolution_advance", this.#search, 4);
+    do done = this.#core.call("evolution_advance", this.#search, 1);
     while (!done && performance.now() < end);
     return done ? this.#summary() : null;
   }
@@ -562,6 +571,20 @@ class Core {
   }
 }
 
+/** Numbers of weights and biases of the layers of V. */
+function layerSizes(latentSize) {
+  const encoder = {}, decoder = { 0: [3200 * latentSize, 3200] };
+  [3, 32, 64, 128].forEach((channels, layer) => {
+    const filters = 32 << layer;
+    encoder[layer] = [filters * channels * 16, filters];
+  });
+  for (const name of ["mu", "logvar"]) encoder[name] = [1024 * latentSize, latentSize];
+  [[128, 64, 5], [64, 32, 6], [32, 3, 6]].forEach(([channels, filters, kernel], layer) => {
+    decoder[layer + 1] = [channels * filters * kernel * kernel, filters];
+  });
+  return { encoder, decoder };
+}
+
 /** Validate the file dream.safetensors and return its metadata and a reader of its tensors. */
 async function readBundle(given) {
   const damaged = (what) => new WorldModelError(`dream.safetensors: ${what}. Download the file again.`);
@@ -590,15 +613,18 @@ async function readBundle(given) {
     throw damaged(`the file is truncated: expected ${first + end} bytes, got ${bytes.length}`);
   }
   const expected = String(metadata.sha256);
-  const copy = bytes.slice();
-  const at = new TextDecoder("latin1").decode(bytes.subarray(8, first)).indexOf(`"${expected}"`);
-  if (expected.length === 64 && at >= 0) copy.fill(48, 8 + at + 1, 8 + at + 65); // hashed with zeros in its place
-  if ((await digest(copy)) !== expected) throw damaged("the file was altered: its SHA-256 does not match");
+  const head = bytes.slice(0, first);
+  const at = new TextDecoder("latin1").decode(head).indexOf(`"${expected}"`);
+  if (expected.length === 64 && at >= 0) head.fill(48, at + 1, at + 65); // hashed with zeros in its place
+  if ((await digest(head, bytes.subarray(first))) !== expected) throw damaged("the file was altered: its SHA-256 does not match");
   const info = JSON.parse(metadata.info);
-  const tensor = (name) => {
+  const tensor = (name, size) => {
     const found = tensors.get(name);
     if (!found) throw damaged(`expected the tensor ${name}`);
     const [from, to] = found.data_offsets;
+    if (size !== undefined && to - from !== size * (found.dtype === "F16" ? 2 : 4)) {
+      throw damaged(`expected ${size} numbers in ${name}, got shape ${found.shape}`);
+    }
     const data = bytes.buffer.slice(bytes.byteOffset + first + from, bytes.byteOffset + first + to);
     if (found.dtype === "F32") return new Float32Array(data);
     if (found.dtype === "F16") return fromFloat16(new Uint16Array(data));
@@ -621,60 +647,74 @@ function fromFloat16(halves) {
   return floats;
 }
 
-/** SHA-256 by the browser, which is faster, where it is available. */
-async function digest(bytes) {
-  if (!globalThis.crypto?.subtle) return sha256(bytes);
-  const found = new Uint8Array(await globalThis.crypto.subtle.digest("SHA-256", bytes));
+/** SHA-256 of the joined parts, by the browser where it can: tens of times faster. */
+async function digest(...parts) {
+  if (!globalThis.crypto?.subtle) return sha256(...parts);
+  const joined = await new Blob(parts).arrayBuffer();
+  const found = new Uint8Array(await globalThis.crypto.subtle.digest("SHA-256", joined));
   return Array.from(found, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /**
  * SHA-256 (FIPS 180-4). `crypto.subtle` is missing in pages that were not loaded from a secure context.
  *
- * @param {Uint8Array} bytes
+ * @param {...Uint8Array} parts Parts of the message.
  * @returns {string} 64 hexadecimal digits.
  */
-export function sha256(bytes) {
+export function sha256(...parts) {
+  const length = parts.reduce((sum, part) => sum + part.length, 0);
+  const padded = new Uint8Array((Math.floor((length + 8) / 64) + 1) * 64);
+  let end = 0;
+  for (const part of parts) {
+    padded.set(part, end);
+    end += part.length;
+  }
+  padded[length] = 0x80;
+  const message = new DataView(padded.buffer);
+  message.setUint32(padded.length - 8, Math.floor(length / 2 ** 29));
+  message.setUint32(padded.length - 4, length * 8);
+
   const primes = [];
   for (let n = 2; primes.length < 64; ++n) if (primes.every((p) => n % p)) primes.push(n);
   const fraction = (x) => Math.floor((x - Math.floor(x)) * 2 ** 32) | 0;
   const k = Int32Array.from(primes, (p) => fraction(Math.cbrt(p)));
   const state = Int32Array.from(primes.slice(0, 8), (p) => fraction(Math.sqrt(p)));
-  const padded = new Uint8Array((Math.floor((bytes.length + 8) / 64) + 1) * 64);
-  padded.set(bytes);
-  padded[bytes.length] = 0x80;
-  const words = new DataView(padded.buffer);
-  words.setUint32(padded.length - 8, Math.floor(bytes.length / 2 ** 29));
-  words.setUint32(padded.length - 4, bytes.length * 8);
   const w = new Int32Array(64);
-  for (let block = 0; block < padded.length; block += 64) {
-    for (let t = 0; t < 16; ++t) w[t] = words.getInt32(block + 4 * t);
-    for (let t = 16; t < 64; ++t) {
-      const x = w[t - 15];
-      const y = w[t - 2];
-      const s0 = ((x >>> 7) | (x << 25)) ^ ((x >>> 18) | (x << 14)) ^ (x >>> 3);
-      const s1 = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10);
-      w[t] = w[t - 16] + s0 + w[t - 7] + s1;
-    }
-    let [a, b, c, d, e, f, g, h] = state;
-    for (let t = 0; t < 64; ++t) {
-      const s1 = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7));
-      const t1 = (h + s1 + ((e & f) ^ (~e & g)) + k[t] + w[t]) | 0;
-      const s0 = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10));
-      const t2 = (s0 + ((a & b) ^ (a & c) ^ (b & c))) | 0;
-      h = g;
-      g = f;
-      f = e;
-      e = (d + t1) | 0;
-      d = c;
-      c = b;
-      b = a;
-      a = (t1 + t2) | 0;
-    }
-    const next = [a, b, c, d, e, f, g, h];
-    for (let i = 0; i < 8; ++i) state[i] += next[i];
-  }
+  for (let block = 0; block < padded.length; block += 64) hashBlock(message, block, k, w, state);
   return Array.from(state, (word) => (word >>> 0).toString(16).padStart(8, "0")).join("");
+}
+
+function hashBlock(message, block, k, w, state) {
+  for (let t = 0; t < 16; ++t) w[t] = message.getInt32(block + 4 * t);
+  for (let t = 16; t < 64; ++t) {
+    const x = w[t - 15], y = w[t - 2];
+    const s0 = ((x >>> 7) | (x << 25)) ^ ((x >>> 18) | (x << 14)) ^ (x >>> 3);
+    const s1 = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10);
+    w[t] = w[t - 16] + s0 + w[t - 7] + s1;
+  }
+  let a = state[0], b = state[1], c = state[2], d = state[3], e = state[4], f = state[5], g = state[6], h = state[7];
+  for (let t = 0; t < 64; ++t) {
+    const s1 = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7));
+    const t1 = (h + s1 + ((e & f) ^ (~e & g)) + k[t] + w[t]) | 0;
+    const s0 = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10));
+    const t2 = (s0 + ((a & b) ^ (a & c) ^ (b & c))) | 0;
+    h = g;
+    g = f;
+    f = e;
+    e = (d + t1) | 0;
+    d = c;
+    c = b;
+    b = a;
+    a = (t1 + t2) | 0;
+  }
+  state[0] += a;
+  state[1] += b;
+  state[2] += c;
+  state[3] += d;
+  state[4] += e;
+  state[5] += f;
+  state[6] += g;
+  state[7] += h;
 }
 
 function controllerShape({ features = "zch", bias = false, hiddenUnits = 0, squash = "tanh" }, info) {
