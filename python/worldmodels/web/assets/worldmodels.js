@@ -647,7 +647,7 @@ function fromFloat16(halves) {
   return floats;
 }
 
-/** SHA-256 of the joined parts, by the browser where it can: tens of times faster. */
+/** SHA-256 of the joined parts, by the browser where it can, which is faster. */
 async function digest(...parts) {
   if (!globalThis.crypto?.subtle) return sha256(...parts);
   const joined = await new Blob(parts).arrayBuffer();
