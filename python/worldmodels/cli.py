@@ -220,7 +220,12 @@ def _add_show(target: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=20.0, help="longest duration of the GIF and the MP4, at the game's speed"
     )
     target.add_argument("--scale", type=int, default=4, help="pixels per pixel of the GIF and the MP4")
-    target.add_argument("--window", action="store_true", help="show the first episode in a window")
+    target.add_argument(
+        "--window",
+        action="store_true",
+        help="play in a window at the game's speed: arrows play, m toggles the agent, r restarts, + and - change the "
+        "temperature of a dream, space pauses, . makes a single step, Escape ends",
+    )
     target.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
 
 
@@ -555,38 +560,31 @@ def _show(options: argparse.Namespace) -> None:
         from worldmodels.analysis.recording import check_video
 
         check_video()
+    if options.window and (options.gif or options.video or options.episodes > 1):
+        raise ValueError("--window: expected no --gif, --video or --episodes, as you play until you close the window")
     folder, config = Run.agent(options.agent)
-
     _import_torch()
-    from worldmodels import load_world_model
+    task = tasks.get(config.task)
+    chosen = _dream_settings(options, config) if options.command == "dream" else {}
+    environment = replace(
+        config.environment, **{key: vars(options)[key] for key in ("variant", "resolution") if key in options}
+    )
+    if options.window:
+        _play_live(options, folder, task, chosen, environment)
+        return
+
     from worldmodels.analysis import playback as show
     from worldmodels.analysis.recording import save_gif, save_video
-    from worldmodels.pipeline.evaluators import sampled
     from worldmodels.rollout.runner import describe_environment
 
-    if options.window:
-        show.check_display()
-    task = tasks.get(config.task)
     if options.command == "dream":
-        temperature = vars(options).get("temperature", config.evolve.temperature)
-        chosen = {
-            "temperature": temperature,
-            "seed": options.seed,
-            "max_steps": config.evolve.max_steps,
-            "termination": sampled(config.evolve.termination),
-        }
-        about = f"{options.agent}, in its dream at temperature {temperature:g}"
+        about = f"{options.agent}, in its dream at temperature {chosen['temperature']:g}{_dream_unit(folder, task)}"
         scores = show.dream_scores(folder, options.episodes, **chosen)
-        if not task.dream_has_reward(load_world_model(folder).mdnrnn):
-            about += ", in steps (M has no reward head)"
     else:
-        environment = replace(
-            config.environment, **{key: vars(options)[key] for key in ("variant", "resolution") if key in options}
-        )
         about = f"{options.agent}, {describe_environment(environment)}"
         scores = show.play(folder, environment, options.episodes, seed=options.seed, rules=task.rules)
     print(show.report_scores(about, scores))
-    if not (options.gif or options.video or options.window):
+    if not (options.gif or options.video):
         return
     if options.command == "dream":
         recording = show.record_dream(folder, **chosen, **task.look)
@@ -598,8 +596,48 @@ def _show(options: argparse.Namespace) -> None:
     if options.video:
         save_video(Path(options.video), recording, seconds=options.seconds, scale=options.scale)
         print(f"MP4: {options.video}")
-    if options.window:
-        show.window(recording, about)
+
+
+def _dream_settings(options: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """Return the settings of a dream that is played step by step."""
+    from worldmodels.pipeline.evaluators import sampled
+
+    return {
+        "temperature": vars(options).get("temperature", config.evolve.temperature),
+        "seed": options.seed,
+        "max_steps": config.evolve.max_steps,
+        "termination": sampled(config.evolve.termination),
+    }
+
+
+def _dream_unit(folder: Path, task: tasks.Task) -> str:
+    """Return a remark on the unit of the returns of a dream, empty if it is that of the task."""
+    from worldmodels import load_world_model
+
+    return "" if task.dream_has_reward(load_world_model(folder).mdnrnn) else ", in steps (M has no reward head)"
+
+
+def _play_live(
+    options: argparse.Namespace, folder: Path, task: tasks.Task, chosen: dict[str, Any], environment: EnvSpec
+) -> None:
+    """Let the user play in a window, and print the scores."""
+    from worldmodels.support.display import check_display
+
+    check_display("--window", "--gif FILE or --video FILE")
+
+    from worldmodels.analysis import live
+    from worldmodels.rollout.runner import describe_environment
+
+    game: live.Game
+    if options.command == "dream":
+        name = f"{options.agent}, in its dream{_dream_unit(folder, task)}"
+        game = live.DreamGame(folder, **chosen)
+    else:
+        environment = replace(environment, backend="gymnasium")
+        name = f"{options.agent}, {describe_environment(environment)}"
+        game = live.RealGame(folder, environment, seed=options.seed, rules=task.rules)
+    for line in live.play(game, task.keys, name, task.frames_per_second):
+        print(line)
 
 
 def _web(options: argparse.Namespace) -> None:

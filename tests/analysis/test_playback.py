@@ -6,7 +6,6 @@ from PIL import Image
 
 from worldmodels.analysis import figures
 from worldmodels.analysis import playback as show
-from worldmodels.analysis.recording import Recording
 from worldmodels.analysis.stats import describe
 from worldmodels.cli import main
 from worldmodels.data.records import EpisodeTrace
@@ -48,6 +47,7 @@ def test_play_command(tmp_path, capsys):
         (["dream", "takecover", "--seed", "-1"], "--seed: expected an integer from 0 to 18446744073709551615, got -1"),
         (["dream", "takecover", "--gif", "/no/such/folder/x.gif"], "--gif: no such folder: /no/such/folder"),
         (["dream", "takecover", "--temperature", "nan"], "temperature: "),
+        (["dream", "takecover", "--window", "--episodes", "2"], "--window: expected no --gif, --video or --episodes"),
     ],
 )
 def test_errors(arguments, message, capsys):
@@ -67,14 +67,7 @@ def test_no_display_is_told_in_one_line(capfd, monkeypatch):
     for name in ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
     assert main(["dream", "takecover", "--window"]) == 1
-    assert capfd.readouterr().err == "worldmodels: --window: no display; use --gif FILE\n"
-
-
-def test_window(monkeypatch):
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    show.check_display()
-    actions = np.array([[value, 0.2] for value in (-1, 0, 0.5)], np.float32)
-    show.window(Recording({"game": np.zeros((3, 64, 64, 3), np.uint8)}, actions, names=("a", "b")), "a title")
+    assert capfd.readouterr().err == "worldmodels: --window: no display; use --gif FILE or --video FILE\n"
 
 
 def test_scores_in_words():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import gymnasium
 import numpy as np
+import pygame
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
@@ -20,6 +23,7 @@ from worldmodels.dream.world_model import WorldModel, load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, save_model, save_tensors
+from worldmodels.support.display import Window
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 
@@ -567,7 +571,7 @@ def test_rendering_reconstructs_the_current_latents(tmp_path, features):
     run_folder(tmp_path)
     vae = load_model(tmp_path / "vae" / "vae.safetensors", ConvVAE)
     env = gymnasium.make("worldmodels/Dream-v0", world=tmp_path, features=features, render_mode="rgb_array")
-    assert env.render_mode == "rgb_array" and env.metadata["render_modes"] == ["rgb_array"]
+    assert env.render_mode == "rgb_array" and env.metadata["render_modes"] == ["human", "rgb_array"]
     observation, _ = env.reset(seed=1)
     for _ in range(3):
         check_reconstructions(env.render()[None], vae, observation[None, :5])
@@ -594,7 +598,8 @@ def test_rendering_a_vector_gives_a_frame_of_every_environment(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space m:UserWarning")  # latents have no bounds
-def test_check_env_with_rendering():
+def test_check_env_with_rendering(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # every render mode is tried
     env = gymnasium.make("worldmodels/Dream-v0", world="takecover", render_mode="rgb_array")
     check_env(env.unwrapped)
 
@@ -611,8 +616,171 @@ def test_rendering_needs_v(tmp_path, make):
     run_folder(tmp_path / "other", vae=4)
     with pytest.raises(ValueError, match=r"vae\.safetensors: expected V with 5 latents, as M has, got 4"):
         make(world=tmp_path / "other", render_mode="rgb_array")
-    with pytest.raises(ValueError, match=r"^render_mode: expected None or 'rgb_array', got 'human'"):
-        make(world=tmp_path / "other", render_mode="human")
+    known = {DreamEnv: "'human' or 'rgb_array'", DreamVectorEnv: "'rgb_array'"}[make]
+    with pytest.raises(ValueError, match=rf"^render_mode: expected None or {known}, got 'ansi'"):
+        make(world=tmp_path / "other", render_mode="ansi")
     run_folder(tmp_path / "good")
     with pytest.raises(gymnasium.error.ResetNeeded, match=r"^call reset before render"):
         make(world=tmp_path / "good", render_mode="rgb_array").render()
+
+
+@pytest.fixture
+def no_screen(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    yield
+    pygame.display.quit()
+
+
+def shown():
+    """The picture in the window, (64, 64, 3)."""
+    screen = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+    assert screen.shape == (512, 512, 3)
+    small = screen[::8, ::8]
+    np.testing.assert_array_equal(small.repeat(8, 0).repeat(8, 1), screen)
+    return small
+
+
+def test_the_window_shows_every_step(tmp_path, monkeypatch, no_screen):
+    run_folder(tmp_path)
+    waits = []
+    monkeypatch.setattr(Window, "wait", lambda self, frames_per_second: waits.append(frames_per_second))
+    env = gymnasium.make("worldmodels/Dream-v0", world=tmp_path, render_mode="human", max_steps=50)
+    pictures = gymnasium.make("worldmodels/Dream-v0", world=tmp_path, render_mode="rgb_array", max_steps=50)
+    assert env.render_mode == "human"
+    assert env.reset(seed=1)[0].tolist() == pictures.reset(seed=1)[0].tolist()
+    for _ in range(3):
+        np.testing.assert_array_equal(shown(), pictures.render())
+        assert env.render() is None
+        action = env.action_space.sample()
+        env.step(action)
+        pictures.step(action)
+    assert waits == [35] * 4
+    copies = copy.deepcopy(env.unwrapped), pickle.loads(pickle.dumps(env.unwrapped))
+    env.close()
+    assert pygame.display.get_surface() is None
+    pictures.step(action)
+    for one in copies:
+        one.step(action)
+        np.testing.assert_array_equal(shown(), pictures.render())
+    copies[0].close()
+    copies[1].step(action)  # opens it again
+    pictures.step(action)
+    np.testing.assert_array_equal(shown(), pictures.render())
+
+
+def test_two_environments_share_the_window(tmp_path, no_screen):
+    run_folder(tmp_path)
+    first, second = (DreamEnv(world=tmp_path, render_mode="human") for _ in range(2))
+    first.reset(seed=1)
+    picture = shown()
+    second.reset(seed=2)
+    assert (shown() != picture).any()
+    first.reset(seed=1)
+    np.testing.assert_array_equal(shown(), picture)
+    first.close()
+    second.close()
+
+
+def test_a_window_needs_a_display(tmp_path, monkeypatch):
+    run_folder(tmp_path)
+    for name in ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RuntimeError, match=r"^render_mode='human': no display; use render_mode='rgb_array'$"):
+        DreamEnv(world=tmp_path, render_mode="human")
+
+
+def test_frames_in_a_window_take_their_time(monkeypatch):
+    """Four pictures at 35 a second, the third of which is late."""
+    clock, slept = [10.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.sleep", sleep)
+    window = Window("")
+    for spent in (0.0, 0.02, 0.05, 0.01):
+        clock[0] += spent
+        window.wait(35)
+    np.testing.assert_allclose(slept, [0, 1 / 35 - 0.02, 0, 1 / 35 - 0.01], atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [DreamEnv, lambda **given: DreamVectorEnv(**given, num_envs=1)])
+def test_the_temperature_may_change_at_any_step(make):
+    """A change at step 3 changes the steps from there on; a dream at that temperature from the start has others."""
+
+    def play(temperature, changed):
+        env = make(world="takecover", temperature=temperature)
+        env.reset(seed=1)
+        observations = []
+        for step in range(6):
+            if step == 3:
+                env.temperature = changed
+            action = np.zeros(1, np.float32) if make is DreamEnv else np.zeros((1, 1), np.float32)
+            observations.append(np.ravel(env.step(action)[0]))
+        assert env.temperature == changed
+        return observations
+
+    usual, changed = play(1.0, 1.0), play(1.0, 0.1)
+    same = [(one == other).all() for one, other in zip(usual, changed, strict=True)]
+    assert same == [True] * 3 + [False] * 3
+    env = make(world="takecover")
+    with pytest.raises(ValueError, match=r"^temperature: expected a number >= 0, got -1"):
+        env.temperature = -1
+    assert env.temperature == 1.0
+
+
+def test_the_temperature_may_change_through_wrappers():
+    env = gymnasium.make("worldmodels/Dream-v0", world="takecover")
+    env.set_wrapper_attr("temperature", 0.5)
+    assert env.unwrapped.temperature == env.get_wrapper_attr("temperature") == 0.5
+
+
+def record_video(folder):
+    """Record an episode by Gymnasium's wrapper; returns its frames."""
+    env = gymnasium.make("worldmodels/Dream-v0", world="takecover", render_mode="rgb_array", max_steps=8)
+    env = gymnasium.wrappers.RecordVideo(env, str(folder))
+    env.reset(seed=1)
+    frames, over = [env.unwrapped.render()], False
+    while not over:
+        _, _, terminated, truncated, _ = env.step(np.zeros(1, np.float32))
+        frames.append(env.unwrapped.render())
+        over = terminated or truncated
+    env.close()
+    assert len(frames) == 9
+    return frames
+
+
+def test_gymnasium_records_every_frame(tmp_path, monkeypatch):
+    """A stand-in for moviepy, which is no dependency, keeps what Gymnasium's wrapper passes to it."""
+    clips = []
+
+    class Clip:
+        def __init__(self, frames, fps):
+            clips.append((frames, fps))
+
+        def write_videofile(self, path, logger):
+            Path(path).touch()
+
+        def close(self):
+            pass
+
+    for name in ("moviepy", "moviepy.video", "moviepy.video.io", "moviepy.video.io.ImageSequenceClip"):
+        monkeypatch.setitem(sys.modules, name, module := ModuleType(name))
+    module.ImageSequenceClip = Clip
+    frames = record_video(tmp_path / "videos")
+    ((recorded, fps),) = clips
+    np.testing.assert_array_equal(recorded, frames)
+    assert fps == 35 and len(list((tmp_path / "videos").iterdir())) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # moviepy leaves pipes open
+def test_a_dream_is_recorded_as_a_video(tmp_path):
+    moviepy = pytest.importorskip("moviepy", reason="Gymnasium's RecordVideo needs moviepy")
+    frames = record_video(tmp_path / "videos")
+    (video,) = (tmp_path / "videos").glob("*.mp4")
+    with moviepy.VideoFileClip(str(video)) as clip:
+        assert (clip.fps, clip.size, clip.n_frames) == (35, [64, 64], len(frames))
+        last = clip.get_frame((len(frames) - 1) / 35)
+    assert np.abs(last.astype(int) - frames[-1]).mean() < 10  # a lossy codec

@@ -1,13 +1,11 @@
-"""Show an agent in the real game, or in its dream: as a score, a recording or in a window."""
+"""Show an agent in the real game, or in its dream: as a score or a recording."""
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from worldmodels.analysis.recording import Film, Recording, from_dream, from_recorder
+from worldmodels.analysis.recording import Recording, from_dream, from_recorder
 from worldmodels.analysis.stats import describe, format_interval
 from worldmodels.data.records import Scores
 from worldmodels.dream.native import Dream
@@ -87,58 +85,6 @@ def dream_scores(
         folder, controller=controller, temperature=temperature, max_steps=max_steps, termination=termination
     )
     return describe(dream.rollout(params[None], episodes, seed=seed).returns[0].tolist())
-
-
-def check_display() -> None:
-    """Check that a window can be opened.
-
-    Raises:
-        RuntimeError: There is no display.
-    """
-    chosen = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "SDL_VIDEODRIVER")
-    if sys.platform == "linux" and not any(os.environ.get(name) for name in chosen):
-        raise RuntimeError("--window: no display; use --gif FILE")  # SDL, if asked, complains on stderr too
-    pygame = _pygame()
-    try:
-        pygame.display.init()
-        driver = pygame.display.get_driver()
-    except pygame.error as error:
-        raise RuntimeError(f"--window: no display ({error}); use --gif FILE") from error
-    finally:
-        pygame.display.quit()
-    if driver in ("dummy", "offscreen") and "SDL_VIDEODRIVER" not in os.environ:
-        raise RuntimeError("--window: no display; use --gif FILE")
-
-
-def _pygame() -> Any:
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    import pygame
-
-    return pygame
-
-
-def window(recording: Recording, title: str, scale: int = 6) -> None:
-    """Show a recording at the environment's speed in a window; Escape or closing it stops."""
-    film = Film([recording], scale)
-    pygame = _pygame()
-    pygame.display.init()
-    try:
-        screen = pygame.display.set_mode(film.size)
-        pygame.display.set_caption(title)
-        _loop(pygame, screen, film)
-    finally:
-        pygame.display.quit()
-
-
-def _loop(pygame: Any, screen: Any, film: Film) -> None:
-    clock = pygame.time.Clock()
-    for step in range(film.steps):
-        for event in pygame.event.get():
-            if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE):
-                return
-        screen.blit(pygame.surfarray.make_surface(film.frame(step).swapaxes(0, 1)), (0, 0))
-        pygame.display.flip()
-        clock.tick(film.frames_per_second)
 
 
 def report_scores(label: str, scores: Scores) -> str:

@@ -23,6 +23,7 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import native_model
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
+from worldmodels.support.display import Window, check_display
 from worldmodels.support.forks import Lock
 from worldmodels.support.simd import Precision, check_precision
 from worldmodels.support.suggestions import suggestion
@@ -49,8 +50,9 @@ class DreamSettings:
         precision: Precision of M, "float32" or "bfloat16", see :class:`worldmodels.dream.native.Dream`.
         termination: "threshold" or "sample", see :class:`worldmodels.dream.native.Dream`. None selects that of the
             pretrained world model ("sample" for one of "expected" termination), and "threshold" for all others.
-        render_mode: "rgb_array" if ``render`` is to return V's reconstructions, which needs a pretrained world model or
-            a run folder with vae/vae.safetensors; or None.
+        render_mode: "rgb_array" if ``render`` is to return V's reconstructions; "human", for one environment, if a
+            window is to show them at ``metadata["render_fps"]`` steps a second; or None. Both need a pretrained world
+            model or a run folder with vae/vae.safetensors.
     """
 
     world: str | Path | WorldModel | None = None
@@ -61,7 +63,7 @@ class DreamSettings:
     action_high: npt.ArrayLike = 1.0
     precision: Precision = "float32"
     termination: Termination | None = None
-    render_mode: Literal["rgb_array"] | None = None
+    render_mode: Literal["human", "rgb_array"] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,20 @@ def _resolve_world(arrays: Mapping[str, Any], settings: DreamSettings) -> _World
     return _World(model, "threshold" if asked == "threshold" else "sample", vae_path)
 
 
-def _load_decoder(world: _World, render_mode: str | None, num_threads: int | None) -> Decoder | None:
-    """Load V's decoder if frames are to be rendered."""
+def _load_decoder(
+    world: _World, render_mode: str | None, known: Sequence[str], num_threads: int | None
+) -> Decoder | None:
+    """Load V's decoder if frames are to be rendered in one of the known modes."""
     if render_mode is None:
         return None
-    if render_mode != "rgb_array":
-        raise ValueError(f"render_mode: expected None or 'rgb_array', got {render_mode!r:.100}")
+    if render_mode not in known:
+        modes = " or ".join(map(repr, known))
+        raise ValueError(f"render_mode: expected None or {modes}, got {render_mode!r:.100}")
     if world.vae_path is None:
         needed = "frames need V: name a pretrained world model or a run folder in `world`"
-        raise ValueError(f"render_mode: expected None, as {needed}, got 'rgb_array'")
+        raise ValueError(f"render_mode: expected None, as {needed}, got {render_mode!r}")
     if not world.vae_path.is_file():
-        raise ValueError(f"render_mode: expected None, as there is no {world.vae_path}, got 'rgb_array'")
+        raise ValueError(f"render_mode: expected None, as there is no {world.vae_path}, got {render_mode!r}")
     vae, latent_size = load_model(world.vae_path, ConvVAE), world.model.mdnrnn.latent_size
     if vae.latent_size != latent_size:
         raise ValueError(f"{world.vae_path}: expected V with {latent_size} latents, as M has, got {vae.latent_size}")
@@ -238,11 +243,23 @@ class _DreamBase:
     ) -> None:
         """Build the dreams; ``arrays`` are mdnrnn, initial_mu and initial_logvar, all of them or none."""
         world = _resolve_world(arrays, settings)
-        self._decoder = _load_decoder(world, settings.render_mode, num_threads)
+        known = self.metadata["render_modes"]
+        self._decoder = _load_decoder(world, settings.render_mode, known, num_threads)
         self._dreams = _Dreams(world, settings, num_envs, num_threads)
         self.render_mode = settings.render_mode
         renders = world.vae_path is not None and world.vae_path.is_file()
-        self.metadata = {**self.metadata, "render_modes": ["rgb_array"] if renders else []}
+        self.metadata = {**self.metadata, "render_modes": self.metadata["render_modes"] if renders else []}
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the sampling; a new value applies from the next step. Wrappers: ``set_wrapper_attr``."""
+        return self._dreams.temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        checked = check_temperature(temperature)
+        with self._dreams.lock:
+            self._dreams.temperature = checked
 
     def _frames(self) -> npt.NDArray[np.uint8] | None:
         """Decode the current latents to frames (N, 64, 64, 3); None without a render mode."""
@@ -298,8 +315,8 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
         env = gymnasium.make("worldmodels/Dream-v0", world="takecover", render_mode="rgb_array")
 
     Observation: the members of [z, c, h] selected by ``features``, float32. Reward: that of M's reward head, or 1 per
-    step. Terminated by M, truncated at ``max_steps``. ``reset(options={"temperature": t})`` sets the temperature. A
-    ``reset`` without a seed starts the next episode of the current seed.
+    step. Terminated by M, truncated at ``max_steps``. ``reset(options={"temperature": t})`` or the attribute
+    ``temperature`` sets the temperature. A ``reset`` without a seed starts the next episode of the current seed.
 
     Actions are clipped to the action space. Integers are converted; values that are not finite are rejected. A pickle
     or a deep copy is independent of its original and continues an episode with the same bits.
@@ -315,9 +332,11 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
         TypeError: An argument has the wrong type.
         ValueError: An argument is invalid.
         FileNotFoundError: The run folder has no M yet.
+        RuntimeError: ``render_mode`` is "human" and there is no display.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 35}  # noqa: RUF012
+    _window: Window | None = None
 
     def __init__(
         self,
@@ -328,6 +347,8 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
     ) -> None:
         arrays = {"mdnrnn": mdnrnn, "initial_mu": initial_mu, "initial_logvar": initial_logvar}
         self._build(arrays, DreamSettings(**settings), 1, 1)
+        if self.render_mode == "human":
+            check_display("render_mode='human'", "render_mode='rgb_array'")
         self.observation_space = self._dreams.observation_space
         self.action_space: gymnasium.spaces.Box = self._dreams.action_space  # type: ignore[assignment]
 
@@ -353,7 +374,9 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
             if seed is not None or not dreams.seeded:
                 dreams.seed(one, int(self.np_random.integers(2**63)) if seed is None else seed, 0)
             dreams.reset(one)
-            return dreams.observe()[0], {}
+            observation = dreams.observe()[0]
+        self._show()
+        return observation, {}
 
     def step(
         self, action: npt.NDArray[np.float32]
@@ -373,12 +396,31 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
             if not self._dreams.seeded:
                 raise gymnasium.error.ResetNeeded("call reset before step")
             observations, rewards, terminated, truncated = self._dreams.step(np.asarray(action)[None])
-            return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
+        self._show()
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """Reconstruct the current z by V, (64, 64, 3) uint8, in mode ``"rgb_array"``."""
+        """Reconstruct the current z by V, (64, 64, 3) uint8, in mode ``"rgb_array"``; "human" shows every step."""
         frames = self._frames()
-        return None if frames is None else frames[0]
+        return frames[0] if frames is not None and self.render_mode == "rgb_array" else None
+
+    def _show(self) -> None:
+        """Show the current z in the window, in mode ``"human"``."""
+        if self.render_mode == "human" and (frames := self._frames()) is not None:
+            if self._window is None:
+                self._window = Window("worldmodels/Dream-v0")
+            self._window.show(frames[0])
+            self._window.wait(self.metadata["render_fps"])
+
+    def close(self) -> None:
+        """Close the window."""
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """See :class:`_DreamBase`; a copy opens its own window."""
+        return {**super().__getstate__(), "_window": None}
 
 
 class DreamVectorEnv(
@@ -418,7 +460,7 @@ class DreamVectorEnv(
 
     metadata: dict[str, Any] = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
-        "render_fps": 30,
+        "render_fps": 35,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 

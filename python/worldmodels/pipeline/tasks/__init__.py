@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Temperatures = Mapping[float, tuple[tuple[int, int], tuple[int, int]]]
 #: Group of the entry points with which other packages add tasks: ``name = "their.module"``.
 GROUP = "worldmodels.pipeline.tasks"
+_ARROWS = ("left", "right", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Task:
         presets: Settings by name.
         score: Unit of the return, for tables and axes.
         frames_per_second: Speed of recordings.
+        keys: Action of each arrow key, "left", "right", "up" and "down", in a window; those of pressed keys are added.
+            Zeros are appended to an action that is too short.
         action_threshold: The player moves where the absolute value of an action is above this; for recordings.
         squash: How C's outputs become actions; those of ``"tanh"``, in [-1, 1], are scaled to the environment's bounds.
         preset: Default preset of ``worldmodels run``; ``quick`` with ``--from-scratch``.
@@ -50,7 +53,8 @@ class Task:
         description: One sentence on what is played and what a score counts, for the report.
 
     Raises:
-        ValueError: A preset's settings name another task or preset; ``max_steps`` is no positive integer.
+        ValueError: A preset's settings name another task or preset; ``max_steps`` is no positive integer; ``keys`` has
+            another key or an action that is too long.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Task:
     presets: Mapping[str, Config]
     score: str
     frames_per_second: int
+    keys: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: {"left": (-1.0,), "right": (1.0,)})
     action_threshold: float = 0.0
     squash: Squash = "tanh"
     preset: str = "quick"
@@ -74,6 +79,10 @@ class Task:
 
     def __post_init__(self) -> None:
         check_integer("max_steps", self.max_steps, 1, 2**31 - 1)
+        for key, action in self.keys.items():
+            if key not in _ARROWS or len(action) > len(self.actions):
+                wanted = f"{', '.join(_ARROWS)}, each with at most {len(self.actions)} numbers"
+                raise ValueError(f"keys: expected {wanted}, got {key!r}: {action!r}")
         for name, config in self.presets.items():
             if (config.task, config.preset) != (self.name, name):
                 expected, found = f"task={self.name!r}, preset={name!r}", f"{config.task!r}, {config.preset!r}"

@@ -156,6 +156,7 @@ TASK = Task(
     description="CarRacing: a car seen from above visits the tiles of a random track; the score is 1,000 "
     "times the fraction of visited tiles, minus 0.1 per step.",
     frames_per_second=50,
+    keys={"left": (-1.0,), "right": (1.0,), "up": (0.0, 1.0), "down": (0.0, 0.0, 0.8)},
     squash="carracing",
     paper_score=(906, 21),
     minutes={"quick": 15},

@@ -65,4 +65,5 @@ TASK = Task(
     description="Pendulum: a rod is swung up and balanced; the score is minus the sum of squared angle, speed "
     "and torque over 200 steps, 0 at best.",
     frames_per_second=20,
+    keys={"left": (1.0,), "right": (-1.0,)},  # as the policies of these names
 )
