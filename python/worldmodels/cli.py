@@ -98,6 +98,7 @@ def parser() -> _Parser:
         _add_stage(_add_command(commands, stage.command, stage.help), stage, presets)
     _add_play(_add_command(commands, "play", "play the real environment with an agent"))
     _add_dream(_add_command(commands, "dream", "play the dream with an agent"))
+    _add_web(_add_command(commands, "web", "make a page with a playable dream, or serve it to the browser"))
     _add_bench(_add_command(commands, "bench", "benchmark the dream, training and games against other implementations"))
     info = _add_command(commands, "info", "print versions, SIMD level, threads and devices, or the profile of a run")
     info.add_argument("run", nargs="?", type=_path, help="run folder; prints seconds per stage and phase")
@@ -177,6 +178,20 @@ def _add_dream(target: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_web(target: argparse.ArgumentParser) -> None:
+    _add_agent(target)
+    target.add_argument(
+        "--out",
+        metavar="PATH",
+        type=_path,
+        help="write one HTML file (*.html) that works offline, or with --split a folder; without --out, serve the page "
+        "on this machine and open the browser",
+    )
+    target.add_argument(
+        "--split", action="store_true", help="write a folder with the weights in files of their own, for a web server"
+    )
+
+
 def _add_bench(target: argparse.ArgumentParser) -> None:
     target.add_argument("--rounds", type=int, default=5, help="repetitions; medians are printed")
     target.add_argument(
@@ -185,8 +200,12 @@ def _add_bench(target: argparse.ArgumentParser) -> None:
     target.add_argument("--json", metavar="FILE", type=_path, help="JSON file of the results (*.json)")
 
 
-def _add_show(target: argparse.ArgumentParser) -> None:
+def _add_agent(target: argparse.ArgumentParser) -> None:
     target.add_argument("agent", nargs="?", type=_path, help="pretrained agent (takecover) or run folder")
+
+
+def _add_show(target: argparse.ArgumentParser) -> None:
+    _add_agent(target)
     target.add_argument("--episodes", type=int, default=1, help="episodes to score")
     target.add_argument(
         "--gif", metavar="FILE", type=_path, help="write the first episode as a GIF (*.gif) of at most 4 MB"
@@ -285,6 +304,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _bench(options)
         elif options.command in ("play", "dream"):
             _show(options)
+        elif options.command == "web":
+            _web(options)
         else:
             with keep_sigint():
                 _work(options)
@@ -363,7 +384,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace | None:
         flags = [text.partition("=")[0] for text in unknown if text.startswith("-")]
         hint = suggestion(flags[0], [flag for flag in chosen.flags() if flag.startswith("--")]) if flags else ""
         chosen.error(f"unexpected {' '.join(unknown)}{hint}")
-    if options.command in ("play", "dream") and options.agent is None:
+    if options.command in ("play", "dream", "web") and options.agent is None:
         runs = sorted(path.parent.parent for path in Path("runs").glob("*/evolve/controller.safetensors"))
         examples = ", ".join([*pretrained.names(), *map(str, runs)])
         commands[options.command].error(f"agent: expected a pretrained agent or a run folder, such as {examples}")
@@ -617,6 +638,27 @@ def _play_live(
         game = live.RealGame(folder, environment, seed=options.seed, rules=task.rules)
     for line in live.play(game, task.keys, name, task.frames_per_second):
         print(line)
+
+
+def _web(options: argparse.Namespace) -> None:
+    if options.split and not options.out:
+        raise ValueError("--split: expected --out FOLDER next to it")
+    if options.out and not options.split:
+        _check_output("--out", options.out, ".html")
+    folder, config = Run.find(options.agent)
+
+    from worldmodels.pipeline.dream_page import make_page
+    from worldmodels.web.page import check_folder, write_page
+    from worldmodels.web.server import serve
+
+    if options.out and options.split:
+        check_folder("--out", Path(options.out))
+    page = make_page(folder, config)
+    if not options.out:
+        serve(page.folder(), page.policy)
+        return
+    size = write_page(page, Path(options.out), split=options.split)
+    print(f"page: {options.out} ({size / 1e6:.1f} MB)")
 
 
 def _bench(options: argparse.Namespace) -> None:

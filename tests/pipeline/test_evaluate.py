@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from conftest import interrupt, make_mdnrnn, mark_done, toy_config, write_world
-from worldmodels.data.records import PolicyCheck, Scores
+from worldmodels.data.records import EpisodeTrace, PolicyCheck, Scores
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.native import Dream
 from worldmodels.envs import vector as batch
@@ -30,6 +30,7 @@ from worldmodels.rollout import runner as play
 from worldmodels.support.files import read_json
 from worldmodels.support.progress import Progress
 from worldmodels.support.versions import versions
+from worldmodels.web.film import Film
 
 SETTINGS = {"episodes": 3, "num_envs": 2, "recording_steps": 40}
 EVOLVED = {"parameters": 20, "score": 50.0, "generation": 2, "temperature": 1.15}
@@ -137,6 +138,14 @@ def episodes_played(patch):
     really = play.Environments.play_all
     patch.setattr(play.Environments, "play_all", spy)
     return played
+
+
+def test_the_whole_episode_is_filmed_for_the_page(evaluated):
+    film = Film.read(evaluated / "evaluate" / "film.json")
+    steps = len(EpisodeTrace.read(evaluated / "evaluate" / "episode.json").rewards)
+    assert (film.steps, film.frames, film.complete) == (min(steps, 700), min(steps, 700), steps <= 700)
+    with Image.open(evaluated / "evaluate" / "film.webp") as sheet:
+        assert sheet.size == (64 * film.columns, 64 * -(-film.frames // film.columns))
 
 
 def test_nothing_is_played_twice(evaluated, tmp_path, monkeypatch, capsys):

@@ -17,10 +17,11 @@ from worldmodels.analysis import figures
 from worldmodels.analysis.recording import Recording, save_gif
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import save_tensors
-from worldmodels.pipeline import page, tasks
+from worldmodels.pipeline import page, report, tasks
 from worldmodels.pipeline.report import PAGE, format_command, write_report
 from worldmodels.pipeline.run import Run
 from worldmodels.support.files import write_json
+from worldmodels.web.page import wasm_is_built
 
 
 class Page(HTMLParser):
@@ -130,9 +131,19 @@ def test_the_game_and_the_dream_are_next_to_each_other(made):
 def test_the_page_is_light_and_dark_and_fetches_nothing(made):
     text = (made[0] / PAGE).read_text(encoding="utf-8")
     assert "prefers-color-scheme: dark" in text and '<meta name="color-scheme" content="light dark">' in text
-    assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text and "@import" not in text
+    assert not re.search(r'(src|href)="(?!data:|dream.html")', text) and "<script" not in text and "@import" not in text
     light, dark = (set(re.findall(r"(--\w+): ", part)) for part in text.split("prefers-color-scheme: dark")[:2])
     assert light and light == dark
+
+
+def test_the_dream_can_be_played(made, tmp_path, monkeypatch):
+    page = made[0] / "report" / "dream.html"
+    if wasm_is_built():
+        assert [attrs["href"] for attrs, _ in made[1].all("a")] == [page.name]
+        assert "Play this dream" in "".join(made[1].text) and "TakeCover" in page.read_text()[:2000]
+    monkeypatch.setattr(report, "wasm_is_built", lambda: False)
+    shown = write_run(tmp_path / "run")
+    assert not shown.all("a") and f"worldmodels web {tmp_path / 'run'}" in "".join(shown.text)
 
 
 def test_the_first_lines_say_what_is_shown(made):

@@ -38,7 +38,8 @@ def test_a_damaged_file_is_refused(tmp_path, monkeypatch, file):
 def test_every_file_is_hashed_and_described():
     for name in pretrained.names():
         folder = pretrained.folder(name)
-        files = {str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")}
+        found = (path for ending in ("safetensors", "webp") for path in folder.rglob(f"*.{ending}"))
+        files = {str(path.relative_to(folder)) for path in found}
         assert files == set(json.loads((folder / pretrained.HASHES).read_text()))
         assert "seed" in (folder / "README.md").read_text()
 

@@ -32,6 +32,7 @@ from worldmodels.pipeline.scores import ScoredPlayer, cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player, describe_environment, episode_seed, record
 from worldmodels.support.profile import phase
 from worldmodels.support.versions import versions
+from worldmodels.web.film import write_film
 
 PURPOSE = "evaluate"  # purpose of the episodes, distinct from that of other stages
 BEFORE = "first generation"  # policy of the entry "before" of results.json
@@ -149,7 +150,7 @@ def _environment(run: Run) -> EnvSpec:
 
 
 def _record(run: Run) -> None:
-    """Record episode 0: an animation with the actions, and frames above their reconstructions."""
+    """Record episode 0: an animation with the actions, a film for the page, and frames above their reconstructions."""
     config, task = run.config, run.task
     agent = Agent.load(run.folder)
     recorder = Recorder(agent)
@@ -164,6 +165,8 @@ def _record(run: Run) -> None:
     trace.write(run.path("evaluate", "episode.json"))
     recording = from_recorder(recorder, config.evaluate.recording_steps, **task.look)
     save_gif(run.path("evaluate", "episode.gif"), recording)
+    note = f"The recorded game is the first of the evaluation, with {len(recorder.frames):,} steps."
+    write_film(run.path("evaluate", "film.webp"), np.stack(recorder.frames), task.frames_per_second, note=note)
     chosen = most_active_frames(recorder.frames, _FRAMES)
     decoded = Decoder(agent.vae)(np.stack([recorder.latents[index] for index in chosen]))
     figures.frames(run.path("evaluate", "frames.png"), np.stack([recorder.frames[i] for i in chosen]), decoded)

@@ -72,6 +72,11 @@ def code(content: str) -> str:
     return f"<p><code>{words}</code></p>"
 
 
+def link(content: str, target: str) -> str:
+    """A link that looks like a button, in a paragraph of its own."""
+    return f'<p><a class="button" href="{html.escape(target)}">{html.escape(content)}</a></p>'
+
+
 def page(title: str, parts: Sequence[str]) -> str:
     """The whole page."""
     return _FRAME.format(title=html.escape(title), body="\n".join(parts))
@@ -117,6 +122,8 @@ code span {{ display: inline-block; max-width: 100%; }}
   th, td {{ padding: .25rem .4rem; }}
   th:first-child {{ white-space: normal; }}
 }}
+.button {{ display: inline-block; background: #2563eb; color: #fff; font-weight: 600; text-decoration: none;
+  padding: .5rem 1.1rem; border-radius: 8px; }}
 summary {{ cursor: pointer; margin: 1rem 0; }}
 </style>
 {body}

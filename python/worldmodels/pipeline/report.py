@@ -33,6 +33,7 @@ from worldmodels.models.weights import load_model
 from worldmodels.pipeline import page as html
 from worldmodels.pipeline.config import SECTIONS, Config
 from worldmodels.pipeline.dream_check import score_cells
+from worldmodels.pipeline.dream_page import make_page
 from worldmodels.pipeline.evaluation import format_environment, score_rows
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.folder import RunFolder
@@ -43,8 +44,9 @@ from worldmodels.pipeline.stages import STAGES
 from worldmodels.pipeline.tasks import Task
 from worldmodels.support.files import atomic_path
 from worldmodels.support.profile import phase
+from worldmodels.web.page import wasm_is_built, write_page
 
-PAGE = "report/index.html"
+PAGE, DREAM_PAGE = "report/index.html", "dream.html"
 
 
 def write_report(run: Run) -> dict[str, Any]:
@@ -79,6 +81,8 @@ def write_report(run: Run) -> dict[str, Any]:
         recorded = run.path("evaluate", "episode.json")
         if recorded.is_file() and not task.survival:  # the cumulative reward of a survival task is its step number
             figures.episode(folder / "episode.png", EpisodeTrace.read(recorded), task.score)
+    with phase("page"):
+        _write_dream(run, folder / DREAM_PAGE)
     with atomic_path(run.path(PAGE)) as temporary:
         temporary.write_text(_page(run, folder, results, check, dreamed, quality, rounds), encoding="utf-8")
     print(f"report: {run.path(PAGE)}")
@@ -98,6 +102,13 @@ def _draw_dream(run: Run, strip: Path, animation: Path) -> int:
     weight = load_world_model(run.folder).mdnrnn.done_pos_weight
     save_gif(animation, from_dream(dream, trace, vae, weight, config.report.dream_steps, **run.task.look))
     return length
+
+
+def _write_dream(run: Run, path: Path) -> None:
+    """Write the page of the run's dream, if the native core for browsers was built."""
+    path.unlink(missing_ok=True)
+    if wasm_is_built():
+        write_page(make_page(run.folder, run.config), path, split=False)
 
 
 def read_results(path: Path, evaluate_in: str) -> Results:
@@ -194,6 +205,7 @@ def _page(
     parts = [
         f"<h1>{title}</h1>",
         *_introduction(run),
+        _play(run, folder),
         html.notice(_verdict(run, results), "verdict"),
         *failures,
         *_scores(run, folder, results),
@@ -222,6 +234,13 @@ def _introduction(run: Run) -> list[str]:
         ),
         *([html.text(made), html.code(format_command(run.given, preset, run.folder))] if preset else []),
     ]
+
+
+def _play(run: Run, folder: Path) -> str:
+    """The link to the page of the dream, or the command that makes it."""
+    if (folder / DREAM_PAGE).is_file():
+        return html.link("Play this dream", DREAM_PAGE)
+    return html.code(shlex.join(["worldmodels", "web", str(run.folder)]))
 
 
 def _verdict(run: Run, results: Results) -> str:

@@ -126,6 +126,25 @@ class Run(RunFolder):
             FileNotFoundError: There is no such agent or run folder, or the run has no controller yet.
             ValueError: A file of the pretrained agent, or the run's ``config.json``, is damaged.
         """
+        folder, config = Run.find(name)
+        if not (folder / C).is_file():
+            raise FileNotFoundError(
+                f"{name}: expected a run with an agent, got one without {C}; "
+                f"`worldmodels run {config.task} --out {name}` resumes it"
+            )
+        return folder, config
+
+    @staticmethod
+    def find(name: str) -> tuple[Path, Config]:
+        """Find the folder and the settings of a pretrained agent or of a run, which may have no controller yet.
+
+        Args:
+            name: Name of a pretrained agent, or a run folder.
+
+        Raises:
+            FileNotFoundError: There is no such agent or run folder.
+            ValueError: A file of the pretrained agent, or the run's ``config.json``, is damaged.
+        """
         names = pretrained.names()
         if name in names:
             return pretrained.folder(name), tasks.preset(name, tasks.get(name).preset)
@@ -133,11 +152,6 @@ class Run(RunFolder):
         if stored is None:
             raise FileNotFoundError(
                 f"{name}: expected a run folder or one of {', '.join(names)}{suggestion(name, names)}"
-            )
-        if not (Path(name) / "evolve" / "controller.safetensors").is_file():
-            raise FileNotFoundError(
-                f"{name}: expected a run with an agent, got one without evolve/controller.safetensors; "
-                f"`worldmodels run {stored.task} --out {name}` resumes it"
             )
         return Path(name), stored
 

@@ -34,6 +34,7 @@ STAGE = Stage(
         "evaluate/{episodes,before,curve}.jsonl",
         "evaluate/{baselines}.jsonl",
         "evaluate/episode.{json,gif}",
+        "evaluate/film.{webp,json}",
         "evaluate/frames.png",
     ),
     packages=("gymnasium", "matplotlib", "PIL"),

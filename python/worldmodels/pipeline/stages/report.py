@@ -25,7 +25,7 @@ STAGE = Stage(
     inputs=(V, M, INITIAL_STATES, C, "results.json", "check_dream/check_dream.json"),
     outputs=(
         "report/index.html",
-        "report/dream.gif",
+        "report/dream.{gif,html}",
         "report/{dream_strip,losses,quality,evolution,reality_check,scores,episode}.png",
         "report/{rounds,round_checks,terminations}.png",
     ),

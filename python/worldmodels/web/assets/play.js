@@ -1,0 +1,246 @@
+// Play inside the dream: keyboard, touch and buttons; you, the agent, or both.
+import { $, Chart, Runner, badge, count, element, paint, pauseButton, slider, still, timed } from "./ui.js";
+
+const RAMP = 0.15; // largest change of a held steering wheel in a step
+const HISTORY = 10; // seconds
+
+/** Keys and buttons of the actions: two directions each. */
+function controls(about) {
+  const car = about.squash === "carracing";
+  const [name = "left / right"] = about.actions, [low, high] = name.includes(" / ") ? name.split(" / ") : ["less", "more"];
+  const directions = [
+    { key: "ArrowLeft", sign: "◀", name: car ? "steer left" : low },
+    { key: "ArrowRight", sign: "▶", name: car ? "steer right" : high },
+  ];
+  if (car) directions.push({ key: "ArrowUp", sign: "▲", name: "gas" }, { key: "ArrowDown", sign: "▼", name: "brake" });
+  else if (about.actions.length > 1)
+    directions.push({ key: "ArrowDown", sign: "▼", name: `less ${about.actions[1]}` }, { key: "ArrowUp", sign: "▲", name: `more ${about.actions[1]}` });
+  return directions;
+}
+
+/** The reader's action: what the pressed keys say. */
+class Hands {
+  constructor(about) {
+    this.about = about;
+    this.pressed = new Map(); // key -> what holds it down
+    this.wheel = 0;
+  }
+
+  get busy() {
+    return this.pressed.size > 0;
+  }
+
+  is(key) {
+    return this.pressed.has(key) ? 1 : 0;
+  }
+
+  action() {
+    const action = new Float32Array(this.about.actions.length), way = this.is("ArrowRight") - this.is("ArrowLeft");
+    if (this.about.squash === "carracing") {
+      this.wheel += Math.max(-RAMP, Math.min(RAMP, way - this.wheel));
+      action.set([this.wheel, this.is("ArrowUp"), this.is("ArrowDown")]);
+    } else {
+      action[0] = way;
+      if (action.length > 1) action[1] = this.is("ArrowUp") - this.is("ArrowDown");
+    }
+    return action;
+  }
+}
+
+/** Set up the demonstration; returns a function that changes the agent that plays. */
+export function play(world, about) {
+  const section = $("#play"), screen = $("#play-screen"), canvas = $("#play-canvas"), overlay = $("#play-overlay");
+  const dream = world.dream({ seed: about.start.seed, temperature: about.start.temperature });
+  const hands = new Hands(about), rate = about.frames_per_second;
+  const state = { seed: about.start.seed, player: "agent", agent: about.agents[0], total: 0, best: 0, over: false, chance: null, waiting: true };
+  const past = []; // [step, probability]
+
+  const temperature = slider($("#play-temperature"), $("#play-temperature-value"), (value) => value.toFixed(2), (value) => {
+    dream.temperature = value;
+    address();
+  });
+  const runner = new Runner(screen, rate, step, draw);
+  const pause = pauseButton($("#play-pause"), runner);
+  const history = new Chart($("#play-history"), { height: 64, bottom: 4, left: 4, ticksX: 1, ticksY: 1, format: () => "", formatX: () => "" });
+  history.redraw = chart;
+
+  function restart(seed = state.seed) {
+    Object.assign(state, { seed, total: 0, over: false, chance: null });
+    past.length = 0;
+    hands.wheel = 0;
+    dream.temperature = Number($("#play-temperature").value);
+    dream.reset(seed);
+    $("#play-seed").value = seed;
+    overlay.hidden = !state.waiting;
+    overlay.classList.toggle("low", state.waiting);
+    address();
+    draw();
+  }
+
+  function step() {
+    if (state.over) return;
+    const human = state.player === "human" || !state.agent || (state.player === "both" && hands.busy);
+    const action = human ? hands.action() : dream.act(state.agent);
+    const found = timed("step", () => dream.step(action));
+    state.total += found.reward;
+    state.chance = world.info.doneHead ? found.terminationProbability : null;
+    state.over = found.terminated || found.truncated;
+    past.push([dream.steps, state.chance ?? 0]);
+    if (past.length > HISTORY * rate) past.shift();
+    if (state.over) finish(found.truncated);
+  }
+
+  function finish(truncated) {
+    if (state.player !== "agent") state.best = Math.max(state.best, about.survival ? dream.steps : state.total);
+    if (state.waiting) return setTimeout(() => state.waiting && restart(state.seed + 1), 1500);
+    const who = { human: "You survived", agent: "The agent survived", both: "You and the agent survived" }[state.player];
+    const result = about.survival ? `${who} ${count(dream.steps)} steps.` : `The dream ended after ${count(dream.steps)} steps${about.has_reward ? `, return ${count(state.total)}` : ""}.`;
+    $("#play-message").textContent = truncated ? `${result} That is the longest dream there is.` : result;
+    $("#play-start").textContent = "Again";
+    overlay.classList.remove("low");
+    overlay.hidden = false;
+  }
+
+  function draw() {
+    timed("picture", () => paint(canvas, world.decode(dream.z)));
+    $("#play-steps").textContent = count(dream.steps);
+    $("#play-return").textContent = count(state.total);
+    $("#play-best").textContent = count(state.best);
+    const chance = state.chance ?? 0, gauge = $("#play-gauge"), part = Math.max(0, 1 + Math.log10(Math.max(chance, 1e-9)) / 3);
+    gauge.firstElementChild.style.width = `${100 * part}%`;
+    gauge.firstElementChild.style.setProperty("--full", `${100 / Math.max(part, 0.01)}%`);
+    gauge.setAttribute("aria-valuenow", chance.toFixed(3));
+    $("#play-probability").textContent = chance < 0.001 ? "< 0.1 %" : `${(100 * chance).toFixed(1)} %`;
+    const taken = state.player === "both" && hands.busy ? "human" : state.player;
+    const who = { human: "You play", agent: "The agent plays", both: "The agent plays; your keys take over" }[taken];
+    badge($("#play-who"), state.over ? `Over after ${count(dream.steps)} steps` : who, state.over);
+    chart();
+  }
+
+  function chart() {
+    if (!past.length) return history.line("past", "fill", []);
+    const last = past.at(-1)[0], log = (chance) => Math.max(0, 1 + Math.log10(Math.max(chance, 1e-9)) / 3);
+    history.range([last - HISTORY * rate, last], [0, 1]);
+    const points = past.map(([at, chance]) => [at, log(chance)]);
+    history.line("past", "fill", points);
+    history.line("edge", "line", points);
+  }
+
+  function choose(player) {
+    state.player = player;
+    $(`#play-player input[value=${player}]`).checked = true;
+    draw();
+  }
+
+  function begin(player = state.player) {
+    state.waiting = false;
+    choose(player);
+    restart(about.start.seed);
+    pause(false);
+  }
+
+  /** Keep seed and temperature in the address, so that it can be shared. */
+  function address() {
+    const hash = `#seed=${state.seed}&temperature=${dream.temperature.toFixed(2)}`;
+    if (!state.waiting) window.history.replaceState(null, "", hash);
+    return location.href.split("#")[0] + hash;
+  }
+
+  // Keys work while the screen or nothing has the focus.
+  const keys = controls(about);
+  const heard = (event) =>
+    !event.ctrlKey && !event.metaKey && !event.altKey &&
+    (screen.contains(event.target) || (event.target === document.body && section.getBoundingClientRect().bottom > 80));
+  document.addEventListener("keydown", (event) => {
+    if (!heard(event)) return;
+    const held = keys.find((one) => one.key === event.key);
+    const commands = {
+      r: () => (state.waiting = false, restart(), pause(false)),
+      p: () => pause(runner.running),
+      ".": () => (pause(true), runner.once()),
+      m: () => choose(state.player === "human" ? "agent" : "human"),
+      "+": () => warm(0.05), "=": () => warm(0.05), "-": () => warm(-0.05),
+    };
+    const command = commands[event.key.toLowerCase()];
+    if (held && (held.key.match(/Left|Right/) || screen.contains(event.target))) {
+      if (state.waiting) begin("human");
+      hold(held.key, "key", true);
+    } else if (command && (!event.repeat || "+=-.".includes(event.key))) command();
+    else if ((event.key === " " || event.key === "Enter") && event.target === screen) again();
+    else return;
+    event.preventDefault();
+  });
+  document.addEventListener("keyup", (event) => hold(event.key, "key", false));
+  window.addEventListener("blur", () => (hands.pressed.clear(), marks()));
+
+  function again() {
+    if (state.waiting) begin("human");
+    else if (state.over) restart(), pause(false);
+    else pause(runner.running);
+  }
+
+  function warm(by) {
+    const input = $("#play-temperature");
+    temperature(Number(input.value) + by);
+    dream.temperature = Number(input.value);
+    address();
+  }
+
+  function hold(key, by, down) {
+    if (down) hands.pressed.set(key, by);
+    else if (hands.pressed.get(key) === by) hands.pressed.delete(key);
+    marks();
+  }
+
+  const pads = new Map();
+  function marks() {
+    for (const [key, button] of pads) button.classList.toggle("on", hands.pressed.has(key));
+  }
+  for (const { key, sign, name } of keys) {
+    const button = element("button", { type: "button", "aria-label": name, title: name }, sign);
+    button.addEventListener("pointerdown", (event) => {
+      button.setPointerCapture(event.pointerId);
+      if (state.waiting) begin("human");
+      hold(key, "pad", true);
+    });
+    for (const kind of ["pointerup", "pointercancel", "lostpointercapture"])
+      button.addEventListener(kind, () => hold(key, "pad", false));
+    button.addEventListener("contextmenu", (event) => event.preventDefault());
+    pads.set(key, $("#play-pad").appendChild(button));
+  }
+
+  $("#play-start").addEventListener("click", () => {
+    state.waiting ? begin("human") : (restart(), pause(false));
+    screen.focus({ preventScroll: true });
+  });
+  $("#play-player").addEventListener("change", (event) => (state.waiting ? begin(event.target.value) : choose(event.target.value)));
+  $("#play-step").addEventListener("click", () => ((state.waiting = false), (overlay.hidden = !state.over), pause(true), runner.once()));
+  $("#play-restart").addEventListener("click", () => ((state.waiting = false), restart(), pause(false)));
+  $("#play-next").addEventListener("click", () => ((state.waiting = false), restart((state.seed + 1) % 2 ** 32), pause(false)));
+  $("#play-seed").addEventListener("change", (event) => {
+    const seed = Number(event.target.value);
+    state.waiting = false;
+    restart(Number.isInteger(seed) && seed >= 0 && seed < 2 ** 32 ? seed : state.seed);
+  });
+  $("#play-link").addEventListener("click", async (event) => {
+    const button = event.target, link = ((state.waiting = false), address());
+    try {
+      await navigator.clipboard.writeText(link);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "In the address bar";
+    }
+    setTimeout(() => (button.textContent = "Copy link"), 2000);
+  });
+
+  if (!state.agent) {
+    $("#play-player").hidden = true;
+    state.player = "human";
+  }
+  $("#play-termination").hidden = !world.info.doneHead;
+  for (const name of ["return", "best"]) $(`#play-${name}`).parentElement.hidden = !about.has_reward;
+  temperature(about.start.temperature);
+  restart();
+  pause(still());
+  return { dream, state, useAgent: (name) => ((state.agent = name), begin("agent"), section.scrollIntoView()) };
+}
