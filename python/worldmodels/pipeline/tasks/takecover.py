@@ -36,11 +36,11 @@ def _presets() -> dict[str, Config]:
         preset="quick",
         collect=CollectConfig(episodes=1_600, policies=exploring, min_length=1),
         train_vae=TrainVAEConfig(
-            steps=2_000, batch_size=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
+            steps=4_000, batch_size=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
         ),
         train_rnn=TrainRNNConfig(
             hidden_size=256,
-            steps=3_000,
+            steps=9_000,
             batch_size=32,
             sequence_length=64,
             lr=1.5e-3,
