@@ -111,9 +111,10 @@ def losses(path: Path, vae: Sequence[TrainingLine], rnn: Sequence[TrainingLine])
     for title, unit, key in (("M: termination", "cross entropy", "done"), ("M: reward", "squared error", "reward")):
         if any((getattr(line, key) or 0) > 0 for line in rnn):  # M has that head
             panels.append((title, unit, rnn, key, "log"))
+    panels = [panel for panel in panels if panel[2]] or panels  # a round of own play may keep V
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(len(panels), 1, figsize=(_WIDTH, 2.6 * len(panels)))
-        for axis, (title, unit, lines, key, scale) in zip(axes, panels, strict=True):
+        figure, axes = plt.subplots(len(panels), 1, figsize=(_WIDTH, 2.6 * len(panels)), squeeze=False)
+        for axis, (title, unit, lines, key, scale) in zip(axes[:, 0], panels, strict=True):
             train, valid = (
                 [(line.step, value) for line in lines if (value := getattr(line, name)) is not None]
                 for name in (key, f"validation_{key}")
@@ -125,7 +126,7 @@ def losses(path: Path, vae: Sequence[TrainingLine], rnn: Sequence[TrainingLine])
             if scale == "linear" and len(values) > 20:
                 low, high = values[0], values[int(0.97 * len(values))]
                 axis.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
-        axes[0].legend()
+        axes[0, 0].legend()
         figure.tight_layout()
         _save(figure, path)
 

@@ -302,9 +302,10 @@ def _rounds(run: Run, folder: Path, rounds: Sequence[RoundResult]) -> list[str]:
             "the rest of this page is about it."
         ),
         html.table(
-            f"{run.task.score} of every round's agent in its dream and in n games, mean \u00b1 standard deviation, "
-            "95 % interval (from 20 games on); episodes that V and M were trained on; on held-out episodes of the "
-            "round, M's negative log-likelihood per latent dimension and the fraction of terminations that it predicts",
+            f"Score ({run.task.score}) of every round's agent in its dream and in n games, mean \u00b1 standard "
+            "deviation, 95 % interval (from 20 games on); episodes that V and M were trained on; on held-out episodes "
+            "of the round, M's negative log-likelihood per latent dimension and the fraction of terminations that it "
+            "predicts",
             ROUND_COLUMNS,
             round_rows(rounds, "\u00b1"),
         ),
