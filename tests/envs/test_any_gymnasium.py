@@ -183,7 +183,7 @@ def test_entry_points_of_every_kind():
     with pytest.raises(
         ValueError, match=r"^environment\.id: expected an environment with an entry point, got 'odd_env"
     ):
-        make_vector_env(odd("VectorOnly"), 2)
+        make_vector_env(odd("VectorOnly"), 2, num_workers=2)
 
 
 # ---- actions

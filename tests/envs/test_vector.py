@@ -159,7 +159,7 @@ def test_options_that_an_environment_lacks_are_refused(monkeypatch, option):
 
 def test_an_environment_that_gymnasium_does_not_know_is_refused():
     with pytest.raises(ValueError, match=r"^environment\.id: expected one that Gymnasium knows, got 'worldmodels/No"):
-        make_vector_env(EnvSpec(id="worldmodels/Nothing-v0"), 2)
+        make_vector_env(EnvSpec(id="worldmodels/Nothing-v0"), 2, num_workers=2)
 
 
 @needs_envpool

@@ -92,11 +92,12 @@ def test_the_agent_can_be_used(ran):
 
 
 def test_the_page_holds_its_pictures(ran):
-    """Nothing is fetched from anywhere: the page can be sent to someone."""
+    """Nothing is fetched from anywhere; the one link leads to the dream beside the page."""
     page = (ran[0] / "toy" / "report" / "index.html").read_text(encoding="utf-8")
     pictures = re.findall(r'src="data:image/(png|gif);base64,([^"]+)"', page)
     assert page.count("<img") == len(pictures) == 9
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert re.findall(r'(?:src|href)="(?!data:)([^"]*)"', page) == ["dream.html"]
+    assert (ran[0] / "toy" / "report" / "dream.html").is_file()
     frames = {"png": [], "gif": []}
     for kind, data in pictures:
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:

@@ -188,7 +188,7 @@ print(json.dumps(runtimes))
 def test_neither_is_slower_for_being_imported_second():
     """The fastest of many short rounds of both, in processes that take turns."""
     found = {order: [] for order in ("core first", "torch first")}
-    for _ in range(2):
+    for _ in range(4):
         for order, times in found.items():
             times.append(run(f"{ORDERS[order]}\n{ROUNDS}\nprint(json.dumps(timed))"))
     for what in (0, 1):
