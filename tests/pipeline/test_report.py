@@ -241,7 +241,7 @@ def test_text_is_escaped_in_every_element():
         ((), "pretrained", {"generations": 400},
          "8 stages (all 8 with the settings of preset pretrained: about 6 minutes on 2 cores)"),
         (("collect", "train_vae", "encode"), "quick", {},
-         "5 of 8 stages left (all 8 with the settings of preset quick: about 30 minutes on 2 cores)"),
+         "5 of 8 stages left (all 8 with the settings of preset quick: about 45 minutes on 2 cores)"),
         ((), "small", {}, "8 stages, about 100 minutes on 2 cores"),
         ((), "paper", {}, "8 stages"),
     ],

@@ -12,7 +12,7 @@ from worldmodels.support.profile import add_profiles, add_to_profile, phase, pha
 
 @pytest.fixture
 def wait(monkeypatch):
-    """Clock that advances only by the seconds it is told to wait."""
+    """Clock that advances only when `wait` is called, by its argument in seconds."""
     now = [100.0]
     monkeypatch.setattr(profile, "perf_counter", lambda: now[0])
 

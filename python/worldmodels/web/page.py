@@ -117,7 +117,7 @@ def write_page(page: Page, out: Path, *, split: bool) -> int:
 
 
 def _fill(**parts: str) -> str:
-    """Fill the template. The policy comes first: it holds for everything after it."""
+    """Fill the template. The Content-Security-Policy precedes all content that it governs."""
     text = (ASSETS / "index.html").read_text(encoding="utf-8")
     parts["policy"] = f'<meta http-equiv="Content-Security-Policy" content="{html.escape(parts["policy"])}">'
     parts["title"] = html.escape(parts["title"])
