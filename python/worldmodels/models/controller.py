@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.floating]
 Features = Literal["z", "zh", "zc", "zch"]
-Squash = Literal["tanh", "carracing"]
+Squash = Literal["tanh", "carracing", "argmax"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,13 @@ class Controller:
         bias: Whether the affine maps have a bias.
         hidden_units: Width of the hidden layer; 0 for none.
         squash: Output function. ``"tanh"``: all actions in [-1, 1]. ``"carracing"``: steering ``tanh(a0)``, gas
-            ``(tanh(a1) + 1) / 2``, brake ``max(tanh(a2), 0)``.
+            ``(tanh(a1) + 1) / 2``, brake ``max(tanh(a2), 0)``. ``"argmax"``: discrete actions, each as the one-hot
+            vector of its largest output, the first of equal ones.
+        choices: Number of values of each discrete action, with squash ``"argmax"``: ``(n,)`` for Gymnasium's Discrete,
+            several numbers for MultiDiscrete. They add up to ``action_size``.
 
     Raises:
-        ValueError: A size is out of range or a name is unknown.
+        ValueError: A size is out of range, a name is unknown, or ``choices`` do not match ``squash``.
 
     Source: Ha & Schmidhuber (2018), section 2.4 and appendix A.3.
     """
@@ -44,6 +47,7 @@ class Controller:
     bias: bool = False
     hidden_units: int = 0
     squash: Squash = "tanh"
+    choices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, low in (("latent_size", 1), ("hidden_size", 1), ("action_size", 1), ("hidden_units", 0)):
@@ -56,6 +60,14 @@ class Controller:
             raise ValueError(f"squash: expected one of {', '.join(get_args(Squash))}, got {self.squash!r}")
         if self.squash == "carracing" and self.action_size != 3:
             raise ValueError(f"action_size: expected 3 for squash='carracing', got {self.action_size}")
+        object.__setattr__(self, "choices", tuple(self.choices))  # a list in JSON
+        if self.squash == "argmax":
+            valid = all(isinstance(n, int | np.integer) and n >= 2 for n in self.choices)
+            if not self.choices or not valid or sum(self.choices) != self.action_size:
+                wanted = f"integers of at least 2 that add up to action_size, {self.action_size}"
+                raise ValueError(f"choices: expected {wanted}, got {self.choices!r}")
+        elif self.choices:
+            raise ValueError(f"choices: expected none for squash={self.squash!r}, got {self.choices!r}")
 
     @property
     def feature_size(self) -> int:
@@ -135,7 +147,7 @@ class Controller:
             out = out @ parts[layer].T
             if self.bias:
                 out = out + parts[layer + 1]
-            out = np.tanh(out, dtype=np.float32)
+            out = self._activation(out, last=layer + stride == len(parts))
         return self.squashed(out)
 
     def act_each(self, params: FloatArray, features: FloatArray) -> npt.NDArray[np.float32]:
@@ -156,18 +168,40 @@ class Controller:
             )
         out: FloatArray = features
         start = 0
-        for rows, columns in self.layer_shapes:
+        for layer, (rows, columns) in enumerate(self.layer_shapes):
             weight = params[:, start : start + rows * columns].reshape(-1, rows, columns)
             start += rows * columns
             out = np.einsum("brf,bf->br", weight, out)
             if self.bias:
                 out = out + params[:, start : start + rows]
                 start += rows
-            out = np.tanh(out, dtype=np.float32)
+            out = self._activation(out, last=layer + 1 == len(self.layer_shapes))
         return self.squashed(out)
 
+    def _activation(self, out: FloatArray, *, last: bool) -> FloatArray:
+        """Apply tanh after an affine map, but not before an arg max, as it rounds large outputs to equal ones."""
+        return out if last and self.squash == "argmax" else np.tanh(out, dtype=np.float32)
+
     def squashed(self, out: FloatArray) -> npt.NDArray[np.float32]:
-        """Map the last layer's outputs (after tanh) to actions (..., action_size) float32."""
+        """Map the last layer's outputs, after tanh unless the squash is ``"argmax"``, to actions (..., action_size)."""
+        if self.squash == "argmax":
+            return one_hot(out, self.choices)
         if self.squash == "carracing":
             out = np.stack([out[..., 0], (out[..., 1] + 1) / 2, np.maximum(out[..., 2], 0)], axis=-1)
         return out.astype(np.float32, copy=False)
+
+
+def one_hot(values: FloatArray, choices: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Convert outputs (..., A) to the one-hot vectors of the largest output of each discrete action, (..., A) float32.
+
+    Args:
+        values: Outputs, one discrete action after another.
+        choices: Number of values of each discrete action; they add up to A.
+    """
+    actions = np.zeros(np.shape(values), np.float32)
+    start = 0
+    for count in choices:
+        largest = np.argmax(values[..., start : start + count], axis=-1, keepdims=True)
+        np.put_along_axis(actions[..., start : start + count], largest, 1.0, axis=-1)
+        start += count
+    return actions
