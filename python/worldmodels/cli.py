@@ -471,7 +471,7 @@ def _print_estimate(run: Run) -> None:
     if minutes is not None and preset is not None:
         duration = f"about {minutes:g} minutes on 2 cores"
         usual = left == total and replace(preset, seed=run.given.seed) == run.given
-        number = len(NAMES) * (preset.rounds.rounds + 1)
+        number = len(NAMES) * (preset.last_round + 1)
         text += f", {duration}" if usual else f" (all {number} with the settings of preset {preset.preset}: {duration})"
     print(text, file=sys.stderr)
 
@@ -485,7 +485,7 @@ def _print_results(run: Run, reported: bool) -> None:
     from worldmodels.pipeline.report import format_score
     from worldmodels.pipeline.rounds import ROUND_COLUMNS, round_results, round_rows
 
-    if run.given.rounds.rounds:
+    if run.given.last_round:
         print(table(ROUND_COLUMNS, round_rows(round_results(run), "+-")))
     if reported:  # else the stage has printed it
         print(f"report: {run.path('report', 'index.html')}")

@@ -22,7 +22,7 @@ from worldmodels.models.weights import load_tensors
 from worldmodels.pipeline import evaluation, tasks
 from worldmodels.pipeline import rounds as rounds_of_play
 from worldmodels.pipeline.collection import player_metadata
-from worldmodels.pipeline.config import RoundsConfig, override, round_config
+from worldmodels.pipeline.config import RefineConfig, RoundsConfig, override, round_config
 from worldmodels.pipeline.evolution import save_controller
 from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.rounds import round_results, run_all
@@ -321,3 +321,84 @@ def test_the_settings_of_a_round():
         assert (one.collect.episodes, one.train_vae.steps, one.train_rnn.steps) == (3, 2, 4)
     assert {one.seed for one in (first, middle, last)} == {5}
     assert round_config(toy_config(), 0, Path("run")) == toy_config()
+
+
+REFINE = {"generations": 1, "popsize": 3, "episodes": 1, "max_steps": 20, "evaluate_every": 1, "evaluate_episodes": 2}
+
+
+def refined_config(**changes):
+    """One round of dreams and a refinement."""
+    flat = {"rounds": {"evaluate_episodes": 1}, "refine": REFINE, "evolve": {"pca_components": 0}}
+    return override(override(rounds_config(), {"rounds": {"rounds": 0}}), {**flat, **changes})
+
+
+@pytest.fixture(scope="module")
+def refined(made, tmp_path_factory, two_baselines):
+    """A complete run with a refinement, on the round 0 of the other run."""
+    folder = tmp_path_factory.mktemp("refined") / "run"
+    copy_linked(made[0] / "rounds" / "0", folder / "rounds" / "0")
+    with pytest.MonkeyPatch.context() as patch, Run(folder, refined_config()) as run:
+        report_only_in(patch, folder)
+        run_all(run)
+    return folder
+
+
+def test_a_refinement_keeps_the_world_model_and_continues_c_in_the_environment(refined):
+    first, last = RunFolder(refined, Run.stored_config(refined)).rounds
+    assert last.folder == refined and all(last.is_done(name) for name in NAMES)
+    for name in ("vae/vae.safetensors", "rnn/rnn.safetensors"):
+        assert last.path(name).read_bytes() == first.path(name).read_bytes()
+    assert not last.path("episodes").exists()
+    evolved = last.summary("evolve")
+    assert evolved["evaluate_in"] == "environment" and evolved["generation"] == 1
+    assert [line["generation"] for line in last.metrics("evolve")] == [1]
+    _, before, _ = load_controller(first.path("evolve", "controller.safetensors"))
+    tensors, _ = load_tensors(last.path("evolve", "checkpoint.safetensors"))
+    np.testing.assert_array_equal(tensors["origin"].numpy().astype(np.float32), before)
+    _, after, _ = load_controller(last.path("evolve", "controller.safetensors"))
+    assert 0 < np.abs(after - before).max() < 10 * RefineConfig().sigma0
+    results = round_results(last)
+    assert [(one.number, one.episodes, len(one.game.scores)) for one in results] == [(0, 6, 1), (1, 6, 2)]
+    assert results[0].rnn_loss == results[1].rnn_loss
+    page = (refined / "report" / "index.html").read_text(encoding="utf-8")
+    assert "keeps V and M, and evolves C further in the real environment" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"refine": {**REFINE, "popsize": 4}}, r"evolve is complete with other settings \(refine\.popsize\)"),
+        ({"refine": {"generations": 0}}, r"stages have run with other settings \(refine\.generations 1, got 0\)"),
+        ({"rounds": {"rounds": 1}}, r"stages have run with other settings \(rounds\.rounds 0, got 1\)"),
+        (
+            {"evolve": {"popsize": 5, "pca_components": 0}},
+            r"rounds/0: evolve is complete with other settings \(popsize\)",
+        ),
+    ],
+)
+def test_settings_of_a_refined_run_are_refused_by_name(refined, changes, said):
+    with pytest.raises(ValueError, match=said):
+        Run(refined, refined_config(**changes))
+
+
+def test_a_refinement_is_checked_before_any_work(tmp_path):
+    for changes, said in (
+        ({"evolve": {"evaluate_in": "environment"}}, r"^evolve\.evaluate_in: expected dream for a refinement"),
+        ({"refine": {**REFINE, "popsize": 1}}, r"^refine\.popsize: expected"),
+        ({"refine": {**REFINE, "pca_components": 21}}, r"^refine\.pca_components: expected at most 20"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Run(tmp_path / "run", refined_config(**changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_settings_of_a_refinement():
+    config = refined_config(rounds={"rounds": 1})
+    dreams, own_play, last = (round_config(config, number, Path("run")) for number in range(3))
+    assert [one.evolve.evaluate_in for one in (dreams, own_play, last)] == ["dream", "dream", "environment"]
+    assert [one.evolve.generations for one in (dreams, own_play, last)] == [1, 2, 1]
+    assert [one.evaluate.episodes for one in (dreams, own_play, last)] == [1, 1, 2]
+    source = str(Path("run/rounds/1").absolute())
+    assert last.world_model == last.evolve.init_from == source and own_play.world_model == ""
+    assert (last.evolve.popsize, last.evolve.max_steps, last.evolve.sigma0) == (3, 20, RefineConfig().sigma0)
+    assert last.evolve.features == config.evolve.features and last.collect == config.collect

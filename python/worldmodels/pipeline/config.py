@@ -153,11 +153,36 @@ class RoundsConfig:
 
 
 @dataclass(frozen=True)
+class RefineConfig:
+    """Evolve C further in the real environment, in a last round that keeps V and M."""
+
+    generations: int = setting(0, "generations of CMA-ES in the real environment; 0 for no such round", zero=True)
+    popsize: int = setting(48, "candidates per generation")
+    episodes: int = setting(2, "real episodes per candidate")
+    sigma0: float = setting(0.03, "initial step size")
+    pca_components: int = setting(
+        0, "search along this many whitened principal components of C's inputs; 0 for C's parameters", zero=True
+    )
+    common_random_numbers: bool = setting(False, "evaluate all candidates of a generation on the same episode seeds")
+    max_steps: int = setting(2100, "longest episode")
+    max_steps_without_reward: int = setting(
+        0,
+        "end an episode after so many steps without a positive reward and extrapolate its last reward; 0 for never",
+        zero=True,
+    )
+    evaluate_every: int = setting(
+        4, "generations between evaluations of the distribution's mean; the best mean becomes C"
+    )
+    evaluate_episodes: int = setting(64, "real episodes per evaluation of the mean")
+
+
+@dataclass(frozen=True)
 class Config:
     """The settings of one run.
 
-    With rounds of own play, ``collect``, ``train_vae`` and ``train_rnn`` are the settings of round 0, ``evolve`` and
-    ``evaluate`` those of the last round, and ``rounds`` has those of the other rounds (:func:`round_config`).
+    With rounds of own play, ``collect``, ``train_vae`` and ``train_rnn`` are the settings of round 0, ``evolve`` those
+    of the last dream, and ``rounds`` has those of the other rounds. ``refine`` adds a round in the real environment,
+    with the V and M of the round before it. ``evaluate`` has the settings of the last round (:func:`round_config`).
     """
 
     task: str = "takecover"
@@ -174,6 +199,12 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last round: 0 without rounds of own play and refinement."""
+        return self.rounds.rounds + (self.refine.generations > 0)
 
 
 TOP = ("task", "preset", "seed", "world_model")
@@ -240,46 +271,56 @@ _OWN_PLAY = {
     "rnn_lr": "train_rnn.lr",
     "evolve_from": "evolve.init_from",
 }
+#: Settings of every dream before the last, by the setting of ``rounds``.
+_BEFORE_LAST_DREAM = {"generations": "evolve.generations", "pca_components": "evolve.pca_components"}
 #: Settings of every round before the last, by the setting of ``rounds``.
-_BEFORE_LAST = {
-    "generations": "evolve.generations",
-    "pca_components": "evolve.pca_components",
-    "evaluate_episodes": "evaluate.episodes",
-}
+_BEFORE_LAST = {"evaluate_episodes": "evaluate.episodes"}
+#: Settings of the refinement, by the setting of ``refine``.
+_REFINEMENT = {item.name: f"evolve.{item.name}" for item in fields(RefineConfig)}
 
 
 def round_settings(config: Config, number: int) -> dict[str, str]:
-    """Map the settings of a round, such as ``"collect.episodes"``, to those of ``rounds`` that they come from."""
-    names = {**(_OWN_PLAY if number > 0 else {}), **(_BEFORE_LAST if number < config.rounds.rounds else {})}
+    """Map the settings of a round, such as ``"collect.episodes"``, to those of other sections they come from."""
+    if number > config.rounds.rounds:
+        return {target: f"refine.{name}" for name, target in _REFINEMENT.items()}
+    names = {
+        **(_OWN_PLAY if number > 0 else {}),
+        **(_BEFORE_LAST_DREAM if number < config.rounds.rounds else {}),
+        **(_BEFORE_LAST if number < config.last_round else {}),
+    }
     return {target: f"rounds.{name}" for name, target in names.items()}
 
 
 def round_folder(config: Config, number: int, folder: Path) -> Path:
     """Return the folder of a round: the run folder itself for the last one, ``rounds/<number>`` for the others."""
-    return folder if number == config.rounds.rounds else folder / "rounds" / str(number)
+    return folder if number == config.last_round else folder / "rounds" / str(number)
 
 
 def round_config(config: Config, number: int, folder: Path) -> Config:
     """Return the settings of a round.
 
     A round before the last is a run of its own, without rounds. A round of own play adds episodes of the previous
-    round's agent to its episodes, and initializes V and M from its models.
+    round's agent to its episodes, and initializes V and M from its models. The refinement keeps V and M, and evolves
+    the previous round's C.
 
     Args:
         config: Settings of the run.
-        number: Number of the round, from 0 to ``config.rounds.rounds``.
+        number: Number of the round, from 0 to ``config.last_round``.
         folder: Run folder.
     """
     changes: dict[str, dict[str, Any]] = {}
     for target, name in round_settings(config, number).items():
-        (section, setting), value = target.split("."), getattr(config.rounds, name.partition(".")[2])
-        changes.setdefault(section, {})[setting] = value
-    if number > 0:
-        source = str(round_folder(config, number - 1, folder).absolute())
+        (section, setting), (origin, _, given) = target.split("."), name.partition(".")
+        changes.setdefault(section, {})[setting] = getattr(getattr(config, origin), given)
+    source = str(round_folder(config, number - 1, folder).absolute()) if number > 0 else ""
+    if number > config.rounds.rounds:
+        changes["evolve"] |= {"evaluate_in": "environment", "init_from": source}
+        config = replace(config, world_model=source)
+    elif number > 0:
         changes["collect"] |= {"min_length": 1, "agent": source, "include": source}
         changes["train_vae"]["init_from"] = changes["train_rnn"]["init_from"] = source
         changes["evolve"]["init_from"] = source if config.rounds.evolve_from == "previous" else ""
-    if number < config.rounds.rounds:
+    if number < config.last_round:
         changes["evaluate"]["curve_episodes"] = 0
-        config = replace(config, rounds=RoundsConfig())
+        config = replace(config, rounds=RoundsConfig(), refine=RefineConfig())
     return override(config, changes)

@@ -37,14 +37,14 @@ class RunFolder:
         self._use(given, names)
 
     def _use(self, given: Config, names: Mapping[str, str] | None = None) -> None:
-        last = given.rounds.rounds
+        last = given.last_round
         self.given, self.config = given, round_config(given, last, self.folder)
         self.names = round_settings(given, last) if names is None else names
 
     @property
     def rounds(self) -> list[RunFolder]:
         """Folders of the rounds; the last one is this folder."""
-        given, last = self.given, self.given.rounds.rounds
+        given, last = self.given, self.given.last_round
         earlier = [
             RunFolder(
                 round_folder(given, number, self.folder),

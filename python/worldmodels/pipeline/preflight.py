@@ -89,7 +89,6 @@ def check_config(
         _at_most("evaluate.num_envs", evaluate.num_envs, _MAX_PARALLEL)
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
         _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", records=True)
-    _check_rounds(config, task)
 
 
 def check_precision(name: str, precision: str) -> None:
@@ -135,25 +134,27 @@ def _check_sources(config: Config, names: Collection[str], folder: Path) -> None
             raise ValueError(f"{setting}: expected a run other than {folder} itself, got {name}")
 
 
-def _check_rounds(config: Config, task: tasks.Task) -> None:
-    """Check the settings of rounds of own play."""
+def check_rounds(config: Config) -> None:
+    """Check the settings of a run's rounds of own play and of its refinement.
+
+    Raises:
+        ValueError: A setting is invalid.
+    """
     rounds = config.rounds
-    parse_policies(rounds.policies, task.policies, "rounds.policies")
+    parse_policies(rounds.policies, tasks.get(config.task).policies, "rounds.policies")
     for name in ("episodes", "evaluate_episodes"):
         _at_most(f"rounds.{name}", getattr(rounds, name), _MAX_EPISODES)
     for name in ("vae_steps", "rnn_steps", "generations"):
         _at_most(f"rounds.{name}", getattr(rounds, name), _INT32)
     for name in ("vae_lr", "rnn_lr"):
         _at_most(f"rounds.{name}", getattr(rounds, name), _MAX_FLOAT32)
-    if rounds.rounds == 0:
-        return
-    if config.world_model:
+    if rounds.rounds and config.world_model:
         raise ValueError(
             f"rounds.rounds: expected a run that trains V and M, got {rounds.rounds} and the world model "
             f"{config.world_model}"
         )
-    if config.evolve.evaluate_in != "dream":
-        raise ValueError(evolves_in_dream("rounds of own play", config))
+    if config.last_round and config.evolve.evaluate_in != "dream":
+        raise ValueError(evolves_in_dream("rounds of own play" if rounds.rounds else "a refinement", config))
 
 
 def evolves_in_dream(what: str, config: Config) -> str:

@@ -74,7 +74,7 @@ def write_report(run: Run) -> dict[str, Any]:
         )
         if check.policies:
             figures.reality_check(folder / "reality_check.png", check.policies, check.temperature, task.score)
-        rounds = round_results(run) if run.given.rounds.rounds else []
+        rounds = round_results(run) if run.given.last_round else []
         if rounds:
             _draw_rounds(run, folder, rounds)
         figures.scores(folder / "scores.png", results, task.score, task.paper_score[0] if task.paper_score else None)
@@ -293,13 +293,17 @@ def _draw_rounds(run: Run, folder: Path, rounds: Sequence[RoundResult]) -> None:
         figures.terminations(folder / "terminations.png", edges, rates)
 
 
+_REFINED = "The last round keeps V and M, and evolves C further in the real environment. "
+
+
 def _rounds(run: Run, folder: Path, rounds: Sequence[RoundResult]) -> list[str]:
     parts = [
         html.heading("Rounds"),
         html.text(
             "Round 0 collects with open-loop policies. Every later round adds episodes that the previous round's agent "
-            "has played, trains V and M further on all of them, and evolves a new C. The last round's C is the agent; "
-            "the rest of this page is about it."
+            "has played, trains V and M further on all of them, and evolves a new C. "
+            f"{_REFINED if run.given.refine.generations else ''}The last round's C is the agent; the rest of this "
+            "page is about it."
         ),
         html.table(
             f"Score ({run.task.score}) of every round's agent in its dream and in n games, mean \u00b1 standard "

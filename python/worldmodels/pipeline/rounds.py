@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from worldmodels.analysis.stats import format_interval
 from worldmodels.data.records import DreamCheck, Results, Scores
@@ -22,12 +23,14 @@ class RoundResult:
 
     Attributes:
         number: Number of the round.
-        episodes: Number of episodes that V and M were trained on, those of earlier rounds included.
+        episodes: Number of episodes that V and M were trained on, those of earlier rounds included; 0 in a run with a
+            given world model.
         check: Scores of open-loop policies in its dream and in the game.
         dream: Scores of C in its dream; None if M predicts no reward.
         game: Scores of the agent in the real environment.
-        rnn_loss: Negative log-likelihood of the next latent on M's held-out episodes, in nats per dimension.
-        done_recall: Fraction of the held-out terminations that M predicts; None without a done head.
+        rnn_loss: Negative log-likelihood of the next latent on M's held-out episodes, in nats per dimension; None in a
+            run with a given world model.
+        done_recall: Fraction of the held-out terminations that M predicts; None without a done head or training.
     """
 
     number: int
@@ -35,14 +38,14 @@ class RoundResult:
     check: DreamCheck
     dream: Scores | None
     game: Scores
-    rnn_loss: float
+    rnn_loss: float | None
     done_recall: float | None
 
 
 def run_all(run: Run) -> None:
     """Run all rounds, or the stages of a run without rounds. What is complete is skipped."""
     run_earlier_rounds(run)
-    last = run.given.rounds.rounds
+    last = run.given.last_round
     with _round(last, last, run) if last else nullcontext():
         for name in NAMES:
             run.run_stage(name)
@@ -54,7 +57,7 @@ def run_earlier_rounds(run: Run) -> None:
     Raises:
         ValueError: The agent of a round has changed since the next round collected its episodes.
     """
-    last, previous = run.given.rounds.rounds, None
+    last, previous = run.given.last_round, None
     for number, part in enumerate(run.rounds[:-1]):
         if all(map(part.is_done, NAMES)):
             _follow(part, previous)
@@ -95,11 +98,17 @@ def _follow(run: RunFolder, previous: RunFolder | None) -> None:
 
 
 def round_results(run: RunFolder) -> list[RoundResult]:
-    """Read the results of the rounds of a run, all of which are complete."""
-    found = []
+    """Read the results of the rounds of a run, all of which are complete.
+
+    The refinement has the V and M, and thus the episodes and the losses, of the round before it.
+    """
+    found: list[RoundResult] = []
+    trained: dict[str, Any] = {}
+    policies: dict[str, Any] = {}
     for number, part in enumerate(run.rounds):
         results = Results.read(part.path("results.json"))
-        trained, policies = part.summary("train_rnn"), part.summary("collect")["policies"]
+        if not part.config.world_model:
+            trained, policies = part.summary("train_rnn"), part.summary("collect")["policies"]
         found.append(
             RoundResult(
                 number=number,
@@ -107,7 +116,7 @@ def round_results(run: RunFolder) -> list[RoundResult]:
                 check=DreamCheck.read(part.path("check_dream", "check_dream.json")),
                 dream=results.dream.evaluation if results.dream else None,
                 game=results.agent,
-                rnn_loss=trained["z"],
+                rnn_loss=trained.get("z"),
                 done_recall=trained.get("done_recall"),
             )
         )
@@ -123,8 +132,8 @@ def round_rows(results: Sequence[RoundResult], plus_minus: str) -> list[list[str
     return [
         [
             str(one.number),
-            f"{one.episodes:,}",
-            f"{one.rnn_loss:.3f}",
+            f"{one.episodes:,}" if one.episodes else "",
+            "" if one.rnn_loss is None else f"{one.rnn_loss:.3f}",
             "" if one.done_recall is None else f"{100 * one.done_recall:.0f} %",
             *(
                 "" if played is None else f"{played.mean:.0f} {plus_minus} {played.std:.0f}"

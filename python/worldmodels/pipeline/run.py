@@ -25,7 +25,7 @@ from worldmodels.data.records import StageRecord
 from worldmodels.pipeline import stages, tasks
 from worldmodels.pipeline.config import TOP, Config, to_dict
 from worldmodels.pipeline.folder import RunFolder, read_config
-from worldmodels.pipeline.preflight import check_config
+from worldmodels.pipeline.preflight import check_config, check_rounds
 from worldmodels.pipeline.profiles import PROFILE, is_profile
 from worldmodels.pipeline.stage import C, Stage, StageFailedError
 from worldmodels.pipeline.stages import STAGES
@@ -167,12 +167,15 @@ class Run(RunFolder):
 
     def _check_rounds(self, discarded: Sequence[Stage]) -> None:
         """Check that the outputs of all rounds have the present settings, the number of rounds among them."""
-        stored = self.stored_config(self.folder)
-        then, now = stored.rounds.rounds if stored else 0, self.given.rounds.rounds
-        if stored and then != now and (self.has_run() or self.path("rounds", str(now)).exists()):
+        stored = self.stored_config(self.folder) or self.given
+        then, now = stored.last_round, self.given.last_round
+        if then != now and (self.has_run() or self.path("rounds", str(now)).exists()):
+            refines, name = stored.refine.generations != self.given.refine.generations, "rounds.rounds"
+            then, now = stored.rounds.rounds, self.given.rounds.rounds
+            if refines:
+                name, then, now = "refine.generations", stored.refine.generations, self.given.refine.generations
             raise ValueError(
-                f"{self.folder}: stages have run with other settings (rounds.rounds {then}, got {now}); use another "
-                "--out"
+                f"{self.folder}: stages have run with other settings ({name} {then}, got {now}); use another --out"
             )
         for part, following in itertools.zip_longest(self.rounds, self.rounds[1:]):
             if following is None:
@@ -182,13 +185,15 @@ class Run(RunFolder):
 
     def _preflight(self, discarded: Sequence[Stage]) -> None:
         """Check the settings of the incomplete stages of all rounds."""
+        check_rounds(self.given)
         sources_exist = True
         for part in self.rounds:
             todo = [
                 stage.name for stage in STAGES if not part.is_done(stage.name) or (part is self and stage in discarded)
             ]
+            config = part.config if sources_exist else replace(part.config, world_model=self.given.world_model)
             try:
-                check_config(part.config, todo, part.folder, sources_exist=sources_exist)
+                check_config(config, todo, part.folder, sources_exist=sources_exist)
             except ValueError as error:
                 name, colon, rest = str(error).partition(":")
                 raise ValueError(f"{part.names.get(name, name)}{colon}{rest}") from error

@@ -11,7 +11,7 @@ from worldmodels.analysis import figures
 from worldmodels.analysis.stats import format_interval, table
 from worldmodels.data.records import AblationResult, Results, Scores, StudyResult, SweepResult
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.config import Config, RoundsConfig, override, round_config
+from worldmodels.pipeline.config import Config, RefineConfig, RoundsConfig, override, round_config
 from worldmodels.pipeline.preflight import check_config, evolves_in_dream
 from worldmodels.pipeline.rounds import run_earlier_rounds
 from worldmodels.pipeline.run import Run
@@ -128,11 +128,15 @@ def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
 def _variants(
     folder: Path, config: Config, kind: str, changes: dict[str, dict[str, dict[str, Any]]], force: bool
 ) -> list[StudyResult]:
-    """Run each variant; variants share the stages that train V and M up to the first whose settings differ."""
-    last = replace(round_config(config, config.rounds.rounds, folder), rounds=RoundsConfig())
+    """Run each variant; variants share the stages that train V and M up to the first whose settings differ.
+
+    No variant is refined in the real environment.
+    """
+    config = replace(config, refine=RefineConfig())
+    last = replace(round_config(config, config.last_round, folder), rounds=RoundsConfig())
     variants = {name: override(last, changed) for name, changed in changes.items()}
     for settings in variants.values():
-        check_config(settings, ("evolve", "evaluate"), sources_exist=config.rounds.rounds == 0)
+        check_config(settings, ("evolve", "evaluate"), sources_exist=config.last_round == 0)
     with Run(folder, config, force=force) as run:
         run_earlier_rounds(run)
         for stage in _WORLD_MODEL_STAGES:

@@ -14,6 +14,7 @@ from worldmodels.pipeline.config import (
     Config,
     EvaluateConfig,
     EvolveConfig,
+    RefineConfig,
     RoundsConfig,
     TrainRNNConfig,
     TrainVAEConfig,
@@ -141,7 +142,20 @@ def _presets() -> dict[str, Config]:
             evaluate_episodes=16,
         ),
     )
-    return {"quick": quick, "small": small, "paper": paper, "dream": dream}
+    # Dreams alone, then generations in the environment (docs/lab_notes/carracing_refinement.md).
+    full = replace(
+        dream,
+        preset="full",
+        refine=RefineConfig(
+            generations=16,
+            sigma0=0.055,
+            pca_components=64,
+            max_steps=1000,
+            max_steps_without_reward=100,
+        ),
+        evaluate=EvaluateConfig(episodes=100, num_envs=16),
+    )
+    return {"quick": quick, "small": small, "full": full, "paper": paper, "dream": dream}
 
 
 TASK = Task(
