@@ -13,18 +13,23 @@ from pathlib import Path
 
 import torch
 
-from worldmodels.models.weights import load_tensors, save_tensors
+from worldmodels.models.decoder import compact_weights
+from worldmodels.models.vae import ConvVAE
+from worldmodels.models.weights import load_model, load_tensors, save_tensors
 from worldmodels.pretrained import DREAM, HASHES, sha256
 from worldmodels.support.files import write_json
 
 MEASURED = ("vae/quality.json", "rnn/quality.json")
-FILES = ("vae/vae.safetensors", "rnn/rnn.safetensors", "rnn/initial.safetensors", "evolve/controller.safetensors")
+V = "vae/vae.safetensors"
+FILES = (V, "rnn/rnn.safetensors", "rnn/initial.safetensors", "evolve/controller.safetensors")
 
 
 def main(run: Path, name: str) -> None:
     to = Path(__file__).parents[1] / "python" / "worldmodels" / "pretrained" / name
     for file in FILES:
         tensors, about = load_tensors(run / file)
+        if file == V:
+            tensors = compact_weights(load_model(run / file, ConvVAE))
         half = {key: tensor.to(torch.float16) for key, tensor in tensors.items()}
         if not all(tensor.isfinite().all() for tensor in half.values()):
             raise ValueError(f"{run / file}: a weight is too large for float16")

@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from conftest import make_vae
-from worldmodels.models.decoder import Decoder, folded_decoder
+from worldmodels.models.decoder import Decoder, compact_weights, folded_decoder
 from worldmodels.models.vae import ConvVAE
+from worldmodels.models.weights import load_model, save_tensors
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 #: Largest distance of a byte from 255 times the brightness in float64: half of rounding, and float32's error.
@@ -132,3 +133,32 @@ def test_what_does_not_fit_is_named():
         vae.decoder[2].bias[3] = torch.inf
     with pytest.raises(ValueError, match=r"^point_bias: expected finite numbers, got inf"):
         Decoder(vae)
+
+
+@pytest.mark.parametrize("latent", [1, 32, 1023, 1024])
+def test_compact_weights_are_the_same_function(tmp_path, latent):
+    vae, path = random_vae(latent), tmp_path / "vae.safetensors"
+    weights = compact_weights(vae)
+    save_tensors(path, weights, {"model": "ConvVAE", "config": vae.config})
+    found = load_model(path, ConvVAE)
+    units = min(latent + 1, 1024)
+    assert weights["decoder.0.weight"].shape == (units, latent) and found.decoder[0].weight.shape == (1024, latent)
+    z = latents(3, latent)
+    np.testing.assert_allclose(in_double(found, z), in_double(vae, z), atol=2e-3)
+    frames = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for mine, theirs in zip(found.encode(frames), vae.encode(frames), strict=True):
+            assert (mine == theirs).all()
+    again = compact_weights(found)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(again[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_a_file_without_units_of_the_decoder_is_refused(tmp_path):
+    vae, path = random_vae(4), tmp_path / "vae.safetensors"
+    weights = compact_weights(vae)
+    for name in ("decoder.0.weight", "decoder.2.weight"):
+        few = {**weights, name: weights[name][:-1]}
+        save_tensors(path, few, {"model": "ConvVAE", "config": vae.config})
+        with pytest.raises(ValueError, match="the weights do not fit their config"):
+            load_model(path, ConvVAE)

@@ -49,6 +49,33 @@ class Decoder:
         return decode(self._vae, latents)
 
 
+def compact_weights(vae: ConvVAE) -> dict[str, torch.Tensor]:
+    """Return weights of the same function as V's, in 2.6 instead of 8.7 MB of float16 at 64 latents.
+
+    As no activation follows the decoder's linear layer, ``latent_size + 1`` of its units suffice: one per latent, and a
+    constant one for the folded bias. The others are zero and left out; :meth:`ConvVAE.complete` appends them.
+
+    Args:
+        vae: V.
+
+    Returns:
+        float32 tensors by the names of ``vae.state_dict()``, for a file of weights.
+    """
+    size = vae.latent_size
+    (point, offset), *_ = folded_decoder(vae)  # (3200, Z), (3200,)
+    weights = {name: tensor.detach().float().cpu() for name, tensor in vae.state_dict().items()}
+    if size >= len(weights["decoder.0.weight"]):
+        return weights
+    bias = weights["decoder.2.bias"].numpy()
+    rows = np.concatenate([point.T, (offset - np.tile(bias, len(offset) // len(bias)))[None]])  # ((y, x, channel))
+    kernel = rows.reshape(size + 1, 5, 5, len(bias)).transpose(0, 3, 1, 2)
+    return weights | {
+        "decoder.0.weight": torch.eye(size + 1, size),
+        "decoder.0.bias": torch.eye(size + 1)[size],
+        "decoder.2.weight": torch.from_numpy(np.ascontiguousarray(kernel)),
+    }
+
+
 def folded_decoder(vae: ConvVAE) -> list[tuple[Floats, Floats]]:
     """Fold the decoder's linear layer into its first transposed convolution, between which there is no activation.
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_UNITS = 1024  # of the decoder's linear layer
+
 
 class PointDeconvolution(nn.ConvTranspose2d):
     """Transposed convolution of a single pixel as one matrix product; torch's own takes a third of V's time."""
@@ -108,9 +110,9 @@ class ConvVAE(nn.Module):
         self.mu = nn.Linear(1024, latent_size)
         self.logvar = nn.Linear(1024, latent_size)
         self.decoder = nn.Sequential(  # (B, Z) -> (B, 3, 64, 64), in (0, 1)
-            nn.Linear(latent_size, 1024),
-            nn.Unflatten(1, (1024, 1, 1)),
-            PointDeconvolution(1024, 128, 5, stride=2),
+            nn.Linear(latent_size, _UNITS),
+            nn.Unflatten(1, (_UNITS, 1, 1)),
+            PointDeconvolution(_UNITS, 128, 5, stride=2),
             nn.ReLU(),
             Deconvolution(128, 64, 5, stride=2),
             nn.ReLU(),
@@ -142,6 +144,22 @@ class ConvVAE(nn.Module):
     def config(self) -> dict[str, int]:
         """Constructor arguments, saved next to the weights."""
         return {"latent_size": self.latent_size}
+
+    @staticmethod
+    def complete(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Append the units of the decoder's linear layer that a file of weights leaves out because they are zero.
+
+        Args:
+            tensors: Weights by name; :func:`worldmodels.models.decoder.compact_weights` leaves units out.
+        """
+        missing = _UNITS - len(tensors["decoder.0.weight"])
+        if missing <= 0:
+            return tensors
+        names = ("decoder.0.weight", "decoder.0.bias", "decoder.2.weight")  # one row per unit
+        rows = {name: tensors[name] for name in names}
+        return tensors | {
+            name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in rows.items()
+        }
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encode frames.

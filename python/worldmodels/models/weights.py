@@ -130,7 +130,9 @@ def load_model(path: Path, kind: type[Model]) -> Model:
         with torch.device("meta"):  # allocates nothing: a config may describe more than the file holds
             read_config = getattr(kind, "read_config", None)  # reader of older files
             model = kind(**(read_config(metadata) if read_config else metadata["config"]))
-        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        complete = getattr(kind, "complete", None)  # of files that leave out zeros
+        model.load_state_dict(complete(tensors) if complete else tensors, assign=True)
     except MemoryError:
         raise
     except Exception as error:  # the config is untrusted
