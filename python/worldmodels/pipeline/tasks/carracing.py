@@ -147,7 +147,7 @@ def _presets() -> dict[str, Config]:
         dream,
         preset="full",
         refine=RefineConfig(
-            generations=16,
+            generations=8,
             sigma0=0.055,
             pca_components=64,
             max_steps=1000,
