@@ -392,6 +392,19 @@ def test_a_refinement_is_checked_before_any_work(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_round_0_may_have_shorter_dreams_than_the_others():
+    rounds = {"rounds": {"max_steps_without_reward": 7, "first_max_steps": 9, "first_temperature": 0.5}}
+    config = rounds_config(**rounds)
+    first, middle, last = (round_config(config, number, Path("run")) for number in range(3))
+    assert (first.evolve.max_steps, first.evolve.temperature) == (9, 0.5)
+    for one in (middle, last):
+        assert (one.evolve.max_steps, one.evolve.temperature) == (config.evolve.max_steps, config.evolve.temperature)
+        assert one.collect.max_steps_without_reward == 7
+    assert first.collect.max_steps_without_reward == config.collect.max_steps_without_reward
+    alone = override(config, {"rounds": {"rounds": 0}})
+    assert round_config(alone, 0, Path("run")).evolve == config.evolve
+
+
 def test_the_settings_of_a_refinement():
     config = refined_config(rounds={"rounds": 1})
     dreams, own_play, last = (round_config(config, number, Path("run")) for number in range(3))

@@ -138,6 +138,9 @@ class RoundsConfig:
         "agent:2, agent with parameter noise:1, agent with action bursts:1",
         "policies of the new episodes, and their weights",
     )
+    max_steps_without_reward: int = setting(
+        0, "truncate a new episode after this many steps without a positive reward; 0 for never", zero=True
+    )
     vae_steps: int = setting(3_000, "further optimizer steps of V per round; 0 keeps V", zero=True)
     vae_lr: float = setting(3e-4, "learning rate of V in rounds of own play")
     rnn_steps: int = setting(1_500, "further optimizer steps of M per round")
@@ -149,6 +152,8 @@ class RoundsConfig:
     pca_components: int = setting(
         0, "whitened principal components in each round before the last; 0 for C's parameters", zero=True
     )
+    first_max_steps: int = setting(0, "longest dream of round 0; 0 for evolve.max_steps", zero=True)
+    first_temperature: float = setting(0.0, "temperature of round 0; 0 for evolve.temperature", zero=True)
     evaluate_episodes: int = setting(20, "episodes of the agent and of each baseline in each round before the last")
 
 
@@ -265,12 +270,15 @@ def override(config: Config, changes: dict[str, dict[str, Any]]) -> Config:
 _OWN_PLAY = {
     "episodes": "collect.episodes",
     "policies": "collect.policies",
+    "max_steps_without_reward": "collect.max_steps_without_reward",
     "vae_steps": "train_vae.steps",
     "vae_lr": "train_vae.lr",
     "rnn_steps": "train_rnn.steps",
     "rnn_lr": "train_rnn.lr",
     "evolve_from": "evolve.init_from",
 }
+#: Settings of round 0 unless they are 0, by the setting of ``rounds``.
+_FIRST = {"first_max_steps": "evolve.max_steps", "first_temperature": "evolve.temperature"}
 #: Settings of every dream before the last, by the setting of ``rounds``.
 _BEFORE_LAST_DREAM = {"generations": "evolve.generations", "pca_components": "evolve.pca_components"}
 #: Settings of every round before the last, by the setting of ``rounds``.
@@ -283,7 +291,9 @@ def round_settings(config: Config, number: int) -> dict[str, str]:
     """Map the settings of a round, such as ``"collect.episodes"``, to those of other sections they come from."""
     if number > config.rounds.rounds:
         return {target: f"refine.{name}" for name, target in _REFINEMENT.items()}
+    is_first = number == 0 < config.rounds.rounds
     names = {
+        **{name: target for name, target in _FIRST.items() if is_first and getattr(config.rounds, name)},
         **(_OWN_PLAY if number > 0 else {}),
         **(_BEFORE_LAST_DREAM if number < config.rounds.rounds else {}),
         **(_BEFORE_LAST if number < config.last_round else {}),

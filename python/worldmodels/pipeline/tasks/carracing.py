@@ -134,6 +134,7 @@ def _presets() -> dict[str, Config]:
             rounds=1,
             episodes=120,
             policies="agent:3, agent with parameter noise:1",
+            max_steps_without_reward=60,
             vae_steps=800,
             vae_lr=5e-4,
             rnn_steps=1_000,
@@ -142,10 +143,20 @@ def _presets() -> dict[str, Config]:
             evaluate_episodes=16,
         ),
     )
-    # Dreams alone, then generations in the environment (docs/lab_notes/carracing_refinement.md).
+    # Round 0 explores with a C of short dreams; whole episodes of C make whole laps in the dream possible, at a higher
+    # temperature. Some generations in the environment come last (docs/lab_notes/carracing_refinement.md).
     full = replace(
         dream,
         preset="full",
+        evolve=replace(dream.evolve, max_steps=1000, temperature=1.3),
+        rounds=replace(
+            dream.rounds,
+            rounds=2,
+            max_steps_without_reward=0,
+            rnn_steps=1_500,
+            first_max_steps=300,
+            first_temperature=1.0,
+        ),
         refine=RefineConfig(
             generations=8,
             sigma0=0.055,
