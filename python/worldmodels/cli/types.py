@@ -1,0 +1,55 @@
+"""Types of the arguments: what the parser accepts, and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from worldmodels.support.suggestions import suggestion
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser with one-line errors, without the usage, which has hundreds of lines."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit with status 2."""
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')} (see `{self.prog} --help`)\n")
+
+    def flags(self) -> list[str]:
+        """List all flags."""
+        return list(self._option_string_actions)
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """Create an argument type that accepts the given names; its error suggests the closest one."""
+    known = list(names)
+
+    def check(text: str) -> str:
+        if text not in known:
+            choices = ", ".join(name or "(empty)" for name in known)
+            raise argparse.ArgumentTypeError(f"expected one of {choices}, got {text!r}{suggestion(text, known)}")
+        return text
+
+    return check
+
+
+def braces(names: Iterable[str]) -> str:
+    """Format the choices of an argument for its usage."""
+    return "{" + ",".join(names) + "}"
+
+
+def parse_path(text: str) -> str:
+    """Argument type: a non-empty path, with ``~`` expanded."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, got an empty string")
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}: {error}") from error
+
+
+def parse_path_or_empty(text: str) -> str:
+    """Argument type: a path with ``~`` expanded, or an empty string."""
+    return parse_path(text) if text else text
