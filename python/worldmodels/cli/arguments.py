@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from worldmodels import __version__, pretrained
-from worldmodels.cli.types import Parser, braces, one_of, parse_path, parse_path_or_empty
+from worldmodels.cli.types import Parser, braces, one_of, parse_path, parse_path_or_empty, parse_sinks
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config
 from worldmodels.pipeline.run import section_names
+from worldmodels.pipeline.sinks import SINKS
 from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.support import settings
@@ -191,6 +192,13 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
         help="world model of a new run folder, instead of training one: a pretrained one (takecover), or a run folder",
     )
     target.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="seed of all random numbers (default: 0)")
+    target.add_argument(
+        "--log",
+        type=parse_sinks,
+        default=(),
+        metavar="SINKS",
+        help=f"also log the metrics to {' or '.join(SINKS)}, or both with a comma (extras of these names)",
+    )
     target.add_argument(
         "--force",
         action="store_true",

@@ -54,16 +54,16 @@ def _work(options: argparse.Namespace) -> None:
         from worldmodels.pipeline import studies
 
         if options.command == "sweep":
-            studies.sweep(out, config, options.temperatures, force=options.force)
+            studies.sweep(out, config, options.temperatures, force=options.force, log_to=options.log)
         else:
-            studies.ablate(out, config, force=options.force)
+            studies.ablate(out, config, force=options.force, log_to=options.log)
         return
     if options.command in ALL_STAGES:
         from worldmodels.pipeline.rounds import run_all
 
         if options.command == "iterate" and config.rounds.rounds == 0:
             config = override(config, {"rounds": {"rounds": 1}})
-        with Run(out, config, force=options.force) as run:
+        with Run(out, config, force=options.force, log_to=options.log) as run:
             _print_estimate(run)
             done = run.is_done("report")
             run_all(run)
@@ -73,7 +73,7 @@ def _work(options: argparse.Namespace) -> None:
     require_earlier(RunFolder(out, config), stage)
     if options.force:
         check_inputs(out, stage)
-    with Run(out, config, rerun=stage if options.force else None, force=options.force) as run:
+    with Run(out, config, rerun=stage if options.force else None, force=options.force, log_to=options.log) as run:
         run.run_stage(stage)
 
 

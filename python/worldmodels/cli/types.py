@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from worldmodels.pipeline.sinks import SINKS
 from worldmodels.support.suggestions import suggestion
 
 
@@ -33,6 +34,12 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
         return text
 
     return check
+
+
+def parse_sinks(text: str) -> tuple[str, ...]:
+    """Argument type: names of sinks, separated by commas."""
+    names = [name.strip() for name in text.split(",")]
+    return tuple(dict.fromkeys(map(one_of(SINKS), names)))
 
 
 def braces(names: Iterable[str]) -> str:

@@ -193,7 +193,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     """
     known = {item.name for item in fields(Config)}
     if isinstance(values, dict):
-        values = {name: value for name, value in values.items() if name != "iterate"}  # of older runs
+        values = _without_older_settings(values)
     if not isinstance(values, dict) or not set(values) <= known:
         raise ValueError(f"config: expected the keys {sorted(known)}, got {values!r:.200}")
     top = {name: values[name] for name in TOP if name in values}
@@ -206,6 +206,15 @@ def from_dict(values: dict[str, Any]) -> Config:
             raise ValueError(f"{name}: expected {expected}, got {value!r:.100}")
     config = Config(**top)
     return override(config, {name: values[name] for name in SECTIONS if name in values})
+
+
+def _without_older_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Drop what only older versions wrote."""
+    values = {name: value for name, value in values.items() if name != "iterate"}
+    for section in ("train_vae", "train_rnn"):
+        if isinstance(values.get(section), dict):
+            values[section] = {name: value for name, value in values[section].items() if name != "tensorboard"}
+    return values
 
 
 def override(config: Config, changes: dict[str, dict[str, Any]]) -> Config:

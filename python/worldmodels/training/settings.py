@@ -20,7 +20,6 @@ class TrainingConfig:
     patience: int = setting(0, "early stopping: validations without improvement; 0 for never", zero=True)
     keep: Literal["best", "last"] = setting("best", "weights to export: best by validation loss, or last")
     precision: TorchPrecision = setting("auto", PRECISION_HELP)
-    tensorboard: bool = setting(False, "also log to tensorboard/ in the run folder", machine=True)
 
 
 @dataclass(frozen=True)
