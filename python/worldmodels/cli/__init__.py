@@ -11,11 +11,12 @@ from worldmodels.cli.bench import run_benchmarks
 from worldmodels.cli.info import print_info
 from worldmodels.cli.show import show_agent
 from worldmodels.cli.stages import run_stages
+from worldmodels.cli.status import print_list, print_status
 from worldmodels.cli.streams import protect_streams
 from worldmodels.cli.web import make_web_page
 
 #: Extra of this package that installs a module; for other modules, the extra `takecover`.
-_EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "tensorboard": "tensorboard", "stable_baselines3": "examples"}
+_EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "shtab": "completion", "stable_baselines3": "examples"}
 #: What a command does with its options; the others run stages.
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "play": show_agent,
@@ -23,6 +24,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "web": make_web_page,
     "bench": run_benchmarks,
     "info": print_info,
+    "list": print_list,
+    "status": print_status,
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from worldmodels import __version__, pretrained
-from worldmodels.cli.types import Parser, braces, one_of, parse_path, parse_path_or_empty, parse_sinks
+from worldmodels.cli.types import OneOf, Parser, braces, parse_path, parse_path_or_empty, parse_sinks, parse_task
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config
@@ -28,20 +30,50 @@ ALL_STAGES = {
 }
 
 
-def parser() -> Parser:
+@dataclass(frozen=True)
+class View:
+    """What the help shows.
+
+    Attributes:
+        config: Settings whose values are shown.
+        full: Whether all settings are shown, instead of the common ones.
+    """
+
+    config: Config = field(default_factory=Config)
+    full: bool = False
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Formatter that shows the defaults of arguments that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, ()) else super()._get_help_string(action)
+
+
+def parser(view: View = View()) -> Parser:
     """Create the parser of the command line."""
     top = Parser(prog="worldmodels", description="World Models: train a world model, evolve a controller in its dream.")
     top.add_argument("--version", action="version", version=__version__)
+    top.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh", "tcsh"),
+        action=_PrintCompletion,
+        help="print a completion script for a shell (extra `completion`)",
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     presets = sorted({name for task in tasks.names() for name in tasks.get(task).presets})
     for name, summary in ALL_STAGES.items():
-        _add_study(_add_command(commands, name, summary), name, presets)
+        _add_study(_add_command(commands, name, summary), name, presets, view)
     for stage in STAGES:
-        _add_stage(_add_command(commands, stage.command, stage.help), stage, presets)
+        _add_stage(_add_command(commands, stage.command, stage.help), stage, presets, view)
     _add_play(_add_command(commands, "play", "play the real environment with an agent"))
     _add_dream(_add_command(commands, "dream", "play the dream with an agent"))
     _add_web(_add_command(commands, "web", "make a page with a playable dream, or serve it to the browser"))
     _add_bench(_add_command(commands, "bench", "benchmark the dream, training and games against other implementations"))
+    listing = _add_command(commands, "list", "list pretrained world models, tasks with their presets, and runs")
+    listing.add_argument("folder", nargs="?", type=parse_path, default="runs", help="folder of run folders")
+    status = _add_command(commands, "status", "print the stages, the progress and the score of a run")
+    status.add_argument("run", type=parse_path, help="run folder")
     info = _add_command(commands, "info", "print versions, SIMD level, threads and devices, or the profile of a run")
     info.add_argument("run", nargs="?", type=parse_path, help="run folder; prints seconds per stage and phase")
     return top
@@ -52,18 +84,26 @@ def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentPar
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
     return added
 
 
-def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str]) -> None:
+def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str], view: View) -> None:
     """Add the arguments of a command that runs all stages."""
-    target.add_argument("task", type=one_of(tasks.names()), help=f"one of {', '.join(tasks.names())}")
+    target.add_argument(
+        "task", nargs="?", type=parse_task, help=f"one of {', '.join(tasks.names())}; may be in the file of --config"
+    )
     _add_common(target, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
     target.add_argument(
         "--from-scratch", action="store_true", help="train V and M, with preset quick unless --preset is given"
     )
+    if name in ("run", "iterate"):
+        target.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print the stages, the settings (TOML, for --config) and the duration; run and write nothing",
+        )
     if name == "sweep":
         target.add_argument(
             "--temperatures",
@@ -73,23 +113,23 @@ def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str
             help="temperatures of the dreams",
         )
     for section in section_names():
-        _add_section(target, section, "" if (name, section) == ("iterate", "rounds") else f"{command(section)}.")
+        _add_section(target, section, "" if (name, section) == ("iterate", "rounds") else f"{command(section)}.", view)
 
 
-def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[str]) -> None:
+def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[str], view: View) -> None:
     """Add the arguments of a command that runs one stage."""
     known = tasks.names()
     target.add_argument(
         "--task",
-        type=one_of(known),
+        type=OneOf(known),
         metavar=braces(known),
         default=argparse.SUPPRESS,
         help="task of a new run folder (default: takecover)",
     )
     _add_common(target, presets)
-    _add_section(target, stage.name, "")
+    _add_section(target, stage.name, "", view)
     if stage.name == "collect":
-        _add_section(target, "environment", "environment.")
+        _add_section(target, "environment", "environment.", view)
 
 
 def _add_play(target: argparse.ArgumentParser) -> None:
@@ -97,7 +137,7 @@ def _add_play(target: argparse.ArgumentParser) -> None:
     variants = settings.choices(EnvSpec, "variant")
     target.add_argument(
         "--variant",
-        type=one_of(variants),
+        type=OneOf(variants),
         metavar=braces(variants),
         default=argparse.SUPPRESS,
         help="rules of the game (default: those of the collected episodes)",
@@ -179,7 +219,7 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
     default_preset = "that of the task" if out else "quick"
     target.add_argument(
         "--preset",
-        type=one_of(presets),
+        type=OneOf(presets),
         metavar=braces(presets),
         default=argparse.SUPPRESS,
         help=f"settings of a new run folder (default: {default_preset})",
@@ -192,6 +232,12 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
         help="world model of a new run folder, instead of training one: a pretrained one (takecover), or a run folder",
     )
     target.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="seed of all random numbers (default: 0)")
+    target.add_argument(
+        "--config",
+        type=parse_path,
+        metavar="FILE",
+        help="TOML file of settings: sections and names like the flags, which override it",
+    )
     target.add_argument(
         "--log",
         type=parse_sinks,
@@ -207,24 +253,88 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
         else "discard the outputs of this stage and all later ones and rerun it; continue although V or M failed its "
         "quality gate",
     )
+    target.add_argument("--help-all", action="store_true", help="show all settings and exit")
 
 
-def _add_section(target: argparse.ArgumentParser, section: str, prefix: str) -> None:
+def _add_section(target: argparse.ArgumentParser, section: str, prefix: str, view: View) -> None:
     """Add one flag per setting of a section. A missing flag keeps the setting of the preset or of the run folder."""
-    kind = type(getattr(Config(), section))
+    values = getattr(view.config, section)
+    kind = type(values)
     group = target.add_argument_group(f"{command(section)} ({(kind.__doc__ or '').rstrip('.')})")
-    defaults = kind()
     for name, declared in settings.declared(kind).items():
         hint, choices = settings.kind(kind, name), settings.choices(kind, name)
-        parse: Any = one_of(choices) if choices else parse_path_or_empty if declared.location else hint
+        parse: Any = OneOf(choices) if choices else parse_path_or_empty if declared.location else hint
         group.add_argument(
             f"--{prefix}{command(name)}",
             dest=f"{section}.{name}",
             **({"action": argparse.BooleanOptionalAction} if hint is bool else {"type": parse}),
             metavar=None if hint is bool else braces(choices) if choices else hint.__name__.upper(),
             default=argparse.SUPPRESS,
-            help=f"{declared.help} (paper preset: {getattr(defaults, name)})".replace("%", "%%"),
+            help=f"{declared.help} ({view.config.preset}: {_shown(getattr(values, name))})".replace("%", "%%")
+            if view.full or declared.common
+            else argparse.SUPPRESS,
         )
+
+
+def _shown(value: Any) -> str:
+    return "empty" if value == "" else str(value)
+
+
+class _PrintCompletion(argparse.Action):
+    """Print a completion script, and exit."""
+
+    def __call__(self, chosen: argparse.ArgumentParser, options: Any, values: Any, option: str | None = None) -> None:
+        from worldmodels.cli.completion import completion
+
+        print(completion(parser(View(full=True)), values))
+        chosen.exit()
+
+
+def default_preset(task: tasks.Task, name: str, *, from_scratch: bool) -> str:
+    """Return the preset of a new run folder.
+
+    Args:
+        task: Task of the run.
+        name: Name of the command.
+        from_scratch: Whether V and M are trained.
+    """
+    if name not in ALL_STAGES:
+        return task.training_preset
+    trains = from_scratch or name == "iterate"
+    given = task.presets[task.default_preset].world_model
+    return task.training_preset if trains and given else task.default_preset
+
+
+def _print_help(name: str, arguments: Sequence[str], full: bool) -> None:
+    """Print the help of a command that runs stages, with the values of the task and the preset in the arguments."""
+    _, (chosen,) = _commands(parser(), name)
+    try:
+        given = _given(arguments, "--task") or next((text for text in arguments if text in tasks.names()), "takecover")
+        task = tasks.get(given)
+        preset = _given(arguments, "--preset") or default_preset(task, name, from_scratch="--from-scratch" in arguments)
+        config = tasks.preset(given, preset)
+    except ValueError as error:
+        chosen.error(str(error))
+    _, (chosen,) = _commands(parser(View(config, full)), name)
+    chosen.description = f"{chosen.description} Values in parentheses are those of task {given}, preset {preset}."
+    if not full:
+        hidden = sum(action.help == argparse.SUPPRESS for action in chosen._actions)
+        chosen.epilog = f"--help-all shows {hidden} more settings."
+    chosen.print_help()
+
+
+def _given(arguments: Sequence[str], flag: str) -> str:
+    """Find the value of a flag; empty without one."""
+    found = [value for text, value in itertools.pairwise([*arguments, ""]) if text == flag]
+    found += [text.removeprefix(f"{flag}=") for text in arguments if text.startswith(f"{flag}=")]
+    return found[-1] if found else ""
+
+
+def _commands(top: Parser, *names: str) -> tuple[dict[str, Parser], list[Parser]]:
+    """Return the parsers of all commands by name, and those of the given names."""
+    (found,) = (action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    commands: dict[str, Parser] = dict(found)
+    return commands, [commands[name] for name in names]
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
@@ -240,18 +350,36 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
     if not arguments:
         top.print_help()
         return None
-    (commands,) = (action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    commands, _ = _commands(top)
     first = arguments[0]
     if not first.startswith("-") and first not in commands:
         top.error(f"command: expected one of {', '.join(commands)}, got {first!r}{suggestion(first, commands)}")
+    helps = [text for text in arguments if text in ("-h", "--help", "--help-all")]
+    if helps and first in (*ALL_STAGES, *(stage.command for stage in STAGES)):
+        _print_help(first, arguments[1:], "--help-all" in helps)
+        raise SystemExit(0)
     options, unknown = top.parse_known_args(arguments)
+    if unknown and options.command in ALL_STAGES and options.task is None and not unknown[0].startswith("-"):
+        # argparse matches an optional positional argument before the first flag only
+        options.task = _checked(commands[options.command], "task", parse_task, unknown.pop(0))
     if unknown:
         chosen = commands[options.command]
         flags = [text.partition("=")[0] for text in unknown if text.startswith("-")]
         hint = suggestion(flags[0], [flag for flag in chosen.flags() if flag.startswith("--")]) if flags else ""
         chosen.error(f"unexpected {' '.join(unknown)}{hint}")
+    if options.command in ALL_STAGES and options.task is None and options.config is None:
+        known = ", ".join(tasks.names())
+        commands[options.command].error(f"task: expected one of {known}, or --config FILE with a task")
     if options.command in ("play", "dream", "web") and options.agent is None:
         runs = sorted(path.parent.parent for path in Path("runs").glob("*/evolve/controller.safetensors"))
         examples = ", ".join([*pretrained.names(), *map(str, runs)])
         commands[options.command].error(f"agent: expected a pretrained agent or a run folder, such as {examples}")
     return options
+
+
+def _checked(chosen: Parser, name: str, kind: Callable[[str], str], text: str) -> str:
+    """Apply an argument type outside of the parser, with the parser's error."""
+    try:
+        return kind(text)
+    except argparse.ArgumentTypeError as error:
+        chosen.error(f"{name}: {error}")

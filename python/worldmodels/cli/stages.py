@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worldmodels.cli.arguments import ALL_STAGES
+from worldmodels.cli.arguments import ALL_STAGES, default_preset
 from worldmodels.cli.imports import import_torch
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config, override
+from worldmodels.pipeline.config_file import ConfigFile, format_config, read_config_file
 from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.run import Run, check_inputs, require_earlier
 from worldmodels.pipeline.stage import command
 from worldmodels.pipeline.stages import NAMES, STAGES
+from worldmodels.pipeline.status import stage_statuses
 from worldmodels.support.processes import keep_sigint
 from worldmodels.support.validation import MAX_SEED, check_integer
 
@@ -27,8 +29,12 @@ def run_stages(options: argparse.Namespace) -> None:
 
 
 def _work(options: argparse.Namespace) -> None:
+    file = read_config_file(Path(options.config)) if options.config else ConfigFile()
     chosen = vars(options)
-    changes: dict[str, dict[str, Any]] = {}
+    chosen |= {name: value for name, value in file.top.items() if chosen.get(name) is None}
+    if options.command in ALL_STAGES and options.task is None:
+        raise ValueError(f"{options.config}: expected a task, as the command has none")
+    changes = {section: dict(values) for section, values in file.changes.items()}
     for key, value in chosen.items():
         section, dot, name = key.partition(".")
         if dot:
@@ -45,6 +51,11 @@ def _work(options: argparse.Namespace) -> None:
             "another --out, and --from-scratch with `worldmodels run`"
         )
 
+    if options.command == "iterate" and config.rounds.rounds == 0:
+        config = override(config, {"rounds": {"rounds": 1}})
+    if chosen.get("dry_run"):
+        _print_plan(options, Run.check(out, config))
+        return
     import_torch()
     if config.evolve.device == "cuda" and options.command in (*ALL_STAGES, "evolve"):
         from worldmodels.pipeline.evaluators import gpu
@@ -61,8 +72,6 @@ def _work(options: argparse.Namespace) -> None:
     if options.command in ALL_STAGES:
         from worldmodels.pipeline.rounds import run_all
 
-        if options.command == "iterate" and config.rounds.rounds == 0:
-            config = override(config, {"rounds": {"rounds": 1}})
         with Run(out, config, force=options.force, log_to=options.log) as run:
             _print_estimate(run)
             done = run.is_done("report")
@@ -77,12 +86,32 @@ def _work(options: argparse.Namespace) -> None:
         run.run_stage(stage)
 
 
+def _print_plan(options: argparse.Namespace, run: RunFolder) -> None:
+    """Print what a command would run, as a file of settings for --config with the stages as comments."""
+    print(f"# worldmodels {options.command} {run.given.task}, in {run.folder}")
+    for number, part in enumerate(run.rounds):
+        if part.given is not run.given or run.given.rounds.rounds:
+            print(f"# round {number} of {run.given.rounds.rounds}: {part.folder}")
+        for status in stage_statuses(part):
+            print(f"# {status.name:>12}  {status.state}{f' ({status.progress})' if status.progress else ''}")
+    print(f"# {_estimate(run) or 'nothing to do'}\n")
+    presets = run.task.presets
+    print(format_config(run.given, presets.get(run.given.preset, presets[run.task.default_preset])), end="")
+
+
 def _print_estimate(run: Run) -> None:
     """Print the number of incomplete stages and the duration of all stages."""
+    text = _estimate(run)
+    if text and run.ranks.is_main:
+        print(text, file=sys.stderr)
+
+
+def _estimate(run: RunFolder) -> str:
+    """Format the number of incomplete stages and the duration of all stages; empty if all are complete."""
     rounds = run.rounds
     total, left = len(NAMES) * len(rounds), sum(not part.is_done(name) for part in rounds for name in NAMES)
-    if left == 0 or not run.ranks.is_main:
-        return
+    if left == 0:
+        return ""
     text = f"{left} stages" if left == total else f"{left} of {total} stages left"
     text += f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
     minutes, preset = run.task.minutes.get(run.config.preset), run.task.presets.get(run.config.preset)
@@ -91,7 +120,7 @@ def _print_estimate(run: Run) -> None:
         usual = left == total and replace(preset, seed=run.given.seed) == run.given
         number = len(NAMES) * (preset.rounds.rounds + 1)
         text += f", {duration}" if usual else f" (all {number} with the settings of preset {preset.preset}: {duration})"
-    print(text, file=sys.stderr)
+    return text
 
 
 def _print_results(run: Run, reported: bool) -> None:
@@ -124,9 +153,7 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
     stored = Run.stored_config(out)
     if stored is None:
         task = tasks.get(given.get("task", "takecover"))
-        default = task.default_preset if all_stages else task.training_preset
-        if all_stages and (scratch or options.command == "iterate") and task.presets[default].world_model:
-            default = task.training_preset
+        default = default_preset(task, options.command, from_scratch=scratch)
         config = tasks.preset(task.name, given.get("preset", default))
         config = replace(config, world_model=given.get("world_model", config.world_model))
         if not all_stages and "preset" not in given:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
+from worldmodels.pipeline import tasks
 from worldmodels.pipeline.sinks import SINKS
 from worldmodels.support.suggestions import suggestion
 
@@ -23,23 +24,29 @@ class Parser(argparse.ArgumentParser):
         return list(self._option_string_actions)
 
 
-def one_of(names: Iterable[str]) -> Callable[[str], str]:
-    """Create an argument type that accepts the given names; its error suggests the closest one."""
-    known = list(names)
+class OneOf:
+    """Argument type that accepts the given names; its error suggests the closest one."""
 
-    def check(text: str) -> str:
-        if text not in known:
-            choices = ", ".join(name or "(empty)" for name in known)
-            raise argparse.ArgumentTypeError(f"expected one of {choices}, got {text!r}{suggestion(text, known)}")
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+
+    def __call__(self, text: str) -> str:
+        """Check a name."""
+        if text not in self.names:
+            choices = ", ".join(name or "(empty)" for name in self.names)
+            raise argparse.ArgumentTypeError(f"expected one of {choices}, got {text!r}{suggestion(text, self.names)}")
         return text
 
-    return check
+
+def parse_task(text: str) -> str:
+    """Argument type: name of a task."""
+    return OneOf(tasks.names())(text)
 
 
 def parse_sinks(text: str) -> tuple[str, ...]:
     """Argument type: names of sinks, separated by commas."""
     names = [name.strip() for name in text.split(",")]
-    return tuple(dict.fromkeys(map(one_of(SINKS), names)))
+    return tuple(dict.fromkeys(map(OneOf(SINKS), names)))
 
 
 def braces(names: Iterable[str]) -> str:

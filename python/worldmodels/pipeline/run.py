@@ -128,6 +128,22 @@ class Run(RunFolder):
             raise
         self.ranks.barrier()
 
+    @classmethod
+    def check(cls, folder: str | Path, config: Config) -> RunFolder:
+        """Check that stages could run in a folder, as the constructor does, without a lock and without writing.
+
+        Raises:
+            FileExistsError: The folder is not a run folder, but has files with names of a run folder.
+            ValueError: A stage that is complete or has partial outputs has other settings, or a setting is invalid.
+        """
+        run = cls.__new__(cls)
+        RunFolder.__init__(run, folder, config)
+        run._check_rounds(())
+        run._preflight(())
+        if not run.path("config.json").is_file():
+            run._check_unclaimed()
+        return RunFolder(folder, config)
+
     @staticmethod
     def agent(name: str) -> tuple[Path, Config]:
         """Find the folder and the settings of an agent.

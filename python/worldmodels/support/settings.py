@@ -16,6 +16,7 @@ class Setting:
         zero: Whether the number may be 0; it is positive otherwise.
         below: Upper bound of the number, exclusive.
         machine: Whether the setting says how a stage uses the machine and cannot change its results.
+        common: Whether the short help of the command line lists it.
         location: Whether the text is a run folder or the name of a pretrained world model.
     """
 
@@ -23,6 +24,7 @@ class Setting:
     zero: bool = False
     below: float = math.inf
     machine: bool = False
+    common: bool = False
     location: bool = False
 
 
