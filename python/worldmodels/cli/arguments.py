@@ -50,8 +50,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, False, ()) else super()._get_help_string(action)
 
 
-def parser(view: View = View()) -> Parser:
-    """Create the parser of the command line."""
+def parser(view: View | None = None) -> Parser:
+    """Create the parser of the command line, whose help shows common settings of the preset ``paper`` by default."""
+    view = view or View()
     top = Parser(prog="worldmodels", description="World Models: train a world model, evolve a controller in its dream.")
     top.add_argument("--version", action="version", version=__version__)
     top.add_argument(
@@ -307,7 +308,7 @@ def default_preset(task: tasks.Task, name: str, *, from_scratch: bool) -> str:
 
 def _print_help(name: str, arguments: Sequence[str], full: bool) -> None:
     """Print the help of a command that runs stages, with the values of the task and the preset in the arguments."""
-    _, (chosen,) = _commands(parser(), name)
+    chosen = _commands(parser())[name]
     try:
         given = _given(arguments, "--task") or next((text for text in arguments if text in tasks.names()), "takecover")
         task = tasks.get(given)
@@ -315,7 +316,7 @@ def _print_help(name: str, arguments: Sequence[str], full: bool) -> None:
         config = tasks.preset(given, preset)
     except ValueError as error:
         chosen.error(str(error))
-    _, (chosen,) = _commands(parser(View(config, full)), name)
+    chosen = _commands(parser(View(config, full)))[name]
     chosen.description = f"{chosen.description} Values in parentheses are those of task {given}, preset {preset}."
     if not full:
         hidden = sum(action.help == argparse.SUPPRESS for action in chosen._actions)
@@ -330,11 +331,10 @@ def _given(arguments: Sequence[str], flag: str) -> str:
     return found[-1] if found else ""
 
 
-def _commands(top: Parser, *names: str) -> tuple[dict[str, Parser], list[Parser]]:
-    """Return the parsers of all commands by name, and those of the given names."""
+def _commands(top: Parser) -> dict[str, Parser]:
+    """Return the parsers of all commands by name."""
     (found,) = (action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
-    commands: dict[str, Parser] = dict(found)
-    return commands, [commands[name] for name in names]
+    return dict(found)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
@@ -350,7 +350,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
     if not arguments:
         top.print_help()
         return None
-    commands, _ = _commands(top)
+    commands = _commands(top)
     first = arguments[0]
     if not first.startswith("-") and first not in commands:
         top.error(f"command: expected one of {', '.join(commands)}, got {first!r}{suggestion(first, commands)}")
