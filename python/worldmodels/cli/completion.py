@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from worldmodels.cli.types import OneOf, parse_path, parse_path_or_empty, parse_task
 from worldmodels.pipeline import tasks
@@ -21,7 +22,7 @@ def completion(top: argparse.ArgumentParser, shell: str) -> str:
     return script
 
 
-def _complete(parser: argparse.ArgumentParser, file: dict[str, str]) -> None:
+def _complete(parser: argparse.ArgumentParser, file: Any) -> None:
     """Declare what completes each argument: the names of its type, or files."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
