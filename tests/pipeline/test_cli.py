@@ -126,7 +126,7 @@ def test_completion(capsys, shell):
         main(["--print-completion", shell])
     script = capsys.readouterr().out
     assert stopped.value.code == 0
-    for text in ("check-dream", "--evolve.generations", "takecover", "pretrained", "--help-all"):
+    for text in ("check-dream", "evolve.generations", "takecover", "pretrained", "help-all"):
         assert text in script
     if shell == "bash":
         line = "COMP_WORDS=(worldmodels run takecover --pres); COMP_CWORD=3; _shtab_worldmodels; echo ${COMPREPLY[@]}"

@@ -90,7 +90,7 @@ def _print_plan(options: argparse.Namespace, run: RunFolder) -> None:
     """Print what a command would run, as a file of settings for --config with the stages as comments."""
     print(f"# worldmodels {options.command} {run.given.task}, in {run.folder}")
     for number, part in enumerate(run.rounds):
-        if part.given is not run.given or run.given.rounds.rounds:
+        if run.given.rounds.rounds:
             print(f"# round {number} of {run.given.rounds.rounds}: {part.folder}")
         for status in stage_statuses(part):
             print(f"# {status.name:>12}  {status.state}{f' ({status.progress})' if status.progress else ''}")

@@ -190,11 +190,13 @@ class Run(RunFolder):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for sink in self._sinks:
-            sink.close()
-        if self.ranks.is_main:
-            self._lock.close()
-        self.ranks.shutdown()
+        try:
+            for sink in self._sinks:
+                sink.close()
+        finally:
+            if self.ranks.is_main:
+                self._lock.close()
+            self.ranks.shutdown()
 
     def _check_rounds(self, discarded: Sequence[Stage]) -> None:
         """Check that the outputs of all rounds have the present settings, the number of rounds among them."""
