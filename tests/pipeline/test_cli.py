@@ -40,29 +40,104 @@ def flags(section):
     return [field.name.replace("_", "-") for field in fields(getattr(Config(), section))]
 
 
-def help_of(capsys, *arguments):
+def help_of(capsys, *arguments, flag="--help"):
     with pytest.raises(SystemExit) as stopped:
-        main([*arguments, "--help"])
+        main([*arguments, flag])
     assert stopped.value.code == 0
     return capsys.readouterr().out
 
 
-def test_help_of_run_lists_every_setting_of_every_stage(capsys):
-    text = help_of(capsys, "run")
+def test_help_all_of_run_lists_every_setting_of_every_stage(capsys):
+    text = help_of(capsys, "run", flag="--help-all")
     for section in SECTIONS:
         for flag in flags(section):
             assert f"--{section.replace('_', '-')}.{flag}" in text
-    assert "--seed" in text and "--rounds.vae-steps" in text and "--vae-steps" in help_of(capsys, "iterate")
+    assert "--seed" in text and "--rounds.vae-steps" in text
+    assert "--vae-steps" in help_of(capsys, "iterate", flag="--help-all")
     assert "{dream,full,paper,pretrained,quick,small}" in text
 
 
 @pytest.mark.parametrize("stage", NAMES)
-def test_help_of_a_stage_lists_its_settings(capsys, stage):
-    text = help_of(capsys, stage.replace("_", "-"))
+def test_help_all_of_a_stage_lists_its_settings(capsys, stage):
+    text = help_of(capsys, stage.replace("_", "-"), flag="--help-all")
     for flag in [*flags(stage), "out", "force", "task", "preset", "world-model", "seed"]:
         assert f"--{flag}" in text
     assert ("--environment.variant" in text) == (stage == "collect")
-    assert "paper preset: " in text
+    assert "(quick: " in text and "Values in parentheses are those of task takecover, preset quick." in flat(text)
+    assert "--help-all shows" not in text
+
+
+def flat(text):
+    """Help without its line breaks."""
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", ["run", "sweep", "ablate", "iterate"])
+def test_help_is_short_and_points_at_the_rest(capsys, name):
+    text = flat(help_of(capsys, name, "takecover"))
+    listed = set(re.findall(r"--[a-z-]+\.[a-z0-9-]+", text))
+    assert {"--evolve.generations", "--train-rnn.steps", "--collect.episodes", "--evaluate.episodes"} <= listed
+    assert len(listed) <= 12 and "--evolve.sigma0" not in text
+    hidden = int(re.search(r"--help-all shows (\d+) more settings\.", text).group(1))
+    every = sum(len(flags(section)) for section in SECTIONS)
+    assert hidden == every - len(listed) - (name == "iterate")  # its --rounds has no section in front
+    for flag in ("--config", "--log", "--preset", "--out", "--help-all"):
+        assert flag in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ("run takecover --preset quick", ["task takecover, preset quick", "(quick: 1600)", "LSTM units (quick: 256)"]),
+        ("run --preset=small takecover", ["task takecover, preset small", "(small: 2400)"]),
+        ("run carracing", ["task carracing, preset quick"]),
+        ("run takecover", ["task takecover, preset pretrained"]),
+        ("run takecover --from-scratch", ["task takecover, preset quick"]),
+        ("iterate takecover", ["task takecover, preset quick"]),
+        ("run", ["task takecover, preset pretrained"]),
+        ("collect --task carracing --preset paper", ["task carracing, preset paper", "(paper: 10000)"]),
+    ],
+)
+def test_help_shows_the_values_of_the_chosen_preset(capsys, arguments, shown):
+    text = flat(help_of(capsys, *arguments.split()))
+    assert all(part in text for part in shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "run takecover --preset tiny",
+            "run: preset: expected one of pretrained, quick, small, full, paper, got",
+        ),
+        ("collect --task pong", "collect: task: expected one of carracing, pendulum, takecover, got 'pong'"),
+    ],
+)
+def test_help_of_what_does_not_exist_is_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments.split(), "--help"])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(capsys, shell):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--print-completion", shell])
+    script = capsys.readouterr().out
+    assert stopped.value.code == 0
+    for text in ("check-dream", "evolve.generations", "takecover", "pretrained", "help-all"):
+        assert text in script
+    if shell == "bash":
+        line = "COMP_WORDS=(worldmodels run takecover --pres); COMP_CWORD=3; _shtab_worldmodels; echo ${COMPREPLY[@]}"
+        done = subprocess.run(["bash", "-c", f"{script}\n{line}"], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["--preset"]
+
+
+def test_completion_without_shtab_names_the_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["--print-completion", "bash"]) == 1
+    assert "pip install 'worldmodels-rl[completion]'" in capsys.readouterr().err
 
 
 def test_help_lists_the_commands(capsys):

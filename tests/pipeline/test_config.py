@@ -142,7 +142,7 @@ def test_override_changes_what_it_is_told_and_nothing_else():
         ("train_rnn", "patience", -1, "expected zero or more, got -1"),
         ("train_vae", "micro_batch_size", -1, "expected zero or more, got -1"),
         ("train_rnn", "micro_batch_steps", -1, "expected zero or more, got -1"),
-        ("train_vae", "tensorboard", 1, "expected bool, got 1"),
+        ("train_vae", "compile", 1, "expected bool, got 1"),
         ("train_rnn", "done_pos_weight", 0.0, "expected more than zero, got 0.0"),
         ("train_rnn", "done_lookahead", -1, "expected zero or more, got -1"),
         ("train_rnn", "validation_fraction", 1.0, "expected less than 1, got 1.0"),

@@ -189,14 +189,6 @@ def test_a_missing_package_is_missed_at_once(tmp_path, monkeypatch, capsys, ran,
     assert ran == [] and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("section", ["train-vae", "train-rnn"])
-def test_tensorboard_is_missed_at_once(tmp_path, monkeypatch, capsys, ran, section):
-    monkeypatch.setattr(preflight, "find_spec", lambda name: None if name == "tensorboard" else True)
-    assert main(["run", "takecover", "--from-scratch", f"--{section}.tensorboard", "--out", str(tmp_path / "run")]) == 1
-    assert f"{section.replace('-', '_')}.tensorboard: requires `pip install" in capsys.readouterr().err
-    assert ran == [] and not (tmp_path / "run").exists()
-
-
 def test_a_precision_that_this_machine_lacks_is_refused_at_once(tmp_path, monkeypatch, ran):
     monkeypatch.setattr("worldmodels.models.device.computes_in_bfloat16", lambda _: False)
     monkeypatch.setattr("worldmodels.models.device.device", lambda: torch.device("cpu"))

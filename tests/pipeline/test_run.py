@@ -398,7 +398,7 @@ def test_a_setting_that_a_marker_lacks_had_its_default(tmp_path, ran):
         Run(tmp_path, toy_config(train_vae={"patience": 3}))
 
 
-@pytest.mark.parametrize("change", [{"micro_batch_size": 3}, {"num_workers": 2}, {"tensorboard": True}])
+@pytest.mark.parametrize("change", [{"micro_batch_size": 3}, {"num_workers": 2}, {"compile": True}])
 def test_settings_of_the_machine_may_change(tmp_path, ran, change):
     with Run(tmp_path, toy_config()) as experiment:
         for stage in BUILT_ON[:2]:

@@ -68,3 +68,23 @@ def test_the_films_of_the_first_page_are_small_and_short():
                 image.seek(number)
                 delays.append(image.info["duration"])
             assert sum(delays) == 10_000 and image.size[0] >= 640
+
+
+@pytest.mark.filterwarnings("ignore")  # Jupyter's own
+def test_the_notebook_runs_in_jupyter(tmp_path, monkeypatch):
+    """As Jupyter runs it, but for the cell that installs the package."""
+    jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
+    notebook = jupytext.read(EXAMPLES / "notebook.py")
+    installs = [cell for cell in notebook.cells if "install" in cell.metadata.get("tags", [])]
+    assert len(installs) == 1 and '\n%pip install "worldmodels-rl[takecover]"' in installs[0].source
+    notebook.cells = [cell for cell in notebook.cells if cell not in installs]
+    for name, value in {"QUICK": "1", "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    assert "the pretrained agent survives " in text and "generation 1: best " in text and "evolved: " in text
+    kinds = {kind for output in outputs if "data" in output for kind in output.data}
+    assert {"image/gif", "image/png"} <= kinds
+    assert (tmp_path / "dream.gif").stat().st_size > 1_000

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -420,36 +418,6 @@ def test_v_is_compiled_only_when_asked(tmp_path, monkeypatch):
         with prepare(tmp_path / str(wanted), "train_vae", compile=wanted, steps=1) as experiment:
             experiment.run_stage("train_vae")
         assert len(compiled) == wanted
-
-
-def test_tensorboard_is_an_option(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr("worldmodels.pipeline.preflight.find_spec", lambda _: True)  # installed, but not to be imported
-    with prepare(tmp_path, "train_rnn", tensorboard=True) as experiment:
-        with pytest.raises(RuntimeError, match=r"pip install 'worldmodels-rl\[tensorboard\]'"):
-            experiment.run_stage("train_rnn")
-    written = []
-
-    class Writer:
-        def __init__(self, folder, purge_step):
-            written.append((folder, purge_step))
-
-        def add_scalar(self, name, value, step):
-            written.append((name, value, step))
-
-        def close(self):
-            written.append("closed")
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
-    with prepare(tmp_path, "train_rnn", tensorboard=True) as experiment:
-        experiment.run_stage("train_rnn")
-        lines = metrics(experiment, "train-rnn")
-    assert written[0] == (str(tmp_path / "tensorboard"), 1)
-    assert written[-1] == "closed"
-    for line in lines:
-        for name in ("z", "lr", "validation_total"):
-            if name in line:
-                assert (f"train-rnn/{name}", line[name], line["step"]) in written
 
 
 def picture(channel):

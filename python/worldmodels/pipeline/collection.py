@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -66,7 +65,8 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     _check_shards(job, len(shards))
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
-    _Pool(job, todo, progress, ready, lambda: run.log_profile("collect")).run()
+    run.rewind_metrics("collect", ready, key="episodes")
+    _Pool(job, todo, progress, ready, run).run()
     cut = _cut(job, len(shards))
     if cut:
         limit = f"Task.max_steps = {run.task.max_steps}"
@@ -150,6 +150,7 @@ class _Worker:
     pipe: Connection
     shard: int | None = None
     episodes: int = 0
+    frames: int = 0
     last_message: float = field(default_factory=time.monotonic)
 
     @property
@@ -164,14 +165,13 @@ class _Pool:
     The profile is that of the workers; the time that this process waits for them is not part of it.
     """
 
-    def __init__(
-        self, job: Job, todo: list[int], progress: Progress, ready: int, log_profile: Callable[[], None]
-    ) -> None:
+    def __init__(self, job: Job, todo: list[int], progress: Progress, ready: int, run: Run) -> None:
         self._job = job
         self._todo = todo[::-1]
         self._count = min(job.collect.num_workers or available_cpus(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
-        self._log_profile = log_profile
+        self._complete = ready  # episodes in complete shards
+        self._run = run
         self._restarts = 0
         self._printed: set[str] = set()
         self._workers: list[_Worker] = []
@@ -217,7 +217,9 @@ class _Pool:
                 print(f"collect: {message}", file=sys.stderr)
             self._printed.add(message)
         elif message is None:  # ready for a shard
-            worker.shard, worker.episodes = (self._todo.pop() if self._todo else None), 0
+            self._log_shard(worker)
+            worker.shard = self._todo.pop() if self._todo else None
+            worker.episodes = worker.frames = 0
             try:
                 worker.pipe.send(worker.shard)
             except (BrokenPipeError, ConnectionResetError):
@@ -229,12 +231,26 @@ class _Pool:
                     worker.process.join()
         elif isinstance(message, dict):
             add_to_profile(message)
-            self._log_profile()
+            self._run.log_profile("collect")
         else:
             worker.episodes += 1
+            worker.frames += message
             self._ready += 1
             self._frames += message
             self._progress.update(self._ready, f"{self._frames / max(self._progress.seconds, 1e-9):,.0f} frames/s")
+
+    def _log_shard(self, worker: _Worker) -> None:
+        """Log the complete shard of a worker, if it has one."""
+        if worker.shard is None:
+            return
+        self._complete += worker.episodes
+        self._run.log(
+            "collect",
+            episodes=self._complete,
+            mean_length=worker.frames / worker.episodes,
+            frames_per_second=self._frames / max(self._progress.seconds, 1e-9),
+            seconds=round(self._progress.seconds, 2),
+        )
 
     def _replace(self, worker: _Worker) -> None:
         hung = worker.process.is_alive() and worker.silent_seconds > _TIMEOUT

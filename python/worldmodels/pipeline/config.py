@@ -20,7 +20,7 @@ _NUM_ENVS = "real environments stepped at once"
 class CollectConfig:
     """Collect episodes of the real environment."""
 
-    episodes: int = setting(10_000, "episodes to keep")
+    episodes: int = setting(10_000, "episodes to keep", common=True)
     policies: str = setting(
         "repeat 1-10",
         "policies and their weights, such as 'repeat 1-10:4, left:1, agent:2, agent with parameter noise:1'",
@@ -63,7 +63,7 @@ class EvolveConfig:
     )
     bias: bool = setting(False, "give C a bias")
     hidden_units: int = setting(0, "units of a hidden layer in C; 0 for a linear C", zero=True)
-    temperature: float = setting(1.15, "temperature of the dream, also of check-dream", zero=True)
+    temperature: float = setting(1.15, "temperature of the dream, also of check-dream", zero=True, common=True)
     termination: Literal["threshold", "sample", "expected"] = setting(
         "threshold",
         "threshold (done logit above 0), sample (with M's probability), or expected (no sampling: rewards weighted by "
@@ -73,8 +73,8 @@ class EvolveConfig:
         "first", "where dreams start: first frames of episodes, or half of them at burned-in states of random frames"
     )
     max_steps: int = setting(2100, "longest episode")
-    generations: int = setting(2_000, "generations of CMA-ES")
-    popsize: int = setting(64, "candidates per generation")
+    generations: int = setting(2_000, "generations of CMA-ES", common=True)
+    popsize: int = setting(64, "candidates per generation", common=True)
     episodes: int = setting(16, "episodes per candidate")
     sigma0: float = setting(0.1, "initial step size")
     init_from: str = setting(
@@ -111,7 +111,7 @@ class EvolveConfig:
 class EvaluateConfig:
     """Play the real environment with the agent and the baselines."""
 
-    episodes: int = setting(100, "episodes of the agent and of each baseline")
+    episodes: int = setting(100, "episodes of the agent and of each baseline", common=True)
     num_envs: int = setting(16, _NUM_ENVS)
     variant: Literal["", "paper", "modern"] = setting(
         "", "rules of TakeCover; empty for the variant of the collected episodes"
@@ -132,7 +132,9 @@ class ReportConfig:
 class RoundsConfig:
     """Rounds of own play: collect with the agent, train V and M further, evolve C in the new dream."""
 
-    rounds: int = setting(0, "rounds of own play after round 0, that of open-loop policies", zero=True, below=1_000)
+    rounds: int = setting(
+        0, "rounds of own play after round 0, that of open-loop policies", zero=True, below=1_000, common=True
+    )
     episodes: int = setting(1_000, "new episodes per round of own play")
     policies: str = setting(
         "agent:2, agent with parameter noise:1, agent with action bursts:1",
@@ -229,7 +231,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     """
     known = {item.name for item in fields(Config)}
     if isinstance(values, dict):
-        values = {name: value for name, value in values.items() if name != "iterate"}  # of older runs
+        values = _without_older_settings(values)
     if not isinstance(values, dict) or not set(values) <= known:
         raise ValueError(f"config: expected the keys {sorted(known)}, got {values!r:.200}")
     top = {name: values[name] for name in TOP if name in values}
@@ -242,6 +244,15 @@ def from_dict(values: dict[str, Any]) -> Config:
             raise ValueError(f"{name}: expected {expected}, got {value!r:.100}")
     config = Config(**top)
     return override(config, {name: values[name] for name in SECTIONS if name in values})
+
+
+def _without_older_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Drop what only older versions wrote."""
+    values = {name: value for name, value in values.items() if name != "iterate"}
+    for section in ("train_vae", "train_rnn"):
+        if isinstance(values.get(section), dict):
+            values[section] = {name: value for name, value in values[section].items() if name != "tensorboard"}
+    return values
 
 
 def override(config: Config, changes: dict[str, dict[str, Any]]) -> Config:

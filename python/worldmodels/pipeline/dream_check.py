@@ -68,6 +68,12 @@ def check(run: Run) -> dict[str, Any]:
     spread = None if task.survival else max(means) - min(means)
     warnings = [text for name, scores in results.items() if (text := bias_warning(name, scores, task.score, spread))]
     DreamCheck(temperature=evolve.temperature, policies=results, warnings=warnings).write(path)
+    run.rewind_metrics("check-dream", -1, key="episodes")
+    logged: dict[str, float] = {}
+    for name, scores in results.items():
+        key = name.replace(" ", "_")
+        logged |= {f"{key}_dream": scores.dream.mean, f"{key}_game": scores.game.mean}
+    run.log("check-dream", episodes=config.episodes, **logged)
     print(format_table(results))
     for text in warnings:
         print(f"WARNING: {text}", file=sys.stderr)

@@ -91,6 +91,9 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
         _record(run)
     print(format_table(results))
     described = {"agent": agent_scores, **results.players}
+    run.rewind_metrics("evaluate", -1, key="episodes")
+    run.log("evaluate", episodes=episodes, **{f"{name}_score": one.mean for name, one in described.items()})
+    run.log_image("evaluate", "frames and reconstructions", run.path("evaluate", "frames.png"), episodes)
     return {name: {"mean": one.mean, "std": one.std, "ci95": list(one.ci95)} for name, one in described.items()}
 
 

@@ -191,7 +191,6 @@ def _check_collect(config: Config, task: tasks.Task) -> None:
 def _check_train_vae(config: Config) -> None:
     vae = config.train_vae
     check_precision("train_vae.precision", vae.precision)
-    _check_tensorboard("train_vae", vae.tensorboard)
     for name in ("batch_size", "micro_batch_size", "validation_frames", "steps"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _INT32)
     _at_most("train_vae.num_workers", vae.num_workers, _MAX_PARALLEL)
@@ -211,7 +210,6 @@ def _check_train_vae(config: Config) -> None:
 def _check_train_rnn(config: Config, task: tasks.Task) -> None:
     rnn = config.train_rnn
     check_precision("train_rnn.precision", rnn.precision)
-    _check_tensorboard("train_rnn", rnn.tensorboard)
     for name in ("batch_size", "sequence_length", "micro_batch_steps", "steps"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _INT32)
     _at_most("train_rnn.lr_decay", rnn.lr_decay, 1)
@@ -423,13 +421,6 @@ def _check_environment(environment: EnvSpec, section: str, *, ignore_done: bool 
         raise ValueError("collect.ignore_done: expected environment.backend gymnasium, got envpool")
     if ignore_done:
         check_options(replace(environment, variant="", resolution=""), "collect", ignore_done=True)
-
-
-def _check_tensorboard(section: str, enabled: bool) -> None:
-    if enabled and find_spec("tensorboard") is None:
-        raise ModuleNotFoundError(
-            f"{section}.tensorboard: requires `pip install 'worldmodels-rl[tensorboard]'`", name="tensorboard"
-        )
 
 
 def _at_most(name: str, value: float, limit: float) -> None:

@@ -63,7 +63,10 @@ def run_earlier_rounds(run: Run) -> None:
             _follow(part, previous)
             print(f"round {number} of {last}: already complete", file=sys.stderr)
         else:
-            with _round(number, last, part), Run(part.folder, part.config, force=run.force) as earlier:
+            with (
+                _round(number, last, part),
+                Run(part.folder, part.config, force=run.force, log_to=run.log_to) as earlier,
+            ):
                 _follow(earlier, previous)
                 for name in NAMES:
                     earlier.run_stage(name)

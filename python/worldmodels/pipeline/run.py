@@ -27,6 +27,7 @@ from worldmodels.pipeline.config import TOP, Config, to_dict
 from worldmodels.pipeline.folder import RunFolder, read_config
 from worldmodels.pipeline.preflight import check_config, check_rounds
 from worldmodels.pipeline.profiles import PROFILE, is_profile
+from worldmodels.pipeline.sinks import Sink, check_sinks, numbers, open_sinks
 from worldmodels.pipeline.stage import C, Stage, StageFailedError
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.support.files import atomic_path, parse_line, read_json, write_json
@@ -53,6 +54,8 @@ class Run(RunFolder):
         config: Settings; None for those in the folder.
         rerun: Name of a stage to discard, with all later ones.
         force: Whether stages may build on a model that failed its quality gate.
+        log_to: Names of the sinks that get the metrics too: ``"tensorboard"``, ``"wandb"``. They are opened when the
+            first stage runs.
 
     Raises:
         FileNotFoundError: ``config`` is None and the folder has none.
@@ -60,13 +63,23 @@ class Run(RunFolder):
         BlockingIOError: Another process has locked the folder.
         ValueError: A stage that is complete or has partial outputs has other settings, or a setting is invalid. Nothing
             has been created, deleted or changed.
+        ModuleNotFoundError: The package of a stage or of a sink is not installed.
     """
 
     def __init__(
-        self, folder: str | Path, config: Config | None = None, *, rerun: str | None = None, force: bool = False
+        self,
+        folder: str | Path,
+        config: Config | None = None,
+        *,
+        rerun: str | None = None,
+        force: bool = False,
+        log_to: Sequence[str] = (),
     ) -> None:
+        check_sinks(log_to)
         self.folder = Path(folder)
         self.force = force
+        self.log_to = tuple(log_to)
+        self._sinks: list[Sink] = []
         self.ranks = ranks_from_env()
         stored = self.folder / "config.json"
         if rerun is not None:
@@ -115,6 +128,22 @@ class Run(RunFolder):
             raise
         self.ranks.barrier()
 
+    @classmethod
+    def check(cls, folder: str | Path, config: Config) -> RunFolder:
+        """Check that stages could run in a folder, as the constructor does, without a lock and without writing.
+
+        Raises:
+            FileExistsError: The folder is not a run folder, but has files with names of a run folder.
+            ValueError: A stage that is complete or has partial outputs has other settings, or a setting is invalid.
+        """
+        run = cls.__new__(cls)
+        RunFolder.__init__(run, folder, config)
+        run._check_rounds(())
+        run._preflight(())
+        if not run.path("config.json").is_file():
+            run._check_unclaimed()
+        return RunFolder(folder, config)
+
     @staticmethod
     def agent(name: str) -> tuple[Path, Config]:
         """Find the folder and the settings of an agent.
@@ -161,9 +190,13 @@ class Run(RunFolder):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.ranks.is_main:
-            self._lock.close()
-        self.ranks.shutdown()
+        try:
+            for sink in self._sinks:
+                sink.close()
+        finally:
+            if self.ranks.is_main:
+                self._lock.close()
+            self.ranks.shutdown()
 
     def _check_rounds(self, discarded: Sequence[Stage]) -> None:
         """Check that the outputs of all rounds have the present settings, the number of rounds among them."""
@@ -313,6 +346,8 @@ class Run(RunFolder):
             self.marker(dependent).unlink(missing_ok=True)
         began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
         take_profile()
+        if self.ranks.is_main and not self._sinks:
+            self._sinks = open_sinks(self.log_to, self.folder, to_dict(self.config))
         has_world_model = self.config.world_model and stage.world_model
         if has_world_model and not stage.runs_with_world_model(self.config):
             summary = self._copy_from_world_model(stage)
@@ -371,11 +406,20 @@ class Run(RunFolder):
         return {"world_model": self.config.world_model}
 
     def log(self, stage: str, **values: Any) -> None:
-        """Append a line to ``metrics.jsonl``."""
+        """Append a line to ``metrics.jsonl``, and send its numbers to the sinks if it has a step."""
         if not self.ranks.is_main:
             return
         with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, **values}) + "\n")
+        found = numbers(values) if self._sinks else None
+        if found is not None:
+            for sink in self._sinks:
+                sink.write(stage, found[1], found[0])
+
+    def log_image(self, stage: str, name: str, path: Path, step: int) -> None:
+        """Send an image file of the run folder to the sinks."""
+        for sink in self._sinks:
+            sink.write_image(stage, name, path, step)
 
     def log_profile(self, stage: str) -> None:
         """Append the seconds per phase since the last profile, as the profile of a stage."""

@@ -24,7 +24,14 @@ from worldmodels.support.files import link, write_json
 _WORLD_MODEL_STAGES = tuple(stage.name for stage in STAGES if stage.world_model)
 
 
-def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force: bool = False) -> list[SweepResult]:
+def sweep(
+    folder: Path,
+    config: Config,
+    temperatures: Sequence[float],
+    *,
+    force: bool = False,
+    log_to: Sequence[str] = (),
+) -> list[SweepResult]:
     """Evolve one controller per temperature in the same M, and play the game with each.
 
     Writes ``temperatures/<temperature>/`` (run folders), ``temperatures/sweep.json`` and ``temperatures/sweep.png``.
@@ -34,6 +41,7 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force:
         config: Settings of the run.
         temperatures: Temperatures of the dreams.
         force: Whether stages may build on a model that failed its quality gate.
+        log_to: Names of the sinks that get the metrics too.
 
     Returns:
         One result per temperature, in the order given.
@@ -48,7 +56,7 @@ def sweep(folder: Path, config: Config, temperatures: Sequence[float], *, force:
     if len(set(names)) != len(names):
         raise ValueError(f"--temperatures: expected numbers distinct in six digits, got {list(temperatures)}")
     variants = {f"{value:g}": {"evolve": {"temperature": float(value)}} for value in temperatures}
-    found = _variants(folder, config, "temperatures", variants, force)
+    found = _variants(folder, config, "temperatures", variants, force, log_to)
     results = [
         SweepResult(temperature=float(value), **vars(result)) for value, result in zip(temperatures, found, strict=True)
     ]
@@ -69,7 +77,7 @@ def sweep_table(results: Sequence[SweepResult], paper: Temperatures) -> str:
     return table([*heads, *(["paper: dream", "paper: game"] if paper else [])], rows)
 
 
-def ablate(folder: Path, config: Config, *, force: bool = False) -> list[AblationResult]:
+def ablate(folder: Path, config: Config, *, force: bool = False, log_to: Sequence[str] = ()) -> list[AblationResult]:
     """Evolve a controller for each ablation of the task, and play the game with each.
 
     Variants share the outputs of every stage whose settings they do not change. Writes ``ablations/<variant>/`` (run
@@ -79,6 +87,7 @@ def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Ablatio
         folder: Run folder; incomplete stages up to ``train-rnn`` run first.
         config: Settings of the run.
         force: Whether stages may build on a model that failed its quality gate.
+        log_to: Names of the sinks that get the metrics too.
 
     Returns:
         One result per variant.
@@ -92,7 +101,7 @@ def ablate(folder: Path, config: Config, *, force: bool = False) -> list[Ablatio
     variants = {
         name: {section: dict(values) for section, values in changes.items()} for name, changes in ablations.items()
     }
-    found = _variants(folder, config, "ablations", variants, force)
+    found = _variants(folder, config, "ablations", variants, force, log_to)
     results = []
     for (name, changes), result in zip(variants.items(), found, strict=True):
         evolve = override(config, changes).evolve
@@ -126,7 +135,12 @@ def branch(base: Path, child: Path, stages: Sequence[str]) -> None:
 
 
 def _variants(
-    folder: Path, config: Config, kind: str, changes: dict[str, dict[str, dict[str, Any]]], force: bool
+    folder: Path,
+    config: Config,
+    kind: str,
+    changes: dict[str, dict[str, dict[str, Any]]],
+    force: bool,
+    log_to: Sequence[str],
 ) -> list[StudyResult]:
     """Run each variant; variants share the stages that train V and M up to the first whose settings differ.
 
@@ -137,7 +151,7 @@ def _variants(
     variants = {name: override(last, changed) for name, changed in changes.items()}
     for settings in variants.values():
         check_config(settings, ("evolve", "evaluate"), sources_exist=config.last_round == 0)
-    with Run(folder, config, force=force) as run:
+    with Run(folder, config, force=force, log_to=log_to) as run:
         run_earlier_rounds(run)
         for stage in _WORLD_MODEL_STAGES:
             run.run_stage(stage)
@@ -150,7 +164,7 @@ def _variants(
             branch(folder, child, shared)
             share_scores(scored, child, run.task.baselines)
             print(f"{kind}: {name}")
-            with Run(child, settings, force=force) as variant:
+            with Run(child, settings, force=force, log_to=log_to) as variant:
                 for stage in NAMES[:-1]:  # all but the report
                     if stage != "check_dream" or settings.evolve.evaluate_in == "dream":
                         variant.run_stage(stage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -16,6 +17,7 @@ class Setting:
         zero: Whether the number may be 0; it is positive otherwise.
         below: Upper bound of the number, exclusive.
         machine: Whether the setting says how a stage uses the machine and cannot change its results.
+        common: Whether the short help of the command line lists it.
         location: Whether the text is a run folder or the name of a pretrained world model.
     """
 
@@ -23,6 +25,7 @@ class Setting:
     zero: bool = False
     below: float = math.inf
     machine: bool = False
+    common: bool = False
     location: bool = False
 
 
@@ -36,15 +39,20 @@ def declared(section: type) -> dict[str, Setting]:
     return {item.name: item.metadata["setting"] for item in dataclasses.fields(section)}
 
 
+@cache
+def _hints(section: type) -> dict[str, Any]:
+    return get_type_hints(section)
+
+
 def choices(section: type, name: str) -> tuple[str, ...]:
     """List the values of a setting whose type is a ``Literal``; empty for other types."""
-    hint = get_type_hints(section)[name]
+    hint = _hints(section)[name]
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def kind(section: type, name: str) -> type:
     """Return the type of a setting: ``int``, ``float``, ``bool`` or ``str``."""
-    hint = get_type_hints(section)[name]
+    hint = _hints(section)[name]
     return str if get_origin(hint) is Literal else hint
 
 

@@ -96,7 +96,7 @@ def _train(
     seed: int,
     progress: Progress,
     validate_on_main: Callable[[], dict[str, float]],
-    save_grid: Callable[[int], None],
+    save_grid: Callable[[int, int], None],
 ) -> int:
     """Train until the trainer has finished.
 
@@ -107,7 +107,7 @@ def _train(
         seed: Seed of the run.
         progress: Progress of the stage.
         validate_on_main: Function that computes the validation metrics in rank 0 and returns them in every process.
-        save_grid: Function that saves the image grid of an epoch.
+        save_grid: Function that saves the image grid of an epoch, at a step.
 
     Returns:
         Index of the last epoch.
@@ -132,7 +132,7 @@ def _train(
             state = _state_rows(model.initial_state(sequences.batch), rows)
             if ranks.is_main and trainer.step > first:
                 with phase("validation"):
-                    save_grid(epoch)
+                    save_grid(epoch, trainer.step)
         lr = learning_rate(config, trainer.step)
         seed_step(seed, "train-rnn", trainer.step)
         losses, state = _step(model, trainer.optimizer, chunk, state, lr, config, micro_batches, ranks)
@@ -151,7 +151,7 @@ def _train(
             position = {"epoch": epoch, "chunk": chunk_index + 1}
             if ranks.is_main:  # before the checkpoint: a run resumed from it does not save this image grid
                 with phase("validation"):
-                    save_grid(epoch + 1)
+                    save_grid(epoch + 1, trainer.step)
             trainer.checkpoint(metrics, metrics["total"], position, **{"state.h": h, "state.c": c})
     return epoch
 
@@ -406,7 +406,7 @@ def _load_vae(run: TrainingRun) -> ConvVAE | None:
 
 
 def _save_image_grid(
-    run: TrainingRun, model: MDNRNN, latents: Latents, held_out: npt.NDArray[np.int64], epoch: int
+    run: TrainingRun, model: MDNRNN, latents: Latents, held_out: npt.NDArray[np.int64], epoch: int, step: int
 ) -> None:
     """Save an epoch's image grid: reconstructions of episodes above M's rollouts with the same start and actions.
 
@@ -424,7 +424,9 @@ def _save_image_grid(
         shown = offsets[first + offsets <= starts.end[index]]
         rows.append(decode(vae, latents.mu[first + shown].astype(np.float32)))
         rows.append(decode(vae, predicted[index, offsets]))
-    image_grid.save(run.path("rnn", "sheets", f"epoch_{epoch:04d}.png"), rows)
+    path = run.path("rnn", "sheets", f"epoch_{epoch:04d}.png")
+    image_grid.save(path, rows)
+    run.log_image("train-rnn", "rollouts", path, step)
 
 
 def _save_initial_states(run: TrainingRun, model: MDNRNN, latents: Latents, seed: int) -> None:

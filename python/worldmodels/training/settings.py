@@ -20,7 +20,6 @@ class TrainingConfig:
     patience: int = setting(0, "early stopping: validations without improvement; 0 for never", zero=True)
     keep: Literal["best", "last"] = setting("best", "weights to export: best by validation loss, or last")
     precision: TorchPrecision = setting("auto", PRECISION_HELP)
-    tensorboard: bool = setting(False, "also log to tensorboard/ in the run folder", machine=True)
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class TrainVAEConfig(TrainingConfig):
     """Train V, the ConvVAE."""
 
     latent_size: int = setting(64, "dimensions of z")
-    steps: int = setting(30_000, "optimizer steps; 0 keeps the initial weights", zero=True)
+    steps: int = setting(30_000, "optimizer steps; 0 keeps the initial weights", zero=True, common=True)
     batch_size: int = setting(100, "frames per step, over all processes of torchrun")
     micro_batch_size: int = setting(
         0, "frames per forward pass (gradient accumulation); 0 for the whole batch", zero=True, machine=True
@@ -51,12 +50,12 @@ class TrainVAEConfig(TrainingConfig):
 class TrainRNNConfig(TrainingConfig):
     """Train M, the MDN-RNN."""
 
-    hidden_size: int = setting(512, "LSTM units")
+    hidden_size: int = setting(512, "LSTM units", common=True)
     num_mixtures: int = setting(5, "mixture components per latent dimension")
     restart_input: bool = setting(True, "feed a flag that marks the first frame of an episode")
     done_head: bool = setting(True, "predict termination")
     reward_head: bool = setting(False, "predict the reward")
-    steps: int = setting(24_400, "optimizer steps; 0 keeps the initial weights", zero=True)
+    steps: int = setting(24_400, "optimizer steps; 0 keeps the initial weights", zero=True, common=True)
     batch_size: int = setting(100, "sequences per step, over all processes of torchrun")
     sequence_length: int = setting(500, "time steps per sequence; the LSTM state carries over to the next one")
     micro_batch_steps: int = setting(

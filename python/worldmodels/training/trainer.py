@@ -42,6 +42,9 @@ class TrainingRun(Protocol):
     def log(self, stage: str, **values: Any) -> None:
         """Append a line to the metrics of a stage."""
 
+    def log_image(self, stage: str, name: str, path: Path, step: int) -> None:
+        """Log an image file of a stage."""
+
     def log_profile(self, stage: str) -> None:
         """Append the seconds per phase since the last profile."""
 
@@ -99,7 +102,6 @@ class Trainer(Generic[Model]):
         elif config.init_from:
             self._load_initial_weights()
         run.rewind_metrics(stage, self.step)
-        self._board = _board(run, stage, self.step) if config.tensorboard and run.ranks.is_main else None
 
     def _path(self, name: str) -> Path:
         return self._run.path(self._folder, f"{name}.safetensors")
@@ -137,11 +139,8 @@ class Trainer(Generic[Model]):
         return self.step % every == 0 or self.step == self._config.steps
 
     def log(self, **values: Any) -> None:
-        """Log the metrics of this step, to TensorBoard too if it is enabled."""
+        """Log the metrics of this step."""
         self._run.log(self._stage, step=self.step, **values)
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{self._stage}/{name}", value, self.step)
 
     def checkpoint(self, metrics: dict[str, float], loss: float, position: dict[str, int], **tensors: Tensor) -> None:
         """Save a checkpoint, and the best weights if the validation loss is the lowest so far.
@@ -178,8 +177,6 @@ class Trainer(Generic[Model]):
         if self._config.keep == "best" and self._best and self._best["step"] != self.step:
             step, metrics = self._best["step"], self._best["figures"]
             self.model.load_state_dict(load_model(self._path("best"), type(self.model)).state_dict())
-        if self._board is not None:
-            self._board.close()
         return {"steps": self.step, "kept_step": step, **metrics}
 
     def export(self, summary: dict[str, Any]) -> None:
@@ -209,13 +206,3 @@ def gate(stage: str, failure: str | None, trained: int, unit: str) -> dict[str, 
         print(f"WARNING: {stage}: after {trained} {unit} of training, {failure}", file=sys.stderr)
         return {}
     return {"failure": failure}
-
-
-def _board(run: TrainingRun, stage: str, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise RuntimeError(
-            f"{stage}: the setting tensorboard requires `pip install 'worldmodels-rl[tensorboard]'` ({error})"
-        ) from error
-    return SummaryWriter(str(run.path("tensorboard")), purge_step=step + 1)

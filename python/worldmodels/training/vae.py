@@ -78,7 +78,7 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
             epoch = order.epoch(trainer.step - 1) + 1
             if ranks.is_main and (checkpoint_due or order.epoch(trainer.step) >= epoch):
                 with phase("validation"):
-                    _save_image_grid(run, model, store, held_out, epoch)
+                    _save_image_grid(run, model, store, held_out, epoch, trainer.step)
             if checkpoint_due:  # after the image grid, which a run resumed from this checkpoint does not save
                 trainer.checkpoint(metrics, metrics["loss"], {})
     if not trainer.metrics:
@@ -239,10 +239,11 @@ def validate(model: ConvVAE, frames: npt.NDArray[np.uint8], config: TrainVAEConf
 
 @torch.no_grad()
 def _save_image_grid(
-    run: TrainingRun, model: ConvVAE, store: EpisodeStore, held_out: npt.NDArray[np.int64], epoch: int
+    run: TrainingRun, model: ConvVAE, store: EpisodeStore, held_out: npt.NDArray[np.int64], epoch: int, step: int
 ) -> None:
     """Save an epoch's image grid: held-out frames above V's reconstructions."""
     real = store.read(held_out[np.linspace(0, len(held_out) - 1, min(_GRID, len(held_out))).astype(int)])
     mu, _ = model.encode(to_input(real, next(model.parameters()).device))
     path = run.path("vae", "sheets", f"epoch_{epoch:04d}.png")
     image_grid.save(path, [real, decode(model, mu.cpu().numpy())])
+    run.log_image("train-vae", "reconstructions", path, step)

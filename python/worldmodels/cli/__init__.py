@@ -1,0 +1,73 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from worldmodels.cli.arguments import parse
+from worldmodels.cli.bench import run_benchmarks
+from worldmodels.cli.info import print_info
+from worldmodels.cli.show import show_agent
+from worldmodels.cli.stages import run_stages
+from worldmodels.cli.status import print_list, print_status
+from worldmodels.cli.streams import protect_streams
+from worldmodels.cli.web import make_web_page
+
+#: Extra of this package that installs a module; for other modules, the extra `takecover`.
+_EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "shtab": "completion", "stable_baselines3": "examples"}
+#: What a command does with its options; the others run stages.
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "play": show_agent,
+    "dream": show_agent,
+    "web": make_web_page,
+    "bench": run_benchmarks,
+    "info": print_info,
+    "list": print_list,
+    "status": print_status,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Arguments; None for those of the process.
+
+    Returns:
+        Exit status: 0, 1 after an error, 130 after Ctrl-C.
+    """
+    if arguments is None:
+        protect_streams()
+        arguments = sys.argv[1:]
+    try:
+        try:
+            options = parse(arguments)
+        except SystemExit:
+            sys.stdout.flush()  # prints --help and --version
+            raise
+        if options is not None:
+            _COMMANDS.get(options.command, run_stages)(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        # After a Ctrl-C during exec() (used by dataclasses and namedtuples), Python exits by the signal instead of with
+        # the status. Another exec() clears that flag.
+        exec("")
+        print("\ninterrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, RuntimeError, OSError, ModuleNotFoundError, MemoryError) as error:
+        print(f"worldmodels: {_explain(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        extra = _EXTRAS.get((error.name or "").partition(".")[0], "takecover")
+        text = str(error)
+        return text if "pip install" in text else f"{text}; install it with `pip install 'worldmodels-rl[{extra}]'`"
+    if isinstance(error, MemoryError):
+        details = f" ({error})" if str(error) else ""
+        return f"out of memory{details}; run the same command again to resume from the last checkpoint"
+    return str(error)

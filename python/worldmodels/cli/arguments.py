@@ -1,0 +1,385 @@
+"""Arguments: one command per stage and study, one flag per setting."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worldmodels import __version__, pretrained
+from worldmodels.cli.types import OneOf, Parser, braces, parse_path, parse_path_or_empty, parse_sinks, parse_task
+from worldmodels.envs.spec import EnvSpec
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.config import Config
+from worldmodels.pipeline.run import section_names
+from worldmodels.pipeline.sinks import SINKS
+from worldmodels.pipeline.stage import Stage, command
+from worldmodels.pipeline.stages import STAGES
+from worldmodels.support import settings
+from worldmodels.support.suggestions import suggestion
+
+#: Commands that run all stages.
+ALL_STAGES = {
+    "run": "run all stages, or resume them",
+    "sweep": "evolve one controller per temperature of the dream",
+    "ablate": "evolve controllers with other inputs, and with an untrained M",
+    "iterate": "run all stages in rounds of own play: those of the preset, or one",
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """What the help shows.
+
+    Attributes:
+        config: Settings whose values are shown.
+        full: Whether all settings are shown, instead of the common ones.
+    """
+
+    config: Config = field(default_factory=Config)
+    full: bool = False
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Formatter that shows the defaults of arguments that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, ()) else super()._get_help_string(action)
+
+
+def parser(view: View | None = None) -> Parser:
+    """Create the parser of the command line, whose help shows common settings of the preset ``paper`` by default."""
+    view = view or View()
+    top = Parser(prog="worldmodels", description="World Models: train a world model, evolve a controller in its dream.")
+    top.add_argument("--version", action="version", version=__version__)
+    top.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh", "tcsh"),
+        action=_PrintCompletion,
+        help="print a completion script for a shell (extra `completion`)",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    presets = sorted({name for task in tasks.names() for name in tasks.get(task).presets})
+    for name, summary in ALL_STAGES.items():
+        _add_study(_add_command(commands, name, summary), name, presets, view)
+    for stage in STAGES:
+        _add_stage(_add_command(commands, stage.command, stage.help), stage, presets, view)
+    _add_play(_add_command(commands, "play", "play the real environment with an agent"))
+    _add_dream(_add_command(commands, "dream", "play the dream with an agent"))
+    _add_web(_add_command(commands, "web", "make a page with a playable dream, or serve it to the browser"))
+    _add_bench(_add_command(commands, "bench", "benchmark the dream, training and games against other implementations"))
+    listing = _add_command(commands, "list", "list pretrained world models, tasks with their presets, and runs")
+    listing.add_argument("folder", nargs="?", type=parse_path, default="runs", help="folder of run folders")
+    status = _add_command(commands, "status", "print the stages, the progress and the score of a run")
+    status.add_argument("run", type=parse_path, help="run folder")
+    info = _add_command(commands, "info", "print versions, SIMD level, threads and devices, or the profile of a run")
+    info.add_argument("run", nargs="?", type=parse_path, help="run folder; prints seconds per stage and phase")
+    return top
+
+
+def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        formatter_class=_Formatter,
+    )
+    return added
+
+
+def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str], view: View) -> None:
+    """Add the arguments of a command that runs all stages."""
+    target.add_argument(
+        "task", nargs="?", type=parse_task, help=f"one of {', '.join(tasks.names())}; may be in the file of --config"
+    )
+    _add_common(target, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
+    target.add_argument(
+        "--from-scratch", action="store_true", help="train V and M, with preset quick unless --preset is given"
+    )
+    if name in ("run", "iterate"):
+        target.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print the stages, the settings (TOML, for --config) and the duration; run and write nothing",
+        )
+    if name == "sweep":
+        target.add_argument(
+            "--temperatures",
+            type=float,
+            nargs="+",
+            default=[0.1, 0.5, 1.0, 1.15, 1.3],
+            help="temperatures of the dreams",
+        )
+    for section in section_names():
+        _add_section(target, section, "" if (name, section) == ("iterate", "rounds") else f"{command(section)}.", view)
+
+
+def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[str], view: View) -> None:
+    """Add the arguments of a command that runs one stage."""
+    known = tasks.names()
+    target.add_argument(
+        "--task",
+        type=OneOf(known),
+        metavar=braces(known),
+        default=argparse.SUPPRESS,
+        help="task of a new run folder (default: takecover)",
+    )
+    _add_common(target, presets)
+    _add_section(target, stage.name, "", view)
+    if stage.name == "collect":
+        _add_section(target, "environment", "environment.", view)
+
+
+def _add_play(target: argparse.ArgumentParser) -> None:
+    _add_show(target)
+    variants = settings.choices(EnvSpec, "variant")
+    target.add_argument(
+        "--variant",
+        type=OneOf(variants),
+        metavar=braces(variants),
+        default=argparse.SUPPRESS,
+        help="rules of the game (default: those of the collected episodes)",
+    )
+    target.add_argument(
+        "--resolution",
+        metavar="SIZE",
+        default=argparse.SUPPRESS,
+        help="size of the rendered screen (default: that of the collected episodes)",
+    )
+
+
+def _add_dream(target: argparse.ArgumentParser) -> None:
+    _add_show(target)
+    target.add_argument(
+        "--temperature",
+        type=float,
+        default=argparse.SUPPRESS,
+        help="temperature of the dream (default: that of the evolution)",
+    )
+
+
+def _add_web(target: argparse.ArgumentParser) -> None:
+    _add_agent(target)
+    target.add_argument(
+        "--out",
+        metavar="PATH",
+        type=parse_path,
+        help="write one HTML file (*.html) that works offline, or with --split a folder; without --out, serve the page "
+        "on this machine and open the browser",
+    )
+    target.add_argument(
+        "--split", action="store_true", help="write a folder with the weights in files of their own, for a web server"
+    )
+
+
+def _add_bench(target: argparse.ArgumentParser) -> None:
+    target.add_argument("--rounds", type=int, default=5, help="repetitions; medians are printed")
+    target.add_argument(
+        "--peers", action=argparse.BooleanOptionalAction, default=True, help="also benchmark NumPy, PyTorch and JAX"
+    )
+    target.add_argument("--json", metavar="FILE", type=parse_path, help="JSON file of the results (*.json)")
+
+
+def _add_agent(target: argparse.ArgumentParser) -> None:
+    target.add_argument("agent", nargs="?", type=parse_path, help="pretrained agent (takecover) or run folder")
+
+
+def _add_show(target: argparse.ArgumentParser) -> None:
+    _add_agent(target)
+    target.add_argument("--episodes", type=int, default=1, help="episodes to score")
+    target.add_argument(
+        "--gif", metavar="FILE", type=parse_path, help="write the first episode as a GIF (*.gif) of at most 4 MB"
+    )
+    target.add_argument(
+        "--video",
+        metavar="FILE",
+        type=parse_path,
+        help="write the first episode as an MP4 (*.mp4); needs the extra `video`",
+    )
+    target.add_argument(
+        "--seconds", type=float, default=20.0, help="longest duration of the GIF and the MP4, at the game's speed"
+    )
+    target.add_argument("--scale", type=int, default=4, help="pixels per pixel of the GIF and the MP4")
+    target.add_argument(
+        "--window",
+        action="store_true",
+        help="play in a window at the game's speed: arrows play, m toggles the agent, r restarts, + and - change the "
+        "temperature of a dream, space pauses, . makes a single step, Escape ends",
+    )
+    target.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+
+
+def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: str = "") -> None:
+    out_help = f"run folder (default: {out})" if out else "run folder"
+    target.add_argument(
+        "--out", required=not out, type=parse_path, default=argparse.SUPPRESS, metavar="FOLDER", help=out_help
+    )
+    default_preset = "that of the task" if out else "quick"
+    target.add_argument(
+        "--preset",
+        type=OneOf(presets),
+        metavar=braces(presets),
+        default=argparse.SUPPRESS,
+        help=f"settings of a new run folder (default: {default_preset})",
+    )
+    target.add_argument(
+        "--world-model",
+        metavar="NAME",
+        type=parse_path,
+        default=argparse.SUPPRESS,
+        help="world model of a new run folder, instead of training one: a pretrained one (takecover), or a run folder",
+    )
+    target.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="seed of all random numbers (default: 0)")
+    target.add_argument(
+        "--config",
+        type=parse_path,
+        metavar="FILE",
+        help="TOML file of settings: sections and names like the flags, which override it",
+    )
+    target.add_argument(
+        "--log",
+        type=parse_sinks,
+        default=(),
+        metavar="SINKS",
+        help=f"also log the metrics to {' or '.join(SINKS)}, or both with a comma (extras of these names)",
+    )
+    target.add_argument(
+        "--force",
+        action="store_true",
+        help="continue although V or M failed its quality gate"
+        if out
+        else "discard the outputs of this stage and all later ones and rerun it; continue although V or M failed its "
+        "quality gate",
+    )
+    target.add_argument("--help-all", action="store_true", help="show all settings and exit")
+
+
+def _add_section(target: argparse.ArgumentParser, section: str, prefix: str, view: View) -> None:
+    """Add one flag per setting of a section. A missing flag keeps the setting of the preset or of the run folder."""
+    values = getattr(view.config, section)
+    kind = type(values)
+    group = target.add_argument_group(f"{command(section)} ({(kind.__doc__ or '').rstrip('.')})")
+    for name, declared in settings.declared(kind).items():
+        hint, choices = settings.kind(kind, name), settings.choices(kind, name)
+        parse: Any = OneOf(choices) if choices else parse_path_or_empty if declared.location else hint
+        group.add_argument(
+            f"--{prefix}{command(name)}",
+            dest=f"{section}.{name}",
+            **({"action": argparse.BooleanOptionalAction} if hint is bool else {"type": parse}),
+            metavar=None if hint is bool else braces(choices) if choices else hint.__name__.upper(),
+            default=argparse.SUPPRESS,
+            help=f"{declared.help} ({view.config.preset}: {_shown(getattr(values, name))})".replace("%", "%%")
+            if view.full or declared.common
+            else argparse.SUPPRESS,
+        )
+
+
+def _shown(value: Any) -> str:
+    return "empty" if value == "" else str(value)
+
+
+class _PrintCompletion(argparse.Action):
+    """Print a completion script, and exit."""
+
+    def __call__(self, chosen: argparse.ArgumentParser, options: Any, values: Any, option: str | None = None) -> None:
+        from worldmodels.cli.completion import completion
+
+        print(completion(parser(View(full=True)), values))
+        chosen.exit()
+
+
+def default_preset(task: tasks.Task, name: str, *, from_scratch: bool) -> str:
+    """Return the preset of a new run folder.
+
+    Args:
+        task: Task of the run.
+        name: Name of the command.
+        from_scratch: Whether V and M are trained.
+    """
+    if name not in ALL_STAGES:
+        return task.training_preset
+    trains = from_scratch or name == "iterate"
+    given = task.presets[task.default_preset].world_model
+    return task.training_preset if trains and given else task.default_preset
+
+
+def _print_help(name: str, arguments: Sequence[str], full: bool) -> None:
+    """Print the help of a command that runs stages, with the values of the task and the preset in the arguments."""
+    chosen = _commands(parser())[name]
+    try:
+        given = _given(arguments, "--task") or next((text for text in arguments if text in tasks.names()), "takecover")
+        task = tasks.get(given)
+        preset = _given(arguments, "--preset") or default_preset(task, name, from_scratch="--from-scratch" in arguments)
+        config = tasks.preset(given, preset)
+    except ValueError as error:
+        chosen.error(str(error))
+    chosen = _commands(parser(View(config, full)))[name]
+    chosen.description = f"{chosen.description} Values in parentheses are those of task {given}, preset {preset}."
+    if not full:
+        hidden = sum(action.help == argparse.SUPPRESS for action in chosen._actions)
+        chosen.epilog = f"--help-all shows {hidden} more settings."
+    chosen.print_help()
+
+
+def _given(arguments: Sequence[str], flag: str) -> str:
+    """Find the value of a flag; empty without one."""
+    found = [value for text, value in itertools.pairwise([*arguments, ""]) if text == flag]
+    found += [text.removeprefix(f"{flag}=") for text in arguments if text.startswith(f"{flag}=")]
+    return found[-1] if found else ""
+
+
+def _commands(top: Parser) -> dict[str, Parser]:
+    """Return the parsers of all commands by name."""
+    (found,) = (action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(found)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
+    """Parse the command line.
+
+    Returns:
+        Options; None if there are no arguments, after printing the help.
+
+    Raises:
+        SystemExit: An argument is invalid or missing (status 2), or help was printed.
+    """
+    top = parser()
+    if not arguments:
+        top.print_help()
+        return None
+    commands = _commands(top)
+    first = arguments[0]
+    if not first.startswith("-") and first not in commands:
+        top.error(f"command: expected one of {', '.join(commands)}, got {first!r}{suggestion(first, commands)}")
+    helps = [text for text in arguments if text in ("-h", "--help", "--help-all")]
+    if helps and first in (*ALL_STAGES, *(stage.command for stage in STAGES)):
+        _print_help(first, arguments[1:], "--help-all" in helps)
+        raise SystemExit(0)
+    options, unknown = top.parse_known_args(arguments)
+    if unknown and options.command in ALL_STAGES and options.task is None and not unknown[0].startswith("-"):
+        # argparse matches an optional positional argument before the first flag only
+        options.task = _checked(commands[options.command], "task", parse_task, unknown.pop(0))
+    if unknown:
+        chosen = commands[options.command]
+        flags = [text.partition("=")[0] for text in unknown if text.startswith("-")]
+        hint = suggestion(flags[0], [flag for flag in chosen.flags() if flag.startswith("--")]) if flags else ""
+        chosen.error(f"unexpected {' '.join(unknown)}{hint}")
+    if options.command in ALL_STAGES and options.task is None and options.config is None:
+        known = ", ".join(tasks.names())
+        commands[options.command].error(f"task: expected one of {known}, or --config FILE with a task")
+    if options.command in ("play", "dream", "web") and options.agent is None:
+        runs = sorted(path.parent.parent for path in Path("runs").glob("*/evolve/controller.safetensors"))
+        examples = ", ".join([*pretrained.names(), *map(str, runs)])
+        commands[options.command].error(f"agent: expected a pretrained agent or a run folder, such as {examples}")
+    return options
+
+
+def _checked(chosen: Parser, name: str, kind: Callable[[str], str], text: str) -> str:
+    """Apply an argument type outside of the parser, with the parser's error."""
+    try:
+        return kind(text)
+    except argparse.ArgumentTypeError as error:
+        chosen.error(f"{name}: {error}")
