@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from worldmodels import __version__, pretrained
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.pipeline import tasks
+from worldmodels.pipeline import exchange, tasks
 from worldmodels.pipeline.config import Config, override
 from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.run import Run, check_inputs, require_earlier, section_names
@@ -100,6 +100,8 @@ def parser() -> _Parser:
     _add_dream(_add_command(commands, "dream", "play the dream with an agent"))
     _add_web(_add_command(commands, "web", "make a page with a playable dream, or serve it to the browser"))
     _add_bench(_add_command(commands, "bench", "benchmark the dream, training and games against other implementations"))
+    for name, summary in exchange.COMMANDS.items():
+        exchange.add_arguments(_add_command(commands, name, summary), name, _path)
     info = _add_command(commands, "info", "print versions, SIMD level, threads and devices, or the profile of a run")
     info.add_argument("run", nargs="?", type=_path, help="run folder; prints seconds per stage and phase")
     return top
@@ -306,6 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show(options)
         elif options.command == "web":
             _web(options)
+        elif options.command in exchange.COMMANDS:
+            exchange.run_command(options)
         else:
             with keep_sigint():
                 _work(options)
