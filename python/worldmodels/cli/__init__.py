@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 from worldmodels.cli.arguments import parse
 from worldmodels.cli.bench import run_benchmarks
+from worldmodels.cli.exchange import COMMANDS as EXCHANGE
+from worldmodels.cli.exchange import exchange_models
 from worldmodels.cli.info import print_info
 from worldmodels.cli.show import show_agent
 from worldmodels.cli.stages import run_stages
@@ -26,6 +28,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "info": print_info,
     "list": print_list,
     "status": print_status,
+    **dict.fromkeys(EXCHANGE, exchange_models),
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodels import __version__, pretrained
+from worldmodels.cli import exchange
 from worldmodels.cli.types import OneOf, Parser, braces, parse_path, parse_path_or_empty, parse_sinks, parse_task
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline import tasks
@@ -75,6 +76,8 @@ def parser(view: View | None = None) -> Parser:
     listing.add_argument("folder", nargs="?", type=parse_path, default="runs", help="folder of run folders")
     status = _add_command(commands, "status", "print the stages, the progress and the score of a run")
     status.add_argument("run", type=parse_path, help="run folder")
+    for name, summary in exchange.COMMANDS.items():
+        exchange.add_arguments(_add_command(commands, name, summary), name)
     info = _add_command(commands, "info", "print versions, SIMD level, threads and devices, or the profile of a run")
     info.add_argument("run", nargs="?", type=parse_path, help="run folder; prints seconds per stage and phase")
     return top

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from worldmodels import pretrained
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.weights import load_model, load_tensors
+from worldmodels.models.sharing import Shared
+from worldmodels.models.weights import load_model, load_tensors, save_tensors
 
 
-class WorldModel(NamedTuple):
+class _WorldModel(NamedTuple):
+    mdnrnn: MDNRNN
+    initial_mu: npt.NDArray[np.float32]
+    initial_logvar: npt.NDArray[np.float32]
+
+
+class WorldModel(_WorldModel, Shared):
     """M and the initial states of its dreams, in the order of the arguments of :class:`Dream` and ``Dream-v0``.
 
     Attributes:
@@ -22,9 +30,18 @@ class WorldModel(NamedTuple):
         initial_logvar: (K, Z) float32 log variances of the initial latents.
     """
 
-    mdnrnn: MDNRNN
-    initial_mu: npt.NDArray[np.float32]
-    initial_logvar: npt.NDArray[np.float32]
+    __slots__ = ()
+    _FILES = ("rnn/rnn.safetensors", "rnn/initial.safetensors")
+
+    def _save(self, folder: Path) -> None:
+        self.mdnrnn._save(folder)
+        states = {"mu": self.initial_mu, "logvar": self.initial_logvar}
+        tensors = {name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in states.items()}
+        save_tensors(folder / self._FILES[1], tensors, {"frames": len(self.initial_mu)})
+
+    @classmethod
+    def _load(cls, folder: Path) -> Self:
+        return cls(*load_world_model(folder))
 
 
 def load_world_model(name: str | Path) -> WorldModel:

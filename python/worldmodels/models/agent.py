@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,11 @@ from worldmodels.models.decoder import Decoder
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.lstm_state import LSTMState
 from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.sharing import Shared
 from worldmodels.models.vae import ConvVAE
-from worldmodels.models.weights import load_model, load_tensors
+from worldmodels.models.weights import load_model, load_tensors, save_tensors
 from worldmodels.support.cpu import available_cpus
+from worldmodels.support.files import write_json
 from worldmodels.support.forks import Lock
 from worldmodels.support.profile import phase
 from worldmodels.support.validation import any_array, check_integer, check_seed, distinct_env_ids, exact_array
@@ -42,7 +45,7 @@ class AgentState(NamedTuple):
     step: npt.NDArray[np.int64]
 
 
-class Agent:
+class Agent(Shared):
     """V, M and C acting on batches of real frames, with one LSTM state per environment.
 
     Every step V encodes the frame, C acts on [z, c, h], and M's LSTM advances by z and the action. A pickle or a deep
@@ -60,6 +63,8 @@ class Agent:
 
     Source: Ha & Schmidhuber (2018), section 2.4 and figure 8.
     """
+
+    _FILES = ("vae/vae.safetensors", "rnn/rnn.safetensors", "evolve/controller.safetensors")
 
     def __init__(self, vae: ConvVAE, mdnrnn: MDNRNN, controller: Controller, params: npt.NDArray[np.floating]) -> None:
         sizes = (controller.latent_size, controller.hidden_size, controller.action_size)
@@ -88,8 +93,17 @@ class Agent:
             changing = {name: copy.deepcopy(getattr(self, name)) for name in _CHANGING}
             return {**self.__dict__, **changing}
 
+    def _save(self, folder: Path) -> None:
+        self.vae._save(folder)
+        self.mdnrnn._save(folder)
+        save_controller(folder / self._FILES[2], self.controller, self.params)
+
     @classmethod
-    def load(cls, run_folder: str | Path) -> Agent:
+    def _load(cls, folder: Path) -> Self:
+        return cls.load(folder)
+
+    @classmethod
+    def load(cls, run_folder: str | Path) -> Self:
         """Load the agent of a run folder.
 
         Args:
@@ -379,6 +393,20 @@ class Recorder:
     def reconstructions(self, steps: int | None = None) -> npt.NDArray[np.uint8]:
         """Return V's reconstructions of the first ``steps`` frames: (T, 64, 64, 3) uint8."""
         return Decoder(self.agent.vae)(np.stack(self.latents[:steps]))
+
+
+def save_controller(path: Path, controller: Controller, params: npt.NDArray[np.floating], **metadata: Any) -> None:
+    """Write a controller with its ``config`` and ``metadata``, and the same metadata as a JSON file.
+
+    Args:
+        path: File of the controller.
+        controller: Its shape.
+        params: (controller.size,) parameters; stored in float32.
+        metadata: JSON values to store next to them.
+    """
+    about = {"model": "Controller", "config": asdict(controller), **metadata}
+    save_tensors(path, {"params": torch.from_numpy(np.array(params, np.float32))}, about)
+    write_json(path.with_suffix(".json"), about)
 
 
 def load_controller(path: Path) -> tuple[Controller, npt.NDArray[np.float32], dict[str, Any]]:

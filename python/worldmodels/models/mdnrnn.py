@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodels.models.sharing import Shared
+from worldmodels.models.weights import load_model, save_model
 from worldmodels.support.validation import check_positive
 
 #: Range of the head's log standard deviations, clamped in training and in dreams.
@@ -39,7 +42,7 @@ class MDNOutput(NamedTuple):
     reward: Tensor | None
 
 
-class MDNRNN(nn.Module):
+class MDNRNN(Shared, nn.Module):
     """LSTM with a mixture density head: p(z_next, done, reward | z, action, past).
 
     The mixture is per latent dimension, without correlations. The number of trainable parameters is that of the
@@ -64,6 +67,8 @@ class MDNRNN(nn.Module):
 
     Source: Ha & Schmidhuber (2018), section 2.3, appendix A.2; the original code's rnn.py.
     """
+
+    _FILES = ("rnn/rnn.safetensors",)
 
     def __init__(
         self,
@@ -140,6 +145,13 @@ class MDNRNN(nn.Module):
         config = dict(metadata["config"])
         config.setdefault("done_pos_weight", metadata.get("done_weight", _UNRECORDED_POS_WEIGHT))
         return config
+
+    def _save(self, folder: Path) -> None:
+        save_model(folder / self._FILES[0], self)
+
+    @classmethod
+    def _load(cls, folder: Path) -> Self:
+        return load_model(folder / cls._FILES[0], cls)
 
     def initial_state(self, batch: int) -> State:
         """Return the state at an episode's start: zeros (h, c), each (1, batch, H)."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _UNITS = 1024  # of the decoder's linear layer
+from worldmodels.models.sharing import Shared
+from worldmodels.models.weights import load_model, save_model
 
 
 class PointDeconvolution(nn.ConvTranspose2d):
@@ -79,7 +82,7 @@ class _Subpixel(torch.autograd.Function):
 _subpixel: Callable[[Tensor, Tensor], Tensor] = _Subpixel.apply
 
 
-class ConvVAE(nn.Module):
+class ConvVAE(Shared, nn.Module):
     """Variational autoencoder: four strided convolutions to mu and logvar, four transposed ones back to the frame.
 
     Args:
@@ -90,6 +93,8 @@ class ConvVAE(nn.Module):
 
     Source: Ha & Schmidhuber (2018), appendix A.1.
     """
+
+    _FILES = ("vae/vae.safetensors",)
 
     def __init__(self, latent_size: int) -> None:
         super().__init__()
@@ -160,6 +165,13 @@ class ConvVAE(nn.Module):
         return tensors | {
             name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in rows.items()
         }
+
+    def _save(self, folder: Path) -> None:
+        save_model(folder / self._FILES[0], self)
+
+    @classmethod
+    def _load(cls, folder: Path) -> Self:
+        return load_model(folder / cls._FILES[0], cls)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Encode frames.

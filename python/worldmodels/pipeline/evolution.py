@@ -14,6 +14,7 @@ from worldmodels import pretrained
 from worldmodels.cmaes.cmaes import CMAES
 from worldmodels.cmaes.search_space import SearchSpace
 from worldmodels.data.records import GenerationLine
+from worldmodels.models import agent
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import checkpoint_errors, load_tensors, save_tensors
@@ -23,7 +24,6 @@ from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.search_space import make_search_space
 from worldmodels.rollout.evaluators import Evaluator, OnProgress
 from worldmodels.support.cpu import default_threads
-from worldmodels.support.files import write_json
 from worldmodels.support.profile import phase
 from worldmodels.support.progress import Progress
 
@@ -273,7 +273,4 @@ def _save(
 
 def save_controller(run: Run, controller: Controller, params: Params, metadata: dict[str, Any]) -> None:
     """Write ``evolve/controller.safetensors`` and its JSON: the agent's C."""
-    path = run.path("evolve", "controller.safetensors")
-    metadata = {"model": "Controller", "config": dict(vars(controller)), **metadata}
-    save_tensors(path, {"params": torch.from_numpy(params.astype(np.float32))}, metadata)
-    write_json(path.with_suffix(".json"), metadata)
+    agent.save_controller(run.path("evolve", "controller.safetensors"), controller, params, **metadata)

@@ -59,7 +59,7 @@ class Run(RunFolder):
 
     Raises:
         FileNotFoundError: ``config`` is None and the folder has none.
-        FileExistsError: The folder is not a run folder, but has files with names of a run folder.
+        FileExistsError: The folder has files with names of a run folder, such as imported models, but no stage.
         BlockingIOError: Another process has locked the folder.
         ValueError: A stage that is complete or has partial outputs has other settings, or a setting is invalid. Nothing
             has been created, deleted or changed.
@@ -110,6 +110,8 @@ class Run(RunFolder):
             raise BlockingIOError(f"{self.folder}: another worldmodels process has locked this folder") from error
         try:
             self._use(config if config is not None else read_config(stored))
+            if not any(part.has_run() for part in self.rounds):
+                self._check_unclaimed()
             self._check_rounds(discarded)
             self._preflight(discarded)
             self._check_discardable(discarded)
@@ -248,7 +250,7 @@ class Run(RunFolder):
         if taken:
             raise FileExistsError(
                 f"{self.folder}: expected a run folder, or a folder without files named like those of a run, got one "
-                f"without config.json that has {', '.join(taken)}; use another --out"
+                f"without completed stages that has {', '.join(taken)}; use another --out"
             )
 
     def _remove_temporary_files(self) -> None:
