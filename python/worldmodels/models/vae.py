@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_UNITS = 1024  # of the decoder's linear layer
 from worldmodels.models.sharing import Shared
 from worldmodels.models.weights import load_model, save_model
+
+_UNITS = 1024  # of the decoder's linear layer
 
 
 class PointDeconvolution(nn.ConvTranspose2d):
