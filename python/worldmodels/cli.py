@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,6 +66,11 @@ def _one_of(names: Iterable[str]) -> Callable[[str], str]:
     return check
 
 
+def _task(text: str) -> str:
+    """Argument type: the name of a task, or what may be a Gymnasium id."""
+    return text if tasks.is_id(text) else _one_of(tasks.names())(text)
+
+
 def _braces(names: Iterable[str]) -> str:
     return "{" + ",".join(names) + "}"
 
@@ -117,7 +123,7 @@ def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentPar
 
 def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str]) -> None:
     """Add the arguments of a command that runs all stages."""
-    target.add_argument("task", type=_one_of(tasks.names()), help=f"one of {', '.join(tasks.names())}")
+    target.add_argument("task", type=_task, help=f"one of {', '.join(tasks.names())}, or a Gymnasium id")
     _add_common(target, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
     target.add_argument(
         "--from-scratch", action="store_true", help="train V and M, with preset quick unless --preset is given"
@@ -139,10 +145,10 @@ def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[
     known = tasks.names()
     target.add_argument(
         "--task",
-        type=_one_of(known),
-        metavar=_braces(known),
+        type=_task,
+        metavar=_braces([*known, "ID"]),
         default=argparse.SUPPRESS,
-        help="task of a new run folder (default: takecover)",
+        help="task of a new run folder, or a Gymnasium id (default: takecover)",
     )
     _add_common(target, presets)
     _add_section(target, stage.name, "")
@@ -241,6 +247,13 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
         metavar=_braces(presets),
         default=argparse.SUPPRESS,
         help=f"settings of a new run folder (default: {default_preset})",
+    )
+    target.add_argument(
+        "--import",
+        dest="environment.imports",
+        metavar="PACKAGE",
+        default=argparse.SUPPRESS,
+        help="package that registers the Gymnasium id when it is imported (--environment.imports)",
     )
     target.add_argument(
         "--world-model",
@@ -418,7 +431,7 @@ def _work(options: argparse.Namespace) -> None:
     out = Path(chosen.get("out") or _folder(options))
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out: expected a folder, got a file: {out}")
-    config = override(_config(options, out), changes)
+    config = override(_config(options, out, changes.get("environment", {})), changes)
     stage = options.command.replace("-", "_")
     trained = [one.name for one in STAGES if one.world_model and (one.name in changes or one.name == stage)]
     if config.world_model and trained:
@@ -495,21 +508,25 @@ def _print_results(run: Run, reported: bool) -> None:
 def _folder(options: argparse.Namespace) -> Path:
     """Return the default run folder."""
     name = getattr(options, "preset", "quick" if options.from_scratch else "")
-    return Path("runs", f"{options.task}-{name}" if name else options.task)
+    task = re.sub(r"[/:]", "-", options.task)
+    return Path("runs", f"{task}-{name}" if name else task)
 
 
-def _config(options: argparse.Namespace, out: Path) -> Config:
-    """Return the settings of the run folder, or of the preset for a new run folder, without the section flags."""
+def _config(options: argparse.Namespace, out: Path, environment: Mapping[str, Any]) -> Config:
+    """Return the settings of the run folder, or of the preset for a new run folder, without the section flags.
+
+    The settings of the environment are those of the flags, for the probe of a Gymnasium id.
+    """
     chosen = vars(options)
     all_stages, scratch = options.command in _ALL_STAGES, chosen.get("from_scratch", False)
     given: dict[str, Any] = {key: chosen[key] for key in ("task", "preset", "world_model") if key in chosen}
     stored = Run.stored_config(out)
     if stored is None:
-        task = tasks.get(given.get("task", "takecover"))
+        task = tasks.find(given.get("task", "takecover"), environment)
         default = task.default_preset if all_stages else task.training_preset
         if all_stages and (scratch or options.command == "iterate") and task.presets[default].world_model:
             default = task.training_preset
-        config = tasks.preset(task.name, given.get("preset", default))
+        config = task.config(given.get("preset", default))
         config = replace(config, world_model=given.get("world_model", config.world_model))
         if not all_stages and "preset" not in given:
             print(f"{out}: new run folder of task {task.name}, preset {default}", file=sys.stderr)
@@ -564,7 +581,7 @@ def _show(options: argparse.Namespace) -> None:
         raise ValueError("--window: expected no --gif, --video or --episodes, as you play until you close the window")
     folder, config = Run.agent(options.agent)
     _import_torch()
-    task = tasks.get(config.task)
+    task = tasks.of(config)
     chosen = _dream_settings(options, config) if options.command == "dream" else {}
     environment = replace(
         config.environment, **{key: vars(options)[key] for key in ("variant", "resolution") if key in options}

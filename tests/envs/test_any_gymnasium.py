@@ -19,7 +19,8 @@ from worldmodels.data.records import EpisodeTrace
 from worldmodels.envs import ContractError
 from worldmodels.envs import envpool as pool
 from worldmodels.envs import vector as batch
-from worldmodels.envs.any_gymnasium import ActionMap, AdaptedEnv
+from worldmodels.envs.actions import ActionMap
+from worldmodels.envs.any_gymnasium import AdaptedEnv
 from worldmodels.envs.policies import constant
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
