@@ -101,16 +101,18 @@ def make_latents(
     )
 
 
-def make_mdnrnn(latent_size: int = 4, hidden_size: int = 8, *, seed: int = 1, **options: Any) -> MDNRNN:
+def make_mdnrnn(
+    latent_size: int = 4, hidden_size: int = 8, *, action_size: int = 1, seed: int = 1, **options: Any
+) -> MDNRNN:
     """An M for TakeCover in whose dreams it matters what one does: 1 to 100 steps, by the controller and by chance."""
     torch.manual_seed(seed)
     options = {"mixtures": 2, "restart_input": True, "done_head": True, **options}
-    model = MDNRNN(latent_size, 1, hidden_size, **options)
+    model = MDNRNN(latent_size, action_size, hidden_size, **options)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn_like(parameter) * 0.5)
-        model.lstm.weight_ih_l0[:, latent_size] *= 5  # the action
+        model.lstm.weight_ih_l0[:, latent_size : latent_size + action_size] *= 5
         if model.done_head:
             model.head.weight[0] *= 4
             model.head.bias[0] = -1.5

@@ -115,7 +115,12 @@ class ReferenceDream:
         stride = 1 + self.controller.bias
         for i in range(0, len(parts), stride):
             out = parts[i] @ out + (parts[i + 1] if self.controller.bias else 0)
-            out = np.tanh(out)
+            if not (self.controller.squash == "argmax" and i + stride == len(parts)):
+                out = np.tanh(out)
+        if self.controller.squash == "argmax":
+            ends = np.cumsum(self.controller.choices)
+            values = np.split(out, ends[:-1])
+            return np.concatenate([np.eye(len(part))[int(np.argmax(part))] for part in values])
         if self.controller.squash == "carracing":
             out = np.array([out[0], (out[1] + 1) / 2, max(out[2], 0)])
         return out

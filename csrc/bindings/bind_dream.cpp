@@ -82,14 +82,37 @@ std::shared_ptr<WorldModel> make_model(
 
 // The shape of C, checked against a world model's sizes. It fits every model of these sizes and no other.
 struct ControllerShape {
-    ControllerView view;
+    ControllerView continuous;  // without the choices
+    std::vector<int> choices;
     int latent, hidden, action;
 
-    std::size_t size() const { return controller_size(view, latent, hidden, action); }
+    // Valid as long as this shape.
+    ControllerView view() const {
+        ControllerView c = continuous;
+        c.choices = choices.data();
+        c.num_choices = static_cast<int>(choices.size());
+        return c;
+    }
+    std::size_t size() const { return controller_size(continuous, latent, hidden, action); }
 };
 
+// Checks that discrete actions fill M's action.
+std::vector<int> checked_choices(const std::vector<long long>& given, int action) {
+    std::vector<int> choices;
+    long long sum = 0;
+    for (const long long count : given) {
+        choices.push_back(checked_integer(count, 2, "choices", kMaxRows));
+        sum += count;
+    }
+    if (!choices.empty() && sum != action)
+        throw py::value_error("choices: expected numbers that add up to action_size, " +
+                              std::to_string(action) + ", got a sum of " + std::to_string(sum));
+    return choices;
+}
+
 ControllerShape make_controller(const WorldModel& model, const std::string& features, bool bias,
-                                long long hidden_units, bool carracing) {
+                                long long hidden_units, bool carracing,
+                                const std::vector<long long>& choices) {
     if (features != "z" && features != "zh" && features != "zc" && features != "zch")
         throw py::value_error("features: expected one of z, zh, zc, zch, got '" + features + "'");
     const ControllerView c{features.find('c') != std::string::npos, features.find('h') != std::string::npos,
@@ -97,15 +120,19 @@ ControllerShape make_controller(const WorldModel& model, const std::string& feat
     if (carracing && model.view().action != 3)
         throw py::value_error("action_size: expected 3 for squash='carracing', got " +
                               std::to_string(model.view().action));
+    if (carracing && !choices.empty())
+        throw py::value_error("choices: expected none for squash='carracing', got " +
+                              std::to_string(choices.size()));
     const double size =
         (static_cast<double>(feature_size(c, model.view().latent, model.view().hidden)) + 1.0) *
         std::max(c.hidden_units, model.view().action);
     if (size > kMaxRows * 16.0) throw py::value_error("hidden_units: too many controller parameters");
-    return {c, model.view().latent, model.view().hidden, model.view().action};
+    return {c, checked_choices(choices, model.view().action), model.view().latent, model.view().hidden,
+            model.view().action};
 }
 
-const ControllerView& checked_controller(const ControllerShape& shape, const ModelView& m) {
-    if (shape.latent == m.latent && shape.hidden == m.hidden && shape.action == m.action) return shape.view;
+ControllerView checked_controller(const ControllerShape& shape, const ModelView& m) {
+    if (shape.latent == m.latent && shape.hidden == m.hidden && shape.action == m.action) return shape.view();
     const auto sizes = [](int latent, int hidden, int action) {
         return "latent_size " + std::to_string(latent) + ", hidden_size " + std::to_string(hidden) +
                ", action_size " + std::to_string(action);
@@ -117,7 +144,7 @@ const ControllerView& checked_controller(const ControllerShape& shape, const Mod
 py::tuple rollout(const WorldModel& model, const ControllerShape& shape, const py::array& params,
                   long long episodes, std::uint64_t seed, bool common_random_numbers, double temperature,
                   long long max_steps, long long num_threads) {
-    const ControllerView& controller = checked_controller(shape, model.view());
+    const ControllerView controller = checked_controller(shape, model.view());
     RolloutArgs args{};
     args.params = checked_floats(params, "params", {"P", shape.size()});
     args.episodes = static_cast<std::uint32_t>(checked_integer(episodes, 1, "episodes"));
@@ -152,7 +179,7 @@ py::tuple trace(const WorldModel& model, const ControllerShape& shape, const py:
                 long long candidate, long long episode, std::uint64_t seed, double temperature,
                 long long max_steps) {
     const ModelView& m = model.view();
-    const ControllerView& controller = checked_controller(shape, m);
+    const ControllerView controller = checked_controller(shape, m);
     float total = 0.0F;
     std::int32_t length = 0;
     RolloutArgs args{};
@@ -351,7 +378,8 @@ void bind_dream(pybind11::module_& m) {
              "initial_h"_a = py::none(), "initial_c"_a = py::none(), "termination"_a = "threshold",
              "done_pos_weight"_a = 1.0);
     py::class_<ControllerShape>(m, "ControllerShape")
-        .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a);
+        .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a,
+             "choices"_a);
     m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, py::kw_only(), "episodes"_a, "seed"_a,
           "common_random_numbers"_a, "temperature"_a, "max_steps"_a, "num_threads"_a);
     m.def("trace", &trace, "model"_a, "controller"_a, "params"_a, py::kw_only(), "candidate"_a, "episode"_a,

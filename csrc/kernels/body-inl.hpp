@@ -36,7 +36,7 @@ struct Features {
 };
 
 template <int R>
-inline void layer_rows(const float* w, const float* bias, const Features& f, float* out) {
+inline void layer_rows(const float* w, const float* bias, const Features& f, bool squash, float* out) {
     VecF acc[R];
     for (int r = 0; r < R; ++r) acc[r] = bias ? load(bias + r * kBlock) : VecF{};
     int column = 0;
@@ -44,17 +44,40 @@ inline void layer_rows(const float* w, const float* bias, const Features& f, flo
         layer_part<R>(w + column * kBlock, f.columns(), f.part[p], f.count[p], acc);
         column += f.count[p];
     }
-    for (int r = 0; r < R; ++r) store(out + r * kBlock, tanh(acc[r]));
+    for (int r = 0; r < R; ++r) store(out + r * kBlock, squash ? tanh(acc[r]) : acc[r]);
 }
 
-// out (rows, kBlock) = tanh(W f + b) for one vector of lanes; returns the parameters after this layer's.
-inline const float* layer(const float* w, int rows, bool bias, const Features& f, float* out) {
+// out (rows, kBlock) = W f + b, or its tanh if squash, for one vector of lanes; returns the parameters after
+// this layer's.
+inline const float* layer(const float* w, int rows, bool bias, const Features& f, bool squash, float* out) {
     const std::ptrdiff_t row = std::ptrdiff_t{f.columns()} * kBlock;
     const float* b = bias ? w + rows * row : nullptr;
     int r = 0;
-    for (; r + 4 <= rows; r += 4) layer_rows<4>(w + r * row, b ? b + r * kBlock : b, f, out + r * kBlock);
-    for (; r < rows; ++r) layer_rows<1>(w + r * row, b ? b + r * kBlock : b, f, out + r * kBlock);
+    for (; r + 4 <= rows; r += 4)
+        layer_rows<4>(w + r * row, b ? b + r * kBlock : b, f, squash, out + r * kBlock);
+    for (; r < rows; ++r) layer_rows<1>(w + r * row, b ? b + r * kBlock : b, f, squash, out + r * kBlock);
     return w + rows * row + (bias ? rows * kBlock : 0);
+}
+
+// The index of the largest of value(0) ... value(count - 1), the first of equal ones.
+template <class Value>
+inline VecI argmax(Value value, int count, VecF& largest) {
+    largest = value(0);
+    VecI best = VecI{};
+    for (int k = 1; k < count; ++k) {
+        const VecF next = value(k);
+        const VecI more = next > largest;
+        largest = more ? next : largest;
+        best = more ? splat_int(k) : best;
+    }
+    return best;
+}
+
+// rows (count, kBlock), for one vector of lanes, become the one-hot vectors of their largest.
+inline void one_hot(float* rows, int count) {
+    VecF largest;
+    const VecI best = argmax([rows](int k) { return load(rows + k * kBlock); }, count, largest);
+    for (int k = 0; k < count; ++k) store(rows + k * kBlock, best == k ? splat(1.0F) : VecF{});
 }
 
 inline void act(const ModelView& m, const ControllerView& c, Block& block, int vectors) {
@@ -64,13 +87,16 @@ inline void act(const ModelView& m, const ControllerView& c, Block& block, int v
                                  {m.latent, c.use_c ? m.hidden : 0, c.use_h ? m.hidden : 0}};
         float* const action = block.x + m.latent * kBlock + at;
         const float* w = block.params + at;
+        const bool squash = c.num_choices == 0;
         if (c.hidden_units > 0) {
-            w = layer(w, c.hidden_units, c.bias, inputs, block.units + at);
-            layer(w, m.action, c.bias, {{block.units + at, nullptr, nullptr}, {c.hidden_units, 0, 0}},
+            w = layer(w, c.hidden_units, c.bias, inputs, true, block.units + at);
+            layer(w, m.action, c.bias, {{block.units + at, nullptr, nullptr}, {c.hidden_units, 0, 0}}, squash,
                   action);
         } else {
-            layer(w, m.action, c.bias, inputs, action);
+            layer(w, m.action, c.bias, inputs, squash, action);
         }
+        float* rows = action;
+        for (int i = 0; i < c.num_choices; rows += c.choices[i++] * kBlock) one_hot(rows, c.choices[i]);
         if (c.carracing) {  // steering, gas, brake
             store(action + kBlock, (load(action + kBlock) + 1.0F) * 0.5F);
             store(action + 2 * kBlock, maximum(load(action + 2 * kBlock), 0.0F));
@@ -82,14 +108,8 @@ inline void act(const ModelView& m, const ControllerView& c, Block& block, int v
 // logit(k) returns the logits of component k.
 template <class Logit>
 inline VecI choose(Logit logit, int mixtures, VecF uniform, const Sampling& s) {
-    VecF largest = logit(0);
-    VecI best = VecI{};
-    for (int k = 1; k < mixtures; ++k) {
-        const VecF next = logit(k);
-        const VecI more = next > largest;
-        largest = more ? next : largest;
-        best = more ? splat_int(k) : best;
-    }
+    VecF largest;
+    const VecI best = argmax(logit, mixtures, largest);
     if (s.greedy) return best;
     VecF total = VecF{};
     for (int k = 0; k < mixtures; ++k) total += exp((logit(k) - largest) * s.inverse_temperature);

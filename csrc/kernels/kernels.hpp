@@ -53,9 +53,12 @@ struct ModelView {
 };
 
 // C: layers of tanh(W f + b) over the features [z, c, h]; parameters are (size, kBlock), one column per lane.
+// With discrete actions the last layer has no tanh, and each action is the one-hot vector of its arg max.
 struct ControllerView {
     bool use_c, use_h, bias, carracing;
     int hidden_units;
+    const int* choices = nullptr;  // numbers of values of the discrete actions, which sum to M's action
+    int num_choices = 0;           // 0: continuous actions
 };
 
 // A convolution without padding. Panels as in ModelView: (ceil(filters / 12), 1 + columns, 12), columns in

@@ -136,9 +136,9 @@ bool dream_step(Dream* dream, double temperature, const float* action, double* o
 
 EXPORT(dream_act)
 void dream_act(Dream* dream, bool use_c, bool use_h, bool bias, bool carracing, int hidden_units,
-               const float* params, float* action) {
+               const int* choices, int num_choices, const float* params, float* action) {
     const ModelView& m = dream->model.view();
-    const ControllerView controller{use_c, use_h, bias, carracing, hidden_units};
+    const ControllerView controller{use_c, use_h, bias, carracing, hidden_units, choices, num_choices};
     const std::size_t size = controller_size(controller, m.latent, m.hidden, m.action);
     const std::size_t rows = size + static_cast<std::size_t>(hidden_units);
     AlignedFloats columns = aligned_floats(rows * kBlock);
@@ -191,10 +191,11 @@ int dream_mixture(const Dream* dream, int dimension, double temperature, float* 
 
 EXPORT(evolution_create)
 Evolution* evolution_create(const World* world, bool use_c, bool use_h, bool bias, bool carracing,
-                            int hidden_units, int mode, int popsize, int episodes, double sigma0,
-                            double temperature, int max_steps, std::uint32_t low, std::uint32_t high) {
+                            int hidden_units, const int* choices, int num_choices, int mode, int popsize,
+                            int episodes, double sigma0, double temperature, int max_steps, std::uint32_t low,
+                            std::uint32_t high) {
     return new Evolution(kernels, world->model,
-                         {.controller = {use_c, use_h, bias, carracing, hidden_units},
+                         {.controller = {use_c, use_h, bias, carracing, hidden_units, choices, num_choices},
                           .termination = termination_of(*world, mode),
                           .popsize = popsize,
                           .episodes = episodes,

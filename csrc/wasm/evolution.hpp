@@ -10,7 +10,7 @@
 namespace worldmodels {
 
 struct EvolutionSettings {
-    ControllerView controller;
+    ControllerView controller;  // its choices outlive the search
     Termination termination;
     int popsize, episodes, max_steps;
     double sigma0;

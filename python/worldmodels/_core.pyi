@@ -1,5 +1,6 @@
 """Types of the native core; mirrors csrc/bindings."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,9 @@ class WorldModel:
     ) -> None: ...
 
 class ControllerShape:
-    def __init__(self, model: WorldModel, features: str, bias: bool, hidden_units: int, carracing: bool) -> None: ...
+    def __init__(
+        self, model: WorldModel, features: str, bias: bool, hidden_units: int, carracing: bool, choices: Sequence[int]
+    ) -> None: ...
 
 def rollout(
     model: WorldModel,

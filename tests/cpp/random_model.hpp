@@ -47,6 +47,8 @@ struct RandomModel {
     std::vector<float> input, recurrent, bias, head, head_bias, mu, logvar, params;
 };
 
+inline constexpr int kChoices[] = {2, 18, 3};
+
 // All heads, controllers and kinds of tables; sizes that fill no panel, table or vector.
 inline const std::vector<std::pair<WorldModelSizes, ControllerView>> kCases = {
     {{5, 2, 7, 3, true, true, true}, {true, true, true, false, 0}},
@@ -55,6 +57,8 @@ inline const std::vector<std::pair<WorldModelSizes, ControllerView>> kCases = {
     {{11, 1, 31, 9, true, true, true}, {true, false, false, false, 0}},
     {{16, 1, 50, 8, true, true, true}, {true, true, false, false, 5}},
     {{4, 2, 12, 5, true, false, false}, {true, true, true, false, 4}},
+    {{6, 23, 9, 3, true, true, true}, {true, true, true, false, 0, kChoices, 3}},
+    {{3, 18, 21, 5, true, true, false}, {false, true, false, false, 7, kChoices + 1, 1}},
 };
 
 }  // namespace worldmodels::test

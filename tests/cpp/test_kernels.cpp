@@ -210,8 +210,10 @@ double sigmoid(double x) {
     return 1.0 / (1.0 + std::exp(-x));
 }
 
-// One layer of the controller, whose features have error bounds too. w points at its weights.
-std::vector<Sum> layer(const float* w, std::size_t rows, bool bias, const std::vector<Sum>& features) {
+// One layer of the controller, whose features have error bounds too, with its tanh if squash. w points at its
+// weights.
+std::vector<Sum> layer(const float* w, std::size_t rows, bool bias, const std::vector<Sum>& features,
+                       bool squash) {
     std::vector<Sum> out;
     for (std::size_t r = 0; r < rows; ++r) {
         double sum = bias ? static_cast<double>(w[rows * features.size() + r]) : 0.0;
@@ -223,7 +225,7 @@ std::vector<Sum> layer(const float* w, std::size_t rows, bool bias, const std::v
             carried += std::fabs(weight) * features[k].error;
         }
         const double error = kEps * static_cast<double>(features.size() + 1) * magnitude + carried;
-        out.push_back({std::tanh(sum), error + 6.0 * kEps});
+        out.push_back({squash ? std::tanh(sum) : sum, error + 6.0 * kEps});
     }
     return out;
 }
@@ -231,6 +233,21 @@ std::vector<Sum> layer(const float* w, std::size_t rows, bool bias, const std::v
 struct Before {
     std::vector<float> z, c, h;
 };
+
+// The chosen value is one whose output may be the largest.
+void check_one_hot(const Sum* outputs, const float* acted, int count, const char* name, int lane) {
+    double largest = 0.0;
+    int chosen = -1, ones = 0;
+    for (int k = 0; k < count; ++k) {
+        const double least = outputs[k].value - outputs[k].error;
+        largest = k == 0 ? least : std::max(largest, least);
+        const float value = acted[k * kBlock];
+        check(value == 0.0F || value == 1.0F, "0 or 1", name, lane);
+        if (value == 1.0F) chosen = k, ++ones;
+    }
+    check(ones == 1, "one-hot", name, lane);
+    if (ones == 1) check(outputs[chosen].value + outputs[chosen].error >= largest, "arg max", name, lane);
+}
 
 void check_actions(const RandomModel& random_model, const Lanes& lanes, const Before& before, int lane,
                    const char* name) {
@@ -246,10 +263,15 @@ void check_actions(const RandomModel& random_model, const Lanes& lanes, const Be
     const float* w = random_model.params.data() + static_cast<std::size_t>(lane) * random_model.params_size;
     if (units > 0) {
         const std::size_t size = units * (features.size() + bias);
-        features = layer(w, units, c.bias, features);
+        features = layer(w, units, c.bias, features, true);
         w += size;
     }
-    auto actions = layer(w, static_cast<std::size_t>(random_model.sizes.action), c.bias, features);
+    auto actions =
+        layer(w, static_cast<std::size_t>(random_model.sizes.action), c.bias, features, c.num_choices == 0);
+    const float* const acted = lanes.block().x + random_model.sizes.latent * kBlock + lane;
+    for (int i = 0, first = 0; i < c.num_choices; first += c.choices[i++])
+        check_one_hot(actions.data() + first, acted + first * kBlock, c.choices[i], name, lane);
+    if (c.num_choices > 0) return;
     if (c.carracing) {
         actions[1].value = (actions[1].value + 1.0) / 2.0;
         actions[2].value = std::max(actions[2].value, 0.0);

@@ -123,6 +123,78 @@ def test_carracing_squash_equals_reference(level, hidden_units):
     assert (actions[:, 1:] >= 0).all() and (actions <= 1).all()
 
 
+CHOICES = [(2,), (3,), (18,), (2, 2, 2), (5, 2, 18), (2, 40)]
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=str)
+@pytest.mark.parametrize("hidden_units", [0, 6])
+@pytest.mark.parametrize("features", ["z", "zch"])
+def test_discrete_actions_equal_reference(level, choices, hidden_units, features):
+    shape = {"features": features, "bias": features == "z", "hidden_units": hidden_units}
+    dream, reference = make_dream(make_model(6, sum(choices), 9, 3), squash="argmax", choices=choices, **shape)
+    params = make_params(dream, 1)[0] * 4
+    check_against_reference(dream, reference, params, steps=6, tolerance=1e-4)
+    actions = np.concatenate([dream.trace(params, episode=episode, max_steps=60).action for episode in range(20)])
+    parts = np.split(actions, np.cumsum(choices)[:-1], axis=1)
+    assert set(np.unique(actions)) == {0, 1}
+    assert all((part.sum(axis=1) == 1).all() for part in parts)
+    assert max(len(np.unique(part.argmax(axis=1))) for part in parts) > 1
+
+
+def test_discrete_actions_from_burned_in_states_equal_reference(level):
+    model, (mu, logvar) = make_model(5, 4, 7, 3), make_starts(5)
+    controller = Controller(5, 7, 4, features="zch", squash="argmax", choices=(4,))
+    h, c = np.random.default_rng(5).normal(size=(2, 11, 7)).astype(np.float32)
+    h[::2], c[::2] = 0, 0
+    dream = Dream(model, mu, logvar, controller, initial_h=h, initial_c=c, termination="sample")
+    reference = ReferenceDream(model, mu, logvar, controller, 1.0, initial_h=h, initial_c=c, termination="sample")
+    check_against_reference(dream, reference, make_params(dream, 1)[0] * 4, episodes=range(8), tolerance=1e-4)
+
+
+def test_the_first_of_equal_outputs_is_chosen(level):
+    """Outputs of zero, and pairs of equal rows of weights."""
+    dream, _ = make_dream(make_model(6, 8, 9, 3), squash="argmax", choices=(3, 5))
+    assert (dream.trace(np.zeros(dream.controller.size), max_steps=9).action == [1, 0, 0, 1, 0, 0, 0, 0]).all()
+    weights = dream.controller.weights(make_params(dream, 1)[0] * 4)[0].copy()
+    weights[[1, 5, 7]] = weights[[0, 4, 6]]
+    actions = dream.trace(weights.ravel(), max_steps=200).action
+    assert not actions[:, [1, 5, 7]].any() and actions[:, [0, 2]].any(axis=0).all()
+    assert actions[:, [3, 4, 6]].any(axis=0).sum() > 1
+
+
+def test_discrete_actions_do_not_saturate(level):
+    """Outputs whose tanh would round to 1 are compared as they are."""
+    dream, _ = make_dream(make_model(5, 3, 7, 3), features="z", bias=True, squash="argmax", choices=(3,))
+    weights, bias = np.zeros((3, 5), np.float32), np.array([20.0, 40.0, 30.0], np.float32)
+    params = dream.controller.flatten([weights, bias])
+    assert (dream.trace(params, max_steps=5).action == [0, 1, 0]).all()
+
+
+@pytest.mark.parametrize("choices", [(18,), (2, 3, 5)], ids=str)
+def test_bits_with_discrete_actions_depend_on_no_lanes_threads_or_fused_level(choices):
+    shape = {"bias": True, "hidden_units": 5, "squash": "argmax", "choices": choices}
+    dream, _ = make_dream(make_model(9, sum(choices), 40, 5, reward=True, done=False), max_steps=20, **shape)
+    params = make_params(dream, 33)
+    for fused in FUSED[:1]:
+        set_simd_level(fused)
+    whole = dream.rollout(params, episodes=1, num_threads=1).returns
+    for count in (1, 2, 3, 8, 17):
+        np.testing.assert_array_equal(dream.rollout(params[:count], episodes=1).returns, whole[:count])
+    np.testing.assert_array_equal(dream.rollout(params, episodes=1, num_threads=3).returns, whole)
+    for other in FUSED:
+        set_simd_level(other)
+        np.testing.assert_array_equal(dream.rollout(params, episodes=1).returns, whole)
+
+
+def test_discrete_actions_are_those_of_the_controller(level):
+    """Of a trace's own features, in NumPy and in the dream."""
+    dream, _ = make_dream(make_model(6, 18, 9, 3, done=False), features="z", squash="argmax", choices=(18,))
+    params = make_params(dream, 5) * 4
+    for row in params:
+        trace = dream.trace(row, max_steps=100)
+        np.testing.assert_array_equal(trace.action, dream.controller.act(row, trace.z[:-1]))
+
+
 @pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize("reward", [False, True])
 @pytest.mark.parametrize("restart", [False, True])
@@ -465,14 +537,16 @@ def test_expected_returns_do_not_depend_on_the_threads():
     np.testing.assert_array_equal(one.lengths, two.lengths)
 
 
+DISCRETE = {"squash": "argmax", "choices": (2,)}
 needs_bfloat16 = pytest.mark.skipif("avx512_bf16" not in simd_levels(), reason="no AVX-512 BF16 here")
 
 
 @needs_bfloat16
+@pytest.mark.parametrize("shape", [{}, DISCRETE], ids=["tanh", "argmax"])
 @pytest.mark.parametrize(("latent", "hidden", "mixtures"), [(64, 50, 5), (5, 7, 3), (4, 6, 9)])
-def test_bfloat16_equals_reference_with_rounded_products(latent, hidden, mixtures):
+def test_bfloat16_equals_reference_with_rounded_products(latent, hidden, mixtures, shape):
     model = make_model(latent, 2, hidden, mixtures, reward=True)
-    controller = Controller(latent, hidden, 2)
+    controller = Controller(latent, hidden, 2, **shape)
     starts = make_starts(latent)
     dream = Dream(model, *starts, controller, precision="bfloat16", temperature=0.0)
     reference = ReferenceDream(model, *starts, controller, 0.0, bfloat16=True)
@@ -489,9 +563,10 @@ def test_bfloat16_equals_reference_with_rounded_products(latent, hidden, mixture
 
 
 @needs_bfloat16
-def test_bfloat16_bits_do_not_depend_on_threads_or_batch():
+@pytest.mark.parametrize("shape", [{}, DISCRETE], ids=["tanh", "argmax"])
+def test_bfloat16_bits_do_not_depend_on_threads_or_batch(shape):
     model = make_model(9, 2, 21, 5, reward=True)
-    dream = Dream(model, *make_starts(9), Controller(9, 21, 2), precision="bfloat16", max_steps=60)
+    dream = Dream(model, *make_starts(9), Controller(9, 21, 2, **shape), precision="bfloat16", max_steps=60)
     params = make_params(dream, 13)
     whole = dream.rollout(params, episodes=9, num_threads=1)
     assert len(np.unique(whole.lengths)) > 5

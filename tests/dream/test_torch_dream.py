@@ -61,6 +61,24 @@ def test_a_car_with_rewards_and_no_end():
     assert found.returns.std() > 0
 
 
+@pytest.mark.parametrize("choices", [(18,), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("hidden_units", [0, 3])
+def test_discrete_actions(choices, hidden_units):
+    model = make_mdnrnn(action_size=sum(choices), done_pos_weight=3.0)
+    controller = Controller(4, 8, sum(choices), hidden_units=hidden_units, squash="argmax", choices=choices)
+    ours, native, params = both(controller, model, termination="sample")
+    assert compare(ours, native, 4 * params).lengths.min() < 60
+
+
+def test_the_first_of_equal_outputs_is_chosen():
+    """Weights of zero: the returns of the constant action 0."""
+    model = make_mdnrnn(action_size=3)
+    controller = Controller(4, 8, 3, squash="argmax", choices=(3,))
+    ours, native, params = both(controller, model, temperature=0.0, logvar=-60.0)
+    apart = ours.rollout(0 * params, 50).returns, native.rollout(0 * params, 50).returns
+    np.testing.assert_array_equal(*map(np.unique, apart))
+
+
 def test_without_chance_every_step_is_the_native_one():
     """At temperature 0, from starts without spread, returns agree episode by episode."""
     controller = Controller(4, 8, 1)

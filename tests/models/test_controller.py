@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import math
 
 import numpy as np
@@ -77,6 +79,47 @@ def test_act_is_the_plain_formula(features, squash, bias, hidden_units):
         np.testing.assert_allclose(got[row], action, atol=1e-5)
 
 
+@pytest.mark.parametrize("choices", [(3,), (18,), (2, 2, 2), (3, 18, 2)], ids=str)
+@pytest.mark.parametrize(("bias", "hidden_units"), list(itertools.product([True, False], [0, 4])))
+def test_discrete_actions_are_the_plain_formula(choices, bias, hidden_units):
+    rng = np.random.default_rng(0)
+    shape = {"bias": bias, "hidden_units": hidden_units}
+    controller = wm.Controller(3, 5, sum(choices), squash="argmax", choices=choices, **shape)
+    linear = wm.Controller(3, 5, sum(choices), **shape)
+    params = rng.normal(size=(20, controller.size)) * 0.1  # tanh keeps the order of outputs this small
+    features = rng.normal(size=(20, 13)).astype(np.float32)
+    acted = controller.act_each(params, features)
+    np.testing.assert_array_equal(acted, np.stack(list(map(controller.act, params, features))))
+    for action, outputs in zip(acted, linear.act_each(params, features), strict=True):
+        first, expected = 0, []
+        for count in choices:
+            values = outputs[first : first + count].tolist()
+            expected += [float(k == values.index(max(values))) for k in range(count)]
+            first += count
+        assert action.dtype == np.float32 and action.tolist() == expected
+    assert len(np.unique(acted, axis=0)) > 2
+
+
+def test_of_equal_outputs_the_first_is_chosen():
+    controller = wm.Controller(1, 1, 5, features="z", bias=True, squash="argmax", choices=(2, 3))
+    params = controller.flatten([np.zeros((5, 1)), np.array([1.0, 1.0, -3.0, 2.0, 2.0])])
+    assert controller.act(params, np.zeros((2, 3, 1))).tolist() == [[[1, 0, 0, 1, 0]] * 3] * 2
+    assert controller.act(np.zeros(10), np.ones(1)).tolist() == [1, 0, 1, 0, 0]
+
+
+def test_outputs_beyond_the_range_of_tanh_are_compared():
+    controller = wm.Controller(1, 1, 3, features="z", bias=True, squash="argmax", choices=(3,))
+    params = controller.flatten([np.zeros((3, 1)), np.array([20.0, 40.0, 30.0])])
+    assert controller.act(params, np.zeros(1)).tolist() == [0, 1, 0]
+
+
+def test_choices_are_plain_integers():
+    """So that they are written as JSON and read again."""
+    controller = wm.Controller(2, 3, 5, squash="argmax", choices=np.array([2, 3]))
+    assert controller.choices == (2, 3) and all(type(count) is int for count in controller.choices)
+    assert wm.Controller(**json.loads(json.dumps(dataclasses.asdict(controller)))) == controller
+
+
 def test_act_takes_any_leading_shape():
     controller = wm.Controller(3, 5, 2)
     rng = np.random.default_rng(0)
@@ -94,8 +137,13 @@ def test_act_takes_any_leading_shape():
         ({"action_size": True}, "action_size: expected an integer"),
         ({"hidden_units": -1}, "hidden_units: expected an integer of at least 0"),
         ({"features": "hz"}, "features: expected one of z, zh, zc, zch, got 'hz'"),
-        ({"squash": "relu"}, "squash: expected one of tanh, carracing, got 'relu'"),
+        ({"squash": "relu"}, "squash: expected one of tanh, carracing, argmax, got 'relu'"),
         ({"squash": "carracing"}, "action_size: expected 3 for squash='carracing', got 1"),
+        ({"choices": (2,)}, "choices: expected none for squash='tanh', got \\(2,\\)"),
+        ({"squash": "argmax"}, "choices: expected integers of at least 2 that add up to action_size, 1, got \\(\\)"),
+        ({"squash": "argmax", "action_size": 3, "choices": (1, 2)}, "choices: expected integers of at least 2"),
+        ({"squash": "argmax", "action_size": 3, "choices": (3.0,)}, "choices: expected integers of at least 2"),
+        ({"squash": "argmax", "action_size": 3, "choices": (2, 2)}, "choices: .* add up to action_size, 3, got"),
     ],
 )
 def test_bad_arguments_are_named(change, message):

@@ -351,12 +351,29 @@ def test_anything_at_the_bindings(array, call):
     [
         _core.LstmState,
         lambda model: _core.DreamStepper(model, 3),
-        lambda model: _core.ControllerShape(model, "z", False, 0, False),
+        lambda model: _core.ControllerShape(model, "z", False, 0, False, []),
     ],
 )
 def test_no_model_is_refused(call):
     with pytest.raises(TypeError, match="incompatible"):
         call(None)
+
+
+@pytest.mark.parametrize(
+    ("carracing", "choices", "message"),
+    [
+        (False, [1, 2], "choices: expected an integer from 2 to "),
+        (False, [-2, 5], "choices: expected an integer from 2 to "),
+        (False, [2**40], "choices: expected an integer from 2 to "),
+        (False, [2, 2], "choices: expected numbers that add up to action_size, 3, got a sum of 4"),
+        (False, [2**16] * 2**16, "choices: expected numbers that add up to action_size, 3, got a sum of 4294967296"),
+        (True, [3], "choices: expected none for squash='carracing', got 1"),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused(carracing, choices, message):
+    model = wm.Dream(wm.MDNRNN(4, 3, 8, mixtures=2), *STARTS, wm.Controller(4, 8, 3))._model
+    with pytest.raises(ValueError, match=f"^{message}"):
+        _core.ControllerShape(model, "z", False, 0, carracing, choices)
 
 
 def test_a_controller_shape_of_another_model_is_refused():

@@ -6,13 +6,14 @@ import threading
 
 import numpy as np
 import pytest
+from bundles import small_agent, small_bundle, small_world
 
 import worldmodels as wm
 from worldmodels import Agent, Dream
 from worldmodels.pipeline.dream_page import make_page
 from worldmodels.pipeline.run import Run
 from worldmodels.support.simd import simd_level
-from worldmodels.web.page import WEIGHTS, Page, wasm_is_built, write_page
+from worldmodels.web.page import WASM, WEIGHTS, Page, wasm_is_built, write_page
 from worldmodels.web.server import PageServer
 
 CHROMIUM = next((found for name in ("chromium", "google-chrome") if (found := shutil.which(name))), None)
@@ -178,6 +179,42 @@ def test_keys_are_the_players_action(tab, key, action):
     )
     assert np.array_equal(found, np.array(expected, np.float32))
     assert np.array_equal(steps(tab, 12, key), found)
+
+
+@pytest.fixture(scope="module")
+def discrete(browser, page):
+    """A page of an M with two discrete actions, of five values and of two."""
+    names = ["noop", "Left", "right", "up", "fire", "stand", "jump"]
+    world = small_world(16, action_size=7, done_head=False, reward_head=True)
+    agents = {"agent": small_agent(world, squash="argmax", choices=(5, 2))}
+    weights = small_bundle(world, agents=agents, max_steps=500)
+    about = {**page.about, "actions": names, "squash": "argmax", "films": {}, "exploited": None}
+    with served(Page("toy", about, {WASM: page.data[WASM], WEIGHTS: weights})) as server:
+        with Tab(browser, server.url) as opened:
+            yield opened
+            opened.check()
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("key", "chosen"), [(None, 0), ("ArrowLeft", 1), ("ArrowRight", 2), ("ArrowUp", 3), ("1", 4), ("2", 6)]
+)
+def test_keys_of_discrete_actions(discrete, key, chosen):
+    action = [1, 0, 0, 0, 0, 1, 0]
+    first = 5 if chosen > 4 else 0
+    action[first], action[chosen] = 0, 1
+    found = steps(discrete, 3, key)
+    expected = discrete.js(
+        """([action, temperature]) => {
+            const dream = worldmodels.world.dream({ seed: 4, temperature });
+            for (let step = 0; step < 3; step++) dream.step(action);
+            return Array.from(dream.z);
+        }""",
+        [action, 1.0],
+    )
+    assert np.array_equal(found, np.array(expected, np.float32))
+    labels = discrete.js("[...document.querySelectorAll('#play-pad button')].map(one => one.title)")
+    assert labels == ["Left", "right", "up", "fire (key 1)", "jump (key 2)"]
 
 
 def test_keys_move_the_player(tab):

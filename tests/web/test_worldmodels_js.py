@@ -173,6 +173,41 @@ def test_actions_squashed_as_those_of_the_car(tmp_path):
     assert len(np.unique(found[0]["action"])) > 10
 
 
+@pytest.mark.parametrize("choices", [(18,), (2, 3, 4)], ids=str)
+def test_discrete_actions_are_the_native_ones(tmp_path, choices):
+    """In a dream of the file's agent, in evolution, and where they are set from outside."""
+    world = small_world(action_size=sum(choices), reward_head=True, done_head=False)
+    shape = {"squash": "argmax", "choices": choices}
+    agents = {"one": small_agent(world, **shape), "deep": small_agent(world, bias=True, hidden_units=5, **shape)}
+    path = tmp_path / "dream.safetensors"
+    path.write_bytes(small_bundle(world, agents=agents))
+    case = {"episode": 1, "temperature": 1.0, "termination": "threshold", "maxSteps": 40}
+    cases = [{**case, "seed": seed, "agent": name} for seed, name in enumerate(agents)]
+    found = run(TRACE, path, [{**one, "seed": str(one["seed"])} for one in cases])
+    dreams = [Dream(*world, agent.controller, max_steps=40) for agent in agents.values()]
+    check_traces(found, [(dream, agents[name].params, 1.0) for dream, name in zip(dreams, agents, strict=True)], cases)
+    actions = found[0]["action"].reshape(-1, sum(choices))
+    assert (actions.sum(axis=1) == len(choices)).all() and len(np.unique(actions, axis=0)) > 1
+
+    settings = {"popsize": 4, "episodes": 2, "sigma0": 0.3, "maxSteps": 10, "seed": 6}
+    code = """
+      const world = await load(), search = world.evolution(given), { returns } = (search.generation(), search);
+      world.setAgent("one", search.parameters, search.shape);
+      const action = world.dream().act("one"), { shape, parameters } = search;
+      search.free();
+      return { returns, shape, parameters, action };
+    """
+    searched = run(code, path, settings)
+    assert searched["shape"]["choices"] == list(choices)
+    es = CMAES(np.zeros(dreams[0].controller.size), 0.3, popsize=4, seed=6, separable=True)
+    solutions = es.ask()
+    expected = dreams[0].rollout(solutions, 2, seed=7, common_seeds=True, max_steps=10).returns.astype(np.float64)
+    np.testing.assert_array_equal(searched["returns"], expected.mean(axis=1))
+    es.tell(solutions, -expected.mean(axis=1))
+    np.testing.assert_array_equal(searched["parameters"], es.mean.astype(np.float32))
+    assert searched["action"].sum() == len(choices)
+
+
 def test_random_words_are_philox():
     code = """
       const { instance } = await WebAssembly.instantiate(files.wasm, { wasi_snapshot_preview1: {
@@ -399,7 +434,9 @@ def test_what_does_not_fit_is_named(weights):
         z: () => world.decode([1]), rgba: () => world.encode(new Uint8Array(3)),
         popsize: () => world.evolution({ popsize: 1 }),
         sigma: () => world.evolution({ sigma0: 0 }), features: () => world.evolution({ features: "ch" }),
-        squash: () => world.evolution({ squash: "carracing" }), parameters: () => world.setAgent("two", [1, 2]),
+        squash: () => world.evolution({ squash: "carracing" }), argmax: () => world.evolution({ squash: "argmax" }),
+        choices: () => world.setAgent("two", [1], { squash: "argmax", choices: [2, 3] }),
+        tanh: () => world.evolution({ choices: [2] }), parameters: () => world.setAgent("two", [1, 2]),
       };
       const found = {};
       for (const [name, call] of Object.entries(calls)) found[name] = await message(call);
@@ -422,6 +459,9 @@ def test_what_does_not_fit_is_named(weights):
         "sigma": "sigma0: expected a finite number of at least 5e-324, got 0",
         "features": "features: expected one of z, zh, zc, zch, got ch",
         "squash": "squash: expected tanh for 1 actions, got carracing",
+        "argmax": f"choices: expected an integer from 2 to {2**31 - 1}, got 1",
+        "choices": "choices: expected a sum of 1 for argmax, got 5",
+        "tanh": "choices: expected a sum of 0 for tanh, got 2",
         "parameters": "parameters: expected 20 numbers, got 2",
     }
     assert run(code, weights) == {name: f"WorldModelError: {text}" for name, text in expected.items()}

@@ -259,11 +259,16 @@ class _Batch:
         begin = 0 if "c" in controller.features else hidden
         end = hidden + latent + (hidden if "h" in controller.features else 0)
         out = self._row[:, begin:end].reshape(*self._shape, -1)
+        discrete = controller.squash == "argmax"
         with _tf32(False):
             for layer, bias in zip(self._layers, self._biases, strict=True):
-                out = torch.tanh(torch.baddbmm(bias, out, layer))
+                out = torch.baddbmm(bias, out, layer)
+                if not (discrete and layer is self._layers[-1]):
+                    out = torch.tanh(out)
         if controller.squash == "carracing":
             out = torch.stack([out[..., 0], (out[..., 1] + 1) / 2, out[..., 2].clamp(min=0)], dim=-1)
+        elif discrete:
+            out = torch.cat([_one_hot(part) for part in torch.split(out, list(controller.choices), dim=-1)], dim=-1)
         return out.reshape(-1, self._dream._action)
 
     def _sampled(self, logits: Tensor, mean: Tensor, logstd: Tensor) -> Tensor:
@@ -288,6 +293,11 @@ class _Batch:
         if dream.termination == "expected":
             return survival * (self._weight * survival >= _MIN_SURVIVAL)
         return (self._each(torch.rand(self._drawn, device=dream.device, generator=self._generator)) < survival).float()
+
+
+def _one_hot(values: Tensor) -> Tensor:
+    """Convert (..., n) to the one-hot vectors of the largest, the first of equal ones."""
+    return torch.zeros_like(values).scatter_(-1, values.argmax(dim=-1, keepdim=True), 1.0)
 
 
 @contextlib.contextmanager

@@ -127,7 +127,8 @@ class Dream:
     @property
     def _shape(self) -> _core.ControllerShape:
         of = self.controller
-        return _core.ControllerShape(self._model, of.features, of.bias, of.hidden_units, of.squash == "carracing")
+        car = of.squash == "carracing"
+        return _core.ControllerShape(self._model, of.features, of.bias, of.hidden_units, car, of.choices)
 
     @classmethod
     def load(cls, name: str | Path, *, controller: Controller | None = None, **settings: Any) -> Dream:

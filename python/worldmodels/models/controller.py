@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -60,14 +61,12 @@ class Controller:
             raise ValueError(f"squash: expected one of {', '.join(get_args(Squash))}, got {self.squash!r}")
         if self.squash == "carracing" and self.action_size != 3:
             raise ValueError(f"action_size: expected 3 for squash='carracing', got {self.action_size}")
-        object.__setattr__(self, "choices", tuple(self.choices))  # a list in JSON
         if self.squash == "argmax":
-            valid = all(isinstance(n, int | np.integer) and n >= 2 for n in self.choices)
-            if not self.choices or not valid or sum(self.choices) != self.action_size:
-                wanted = f"integers of at least 2 that add up to action_size, {self.action_size}"
-                raise ValueError(f"choices: expected {wanted}, got {self.choices!r}")
-        elif self.choices:
+            object.__setattr__(self, "choices", check_choices(self.choices, self.action_size))
+        elif len(self.choices) > 0:
             raise ValueError(f"choices: expected none for squash={self.squash!r}, got {self.choices!r}")
+        else:
+            object.__setattr__(self, "choices", ())
 
     @property
     def feature_size(self) -> int:
@@ -189,6 +188,15 @@ class Controller:
         if self.squash == "carracing":
             out = np.stack([out[..., 0], (out[..., 1] + 1) / 2, np.maximum(out[..., 2], 0)], axis=-1)
         return out.astype(np.float32, copy=False)
+
+
+def check_choices(choices: Sequence[int], action_size: int) -> tuple[int, ...]:
+    """Validate the numbers of values of discrete actions whose one-hot vectors have ``action_size`` entries in all."""
+    valid = all(isinstance(n, int | np.integer) and n >= 2 for n in choices)
+    if not valid or sum(choices) != action_size:
+        wanted = f"integers of at least 2 that add up to action_size, {action_size}"
+        raise ValueError(f"choices: expected {wanted}, got {choices!r}")
+    return tuple(map(int, choices))
 
 
 def one_hot(values: FloatArray, choices: tuple[int, ...]) -> npt.NDArray[np.float32]:

@@ -132,6 +132,7 @@ def _controller_info(name: str, agent: BundledAgent, world: WorldModel) -> dict[
         "bias": of.bias,
         "hiddenUnits": of.hidden_units,
         "squash": of.squash,
+        "choices": list(of.choices),
         "temperature": float(agent.temperature),
     }
 

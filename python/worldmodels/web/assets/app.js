@@ -191,6 +191,7 @@ async function main() {
   const [wasm, weights] = await Promise.all([files.read("dream.wasm"), files.read("dream.safetensors")]);
   const world = await WorldModel.load({ wasm, weights });
   about.agents = world.info.agents.filter((name) => name !== about.exploited?.agent);
+  about.choices = about.squash === "argmax" ? (world.info.controllers[about.agents[0]]?.choices ?? [about.actions.length]) : [];
   about.start = start(about, world.info);
   $("#loading").hidden = true;
   $("main").hidden = false;

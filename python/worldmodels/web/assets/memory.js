@@ -1,5 +1,5 @@
 // M: the mixture density of a latent, and the value that was drawn from it.
-import { $, Chart, Runner, badge, count, paint, pauseButton, slider, still } from "./ui.js";
+import { $, Chart, Runner, badge, count, oneHot, paint, pauseButton, slider, still } from "./ui.js";
 
 const POINTS = 161, SHOWN = 140; // points of a curve; steps of the series
 const WIDTH = 4; // ends of the axis of a latent
@@ -14,7 +14,7 @@ export function memory(world, about, first) {
   density.redraw = series.redraw = curves;
 
   function step() {
-    const found = dream.step(agent ? dream.act(agent) : new Float32Array(about.actions.length));
+    const found = dream.step(agent ? dream.act(agent) : oneHot(about));
     state.past.push(dream.z);
     if (state.past.length > SHOWN) state.past.shift();
     if (found.terminated || found.truncated) restart(state.seed + 1);

@@ -1,11 +1,14 @@
 // Play inside the dream: keyboard, touch and buttons; you, the agent, or both.
-import { $, Chart, Runner, badge, count, element, paint, pauseButton, slider, still, timed } from "./ui.js";
+import { $, Chart, Runner, badge, count, element, oneHot, paint, pauseButton, slider, still, timed } from "./ui.js";
 
 const RAMP = 0.15; // largest change of a held steering wheel in a step
 const HISTORY = 10; // seconds
+const KEYS = "1234567890qwertyuiopasdfghjklzxcvbnm".replace(/[rpm]/g, ""); // without those of commands
+const ARROWS = { left: "◀", right: "▶", up: "▲", down: "▼" };
 
-/** Keys and buttons of the actions: two directions each. */
+/** Keys and buttons of the actions: two directions each, or one for each value of a discrete action but its first. */
 function controls(about) {
+  if (about.choices.length) return values(about);
   const car = about.squash === "carracing";
   const [name = "left / right"] = about.actions, [low, high] = name.includes(" / ") ? name.split(" / ") : ["less", "more"];
   const directions = [
@@ -18,10 +21,27 @@ function controls(about) {
   return directions;
 }
 
+/** Keys of discrete actions: arrows by name, then `KEYS`; `at` is the index of a value in the one-hot vectors. */
+function values({ choices, actions }) {
+  const found = [], free = [...KEYS], arrows = new Map(Object.entries(ARROWS));
+  let first = 0;
+  for (const count of choices) {
+    for (let at = first + 1; at < first + count; at++) {
+      const name = actions[at], way = name.toLowerCase(), sign = arrows.get(way);
+      const key = sign ? `Arrow${way[0].toUpperCase()}${way.slice(1)}` : free.shift();
+      arrows.delete(way);
+      found.push({ key: key ?? String(at), sign: sign ?? name, name: sign || !key ? name : `${name} (key ${key})`, at });
+    }
+    first += count;
+  }
+  return found;
+}
+
 /** The reader's action: what the pressed keys say. */
 class Hands {
-  constructor(about) {
+  constructor(about, keys) {
     this.about = about;
+    this.places = new Map(keys.map(({ key, at }) => [key, at]));
     this.pressed = new Map(); // key -> what holds it down
     this.wheel = 0;
   }
@@ -35,6 +55,7 @@ class Hands {
   }
 
   action() {
+    if (this.about.choices.length) return oneHot(this.about, [...this.pressed.keys()].reverse().map((key) => this.places.get(key)));
     const action = new Float32Array(this.about.actions.length), way = this.is("ArrowRight") - this.is("ArrowLeft");
     if (this.about.squash === "carracing") {
       this.wheel += Math.max(-RAMP, Math.min(RAMP, way - this.wheel));
@@ -51,7 +72,7 @@ class Hands {
 export function play(world, about) {
   const section = $("#play"), screen = $("#play-screen"), canvas = $("#play-canvas"), overlay = $("#play-overlay");
   const dream = world.dream({ seed: about.start.seed, temperature: about.start.temperature });
-  const hands = new Hands(about), rate = about.frames_per_second;
+  const keys = controls(about), hands = new Hands(about, keys), rate = about.frames_per_second;
   const state = { seed: about.start.seed, player: "agent", agent: about.agents[0], total: 0, best: 0, over: false, chance: null, waiting: true };
   const past = []; // [step, probability]
 
@@ -147,7 +168,6 @@ export function play(world, about) {
   }
 
   // Keys work while the screen or nothing has the focus.
-  const keys = controls(about);
   const heard = (event) =>
     !event.ctrlKey && !event.metaKey && !event.altKey &&
     (screen.contains(event.target) || (event.target === document.body && section.getBoundingClientRect().bottom > 80));
@@ -162,7 +182,7 @@ export function play(world, about) {
       "+": () => warm(0.05), "=": () => warm(0.05), "-": () => warm(-0.05),
     };
     const command = commands[event.key.toLowerCase()];
-    if (held && (held.key.match(/Left|Right/) || screen.contains(event.target))) {
+    if (held && (!held.key.match(/Up|Down/) || screen.contains(event.target))) {
       if (state.waiting) begin("human");
       hold(held.key, "key", true);
     } else if (command && (!event.repeat || "+=-.".includes(event.key))) command();
@@ -209,6 +229,10 @@ export function play(world, about) {
     pads.set(key, $("#play-pad").appendChild(button));
   }
 
+  if (about.choices.length) {
+    $("#play-keys").textContent = "the buttons name those of the actions";
+    screen.ariaLabel = screen.ariaLabel.replace("arrows move", $("#play-keys").textContent);
+  }
   $("#play-start").addEventListener("click", () => {
     state.waiting ? begin("human") : (restart(), pause(false));
     screen.focus({ preventScroll: true });

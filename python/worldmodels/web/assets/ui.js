@@ -14,6 +14,20 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+/**
+ * One-hot vectors of discrete actions: of the first wanted index among the values of each, or of its first value. Zeros
+ * for continuous actions.
+ */
+export function oneHot({ choices, actions }, wanted = []) {
+  const action = new Float32Array(actions.length);
+  let first = 0;
+  for (const count of choices) {
+    action[wanted.find((at) => at >= first && at < first + count) ?? first] = 1;
+    first += count;
+  }
+  return action;
+}
+
 /** Show a 64x64 picture, RGBA bytes, on a canvas. */
 export function paint(canvas, rgba) {
   canvas.getContext("2d").putImageData(new ImageData(rgba, 64, 64), 0, 0);

@@ -1,5 +1,5 @@
 // V: a frame, its reconstruction, and what its latents encode.
-import { $, element, paint, pixels, slider } from "./ui.js";
+import { $, element, oneHot, paint, pixels, slider } from "./ui.js";
 
 const SHOWN = 8; // latents with a slider
 const SAMPLED = 32; // frames from which the activity of the latents is measured
@@ -101,7 +101,7 @@ function dreamed(world, about) {
   const dream = world.dream({ seed: 1 }), frames = [];
   for (let at = 0; at < 8 * SAMPLED; at++) {
     if (at % 8 === 0) frames.push(world.decode(dream.z));
-    const action = about.agents[0] ? dream.act(about.agents[0]) : new Float32Array(about.actions.length);
+    const action = about.agents[0] ? dream.act(about.agents[0]) : oneHot(about);
     if (dream.step(action).terminated) break;
   }
   dream.free();

@@ -31,7 +31,9 @@ export class WorldModelError extends Error {
  * @property {"z"|"zh"|"zc"|"zch"} features Inputs of the controller.
  * @property {boolean} bias Whether the affine maps have a bias.
  * @property {number} hiddenUnits Width of the hidden layer; 0 for none.
- * @property {"tanh"|"carracing"} squash Output function.
+ * @property {"tanh"|"carracing"|"argmax"} squash Output function. "argmax": the one-hot vectors of discrete actions.
+ * @property {number[]} choices Number of values of each discrete action, for squash "argmax"; they add up to A. Default
+ *   one action of A values.
  */
 
 /**
@@ -216,7 +218,9 @@ export class WorldModel {
    * @param {number} [settings.maxSteps] Maximum length of an episode, in steps. Default `info.maxSteps`.
    * @param {"threshold"|"sample"|"expected"} [settings.termination] Default `info.termination`.
    * @param {"z"|"zh"|"zc"|"zch"} [settings.features] Inputs of the controller. Default "zch".
-   * @param {"tanh"|"carracing"} [settings.squash] Output function. Default that of the first agent.
+   * @param {"tanh"|"carracing"|"argmax"} [settings.squash] Output function. Default that of the first agent.
+   * @param {number[]} [settings.choices] Number of values of each discrete action, for squash "argmax". Default those of
+   *   the first agent.
    * @param {number|bigint} [settings.seed] Seed of the search and of the dreams. Default 0.
    * @returns {Evolution}
    */
@@ -240,8 +244,9 @@ export class WorldModel {
     const of = controllerShape(shape, this.info);
     const values = finite("parameters", parameters, controllerSize(of, this.info));
     const before = this.#agents.get(name);
-    if (before) this.#core.release(before.parameters);
-    this.#agents.set(name, { shape: of, parameters: this.#core.floats(values) });
+    if (before) this.#core.release(before.parameters, before.choices);
+    const copies = { parameters: this.#core.floats(values), choices: this.#core.integers(of.choices) };
+    this.#agents.set(name, { shape: of, ...copies });
   }
 }
 
@@ -348,7 +353,7 @@ export class Dream {
       throw new WorldModelError(`agent: expected one of ${[...this.#agents.keys()].join(", ")}, got ${name}`);
     }
     const at = this.#io + 16;
-    this.#core.call("dream_act", this.#dream, ...shapeArguments(agent.shape), agent.parameters, at);
+    this.#core.call("dream_act", this.#dream, ...shapeArguments(agent.shape, agent.choices), agent.parameters, at);
     return this.#core.read(at, this.#info.actionSize);
   }
 
@@ -408,16 +413,19 @@ export class Evolution {
   #search;
   #io;
   #size;
+  #choices;
 
   /** @private Use {@link WorldModel#evolution}. */
   constructor(core, world, info, settings = {}) {
+    const first = info.controllers[info.agents[0]];
     const {
       popsize = 16, episodes = 4, sigma0 = 0.1, temperature = info.temperature, maxSteps = info.maxSteps,
-      termination = info.termination, features = "zch", squash = info.controllers[info.agents[0]]?.squash, seed = 0,
+      termination = info.termination, features = "zch", squash = first?.squash, seed = 0,
+      choices = squash === first?.squash ? first?.choices : undefined,
     } = settings;
     this.#core = core;
     /** @type {ControllerShape} Shape of the controller. */
-    this.shape = controllerShape({ features, squash }, info);
+    this.shape = controllerShape({ features, squash, choices }, info);
     this.#size = controllerSize(this.shape, info);
     for (const [name, value, least] of [["sigma0", sigma0, Number.MIN_VALUE], ["temperature", temperature, 0]]) {
       if (typeof value !== "number" || !(value >= least) || !Number.isFinite(Math.fround(value))) {
@@ -425,8 +433,9 @@ export class Evolution {
       }
     }
     const [low, high] = seedWords(seed);
+    this.#choices = core.integers(this.shape.choices);
     this.#search = core.call(
-      "evolution_create", world, ...shapeArguments(this.shape),
+      "evolution_create", world, ...shapeArguments(this.shape, this.#choices),
       TERMINATIONS.indexOf(choice("termination", termination, TERMINATIONS)),
       integer("popsize", popsize, 2, 4096), integer("episodes", episodes, 1, 4096), sigma0, temperature,
       integer("maxSteps", maxSteps, 1), low, high,
@@ -493,7 +502,7 @@ export class Evolution {
   /** Free the memory of the search, which must not be used afterwards. */
   free() {
     this.#core.call("evolution_free", this.#search);
-    this.#core.release(this.#io);
+    this.#core.release(this.#io, this.#choices);
     this.#search = 0;
   }
 }
@@ -551,6 +560,13 @@ class Core {
   floats(values) {
     const pointer = this.allocate(4 * values.length);
     this.write(pointer, values);
+    return pointer;
+  }
+
+  /** Copy integers of 32 bits to new memory. */
+  integers(values) {
+    const pointer = this.allocate(4 * values.length);
+    new Int32Array(this.exports.memory.buffer, pointer, values.length).set(values);
     return pointer;
   }
 
@@ -717,13 +733,19 @@ function hashBlock(message, block, k, w, state) {
   state[7] += h;
 }
 
-function controllerShape({ features = "zch", bias = false, hiddenUnits = 0, squash = "tanh" }, info) {
+function controllerShape({ features = "zch", bias = false, hiddenUnits = 0, squash = "tanh", choices }, info) {
   choice("features", features, FEATURES);
-  choice("squash", squash, ["tanh", "carracing"]);
+  choice("squash", squash, ["tanh", "carracing", "argmax"]);
   if (squash === "carracing" && info.actionSize !== 3) {
     throw new WorldModelError(`squash: expected tanh for ${info.actionSize} actions, got carracing`);
   }
-  return { features, bias: Boolean(bias), hiddenUnits: integer("hiddenUnits", hiddenUnits, 0, 4096), squash };
+  const discrete = squash === "argmax", counts = [...(choices ?? (discrete ? [info.actionSize] : []))];
+  const sum = counts.reduce((total, count) => total + integer("choices", count, 2), 0);
+  if (sum !== (discrete ? info.actionSize : 0)) {
+    throw new WorldModelError(`choices: expected a sum of ${discrete ? info.actionSize : 0} for ${squash}, got ${sum}`);
+  }
+  integer("hiddenUnits", hiddenUnits, 0, 4096);
+  return { features, bias: Boolean(bias), hiddenUnits, squash, choices: counts };
 }
 
 function controllerSize({ features, bias, hiddenUnits }, { latentSize, hiddenSize, actionSize }) {
@@ -732,9 +754,9 @@ function controllerSize({ features, bias, hiddenUnits }, { latentSize, hiddenSiz
   return hiddenUnits ? layer(hiddenUnits, inputs) + layer(actionSize, hiddenUnits) : layer(actionSize, inputs);
 }
 
-function shapeArguments({ features, bias, hiddenUnits, squash }) {
+function shapeArguments({ features, bias, hiddenUnits, squash, choices }, pointer) {
   const flags = [features.includes("c"), features.includes("h"), bias, squash === "carracing"];
-  return [...flags.map(Number), hiddenUnits];
+  return [...flags.map(Number), hiddenUnits, pointer, choices.length];
 }
 
 function finite(name, values, length) {
