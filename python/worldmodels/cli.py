@@ -28,7 +28,13 @@ from worldmodels.support.validation import MAX_SEED, check_integer, check_positi
 from worldmodels.support.versions import versions
 
 #: Extra of this package that installs a module; for other modules, the extra `takecover`.
-_EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "tensorboard": "tensorboard", "stable_baselines3": "examples"}
+_EXTRAS = {
+    "Box2D": "carracing",
+    "ale_py": "atari",
+    "envpool": "envpool",
+    "tensorboard": "tensorboard",
+    "stable_baselines3": "examples",
+}
 _MAX_EPISODES = 1_000_000  # of `play` and `dream`
 _MAX_SCALE = 8  # of GIFs and MP4s; a panel is then 512 pixels wide
 

@@ -64,7 +64,11 @@ def test_the_source_is_found(kind, source):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("Discrete", {"crop_top": 40, "crop_bottom": 8}, "environment.crop_top, environment.crop_bottom: expected less"),
+        (
+            "Discrete",
+            {"crop_top": 40, "crop_bottom": 8},
+            "environment.crop_top, environment.crop_bottom: expected less",
+        ),
         ("Discrete", {"crop_left": 32}, "environment.crop_left, environment.crop_right: expected less than the 32 col"),
         ("Discrete", {"source": "screen"}, "expected a Box of shape (height, width, 3), (height, width, 1) or (height"),
         ("Dict", {}, "and dtype uint8 as its observation space, got Dict("),
@@ -78,7 +82,9 @@ def test_what_is_no_image_is_refused_at_once(kind, settings, message):
 
 def test_rendered_images_are_checked(monkeypatch):
     env = make(spec("Discrete", source="render", crop_top=50), rules=THREE)
-    with pytest.raises(ContractError, match=r"^environment.crop_top, .*48 rows .* at the reset of the episode with seed"):
+    with pytest.raises(
+        ContractError, match=r"^environment.crop_top, .*48 rows .* at the reset of the episode with seed"
+    ):
         env.reset(seed=3)
     for image, came in ((None, "None"), (np.zeros((4, 4)), r"\(4, 4\) float64")):
         monkeypatch.setattr(Image, "render", lambda self, image=image: image)

@@ -127,6 +127,7 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
         schedule="cosine",
         kl_weight=0.03,
         quartic_weight=30.0,
+        mean_output=True,
     )
     rnn = TrainRNNConfig(
         hidden_size=256,
@@ -142,7 +143,7 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
     evolve = EvolveConfig(
         temperature=1.0,
         termination="expected" if probe.terminates else "threshold",
-        initial_states="random" if probe.max_steps > horizon else "first",
+        initial_states="random" if length > horizon else "first",
         max_steps=horizon,
         popsize=32,
         episodes=8,
