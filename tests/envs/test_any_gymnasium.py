@@ -19,7 +19,8 @@ from worldmodels.data.records import EpisodeTrace
 from worldmodels.envs import ContractError
 from worldmodels.envs import envpool as pool
 from worldmodels.envs import vector as batch
-from worldmodels.envs.any_gymnasium import ActionMap, AdaptedEnv
+from worldmodels.envs.actions import ActionMap
+from worldmodels.envs.any_gymnasium import AdaptedEnv
 from worldmodels.envs.policies import constant
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
@@ -415,10 +416,10 @@ def test_a_reset_without_a_seed_is_refused():
 
 @pytest.mark.parametrize(
     "space",
-    [None, Box(0, 255, (32, 64, 3), np.uint8), Box(0, 1, (64, 64, 3)), Box(0, 255, (64, 64), np.uint8), Discrete(2)],
+    [None, Box(0, 255, (32, 64, 4), np.uint8), Box(0, 1, (64, 64, 3)), Box(0, 255, (64,), np.uint8), Discrete(2)],
 )
 def test_other_observation_spaces_are_refused_at_once(space):
-    wanted = r"^odd: expected a Box of shape \(64, 64, 3\) and dtype uint8 as its observation space, got "
+    wanted = r"^odd: expected a Box of shape \(height, .* and dtype uint8 as its observation space, got "
     with pytest.raises(ContractError, match=wanted):
         adapt(observation_space=space)
 

@@ -250,7 +250,7 @@ def test_a_game_that_dies_or_hangs_is_an_error(monkeypatch, how):
     env.reset(seed=1)
     (engine,) = env._engines
     os.kill(engine, how)
-    with pytest.raises(GameLostError, match=r"^TakeCover: the game's process has died or hung: "):
+    with pytest.raises(GameLostError, match=r"^VizDoom: the game's process has died or hung: "):
         for _ in range(100):
             env.step(np.zeros(1, np.float32))
     env.close()
@@ -282,7 +282,7 @@ def test_nobody_waits_for_ever_for_a_game_that_was_killed(tmp_path):
         [sys.executable, "-c", WAITS], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=100
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("TakeCover: the game's process was killed and vizdoom waits for it forever; ")
+    assert done.stderr.startswith("VizDoom: the game's process was killed and vizdoom waits for it forever; ")
     assert gone(tmp_path)
 
 
@@ -462,7 +462,7 @@ def test_a_forked_process_ends_engines_that_hang(monkeypatch):
             os.kill(engine, signal.SIGSTOP)
         env.step(np.zeros(1, np.float32))
 
-    assert forked(work).startswith("GameLostError: TakeCover: the game's process has died or hung")
+    assert forked(work).startswith("GameLostError: VizDoom: the game's process has died or hung")
 
 
 def test_a_lock_that_is_held_while_forking_is_not_waited_for():

@@ -263,7 +263,7 @@ def refused(capsys, *arguments):
         ("run pong --out x", "run: task: expected one of carracing, pendulum, takecover, got 'pong' (see"),
         ("run doom --out x", "got 'doom'; did you mean 'takecover'?"),
         ("run TakeCover", "got 'TakeCover'; did you mean 'takecover'?"),
-        ("run CarRacing-v3", "got 'CarRacing-v3'; did you mean 'carracing'?"),
+        ("run CarRacing", "got 'CarRacing'; did you mean 'carracing'?"),
         ("collect", "collect: the following arguments are required: --out"),
         ("evolve --out x --popsize many", "evolve: --popsize: invalid int value: 'many'"),
         ("evolve --out x --features hz", "evolve: --features: expected one of z, zh, zc, zch, got 'hz'"),

@@ -21,6 +21,7 @@ from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import make
 from worldmodels.models.agent import Agent, load_controller
+from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN, State
 from worldmodels.models.native_model import Termination
 from worldmodels.rollout.runner import episode_seed
@@ -90,6 +91,11 @@ class _TerminationPredictor:
         return unweighted_probability(out.done_logit.numpy(), self._mdnrnn.done_pos_weight).item()
 
 
+def _one_hot(controller: Controller, action: Floats) -> Floats:
+    """Convert an action of several keys to one that C could take: of discrete actions, the first one pressed."""
+    return controller.squashed(action) if controller.squash == "argmax" else action
+
+
 class DreamGame:
     """The agent's dream. Episode e is that of ``Dream.rollout`` with the same seed, while the agent alone plays.
 
@@ -144,6 +150,7 @@ class DreamGame:
         """See :meth:`Game.step`."""
         if action is None:
             action = self._controller.act(self._params, self._observation)
+        action = _one_hot(self._controller, action)
         termination = self._predictor.step(self._observation[: self._latent_size], action)
         self._observation, reward, terminated, truncated, _ = self._env.step(action)
         return Outcome(self._frame(), reward, terminated or truncated, termination)
@@ -183,7 +190,10 @@ class RealGame:
 
     def step(self, action: Floats | None) -> Outcome:
         """See :meth:`Game.step`."""
-        forced = np.full(self.action_size, np.nan, np.float32) if action is None else action
+        if action is None:
+            forced = np.full(self.action_size, np.nan, np.float32)
+        else:
+            forced = _one_hot(self._agent.controller, action)
         first, episode = np.array([self._steps == 0]), np.array([self._episode])
         (taken,) = self._agent.act(self._frame[None], first, episode, forced[None])
         termination = self._predictor.step(self._agent.z[0], taken)

@@ -48,6 +48,7 @@ class Recording:
             without a termination head.
         names: Names of the A actions. One of the form "left / right" is captioned by its direction.
         threshold: An action moves the player where its absolute value is above this.
+        choices: Number of values of each discrete action; empty for continuous ones. ``names`` are those of the values.
         frames_per_second: Steps per second of the real environment.
         complete: Whether the last step is the last of the episode.
         first: Number of the first step.
@@ -61,6 +62,7 @@ class Recording:
     termination: Floats | None = None
     names: Sequence[str] = field(default=("action",))
     threshold: float = 0.0
+    choices: tuple[int, ...] = ()
     frames_per_second: int = 35
     complete: bool = True
     first: int = 0
@@ -285,7 +287,7 @@ class _Block:
             self._places.append((x, y))
             x += wide
         self._text_height = y + self._line + self._margin
-        bars = recording.actions.shape[1] + (recording.termination is not None)
+        bars = (0 if recording.choices else recording.actions.shape[1]) + (recording.termination is not None)
         self.caption = self._text_height + self._bar * bars + self._margin
 
     def _wrap(self, words: Sequence[str], width: int, join: str) -> list[str]:
@@ -305,6 +307,8 @@ class _Block:
         number = step if widest else recording.first + at
         over = widest or (recording.complete and step >= len(recording) - 1)
         texts = [f"step {number:,}{', the last' if over else ''}"]
+        if recording.choices:
+            return [*texts, *self._discrete(at, widest=widest), *self._termination(at)]
         for name, value in zip(recording.names, recording.actions[at].tolist(), strict=True):
             low, slash, high = name.partition(" / ")
             if not slash:
@@ -314,9 +318,21 @@ class _Block:
             else:
                 moved = abs(value) > recording.threshold
                 texts.append(f"action: {(high if value > 0 else low) if moved else 'none'}")
-        if recording.termination is not None:
-            texts.append(f"M's termination probability {recording.termination[at]:.2f}")
+        return [*texts, *self._termination(at)]
+
+    def _discrete(self, step: int, *, widest: bool) -> list[str]:
+        """Captions of the discrete actions of a step: the names of their values."""
+        recording, texts, start = self.recording, [], 0
+        for count in recording.choices:
+            names = recording.names[start : start + count]
+            taken = int(recording.actions[step, start : start + count].argmax())
+            texts.append(f"action: {max(names, key=self._font.getlength) if widest else names[taken]}")
+            start += count
         return texts
+
+    def _termination(self, step: int) -> list[str]:
+        probability = self.recording.termination
+        return [] if probability is None else [f"M's termination probability {probability[step]:.2f}"]
 
     def draw(self, draw: ImageDraw.ImageDraw, left: int, below: int, step: int) -> None:
         """Draw titles, captions and bars of a step, with the block's left edge and the pictures' lower edge given."""
@@ -329,7 +345,7 @@ class _Block:
             draw.text((left + x, below + y + self._margin // 2), text, font=self._font, fill=fill)
         at = min(step, len(recording) - 1)
         top, middle = below + self._text_height, left + self.width / 2
-        for value in recording.actions[at].tolist():
+        for value in [] if recording.choices else recording.actions[at].tolist():
             colour = _BRIGHT if abs(value) > recording.threshold else _DIM
             start, stop = sorted((middle, middle + self.width / 2 * max(-1.0, min(1.0, value))))
             self._rectangle(draw, start, stop, top, colour)

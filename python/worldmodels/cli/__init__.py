@@ -18,7 +18,13 @@ from worldmodels.cli.streams import protect_streams
 from worldmodels.cli.web import make_web_page
 
 #: Extra of this package that installs a module; for other modules, the extra `takecover`.
-_EXTRAS = {"Box2D": "carracing", "envpool": "envpool", "shtab": "completion", "stable_baselines3": "examples"}
+_EXTRAS = {
+    "Box2D": "carracing",
+    "ale_py": "atari",
+    "envpool": "envpool",
+    "shtab": "completion",
+    "stable_baselines3": "examples",
+}
 #: What a command does with its options; the others run stages.
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "play": show_agent,

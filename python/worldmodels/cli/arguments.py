@@ -96,7 +96,10 @@ def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentPar
 def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str], view: View) -> None:
     """Add the arguments of a command that runs all stages."""
     target.add_argument(
-        "task", nargs="?", type=parse_task, help=f"one of {', '.join(tasks.names())}; may be in the file of --config"
+        "task",
+        nargs="?",
+        type=parse_task,
+        help=f"one of {', '.join(tasks.names())}, or a Gymnasium id; may be in the file of --config",
     )
     _add_common(target, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
     target.add_argument(
@@ -125,10 +128,10 @@ def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[
     known = tasks.names()
     target.add_argument(
         "--task",
-        type=OneOf(known),
-        metavar=braces(known),
+        type=parse_task,
+        metavar=braces([*known, "ID"]),
         default=argparse.SUPPRESS,
-        help="task of a new run folder (default: takecover)",
+        help="task of a new run folder, or a Gymnasium id (default: takecover)",
     )
     _add_common(target, presets)
     _add_section(target, stage.name, "", view)
@@ -229,6 +232,13 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
         help=f"settings of a new run folder (default: {default_preset})",
     )
     target.add_argument(
+        "--import",
+        dest="environment.imports",
+        metavar="PACKAGE",
+        default=argparse.SUPPRESS,
+        help="package that registers the Gymnasium id when it is imported (--environment.imports)",
+    )
+    target.add_argument(
         "--world-model",
         metavar="NAME",
         type=parse_path,
@@ -314,6 +324,7 @@ def _print_help(name: str, arguments: Sequence[str], full: bool) -> None:
     chosen = _commands(parser())[name]
     try:
         given = _given(arguments, "--task") or next((text for text in arguments if text in tasks.names()), "takecover")
+        given = "takecover" if tasks.is_id(given) else given  # without a probe
         task = tasks.get(given)
         preset = _given(arguments, "--preset") or default_preset(task, name, from_scratch="--from-scratch" in arguments)
         config = tasks.preset(given, preset)
@@ -372,7 +383,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
         chosen.error(f"unexpected {' '.join(unknown)}{hint}")
     if options.command in ALL_STAGES and options.task is None and options.config is None:
         known = ", ".join(tasks.names())
-        commands[options.command].error(f"task: expected one of {known}, or --config FILE with a task")
+        commands[options.command].error(f"task: expected one of {known}, a Gymnasium id, or --config FILE with a task")
     if options.command in ("play", "dream", "web") and options.agent is None:
         runs = sorted(path.parent.parent for path in Path("runs").glob("*/evolve/controller.safetensors"))
         examples = ", ".join([*pretrained.names(), *map(str, runs)])

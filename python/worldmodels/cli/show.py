@@ -38,7 +38,7 @@ def show_agent(options: argparse.Namespace) -> None:
         raise ValueError("--window: expected no --gif, --video or --episodes, as you play until you close the window")
     folder, config = Run.agent(options.agent)
     import_torch()
-    task = tasks.get(config.task)
+    task = tasks.of(config)
     chosen = _dream_settings(options, config) if options.command == "dream" else {}
     environment = replace(
         config.environment, **{key: vars(options)[key] for key in ("variant", "resolution") if key in options}

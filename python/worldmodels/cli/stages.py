@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ def _work(options: argparse.Namespace) -> None:
     out = Path(chosen.get("out") or _folder(options))
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out: expected a folder, got a file: {out}")
-    config = override(_config(options, out), changes)
+    config = override(_config(options, out, changes.get("environment", {})), changes)
     stage = options.command.replace("-", "_")
     trained = [one.name for one in STAGES if one.world_model and (one.name in changes or one.name == stage)]
     if config.world_model and trained:
@@ -142,19 +144,23 @@ def _print_results(run: Run, reported: bool) -> None:
 def _folder(options: argparse.Namespace) -> Path:
     """Return the default run folder."""
     name = getattr(options, "preset", "quick" if options.from_scratch else "")
-    return Path("runs", f"{options.task}-{name}" if name else options.task)
+    task = re.sub(r"[/:]", "-", options.task)
+    return Path("runs", f"{task}-{name}" if name else task)
 
 
-def _config(options: argparse.Namespace, out: Path) -> Config:
-    """Return the settings of the run folder, or of the preset for a new run folder, without the section flags."""
+def _config(options: argparse.Namespace, out: Path, environment: Mapping[str, Any]) -> Config:
+    """Return the settings of the run folder, or of the preset for a new run folder, without the section flags.
+
+    The settings of the environment are those of the flags, for the probe of a Gymnasium id.
+    """
     chosen = vars(options)
     all_stages, scratch = options.command in ALL_STAGES, chosen.get("from_scratch", False)
     given: dict[str, Any] = {key: chosen[key] for key in ("task", "preset", "world_model") if key in chosen}
     stored = Run.stored_config(out)
     if stored is None:
-        task = tasks.get(given.get("task", "takecover"))
+        task = tasks.find(given.get("task", "takecover"), environment)
         default = default_preset(task, options.command, from_scratch=scratch)
-        config = tasks.preset(task.name, given.get("preset", default))
+        config = task.config(given.get("preset", default))
         config = replace(config, world_model=given.get("world_model", config.world_model))
         if not all_stages and "preset" not in given:
             print(f"{out}: new run folder of task {task.name}, preset {default}", file=sys.stderr)

@@ -39,8 +39,8 @@ class OneOf:
 
 
 def parse_task(text: str) -> str:
-    """Argument type: name of a task."""
-    return OneOf(tasks.names())(text)
+    """Argument type: name of a task, or what may be a Gymnasium id."""
+    return text if tasks.is_id(text) else OneOf(tasks.names())(text)
 
 
 def parse_sinks(text: str) -> tuple[str, ...]:

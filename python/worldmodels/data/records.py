@@ -193,12 +193,19 @@ class CurvePoint(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentRecord(Record):
-    """Real environment of an evaluation; the fields of ``EnvSpec`` and the maximum episode length."""
+    """Real environment of an evaluation: the metadata of ``EnvSpec`` and the maximum episode length."""
 
     id: str | None = None
     variant: str | None = None
     resolution: str | None = None
     backend: str | None = None
+    imports: str | None = None
+    source: str | None = None
+    action_repeat: int | None = None
+    crop_top: int | None = None
+    crop_bottom: int | None = None
+    crop_left: int | None = None
+    crop_right: int | None = None
     max_steps: int | None = None
 
 

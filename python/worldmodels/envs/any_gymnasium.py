@@ -6,103 +6,51 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.typing as npt
 
 from worldmodels.envs import ContractError
+from worldmodels.envs.actions import Action, ActionMap
+from worldmodels.envs.frames import FRAME, FrameMap
 from worldmodels.envs.preprocessing import Frame
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.controller import Squash
+from worldmodels.support.validation import one_line
 
-Action = npt.NDArray[np.floating]
-FRAME = (64, 64, 3)
 _BEYOND_FLOAT32 = 2.0**128 - 2.0**103  # rounds to infinity in float32, the precision of stored rewards
-#: Action space of squash "carracing": steering, gas and brake.
-_PEDALS = gymnasium.spaces.Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32))
+_DEFAULT = EnvSpec()
 
 
-class ActionMap:
-    """Map from actions of policies and of C to actions of an environment.
-
-    Args:
-        env_id: Name of the environment in error messages.
-        given: Action space of the environment.
-        squash: Squash of the task; None for the actions of the environment, neither clipped nor scaled.
-
-    Attributes:
-        space: Action space of policies and of C, (A,).
-        scaling: Description of the scaling; empty without scaling.
-
-    Raises:
-        ContractError: The space does not match the squash.
-    """
-
-    def __init__(self, env_id: str, given: Any, squash: Squash | None) -> None:
-        if not isinstance(given, gymnasium.spaces.Box) or len(given.shape) != 1 or given.shape[0] == 0:
-            raise ContractError(f"{env_id}: expected a Box of shape (A,) as its action space, got {one_line(given)}")
-        self.space, self.scaling = given, ""
-        self._id, self._dtype, self._squash = env_id, given.dtype, squash
-        if squash is None:
-            return
-        low, high = given.low.astype(np.float64), given.high.astype(np.float64)
-        if given.dtype is None or given.dtype.kind != "f":
-            raise ContractError(f"{env_id}: expected an action space of floats, got {one_line(given)}")
-        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
-            raise ContractError(f"{env_id}: expected an action space with finite bounds, got {one_line(given)}")
-        if squash == "carracing":
-            if given.shape != _PEDALS.shape or (low != _PEDALS.low).any() or (high != _PEDALS.high).any():
-                wanted = one_line(_PEDALS)
-                raise ContractError(f"{env_id}: expected the action space {wanted}, got {one_line(given)}")
-            self.space = _PEDALS
-            return
-        self.space = gymnasium.spaces.Box(-1.0, 1.0, given.shape, np.float32)
-        self._low, self._high, self._same = low, high, (low == -1) & (high == 1)
-        if not self._same.all():
-            bounds = (np.array2string(bound, separator=", ", threshold=8) for bound in (given.low, given.high))
-            box = " ".join(f"Box({', '.join(bounds)})".split())
-            self.scaling = f"actions in [-1, 1] are scaled to the environment's {box}"
-
-    def __call__(self, action: npt.ArrayLike) -> Action:
-        """Clip actions (..., A) to :attr:`space` and scale them to the bounds of the environment.
-
-        Raises:
-            ContractError: The length is wrong, or a number is not finite.
-        """
-        value = np.asarray(action)
-        if value.shape[-1:] != self.space.shape or value.dtype.kind not in "fiub" or not np.isfinite(value).all():
-            (size,) = self.space.shape
-            raise ContractError(f"{self._id}: expected actions of {size} finite numbers, got {one_line(value)}")
-        if self._squash is not None:
-            value = np.minimum(np.maximum(value, self.space.low), self.space.high)  # np.clip takes three times as long
-        if self.scaling:
-            exact = value.astype(np.float64)
-            scaled = self._low * (0.5 - 0.5 * exact) + self._high * (0.5 + 0.5 * exact)
-            value = np.where(self._same, exact, scaled)
-        return value.astype(self._dtype) if self._dtype.kind == "f" else value
-
-
-class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
+class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
     """Wrapper that applies the rules of a task and checks the contract at every call.
 
     Args:
         env: Environment with Gymnasium's wrappers.
         env_id: Name of the environment in error messages.
         squash: Squash of the task; None for the actions of the environment.
+        choices: Number of values of each discrete action of the task; empty for those of the environment.
+        spec: Source and crop of the frames, and action repeat.
 
     Attributes:
         actions: Map from the actions of policies and of C to those of the environment.
 
     Raises:
-        ContractError: In the constructor, a space is wrong. In :meth:`reset` and :meth:`step`, an observation is not
-            (64, 64, 3) uint8, a reward is not a finite number, or a flag is not a boolean.
+        ContractError: In the constructor, a space is wrong. In :meth:`reset` and :meth:`step`, an image does not have
+            the shape or the dtype of its space, a reward is not a finite number, or a flag is not a boolean.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, squash: Squash | None = None) -> None:
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        env_id: str,
+        squash: Squash | None = None,
+        choices: tuple[int, ...] = (),
+        spec: EnvSpec = _DEFAULT,
+    ) -> None:
         super().__init__(env)
         self._id, self._seed, self._steps = env_id, 0, 0
-        space = getattr(env, "observation_space", None)
-        if not isinstance(space, gymnasium.spaces.Box) or space.shape != FRAME or space.dtype != np.uint8:
-            wanted = "a Box of shape (64, 64, 3) and dtype uint8 as its observation space"
-            raise ContractError(f"{env_id}: expected {wanted}, got {one_line(space)}")
-        self.actions = ActionMap(env_id, getattr(env, "action_space", None), squash)
+        self._repeat = spec.action_repeat
+        self._frames = FrameMap(env, env_id, spec)
+        self.observation_space = gymnasium.spaces.Box(0, 255, FRAME, np.uint8)
+        self.actions = ActionMap(env_id, getattr(env, "action_space", None), squash, choices)
         self.action_space = self.actions.space
 
     def _where(self) -> str:
@@ -113,9 +61,11 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
         return ContractError(f"{self._id}: expected {wanted}, got {one_line(came)} {self._where()}")
 
     def _frame(self, given: Any) -> Frame:
-        if not isinstance(given, np.ndarray) or given.shape != FRAME or given.dtype != np.uint8:
-            raise self._refuse("an observation of shape (64, 64, 3) and dtype uint8", given)
-        return given
+        try:
+            return self._frames(given)
+        except ContractError as error:
+            named = str(error) if str(error).startswith("environment.") else f"{self._id}: {error}"
+            raise ContractError(f"{named} {self._where()}") from error
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start an episode."""
@@ -134,11 +84,23 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
         return self._frame(found[0]), found[1]
 
     def step(self, action: Action) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Step the environment."""
-        self._steps += 1
+        """Step the environment, as often as the action is repeated, and add the rewards."""
+        if np.ndim(action) != 1:
+            raise self._refuse(f"one action of shape {self.actions.space.shape}", action)
         given = self.actions(action)
-        if given.ndim != 1:
-            raise self._refuse(f"one action of shape {self.actions.space.shape}", given)
+        total = 0.0
+        for _ in range(self._repeat):
+            observation, reward, terminated, truncated, info = self._advance(given)
+            total += reward
+            if terminated or truncated:
+                break
+        if not abs(total) < _BEYOND_FLOAT32:
+            raise self._refuse("a finite reward", total)
+        return self._frame(observation), total, terminated, truncated, info
+
+    def _advance(self, given: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step the environment once."""
+        self._steps += 1
         wanted = "(observation, reward, terminated, truncated, info) from step"
         try:
             found: Any = self.env.step(given)
@@ -159,23 +121,9 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Action, Frame, Action]):
             if number.shape != () or number.dtype.kind not in "fiub":
                 raise self._refuse("a finite reward", reward)
             reward = float(number)
-        if not abs(reward) < _BEYOND_FLOAT32:
-            raise self._refuse("a finite reward", found[1])
-        return self._frame(observation), reward, bool(terminated), bool(truncated), info
+        return observation, reward, bool(terminated), bool(truncated), info
 
 
 def _unpacked(error: Exception, count: int) -> bool:
     """Check whether an error is a failed unpacking into ``count`` values, as by a wrapper."""
     return f"values to unpack (expected {count}" in str(error) or "cannot unpack non-iterable" in str(error)
-
-
-def one_line(value: Any) -> str:
-    """Describe a value in one line: a tuple by its types, an array by its shape and dtype."""
-    if isinstance(value, tuple):
-        return f"{len(value)} values: {', '.join(type(item).__name__ for item in value)}"[:200]
-    text = " ".join(f"{value!r:.2000}".split())
-    text = text if len(text) <= 120 else text[:117] + "..."
-    if isinstance(value, np.ndarray):
-        kind = f"{value.shape} {value.dtype}"
-        return kind if value.size > 8 else f"{kind} {text}"
-    return text

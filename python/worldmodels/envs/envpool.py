@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.envs import ContractError
-from worldmodels.envs.any_gymnasium import ActionMap
+from worldmodels.envs.actions import ActionMap
 from worldmodels.envs.base import Floats, Step, VectorEnv
 from worldmodels.envs.preprocessing import Frame, resize
 from worldmodels.envs.rules import Rules

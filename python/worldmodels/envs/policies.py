@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from worldmodels.models.controller import one_hot
+
 Action = npt.NDArray[np.float32]
 #: Open-loop policy: maps the generator of an episode to an endless stream of actions, each (A,) float32.
 Policy = Callable[[np.random.Generator], Iterator[Action]]
@@ -21,6 +23,29 @@ def repeated(low: int, high: int, action_size: int = 1) -> Policy:
     def actions(rng: np.random.Generator) -> Iterator[Action]:
         while True:
             action = rng.uniform(-1, 1, size=action_size).astype(np.float32)
+            for _ in range(rng.integers(low, high + 1)):
+                yield action
+
+    return actions
+
+
+def repeated_choices(low: int, high: int, choices: tuple[int, ...]) -> Policy:
+    """Create the policy of random discrete actions, repeated for a random number of ``low`` to ``high`` steps.
+
+    Args:
+        low: Fewest steps.
+        high: Most steps.
+        choices: Number of values of each discrete action; all are equally likely.
+
+    Returns:
+        Policy of one-hot vectors, one after another.
+    """
+    if not 1 <= low <= high:
+        raise ValueError(f"low, high: expected 1 <= low <= high, got {low}, {high}")
+
+    def actions(rng: np.random.Generator) -> Iterator[Action]:
+        while True:
+            action = one_hot(rng.uniform(size=sum(choices)), choices)
             for _ in range(rng.integers(low, high + 1)):
                 yield action
 

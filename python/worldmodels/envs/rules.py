@@ -13,12 +13,15 @@ class Rules:
 
     Attributes:
         squash: Action convention of the task's policies and of C. ``"tanh"``: [-1, 1] in every dimension, scaled to the
-            bounds of the environment. ``"carracing"``: steering, gas and brake.
+            bounds of the environment. ``"carracing"``: steering, gas and brake. ``"argmax"``: one-hot vectors of
+            discrete actions.
         max_steps: Maximum length of an episode, in steps; longer ones are truncated.
+        choices: Number of values of each discrete action, with squash ``"argmax"``.
     """
 
     squash: Squash
     max_steps: int
+    choices: tuple[int, ...] = ()
 
     def limit(self, max_steps: int | None) -> int:
         """Return the smaller of ``max_steps`` and the task's limit."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -41,16 +42,52 @@ def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) ->
         ValueError: Gymnasium does not know the environment, or the environment does not know an option.
         ContractError: The spaces violate the contract of docs/tutorials/own_environment.md.
     """
+    import_packages(environment)
     entry_point(environment.id)  # raises for unknown ids, with a message that names the setting
     check_options(environment)
     chosen = {name: getattr(environment, name) for name in _OPTIONS}
     options = {**{name: value for name, value in chosen.items() if value}, **options}
+    if environment.source == "render":
+        options["render_mode"] = "rgb_array"
+        if not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame reports a missing display on stderr
     env = gymnasium.make(environment.id, disable_env_checker=True, **options)
+    if environment.id.startswith(_VIZDOOM):
+        from worldmodels.envs.vizdoom_scenarios import ScenarioEnv
+
+        env = ScenarioEnv(env)
+    squash, choices = (rules.squash, rules.choices) if rules else (None, ())
     try:
-        return AdaptedEnv(env, environment.id, rules.squash if rules else None)
+        return AdaptedEnv(env, environment.id, squash, choices, environment)
     except BaseException:
         env.close()
         raise
+
+
+_VIZDOOM = "Vizdoom"  # beginning of the ids of the package vizdoom
+#: Packages that register ids when they are imported, by the beginning of the id.
+_REGISTERED_BY = {"ALE/": "ale_py", _VIZDOOM: "vizdoom.gymnasium_wrapper"}
+
+
+def import_packages(environment: EnvSpec) -> None:
+    """Import the packages that register an environment: those of its settings, and ALE's or VizDoom's for their ids.
+
+    Raises:
+        ValueError: A package of the settings does not exist.
+        ModuleNotFoundError: ALE or VizDoom is not installed.
+    """
+    for package in filter(None, (name.strip() for name in environment.imports.split(","))):
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            if error.name is not None and not f"{package}.".startswith(f"{error.name}."):
+                raise  # the package exists, but one of its imports does not
+            raise ValueError(f"environment.imports: expected an installed package, got {package!r}: {error}") from error
+    for prefix, package in _REGISTERED_BY.items():
+        if environment.id.startswith(prefix):
+            module = importlib.import_module(package)
+            if package == "ale_py":  # else every environment prints its version
+                module.ALEInterface.setLoggerMode(module.LoggerMode.Error)
 
 
 def check_options(environment: EnvSpec, section: str = "environment", **more: Any) -> None:
@@ -132,6 +169,7 @@ def make_vector_env(
         if options:
             raise ValueError(f"{', '.join(options)}: EnvPool has no such option, use --environment.backend gymnasium")
         return pool.EnvPoolVectorEnv(environment.id, num_envs, num_workers, rules)
+    import_packages(environment)
     if min(num_envs, num_workers) == 1:
         return ThreadVectorEnv(environment, num_envs, 1, options)
     if _threads(environment.id):  # twice as many: one waits for its game while another resizes a frame
@@ -388,7 +426,7 @@ class ProcessVectorEnv(Owned, VectorEnv):
     def send(self, env_ids: npt.ArrayLike, actions: Floats) -> None:
         """See :meth:`worldmodels.envs.base.VectorEnv.send`."""
         self._sent = np.asarray(env_ids)
-        self._actions(actions)  # validates: assignment to the shared memory would broadcast an action of length one
+        self._actions.check(actions)  # assignment to the shared memory would broadcast an action of length one
         self._shared.actions[self._sent] = actions
         self._request("step", dict.fromkeys(self._sent.tolist()))
 

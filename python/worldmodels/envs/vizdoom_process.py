@@ -174,7 +174,7 @@ class _Watch:
         try:
             yield
         except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
-            raise GameLostError(f"TakeCover: the game's process has died or hung: {error}") from error
+            raise GameLostError(f"VizDoom: the game's process has died or hung: {error}") from error
         finally:
             for engine in engines:
                 self._calls.pop(engine, None)
@@ -192,7 +192,7 @@ class _Watch:
                 found[1] += engine not in engines()
                 if found[1] * pause > _GRACE:
                     print(
-                        "TakeCover: the game's process was killed and vizdoom waits for it forever; this process "
+                        "VizDoom: the game's process was killed and vizdoom waits for it forever; this process "
                         "exits. The same worldmodels command resumes the run",
                         file=sys.stderr,
                         flush=True,

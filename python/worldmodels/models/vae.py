@@ -198,6 +198,20 @@ class ConvVAE(Shared, nn.Module):
         out: Tensor = self.decoder(z)
         return out
 
+    def init_output(self, colour: npt.NDArray[np.floating]) -> None:
+        """Set the bias of the last layer so that the reconstructions of an untrained decoder have about this colour.
+
+        Without it, the first steps on frames with a plain bright background can saturate every output.
+
+        Args:
+            colour: (3,) red, green and blue, from 0 to 1; clipped to [0.05, 0.95].
+        """
+        share = np.clip(np.asarray(colour, np.float64), 0.05, 0.95)
+        last = self.decoder[-2]
+        assert isinstance(last, Deconvolution) and last.bias is not None
+        with torch.no_grad():
+            last.bias.copy_(torch.from_numpy(np.log(share / (1 - share))))
+
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Encode, sample z = mu + exp(logvar / 2) * eps and decode.
 

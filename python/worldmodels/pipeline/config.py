@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from worldmodels.envs.spec import EnvSpec
+from worldmodels.envs.spec import EnvSpec, Source
 from worldmodels.support.settings import check, setting
 from worldmodels.training.settings import PRECISION_HELP, TorchPrecision
 from worldmodels.training.settings import TrainRNNConfig as TrainRNNConfig
@@ -184,6 +184,20 @@ class RefineConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """What a probe found of the environment of a task without a module; no actions where there was no probe."""
+
+    actions: str = setting("", "names of the actions, separated by commas; of each value of discrete actions")
+    choices: str = setting("", "number of values of each discrete action, separated by commas; empty for a Box")
+    source: Source = setting("observation", "source of a frame")
+    max_steps: int = setting(0, "longest episode, in actions", zero=True)
+    episode_length: int = setting(0, "mean length of episodes of random play, in actions", zero=True)
+    steps_per_second: int = setting(0, "actions per second of one process", zero=True)
+    terminates: bool = setting(True, "whether an episode terminated, or none ended")
+    frames_per_second: int = setting(20, "actions per second of recordings")
+
+
+@dataclass(frozen=True)
 class Config:
     """The settings of one run.
 
@@ -197,6 +211,7 @@ class Config:
     seed: int = 0
     world_model: str = ""  # pretrained world model, or run folder, whose V and M are used; empty to train them
     environment: EnvSpec = field(default_factory=EnvSpec)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     train_vae: TrainVAEConfig = field(default_factory=TrainVAEConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
@@ -215,12 +230,17 @@ class Config:
 
 
 TOP = ("task", "preset", "seed", "world_model")
+#: Section without flags: it is measured.
+PROBE = "probe"
 SECTIONS = tuple(item.name for item in fields(Config) if dataclasses.is_dataclass(item.default_factory))
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Convert the settings to nested dictionaries for JSON."""
-    return dataclasses.asdict(config)
+    """Convert the settings to nested dictionaries for JSON, with the probe only where there was one."""
+    values = dataclasses.asdict(config)
+    if config.probe == ProbeConfig():
+        del values[PROBE]
+    return values
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -37,7 +37,7 @@ def make_page(folder: Path, config: Config) -> Page:
         FileNotFoundError: The run has no V or no M, or dream.wasm was not built.
         ValueError: V is not a ConvVAE, or a file is damaged.
     """
-    wasm, task = read_wasm(), tasks.get(config.task)
+    wasm, task = read_wasm(), tasks.of(config)
     for model, file in (("V", V), ("M", M)):
         if not (folder / file).is_file():
             raise FileNotFoundError(

@@ -78,7 +78,7 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
             evaluation=describe(dream_scores(run)) if task.dream_has_reward(agent.mdnrnn) else None,
         ),
         environment=EnvironmentRecord(
-            **{**vars(environment), "backend": backend(environment), "max_steps": task.max_steps}
+            **{**environment.metadata(), "backend": backend(environment), "max_steps": task.max_steps}
         ),
         versions=versions(),
         seeds=Seeds(
@@ -192,7 +192,8 @@ def most_active_frames(frames: list[npt.NDArray[np.uint8]], count: int) -> list[
 
 def format_environment(results: Results) -> str:
     """Describe the environment of an evaluation."""
-    return describe_environment(EnvSpec(**{name: getattr(results.environment, name) or "" for name in vars(EnvSpec())}))
+    stored = {name: value for name, value in vars(results.environment).items() if value is not None}
+    return describe_environment(EnvSpec(**{"variant": "", "resolution": "", "id": "", **stored}))
 
 
 def score_rows(results: Results, plus_minus: str) -> list[list[str]]:

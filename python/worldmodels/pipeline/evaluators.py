@@ -84,6 +84,7 @@ def make_controller(run: Run, model: MDNRNN) -> Controller:
         bias=config.bias,
         hidden_units=config.hidden_units,
         squash=run.task.squash,
+        choices=run.task.choices,
     )
 
 

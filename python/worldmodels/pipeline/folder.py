@@ -64,7 +64,7 @@ class RunFolder:
     @property
     def task(self) -> tasks.Task:
         """Task of the run."""
-        return tasks.get(self.config.task)
+        return tasks.of(self.config)
 
     def path(self, *parts: str) -> Path:
         """Return a path in the run folder."""

@@ -16,17 +16,17 @@ import numpy.typing as npt
 
 from worldmodels.data.episodes import Episode, shard_path
 from worldmodels.envs import ContractError
-from worldmodels.envs.any_gymnasium import one_line
 from worldmodels.envs.base import VectorEnv
 from worldmodels.envs.policies import RANDOM_AGENT, Action, parse_policies
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.models.controller import Controller
+from worldmodels.models.controller import Controller, one_hot
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import CollectConfig, Config
 from worldmodels.rollout import runner
 from worldmodels.rollout.runner import episode_seed
 from worldmodels.support.profile import phase
+from worldmodels.support.validation import one_line
 
 if TYPE_CHECKING:
     from worldmodels.models.agent import Agent
@@ -56,7 +56,7 @@ class Job:
     @cached_property
     def task(self) -> tasks.Task:
         """What is played."""
-        return tasks.get(self.config.task)
+        return tasks.of(self.config)
 
     @cached_property
     def shares(self) -> list[tuple[str, float]]:
@@ -87,6 +87,7 @@ class Job:
             bias=c.bias,
             hidden_units=c.hidden_units,
             squash=self.task.squash,
+            choices=self.task.choices,
         )
 
     def path(self, shard: int) -> Path:
@@ -218,7 +219,7 @@ class CollectingPlayer:
         if name in job.task.policies:
             actions = (_action(job, name, action, space) for action in job.task.policies[name](rng))
         else:
-            actions, params = _agent_policy(name, rng, self._agent, space)
+            actions, params = _agent_policy(name, rng, self._agent, space, job.task.choices)
         return _Attempt(name, seed, lambda _: next(actions)), params
 
 
@@ -268,7 +269,11 @@ def play(envs: VectorEnv, job: Job, numbers: range, agent: Agent | None) -> Iter
 
 
 def _agent_policy(
-    name: str, rng: np.random.Generator, agent: Agent | None, space: gymnasium.spaces.Box
+    name: str,
+    rng: np.random.Generator,
+    agent: Agent | None,
+    space: gymnasium.spaces.Box,
+    choices: tuple[int, ...],
 ) -> tuple[Iterator[Action], npt.NDArray[np.float32] | None]:
     """The actions of one episode, NaN where the agent decides, and the agent's controller if it is not its own."""
     assert agent is not None
@@ -277,15 +282,25 @@ def _agent_policy(
         noise = rng.standard_normal(len(agent.params)) * agent.params.std() * rng.uniform(0, _PERTURBATION)
         params = agent.params + noise.astype(np.float32)
     if name == "agent with action bursts":
-        return interruptions(rng, space.low, space.high), None
+        return interruptions(rng, space.low, space.high, choices), None
     return itertools.repeat(np.full(size, np.nan, np.float32)), params
 
 
-def interruptions(rng: np.random.Generator, low: npt.NDArray[Any], high: npt.NDArray[Any]) -> Iterator[Action]:
-    """Endless (A,) float32: NaN for 1 to 60 steps, an action uniform in its space held for 1 to 20 steps, and again."""
+def interruptions(
+    rng: np.random.Generator, low: npt.NDArray[Any], high: npt.NDArray[Any], choices: tuple[int, ...] = ()
+) -> Iterator[Action]:
+    """Yield NaN (A,) float32 for 1 to 60 steps, a random action repeated for 1 to 20 steps, and again.
+
+    Args:
+        rng: Generator of the durations and of the actions.
+        low: (A,) bounds of the actions, which are uniform.
+        high: (A,) bounds of the actions.
+        choices: Number of values of each discrete action, all of them equally likely; empty for continuous ones.
+    """
     while True:
         for _ in range(rng.integers(1, 61)):
             yield np.full(len(low), np.nan, np.float32)
         push = rng.uniform(low, high).astype(np.float32)
+        push = one_hot(push, choices) if choices else push
         for _ in range(rng.integers(1, 21)):
             yield push

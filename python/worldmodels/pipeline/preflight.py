@@ -49,7 +49,7 @@ def check_config(
         FileNotFoundError: A run folder or file named by a setting does not exist.
         ModuleNotFoundError: A package required by a stage is not installed.
     """
-    task = tasks.get(config.task)
+    task = tasks.of(config)
     for package in dict.fromkeys(package for name in names for package in stages.get(name).packages):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
@@ -159,7 +159,7 @@ def check_rounds(config: Config) -> None:
 
 def evolves_in_dream(what: str, config: Config) -> str:
     """Format the error of what needs a C that is evolved in the dream."""
-    presets = tasks.get(config.task).presets.items()
+    presets = tasks.of(config).presets.items()
     dreaming = " or ".join(f"--preset {name}" for name, preset in presets if preset.evolve.evaluate_in == "dream")
     return (
         f"evolve.evaluate_in: expected dream for {what}{dreaming and f' ({dreaming})'}, got {config.evolve.evaluate_in}"
@@ -371,6 +371,7 @@ def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -
         evolve.bias,
         evolve.hidden_units,
         task.squash,
+        task.choices,
     )
     size = controller.feature_size
     if evolve.pca_components > size:
@@ -412,8 +413,9 @@ def _check_environment(environment: EnvSpec, section: str, *, ignore_done: bool 
         ignore_done: Whether episodes continue past termination.
         records: Whether an episode is recorded, which uses Gymnasium's environment with any back end.
     """
-    from worldmodels.envs.vector import backend, check_options, entry_point
+    from worldmodels.envs.vector import backend, check_options, entry_point, import_packages
 
+    import_packages(environment)
     check_options(environment, section)
     if backend(environment) == "gymnasium" or records:
         entry_point(environment.id)

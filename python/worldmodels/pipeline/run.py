@@ -23,7 +23,7 @@ from typing import Any
 from worldmodels import pretrained
 from worldmodels.data.records import StageRecord
 from worldmodels.pipeline import stages, tasks
-from worldmodels.pipeline.config import TOP, Config, to_dict
+from worldmodels.pipeline.config import PROBE, TOP, Config, to_dict
 from worldmodels.pipeline.folder import RunFolder, read_config
 from worldmodels.pipeline.preflight import check_config, check_rounds
 from worldmodels.pipeline.profiles import PROFILE, is_profile
@@ -506,5 +506,5 @@ def _peak_memory_mb() -> dict[str, int]:
 
 
 def section_names() -> list[str]:
-    """List the sections of the settings, the environment first."""
-    return [item.name for item in fields(Config) if item.name not in TOP]
+    """List the sections of the settings that have flags, the environment first."""
+    return [item.name for item in fields(Config) if item.name not in (*TOP, PROBE)]

@@ -51,7 +51,7 @@ def cached_scores(
         Score of every episode, by player.
     """
     environment = environments.environment
-    described = {**vars(environment), "backend": backend(environment)}
+    described = {**environment.metadata(), "backend": backend(environment)}
     common: dict[str, Any] = {"environment": described, "seed": seed, "purpose": purpose}
     limit = {} if environments.max_steps is None else {"max_steps": environments.max_steps}
     known = [_open_cache(one.path, {**common, **one.metadata, **limit}) for one in players]

@@ -61,7 +61,7 @@ def sweep(
         SweepResult(temperature=float(value), **vars(result)) for value, result in zip(temperatures, found, strict=True)
     ]
     _write(folder / "temperatures" / "sweep.json", results)
-    task = tasks.get(config.task)
+    task = tasks.of(config)
     figures.sweep(folder / "temperatures" / "sweep.png", results, task.paper_scores, task.score)
     print(sweep_table(results, task.paper_scores))
     return results
@@ -95,7 +95,7 @@ def ablate(folder: Path, config: Config, *, force: bool = False, log_to: Sequenc
     Raises:
         ValueError: The task has no ablations.
     """
-    ablations = tasks.get(config.task).ablations
+    ablations = tasks.of(config).ablations
     if not ablations:
         raise ValueError(f"task: expected a task with ablations, got {config.task!r}, which has none")
     variants = {

@@ -224,10 +224,12 @@ class _Lane:
 
 
 def describe_environment(environment: EnvSpec) -> str:
-    """Describe an environment by its id, variant, resolution and back end."""
+    """Describe an environment by its id, variant, resolution, back end and action repeat."""
     chosen = [environment.variant, environment.resolution]
     if environment.id in pool.TASKS:
         chosen.append("EnvPool" if backend(environment) == "envpool" else "Gymnasium")
+    if environment.action_repeat > 1:
+        chosen.append(f"action repeat {environment.action_repeat}")
     text = ", ".join(part for part in chosen if part)
     return f"{environment.id} ({text})" if text else environment.id
 

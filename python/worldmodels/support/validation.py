@@ -146,3 +146,15 @@ def float_array(name: str, value: ArrayLike, shape: Sequence[int | str]) -> NDAr
         raise ValueError(f"{name}: expected ({wanted}) float32, got {array.shape} {array.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):  # the core rejects inf and NaN, with the argument's name
         return np.require(array, np.float32, ["C", "A"])
+
+
+def one_line(value: Any) -> str:
+    """Describe a value in one line: a tuple by its types, an array by its shape and dtype."""
+    if isinstance(value, tuple):
+        return f"{len(value)} values: {', '.join(type(item).__name__ for item in value)}"[:200]
+    text = " ".join(f"{value!r:.2000}".split())
+    text = text if len(text) <= 120 else text[:117] + "..."
+    if isinstance(value, np.ndarray):
+        kind = f"{value.shape} {value.dtype}"
+        return kind if value.size > 8 else f"{kind} {text}"
+    return text

@@ -41,6 +41,9 @@ class TrainVAEConfig(TrainingConfig):
     quartic_weight: float = setting(
         0.0, "weight of the fourth power of the pixel error, which emphasizes small bright objects", zero=True
     )
+    mean_output: bool = setting(
+        False, "initialize V's output to the mean colour of the frames, for small objects on a plain background"
+    )
     validation_frames: int = setting(2_000, "held-out frames for validation")
     compile: bool = setting(False, "torch.compile V (worthwhile on a GPU)", machine=True)
     num_workers: int = setting(0, "processes that load frames; 0 for a background thread", zero=True, machine=True)

@@ -21,6 +21,7 @@ from worldmodels.training.optim import LossGuard, MicroBatches, cosine
 from worldmodels.training.settings import TrainVAEConfig
 from worldmodels.training.trainer import LOG_EVERY, Trainer, TrainingRun, gate
 
+_COLOUR_FRAMES = 1_000
 _GRID = 12  # frames in an image grid
 _ACTIVE_NATS = 0.05  # KL divergence above which a latent dimension is active
 
@@ -42,7 +43,10 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
     limit_threads()
     where = device()
     seed_step(seed, "vae-init", 0)
-    model = ConvVAE(config.latent_size).to(where)
+    model = ConvVAE(config.latent_size)
+    if config.mean_output:
+        model.init_output(mean_colour(store, train))
+    model.to(where)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     trainer = Trainer(run, "train-vae", "vae", model, optimizer, config)
@@ -123,6 +127,21 @@ def split_frames(store: EpisodeStore, validation: int) -> tuple[npt.NDArray[np.i
     first = int(lengths[: -max(1, len(lengths) // 20)].sum())
     held_out = np.linspace(first, len(store) - 1, min(validation, len(store) - first)).astype(np.int64)
     return np.arange(first), held_out
+
+
+def mean_colour(store: EpisodeStore, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Compute the mean colour of evenly spaced frames.
+
+    Args:
+        store: Episode store.
+        frames: Indices of the frames, of which at most 1,000 are read.
+
+    Returns:
+        (3,) mean red, green and blue, from 0 to 1.
+    """
+    chosen = frames[np.linspace(0, len(frames) - 1, min(_COLOUR_FRAMES, len(frames))).astype(np.int64)]
+    mean: npt.NDArray[np.float64] = store.read(chosen).mean(axis=(0, 1, 2)) / 255
+    return mean
 
 
 def to_input(frames: npt.NDArray[np.uint8], where: torch.device) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ class Task:
             Zeros are appended to an action that is too short.
         action_threshold: The player moves where the absolute value of an action is above this; for recordings.
         squash: How C's outputs become actions; those of ``"tanh"``, in [-1, 1], are scaled to the environment's bounds.
+        choices: Number of values of each discrete action, with squash ``"argmax"``; ``actions`` are then the names of
+            the values, and all actions one-hot vectors.
         preset: Default preset of ``worldmodels run``; ``quick`` with ``--from-scratch``.
         survival: Whether every step has reward 1, so that dreams need no reward head.
         ablations: Variants of ``worldmodels ablate``: the settings of each, by name.
@@ -54,7 +57,7 @@ class Task:
 
     Raises:
         ValueError: A preset's settings name another task or preset; ``max_steps`` is no positive integer; ``keys`` has
-            another key or an action that is too long.
+            another key or an action that is too long; ``choices`` do not match ``squash`` and ``actions``.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Task:
     keys: Mapping[str, tuple[float, ...]] = field(default_factory=lambda: {"left": (-1.0,), "right": (1.0,)})
     action_threshold: float = 0.0
     squash: Squash = "tanh"
+    choices: tuple[int, ...] = ()
     preset: str = "quick"
     survival: bool = False
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
@@ -79,6 +83,9 @@ class Task:
 
     def __post_init__(self) -> None:
         check_integer("max_steps", self.max_steps, 1, 2**31 - 1)
+        if sum(self.choices) != (len(self.actions) if self.squash == "argmax" else 0):
+            wanted = f"numbers that add up to the {len(self.actions)} actions" if self.squash == "argmax" else "none"
+            raise ValueError(f"choices: expected {wanted} for squash={self.squash!r}, got {self.choices!r}")
         for key, action in self.keys.items():
             if key not in _ARROWS or len(action) > len(self.actions):
                 wanted = f"{', '.join(_ARROWS)}, each with at most {len(self.actions)} numbers"
@@ -91,12 +98,17 @@ class Task:
     @property
     def rules(self) -> Rules:
         """Rules of the environment: maximum episode length and actions."""
-        return Rules(self.squash, self.max_steps)
+        return Rules(self.squash, self.max_steps, self.choices)
 
     @property
     def look(self) -> dict[str, Any]:
         """Settings of recordings: fields of :class:`worldmodels.analysis.recording.Recording`."""
-        return {"names": self.actions, "threshold": self.action_threshold, "frames_per_second": self.frames_per_second}
+        return {
+            "names": self.actions,
+            "threshold": self.action_threshold,
+            "choices": self.choices,
+            "frames_per_second": self.frames_per_second,
+        }
 
     @property
     def default_preset(self) -> str:
@@ -107,6 +119,16 @@ class Task:
     def training_preset(self) -> str:
         """Default preset of a new run that trains V and M, and of a single stage."""
         return "quick" if "quick" in self.presets else next(iter(self.presets))
+
+    def config(self, preset: str) -> Config:
+        """Return the settings of a preset.
+
+        Raises:
+            ValueError: There is no such preset.
+        """
+        if preset not in self.presets:
+            raise ValueError(f"preset: expected one of {', '.join(self.presets)}, got {preset!r}")
+        return self.presets[preset]
 
     def dream_has_reward(self, mdnrnn: MDNRNN) -> bool:
         """Whether dreams have a return: M predicts the reward, or every step has reward 1."""
@@ -140,13 +162,49 @@ def get(name: str) -> Task:
     return task
 
 
+def is_id(name: str) -> bool:
+    """Check whether a name may be a Gymnasium id: it has a namespace, a module or a version."""
+    return bool(re.search(r"[/:]|-v\d+$", name))
+
+
+def find(name: str, environment: Mapping[str, Any] | None = None) -> Task:
+    """Return the task of a name, or the one that a probe makes of the environment with this Gymnasium id.
+
+    Args:
+        name: Name of a task, or Gymnasium id.
+        environment: Settings of the environment by name, for the probe.
+
+    Raises:
+        ValueError: There is neither such a task nor such an environment, or the environment does not fit.
+        ModuleNotFoundError: A package of the environment is not installed.
+    """
+    if name in _modules() or not is_id(name):
+        return get(name)
+    from worldmodels.pipeline.probing import probed_task
+
+    return probed_task(name, environment or {})
+
+
+def of(config: Config) -> Task:
+    """Return the task of a run, from its settings alone.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    if config.probe.actions:
+        from worldmodels.pipeline.gymnasium_task import gymnasium_task
+
+        task = gymnasium_task(config.task, config.probe)
+    else:
+        task = get(config.task)
+    limit = config.environment.max_steps
+    return replace(task, max_steps=limit) if limit else task
+
+
 def preset(task: str, name: str) -> Config:
     """Return the settings of a preset.
 
     Raises:
         ValueError: There is no such task or preset.
     """
-    presets = get(task).presets
-    if name not in presets:
-        raise ValueError(f"preset: expected one of {', '.join(presets)}, got {name!r}")
-    return presets[name]
+    return get(task).config(name)

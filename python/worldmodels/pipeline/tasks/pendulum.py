@@ -23,7 +23,15 @@ QUICK = Config(
     preset="quick",
     environment=EnvSpec(id=ENVIRONMENT, variant="", resolution=""),
     collect=CollectConfig(episodes=300, policies="repeat 1-20:2, brownian:1, noop:1", min_length=1),
-    train_vae=TrainVAEConfig(latent_size=16, steps=2_000, batch_size=32, lr=1e-3, schedule="cosine", kl_weight=0.25),
+    train_vae=TrainVAEConfig(
+        latent_size=16,
+        steps=2_000,
+        batch_size=32,
+        lr=1e-3,
+        schedule="cosine",
+        kl_weight=0.25,
+        mean_output=True,
+    ),
     train_rnn=TrainRNNConfig(
         hidden_size=128,
         done_head=False,

@@ -1,0 +1,204 @@
+"""Probe: a few episodes of random play in an environment, before a run of it starts."""
+
+from __future__ import annotations
+
+import enum
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from worldmodels.envs import ContractError
+from worldmodels.envs.actions import choices_of, is_discrete
+from worldmodels.envs.any_gymnasium import AdaptedEnv
+from worldmodels.envs.frames import find_source
+from worldmodels.envs.rules import Rules
+from worldmodels.envs.spec import EnvSpec
+from worldmodels.envs.vector import entry_point, import_packages, make
+from worldmodels.pipeline.config import Config, ProbeConfig, override
+from worldmodels.pipeline.gymnasium_task import gymnasium_task, policies
+from worldmodels.pipeline.tasks import Task
+from worldmodels.support.validation import one_line
+
+_SECONDS, _EPISODES = 8.0, 5  # longest probe with an episode that ended
+_PATIENCE = 30.0  # seconds without an episode that ended
+_LONGEST, _ENDLESS = 27_000, 1_000  # longest episode without a time limit, and without an end in the probe
+_FRAMES_PER_SECOND = 20.0  # of recordings, where the environment names no speed
+_SOURCES = {"observation": "observations", "screen": "the observations' entry 'screen'", "render": "rendered images"}
+
+
+def probed_task(env_id: str, chosen: Mapping[str, Any]) -> Task:
+    """Make the task of an environment by a probe, and describe the probe on stderr.
+
+    Args:
+        env_id: Gymnasium id.
+        chosen: Settings of the environment by name.
+
+    Raises:
+        ValueError: Gymnasium does not know the id, or a setting is invalid.
+        ContractError: The environment does not fit; the message has the reason.
+        ModuleNotFoundError: A package of the environment is not installed.
+    """
+    given = {"variant": "", "resolution": "", **chosen, "id": env_id}
+    environment = override(Config(), {"environment": given}).environment
+    probe = probe_environment(environment, find="source" not in chosen)
+    names = probe.actions.split(", ")
+    shown = ", ".join([*names[:6], *(["..."] if len(names) > 6 else [])])
+    print(
+        f"{env_id}: frames from {_SOURCES[probe.source]}; actions {shown}; {probe.episode_length:,} steps per episode, "
+        f"at most {environment.max_steps or probe.max_steps:,}; {probe.steps_per_second:,} steps/s",
+        file=sys.stderr,
+    )
+    return gymnasium_task(env_id, probe)
+
+
+def probe_environment(environment: EnvSpec, *, find: bool = True) -> ProbeConfig:
+    """Play an environment for seconds with random actions, and check the contract at every step.
+
+    Args:
+        environment: Specification of the environment.
+        find: Whether to find the source of the frames, instead of taking that of the specification.
+
+    Raises:
+        ValueError: Gymnasium does not know the id.
+        ContractError: The environment does not fit.
+        ModuleNotFoundError: A package of the environment is not installed.
+    """
+    import_packages(environment)
+    entry_point(environment.id)
+    source, choices = _inspect(environment)
+    environment = replace(environment, source=source if find else environment.source)
+    rules = Rules("argmax" if choices else "tanh", _ENDLESS, choices)
+    env = make(environment, rules=rules)
+    try:
+        played = _play(env, environment.max_steps or _LONGEST)
+        limit = getattr(env.spec, "max_episode_steps", None)
+        return ProbeConfig(
+            actions=", ".join(_action_names(env)),
+            choices=", ".join(map(str, choices)),
+            source=environment.source,
+            max_steps=-(-limit // environment.action_repeat) if limit else played.limit,
+            episode_length=played.mean_length,
+            steps_per_second=max(1, round(played.steps / played.seconds)),
+            terminates=played.terminated or not played.lengths,
+            frames_per_second=_frames_per_second(env, environment.action_repeat),
+        )
+    finally:
+        env.close()
+
+
+def _inspect(environment: EnvSpec) -> tuple[Any, tuple[int, ...]]:
+    """Return the source of an environment's frames, and the number of values of each discrete action.
+
+    Raises:
+        ContractError: There is no image, or the actions are of another kind.
+    """
+    try:
+        env: gymnasium.Env[Any, Any] = gymnasium.make(environment.id, disable_env_checker=True)
+    except Exception as error:
+        raise ContractError(
+            f"{environment.id}: expected gymnasium.make to make it, got {type(error).__name__}: {error}"
+        ) from error
+    try:
+        source, space = find_source(env), env.action_space
+        if source is None:
+            raise ContractError(
+                f"{environment.id}: expected an image as its observation, or the render mode rgb_array, got the "
+                f"observation space {one_line(env.observation_space)}"
+            )
+        if not isinstance(space, gymnasium.spaces.Box) and not is_discrete(space):
+            raise ContractError(
+                f"{environment.id}: expected a Box, Discrete, MultiDiscrete or MultiBinary as its action space, got "
+                f"{one_line(space)}"
+            )
+        return source, _checked_choices(environment.id, space) if is_discrete(space) else ()
+    finally:
+        env.close()
+
+
+def _checked_choices(env_id: str, space: Any) -> tuple[int, ...]:
+    choices = choices_of(space)
+    if not choices:
+        raise ContractError(
+            f"{env_id}: expected discrete actions of one dimension, of two or more values each, got {one_line(space)}"
+        )
+    return choices
+
+
+@dataclass
+class _Played:
+    """Random play: lengths of the episodes that ended, whether one terminated, and all steps and seconds."""
+
+    lengths: list[int]
+    terminated: bool
+    steps: int
+    seconds: float
+
+    @property
+    def mean_length(self) -> int:
+        return round(float(np.mean(self.lengths))) if self.lengths else max(self.steps, 1)
+
+    @property
+    def limit(self) -> int:
+        """Longest episode of the task, for an environment without a time limit."""
+        return min(_LONGEST, max(_ENDLESS, 10 * max(self.lengths))) if self.lengths else _ENDLESS
+
+
+def _play(env: AdaptedEnv, max_steps: int) -> _Played:
+    """Play random episodes, until there are enough or the time is over."""
+    policy = policies(env.actions.size, env.actions.choices)["uniform"]
+    played = _Played([], False, 0, 0.0)
+    start = time.perf_counter()
+    for seed in range(_EPISODES):
+        env.reset(seed=seed)
+        for length, action in enumerate(policy(np.random.default_rng(seed)), start=1):
+            _, _, terminated, truncated, _ = env.step(action)
+            played.steps += 1
+            played.seconds = time.perf_counter() - start
+            played.terminated |= terminated
+            if terminated or truncated or length >= max_steps:
+                played.lengths.append(length)
+                break
+            if played.seconds > (_SECONDS if played.lengths else _PATIENCE):
+                return played
+    return played
+
+
+def _action_names(env: AdaptedEnv) -> list[str]:
+    """Return the names of the values of an environment's discrete actions, or of the numbers of a Box."""
+    choices, game = env.actions.choices, env.unwrapped
+    if not choices:
+        size = env.actions.size
+        return [f"action {index}" for index in range(size)] if size > 1 else ["action"]
+    if len(choices) > 1:
+        return [f"{part}: {value}" for part, count in enumerate(choices) for value in range(count)]
+    found = list(map(_readable, _meanings(game)))
+    plain = all(found) and len(set(found)) == choices[0] == len(found)
+    return found if plain else [f"action {index}" for index in range(choices[0])]
+
+
+def _meanings(game: Any) -> list[str]:
+    """Names of a Discrete's actions, where an environment has them, as ALE, MiniGrid and VizDoom do."""
+    if callable(getattr(game, "get_action_meanings", None)):
+        return [str(name) for name in game.get_action_meanings()]
+    actions = getattr(game, "actions", None)
+    if isinstance(actions, type) and issubclass(actions, enum.Enum):
+        return [one.name for one in actions]
+    if hasattr(game, "button_map") and hasattr(game, "game"):
+        buttons = [button.name for button in game.game.get_available_buttons()]
+        pressed = ([name for name, on in zip(buttons, row, strict=True) if on] for row in game.button_map)
+        return [" + ".join(row) or "noop" for row in pressed]
+    return []
+
+
+def _readable(name: str) -> str:
+    return name.replace("_", " ").replace(",", " ").strip().lower()
+
+
+def _frames_per_second(env: AdaptedEnv, repeat: int) -> int:
+    speed = env.metadata.get("render_fps")
+    return max(1, round((speed if isinstance(speed, int | float) and speed > 0 else _FRAMES_PER_SECOND) / repeat))
