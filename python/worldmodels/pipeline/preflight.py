@@ -141,7 +141,7 @@ def check_rounds(config: Config) -> None:
         ValueError: A setting is invalid.
     """
     rounds = config.rounds
-    parse_policies(rounds.policies, tasks.get(config.task).policies, "rounds.policies")
+    parse_policies(rounds.policies, tasks.of(config).policies, "rounds.policies")
     for name in ("episodes", "evaluate_episodes"):
         _at_most(f"rounds.{name}", getattr(rounds, name), _MAX_EPISODES)
     for name in ("vae_steps", "rnn_steps", "generations"):
