@@ -20,8 +20,10 @@ from worldmodels.pipeline.run import Run, check_inputs, require_earlier, section
 from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.support import settings
+from worldmodels.support.cluster import cluster_address, use_cluster
 from worldmodels.support.cpu import describe
-from worldmodels.support.processes import defer_sigint, keep_sigint
+from worldmodels.support.launch import check_launch
+from worldmodels.support.processes import Terminated, defer_sigint, keep_sigint
 from worldmodels.support.suggestions import suggestion
 from worldmodels.support.validation import MAX_SEED, check_integer, check_positive, check_real
 from worldmodels.support.versions import versions
@@ -119,6 +121,7 @@ def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str
     """Add the arguments of a command that runs all stages."""
     target.add_argument("task", type=_one_of(tasks.names()), help=f"one of {', '.join(tasks.names())}")
     _add_common(target, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
+    _add_cluster(target)
     target.add_argument(
         "--from-scratch", action="store_true", help="train V and M, with preset quick unless --preset is given"
     )
@@ -129,6 +132,12 @@ def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str
             nargs="+",
             default=[0.1, 0.5, 1.0, 1.15, 1.3],
             help="temperatures of the dreams",
+        )
+        target.add_argument(
+            "--only",
+            type=int,
+            metavar="K",
+            help="run the K-th temperature alone, without the table, as others run; 0 for the stages that all share",
         )
     for section in section_names():
         _add_section(target, section, "" if (name, section) == ("iterate", "rounds") else f"{command(section)}.")
@@ -145,6 +154,8 @@ def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[
         help="task of a new run folder (default: takecover)",
     )
     _add_common(target, presets)
+    if stage.clustered:
+        _add_cluster(target)
     _add_section(target, stage.name, "")
     if stage.name == "collect":
         _add_section(target, "environment", "environment.")
@@ -152,6 +163,7 @@ def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[
 
 def _add_play(target: argparse.ArgumentParser) -> None:
     _add_show(target)
+    _add_cluster(target)
     variants = settings.choices(EnvSpec, "variant")
     target.add_argument(
         "--variant",
@@ -198,6 +210,16 @@ def _add_bench(target: argparse.ArgumentParser) -> None:
         "--peers", action=argparse.BooleanOptionalAction, default=True, help="also benchmark NumPy, PyTorch and JAX"
     )
     target.add_argument("--json", metavar="FILE", type=_path, help="JSON file of the results (*.json)")
+
+
+def _add_cluster(target: argparse.ArgumentParser) -> None:
+    target.add_argument(
+        "--cluster",
+        type=cluster_address,
+        metavar="CLUSTER",
+        help="do the work on a Ray cluster (extra `ray`): local:N or local:auto workers on this machine, auto for the "
+        "cluster this machine belongs to, or HOST:PORT of its head; changes no result",
+    )
 
 
 def _add_agent(target: argparse.ArgumentParser) -> None:
@@ -285,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Arguments; None for those of the process.
 
     Returns:
-        Exit status: 0, 1 after an error, 130 after Ctrl-C.
+        Exit status: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     if arguments is None:
         _protect_streams()
@@ -303,19 +325,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "bench":
             _bench(options)
         elif options.command in ("play", "dream"):
-            _show(options)
+            with use_cluster(vars(options).get("cluster")):
+                _show(options)
         elif options.command == "web":
             _web(options)
         else:
-            with keep_sigint():
+            check_launch(os.environ, on_cluster=vars(options).get("cluster") is not None)
+            with use_cluster(vars(options).get("cluster")), keep_sigint():
                 _work(options)
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         # After a Ctrl-C during exec() (used by dataclasses and namedtuples), Python exits by the signal instead of with
         # the status. Another exec() clears that flag.
         exec("")
-        print("\ninterrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
-        return 130
+        what, status = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        print(f"\n{what}; run the same command again to resume from the last checkpoint", file=sys.stderr)
+        return status
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError, MemoryError) as error:
         print(f"worldmodels: {_explain(error)}", file=sys.stderr)
         return 1
@@ -436,7 +461,7 @@ def _work(options: argparse.Namespace) -> None:
         from worldmodels.pipeline import studies
 
         if options.command == "sweep":
-            studies.sweep(out, config, options.temperatures, force=options.force)
+            studies.sweep(out, config, options.temperatures, force=options.force, only=options.only)
         else:
             studies.ablate(out, config, force=options.force)
         return
@@ -582,7 +607,8 @@ def _show(options: argparse.Namespace) -> None:
         scores = show.dream_scores(folder, options.episodes, **chosen)
     else:
         about = f"{options.agent}, {describe_environment(environment)}"
-        scores = show.play(folder, environment, options.episodes, seed=options.seed, rules=task.rules)
+        modules = (tasks.module(config.task),)
+        scores = show.play(folder, environment, options.episodes, seed=options.seed, rules=task.rules, modules=modules)
     print(show.report_scores(about, scores))
     if not (options.gif or options.video):
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -36,7 +38,7 @@ def cuts(draw):
         return [0, *sorted(inner), total]
 
     rows = borders(CANDIDATES)
-    return [(a, b, borders(EPISODES)) for a, b in zip(rows, rows[1:], strict=False)]
+    return [(a, b, borders(EPISODES)) for a, b in itertools.pairwise(rows)]
 
 
 def in_parts(evaluator, params, parts, **options):
@@ -44,7 +46,7 @@ def in_parts(evaluator, params, parts, **options):
     returns = np.full((CANDIDATES, EPISODES), np.nan, np.float32)
     lengths = np.zeros((CANDIDATES, EPISODES), np.int32)
     for a, b, columns in parts:
-        for c, d in zip(columns, columns[1:], strict=False):
+        for c, d in itertools.pairwise(columns):
             played = evaluator.play(params[a:b], d - c, first_candidate=a, first_episode=c, **options)
             returns[a:b, c:d], lengths[a:b, c:d] = played
     return returns, lengths

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -83,7 +83,7 @@ def check_options(environment: EnvSpec, section: str = "environment", **more: An
             raise ValueError(f"{section}.{error}") from error
 
 
-def backend(environment: EnvSpec) -> str:
+def backend(environment: EnvSpec) -> Literal["envpool", "gymnasium"]:
     """Resolve the back end of an environment: the one of the settings, or the fastest one installed.
 
     Returns:

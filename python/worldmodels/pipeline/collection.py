@@ -10,26 +10,33 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from worldmodels import pretrained
 from worldmodels.data.episodes import EpisodeShard, shard_path
 from worldmodels.envs.policies import AGENT, parse_policies
+from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import CollectConfig
 from worldmodels.pipeline.players import Job
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.worker import work
+from worldmodels.pipeline.stage import C, M, V
+from worldmodels.pipeline.worker import CollectWork, work
+from worldmodels.rollout.needs import environment_needs, resolved
+from worldmodels.support.cluster import Piece, Queue, active_cluster, with_sizes
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.files import link
 from worldmodels.support.processes import block_sigint, describe_exit
 from worldmodels.support.profile import add_to_profile, phase
 from worldmodels.support.progress import Progress
+
+if TYPE_CHECKING:
+    from worldmodels.support.ray_cluster import RayCluster
 
 _MAX_RESTARTS = 20
 _TIMEOUT = 900.0  # seconds without a finished episode after which a worker counts as hung
@@ -66,7 +73,11 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     _check_shards(job, len(shards))
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
-    _Pool(job, todo, progress, ready, lambda: run.log_profile("collect")).run()
+    cluster = active_cluster()
+    if cluster is None:
+        _Pool(job, todo, progress, ready, lambda: run.log_profile("collect")).run()
+    elif todo:
+        _collect_on_cluster(cluster, run, job, todo, progress, ready)
     cut = _cut(job, len(shards))
     if cut:
         limit = f"Task.max_steps = {run.task.max_steps}"
@@ -142,6 +153,33 @@ def _summary(folder: Path, config: CollectConfig) -> dict[str, Any]:
             for name, values in sorted(lengths.items())
         },
     }
+
+
+def _collect_on_cluster(
+    cluster: RayCluster, run: Run, job: Job, todo: list[int], progress: Progress, ready: int
+) -> None:
+    """Let the workers of a cluster write the shards."""
+    agent = pretrained.resolve(job.collect.agent) if job.collect.agent else None
+    weights = [agent / name for name in (V, M, C)] if agent is not None else []
+    files = [run.path("config.json").absolute(), *weights]
+    modules = (tasks.module(run.config.task),)
+    needs = replace(environment_needs(job.environment, modules), files=with_sizes(files))
+    resolved_job = replace(job, config=replace(job.config, environment=resolved(job.environment)))
+    pieces = Queue([Piece(len(job.episodes(shard)), shard) for shard in todo])
+    frames, printed = 0, set[str]()
+    try:
+        with contextlib.closing(cluster.run(cluster.prepare(CollectWork(resolved_job, needs)), pieces)) as played:
+            for _, (lengths, note) in played:
+                ready, frames = ready + len(lengths), frames + sum(lengths)
+                progress.update(ready, f"{frames / max(progress.seconds, 1e-9):,.0f} frames/s")
+                run.log_profile("collect")
+                if note and note not in printed:
+                    print(f"collect: {note}", file=sys.stderr)
+                    printed.add(note)
+    finally:
+        for stray in job.folder.glob("*.h5.*.tmp"):  # of workers that died
+            stray.unlink(missing_ok=True)
+    progress.close(ready, f"{frames:,} frames")
 
 
 @dataclass
