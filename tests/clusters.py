@@ -1,16 +1,12 @@
-"""Work for clusters of the tests, whose workers import this module; and clusters of several nodes on this machine."""
+"""Clusters of several nodes on this machine, and dreams for them."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # simulated nodes listen on the loopback interface
@@ -22,14 +18,13 @@ import pytest
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
 
+from cluster_work import SHAPE
 from conftest import make_mdnrnn
-from worldmodels import Controller, Dream
-from worldmodels.rollout.evaluators import EvalResult
+from worldmodels import Dream
 from worldmodels.rollout.evaluators.dream import DreamEvaluator
-from worldmodels.support.cluster import ClusterAddress, Needs, WorkerLostError, use_cluster
+from worldmodels.support.cluster import ClusterAddress, use_cluster
 
 STORE = 80 * 2**20  # bytes of a node's object store, about the least that Ray takes
-SHAPE = Controller(4, 8, 1)
 
 
 @contextmanager
@@ -70,61 +65,3 @@ def make_dream(**options: Any) -> Dream:
 def make_dreams() -> Any:
     """Makes the evaluator of dreams in a worker."""
     return partial(DreamEvaluator, make_dream())
-
-
-class SleepingEvaluator:
-    """Episodes last as long as their index and their candidate's say, from 5 to 95 ms: they are slept."""
-
-    unit = "naps"
-    controller = SHAPE
-
-    def __init__(self, num_threads: int) -> None:
-        self.metadata: dict[str, Any] = {}
-
-    def play(
-        self, params: Any, episodes: int, *, first_candidate: int = 0, first_episode: int = 0, **_: Any
-    ) -> EvalResult:
-        rows, columns = np.arange(len(params)) + first_candidate, np.arange(episodes) + first_episode
-        lengths = (5 + (37 * rows[:, None] + 61 * columns) % 91).astype(np.int32)
-        time.sleep(lengths.sum() / 1000)
-        return EvalResult(lengths.astype(np.float32), lengths)
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class Deed:
-    """Squares numbers; does something else with one of them, the first time.
-
-    Attributes:
-        folder: Where the process leaves a mark, so that the second time is another.
-        what: ``die``, ``lose``, ``hang``, ``fail`` or nothing.
-        seconds: What a piece takes.
-    """
-
-    folder: Path
-    what: str = ""
-    seconds: float = 0.0
-    needs: Needs = field(default_factory=Needs)
-
-    def open(self, num_threads: int) -> Deed:
-        return self
-
-    def __call__(self, number: int) -> tuple[int, int]:
-        mark = self.folder / "done"
-        if number == 3 and self.what and not mark.exists():
-            mark.touch()
-            if self.what == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.what == "lose":
-                raise WorkerLostError("the engine is gone")
-            if self.what == "hang":
-                time.sleep(600)
-            if self.what == "fail":
-                raise ValueError("number: expected another one, got 3")
-        time.sleep(self.seconds)
-        return number**2, os.getpid()
-
-    def close(self) -> None:
-        pass

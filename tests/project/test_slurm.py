@@ -69,7 +69,7 @@ def test_a_job_that_ends_by_itself_is_not_queued_again(name, job, tmp_path):
         ours = "worldmodels run takecover --out runs/a b --cluster node1:32345"
         assert "srun --ntasks=2 --ntasks-per-node=1 ray symmetric-run --address node1:32345 --min-nodes 2" in said
     elif name == "train":
-        ours = "-m worldmodels train-vae --out runs/a"
+        ours = "-m -- worldmodels train-vae --out runs/a"
         assert "torchrun --nnodes=2 --nproc-per-node=4 --rdzv-id=12345" in said
         assert "--rdzv-endpoint=node1:32345" in said
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -165,6 +166,8 @@ def use_cluster(address: ClusterAddress | None) -> Iterator[None]:
         return
     if address.workers is not None and "ray" not in sys.modules:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray listens on the loopback interface alone
+        if "RAY_AUTH_MODE" not in os.environ:  # other users of this machine reach that too
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     from worldmodels.support.ray_cluster import RayCluster
 
     with RayCluster(address) as cluster:

@@ -41,9 +41,6 @@ class Station:
     """
 
     def __init__(self, num_threads: int, level: str) -> None:
-        import torch
-
-        torch.set_num_threads(num_threads)
         set_simd_level(level)
         self._threads = num_threads
         self._number = 0

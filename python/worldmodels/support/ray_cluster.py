@@ -173,6 +173,7 @@ class RayCluster:
         terminate = signal.getsignal(signal.SIGTERM)
         try:
             self._start(count) if self._local else self._join(address.address)
+            ray._private.worker.print_to_stdstream = _discard  # logs of lost nodes, which it prints to stdout
             self._looked = -_REFRESH
             self._refresh()
         except BaseException:
@@ -514,8 +515,12 @@ def _worker_class() -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error of Ray."""
-    return str(error).strip().partition("\n")[0]
+    """Return the kind of an error of Ray, whose text has many lines."""
+    return type(error).__name__
+
+
+def _discard(*_: Any, **__: Any) -> None:
+    pass
 
 
 def _say(text: str) -> None:
