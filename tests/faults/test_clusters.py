@@ -57,11 +57,12 @@ def undisturbed(tmp_path_factory):
     return folder / "bare", evolved(run)
 
 
-def begin(folder, *arguments, mark):
+def begin(folder, mark):
     """Starts evolve on two workers of this machine; returns when three generations are complete."""
-    log = (folder / "log").open("w")
-    options = {"env": {**environment(), "WM_TEST": str(mark)}, "stdout": log, "stderr": log, "start_new_session": True}
-    process = start("evolve", "--out", "toy", "--cluster", "local:2", *arguments, cwd=folder, **options)
+    env = {**environment(), "WM_TEST": str(mark)}
+    with (folder / "log").open("w") as log:
+        options = {"env": env, "stdout": log, "stderr": log, "start_new_session": True}
+        process = start("evolve", "--out", "toy", "--cluster", "local:2", cwd=folder, **options)
     lines = folder / "toy" / "metrics.jsonl"
     until = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < until:
@@ -77,7 +78,7 @@ def test_a_driver_that_is_stopped_leaves_nothing_and_resumes(tmp_path, undisturb
     """Killed alone, as when memory runs out; Ctrl-C to its group; SIGTERM, as a scheduler sends it."""
     bare, expected = undisturbed
     shutil.copytree(bare, tmp_path / "toy")
-    process = begin(tmp_path, mark=tmp_path)
+    process = begin(tmp_path, tmp_path)
     (os.killpg if how == signal.SIGINT else os.kill)(process.pid, how)
     code = process.wait(60)
     said = (tmp_path / "log").read_text()

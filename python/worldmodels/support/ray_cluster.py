@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -33,6 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from worldmodels.support.cluster import ClusterAddress, Needs, Piece, Pieces, Work, common_level, refusals
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.profile import add_to_profile, phase
+from worldmodels.support.reaper import Reaper
 from worldmodels.support.simd import simd_level
 from worldmodels.support.versions import versions
 
@@ -162,7 +162,7 @@ class RayCluster:
         self._local = address.workers is not None
         count = address.workers or available_cpus()
         self._threads = max(1, available_cpus() // count) if self._local else 1
-        self._folder: Path | None = None
+        self._reaper: Reaper | None = None
         self._workers: list[_Worker] = []
         self._refused: dict[str, str] = {}  # by node
         self._levels: dict[str, str] = {}  # SIMD level by node that has been checked
@@ -191,18 +191,20 @@ class RayCluster:
         """Start a cluster of this machine."""
         _say("starting Ray on this machine ...")
         place = "/tmp" if os.access("/tmp", os.W_OK) else None  # a socket's path has at most 107 characters
-        self._folder = Path(tempfile.mkdtemp(prefix="wm", dir=place))
+        folder = Path(tempfile.mkdtemp(prefix="wm", dir=place))
+        self._reaper = Reaper(folder)  # two processes of Ray outlive a killed driver for a minute
         self._address = "this machine"
         try:
-            ray.init(
-                num_cpus=count,
-                num_gpus=0,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=_OBJECT_STORE,
-                _temp_dir=str(self._folder),
-            )
+            with self._reaper.marked():
+                ray.init(
+                    num_cpus=count,
+                    num_gpus=0,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    object_store_memory=_OBJECT_STORE,
+                    _temp_dir=str(folder),
+                )
         except (RayError, RuntimeError, OSError, ValueError) as error:
             raise RuntimeError(f"--cluster: Ray does not start on this machine: {error}") from error
 
@@ -244,9 +246,9 @@ class RayCluster:
         self._workers = []
         with contextlib.suppress(RayError):
             ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._reaper is not None:
+            self._reaper.close()
+            self._reaper = None
 
     @property
     def num_workers(self) -> int:
