@@ -141,9 +141,16 @@ ControllerView checked_controller(const ControllerShape& shape, const ModelView&
                           ", got one for " + sizes(shape.latent, shape.hidden, shape.action));
 }
 
+// The first index of a range of indices, all of which are below 2**31.
+std::uint32_t checked_first(long long first, std::uint32_t count, const std::string& name) {
+    return static_cast<std::uint32_t>(
+        checked_integer(first, 0, name, std::numeric_limits<std::int32_t>::max() - static_cast<long long>(count)));
+}
+
 py::tuple rollout(const WorldModel& model, const ControllerShape& shape, const py::array& params,
                   long long episodes, std::uint64_t seed, bool common_random_numbers, double temperature,
-                  long long max_steps, long long num_threads) {
+                  long long max_steps, long long num_threads, long long first_candidate,
+                  long long first_episode) {
     const ControllerView controller = checked_controller(shape, model.view());
     RolloutArgs args{};
     args.params = checked_floats(params, "params", {"P", shape.size()});
@@ -153,6 +160,8 @@ py::tuple rollout(const WorldModel& model, const ControllerShape& shape, const p
                               std::to_string(params.shape(0)) + " candidates x " + std::to_string(episodes) +
                               " episodes");
     args.candidates = static_cast<std::uint32_t>(params.shape(0));
+    args.first_candidate = checked_first(first_candidate, args.candidates, "first_candidate");
+    args.first_episode = checked_first(first_episode, args.episodes, "first_episode");
     args.seed = seed;
     args.common_random_numbers = common_random_numbers;
     args.temperature = checked_temperature(temperature);
@@ -381,7 +390,8 @@ void bind_dream(pybind11::module_& m) {
         .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a,
              "choices"_a);
     m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, py::kw_only(), "episodes"_a, "seed"_a,
-          "common_random_numbers"_a, "temperature"_a, "max_steps"_a, "num_threads"_a);
+          "common_random_numbers"_a, "temperature"_a, "max_steps"_a, "num_threads"_a,
+          "first_candidate"_a, "first_episode"_a);
     m.def("trace", &trace, "model"_a, "controller"_a, "params"_a, py::kw_only(), "candidate"_a, "episode"_a,
           "seed"_a, "temperature"_a, "max_steps"_a);
     py::class_<BoundStepper>(m, "DreamStepper")

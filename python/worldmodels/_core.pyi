@@ -60,6 +60,8 @@ def rollout(
     temperature: float,
     max_steps: int,
     num_threads: int,
+    first_candidate: int,
+    first_episode: int,
 ) -> tuple[FloatArray, npt.NDArray[np.int32], int]: ...
 def trace(
     model: WorldModel,

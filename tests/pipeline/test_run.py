@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -321,6 +323,16 @@ def test_a_folder_has_one_process_at_a_time(tmp_path):
         Run(tmp_path)
     with Run(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match=r"expected a file system with locks, got one without \(.*Lustre.*NFS"):
+        Run(tmp_path, toy_config())
 
 
 def test_a_folder_without_settings_is_refused(tmp_path):

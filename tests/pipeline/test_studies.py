@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import make_latents, toy_config, write_world
+from conftest import copy_linked, make_latents, toy_config, write_world
 from worldmodels import Controller, load_world_model, pretrained
 from worldmodels.analysis.stats import describe
 from worldmodels.cli import main
@@ -44,6 +44,33 @@ def with_two_baselines(task, **changes):
     baselines = {name: task.baselines[name] for name in ("random", "collecting")}
     policies = {name: task.policies[name] for name in baselines.values()}
     return dataclasses.replace(task, baselines=baselines, policies=policies, **changes)
+
+
+def test_rows_of_a_sweep_run_apart(tmp_path, base, unrecorded, capsys):
+    """By several processes, none of which holds the lock of the run folder; the last call makes the table of them."""
+    folder = copy_linked(base, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^--only: expected an integer from 0 to 2, got 3"):
+        studies.sweep(folder, toy_config(), [0.1, 1.3], only=3)
+    assert studies.sweep(folder, toy_config(), [0.1, 1.3], only=0) == []
+    assert not (folder / "temperatures").exists()
+    with Run(folder):  # another process
+        assert studies.sweep(folder, toy_config(), [0.1, 1.3], only=2) == []
+    assert [path.name for path in (folder / "temperatures").iterdir()] == ["1.3"]
+    studies.sweep(folder, toy_config(), [0.1, 1.3], only=1)
+    results = {name: (folder / "temperatures" / name / "results.json").read_bytes() for name in ("0.1", "1.3")}
+    capsys.readouterr()
+    gathered = studies.sweep(folder, toy_config(), [0.1, 1.3])
+    assert [result.temperature for result in gathered] == [0.1, 1.3]
+    assert capsys.readouterr().err.count("already complete") > 8
+    for name, before in results.items():
+        assert (folder / "temperatures" / name / "results.json").read_bytes() == before
+    assert (folder / "temperatures" / "sweep.json").is_file()
+
+
+def test_a_row_needs_v_and_m(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--only 1 needs the outputs of `worldmodels collect`; .*--only 0"):
+        studies.sweep(tmp_path / "none", toy_config(), [0.1, 1.3], only=1)
+    assert not (tmp_path / "none").exists()
 
 
 def test_sweep(base, capsys, monkeypatch, unrecorded):

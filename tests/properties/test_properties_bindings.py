@@ -42,6 +42,8 @@ ONE_EPISODE = {
     "temperature": 1.0,
     "max_steps": 5,
     "num_threads": 1,
+    "first_candidate": 0,
+    "first_episode": 0,
 }
 VAE = make_vae()
 CPU = torch.device("cpu")

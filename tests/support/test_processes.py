@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from worldmodels.support.processes import check_sigint, keep_sigint
+from worldmodels.support.processes import Terminated, check_sigint, keep_sigint
 from worldmodels.support.progress import Progress
 
 
@@ -49,3 +49,22 @@ def test_an_ignored_sigint_stays_ignored():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_is_an_interruption_of_its_own(monkeypatch):
+    with keep_sigint():
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Terminated):  # as if it had been dropped
+            check_sigint()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_handler_of_sigterm_is_kept():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with keep_sigint():
+            signal.raise_signal(signal.SIGTERM)
+            check_sigint()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -17,11 +17,21 @@ from worldmodels.models.native_model import Termination
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
 from worldmodels.rollout.runner import Environments, episode_seed, record
+from worldmodels.support.cluster import active_cluster
 from worldmodels.support.progress import Progress
 
 
-def play(folder: Path, environment: EnvSpec, episodes: int, *, seed: int, rules: Rules, num_envs: int = 16) -> Scores:
-    """Play the real game.
+def play(
+    folder: Path,
+    environment: EnvSpec,
+    episodes: int,
+    *,
+    seed: int,
+    rules: Rules,
+    num_envs: int = 16,
+    modules: tuple[str, ...] = (),
+) -> Scores:
+    """Play the real game, on the cluster if there is one.
 
     Args:
         folder: Run folder, or folder of a pretrained agent.
@@ -30,6 +40,7 @@ def play(folder: Path, environment: EnvSpec, episodes: int, *, seed: int, rules:
         seed: Seed of the game and of the sampled latents.
         rules: Rules of the task.
         num_envs: Number of environments stepped at once.
+        modules: Modules that register the environment, for the workers of a cluster.
     """
     scores: dict[int, float] = {}
     progress = Progress("play", episodes, "episodes")
@@ -39,7 +50,9 @@ def play(folder: Path, environment: EnvSpec, episodes: int, *, seed: int, rules:
         progress.update(len(scores), f"mean {sum(scores.values()) / len(scores):.0f}")
 
     agent = Agent.load(folder)
-    with Environments(environment, min(num_envs, episodes), rules=rules) as environments:
+    with Environments(
+        environment, min(num_envs, episodes), rules=rules, cluster=active_cluster(), modules=modules
+    ) as environments:
         environments.play(agent, range(episodes), seed=seed, purpose="play", finished=finished)
     progress.close(episodes)
     return describe([scores[episode] for episode in range(episodes)])

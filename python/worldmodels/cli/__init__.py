@@ -16,6 +16,7 @@ from worldmodels.cli.stages import run_stages
 from worldmodels.cli.status import print_list, print_status
 from worldmodels.cli.streams import protect_streams
 from worldmodels.cli.web import make_web_page
+from worldmodels.support.processes import Terminated
 
 #: Extra of this package that installs a module; for other modules, the extra `takecover`.
 _EXTRAS = {
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Arguments; None for those of the process.
 
     Returns:
-        Exit status: 0, 1 after an error, 130 after Ctrl-C.
+        Exit status: 0, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM.
     """
     if arguments is None:
         protect_streams()
@@ -59,12 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options is not None:
             _COMMANDS.get(options.command, run_stages)(options)
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         # After a Ctrl-C during exec() (used by dataclasses and namedtuples), Python exits by the signal instead of with
         # the status. Another exec() clears that flag.
         exec("")
-        print("\ninterrupted; run the same command again to resume from the last checkpoint", file=sys.stderr)
-        return 130
+        what, status = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        print(f"\n{what}; run the same command again to resume from the last checkpoint", file=sys.stderr)
+        return status
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError, MemoryError) as error:
         print(f"worldmodels: {_explain(error)}", file=sys.stderr)
         return 1

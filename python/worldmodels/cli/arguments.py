@@ -20,6 +20,7 @@ from worldmodels.pipeline.sinks import SINKS
 from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.support import settings
+from worldmodels.support.cluster import cluster_address
 from worldmodels.support.suggestions import suggestion
 
 #: Commands that run all stages.
@@ -102,6 +103,7 @@ def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str
         help=f"one of {', '.join(tasks.names())}, or a Gymnasium id; may be in the file of --config",
     )
     _add_common(target, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
+    _add_cluster(target)
     target.add_argument(
         "--from-scratch", action="store_true", help="train V and M, with preset quick unless --preset is given"
     )
@@ -119,6 +121,12 @@ def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str
             default=[0.1, 0.5, 1.0, 1.15, 1.3],
             help="temperatures of the dreams",
         )
+        target.add_argument(
+            "--only",
+            type=int,
+            metavar="K",
+            help="run the K-th temperature alone, without the table, as others run; 0 for the stages that all share",
+        )
     for section in section_names():
         _add_section(target, section, "" if (name, section) == ("iterate", "rounds") else f"{command(section)}.", view)
 
@@ -134,6 +142,8 @@ def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[
         help="task of a new run folder, or a Gymnasium id (default: takecover)",
     )
     _add_common(target, presets)
+    if stage.clustered:
+        _add_cluster(target)
     _add_section(target, stage.name, "", view)
     if stage.name == "collect":
         _add_section(target, "environment", "environment.", view)
@@ -141,6 +151,7 @@ def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[
 
 def _add_play(target: argparse.ArgumentParser) -> None:
     _add_show(target)
+    _add_cluster(target)
     variants = settings.choices(EnvSpec, "variant")
     target.add_argument(
         "--variant",
@@ -187,6 +198,16 @@ def _add_bench(target: argparse.ArgumentParser) -> None:
         "--peers", action=argparse.BooleanOptionalAction, default=True, help="also benchmark NumPy, PyTorch and JAX"
     )
     target.add_argument("--json", metavar="FILE", type=parse_path, help="JSON file of the results (*.json)")
+
+
+def _add_cluster(target: argparse.ArgumentParser) -> None:
+    target.add_argument(
+        "--cluster",
+        type=cluster_address,
+        metavar="CLUSTER",
+        help="do the work on a Ray cluster (extra `ray`): local:N or local:auto workers on this machine, auto for the "
+        "cluster this machine belongs to, or HOST:PORT of its head; changes no result",
+    )
 
 
 def _add_agent(target: argparse.ArgumentParser) -> None:

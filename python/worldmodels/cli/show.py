@@ -13,6 +13,7 @@ from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config
 from worldmodels.pipeline.run import Run
+from worldmodels.support.cluster import use_cluster
 from worldmodels.support.validation import MAX_SEED, check_integer, check_positive, check_real
 
 _MAX_EPISODES = 1_000_000  # of `play` and `dream`
@@ -56,7 +57,11 @@ def show_agent(options: argparse.Namespace) -> None:
         scores = show.dream_scores(folder, options.episodes, **chosen)
     else:
         about = f"{options.agent}, {describe_environment(environment)}"
-        scores = show.play(folder, environment, options.episodes, seed=options.seed, rules=task.rules)
+        modules = tasks.modules(config)
+        with use_cluster(options.cluster):
+            scores = show.play(
+                folder, environment, options.episodes, seed=options.seed, rules=task.rules, modules=modules
+            )
     print(show.report_scores(about, scores))
     if not (options.gif or options.video):
         return

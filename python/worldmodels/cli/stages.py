@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -20,13 +21,17 @@ from worldmodels.pipeline.run import Run, check_inputs, require_earlier
 from worldmodels.pipeline.stage import command
 from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.pipeline.status import stage_statuses
+from worldmodels.support.cluster import use_cluster
+from worldmodels.support.launch import check_launch
 from worldmodels.support.processes import keep_sigint
 from worldmodels.support.validation import MAX_SEED, check_integer
 
 
 def run_stages(options: argparse.Namespace) -> None:
     """Run the stages of a command in a run folder."""
-    with keep_sigint():
+    cluster = vars(options).get("cluster")
+    check_launch(os.environ, on_cluster=cluster is not None)
+    with use_cluster(cluster), keep_sigint():
         _work(options)
 
 
@@ -67,7 +72,8 @@ def _work(options: argparse.Namespace) -> None:
         from worldmodels.pipeline import studies
 
         if options.command == "sweep":
-            studies.sweep(out, config, options.temperatures, force=options.force, log_to=options.log)
+            temperatures, only = options.temperatures, options.only
+            studies.sweep(out, config, temperatures, force=options.force, only=only, log_to=options.log)
         else:
             studies.ablate(out, config, force=options.force, log_to=options.log)
         return

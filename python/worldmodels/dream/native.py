@@ -176,6 +176,8 @@ class Dream:
         num_threads: int | None = None,
         max_steps: int | None = None,
         common_seeds: bool = False,
+        first_candidate: int = 0,
+        first_episode: int = 0,
     ) -> DreamResult:
         """Roll out the episodes of every candidate.
 
@@ -186,9 +188,13 @@ class Dream:
             num_threads: Number of threads; None for all available CPUs, at most ``OMP_NUM_THREADS``.
             max_steps: Maximum length of an episode; None for the constructor's.
             common_seeds: Whether all candidates share the random numbers of candidate 0 (common random numbers).
+            first_candidate: Index of the first row in a larger evaluation.
+            first_episode: Index of the first column in a larger evaluation.
 
         Returns:
-            :class:`DreamResult`. Row p depends on ``params[p]``, p, the seed and the sizes alone.
+            :class:`DreamResult`. An episode depends on its candidate's parameters, its indices and the seed alone:
+            ``rollout(params[a:b], d - c, first_candidate=a, first_episode=c)`` is ``[a:b, c:d]`` of
+            ``rollout(params, episodes)``, bit for bit.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -197,7 +203,14 @@ class Dream:
             KeyboardInterrupt: Ctrl-C was pressed; raised within a tenth of a second.
         """
         return self.rollout_with_stats(
-            params, episodes, seed=seed, num_threads=num_threads, max_steps=max_steps, common_seeds=common_seeds
+            params,
+            episodes,
+            seed=seed,
+            num_threads=num_threads,
+            max_steps=max_steps,
+            common_seeds=common_seeds,
+            first_candidate=first_candidate,
+            first_episode=first_episode,
         )[0]
 
     def rollout_with_stats(
@@ -209,6 +222,8 @@ class Dream:
         num_threads: int | None = None,
         max_steps: int | None = None,
         common_seeds: bool = False,
+        first_candidate: int = 0,
+        first_episode: int = 0,
     ) -> tuple[DreamResult, int]:
         """Roll out as :meth:`rollout` does and count the computed steps.
 
@@ -228,6 +243,8 @@ class Dream:
             temperature=self.temperature,
             max_steps=self._max_steps(max_steps),
             num_threads=check_threads(num_threads),
+            first_candidate=check_integer("first_candidate", first_candidate, 0, 2**31 - 1),
+            first_episode=check_integer("first_episode", first_episode, 0, 2**31 - 1),
         )
         return DreamResult(returns, lengths), computed
 

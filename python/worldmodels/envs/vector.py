@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -69,14 +69,18 @@ _VIZDOOM = "Vizdoom"  # beginning of the ids of the package vizdoom
 _REGISTERED_BY = {"ALE/": "ale_py", _VIZDOOM: "vizdoom.gymnasium_wrapper"}
 
 
-def import_packages(environment: EnvSpec) -> None:
+def import_packages(environment: EnvSpec) -> list[str]:
     """Import the packages that register an environment: those of its settings, and ALE's or VizDoom's for their ids.
+
+    Returns:
+        Names of the packages.
 
     Raises:
         ValueError: A package of the settings does not exist.
         ModuleNotFoundError: ALE or VizDoom is not installed.
     """
-    for package in filter(None, (name.strip() for name in environment.imports.split(","))):
+    packages = list(filter(None, (name.strip() for name in environment.imports.split(","))))
+    for package in packages:
         try:
             importlib.import_module(package)
         except ModuleNotFoundError as error:
@@ -86,8 +90,10 @@ def import_packages(environment: EnvSpec) -> None:
     for prefix, package in _REGISTERED_BY.items():
         if environment.id.startswith(prefix):
             module = importlib.import_module(package)
+            packages.append(package)
             if package == "ale_py":  # else every environment prints its version
                 module.ALEInterface.setLoggerMode(module.LoggerMode.Error)
+    return packages
 
 
 def check_options(environment: EnvSpec, section: str = "environment", **more: Any) -> None:
@@ -120,7 +126,7 @@ def check_options(environment: EnvSpec, section: str = "environment", **more: An
             raise ValueError(f"{section}.{error}") from error
 
 
-def backend(environment: EnvSpec) -> str:
+def backend(environment: EnvSpec) -> Literal["envpool", "gymnasium"]:
     """Resolve the back end of an environment: the one of the settings, or the fastest one installed.
 
     Returns:

@@ -9,26 +9,33 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from worldmodels import pretrained
 from worldmodels.data.episodes import EpisodeShard, shard_path
 from worldmodels.envs.policies import AGENT, parse_policies
+from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import CollectConfig
 from worldmodels.pipeline.players import Job
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.worker import work
+from worldmodels.pipeline.stage import C, M, V
+from worldmodels.pipeline.worker import CollectWork, work
+from worldmodels.rollout.needs import environment_needs, resolved
+from worldmodels.support.cluster import Piece, Queue, active_cluster, with_sizes
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.files import link
 from worldmodels.support.processes import block_sigint, describe_exit
 from worldmodels.support.profile import add_to_profile, phase
 from worldmodels.support.progress import Progress
+
+if TYPE_CHECKING:
+    from worldmodels.support.ray_cluster import RayCluster
 
 _MAX_RESTARTS = 20
 _TIMEOUT = 900.0  # seconds without a finished episode after which a worker counts as hung
@@ -66,7 +73,11 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
     run.rewind_metrics("collect", ready, key="episodes")
-    _Pool(job, todo, progress, ready, run).run()
+    cluster = active_cluster()
+    if cluster is None:
+        _Pool(job, todo, progress, ready, run).run()
+    elif todo:
+        _collect_on_cluster(cluster, run, job, todo, progress, ready)
     cut = _cut(job, len(shards))
     if cut:
         limit = f"Task.max_steps = {run.task.max_steps}"
@@ -144,6 +155,45 @@ def _summary(folder: Path, config: CollectConfig) -> dict[str, Any]:
     }
 
 
+def _collect_on_cluster(
+    cluster: RayCluster, run: Run, job: Job, todo: list[int], progress: Progress, ready: int
+) -> None:
+    """Let the workers of a cluster write the shards."""
+    agent = pretrained.resolve(job.collect.agent) if job.collect.agent else None
+    weights = [agent / name for name in (V, M, C)] if agent is not None else []
+    files = [run.path("config.json").absolute(), *weights]
+    modules = tasks.modules(run.config)
+    needs = replace(environment_needs(job.environment, modules), files=with_sizes(files))
+    resolved_job = replace(job, config=replace(job.config, environment=resolved(job.environment)))
+    pieces = Queue([Piece(len(job.episodes(shard)), shard) for shard in todo])
+    frames, printed = 0, set[str]()
+    try:
+        with contextlib.closing(cluster.run(cluster.prepare(CollectWork(resolved_job, needs)), pieces)) as played:
+            for _, (lengths, note) in played:
+                ready, frames = ready + len(lengths), frames + sum(lengths)
+                progress.update(ready, f"{frames / max(progress.seconds, 1e-9):,.0f} frames/s")
+                _log_shard(run, progress, ready, frames, sum(lengths) / len(lengths))
+                run.log_profile("collect")
+                if note and note not in printed:
+                    print(f"collect: {note}", file=sys.stderr)
+                    printed.add(note)
+    finally:
+        for stray in job.folder.glob("*.h5.*.tmp"):  # of workers that died
+            stray.unlink(missing_ok=True)
+    progress.close(ready, f"{frames:,} frames")
+
+
+def _log_shard(run: Run, progress: Progress, episodes: int, frames: int, mean_length: float) -> None:
+    """Log a complete shard: the episodes and frames so far, and the mean length of its episodes."""
+    run.log(
+        "collect",
+        episodes=episodes,
+        mean_length=mean_length,
+        frames_per_second=frames / max(progress.seconds, 1e-9),
+        seconds=round(progress.seconds, 2),
+    )
+
+
 @dataclass
 class _Worker:
     process: SpawnProcess
@@ -217,7 +267,10 @@ class _Pool:
                 print(f"collect: {message}", file=sys.stderr)
             self._printed.add(message)
         elif message is None:  # ready for a shard
-            self._log_shard(worker)
+            if worker.shard is not None:
+                self._complete += worker.episodes
+                mean_length = worker.frames / worker.episodes
+                _log_shard(self._run, self._progress, self._complete, self._frames, mean_length)
             worker.shard = self._todo.pop() if self._todo else None
             worker.episodes = worker.frames = 0
             try:
@@ -238,19 +291,6 @@ class _Pool:
             self._ready += 1
             self._frames += message
             self._progress.update(self._ready, f"{self._frames / max(self._progress.seconds, 1e-9):,.0f} frames/s")
-
-    def _log_shard(self, worker: _Worker) -> None:
-        """Log the complete shard of a worker, if it has one."""
-        if worker.shard is None:
-            return
-        self._complete += worker.episodes
-        self._run.log(
-            "collect",
-            episodes=self._complete,
-            mean_length=worker.frames / worker.episodes,
-            frames_per_second=self._frames / max(self._progress.seconds, 1e-9),
-            seconds=round(self._progress.seconds, 2),
-        )
 
     def _replace(self, worker: _Worker) -> None:
         hung = worker.process.is_alive() and worker.silent_seconds > _TIMEOUT

@@ -12,10 +12,12 @@ from worldmodels.data.records import DreamCheck, PolicyCheck
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.envs.policies import Policy
+from worldmodels.pipeline import tasks
 from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import ScoredPlayer, cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer
+from worldmodels.support.cluster import active_cluster
 from worldmodels.support.profile import phase
 
 PURPOSE = "check-dream"  # purpose of the real episodes, the same for every policy
@@ -58,7 +60,14 @@ def check(run: Run) -> dict[str, Any]:
     ]
     num_envs = min(config.num_envs, config.episodes * len(players))
     environment = run.config.environment
-    with Environments(environment, num_envs, max_steps=evolve.max_steps, rules=task.rules) as environments:
+    with Environments(
+        environment,
+        num_envs,
+        evolve.max_steps,
+        rules=task.rules,
+        cluster=active_cluster(),
+        modules=tasks.modules(run.config),
+    ) as environments:
         games = cached_scores(players, environments=environments, seed=seed, purpose=PURPOSE, label="check-dream")
     results = {
         name: PolicyCheck(dream=describe(dream), game=describe(game))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,19 @@ import torch
 
 from worldmodels.data.episodes import EpisodeShard, EpisodeStore
 from worldmodels.data.latents import Latents
-from worldmodels.models.device import device, limit_threads
+from worldmodels.models.device import device, limit_threads, uses_bfloat16
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, load_tensors
+from worldmodels.pipeline.config import EncodeConfig
 from worldmodels.pipeline.run import Run
+from worldmodels.rollout.needs import check_no_gpu
+from worldmodels.support.cluster import Needs, Piece, Queue, active_cluster, with_sizes
 from worldmodels.support.files import link
 from worldmodels.support.profile import phase
 from worldmodels.support.progress import Progress
 from worldmodels.training.optim import MicroBatches
+from worldmodels.training.settings import TorchPrecision
 
 
 def encode_episodes(run: Run) -> dict[str, Any]:
@@ -35,26 +40,77 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     config = run.config.encode
     store = EpisodeStore(run.path("episodes"))
     model = load_model(run.path("vae", "vae.safetensors"), ConvVAE)
-    micro_batches = MicroBatches("encode", "frames", config.batch_size, "--batch-size")
     folder = run.path("latents")
     targets = [folder / f"{path.stem}.safetensors" for path in store.paths]
     for existing, target in _reusable(run, store.paths):
         if not target.is_file():
             link(existing, target)
-    done = sum(int(s.lengths.sum()) for s, target in zip(store.shards, targets, strict=True) if target.is_file())
+    todo = [(shard, target) for shard, target in zip(store.shards, targets, strict=True) if not target.is_file()]
+    done = len(store) - sum(int(shard.lengths.sum()) for shard, _ in todo)
     progress = Progress("encode", len(store), "frames", start=done)
-    for shard, target in zip(store.shards, targets, strict=True):
-        if target.is_file():
-            continue
-        mu, logvar = micro_batches.run(partial(encode_shard, model, shard, precision=config.precision))
-        with phase("storing"):
-            Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
+    for frames in _encode(model, todo, config):
         run.log_profile("encode")
-        done += len(mu)
+        done += frames
         progress.update(done)
     progress.close(done)
     store.close()
     return {"frames": done, "bytes": sum(target.stat().st_size for target in targets)}
+
+
+def _encode(model: ConvVAE, todo: Sequence[tuple[EpisodeShard, Path]], config: EncodeConfig) -> Iterator[int]:
+    """Encode shards, on the cluster if there is one; yield the number of frames of each."""
+    cluster = active_cluster()
+    if cluster is None or not todo:
+        encode = _Encoding(model, config)
+        yield from (encode.save(shard, target) for shard, target in todo)
+        return
+    check_no_gpu()
+    precision: TorchPrecision = "bfloat16" if uses_bfloat16(device(), config.precision) else "float32"
+    needs = Needs(bfloat16=precision == "bfloat16", files=with_sizes([shard.path for shard, _ in todo[:1]]))
+    work = EncodeWork(model, replace(config, precision=precision), needs)
+    pieces = [Piece(int(shard.lengths.sum()), (shard.path.absolute(), target.absolute())) for shard, target in todo]
+    yield from (frames for _, frames in cluster.run(cluster.prepare(work), Queue(pieces)))
+
+
+class _Encoding:
+    """V, and the number of frames that it encodes at once."""
+
+    def __init__(self, model: ConvVAE, config: EncodeConfig) -> None:
+        self._model, self._precision = model, config.precision
+        self._micro_batches = MicroBatches("encode", "frames", config.batch_size, "--batch-size")
+
+    def save(self, shard: EpisodeShard, target: Path) -> int:
+        """Encode a shard; return the number of frames."""
+        encode = partial(encode_shard, self._model, shard, precision=self._precision)
+        mu, logvar = self._micro_batches.run(encode)
+        with phase("storing"):
+            Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
+        return len(mu)
+
+    def __call__(self, piece: tuple[Path, Path]) -> int:
+        """See :class:`worldmodels.support.cluster.Handler`; a piece is a shard and its target."""
+        path, target = piece
+        shard = EpisodeShard(path)
+        try:
+            return self.save(shard, target)
+        finally:
+            shard.close()
+
+    def close(self) -> None:
+        """See :class:`worldmodels.support.cluster.Handler`."""
+
+
+@dataclass(frozen=True)
+class EncodeWork:
+    """:class:`worldmodels.support.cluster.Work` of encode; a piece is a shard and its target, files of all nodes."""
+
+    model: ConvVAE
+    config: EncodeConfig
+    needs: Needs
+
+    def open(self, num_threads: int) -> _Encoding:
+        """See :meth:`worldmodels.support.cluster.Work.open`."""
+        return _Encoding(self.model, self.config)
 
 
 def _reusable(run: Run, shards: Sequence[Path]) -> Iterator[tuple[Path, Path]]:

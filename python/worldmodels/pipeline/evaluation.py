@@ -25,11 +25,13 @@ from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend
 from worldmodels.models.agent import Agent, Population, Recorder, load_controller
 from worldmodels.models.decoder import Decoder
+from worldmodels.pipeline import tasks
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.evolution import Means, first_generation
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import ScoredPlayer, cached_scores
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player, describe_environment, episode_seed, record
+from worldmodels.support.cluster import active_cluster
 from worldmodels.support.profile import phase
 from worldmodels.support.versions import versions
 from worldmodels.web.film import write_film
@@ -55,7 +57,13 @@ def evaluate_agent(run: Run) -> dict[str, Any]:
     evolved = run.summary("evolve")
     players = _players(run, agent)
     num_envs = min(config.evaluate.num_envs, sum(player.episodes for player in players.values()))
-    with Environments(environment, num_envs, rules=task.rules) as environments:
+    with Environments(
+        environment,
+        num_envs,
+        rules=task.rules,
+        cluster=active_cluster(),
+        modules=tasks.modules(config),
+    ) as environments:
         found = cached_scores(
             list(players.values()), environments=environments, seed=config.seed, purpose=PURPOSE, label="evaluate"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,14 +13,19 @@ from worldmodels.dream.gpu import TorchDream
 from worldmodels.dream.native import Dream
 from worldmodels.dream.world_model import WorldModel, load_burned_in_states, load_world_model
 from worldmodels.models.controller import Controller
+from worldmodels.models.device import device, uses_bfloat16
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import Termination
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
+from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators import Evaluator
+from worldmodels.rollout.evaluators.distributed import DistributedEvaluator
 from worldmodels.rollout.evaluators.dream import DreamEvaluator
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
+from worldmodels.rollout.needs import ENVS_PER_THREAD, check_no_gpu, environment_needs, resolved
+from worldmodels.support.cluster import Needs, active_cluster
 from worldmodels.support.cpu import available_cpus, default_threads
 from worldmodels.support.simd import Precision, precisions
 
@@ -29,11 +36,11 @@ def make_evaluator(run: Run) -> Evaluator:
     return dream_evaluator(run) if dream else environment_evaluator(run)
 
 
-def dream_evaluator(run: Run) -> DreamEvaluator:
-    """Create the evaluator that plays in the dream of a run.
+def dream_evaluator(run: Run) -> Evaluator:
+    """Create the evaluator that plays in the dream of a run, on the cluster if there is one.
 
     Raises:
-        ValueError: The settings require a CUDA device and there is none, or M predicts no reward.
+        ValueError: The settings require a CUDA device and there is none, or a cluster; or M predicts no reward.
     """
     config = run.config.evolve
     if not run.task.dream_has_reward(load_world_model(run.folder).mdnrnn):
@@ -41,7 +48,11 @@ def dream_evaluator(run: Run) -> DreamEvaluator:
     threads = config.num_threads or default_threads()
     if config.device == "cpu":
         dream = make_dream(run, config.initial_states, termination=config.termination)
-        return DreamEvaluator(dream, threads)
+        cluster = active_cluster()
+        if cluster is None:
+            return DreamEvaluator(dream, threads)
+        needs = Needs(bfloat16=dream.precision == "bfloat16")
+        return DistributedEvaluator(cluster, partial(DreamEvaluator, dream), needs)
     world, lstm_states = _initial_states(run, config.initial_states)
     on_gpu = TorchDream(
         *world,
@@ -55,22 +66,36 @@ def dream_evaluator(run: Run) -> DreamEvaluator:
     return DreamEvaluator(on_gpu, threads)
 
 
-def environment_evaluator(run: Run) -> EnvironmentEvaluator:
-    """Create the evaluator that plays in the real environment of a run."""
+def environment_evaluator(run: Run) -> Evaluator:
+    """Create the evaluator that plays in the real environment of a run, on the cluster if there is one."""
     config = run.config
     model = load_model(run.path("rnn", "rnn.safetensors"), MDNRNN)
-    return EnvironmentEvaluator(
+    cluster = active_cluster()
+    precision: str = config.encode.precision
+    if cluster is not None:
+        check_no_gpu()
+        precision = "bfloat16" if uses_bfloat16(device(), precision) else "float32"
+    make = partial(
+        EnvironmentEvaluator,
         load_model(run.path("vae", "vae.safetensors"), ConvVAE),
         model,
         make_controller(run, model),
-        config.environment,
-        num_envs=config.evolve.num_envs,
-        num_workers=config.evolve.num_threads or available_cpus(),
+        config.environment if cluster is None else resolved(config.environment),
         max_steps=config.evolve.max_steps,
-        precision=config.encode.precision,
+        precision=precision,
         max_steps_without_reward=config.evolve.max_steps_without_reward,
         rules=run.task.rules,
     )
+    if cluster is None:
+        return make(num_envs=config.evolve.num_envs, num_workers=config.evolve.num_threads or available_cpus())
+    modules = tasks.modules(config)
+    needs = environment_needs(config.environment, modules, bfloat16=precision == "bfloat16")
+    return DistributedEvaluator(cluster, partial(_in_worker, make, config.evolve.num_envs), needs)
+
+
+def _in_worker(make: Callable[..., EnvironmentEvaluator], num_envs: int, num_threads: int) -> EnvironmentEvaluator:
+    """Make the evaluator of one worker of a cluster."""
+    return make(num_envs=min(num_envs, ENVS_PER_THREAD * num_threads), num_workers=num_threads)
 
 
 def make_controller(run: Run, model: MDNRNN) -> Controller:
@@ -92,8 +117,10 @@ def gpu() -> torch.device:
     """Return the CUDA device of the dream.
 
     Raises:
-        ValueError: There is no CUDA device.
+        ValueError: There is no CUDA device, or the stage runs on a cluster.
     """
+    if active_cluster() is not None:
+        raise ValueError("evolve.device: expected cpu, as workers of --cluster use no GPU, got cuda")
     if not torch.cuda.is_available():
         raise ValueError("evolve.device: expected cpu, as there is no CUDA device here, got cuda")
     return torch.device("cuda", torch.cuda.current_device())

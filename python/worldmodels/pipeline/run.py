@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
@@ -107,7 +108,7 @@ class Run(RunFolder):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise BlockingIOError(f"{self.folder}: another worldmodels process has locked this folder") from error
+            raise _lock_error(self.folder, error) from error
         try:
             self._use(config if config is not None else read_config(stored))
             if not any(part.has_run() for part in self.rounds):
@@ -450,6 +451,18 @@ class Run(RunFolder):
         kept = [line + b"\n" for line in lines if (value := parse_line(line)) and is_kept(value)]
         with atomic_path(path) as temporary:
             temporary.write_bytes(b"".join(kept))
+
+
+def _lock_error(folder: Path, error: OSError) -> OSError:
+    """Explain why a run folder cannot be locked: another process, or its file system."""
+    if isinstance(error, BlockingIOError) or error.errno == errno.EACCES:
+        return BlockingIOError(
+            f"{folder}: another worldmodels process has locked this folder (on NFS and Lustre, perhaps on another node)"
+        )
+    return OSError(
+        f"{folder}: expected a file system with locks, got one without ({error.strerror}); mount Lustre with option "
+        "`flock`, NFS 3 with its lock service, or use another --out"
+    )
 
 
 def _is_of_others(stage: str, line: dict[str, Any]) -> bool:

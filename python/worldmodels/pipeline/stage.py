@@ -47,6 +47,7 @@ class Stage:
         partial: Files of partial output, as a pattern in ``folder``, that an interrupted run resumes from.
         resumable: Settings that may change between an interruption and the resumption.
         distributed: Whether the processes of a torchrun launch share it.
+        clustered: Whether workers of a cluster can do its work.
         other_settings: Settings of other sections that its outputs depend on.
         world_model: Whether it builds V and M, so that a run with a given world model has nothing to do.
         exports: Its files that such a run copies from the world model.
@@ -68,6 +69,7 @@ class Stage:
     partial: str = ""
     resumable: tuple[str, ...] = ()
     distributed: bool = False
+    clustered: bool = False
     other_settings: Callable[[Config], Mapping[str, Any]] = _nothing
     world_model: bool = False
     exports: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from worldmodels.analysis.stats import format_interval, table
 from worldmodels.data.records import AblationResult, Results, Scores, StudyResult, SweepResult
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config, RefineConfig, RoundsConfig, override, round_config
+from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.preflight import check_config, evolves_in_dream
 from worldmodels.pipeline.rounds import run_earlier_rounds
 from worldmodels.pipeline.run import Run
@@ -19,6 +20,7 @@ from worldmodels.pipeline.scores import share_scores
 from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import Temperatures
 from worldmodels.support.files import link, write_json
+from worldmodels.support.validation import check_integer
 
 #: Stages that train V and M.
 _WORLD_MODEL_STAGES = tuple(stage.name for stage in STAGES if stage.world_model)
@@ -30,6 +32,7 @@ def sweep(
     temperatures: Sequence[float],
     *,
     force: bool = False,
+    only: int | None = None,
     log_to: Sequence[str] = (),
 ) -> list[SweepResult]:
     """Evolve one controller per temperature in the same M, and play the game with each.
@@ -41,13 +44,17 @@ def sweep(
         config: Settings of the run.
         temperatures: Temperatures of the dreams.
         force: Whether stages may build on a model that failed its quality gate.
+        only: Number of one temperature, from 1 on, that runs alone; several processes may run different ones at once. 0
+            for the stages up to ``train-rnn`` alone. Nothing is written outside of their run folders.
         log_to: Names of the sinks that get the metrics too.
 
     Returns:
-        One result per temperature, in the order given.
+        One result per temperature, in the order given; none with ``only``.
 
     Raises:
-        ValueError: There are no temperatures, a temperature is repeated, or C is not evolved in the dream.
+        ValueError: There are no temperatures, a temperature is repeated, or C is not evolved in the dream; there is no
+            temperature ``only``.
+        FileNotFoundError: With ``only`` above 0, the stages up to ``train-rnn`` are not complete.
     """
     _check_evolves_in_dream(config, "sweep")
     if not temperatures or len(set(temperatures)) != len(temperatures):
@@ -56,6 +63,9 @@ def sweep(
     if len(set(names)) != len(names):
         raise ValueError(f"--temperatures: expected numbers distinct in six digits, got {list(temperatures)}")
     variants = {f"{value:g}": {"evolve": {"temperature": float(value)}} for value in temperatures}
+    if only is not None:
+        _one_variant(folder, config, variants, check_integer("--only", only, 0, len(variants)), force, log_to)
+        return []
     found = _variants(folder, config, "temperatures", variants, force, log_to)
     results = [
         SweepResult(temperature=float(value), **vars(result)) for value, result in zip(temperatures, found, strict=True)
@@ -146,31 +156,99 @@ def _variants(
 
     No variant is refined in the real environment.
     """
+    config, last, variants = _settings(folder, config, changes)
+    with Run(folder, config, force=force, log_to=log_to) as run:
+        _run_shared(run)
+        results = []
+        scored = folder
+        for name, settings in variants.items():
+            child = _child(folder, kind, name)
+            results.append(_variant(folder, child, f"{kind}: {name}", last, settings, scored, force, log_to))
+            scored = child
+    return results
+
+
+def _one_variant(
+    folder: Path,
+    config: Config,
+    changes: dict[str, dict[str, dict[str, Any]]],
+    number: int,
+    force: bool,
+    log_to: Sequence[str],
+) -> None:
+    """Run one variant of a sweep, without the lock of the run folder; or, for number 0, what all share."""
+    config, last, variants = _settings(folder, config, changes)
+    if number == 0:
+        with Run(folder, config, force=force, log_to=log_to) as run:
+            _run_shared(run)
+        return
+    base = RunFolder(folder, config)
+    for stage in _WORLD_MODEL_STAGES:
+        if not base.is_done(stage):
+            raise FileNotFoundError(
+                f"{folder}: --only {number} needs the outputs of `worldmodels {get(stage).command}`; "
+                "`worldmodels sweep --only 0` makes them"
+            )
+    name, settings = list(variants.items())[number - 1]
+    _variant(folder, _child(folder, "temperatures", name), f"temperature {name}", last, settings, folder, force, log_to)
+
+
+def _settings(
+    folder: Path, config: Config, changes: dict[str, dict[str, dict[str, Any]]]
+) -> tuple[Config, Config, dict[str, Config]]:
+    """Return the settings without refinement, those of the last round, and those of each variant, checked."""
     config = replace(config, refine=RefineConfig())
     last = replace(round_config(config, config.last_round, folder), rounds=RoundsConfig())
     variants = {name: override(last, changed) for name, changed in changes.items()}
     for settings in variants.values():
         check_config(settings, ("evolve", "evaluate"), sources_exist=config.last_round == 0)
-    with Run(folder, config, force=force, log_to=log_to) as run:
-        run_earlier_rounds(run)
-        for stage in _WORLD_MODEL_STAGES:
-            run.run_stage(stage)
-        results = []
-        scored = folder
-        for name, settings in variants.items():
-            child = folder / kind / name.replace(", ", "_").replace(" ", "-")
-            same = [getattr(settings, stage) == getattr(last, stage) for stage in _WORLD_MODEL_STAGES]
-            shared = [stage for number, stage in enumerate(_WORLD_MODEL_STAGES, 1) if all(same[:number])]
-            branch(folder, child, shared)
-            share_scores(scored, child, run.task.baselines)
-            print(f"{kind}: {name}")
-            with Run(child, settings, force=force, log_to=log_to) as variant:
-                for stage in NAMES[:-1]:  # all but the report
-                    if stage != "check_dream" or settings.evolve.evaluate_in == "dream":
-                        variant.run_stage(stage)
-                results.append(_result(variant))
-            scored = child
-    return results
+    return config, last, variants
+
+
+def _run_shared(run: Run) -> None:
+    """Run the stages that train V and M."""
+    run_earlier_rounds(run)
+    for stage in _WORLD_MODEL_STAGES:
+        run.run_stage(stage)
+
+
+def _child(folder: Path, kind: str, name: str) -> Path:
+    """Return the run folder of a variant."""
+    return folder / kind / name.replace(", ", "_").replace(" ", "-")
+
+
+def _variant(
+    folder: Path,
+    child: Path,
+    title: str,
+    last: Config,
+    settings: Config,
+    scored: Path,
+    force: bool,
+    log_to: Sequence[str],
+) -> StudyResult:
+    """Run one variant.
+
+    Args:
+        folder: Run folder of the study.
+        child: Run folder of the variant.
+        title: Title above its output.
+        last: Settings of the study's last round.
+        settings: Settings of the variant.
+        scored: Run folder with scores of open-loop policies.
+        force: Whether stages may build on a model that failed its quality gate.
+        log_to: Names of the sinks that get the metrics too.
+    """
+    same = [getattr(settings, stage) == getattr(last, stage) for stage in _WORLD_MODEL_STAGES]
+    shared = [stage for number, stage in enumerate(_WORLD_MODEL_STAGES, 1) if all(same[:number])]
+    branch(folder, child, shared)
+    share_scores(scored, child, tasks.of(settings).baselines)
+    print(title)
+    with Run(child, settings, force=force, log_to=log_to) as variant:
+        for stage in NAMES[:-1]:  # all but the report
+            if stage != "check_dream" or settings.evolve.evaluate_in == "dream":
+                variant.run_stage(stage)
+        return _result(variant)
 
 
 def _result(run: Run) -> StudyResult:

@@ -1,9 +1,11 @@
-"""Worker process of collect. It imports PyTorch, most of its size, only for agents."""
+"""Workers of collect. They import PyTorch, most of their size, only for agents."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -13,12 +15,43 @@ from worldmodels.envs import ContractError, GameLostError
 from worldmodels.envs.policies import RANDOM_AGENT
 from worldmodels.envs.vector import backend, make_vector_env
 from worldmodels.pipeline.players import Job, check_policies, play
+from worldmodels.support.cluster import Needs, WorkerLostError
 from worldmodels.support.profile import OTHER, phase, phase_of, take_profile
 
 if TYPE_CHECKING:
     from worldmodels.models.agent import Agent
 
 _NUM_ENVS = 24  # environments of one worker with an agent or with EnvPool
+
+
+class _ShardPlayer:
+    """Environments and agent that play shards.
+
+    Args:
+        job: Settings of the stage.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        with phase("start"):
+            self._agent = _agent(job)
+            is_batched = self._agent is not None or backend(job.environment) == "envpool"
+            num_envs = min(_NUM_ENVS, job.collect.shard_episodes) if is_batched else 1
+            self._envs = make_vector_env(job.environment, num_envs, num_workers=1, rules=job.task.rules, **job.options)
+            check_policies(job, self._envs.action_space)
+        self.note = self._envs.scaling
+
+    def play(self, shard: int) -> Iterator[int]:
+        """Play and write a shard; yield the number of frames of each episode."""
+        job, (action_size,) = self._job, self._envs.action_space.shape
+        with phase("storing"), EpisodeWriter(job.path(shard), action_size) as writer:
+            for played in phase_of(OTHER, play(self._envs, job, job.episodes(shard), self._agent)):
+                writer.append(played)
+                yield len(played.frames)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._envs.close()
 
 
 def work(pipe: Connection, job: Job) -> None:
@@ -32,22 +65,14 @@ def work(pipe: Connection, job: Job) -> None:
     os.setsid()  # the parent ends this session with the game in it
     os.set_inheritable(pipe.fileno(), False)  # or the game would hold the pipe open after this process has died
     try:
-        with phase("start"):
-            agent = _agent(job)
-            is_batched = agent is not None or backend(job.environment) == "envpool"
-            num_envs = min(_NUM_ENVS, job.collect.shard_episodes) if is_batched else 1
-            batch = make_vector_env(job.environment, num_envs, num_workers=1, rules=job.task.rules, **job.options)
-            (action_size,) = batch.action_space.shape
-            check_policies(job, batch.action_space)
-        if batch.scaling:
-            pipe.send(batch.scaling)
+        player = _ShardPlayer(job)
+        if player.note:
+            pipe.send(player.note)
         while (shard := _next_shard(pipe)) is not None:
-            with phase("storing"), EpisodeWriter(job.path(shard), action_size) as writer:
-                for played in phase_of(OTHER, play(batch, job, job.episodes(shard), agent)):
-                    writer.append(played)
-                    pipe.send(len(played.frames))
+            for frames in player.play(shard):
+                pipe.send(frames)
             pipe.send(take_profile())
-        batch.close()
+        player.close()
     except (BrokenPipeError, EOFError):
         pass
     except GameLostError as error:
@@ -56,7 +81,47 @@ def work(pipe: Connection, job: Job) -> None:
     except ContractError as error:
         pipe.send(error)
     except Exception as error:
-        pipe.send(RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}"))
+        pipe.send(_failure(error))
+
+
+def _failure(error: Exception) -> RuntimeError:
+    return RuntimeError(f"collect: a worker failed: {type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True)
+class CollectWork:
+    """:class:`worldmodels.support.cluster.Work` of collect; a piece is the index of a shard.
+
+    Attributes:
+        job: Settings of the stage; its folder is on a file system of all nodes.
+        needs: What a node needs.
+    """
+
+    job: Job
+    needs: Needs
+
+    def open(self, num_threads: int) -> _CollectHandler:
+        """See :meth:`worldmodels.support.cluster.Work.open`."""
+        return _CollectHandler(_ShardPlayer(self.job))
+
+
+class _CollectHandler:
+    def __init__(self, player: _ShardPlayer) -> None:
+        self._player = player
+
+    def __call__(self, shard: int) -> tuple[list[int], str]:
+        """Write a shard; return the number of frames of each episode, and a note on the environment."""
+        try:
+            return list(self._player.play(shard)), self._player.note
+        except GameLostError as error:
+            raise WorkerLostError(str(error)) from error
+        except ContractError:
+            raise
+        except Exception as error:
+            raise _failure(error) from error
+
+    def close(self) -> None:
+        self._player.close()
 
 
 def _next_shard(pipe: Connection) -> int | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from worldmodels.data.records import EpisodeTrace
+from worldmodels.envs import GameLostError
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.base import Bools, VectorEnv
 from worldmodels.envs.policies import Action, Policy
@@ -18,7 +19,14 @@ from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import ThreadVectorEnv, backend, make_vector_env
+from worldmodels.rollout.needs import ENVS_PER_THREAD, environment_needs, resolved
+from worldmodels.support.cluster import Needs, Piece, Queue, WorkerLostError
 from worldmodels.support.profile import phase
+
+if TYPE_CHECKING:
+    from worldmodels.support.ray_cluster import RayCluster
+
+_EPISODES_PER_PIECE = 16  # on a cluster: V encodes the frames of the episodes together
 
 
 class Player(Protocol):
@@ -340,6 +348,8 @@ class Environments:
         num_envs: Maximum number of concurrent episodes.
         max_steps: Maximum length of an episode; None for the environment's own limit.
         rules: Rules of the task: maximum length and actions; None for those of the environment.
+        cluster: Cluster whose workers play, each with its own environments; None to play in this process.
+        modules: Modules that register the environment, for the workers of a cluster.
     """
 
     def __init__(
@@ -349,7 +359,10 @@ class Environments:
         max_steps: int | None = None,
         *,
         rules: Rules | None = None,
+        cluster: RayCluster | None = None,
+        modules: tuple[str, ...] = (),
     ) -> None:
+        self._cluster, self._rules, self._modules = cluster, rules, modules
         self.environment = environment
         self.num_envs = num_envs
         self.max_steps = max_steps
@@ -405,6 +418,9 @@ class Environments:
         jobs = [(owner, episode) for owner, one in enumerate(assignments) for episode in one.episodes]
         if not jobs:
             return
+        if self._cluster is not None:
+            self._play_on_cluster(self._cluster, assignments, jobs, seed, purpose)
+            return
         if not self._vector_envs:
             sizes = self.num_envs - self.num_envs // 2, self.num_envs // 2
             for size in filter(None, sizes):
@@ -422,6 +438,72 @@ class Environments:
                 if over:
                     owner, episode = jobs[job]
                     assignments[owner].finished(episode, scores[job])
+
+    def _play_on_cluster(
+        self,
+        cluster: RayCluster,
+        assignments: Sequence[Assignment],
+        jobs: Sequence[tuple[int, int]],
+        seed: int,
+        purpose: str,
+    ) -> None:
+        """Play the episodes in the workers of a cluster, which finish them in another order."""
+        environment = resolved(self.environment)
+        players = tuple(one.player for one in assignments)
+        needs = environment_needs(environment, self._modules)
+        work = _PlayWork(needs, players, environment, self.num_envs, self.max_steps, self._rules, seed, purpose)
+        size = max(1, min(_EPISODES_PER_PIECE, len(jobs) // (4 * cluster.num_workers)))
+        pieces = [Piece(size, jobs[first : first + size]) for first in range(0, len(jobs), size)]
+        for _, scores in cluster.run(cluster.prepare(work), Queue(pieces)):
+            for owner, episode, score in scores:
+                assignments[owner].finished(episode, score)
+
+
+_Score = tuple[int, int, float]  # index of the player, index of the episode, score
+
+
+@dataclass(frozen=True)
+class _PlayWork:
+    """:class:`worldmodels.support.cluster.Work` of :meth:`Environments.play_all`; a piece is a list of jobs."""
+
+    needs: Needs
+    players: tuple[Player, ...]
+    environment: EnvSpec
+    num_envs: int
+    max_steps: int | None
+    rules: Rules | None
+    seed: int
+    purpose: str
+
+    def open(self, num_threads: int) -> _PlayHandler:
+        """See :meth:`worldmodels.support.cluster.Work.open`."""
+        num_envs = min(self.num_envs, ENVS_PER_THREAD * num_threads)
+        return _PlayHandler(self, Environments(self.environment, num_envs, self.max_steps, rules=self.rules))
+
+
+class _PlayHandler:
+    def __init__(self, work: _PlayWork, environments: Environments) -> None:
+        self._work, self._environments = work, environments
+
+    def __call__(self, jobs: Sequence[tuple[int, int]]) -> list[_Score]:
+        work = self._work
+        scores: list[_Score] = []
+        assignments = []
+        for owner in dict.fromkeys(owner for owner, _ in jobs):
+
+            def finished(episode: int, score: float, owner: int = owner) -> None:
+                scores.append((owner, episode, score))
+
+            episodes = [episode for one, episode in jobs if one == owner]
+            assignments.append(Assignment(work.players[owner], episodes, finished))
+        try:
+            self._environments.play_all(assignments, seed=work.seed, purpose=work.purpose)
+        except GameLostError as error:
+            raise WorkerLostError(str(error)) from error
+        return scores
+
+    def close(self) -> None:
+        self._environments.close()
 
 
 def play_policy(

@@ -1,4 +1,4 @@
-"""SIGINT in child processes and native calls, process ownership, exit codes."""
+"""SIGINT and SIGTERM, in child processes and native calls too; process ownership, exit codes."""
 
 from __future__ import annotations
 
@@ -37,43 +37,57 @@ def defer_sigint() -> Iterator[None]:
             handler(*heard[0])
 
 
-class _Received:
-    """Whether Ctrl-C was pressed since :func:`keep_sigint` began."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it before it takes the machine away. The command resumes as after Ctrl-C."""
 
-    sigint = False
+
+class _Received:
+    """Error of the signal that arrived since :func:`keep_sigint` began."""
+
+    error: type[KeyboardInterrupt] | None = None
 
 
 @contextlib.contextmanager
 def keep_sigint() -> Iterator[None]:
-    """Remember that SIGINT raised KeyboardInterrupt, for :func:`check_sigint`.
+    """Remember that SIGINT raised KeyboardInterrupt, or SIGTERM :class:`Terminated`, for :func:`check_sigint`.
 
     Python drops a KeyboardInterrupt that a destructor, a weak reference's callback or an import lock's raises.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    interrupt, terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    def remember(number: int, frame: FrameType | None) -> None:
-        _Received.sigint = True
-        handler(number, frame)
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        _Received.error = KeyboardInterrupt
+        assert callable(interrupt)
+        interrupt(number, frame)
 
-    _Received.sigint = False
-    signal.signal(signal.SIGINT, remember)
+    def terminated(number: int, frame: FrameType | None) -> None:
+        _Received.error = Terminated
+        raise Terminated
+
+    _Received.error = None
+    if callable(interrupt):
+        signal.signal(signal.SIGINT, interrupted)
+    if terminate == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, terminated)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def check_sigint() -> None:
-    """Raise the KeyboardInterrupt of a SIGINT that was dropped.
+    """Raise the error of a signal that was dropped.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed since :func:`keep_sigint` began.
+        Terminated: SIGTERM arrived since then.
     """
-    if _Received.sigint:
-        raise KeyboardInterrupt
+    if _Received.error is not None:
+        raise _Received.error
 
 
 class Owned:

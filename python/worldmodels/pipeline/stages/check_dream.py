@@ -34,6 +34,7 @@ STAGE = Stage(
     help="compare open-loop policies in the dream and in the game",
     run=check_dream,
     folder="check_dream",
+    clustered=True,
     inputs=(M, INITIAL_STATES),
     outputs=("check_dream/check_dream.json", "check_dream/{policies}.jsonl"),
     packages=("gymnasium",),

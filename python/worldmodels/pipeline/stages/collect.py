@@ -29,6 +29,7 @@ STAGE = Stage(
     help="collect episodes of the real environment",
     run=collect,
     folder="episodes",
+    clustered=True,
     outputs=("episodes/[0-9][0-9][0-9][0-9][0-9].h5",),
     packages=("gymnasium", "h5py"),
     partial="*.h5",

@@ -22,6 +22,7 @@ STAGE = Stage(
     help="encode every frame with V",
     run=encode,
     folder="latents",
+    clustered=True,
     inputs=("episodes/*.h5", V),
     outputs=("latents/[0-9][0-9][0-9][0-9][0-9].safetensors",),
     packages=("h5py",),

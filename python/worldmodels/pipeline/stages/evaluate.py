@@ -28,6 +28,7 @@ STAGE = Stage(
     help="play the real environment with the agent and the baselines",
     run=evaluate,
     folder="evaluate",
+    clustered=True,
     inputs=(V, M, INITIAL_STATES, C),
     outputs=(
         "results.json",

@@ -22,6 +22,7 @@ STAGE = Stage(
     help="evolve C with CMA-ES in the dream or in the real environment",
     run=evolve,
     folder="evolve",
+    clustered=True,
     inputs=(M, INITIAL_STATES),
     outputs=("evolve/{checkpoint,means,coordinates,controller}.safetensors", "evolve/controller.json"),
     packages=("gymnasium",),

@@ -141,6 +141,15 @@ def _modules() -> dict[str, str]:
     return own | {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
 
 
+def modules(config: Config) -> tuple[str, ...]:
+    """Return the names of the modules that register a run's environment; a probed one has its packages in ``imports``.
+
+    Args:
+        config: Settings of the run.
+    """
+    return () if config.probe.actions else (_modules()[config.task],)
+
+
 def names() -> list[str]:
     """List the names of the tasks."""
     return sorted(_modules())
@@ -155,10 +164,10 @@ def get(name: str) -> Task:
     modules = _modules()
     if name not in modules:
         raise ValueError(f"task: expected one of {', '.join(sorted(modules))}, got {name!r}")
-    module = importlib.import_module(modules[name])
-    task = getattr(module, "TASK", None)
+    imported = importlib.import_module(modules[name])
+    task = getattr(imported, "TASK", None)
     if not isinstance(task, Task) or task.name != name:
-        raise ValueError(f"{module.__name__}: expected TASK, a Task named {name!r}, got {task!r:.100}")
+        raise ValueError(f"{imported.__name__}: expected TASK, a Task named {name!r}, got {task!r:.100}")
     return task
 
 

@@ -40,9 +40,20 @@ class Evaluator(Protocol):
     metadata: dict[str, Any]
 
     def play(
-        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, on_progress: OnProgress
+        self,
+        params: npt.NDArray[np.floating],
+        episodes: int,
+        *,
+        seed: int,
+        common_seeds: bool,
+        on_progress: OnProgress,
+        first_candidate: int = 0,
+        first_episode: int = 0,
     ) -> EvalResult:
         """Evaluate every candidate.
+
+        An episode depends on its candidate's parameters, the indices of its candidate and of itself, and the seed. Any
+        part of a larger evaluation, played with its first indices, has the bits that it has there.
 
         Args:
             params: (P, N) flat parameters, one candidate per row.
@@ -50,6 +61,8 @@ class Evaluator(Protocol):
             seed: Seed of all random numbers, from 0 to 2**63 - 1.
             common_seeds: Whether all candidates share their random numbers (common random numbers).
             on_progress: Progress callback.
+            first_candidate: Index of the first candidate in a larger evaluation.
+            first_episode: Index of the first episode in a larger evaluation.
         """
 
     def close(self) -> None:

@@ -38,14 +38,36 @@ class DreamEvaluator:
         self._num_threads = num_threads
 
     def play(
-        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, on_progress: OnProgress
+        self,
+        params: npt.NDArray[np.floating],
+        episodes: int,
+        *,
+        seed: int,
+        common_seeds: bool,
+        on_progress: OnProgress,
+        first_candidate: int = 0,
+        first_episode: int = 0,
     ) -> EvalResult:
-        """See :meth:`worldmodels.rollout.evaluators.Evaluator.play`."""
+        """See :meth:`worldmodels.rollout.evaluators.Evaluator.play`.
+
+        Raises:
+            ValueError: A part of an evaluation is requested of a dream on a GPU, whose random numbers are those of the
+                whole.
+        """
         result: DreamResult
         if isinstance(self.dream, Dream):
             result = self.dream.rollout(
-                params, episodes, seed=seed, num_threads=self._num_threads, common_seeds=common_seeds
+                params,
+                episodes,
+                seed=seed,
+                num_threads=self._num_threads,
+                common_seeds=common_seeds,
+                first_candidate=first_candidate,
+                first_episode=first_episode,
             )
+        elif first_candidate or first_episode:
+            first = f"{first_candidate}, {first_episode}"
+            raise ValueError(f"first_candidate, first_episode: expected 0, 0 for a dream on a GPU, got {first}")
         else:
             result = self.dream.rollout(params, episodes, seed=seed, common_seeds=common_seeds)
         on_progress(result.lengths.size, result.lengths.size, int(result.lengths.sum()))

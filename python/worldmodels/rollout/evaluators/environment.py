@@ -23,6 +23,7 @@ from worldmodels.models.vae import ConvVAE
 from worldmodels.rollout.evaluators import EvalResult, OnProgress
 from worldmodels.rollout.runner import Episode, episode_seed, run_episodes
 from worldmodels.support.profile import phase
+from worldmodels.support.validation import check_integer
 
 _REPORT_EVERY = 50  # steps between two progress reports without a finished episode
 _NOISE = 64  # steps per draw of noise
@@ -86,7 +87,15 @@ class EnvironmentEvaluator:
         self._vector_envs: list[VectorEnv] = []
 
     def play(
-        self, params: npt.NDArray[np.floating], episodes: int, *, seed: int, common_seeds: bool, on_progress: OnProgress
+        self,
+        params: npt.NDArray[np.floating],
+        episodes: int,
+        *,
+        seed: int,
+        common_seeds: bool,
+        on_progress: OnProgress,
+        first_candidate: int = 0,
+        first_episode: int = 0,
     ) -> EvalResult:
         """See :meth:`worldmodels.rollout.evaluators.Evaluator.play`.
 
@@ -98,14 +107,17 @@ class EnvironmentEvaluator:
             raise ValueError(f"params: expected (P, {self.controller.size}), got {params.shape}")
         if episodes < 1:
             raise ValueError(f"episodes: expected at least 1, got {episodes}")
+        first_candidate = check_integer("first_candidate", first_candidate, 0, 2**31 - 1)
+        first_episode = check_integer("first_episode", first_episode, 0, 2**31 - 1)
         if not self._vector_envs:
             options = {"num_workers": self._workers, **self._options}
             self._vector_envs = [make_vector_env(self._environment, size, **options) for size in self._sizes]
         population, total = len(params), len(params) * episodes
-        numbers = np.arange(total) // population  # job j is episode j // P of candidate j % P
-        if not common_seeds:
-            numbers += episodes * (np.arange(total) % population)
-        jobs = [Episode(job, episode_seed(seed, "evolve", int(number))) for job, number in enumerate(numbers)]
+        jobs = []  # job j is episode j // P of candidate j % P
+        for job in range(total):
+            candidate = 0 if common_seeds else first_candidate + job % population
+            number = episode_seed(seed, "evolve", first_episode + job // population, candidate)
+            jobs.append(Episode(job, number))
         player = _PopulationPlayer(self, params, [job.seed for job in jobs])
         player.reset(sum(self._sizes))
         groups = len(self._vector_envs)

@@ -1,0 +1,291 @@
+"""Clusters: the bits of one process on any number of workers and nodes; lost pieces are done again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from test_evaluators import make_evaluator
+
+from cluster_work import SHAPE, Deed, SleepingEvaluator
+from clusters import joined, make_dream, make_dreams, node, nodes
+from worldmodels.rollout.evaluators.distributed import DistributedEvaluator, Part, Parts
+from worldmodels.rollout.evaluators.dream import DreamEvaluator
+from worldmodels.support import ray_cluster
+from worldmodels.support.cluster import ClusterAddress, Needs, Piece, Queue, cluster_address, common_level, refusals
+from worldmodels.support.simd import simd_level
+from worldmodels.support.versions import versions
+
+PARAMS = np.random.default_rng(1).normal(0, 1, (12, SHAPE.size)).astype(np.float32)
+
+
+def quiet(*_):
+    pass
+
+
+@pytest.fixture(scope="module")
+def three():
+    """Three nodes of eight CPUs in all, and the cluster that the package sees."""
+    with nodes(2, 3, 3) as cluster, joined(cluster) as ours:
+        yield cluster, ours
+
+
+def numbers(count=12):
+    return Queue([Piece(1, number) for number in range(count)])
+
+
+class Endless:
+    """Numbers until there are enough, or for minutes."""
+
+    def __init__(self):
+        self.given, self.enough, self.began = 0, False, time.monotonic()
+
+    def take(self, workers):
+        if self.enough or time.monotonic() - self.began > 200:
+            return None
+        self.given += 1
+        return Piece(1, self.given - 1)
+
+    def finished(self, piece, seconds):
+        pass
+
+
+def squares(cluster, deed, count=12):
+    """Squares that a cluster computes, by number; and the processes that did."""
+    found = list(cluster.run(cluster.prepare(deed), numbers(count)))
+    assert sorted(piece.data for piece, _ in found) == list(range(count))
+    assert all(value[0] == piece.data**2 for piece, value in found)
+    return {value[1] for _, value in found}
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("local:8", (8, "")),
+        ("local:auto", (0, "")),
+        ("auto", (None, "auto")),
+        ("10.0.0.1:6379", (None, "10.0.0.1:6379")),
+        ("[::1]:6379", (None, "[::1]:6379")),
+    ],
+)
+def test_addresses(text, expected):
+    assert cluster_address(text) == ClusterAddress(*expected)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "local", "local:0", "local:x", "local:99999", "host", "host:", ":6379", "a b:1", "ray://h:1"]
+)
+def test_other_addresses_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^expected local:N, local:auto, auto or HOST:PORT.*, got"):
+        cluster_address(text)
+
+
+@pytest.mark.parametrize("shape", [(1, 1024), (64, 16), (7, 5), (1, 1), (3, 1)])
+@pytest.mark.parametrize("seconds", [None, 1e-6, 0.01, 3.0])
+def test_parts_cover_an_evaluation_once(shape, seconds):
+    candidates, episodes = shape
+    params = np.arange(candidates, dtype=np.float32)[:, None]
+    parts = Parts(Part(params, episodes, 5, 7, 0, False), seconds)
+    seen, sizes = np.zeros(shape, int), []
+    while (piece := parts.take(8)) is not None:
+        part = piece.data
+        row, column = part.first_candidate - 5, part.first_episode - 7
+        np.testing.assert_array_equal(part.params[:, 0], np.arange(row, row + len(part.params)))
+        seen[row : row + len(part.params), column : column + part.episodes] += 1
+        assert piece.size == len(part.params) * part.episodes
+        sizes.append(piece.size)
+    assert (seen == 1).all()
+    if seconds is None and candidates == 1:
+        assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
+
+
+def test_the_bits_of_one_process_on_three_nodes(three):
+    _, cluster = three
+    evaluator = DistributedEvaluator(cluster, make_dreams(), Needs())
+    alone = DreamEvaluator(make_dream(), 1)
+    assert (evaluator.metadata, evaluator.unit, evaluator.controller) == (alone.metadata, alone.unit, alone.controller)
+    for params, episodes, common in ((PARAMS, 9, False), (PARAMS, 4, True), (PARAMS[:1], 100, False)):
+        told = []
+        options = {"seed": 5, "common_seeds": common, "first_candidate": 2, "first_episode": 3}
+        played = evaluator.play(params, episodes, on_progress=lambda *now, told=told: told.append(now), **options)
+        expected = alone.play(params, episodes, on_progress=quiet, **options)
+        np.testing.assert_array_equal(played.returns, expected.returns)
+        np.testing.assert_array_equal(played.lengths, expected.lengths)
+        assert told == sorted(told) and told[-1] == (
+            expected.lengths.size,
+            expected.lengths.size,
+            expected.lengths.sum(),
+        )
+    evaluator.close()
+
+
+def test_real_episodes_have_the_bits_of_one_process(three):
+    _, cluster = three
+    alone = make_evaluator()
+    params = np.random.default_rng(0).normal(0, 1, (5, 32)).astype(np.float32)
+    evaluator = DistributedEvaluator(cluster, partial(toy_evaluator), Needs(modules=("toy_env",)))
+    for common in (False, True):
+        options = {"seed": 1, "common_seeds": common, "on_progress": quiet}
+        played, expected = evaluator.play(params, 6, **options), alone.play(params, 6, **options)
+        np.testing.assert_array_equal(played.returns, expected.returns)
+        np.testing.assert_array_equal(played.lengths, expected.lengths)
+    alone.close()
+
+
+def toy_evaluator(num_threads):
+    return make_evaluator(workers=num_threads)
+
+
+def test_eight_workers_are_busy_until_the_end(three):
+    """Episodes of 5 to 95 ms: at least nine tenths of the workers' time is spent on them, the tail included."""
+    _, cluster = three
+    evaluator = DistributedEvaluator(cluster, SleepingEvaluator, Needs())
+    evaluator.play(PARAMS, 4, seed=0, common_seeds=False, on_progress=quiet)  # the workers open it
+    assert cluster.num_workers == 8
+    cluster.usage = ray_cluster.Usage()
+    played = evaluator.play(np.tile(PARAMS, (6, 1)), 16, seed=0, common_seeds=False, on_progress=quiet)
+    assert (played.lengths == SleepingEvaluator(1).play(np.tile(PARAMS, (6, 1)), 16).lengths).all()
+    assert cluster.usage.share >= 0.9, cluster.usage
+    assert cluster.usage.busy > played.lengths.sum() / 1000
+
+
+def test_a_worker_that_dies_is_replaced_and_its_piece_done_again(three, tmp_path, capfd):
+    _, cluster = three
+    squares(cluster, Deed(tmp_path, "die", 0.05))
+    assert (tmp_path / "done").exists()
+    assert "a worker died" in capfd.readouterr().err
+
+
+def test_a_worker_whose_game_is_lost_is_replaced(three, tmp_path, capfd):
+    _, cluster = three
+    squares(cluster, Deed(tmp_path, "lose"))
+    assert "a worker died (the engine is gone); its piece is done again" in capfd.readouterr().err
+
+
+def test_a_straggler_does_not_hold_up_the_others(three, tmp_path):
+    _, cluster = three
+    began = time.monotonic()
+    squares(cluster, Deed(tmp_path, "hang", 0.05))
+    assert time.monotonic() - began < 60  # of 600 s
+    squares(cluster, Deed(tmp_path), 4)  # it was ended
+
+
+def test_an_error_is_that_of_the_piece(three, tmp_path):
+    _, cluster = three
+    with pytest.raises(ValueError, match=r"^number: expected another one, got 3$"):
+        squares(cluster, Deed(tmp_path, "fail"))
+    squares(cluster, Deed(tmp_path), 4)
+
+
+def test_workers_that_die_again_and_again_end_the_run(three, tmp_path, monkeypatch):
+    _, cluster = three
+    monkeypatch.setattr(ray_cluster, "_MAX_RESTARTS", -100)
+    with pytest.raises(RuntimeError, match=r"^cluster: 1 workers died, the last one: "):
+        squares(cluster, Deed(tmp_path, "die"))
+
+
+def test_a_node_leaves_and_another_one_joins(three, tmp_path):
+    simulated, cluster = three
+    leaving, joins = min(simulated.worker_nodes, key=lambda one: one.node_id), None
+    numbers, found = Endless(), {}
+    for piece, (square, _) in cluster.run(cluster.prepare(Deed(tmp_path, seconds=0.1)), numbers):
+        assert piece.data not in found
+        found[piece.data] = square
+        if len(found) == 10:
+            simulated.remove_node(leaving, allow_graceful=False)
+            joins = simulated.add_node(**node(3))
+        if joins and any(worker.node == joins.node_id and worker.job for worker in cluster._workers):
+            numbers.enough = True
+    assert numbers.enough and found == {number: number**2 for number in range(numbers.given)}
+
+
+def test_a_node_without_the_module_or_the_weights_is_refused_by_name(three, tmp_path):
+    _, cluster = three
+    missing = tmp_path / "weights"
+    needs = Needs(modules=("no_such_game",), files=((str(missing), 7),))
+    with pytest.raises(RuntimeError) as refused:
+        squares(cluster, Deed(tmp_path, needs=needs))
+    text = str(refused.value)
+    assert text.count("expected to import no_such_game, got ModuleNotFoundError") == 3
+    assert text.count(f"expected {missing} of 7 bytes (on a file system of all nodes), got none") == 3
+    assert "(127.0.0.1, node " in text
+    squares(cluster, Deed(tmp_path), 4)
+
+
+def test_a_node_with_another_version_is_refused_and_one_with_another_level_pinned(three, tmp_path, capfd):
+    """One that joins later is left out; in the beginning, it is an error."""
+    simulated, cluster = three
+    (tmp_path / "other" / "worldmodels").mkdir(parents=True)
+    (tmp_path / "other" / "worldmodels" / "__init__.py").write_text('__version__ = "0.0.1"\n')
+    stranger, endless = None, Endless()
+    for _ in cluster.run(cluster.prepare(Deed(tmp_path, seconds=0.1)), endless):
+        endless.enough = bool(cluster._refused)
+        if stranger is None:
+            stranger = simulated.add_node(**node(1, PYTHONPATH=os.pathsep.join([str(tmp_path / "other"), *sys.path])))
+    cluster._refused.clear()
+    time.sleep(1.5)  # the nodes are looked at every second
+    with pytest.raises(RuntimeError, match=r"cluster: .*: expected worldmodels .*, as the driver has, got 0\.0\.1"):
+        squares(cluster, Deed(tmp_path), 4)
+    simulated.remove_node(stranger)
+    slow = simulated.add_node(**node(1, WORLDMODELS_SIMD="baseline"))
+    time.sleep(1.5)
+    squares(cluster, Deed(tmp_path), 4)
+    said = capfd.readouterr().err
+    assert f"SIMD level {simd_level()} instead of baseline, for the driver's bits" in said
+    simulated.remove_node(slow)
+
+
+OURS = {"versions": {**versions(), "machine": "x86_64", "vizdoom": "1.3.0"}, "simd_level": "avx512"}
+FACTS = {"versions": OURS["versions"], "simd_levels": ["baseline", "avx2"], "missing": {}, "files": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "needs", "message"),
+    [
+        ({}, Needs(), None),
+        ({"versions": {"worldmodels": "0.0.1"}}, Needs(), "n: expected worldmodels .*, as the driver has, got 0.0.1"),
+        (
+            {"versions": {**OURS["versions"], "machine": "aarch64"}},
+            Needs(),
+            "n: expected machine x86_64, .* got aarch64",
+        ),
+        ({"versions": {**OURS["versions"], "vizdoom": "1.2"}}, Needs(), None),
+        (
+            {"versions": {**OURS["versions"], "vizdoom": "1.2"}},
+            Needs(packages=("vizdoom",)),
+            "n: expected vizdoom 1.3.0, .*",
+        ),
+        ({"simd_levels": ["baseline"]}, Needs(), "n: expected a SIMD level with the bits of avx512, .*, got baseline"),
+        ({}, Needs(bfloat16=True), "n: expected a CPU with AVX-512 BF16, .*"),
+        ({"files": {"/f": 3}}, Needs(files=(("/f", 4),)), "n: expected /f of 4 bytes .*, got one of 3 bytes"),
+    ],
+)
+def test_refusals(changes, needs, message):
+    found = refusals("n", {**FACTS, **changes}, OURS, needs)
+    assert found == [] if message is None else len(found) == 1
+    if message:
+        assert re.fullmatch(message, found[0]), found
+
+
+def test_the_common_level_has_the_drivers_bits():
+    assert common_level(["baseline", "avx2", "avx512"], "avx2") == "avx512"
+    assert common_level(["baseline", "avx2", "avx512"], "baseline") == "baseline"
+    assert common_level(["baseline"], "avx2") is None
+    assert common_level(["baseline", "neon"], "avx2") == "neon"
+
+
+def test_without_the_flag_nothing_of_ray_is_imported():
+    code = """
+import sys
+import worldmodels.cli, worldmodels.pipeline.evolution, worldmodels.pipeline.collection, worldmodels.pipeline.encoding
+import worldmodels.pipeline.evaluation, worldmodels.analysis.playback, worldmodels.rollout.evaluators.distributed
+assert not [name for name in sys.modules if name.split(".")[0] == "ray"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
