@@ -65,8 +65,8 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     _check_shards(job, len(shards))
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
-    run.rewind_metrics("collect", ready, key="episodes")
     _Pool(job, todo, progress, ready, run).run()
+    _log_shards(run, job, len(shards))
     cut = _cut(job, len(shards))
     if cut:
         limit = f"Task.max_steps = {run.task.max_steps}"
@@ -116,6 +116,17 @@ def _check_shards(job: Job, shards: int) -> None:
             )
 
 
+def _log_shards(run: Run, job: Job, shards: int) -> None:
+    """Log the mean length of the episodes of each shard, in their order, over the number of episodes so far."""
+    run.rewind_metrics("collect", -1, key="episodes")
+    episodes = 0
+    for index in range(shards):
+        shard = EpisodeShard(job.path(index))
+        episodes += len(shard.lengths)
+        run.log("collect", episodes=episodes, mean_length=float(shard.lengths.mean()))
+        shard.close()
+
+
 def _cut(job: Job, shards: int) -> int:
     """Count the episodes truncated by the step limit of the task."""
     cut = 0
@@ -150,7 +161,6 @@ class _Worker:
     pipe: Connection
     shard: int | None = None
     episodes: int = 0
-    frames: int = 0
     last_message: float = field(default_factory=time.monotonic)
 
     @property
@@ -170,7 +180,6 @@ class _Pool:
         self._todo = todo[::-1]
         self._count = min(job.collect.num_workers or available_cpus(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
-        self._complete = ready  # episodes in complete shards
         self._run = run
         self._restarts = 0
         self._printed: set[str] = set()
@@ -217,9 +226,7 @@ class _Pool:
                 print(f"collect: {message}", file=sys.stderr)
             self._printed.add(message)
         elif message is None:  # ready for a shard
-            self._log_shard(worker)
-            worker.shard = self._todo.pop() if self._todo else None
-            worker.episodes = worker.frames = 0
+            worker.shard, worker.episodes = (self._todo.pop() if self._todo else None), 0
             try:
                 worker.pipe.send(worker.shard)
             except (BrokenPipeError, ConnectionResetError):
@@ -234,23 +241,9 @@ class _Pool:
             self._run.log_profile("collect")
         else:
             worker.episodes += 1
-            worker.frames += message
             self._ready += 1
             self._frames += message
             self._progress.update(self._ready, f"{self._frames / max(self._progress.seconds, 1e-9):,.0f} frames/s")
-
-    def _log_shard(self, worker: _Worker) -> None:
-        """Log the complete shard of a worker, if it has one."""
-        if worker.shard is None:
-            return
-        self._complete += worker.episodes
-        self._run.log(
-            "collect",
-            episodes=self._complete,
-            mean_length=worker.frames / worker.episodes,
-            frames_per_second=self._frames / max(self._progress.seconds, 1e-9),
-            seconds=round(self._progress.seconds, 2),
-        )
 
     def _replace(self, worker: _Worker) -> None:
         hung = worker.process.is_alive() and worker.silent_seconds > _TIMEOUT
