@@ -96,6 +96,18 @@ def test_the_profile_adds_the_seconds_of_the_workers(undisturbed):
     assert seconds / 4 < sum(profile.values()) < 2.2 * seconds  # of two workers
 
 
+def logged(folder):
+    """Lines of collect in metrics.jsonl: episodes and mean length."""
+    with Run(folder) as experiment:
+        return [(line["episodes"], line["mean_length"]) for line in experiment.metrics("collect")]
+
+
+def test_metrics_have_a_line_per_shard(undisturbed):
+    lengths = [len(episode.frames) for episode in undisturbed[1]]
+    expected = [(3, np.mean(lengths[:3])), (6, np.mean(lengths[3:6])), (7, lengths[6])]
+    assert logged(undisturbed[0]) == expected
+
+
 def test_another_seed_plays_other_episodes(undisturbed):
     ours = undisturbed[1]
     seeds = {episode_seed(seed, "collect", number) for seed in (0, 1) for number in range(1000)}
@@ -112,6 +124,7 @@ def test_finished_shards_are_kept(tmp_path, undisturbed):
     (folder / "00001.h5").rename(folder / "00001.h5.123.tmp")  # a worker that was cut off leaves this
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
     check_equal(run(tmp_path), undisturbed[1])
+    assert logged(tmp_path) == logged(undisturbed[0])
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert sorted(path.name for path in folder.iterdir()) == ["00000.h5", "00001.h5", "00002.h5"]
 

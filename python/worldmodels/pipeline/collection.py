@@ -72,12 +72,12 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     _check_shards(job, len(shards))
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
-    run.rewind_metrics("collect", ready, key="episodes")
     cluster = active_cluster()
     if cluster is None:
         _Pool(job, todo, progress, ready, run).run()
     elif todo:
         _collect_on_cluster(cluster, run, job, todo, progress, ready)
+    _log_shards(run, job, len(shards))
     cut = _cut(job, len(shards))
     if cut:
         limit = f"Task.max_steps = {run.task.max_steps}"
@@ -127,6 +127,17 @@ def _check_shards(job: Job, shards: int) -> None:
             )
 
 
+def _log_shards(run: Run, job: Job, shards: int) -> None:
+    """Log the mean length of the episodes of each shard, in their order, over the number of episodes so far."""
+    run.rewind_metrics("collect", -1, key="episodes")
+    episodes = 0
+    for index in range(shards):
+        shard = EpisodeShard(job.path(index))
+        episodes += len(shard.lengths)
+        run.log("collect", episodes=episodes, mean_length=float(shard.lengths.mean()))
+        shard.close()
+
+
 def _cut(job: Job, shards: int) -> int:
     """Count the episodes truncated by the step limit of the task."""
     cut = 0
@@ -172,7 +183,6 @@ def _collect_on_cluster(
             for _, (lengths, note) in played:
                 ready, frames = ready + len(lengths), frames + sum(lengths)
                 progress.update(ready, f"{frames / max(progress.seconds, 1e-9):,.0f} frames/s")
-                _log_shard(run, progress, ready, frames, sum(lengths) / len(lengths))
                 run.log_profile("collect")
                 if note and note not in printed:
                     print(f"collect: {note}", file=sys.stderr)
@@ -183,24 +193,12 @@ def _collect_on_cluster(
     progress.close(ready, f"{frames:,} frames")
 
 
-def _log_shard(run: Run, progress: Progress, episodes: int, frames: int, mean_length: float) -> None:
-    """Log a complete shard: the episodes and frames so far, and the mean length of its episodes."""
-    run.log(
-        "collect",
-        episodes=episodes,
-        mean_length=mean_length,
-        frames_per_second=frames / max(progress.seconds, 1e-9),
-        seconds=round(progress.seconds, 2),
-    )
-
-
 @dataclass
 class _Worker:
     process: SpawnProcess
     pipe: Connection
     shard: int | None = None
     episodes: int = 0
-    frames: int = 0
     last_message: float = field(default_factory=time.monotonic)
 
     @property
@@ -220,7 +218,6 @@ class _Pool:
         self._todo = todo[::-1]
         self._count = min(job.collect.num_workers or available_cpus(), len(todo))
         self._progress, self._ready, self._frames = progress, ready, 0
-        self._complete = ready  # episodes in complete shards
         self._run = run
         self._restarts = 0
         self._printed: set[str] = set()
@@ -267,12 +264,7 @@ class _Pool:
                 print(f"collect: {message}", file=sys.stderr)
             self._printed.add(message)
         elif message is None:  # ready for a shard
-            if worker.shard is not None:
-                self._complete += worker.episodes
-                mean_length = worker.frames / worker.episodes
-                _log_shard(self._run, self._progress, self._complete, self._frames, mean_length)
-            worker.shard = self._todo.pop() if self._todo else None
-            worker.episodes = worker.frames = 0
+            worker.shard, worker.episodes = (self._todo.pop() if self._todo else None), 0
             try:
                 worker.pipe.send(worker.shard)
             except (BrokenPipeError, ConnectionResetError):
@@ -287,7 +279,6 @@ class _Pool:
             self._run.log_profile("collect")
         else:
             worker.episodes += 1
-            worker.frames += message
             self._ready += 1
             self._frames += message
             self._progress.update(self._ready, f"{self._frames / max(self._progress.seconds, 1e-9):,.0f} frames/s")

@@ -20,7 +20,6 @@ State = Literal["complete", "failed", "changed", "damaged", "running", "interrup
 
 #: What counts the progress of a stage in ``metrics.jsonl``, and the setting with its total.
 _PROGRESS = {
-    "collect": ("episodes", "episodes"),
     "train_vae": ("step", "steps"),
     "train_rnn": ("step", "steps"),
     "evolve": ("generation", "generations"),
@@ -69,7 +68,10 @@ def _stage_status(run: RunFolder, name: str, locked: bool) -> StageStatus:
 
 
 def _progress(run: RunFolder, name: str) -> str:
-    """Read the progress of a stage from its last line of metrics."""
+    """Read the progress of a stage from its last line of metrics; for collect, count the files of episodes."""
+    if name == "collect":
+        files = len(list(run.path("episodes").glob("*.h5")))
+        return f"{files} file{'' if files == 1 else 's'} of episodes"
     if name not in _PROGRESS:
         return ""
     key, total = _PROGRESS[name]
