@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from worldmodels import _core, pretrained
 from worldmodels.dream.world_model import load_world_model
+from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import Termination, native_model
@@ -136,9 +137,10 @@ class Dream:
 
         Args:
             name: Run folder in which ``train-rnn`` is complete, or name of a pretrained world model.
-            controller: Shape of C; None for a linear one with inputs [z, c, h].
-            **settings: ``temperature``, ``max_steps``, ``precision`` and ``termination`` of the constructor. The
-                default of ``termination`` is the pretrained world model's own.
+            controller: Shape of C; None for that of the agent in the folder, or without an agent for a linear one with
+                inputs [z, c, h].
+            **settings: ``temperature``, ``max_steps``, ``precision`` and ``termination`` of the constructor. A
+                pretrained world model has its own defaults of ``termination`` and ``max_steps``.
 
         Raises:
             FileNotFoundError: The run folder has no M yet.
@@ -148,8 +150,9 @@ class Dream:
         if str(name) in pretrained.names():
             settings = {**pretrained.dream_settings(str(name)), **settings}
         if controller is None:
-            mdnrnn = model.mdnrnn
-            controller = Controller(mdnrnn.latent_size, mdnrnn.hidden_size, mdnrnn.action_size)
+            mdnrnn, path = model.mdnrnn, pretrained.resolve(name) / "evolve" / "controller.safetensors"
+            sizes = mdnrnn.latent_size, mdnrnn.hidden_size, mdnrnn.action_size
+            controller = load_controller(path)[0] if path.is_file() else Controller(*sizes)
         return cls(*model, controller, **settings)
 
     @classmethod
@@ -157,7 +160,7 @@ class Dream:
         """Load the dream of a pretrained world model.
 
         Args:
-            name: Name of the world model, ``"takecover"``.
+            name: Name of the world model, ``"takecover"`` or ``"carracing"``.
             controller: Shape of C, see :meth:`load`.
             **settings: Settings of the constructor, see :meth:`load`.
 

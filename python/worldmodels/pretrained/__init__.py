@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from worldmodels.support.files import read_json
 
@@ -44,9 +45,9 @@ def resolve(agent: str | Path) -> Path:
     return folder(str(agent)) if str(agent) in names() else Path(agent)
 
 
-def dream_settings(name: str) -> dict[str, str]:
-    """Read the settings of the dreams in which a pretrained agent was evolved: ``termination``."""
-    settings: dict[str, str] = read_json(path(name) / DREAM)
+def dream_settings(name: str) -> dict[str, Any]:
+    """Read the settings of the dreams of a pretrained agent: ``termination``, and ``max_steps`` if not the default."""
+    settings: dict[str, Any] = read_json(path(name) / DREAM)
     return settings
 
 
