@@ -319,7 +319,7 @@ export class Dream {
   /**
    * Advance the episode by one step.
    *
-   * @param {ArrayLike<number>} action (A) action.
+   * @param {ArrayLike<number>} action (A) action; of discrete actions their one-hot vectors.
    * @returns {Step}
    */
   step(action) {
