@@ -150,6 +150,10 @@ def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[
     _add_section(target, stage.name, "")
     if stage.name == "collect":
         _add_section(target, "environment", "environment.")
+        about = "folder of recordings to convert to episodes, in a new run folder (--source)"
+        target.add_argument(
+            "--from", dest="collect.source", metavar="FOLDER", type=_path, default=argparse.SUPPRESS, help=about
+        )
 
 
 def _add_play(target: argparse.ArgumentParser) -> None:
@@ -508,7 +512,14 @@ def _config(options: argparse.Namespace, out: Path) -> Config:
     all_stages, scratch = options.command in _ALL_STAGES, chosen.get("from_scratch", False)
     given: dict[str, Any] = {key: chosen[key] for key in ("task", "preset", "world_model") if key in chosen}
     stored = Run.stored_config(out)
-    if stored is None:
+    source = chosen.get("collect.source")
+    if stored is None and source:
+        from worldmodels.pipeline.recordings import recordings_config
+
+        if given:
+            raise ValueError(f"--from: expected no {', '.join(f'--{command(key)}' for key in given)} next to it")
+        config = recordings_config(source)
+    elif stored is None:
         task = tasks.get(given.get("task", "takecover"))
         default = task.default_preset if all_stages else task.training_preset
         if all_stages and (scratch or options.command == "iterate") and task.presets[default].world_model:
@@ -570,6 +581,8 @@ def _show(options: argparse.Namespace) -> None:
     _import_torch()
     task = tasks.get(config.task)
     chosen = _dream_settings(options, config) if options.command == "dream" else {}
+    if options.command == "play":
+        task.require_environment("play")
     environment = replace(
         config.environment, **{key: vars(options)[key] for key in ("variant", "resolution") if key in options}
     )
