@@ -150,9 +150,9 @@ def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[
     _add_section(target, stage.name, "")
     if stage.name == "collect":
         _add_section(target, "environment", "environment.")
-        about = "folder of recordings to convert to episodes, in a new run folder (--source)"
+        about = "folder of recordings, or Minari data set, to convert to the episodes of a new run folder (--source)"
         target.add_argument(
-            "--from", dest="collect.source", metavar="FOLDER", type=_path, default=argparse.SUPPRESS, help=about
+            "--from", dest="collect.source", metavar="FOLDER|ID", type=_path, default=argparse.SUPPRESS, help=about
         )
 
 

@@ -181,7 +181,7 @@ def _read_npz(path: Path) -> npt.NDArray[np.uint8]:
         raise ValueError(f"{path}: expected an archive with the array frames, got {error}") from error
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise ValueError(f"{path}: expected frames of (T, height, width, 3) uint8, got {frames.shape} {frames.dtype}")
-    return np.stack([_fit(frame) for frame in frames])
+    return np.stack([fit(frame) for frame in frames])
 
 
 def _read_video(path: Path) -> npt.NDArray[np.uint8]:
@@ -193,7 +193,7 @@ def _read_video(path: Path) -> npt.NDArray[np.uint8]:
         ) from error
     try:
         with av.open(str(path)) as container:
-            frames = [_fit(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+            frames = [fit(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path}: expected a video, got {error}") from error
     if not frames:
@@ -201,5 +201,6 @@ def _read_video(path: Path) -> npt.NDArray[np.uint8]:
     return np.stack(frames)
 
 
-def _fit(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def fit(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Resize a frame (height, width, 3) uint8 to (64, 64, 3)."""
     return frame if frame.shape == FRAME else resize(frame)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from worldmodels.data.episodes import EpisodeShard, EpisodeWriter, shard_path
 from worldmodels.envs.spec import EnvSpec
+from worldmodels.hub.minari import MinariRecordings
 from worldmodels.hub.recordings import POLICY, Recordings
 from worldmodels.pipeline.collection import summarize
 from worldmodels.pipeline.config import CollectConfig, Config, EvolveConfig, TrainRNNConfig, TrainVAEConfig
@@ -65,17 +67,22 @@ def _quick(name: str) -> Config:
     )
 
 
+def open_recordings(source: str) -> Recordings | MinariRecordings:
+    """Open a folder of recordings, or the Minari data set of this id where there is no such folder."""
+    return Recordings(source) if Path(source).is_dir() else MinariRecordings(source)
+
+
 def recordings_config(source: str) -> Config:
     """Return the settings of a new run of recordings: heads of M for what the recordings have.
 
     Args:
-        source: Folder of recordings.
+        source: Folder of recordings, or id of a Minari data set.
 
     Raises:
         FileNotFoundError: There is no such folder, or an episode lacks a file.
         ValueError: A table is damaged.
     """
-    found = Recordings(source)
+    found = open_recordings(source)
     config = recordings_task(f"recordings-{len(found.names)}").presets["quick"]
     return replace(
         config,
@@ -94,7 +101,7 @@ def check_source(config: Config) -> None:
     source = config.collect.source
     if not is_recordings(config.task):
         raise ValueError(f"collect.source: expected a new run folder, as this run is of {config.task}, got {source}")
-    found = Recordings(source)
+    found = open_recordings(source)
     expected = (int(config.task.rpartition("-")[2]), config.collect.episodes)
     if (len(found.names), len(found)) != expected:
         raise ValueError(
@@ -113,7 +120,7 @@ def convert_recordings(run: Run) -> dict[str, Any]:
         ValueError: A file of the recordings is damaged.
     """
     config = run.config.collect
-    source, folder = Recordings(config.source), run.path("episodes")
+    source, folder = open_recordings(config.source), run.path("episodes")
     folder.mkdir(exist_ok=True)
     progress = Progress("collect", len(source), "episodes")
     for number, first in enumerate(range(0, len(source), config.shard_episodes)):
