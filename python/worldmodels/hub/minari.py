@@ -77,7 +77,8 @@ class MinariRecordings:
 
     def _actions(self, actions: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if self._count:
-            return np.eye(self._count, dtype=np.float32)[actions - self._first]
+            rows: npt.NDArray[np.float32] = np.eye(self._count, dtype=np.float32)[actions - self._first]
+            return rows
         if self._scale is not None:
             actions = (actions - self._scale[0]) / self._scale[1]
         return actions.astype(np.float32)
