@@ -193,7 +193,9 @@ def _read_video(path: Path) -> npt.NDArray[np.uint8]:
         ) from error
     try:
         with av.open(str(path)) as container:
-            frames = [fit(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)) for frame in container.decode(video=0)]
+            frames = [
+                fit(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)) for frame in container.decode(video=0)
+            ]
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path}: expected a video, got {error}") from error
     if not frames:
