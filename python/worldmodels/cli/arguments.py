@@ -147,6 +147,10 @@ def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[
     _add_section(target, stage.name, "", view)
     if stage.name == "collect":
         _add_section(target, "environment", "environment.", view)
+        about = "folder of recordings, or Minari data set, to convert to the episodes of a new run folder (--source)"
+        target.add_argument(
+            "--from", dest="collect.source", metavar="FOLDER|ID", type=parse_path, default=argparse.SUPPRESS, help=about
+        )
 
 
 def _add_play(target: argparse.ArgumentParser) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from worldmodels.cli.types import parse_path
 
 #: Commands with their help.
 COMMANDS = {
     "import": "read the original code's weights (JSON) into a run folder",
-    "export": "write V, M and C of an agent as ONNX files",
+    "export": "write V, M and C of an agent as ONNX files, or its episodes as a Minari data set",
     "push": "upload a run to the Hugging Face Hub, with a model card",
 }
 
@@ -23,7 +24,9 @@ def add_arguments(target: argparse.ArgumentParser, name: str) -> None:
         target.add_argument("--out", type=parse_path, metavar="FOLDER", required=True, help="new run folder")
     elif name == "export":
         target.add_argument("agent", type=parse_path, help="pretrained agent (takecover) or run folder")
-        target.add_argument("--out", type=parse_path, metavar="FOLDER", required=True, help="folder of the ONNX files")
+        where = target.add_mutually_exclusive_group(required=True)
+        where.add_argument("--out", type=parse_path, metavar="FOLDER", help="folder of the ONNX files")
+        where.add_argument("--minari", metavar="ID", help="Minari data set of the run's episodes, such as mine/run-v0")
     else:
         target.add_argument("run", type=parse_path, help="run folder with an agent")
         target.add_argument("repo_id", metavar="REPO", help="repository: user/name; created if necessary")
@@ -48,6 +51,12 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    if options.minari:
+        from worldmodels.hub.minari import export_minari
+
+        count = export_minari(Path(options.agent) / "episodes", options.minari)
+        print(f"{options.minari}: {count} episodes")
+        return
     from worldmodels.hub.onnx import export_onnx
     from worldmodels.models.agent import Agent
     from worldmodels.pipeline.run import Run

@@ -41,6 +41,8 @@ def show_agent(options: argparse.Namespace) -> None:
     import_torch()
     task = tasks.of(config)
     chosen = _dream_settings(options, config) if options.command == "dream" else {}
+    if options.command == "play":
+        task.require_environment("play")
     environment = replace(
         config.environment, **{key: vars(options)[key] for key in ("variant", "resolution") if key in options}
     )

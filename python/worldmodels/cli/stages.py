@@ -163,7 +163,14 @@ def _config(options: argparse.Namespace, out: Path, environment: Mapping[str, An
     all_stages, scratch = options.command in ALL_STAGES, chosen.get("from_scratch", False)
     given: dict[str, Any] = {key: chosen[key] for key in ("task", "preset", "world_model") if key in chosen}
     stored = Run.stored_config(out)
-    if stored is None:
+    source = chosen.get("collect.source")
+    if stored is None and source:
+        from worldmodels.pipeline.recordings import recordings_config
+
+        if given:
+            raise ValueError(f"--from: expected no {', '.join(f'--{command(key)}' for key in given)} next to it")
+        config = recordings_config(source)
+    elif stored is None:
         task = tasks.find(given.get("task", "takecover"), environment)
         default = default_preset(task, options.command, from_scratch=scratch)
         config = task.config(given.get("preset", default))

@@ -82,7 +82,7 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     if cut:
         limit = f"Task.max_steps = {run.task.max_steps}"
         print(f"collect: {cut} of {config.episodes} episodes were truncated at {limit}", file=sys.stderr)
-    summary = {**_summary(folder, config), **({"cut": cut} if cut else {})}
+    summary = {**summarize(folder, config), **({"cut": cut} if cut else {})}
     return {**summary, **({"player": player} if player else {})}
 
 
@@ -148,7 +148,8 @@ def _cut(job: Job, shards: int) -> int:
     return cut
 
 
-def _summary(folder: Path, config: CollectConfig) -> dict[str, Any]:
+def summarize(folder: Path, config: CollectConfig) -> dict[str, Any]:
+    """Summarize an episode store: episodes, frames, bytes, and lengths by policy."""
     lengths: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.h5")):
         shard = EpisodeShard(path)

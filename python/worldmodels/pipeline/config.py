@@ -27,6 +27,7 @@ class CollectConfig:
     )
     agent: str = setting("", "run folder or pretrained agent that the policies 'agent ...' play", location=True)
     include: str = setting("", "run folder whose episodes come first in the store", location=True)
+    source: str = setting("", "folder of recordings, or Minari data set, to convert instead of playing", location=True)
     ignore_done: bool = setting(False, "continue past termination (the original code does in CarRacing)")
     min_length: int = setting(101, "shorter episodes are discarded and replaced", zero=True)
     max_steps_without_reward: int = setting(

@@ -50,6 +50,8 @@ def check_config(
         ModuleNotFoundError: A package required by a stage is not installed.
     """
     task = tasks.of(config)
+    if config.collect.source:
+        names = _stages_of_recordings(config, names)
     for package in dict.fromkeys(package for name in names for package in stages.get(name).packages):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
@@ -89,6 +91,16 @@ def check_config(
         _at_most("evaluate.num_envs", evaluate.num_envs, _MAX_PARALLEL)
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
         _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", records=True)
+
+
+def _stages_of_recordings(config: Config, names: Collection[str]) -> list[str]:
+    """Check the source of a run of recordings; return its stages that need no environment."""
+    from worldmodels.pipeline.recordings import check_source
+
+    if "collect" in names:
+        check_source(config)
+    others = {"collect", "check_dream", "evaluate", "report"} | (set() if config.train_rnn.reward_head else {"evolve"})
+    return [name for name in names if name not in others]
 
 
 def check_precision(name: str, precision: str) -> None:

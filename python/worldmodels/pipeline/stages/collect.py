@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def collect(run: Run) -> dict[str, Any]:
-    """Play until the store is complete."""
+    """Play until the store is complete, or convert recordings."""
+    if run.config.collect.source:
+        from worldmodels.pipeline.recordings import convert_recordings
+
+        return convert_recordings(run)
     from worldmodels.pipeline.collection import collect_episodes
 
     return collect_episodes(run)

@@ -32,7 +32,7 @@ class Task:
 
     Attributes:
         name: Name on the command line, and of the module.
-        env_id: Gymnasium id of the real environment; its frames are (64, 64, 3) uint8.
+        env_id: Gymnasium id of the real environment; its frames are (64, 64, 3) uint8. Empty for recordings.
         actions: Names of the actions, in their order.
         max_steps: Longest real episode, in steps; a longer one is truncated.
         policies: Open-loop policies by name, to collect with and to check the dream with.
@@ -130,6 +130,18 @@ class Task:
             raise ValueError(f"preset: expected one of {', '.join(self.presets)}, got {preset!r}")
         return self.presets[preset]
 
+    def require_environment(self, name: str) -> None:
+        """Check that the task has an environment; recordings have none.
+
+        Args:
+            name: What needs it, for the error.
+
+        Raises:
+            ValueError: The task has none.
+        """
+        if not self.env_id:
+            raise ValueError(f"{name}: expected a run with an environment, got one of recordings")
+
     def dream_has_reward(self, mdnrnn: MDNRNN) -> bool:
         """Whether dreams have a return: M predicts the reward, or every step has reward 1."""
         return self.survival or mdnrnn.reward_head
@@ -162,6 +174,10 @@ def get(name: str) -> Task:
         ValueError: There is no such task, or its module has no ``TASK`` of this name.
     """
     modules = _modules()
+    if name.startswith("recordings-"):
+        from worldmodels.pipeline.recordings import recordings_task
+
+        return recordings_task(name)
     if name not in modules:
         raise ValueError(f"task: expected one of {', '.join(sorted(modules))}, got {name!r}")
     imported = importlib.import_module(modules[name])

@@ -1,0 +1,136 @@
+"""Runs of recordings: V and M are trained on episodes of others, without an environment."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from worldmodels.data.episodes import EpisodeShard, EpisodeWriter, shard_path
+from worldmodels.envs.spec import EnvSpec
+from worldmodels.hub.minari import MinariRecordings
+from worldmodels.hub.recordings import POLICY, Recordings
+from worldmodels.pipeline.collection import summarize
+from worldmodels.pipeline.config import CollectConfig, Config, EvolveConfig, TrainRNNConfig, TrainVAEConfig
+from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.tasks import Task
+from worldmodels.support.progress import Progress
+
+_NAME = re.compile(r"recordings-([1-9]\d{0,2})")
+
+
+def is_recordings(task: str) -> bool:
+    """Check whether a name is that of a task of recordings: ``recordings-A`` with A dimensions of the action."""
+    return _NAME.fullmatch(task) is not None
+
+
+def recordings_task(name: str) -> Task:
+    """Return the task of recordings. It has no environment; a dream ends after 1000 steps at the latest.
+
+    Args:
+        name: ``recordings-A`` with A dimensions of the action.
+
+    Raises:
+        ValueError: The name has another form.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"task: expected recordings-A with A from 1 to 999 dimensions of the action, got {name!r}")
+    return Task(
+        name=name,
+        env_id="",
+        actions=tuple(f"action {index}" for index in range(int(match[1]))),
+        max_steps=1000,
+        policies={},
+        baselines={},
+        presets={"quick": _quick(name)},
+        score="return",
+        frames_per_second=20,
+        description="Recorded episodes: there is no environment to play in.",
+    )
+
+
+def _quick(name: str) -> Config:
+    return Config(
+        task=name,
+        preset="quick",
+        environment=EnvSpec(id="", variant="", resolution=""),
+        collect=CollectConfig(policies=POLICY, min_length=1),
+        train_vae=TrainVAEConfig(
+            latent_size=32, steps=4_000, batch_size=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
+        ),
+        train_rnn=TrainRNNConfig(
+            hidden_size=256, steps=4_000, batch_size=32, sequence_length=64, lr=1.5e-3, schedule="cosine"
+        ),
+        evolve=EvolveConfig(max_steps=1000, generations=20, episodes=8, common_random_numbers=True, evaluate_every=5),
+    )
+
+
+def open_recordings(source: str) -> Recordings | MinariRecordings:
+    """Open a folder of recordings, or the Minari data set of this id where there is no such folder."""
+    return Recordings(source) if Path(source).is_dir() else MinariRecordings(source)
+
+
+def recordings_config(source: str) -> Config:
+    """Return the settings of a new run of recordings: heads of M for what the recordings have.
+
+    Args:
+        source: Folder of recordings, or id of a Minari data set.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or an episode lacks a file.
+        ValueError: A table is damaged.
+    """
+    found = open_recordings(source)
+    config = recordings_task(f"recordings-{len(found.names)}").presets["quick"]
+    return replace(
+        config,
+        collect=replace(config.collect, source=source, episodes=len(found)),
+        train_rnn=replace(config.train_rnn, reward_head=found.has_rewards, done_head=found.has_termination),
+    )
+
+
+def check_source(config: Config) -> None:
+    """Check the settings of a run of recordings against its source.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or an episode lacks a file.
+        ValueError: The run is of an environment, or the source has other episodes than the settings.
+    """
+    source = config.collect.source
+    if not is_recordings(config.task):
+        raise ValueError(f"collect.source: expected a new run folder, as this run is of {config.task}, got {source}")
+    found = open_recordings(source)
+    expected = (int(config.task.rpartition("-")[2]), config.collect.episodes)
+    if (len(found.names), len(found)) != expected:
+        raise ValueError(
+            f"collect.source: expected actions of {expected[0]} dimensions in {expected[1]} episodes, got "
+            f"{len(found.names)} in {len(found)} in {source}"
+        )
+
+
+def convert_recordings(run: Run) -> dict[str, Any]:
+    """Write the recordings to the episode store; complete shards are kept.
+
+    Returns:
+        Summary, as of :func:`worldmodels.pipeline.collection.collect_episodes`.
+
+    Raises:
+        ValueError: A file of the recordings is damaged.
+    """
+    config = run.config.collect
+    source, folder = open_recordings(config.source), run.path("episodes")
+    folder.mkdir(exist_ok=True)
+    progress = Progress("collect", len(source), "episodes")
+    for number, first in enumerate(range(0, len(source), config.shard_episodes)):
+        path = shard_path(folder, number)
+        last = min(first + config.shard_episodes, len(source))
+        if not path.is_file():
+            with EpisodeWriter(path, len(source.names)) as writer:
+                for index in range(first, last):
+                    writer.append(source.read(index))
+                    progress.update(index + 1)
+        EpisodeShard(path).close()
+    progress.close(len(source))
+    return summarize(folder, config)
