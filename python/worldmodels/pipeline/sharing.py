@@ -85,7 +85,7 @@ def model_card(folder: str | Path, repo_id: str, license_id: str = "mit") -> str
     path = run.path(_RESULTS)
     results = Results.read(path) if path.is_file() else None
     title = repo_id.rpartition("/")[2]
-    env_id = config.environment.id
+    env_id = config.environment.id or task.name
     lines = [
         *header(license_id, [task.name, "cma-es"]),
         *(_model_index(title, env_id, results.agent) if results else []),
@@ -169,7 +169,7 @@ def _limits(run: RunFolder, task: tasks.Task, results: Results | None) -> list[s
     evolve = run.config.evolve
     where = f"the dream at temperature {evolve.temperature:g}" if evolve.evaluate_in == "dream" else "the environment"
     found = [
-        f"V reads frames of 64x64 RGB of `{run.config.environment.id}` only.",
+        f"V reads frames of 64x64 RGB of `{run.config.environment.id or task.name}` only.",
         f"C was evolved in {where}. A dream's return is M's prediction, not a score.",
         "One training run with one seed. Another seed gives another agent.",
     ]
