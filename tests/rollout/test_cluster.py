@@ -89,10 +89,11 @@ def test_other_addresses_are_refused(text):
 
 @pytest.mark.parametrize("shape", [(1, 1024), (64, 16), (7, 5), (1, 1), (3, 1)])
 @pytest.mark.parametrize("seconds", [None, 1e-6, 0.01, 3.0])
-def test_parts_cover_an_evaluation_once(shape, seconds):
+@pytest.mark.parametrize("batch", [1, 20])
+def test_parts_cover_an_evaluation_once(shape, batch, seconds):
     candidates, episodes = shape
     params = np.arange(candidates, dtype=np.float32)[:, None]
-    parts = Parts(Part(params, episodes, 5, 7, 0, False), seconds)
+    parts = Parts(Part(params, episodes, 5, 7, 0, False), batch, seconds)
     seen, sizes = np.zeros(shape, int), []
     while (piece := parts.take(8)) is not None:
         part = piece.data
@@ -103,7 +104,10 @@ def test_parts_cover_an_evaluation_once(shape, seconds):
         sizes.append(piece.size)
     assert (seen == 1).all()
     if seconds is None and candidates == 1:
-        assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] == -(-episodes // 8) and sizes[-1] < 1.5 * min(batch, sizes[0])
+    if seconds is None and shape == (64, 16) and batch == 20:
+        assert min(sizes) >= 16  # whole candidates
 
 
 def test_the_bits_of_one_process_on_three_nodes(three):

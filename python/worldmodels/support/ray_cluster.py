@@ -151,6 +151,7 @@ class RayCluster:
         address: Where the cluster is.
 
     Attributes:
+        num_threads: Number of threads of a worker.
         usage: How busy the workers were.
 
     Raises:
@@ -161,7 +162,7 @@ class RayCluster:
         began = time.monotonic()
         self._local = address.workers is not None
         count = address.workers or available_cpus()
-        self._threads = max(1, available_cpus() // count) if self._local else 1
+        self.num_threads = max(1, available_cpus() // count) if self._local else 1
         self._reaper: Reaper | None = None
         self._workers: list[_Worker] = []
         self._refused: dict[str, str] = {}  # by node
@@ -274,7 +275,7 @@ class RayCluster:
 
     def _spawn(self, node: str) -> _Worker:
         place = NodeAffinitySchedulingStrategy(node, soft=False)
-        actor = _worker_class().options(num_cpus=1, scheduling_strategy=place).remote(self._threads)
+        actor = _worker_class().options(num_cpus=1, scheduling_strategy=place).remote(self.num_threads)
         return _Worker(actor, node, self._ask(actor))
 
     def _ask(self, actor: Any) -> Any:
