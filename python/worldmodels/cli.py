@@ -137,6 +137,7 @@ def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str
             "--only",
             type=int,
             metavar="K",
+            default=argparse.SUPPRESS,
             help="run the K-th temperature alone, without the table, as others run; 0 for the stages that all share",
         )
     for section in section_names():
@@ -217,6 +218,7 @@ def _add_cluster(target: argparse.ArgumentParser) -> None:
         "--cluster",
         type=cluster_address,
         metavar="CLUSTER",
+        default=argparse.SUPPRESS,
         help="do the work on a Ray cluster (extra `ray`): local:N or local:auto workers on this machine, auto for the "
         "cluster this machine belongs to, or HOST:PORT of its head; changes no result",
     )
@@ -461,7 +463,7 @@ def _work(options: argparse.Namespace) -> None:
         from worldmodels.pipeline import studies
 
         if options.command == "sweep":
-            studies.sweep(out, config, options.temperatures, force=options.force, only=options.only)
+            studies.sweep(out, config, options.temperatures, force=options.force, only=chosen.get("only"))
         else:
             studies.ablate(out, config, force=options.force)
         return

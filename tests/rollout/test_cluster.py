@@ -173,12 +173,17 @@ def test_a_worker_whose_game_is_lost_is_replaced(three, tmp_path, capfd):
     assert "a worker died (the engine is gone); its piece is done again" in capfd.readouterr().err
 
 
-def test_a_straggler_does_not_hold_up_the_others(three, tmp_path):
+def test_a_straggler_does_not_hold_up_the_others(three, tmp_path, monkeypatch):
     _, cluster = three
     began = time.monotonic()
     squares(cluster, Deed(tmp_path, "hang", 0.05))
     assert time.monotonic() - began < 60  # of 600 s
-    squares(cluster, Deed(tmp_path), 4)  # it was ended
+    assert len(cluster._late) == 1
+    squares(cluster, Deed(tmp_path), 4)
+    monkeypatch.setattr(ray_cluster, "_HUNG", 0.0)
+    time.sleep(1.5)  # the nodes are looked at every second
+    squares(cluster, Deed(tmp_path), 4)
+    assert not cluster._late  # it was ended
 
 
 def test_an_error_is_that_of_the_piece(three, tmp_path):
