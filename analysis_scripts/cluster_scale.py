@@ -14,15 +14,18 @@ import argparse
 import heapq
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from worldmodels import MDNRNN, Agent, Controller, ConvVAE, Dream
+from worldmodels import MDNRNN, Controller, ConvVAE, Dream
 from worldmodels.analysis.stats import table
 from worldmodels.pipeline import tasks
+from worldmodels.rollout.evaluators import Evaluator
 from worldmodels.rollout.evaluators.distributed import DistributedEvaluator, Part, Parts
-from worldmodels.rollout.evaluators.dream import DreamEvaluator
+from worldmodels.rollout.evaluators.dream import DREAMS_PER_THREAD, DreamEvaluator
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.needs import environment_needs, resolved
 from worldmodels.support.cluster import ClusterAddress, Needs, Piece, Queue, active_cluster, use_cluster
@@ -30,6 +33,7 @@ from worldmodels.support.cpu import available_cpus
 from worldmodels.support.ray_cluster import Usage
 
 CORES = (1, 8, 64, 512)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # episodes of a part
 POPSIZE, EPISODES = 64, 16
 
 
@@ -52,28 +56,61 @@ def quiet(*_):
     pass
 
 
+@dataclass
+class Case:
+    """An evaluator and candidates for it.
+
+    Attributes:
+        name: Name in the tables.
+        params: (P, N) candidates that are measured.
+        episodes: Episodes of each.
+        make: Makes the evaluator of a number of threads.
+        needs: What a node needs.
+        batch: Episodes that a thread plays efficiently at once.
+        lengths: (P, E) steps of the episodes measured.
+        steps: Seconds of a step on one core, by the number of episodes of a part.
+    """
+
+    name: str
+    params: np.ndarray
+    episodes: int
+    make: Callable[[int], Evaluator]
+    needs: Needs
+    batch: int
+    lengths: np.ndarray = field(init=False)
+    steps: dict[int, float] = field(init=False)
+
+
 def takecover():
-    """Candidates around the pretrained controller, and what makes the evaluator of their dreams."""
-    agent = Agent.pretrained("takecover")
-    dream = Dream.pretrained("takecover", controller=agent.controller)
-    noise = np.random.default_rng(0).normal(0, 0.1, (POPSIZE, agent.controller.size))
-    return (agent.params + noise).astype(np.float32), partial(DreamEvaluator, dream), Needs()
+    """Candidates around zero, as in a first generation, in the pretrained world model."""
+    dream = Dream.pretrained("takecover")
+    params = np.random.default_rng(0).normal(0, 0.1, (POPSIZE, dream.controller.size)).astype(np.float32)
+    return Case("TakeCover's dream", params, EPISODES, partial(DreamEvaluator, dream), Needs(), DREAMS_PER_THREAD)
 
 
 def carracing(frames):
-    """Candidates that do not steer, and what makes the evaluator of their episodes."""
+    """Candidates that do not steer."""
     task = tasks.get("carracing")
     config = task.presets["paper"]
     latent, hidden, size = config.train_vae.latent_size, config.train_rnn.hidden_size, len(task.actions)
     evolve, environment = config.evolve, resolved(config.environment)
-    shape = Controller(latent, hidden, size, evolve.features, evolve.bias, evolve.hidden_units, task.squash)
+    shape = Controller(
+        latent,
+        hidden,
+        size,
+        features=evolve.features,
+        bias=evolve.bias,
+        hidden_units=evolve.hidden_units,
+        squash=task.squash,
+    )
     m = MDNRNN(latent, size, hidden, restart_input=config.train_rnn.restart_input)
     make = partial(EnvironmentEvaluator, ConvVAE(latent), m, shape, environment, max_steps=frames, precision="float32")
-    return np.zeros((8, shape.size), np.float32), partial(_one, make), environment_needs(environment)
+    params = np.zeros((8, shape.size), np.float32)
+    return Case("CarRacing", params, EPISODES, partial(_cars, make), environment_needs(environment), 1)
 
 
-def _one(make, num_threads):
-    return make(num_envs=16, num_workers=num_threads)
+def _cars(make, num_threads):
+    return make(num_envs=16 * num_threads, num_workers=num_threads)
 
 
 def timed(evaluator, params, episodes, rounds):
@@ -84,6 +121,18 @@ def timed(evaluator, params, episodes, rounds):
         played = evaluator.play(params, episodes, seed=number, common_seeds=False, on_progress=quiet)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:]), played
+
+
+def step_costs(case):
+    """Seconds of a step in parts of some sizes: few episodes do not fill SIMD vectors or batches of V."""
+    evaluator, found = case.make(1), {}
+    for size in SIZES:
+        options = {"seed": 1, "common_seeds": False, "on_progress": quiet}
+        began = time.perf_counter()
+        played = evaluator.play(case.params[: max(1, size // case.episodes)], min(size, case.episodes), **options)
+        found[size] = (time.perf_counter() - began) / played.lengths.sum()
+    evaluator.close()
+    return found
 
 
 def costs(cluster):
@@ -101,19 +150,21 @@ def costs(cluster):
     return piece, max(0.0, run(30, megabyte) - piece) / 2**21  # there and back again
 
 
-def predict(lengths, per_step, cores, per_piece, per_byte, size):
+def predict(lengths, steps, batch, cores, per_piece, per_byte, size):
     """Seconds of a generation: every core does parts, and the driver hands out one after the other.
 
     Args:
         lengths: (P, E) steps of the episodes.
-        per_step: Seconds of a step on one core.
+        steps: Seconds of a step on one core, by the number of episodes of a part.
+        batch: Episodes that a worker plays efficiently at once.
         cores: Number of workers.
         per_piece: Seconds of the driver for a piece.
         per_byte: Seconds of the driver for a byte.
         size: Number of parameters of a candidate.
     """
     candidates, episodes = lengths.shape
-    parts = Parts(Part(np.zeros((candidates, 1), np.float32), episodes, 0, 0, 0, False), per_step * lengths.mean())
+    part = Part(np.zeros((candidates, 1), np.float32), episodes, 0, 0, 0, False)
+    parts = Parts(part, batch, steps[SIZES[-1]] * lengths.mean())
     free, driver, end = [0.0] * cores, 0.0, 0.0
     while (piece := parts.take(cores)) is not None:
         part = piece.data
@@ -121,10 +172,34 @@ def predict(lengths, per_step, cores, per_piece, per_byte, size):
         driver += per_piece + per_byte * (4 * size * len(part.params) + 8 * piece.size)
         rows = slice(part.first_candidate, part.first_candidate + len(part.params))
         columns = slice(part.first_episode, part.first_episode + part.episodes)
+        per_step = np.interp(np.log(piece.size), np.log(SIZES), [steps[one] for one in SIZES])
         done = driver + per_step * float(lengths[rows, columns].sum())
         heapq.heappush(free, done)
         end = max(end, done)
     return end
+
+
+def measure(case, rounds):
+    """Measure a case without a cluster; print seconds on one core and on all of them."""
+    one, all_cores = case.make(1), case.make(available_cpus())
+    alone, played = timed(one, case.params, case.episodes, rounds)
+    native, _ = timed(all_cores, case.params, case.episodes, rounds)
+    one.close()
+    all_cores.close()
+    case.lengths, case.steps = played.lengths, step_costs(case)
+    print(f"{case.name}: {alone:.2f} s with one thread, {native:.2f} s with {available_cpus()}")
+
+
+def compare(case, cluster, cost, rounds):
+    """Measure a case on a cluster; return a row of the table."""
+    evaluator = DistributedEvaluator(cluster, case.make, case.needs, batch=case.batch)
+    timed(evaluator, case.params, case.episodes, 1)
+    cluster.usage = Usage()
+    seconds, _ = timed(evaluator, case.params, case.episodes, rounds)
+    workers, threads = cluster.num_workers, cluster.num_threads
+    steps = {size: value / threads for size, value in case.steps.items()}
+    guess = predict(case.lengths, steps, case.batch * threads, workers, *cost, case.params.shape[1])
+    return [case.name, f"{workers} x {threads}", f"{seconds:.2f} s", f"{guess:.2f} s", f"{cluster.usage.share:.1%}"]
 
 
 def main():
@@ -133,43 +208,28 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, default=100, help="steps of an episode of CarRacing here")
     options = parser.parse_args()
-    params, make_dream, no_needs = takecover()
-    cars, make_cars, car_needs = carracing(options.frames)
-    threads, _ = timed(make_dream(available_cpus()), params, EPISODES, options.rounds)
-    one, dreamed = timed(make_dream(1), params, EPISODES, options.rounds)
-    whole, driven = timed(make_cars(available_cpus()), cars, 4, options.rounds)
-    drive, _ = timed(make_cars(1), cars, 4, options.rounds)
-    per_dream, per_frame = one / dreamed.lengths.sum(), drive / driven.lengths.sum()
-    print(f"{available_cpus()} cores: dream {1e6 * per_dream:.1f} us/step, CarRacing {1e6 * per_frame:.0f} us/frame")
-    print(f"one process with {available_cpus()} threads: dream {threads:.2f} s, CarRacing {whole:.2f} s")
+    cases = [takecover(), carracing(options.frames)]
+    for case in cases:
+        measure(case, options.rounds)
+    rows = [[str(size), *(f"{1e6 * case.steps[size]:.1f} us" for case in cases)] for size in SIZES]
+    print(table(["episodes of a part", *(f"{case.name}: a step" for case in cases)], rows))
     rows, cost = [], (0.0, 0.0)
     for count in options.workers:
         with use_cluster(ClusterAddress(count)):
             cluster = active_cluster()
-            cost = per_piece, per_byte = costs(cluster)
-            print(f"{count} workers: {1e3 * per_piece:.2f} ms a piece, {1e9 * per_byte:.2f} ns a byte")
-            for name, batch, episodes, make, needs, lengths, per_step in (
-                ("dream", params, EPISODES, make_dream, no_needs, dreamed.lengths, per_dream),
-                ("CarRacing", cars, 4, make_cars, car_needs, driven.lengths, per_frame),
-            ):
-                evaluator = DistributedEvaluator(cluster, make, needs)
-                timed(evaluator, batch, episodes, 1)
-                cluster.usage = Usage()
-                seconds, _ = timed(evaluator, batch, episodes, options.rounds)
-                guess = predict(lengths, per_step, count, per_piece, per_byte, batch.shape[1])
-                cells = [name, str(count), f"{seconds:.2f} s", f"{guess:.2f} s", f"{cluster.usage.share:.1%}"]
-                rows.append(cells)
-    print(table(["evaluator", "workers", "measured", "predicted", "busy"], rows))
-    frames = np.full((POPSIZE, EPISODES), 1000)
-    rows = [
-        [str(cores)]
-        + [
-            f"{predict(lengths, per_step, cores, *cost, size):.2f} s"
-            for lengths, per_step, size in ((dreamed.lengths, per_dream, 1088), (frames, per_frame, 867))
-        ]
-        for cores in CORES
-    ]
-    print(table(["cores", "TakeCover's dream", "CarRacing"], rows))
+            cost = costs(cluster)
+            print(f"{count} workers: {1e3 * cost[0]:.2f} ms a piece, {1e9 * cost[1]:.2f} ns a byte")
+            rows += [compare(case, cluster, cost, options.rounds) for case in cases]
+    print(table(["evaluator", "workers x threads", "measured", "predicted", "busy"], rows))
+    lengths = {"CarRacing": np.full((POPSIZE, EPISODES), 1000)}
+    rows = []
+    for cores in CORES:
+        guesses = (
+            predict(lengths.get(one.name, one.lengths), one.steps, one.batch, cores, *cost, one.params.shape[1])
+            for one in cases
+        )
+        rows.append([str(cores), *(f"{guess:.2f} s" for guess in guesses)])
+    print(table(["cores", *(case.name for case in cases)], rows))
 
 
 if __name__ == "__main__":

@@ -89,10 +89,11 @@ def test_other_addresses_are_refused(text):
 
 @pytest.mark.parametrize("shape", [(1, 1024), (64, 16), (7, 5), (1, 1), (3, 1)])
 @pytest.mark.parametrize("seconds", [None, 1e-6, 0.01, 3.0])
-def test_parts_cover_an_evaluation_once(shape, seconds):
+@pytest.mark.parametrize("batch", [1, 20])
+def test_parts_cover_an_evaluation_once(shape, batch, seconds):
     candidates, episodes = shape
     params = np.arange(candidates, dtype=np.float32)[:, None]
-    parts = Parts(Part(params, episodes, 5, 7, 0, False), seconds)
+    parts = Parts(Part(params, episodes, 5, 7, 0, False), batch, seconds)
     seen, sizes = np.zeros(shape, int), []
     while (piece := parts.take(8)) is not None:
         part = piece.data
@@ -103,7 +104,10 @@ def test_parts_cover_an_evaluation_once(shape, seconds):
         sizes.append(piece.size)
     assert (seen == 1).all()
     if seconds is None and candidates == 1:
-        assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] == -(-episodes // 8) and sizes[-1] < 1.5 * min(batch, sizes[0])
+    if seconds is None and shape == (64, 16) and batch == 20:
+        assert min(sizes) >= 16  # whole candidates
 
 
 def test_the_bits_of_one_process_on_three_nodes(three):
@@ -169,12 +173,17 @@ def test_a_worker_whose_game_is_lost_is_replaced(three, tmp_path, capfd):
     assert "a worker died (the engine is gone); its piece is done again" in capfd.readouterr().err
 
 
-def test_a_straggler_does_not_hold_up_the_others(three, tmp_path):
+def test_a_straggler_does_not_hold_up_the_others(three, tmp_path, monkeypatch):
     _, cluster = three
     began = time.monotonic()
     squares(cluster, Deed(tmp_path, "hang", 0.05))
     assert time.monotonic() - began < 60  # of 600 s
-    squares(cluster, Deed(tmp_path), 4)  # it was ended
+    assert len(cluster._late) == 1
+    squares(cluster, Deed(tmp_path), 4)
+    monkeypatch.setattr(ray_cluster, "_HUNG", 0.0)
+    time.sleep(1.5)  # the nodes are looked at every second
+    squares(cluster, Deed(tmp_path), 4)
+    assert not cluster._late  # it was ended
 
 
 def test_an_error_is_that_of_the_piece(three, tmp_path):

@@ -22,7 +22,7 @@ from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators import Evaluator
 from worldmodels.rollout.evaluators.distributed import DistributedEvaluator
-from worldmodels.rollout.evaluators.dream import DreamEvaluator
+from worldmodels.rollout.evaluators.dream import DREAMS_PER_THREAD, DreamEvaluator
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.needs import ENVS_PER_THREAD, check_no_gpu, environment_needs, resolved
 from worldmodels.support.cluster import Needs, active_cluster
@@ -52,7 +52,7 @@ def dream_evaluator(run: Run) -> Evaluator:
         if cluster is None:
             return DreamEvaluator(dream, threads)
         needs = Needs(bfloat16=dream.precision == "bfloat16")
-        return DistributedEvaluator(cluster, partial(DreamEvaluator, dream), needs)
+        return DistributedEvaluator(cluster, partial(DreamEvaluator, dream), needs, batch=DREAMS_PER_THREAD)
     world, lstm_states = _initial_states(run, config.initial_states)
     on_gpu = TorchDream(
         *world,

@@ -43,6 +43,7 @@ _REFRESH = 1.0  # seconds between two looks at the nodes
 _MAX_RESTARTS = 20  # in one run
 _STRAGGLER = 2.0  # multiple of a piece's expected duration after which an idle worker does it too
 _SHORT = 1.0  # seconds that are too short for that
+_HUNG = 120.0  # seconds after which a worker is replaced whose piece another one has done
 
 
 class Prepared(NamedTuple):
@@ -151,6 +152,7 @@ class RayCluster:
         address: Where the cluster is.
 
     Attributes:
+        num_threads: Number of threads of a worker.
         usage: How busy the workers were.
 
     Raises:
@@ -161,12 +163,14 @@ class RayCluster:
         began = time.monotonic()
         self._local = address.workers is not None
         count = address.workers or available_cpus()
-        self._threads = max(1, available_cpus() // count) if self._local else 1
+        self.num_threads = max(1, available_cpus() // count) if self._local else 1
         self._reaper: Reaper | None = None
         self._workers: list[_Worker] = []
         self._refused: dict[str, str] = {}  # by node
         self._levels: dict[str, str] = {}  # SIMD level by node that has been checked
         self._needs = Needs()
+        self._asked: set[str] = set()  # nodes that were waited for
+        self._late: dict[Any, _Worker] = {}  # with a piece of an earlier run, by reference to its result
         self._works = 0
         self._looked = 0.0
         self.usage = Usage()
@@ -265,6 +269,10 @@ class RayCluster:
             return
         self._looked = time.monotonic()
         nodes = self._nodes()
+        for reference, worker in list(self._late.items()):
+            if worker.node not in nodes or self._looked - worker.since > _HUNG:
+                del self._late[reference]
+                self._remove(worker)
         self._workers = [worker for worker in self._workers if worker.node in nodes]
         for node, about in nodes.items():
             if node in self._refused:
@@ -274,7 +282,7 @@ class RayCluster:
 
     def _spawn(self, node: str) -> _Worker:
         place = NodeAffinitySchedulingStrategy(node, soft=False)
-        actor = _worker_class().options(num_cpus=1, scheduling_strategy=place).remote(self._threads)
+        actor = _worker_class().options(num_cpus=1, scheduling_strategy=place).remote(self.num_threads)
         return _Worker(actor, node, self._ask(actor))
 
     def _ask(self, actor: Any) -> Any:
@@ -322,9 +330,11 @@ class RayCluster:
                     finished = self._take(reference, pieces, state)
                     if finished is not None:
                         yield finished
-        finally:
-            for worker in state.outstanding.values():  # late with a piece that another worker has done
+        except BaseException:
+            for worker in state.outstanding.values():
                 self._remove(worker)
+            raise
+        self._late.update(state.outstanding)
 
     def _check_nodes(self, needs: Needs) -> None:
         """Wait for a worker of every node, and check the nodes. A node that does not answer is checked later.
@@ -334,8 +344,10 @@ class RayCluster:
         """
         if needs != self._needs:
             self._needs, self._levels = needs, {}
+            self._asked.clear()
         self._refresh()
-        first = {worker.node: worker for worker in reversed(self._workers) if worker.node not in self._levels}
+        first = {worker.node: worker for worker in reversed(self._workers) if worker.node not in self._asked}
+        self._asked.update(first)
         for worker in first.values():
             worker.facts = self._ask(worker.actor)
         problems: list[str] = []
@@ -365,7 +377,7 @@ class RayCluster:
     def _hand_out(self, work: Prepared, pieces: Pieces, state: _State) -> None:
         """Give every free worker a piece: a lost one, a new one, or one that another worker is late with."""
         for worker in [worker for worker in self._workers if worker.ready and worker.job is None]:
-            job = state.again.pop() if state.again else self._next(pieces, state) or self._late(state)
+            job = state.again.pop() if state.again else self._next(pieces, state) or self._straggling(state)
             if job is None:
                 return
             job.workers += 1
@@ -381,7 +393,7 @@ class RayCluster:
         state.open += 1
         return _Job(piece)
 
-    def _late(self, state: _State) -> _Job | None:
+    def _straggling(self, state: _State) -> _Job | None:
         """Choose a job that takes much longer than expected."""
         if state.size == 0:
             return None
@@ -405,7 +417,7 @@ class RayCluster:
         elif time.monotonic() - state.idle_since > _START:
             raise RuntimeError(f"cluster: expected a free CPU on a node of {self._address}, got none for {_START:g} s")
         starting = {worker.facts: worker for worker in self._workers if not worker.ready}
-        waiting = [*state.outstanding, *starting]
+        waiting = [*state.outstanding, *starting, *self._late]
         if not waiting:
             time.sleep(_REFRESH / 4)
             return []
@@ -415,7 +427,18 @@ class RayCluster:
         for reference in found:
             if reference in starting:
                 self._admit(starting[reference], state)
+            elif reference in self._late:
+                self._free(reference)
         return [reference for reference in found if reference in state.outstanding]
+
+    def _free(self, reference: Any) -> None:
+        """Let a worker take pieces again that has finished one of an earlier run, which another worker had done."""
+        worker = self._late.pop(reference)
+        try:
+            ray.get(reference)
+            worker.job = None
+        except RayError:
+            self._remove(worker)
 
     def _admit(self, worker: _Worker, state: _State) -> None:
         """Let a worker take pieces, unless its node is refused or it has died."""

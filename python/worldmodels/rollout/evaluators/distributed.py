@@ -18,8 +18,7 @@ from worldmodels.support.validation import check_integer
 if TYPE_CHECKING:
     from worldmodels.support.ray_cluster import RayCluster
 
-_SHORTEST, _LONGEST = 0.25, 10.0  # seconds of a part
-_ROUNDS = 2  # parts per worker that the remaining episodes are divided into
+_SHORTEST, _LONGEST = 0.05, 10.0  # seconds of a part
 
 
 class Part(NamedTuple):
@@ -85,18 +84,20 @@ class _Handler:
 class Parts:
     """:class:`worldmodels.support.cluster.Pieces` of an evaluation: large ones first, small ones at the end.
 
-    A part has whole candidates, or some episodes of one of them.
+    A part has whole candidates, or some episodes of one of them. It is an equal share of the episodes that are left
+    (guided self-scheduling), within limits.
 
     Args:
         whole: The evaluation as one part.
+        batch: Number of episodes that a worker plays efficiently at once: parts have fewer only if all have.
         seconds: Duration of an episode; None if it is unknown.
 
     Attributes:
         seconds: Measured duration of an episode.
     """
 
-    def __init__(self, whole: Part, seconds: float | None = None) -> None:
-        self._whole = whole
+    def __init__(self, whole: Part, batch: int = 1, seconds: float | None = None) -> None:
+        self._whole, self._batch = whole, batch
         self._next, self._total = 0, len(whole.params) * whole.episodes
         self.seconds = seconds
 
@@ -105,10 +106,13 @@ class Parts:
         left = self._total - self._next
         if left == 0:
             return None
-        size = math.ceil(left / (_ROUNDS * max(workers, 1)))
+        lowest, highest = min(self._batch, math.ceil(self._total / workers)), self._total
         if self.seconds is not None:
-            lowest, highest = (max(1, int(limit / self.seconds)) for limit in (_SHORTEST, _LONGEST))
-            size = min(max(size, lowest), highest, left)
+            lowest = max(lowest, int(_SHORTEST / self.seconds))
+            highest = max(self._batch, int(_LONGEST / self.seconds))
+        size = min(max(math.ceil(left / workers), lowest), highest, left)
+        if left - size < lowest / 2:
+            size = left
         whole = self._whole
         candidate, episode = divmod(self._next, whole.episodes)
         candidates, episodes = 1, min(size, whole.episodes - episode)
@@ -136,13 +140,14 @@ class DistributedEvaluator:
         cluster: Cluster; it stays open.
         make: Makes the evaluator in a worker, for its number of threads. It is sent to every node once.
         needs: What a node needs.
+        batch: Number of episodes that one thread plays efficiently at once.
     """
 
-    def __init__(self, cluster: RayCluster, make: Callable[[int], Evaluator], needs: Needs) -> None:
+    def __init__(self, cluster: RayCluster, make: Callable[[int], Evaluator], needs: Needs, *, batch: int = 1) -> None:
         local = make(1)
         self.controller, self.unit, self.metadata = local.controller, local.unit, local.metadata
         local.close()
-        self._cluster = cluster
+        self._cluster, self._batch = cluster, batch * cluster.num_threads
         self._work = cluster.prepare(EvaluatorWork(make, needs))
         self._seconds: float | None = None
 
@@ -167,7 +172,8 @@ class DistributedEvaluator:
         if params.ndim != 2 or params.shape[1] != self.controller.size or len(params) == 0:
             raise ValueError(f"params: expected (P, {self.controller.size}), got {params.shape}")
         episodes = check_integer("episodes", episodes, 1, 2**31 - 1)
-        parts = Parts(Part(params, episodes, first_candidate, first_episode, seed, common_seeds), self._seconds)
+        whole = Part(params, episodes, first_candidate, first_episode, seed, common_seeds)
+        parts = Parts(whole, self._batch, self._seconds)
         returns = np.empty((len(params), episodes), np.float32)
         lengths = np.empty((len(params), episodes), np.int32)
         ended = steps = 0
