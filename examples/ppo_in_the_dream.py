@@ -5,7 +5,8 @@
     python examples/ppo_in_the_dream.py --world runs/quick       your own
 
 Time: 2 minutes on two cores for a million dream steps. Prints stable-baselines3's tables, then the steps survived in
-the dream (256 episodes) and in the real game (20 episodes), mean and standard deviation.
+the dream (256 episodes), the speed of training as a share of the native rollout's, and the steps survived in the real
+game (20 episodes), mean and standard deviation.
 
 The policy is linear, a' = W [z, c, h] + b, so a `Controller` has the same form and an `Agent` can play with it. PPO
 clips a' to [-1, 1] where the controller computes tanh(a'). The game only asks whether an action is above 1/3 or
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,12 @@ def survival(dream: wm.Dream, params: np.ndarray) -> str:
     return f"{lengths.mean():.0f} +- {lengths.std():.0f}"
 
 
+def rollout_speed(dream: wm.Dream, params: np.ndarray) -> float:
+    """Steps per second of the native rollout."""
+    start = time.perf_counter()
+    return dream.rollout(params[None], 256, max_steps=100).lengths.sum() / (time.perf_counter() - start)
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(
         description="PPO in the dream", formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -117,9 +125,13 @@ def main(arguments: list[str] | None = None) -> None:
         verbose=1,
     )
     print(f"before: {survival(dream, parameters(ppo.policy, controller))} steps survived in the dream")
+    start = time.perf_counter()
     ppo.learn(chosen.steps)
+    speed = ppo.num_timesteps / (time.perf_counter() - start)
     params = parameters(ppo.policy, controller)
     print(f"after:  {survival(dream, params)} steps survived in the dream")
+    native = rollout_speed(dream, params)
+    print(f"speed:  {speed:.0f} steps/s, {100 * speed / native:.1f} % of the native rollout's {native:.0f}")
     if chosen.episodes:
         agent = wm.Agent(load_model(folder / "vae" / "vae.safetensors", wm.ConvVAE), model, controller, params)
         scores: dict[int, float] = {}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bundles import small_world
 
 from conftest import toy_config, write_world
 from worldmodels.cmaes.search_space import SearchSpace, feature_scales, principal_components
+from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline.run import Run
@@ -110,6 +112,25 @@ def test_they_are_those_of_what_c_sees_in_dreams(run):
     np.testing.assert_array_equal(coordinates.basis, principal_components(features, 6))
     other = features[: len(features) // 2] @ coordinates.basis
     assert np.square(other).mean(axis=0) == pytest.approx(np.ones(6), abs=0.1)
+
+
+def test_random_discrete_actions_are_one_hot_vectors(monkeypatch):
+    taken = []
+
+    class Watched(DreamVectorEnv):
+        def step(self, actions):
+            taken.append(actions)
+            return super().step(actions)
+
+    monkeypatch.setattr("worldmodels.pipeline.search_space.DreamVectorEnv", Watched)
+    controller = Controller(4, 8, 5, squash="argmax", choices=(2, 3))
+    features = sample_features(small_world(action_size=5), controller, 3)
+    assert features.shape[1] == 20 and np.isfinite(features).all()
+    actions = np.concatenate(taken)
+    assert set(np.unique(actions)) == {0, 1}
+    for values in (actions[:, :2], actions[:, 2:]):
+        np.testing.assert_array_equal(values.sum(axis=1), 1)
+        np.testing.assert_allclose(values.mean(axis=0), 1 / values.shape[1], atol=0.05)
 
 
 def test_scales_are_saved_and_reused(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,8 @@ import numpy as np
 import pygame
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Discrete, MultiDiscrete
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from test_dream import make_model, make_params, make_starts
@@ -26,6 +29,8 @@ from worldmodels.models.weights import load_model, save_model, save_tensors
 from worldmodels.support.display import Window
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
+MODEL = ("mdnrnn", "initial_mu", "initial_logvar")
+
 
 def arguments(**model):
     m = make_model(**model)
@@ -33,8 +38,9 @@ def arguments(**model):
 
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space m:UserWarning")  # latents have no bounds
-def test_check_env():
-    check_env(DreamEnv(*arguments()), skip_render_check=True)
+@pytest.mark.parametrize("choices", [(), (4,), (2, 2)], ids=str)
+def test_check_env(choices):
+    check_env(DreamEnv(*arguments(action=4), choices=choices), skip_render_check=True)
 
 
 @pytest.mark.parametrize(
@@ -188,11 +194,39 @@ def test_spaces():
     assert observation in envs.observation_space and info == {}
 
 
+def test_the_spec_is_json():
+    settings = {"world": "takecover", "temperature": 1.1, "features": "z", "max_steps": 9, "render_mode": "rgb_array"}
+    env = gymnasium.make("worldmodels/Dream-v0", **settings)
+    spec = EnvSpec.from_json(env.spec.to_json())
+    assert spec == env.spec and spec.kwargs == settings
+    check_same(gymnasium.make(spec), env)
+    envs = gymnasium.make_vec("worldmodels/Dream-v0", num_envs=3, world="takecover", termination="threshold")
+    spec = EnvSpec.from_json(envs.spec.to_json())
+    again = gymnasium.make_vec(spec, num_envs=3)
+    assert isinstance(again, DreamVectorEnv)
+    check_same(again, envs)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_a_copy_with_its_wrappers_goes_on_with_the_episode(duplicate):
+    env = gymnasium.make("worldmodels/Dream-v0", world="takecover", render_mode="rgb_array", max_episode_steps=7)
+    env.reset(seed=1)
+    for _ in range(3):
+        env.step(env.action_space.sample())
+    other = duplicate(env)
+    assert other.spec == env.spec
+    for action in np.linspace(-1, 1, 4, dtype=np.float32)[:, None]:
+        for mine, copied in zip(env.step(action), other.step(action), strict=True):
+            np.testing.assert_array_equal(mine, copied)
+        np.testing.assert_array_equal(env.render(), other.render())
+    np.testing.assert_array_equal(env.reset()[0], other.reset()[0])
+
+
 def test_registered():
     from worldmodels.envs.registration import register
 
     register()
-    made = dict(zip(["mdnrnn", "initial_mu", "initial_logvar"], arguments(), strict=True))
+    made = dict(zip(MODEL, arguments(), strict=True))
     env = gymnasium.make("worldmodels/Dream-v0", **made)
     assert env.reset(seed=0)[0].shape == (19,)
     envs = gymnasium.make_vec("worldmodels/Dream-v0", num_envs=4, vectorization_mode="vector_entry_point", **made)
@@ -265,6 +299,71 @@ def test_actions_that_are_not_finite_are_refused(bad, dtype):
         envs.step(np.zeros((2, 2), bool))
     with pytest.raises(ValueError, match=r"^actions: expected \(2, 2\) float32, got \(2, 3\) int64"):
         envs.step(np.zeros((2, 3), np.int64))
+
+
+# Discrete actions
+
+
+@pytest.mark.parametrize(("choices", "space"), [((4,), Discrete(4)), ([2, 3, 18], MultiDiscrete([2, 3, 18]))])
+def test_discrete_actions_are_one_hot_vectors_of_m(choices, space):
+    made = arguments(action=sum(choices), done=False)
+    env, envs = DreamEnv(*made, choices=choices), DreamVectorEnv(*made, num_envs=3, choices=choices)
+    continuous = DreamVectorEnv(*made, num_envs=3)
+    assert env.action_space == envs.single_action_space == space
+    for each in (env, envs, continuous):
+        each.reset(seed=5)
+    rng = np.random.default_rng(0)
+    for dtype in (np.int64, np.int32, np.uint8, np.uint64):
+        taken = rng.integers(0, choices, (3, len(choices))).astype(dtype)
+        vectors = [np.concatenate([np.eye(n)[i] for n, i in zip(choices, row, strict=True)]) for row in taken]
+        want = continuous.step(np.stack(vectors).astype(np.float32))[0]
+        given = taken[:, 0] if len(choices) == 1 else taken
+        np.testing.assert_array_equal(envs.step(given)[0], want)
+        np.testing.assert_array_equal(env.step(given[0])[0], want[0])
+    envs.step(envs.action_space.sample())
+
+
+def test_a_controller_of_discrete_actions_plays_the_rollout():
+    made = arguments(action=18, done=False, reward=True)
+    controller = Controller(5, 7, 18, squash="argmax", choices=(18,))
+    dream, env = Dream(*made, controller, max_steps=9), DreamEnv(*made, choices=controller.choices)
+    params = make_params(dream, 1)[0] * 4
+    observation, total = env.reset(seed=2)[0], 0.0
+    for _ in range(9):
+        observation, reward, *_ = env.step(int(controller.act(params, observation).argmax()))
+        total += reward
+    assert total == pytest.approx(dream.rollout(params[None], 1, seed=2).returns[0, 0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("choices", "given", "message"),
+    [
+        ((4,), [4, 0], "expected 0 to 3, got 4 at flat index 0"),
+        ((4,), [0, -1], "expected 0 to 3, got -1 at flat index 1"),
+        ((4,), [1.0, 1.0], "expected (2,) int64, got (2,) float64"),
+        ((4,), [[1], [1]], "expected (2,) int64, got (2, 1) int64"),
+        ((4,), [True, False], "expected (2,) int64, got (2,) bool"),
+        ((2, 2), [[1, 1], [0, 2]], "expected 0 to 1, got 2 at flat index 3"),
+        ((2, 2), [1, 1], "expected (2, 2) int64, got (2,) int64"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(choices, given, message):
+    envs = DreamVectorEnv(*arguments(action=4, done=False), num_envs=2, choices=choices)
+    before, _ = envs.reset(seed=0)
+    with pytest.raises(ValueError, match=f"^actions: {re.escape(message)}"):
+        envs.step(np.array(given))
+    np.testing.assert_array_equal(envs.reset(seed=0)[0], before)
+
+
+@pytest.mark.parametrize("make", [DreamEnv, DreamVectorEnv])
+def test_choices_that_do_not_fit_are_refused(make):
+    made = arguments(action=4)
+    with pytest.raises(ValueError, match=r"^choices: expected integers of at least 2 that add up to action_size, 4"):
+        make(*made, choices=(3,))
+    with pytest.raises(ValueError, match=r"^action_low: expected its default, -1\.0, as choices are given, got 0"):
+        make(*made, choices=(4,), action_low=0)
+    with pytest.raises(ValueError, match=r"^action_high: expected its default, 1\.0, as choices are given, got \["):
+        make(*made, choices=(4,), action_high=[1, 1])
 
 
 # Seeds, masks and modes of the vector environment
@@ -436,7 +535,7 @@ def test_without_autoreset_an_ended_environment_is_reset_by_mask(mode):
 
 @pytest.mark.parametrize(("most", "wanted"), [({"max_episode_steps": 5}, 5), ({"max_episode_steps": 9}, 6)])
 def test_the_smaller_limit_of_steps_counts(most, wanted):
-    made = dict(zip(["mdnrnn", "initial_mu", "initial_logvar"], arguments(done=False), strict=True))
+    made = dict(zip(MODEL, arguments(done=False), strict=True))
     settings = {"vectorization_mode": "vector_entry_point", **made}
     envs = gymnasium.make_vec("worldmodels/Dream-v0", num_envs=2, max_steps=6, **most, **settings)
     envs.reset(seed=0)

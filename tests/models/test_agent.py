@@ -160,6 +160,110 @@ def test_bad_arguments_are_named(agent):
         agent.act(frames(2), np.ones(1, np.bool_))
 
 
+def encoded(agent, seen):
+    """V's mean and standard deviation of frames (B, 64, 64, 3)."""
+    with torch.inference_mode():
+        mu, logvar = agent.vae.encode(torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255)
+    return mu.numpy(), np.exp(logvar.numpy() / 2)
+
+
+def test_predictions_without_chance_are_those_of_the_paper_with_means(agent):
+    """The state goes in and comes out; a start of an episode zeroes it."""
+    h = c = np.zeros((3, HIDDEN))
+    state = None
+    for step in range(6):
+        start = np.array([step == 0, step in (0, 3), step == 0])
+        action, state = agent.predict(frames(3, step), state, start if step else None, deterministic=True)
+        h, c = h * ~start[:, None], c * ~start[:, None]
+        z, _ = encoded(agent, frames(3, step))
+        np.testing.assert_allclose(action[:, 0], np.tanh(np.concatenate([z, c, h], axis=1) @ agent.params), atol=1e-5)
+        assert action.shape == (3, 1) and action.dtype == np.float32
+        h, c = remember(agent.mdnrnn, z, action, start, h, c)
+        np.testing.assert_allclose(state.h, h, atol=1e-5)
+        np.testing.assert_allclose(state.c, c, atol=1e-5)
+    assert state.episode.tolist() == [0, 1, 0] and state.step.tolist() == [6, 3, 6]
+
+
+def test_predictions_sample_latents_around_v():
+    """A controller of z alone: the arc tangents of its actions are normal."""
+    controller = wm.Controller(LATENT, HIDDEN, 1, features="z")
+    params = np.float32([0.3, -0.2, 0.1, 0.25])
+    agent = wm.Agent(make_vae(LATENT), make_mdnrnn(LATENT, HIDDEN), controller, params)
+    (mu,), (sigma,) = encoded(agent, frames(1))
+    action, state = agent.predict(np.repeat(frames(1), 2000, axis=0))
+    later, _ = agent.predict(np.repeat(frames(1), 2000, axis=0), state)
+    std = np.linalg.norm(params * sigma)
+    for outputs in (np.arctanh(action[:, 0]), np.arctanh(later[:, 0])):
+        scaled = (outputs - mu @ params) / std
+        assert abs(scaled.mean()) < 5 / 2000**0.5 and abs(scaled.std() - 1) < 0.08
+    assert abs(np.corrcoef(action[:, 0], later[:, 0])[0, 1]) < 0.12
+
+
+def test_predictions_change_nothing_of_the_agent(agent):
+    agent.reset(2, seed=4)
+    want = [agent.act(frames(2, step)) for step in range(3)]
+    agent.reset(2, seed=4)
+    state, found = None, []
+    for step in range(3):
+        np.testing.assert_array_equal(agent.act(frames(2, step)), want[step])
+        one, after = agent.predict(frames(3, step), state)
+        again, same = agent.predict(frames(3, step), state)
+        np.testing.assert_array_equal(one, again)
+        for mine, other in zip(after, same, strict=True):
+            np.testing.assert_array_equal(mine, other)
+        found.append(one)
+        state = after
+    agent.reset(1, seed=5)
+    assert (agent.predict(frames(3))[0] != found[0]).any()
+
+
+def test_episodes_and_environments_have_latents_of_their_own(agent):
+    """Of the same frames: the first episode of an environment repeats, and differs from its second."""
+    agent.reset(1, seed=0)
+    same = np.repeat(frames(1), 2, axis=0)
+    first, state = agent.predict(same)
+    second, _ = agent.predict(same, state, np.ones(2, np.bool_))
+    assert len(np.unique([*first.ravel(), *second.ravel()])) == 4
+    np.testing.assert_array_equal(agent.predict(same)[0], first)
+    np.testing.assert_allclose(agent.predict(same[:1])[0], first[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize("choices", [(), (3,), (2, 3)], ids=str)
+def test_a_single_frame_has_a_single_action(choices):
+    size = sum(choices) or 2
+    shape = {"squash": "argmax", "choices": choices} if choices else {}
+    controller = wm.Controller(LATENT, HIDDEN, size, **shape)
+    params = np.random.default_rng(1).normal(size=controller.size)
+    agent = wm.Agent(make_vae(LATENT), make_mdnrnn(LATENT, HIDDEN, action_size=size), controller, params)
+    alone, state = agent.predict(frames(1)[0])
+    many, _ = agent.predict(frames(1))
+    np.testing.assert_array_equal(alone, many[0])
+    assert state.h.shape == (1, HIDDEN)
+    next_alone, _ = agent.predict(frames(1)[0], state, np.array([False]))
+    assert np.shape(next_alone) == np.shape(alone) == {0: (2,), 1: (), 2: (2,)}[len(choices)]
+    if not choices:
+        return
+    agent.reset(1, seed=0)  # the first latents of the first environment are those of `act`
+    vectors = agent.act(frames(1))[0]
+    assert many.dtype == np.int64
+    want = [part.argmax() for part in np.split(vectors, np.cumsum(choices)[:-1])]
+    assert np.atleast_1d(alone).tolist() == want
+
+
+def test_states_that_do_not_fit_are_refused(agent):
+    _, state = agent.predict(frames(2))
+    with pytest.raises(ValueError, match=r"^state\.h: expected \(3, 6\) float32, got \(2, 6\) float32"):
+        agent.predict(frames(3), state)
+    with pytest.raises(ValueError, match=r"^state\.step: expected \(2,\) int64, got \(2,\) float64"):
+        agent.predict(frames(2), state._replace(step=np.zeros(2)))
+    with pytest.raises(TypeError, match=r"^state: expected None or a state that predict has returned, got \("):
+        agent.predict(frames(2), (state.h, state.c))
+    with pytest.raises(ValueError, match=r"^episode_start: expected \(2,\) bool, got \(2,\) int64"):
+        agent.predict(frames(2), state, np.array([0, 1]))
+    with pytest.raises(ValueError, match=r"^observation: expected \(2, 64, 64, 3\) uint8, got \(2, 3, 64, 64\) uint8"):
+        agent.predict(frames(2).transpose(0, 3, 1, 2))
+
+
 def test_overruled_actions_are_taken_and_remembered(agent):
     """NaN leaves the decision to the agent; whatever is taken is what M remembers."""
     h = c = np.zeros((2, HIDDEN))

@@ -1,12 +1,18 @@
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import small_world
+from gymnasium.vector import AutoresetMode
 from PIL import Image
 
+from worldmodels.dream.env import DreamVectorEnv
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SPEED = r"speed: +(\d+) steps/s, ([\d.]+) % of the native rollout's (\d+)"
 
 
 @pytest.fixture
@@ -24,6 +30,44 @@ def test_ppo_in_the_dream(example, capsys):
     out = capsys.readouterr().out
     assert "before: " in out and "after:  " in out and "steps survived over 1 episodes" in out
     assert "ep_rew_mean" in out
+    check_speed(out.splitlines()[-2])
+
+
+def check_speed(line):
+    speed, share, native = map(float, re.fullmatch(SPEED, line).groups())
+    assert 0 < speed < native and share == pytest.approx(100 * speed / native, abs=0.1)
+
+
+def test_cleanrl_ppo_in_the_dream(example, capsys):
+    example("cleanrl_ppo_in_the_dream.py", "--steps", "2048", "--envs", "8")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["update 1", "update 2", "after", "speed"]
+    assert "2048 steps, return " in lines[1] and "steps survived in the dream" in lines[2]
+    check_speed(lines[-1])
+
+
+@pytest.mark.filterwarnings("ignore")  # torchrl's own
+def test_torchrl_ppo_in_the_dream(example, capsys):
+    example("torchrl_ppo_in_the_dream.py", "--steps", "2048", "--envs", "8")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["update 1", "update 2", "after", "speed"]
+    assert "2048 steps, reward 1.00, " in lines[1]
+    check_speed(lines[-1])
+
+
+@pytest.mark.filterwarnings("ignore")  # torchrl's own
+def test_torchrl_takes_the_dreams_for_an_environment():
+    from torchrl.envs.utils import check_env_specs
+
+    names = runpy.run_path(str(EXAMPLES / "torchrl_ppo_in_the_dream.py"))
+    dreams = DreamVectorEnv(*small_world(), num_envs=3, max_steps=4, autoreset_mode=AutoresetMode.DISABLED)
+    env = names["DreamTorchRLEnv"](dreams)
+    check_env_specs(env)
+    steps = env.rollout(9, break_when_any_done=False)
+    assert (
+        steps["next", "done"].any(dim=1).all()
+        and (steps["next", "done"] == steps["next", "truncated"] | steps["next", "terminated"]).all()
+    )
 
 
 def test_evolve_in_the_dream(example, capsys):

@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from worldmodels import _core, pretrained
 from worldmodels.dream.native import check_temperature
 from worldmodels.dream.world_model import WorldModel, load_world_model
-from worldmodels.models.controller import Features
+from worldmodels.models.controller import Features, check_choices
 from worldmodels.models.decoder import Decoder
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import native_model
@@ -41,12 +41,16 @@ class DreamSettings:
 
     Attributes:
         world: World model: the name of a pretrained one, a run folder or a :class:`WorldModel`. It excludes ``mdnrnn``,
-            ``initial_mu`` and ``initial_logvar``. None without these selects "takecover".
+            ``initial_mu`` and ``initial_logvar``. None without these selects "takecover". A string keeps ``env.spec``
+            serialisable.
         temperature: Temperature of the sampling, at least 0.
         max_steps: Maximum length of an episode, in steps.
         features: Members of the observation, "z", "zh", "zc" or "zch".
-        action_low: Lower bounds of the actions, scalar or (A,); -inf for none.
-        action_high: Upper bounds of the actions, scalar or (A,); inf for none.
+        action_low: Lower bounds of continuous actions, scalar or (A,); -inf for none.
+        action_high: Upper bounds of continuous actions, scalar or (A,); inf for none.
+        choices: Number of values of each discrete action, if M's actions are their one-hot vectors:
+            ``Controller.choices``. One number makes the action space Discrete, several make it MultiDiscrete. Empty
+            for continuous actions.
         precision: Precision of M, "float32" or "bfloat16", see :class:`worldmodels.dream.native.Dream`.
         termination: "threshold" or "sample", see :class:`worldmodels.dream.native.Dream`. None selects that of the
             pretrained world model ("sample" for one of "expected" termination), and "threshold" for all others.
@@ -61,6 +65,7 @@ class DreamSettings:
     features: Features = "zch"
     action_low: npt.ArrayLike = -1.0
     action_high: npt.ArrayLike = 1.0
+    choices: Sequence[int] = ()
     precision: Precision = "float32"
     termination: Termination | None = None
     render_mode: Literal["human", "rgb_array"] | None = None
@@ -138,6 +143,68 @@ def _load_decoder(
     return Decoder(vae, num_threads=num_threads)
 
 
+class _Continuous:
+    """Continuous actions (A,), clipped to their bounds."""
+
+    def __init__(self, action_size: int, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
+        bounds = []
+        for name, bound in (("action_low", low), ("action_high", high)):
+            array = np.asarray(bound, dtype=np.float32)
+            if array.shape not in ((), (action_size,)) or np.isnan(array).any():
+                raise ValueError(f"{name}: expected a number or ({action_size},) of them, got {bound!r}")
+            bounds.append(np.broadcast_to(array, (action_size,)))
+        if (bounds[0] > bounds[1]).any():
+            raise ValueError(f"action_low: expected at most action_high, got {low!r} and {high!r}")
+        self.space = gymnasium.spaces.Box(bounds[0], bounds[1], (action_size,), np.float32)
+
+    def convert(self, actions: Array, num_envs: int) -> npt.NDArray[np.float32]:
+        """Validate actions (N, A), clip them to the action space and convert them to float32."""
+        shape = (num_envs, *self.space.shape)
+        if actions.shape != shape or actions.dtype.kind not in "fiu":
+            raise ValueError(f"actions: expected {shape} float32, got {actions.shape} {actions.dtype}")
+        if not (finite := np.isfinite(actions)).all():
+            index = int(np.argmin(finite))
+            raise ValueError(f"actions: expected finite numbers, got {actions.flat[index]} at flat index {index}")
+        clipped = np.clip(actions, self.space.low, self.space.high)  # in the wider of the two dtypes
+        return float_array("actions", clipped, shape)
+
+
+class _Discrete:
+    """Discrete actions, a number or (k,) of them, as the one-hot vectors that M takes."""
+
+    def __init__(self, action_size: int, choices: Sequence[int]) -> None:
+        self._choices = np.array(check_choices(choices, action_size))
+        single = len(self._choices) == 1
+        self.space: gymnasium.Space[Any] = (
+            gymnasium.spaces.Discrete(action_size) if single else gymnasium.spaces.MultiDiscrete(self._choices)
+        )
+
+    def convert(self, actions: Array, num_envs: int) -> npt.NDArray[np.float32]:
+        """Validate actions (N,), or (N, k) of k discrete actions, and convert them to one-hot vectors (N, A)."""
+        shape = (num_envs, *(self.space.shape or ()))
+        if actions.shape != shape or actions.dtype.kind not in "iu":
+            raise ValueError(f"actions: expected {shape} int64, got {actions.shape} {actions.dtype}")
+        values = actions.reshape(num_envs, -1)
+        if not (known := (values >= 0) & (values < self._choices)).all():
+            index = int(np.argmin(known))
+            most = self._choices[index % len(self._choices)] - 1
+            raise ValueError(f"actions: expected 0 to {most}, got {values.flat[index]} at flat index {index}")
+        vectors = np.zeros((num_envs, self._choices.sum()), np.float32)
+        first = np.cumsum(self._choices) - self._choices
+        np.put_along_axis(vectors, first + values.astype(np.int64), 1.0, axis=1)
+        return vectors
+
+
+def _actions(settings: DreamSettings, action_size: int) -> _Continuous | _Discrete:
+    if len(settings.choices) == 0:
+        return _Continuous(action_size, settings.action_low, settings.action_high)
+    for name in ("action_low", "action_high"):
+        bound, default = getattr(settings, name), getattr(DreamSettings, name)
+        if not np.array_equal(bound, default):
+            raise ValueError(f"{name}: expected its default, {default}, as choices are given, got {bound!r}")
+    return _Discrete(action_size, settings.choices)
+
+
 class _Dreams:
     """N dreams that step together; each plays episodes 0, 1, 2, ... of a seed and a candidate of ``Dream.rollout``."""
 
@@ -162,7 +229,8 @@ class _Dreams:
         self._candidates = np.zeros(self.num_envs, np.uint32)
         self._episodes = np.zeros(self.num_envs, np.uint32)
         self._lengths = np.zeros(self.num_envs, np.int64)
-        self.action_space = _action_space(mdnrnn.action_size, settings.action_low, settings.action_high)
+        self._actions = _actions(settings, mdnrnn.action_size)
+        self.action_space = self._actions.space
         self.observation_space = gymnasium.spaces.Box(
             -np.inf, np.inf, (mdnrnn.latent_size + mdnrnn.hidden_size * (len(features) - 1),), np.float32
         )
@@ -193,23 +261,10 @@ class _Dreams:
         self, actions: Array
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Step all dreams. Returns observations (N, F), rewards, terminations and truncations, each (N,)."""
-        clipped = self._clipped(np.asarray(actions))
-        observations, rewards, done = self._stepper.step(
-            self.temperature, clipped, self.use_c, self.use_h, self.threads
-        )
+        taken = self._actions.convert(np.asarray(actions), self.num_envs)
+        observations, rewards, done = self._stepper.step(self.temperature, taken, self.use_c, self.use_h, self.threads)
         self._lengths += 1
         return observations, rewards, done, ~done & (self._lengths >= self.max_steps)
-
-    def _clipped(self, actions: Array) -> npt.NDArray[np.float32]:
-        """Validate actions (N, A), clip them to the action space and convert them to float32."""
-        shape = (self.num_envs, self.action_size)
-        if actions.shape != shape or actions.dtype.kind not in "fiu":
-            raise ValueError(f"actions: expected {shape} float32, got {actions.shape} {actions.dtype}")
-        if not (finite := np.isfinite(actions)).all():
-            index = int(np.argmin(finite))
-            raise ValueError(f"actions: expected finite numbers, got {actions.flat[index]} at flat index {index}")
-        low, high = self.action_space.low, self.action_space.high
-        return float_array("actions", np.clip(actions, low, high), shape)  # clipped in the wider of the two dtypes
 
     def restart(self, which: npt.NDArray[np.bool_], observations: npt.NDArray[np.float32]) -> None:
         """Start the next episode of the masked dreams and write their rows of the observations (N, F)."""
@@ -297,19 +352,7 @@ def _is_many(seed: Any) -> bool:
     return hasattr(seed, "__iter__") and not isinstance(seed, str | bytes) and getattr(seed, "ndim", 1) > 0
 
 
-def _action_space(action_size: int, low: npt.ArrayLike, high: npt.ArrayLike) -> gymnasium.spaces.Box:
-    bounds = []
-    for name, bound in (("action_low", low), ("action_high", high)):
-        array = np.asarray(bound, dtype=np.float32)
-        if array.shape not in ((), (action_size,)) or np.isnan(array).any():
-            raise ValueError(f"{name}: expected a number or ({action_size},) of them, got {bound!r}")
-        bounds.append(np.broadcast_to(array, (action_size,)))
-    if (bounds[0] > bounds[1]).any():
-        raise ValueError(f"action_low: expected at most action_high, got {low!r} and {high!r}")
-    return gymnasium.spaces.Box(bounds[0], bounds[1], (action_size,), np.float32)
-
-
-class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
+class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], Any]):
     """``worldmodels/Dream-v0``: one dream, with the random stream of candidate 0 of ``Dream.rollout``.
 
         env = gymnasium.make("worldmodels/Dream-v0", world="takecover", render_mode="rgb_array")
@@ -318,8 +361,9 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
     step. Terminated by M, truncated at ``max_steps``. ``reset(options={"temperature": t})`` or the attribute
     ``temperature`` sets the temperature. A ``reset`` without a seed starts the next episode of the current seed.
 
-    Actions are clipped to the action space. Integers are converted; values that are not finite are rejected. A pickle
-    or a deep copy is independent of its original and continues an episode with the same bits.
+    Continuous actions are clipped to the action space. Integers are converted; values that are not finite are rejected.
+    ``choices=(n,)`` makes the action space Discrete, for an M of discrete actions. A pickle or a deep copy is
+    independent of its original and continues an episode with the same bits.
 
     Args:
         mdnrnn: M; its weights are copied. ``mdnrnn``, ``initial_mu`` and ``initial_logvar`` are given together, or
@@ -350,7 +394,7 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
         if self.render_mode == "human":
             check_display("render_mode='human'", "render_mode='rgb_array'")
         self.observation_space = self._dreams.observation_space
-        self.action_space: gymnasium.spaces.Box = self._dreams.action_space  # type: ignore[assignment]
+        self.action_space = self._dreams.action_space
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -378,19 +422,17 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
         self._show()
         return observation, {}
 
-    def step(
-        self, action: npt.NDArray[np.float32]
-    ) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: npt.ArrayLike) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Step the dream.
 
         Args:
-            action: (A,) float32 action, clipped to the action space.
+            action: (A,) float32 action, clipped to the action space; with ``choices``, an integer or (k,) integers.
 
         Returns:
             The observation (F,), the reward, terminated, truncated and an empty info.
 
         Raises:
-            ValueError: The action has another shape or is not finite.
+            ValueError: The action has another shape, is not finite, or is no value of a discrete action.
         """
         with self._dreams.lock:
             if not self._dreams.seeded:
@@ -424,7 +466,7 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], npt.NDArray[np
 
 
 class DreamVectorEnv(
-    _DreamBase, gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[Any]]
+    _DreamBase, gymnasium.vector.VectorEnv[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[Any]]
 ):
     """Vector of dreams, stepped by one native call.
 
@@ -568,19 +610,19 @@ class DreamVectorEnv(
         return [None if one is None else check_integer("seed", one, 0, MAX_SEED) for one in seeds]
 
     def step(
-        self, actions: npt.NDArray[np.float32]
+        self, actions: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
         """Step all dreams. With NEXT_STEP, environments whose episode has ended start the next one instead.
 
         Args:
-            actions: (N, A) float32 actions, clipped to the action space.
+            actions: (N, A) float32 actions, clipped to the action space; with ``choices``, (N,) or (N, k) integers.
 
         Returns:
             Observations (N, F) float32, rewards (N,) float32, terminations and truncations (N,) bool, and the
             info: empty, or with SAME_STEP the last observations of the episodes that ended.
 
         Raises:
-            ValueError: The actions have another shape or are not finite.
+            ValueError: The actions have another shape, are not finite, or are no values of discrete actions.
             gymnasium.error.ResetNeeded: There was no reset, or, with DISABLED, none since an episode's end.
         """
         with self._dreams.lock:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from worldmodels import pretrained
-from worldmodels.models.controller import Controller
+from worldmodels.models.controller import Controller, chosen_values
 from worldmodels.models.decoder import Decoder
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.lstm_state import LSTMState
@@ -24,6 +24,22 @@ from worldmodels.support.profile import phase
 from worldmodels.support.validation import any_array, check_integer, check_seed, distinct_env_ids, exact_array
 
 _CHANGING = ("_lstm_state", "_generators", "_restart", "_slot_params", "z")  # attributes that acting modifies
+
+
+class AgentState(NamedTuple):
+    """State of :meth:`Agent.predict` between two calls, of B environments.
+
+    Attributes:
+        h: (B, H) float32 hidden states of M.
+        c: (B, H) float32 cell states of M.
+        episode: (B,) int64 number of each environment's episode, from 0.
+        step: (B,) int64 number of frames of the episode so far.
+    """
+
+    h: npt.NDArray[np.float32]
+    c: npt.NDArray[np.float32]
+    episode: npt.NDArray[np.int64]
+    step: npt.NDArray[np.int64]
 
 
 class Agent:
@@ -164,6 +180,81 @@ class Agent:
         """
         with self._lock:
             return self._act(frames, restart, episodes, forced_actions, env_ids)
+
+    def predict(
+        self,
+        observation: npt.NDArray[np.uint8],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[np.bool_] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[npt.NDArray[Any], AgentState]:
+        """Compute actions from frames and a given state, with the signature of Stable-Baselines3's ``predict``.
+
+        Nothing of the agent changes. Sampled latents are those of the seed of :meth:`reset`, 0 without a reset.
+
+        Args:
+            observation: (B, 64, 64, 3) uint8 frames, or one frame (64, 64, 3).
+            state: State that the call for the previous frames returned; None if all episodes start.
+            episode_start: (B,) bool flags of the first frame of an episode; None for none.
+            deterministic: Whether z is V's mean, instead of sampled as in :meth:`act`.
+
+        Returns:
+            Actions (B, A) float32; for C of discrete actions their values, (B,) int64 for one and (B, k) for several. A
+            single frame has one action, without B. And the state for the next frames.
+
+        Raises:
+            TypeError: The state is none of this method's, or an argument is not an array.
+            ValueError: A shape, dtype or value is invalid.
+        """
+        single = np.ndim(observation) == 3
+        frames = any_array("observation", observation)[None] if single else observation
+        with self._lock:
+            actions, after = self._predict(frames, state, episode_start, deterministic)
+        if self.controller.choices:
+            values = chosen_values(actions, self.controller.choices)
+            return (values[:, 0] if len(self.controller.choices) == 1 else values)[0 if single else slice(None)], after
+        return actions[0 if single else slice(None)], after
+
+    def _predict(
+        self,
+        frames: npt.NDArray[np.uint8],
+        state: tuple[npt.NDArray[Any], ...] | None,
+        episode_start: npt.NDArray[np.bool_] | None,
+        deterministic: bool,
+    ) -> tuple[npt.NDArray[np.float32], AgentState]:
+        batch = len(any_array("observation", frames))
+        frames = exact_array("observation", frames, (batch, 64, 64, 3), np.uint8)
+        before = self._checked_state(state, batch)
+        begins = np.zeros(batch, np.bool_) if state is not None else np.ones(batch, np.bool_)
+        if episode_start is not None:
+            begins |= exact_array("episode_start", episode_start, (batch,), np.bool_)
+        episode, step = before.episode + begins, np.where(begins, 0, before.step)
+        z, logvar = self._encoder(frames)
+        if not deterministic:
+            keys = zip(range(batch), episode.tolist(), step.tolist(), strict=True)
+            streams = [np.random.default_rng([self._seed, *key]) for key in keys]
+            z = z + np.exp(0.5 * logvar) * np.stack([one.standard_normal(z.shape[1], np.float32) for one in streams])
+        keep = ~begins[:, None]
+        features = self.controller.join(z, before.c * keep, before.h * keep)
+        actions = self.controller.act_each(np.tile(self.params, (batch, 1)), features)
+        h, c = self._lstm_state.advance(z, actions, begins, before.h, before.c)
+        return actions, AgentState(h, c, episode, step + 1)
+
+    def _checked_state(self, state: tuple[npt.NDArray[Any], ...] | None, batch: int) -> AgentState:
+        """Validate a state, or create that before the first episodes."""
+        floats = (batch, self.controller.hidden_size)
+        if state is None:
+            h, c = np.zeros((2, *floats), np.float32)
+            return AgentState(h, c, np.full(batch, -1), np.zeros(batch, np.int64))
+        if not isinstance(state, tuple) or len(state) != len(AgentState._fields):
+            raise TypeError(f"state: expected None or a state that predict has returned, got {state!r:.100}")
+        h, c, episode, step = state
+        return AgentState(
+            exact_array("state.h", h, floats, np.float32),
+            exact_array("state.c", c, floats, np.float32),
+            exact_array("state.episode", episode, (batch,), np.int64),
+            exact_array("state.step", step, (batch,), np.int64),
+        )
 
     def _act(
         self,

@@ -199,6 +199,12 @@ def check_choices(choices: Sequence[int], action_size: int) -> tuple[int, ...]:
     return tuple(map(int, choices))
 
 
+def chosen_values(actions: FloatArray, choices: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Convert one-hot vectors of discrete actions (..., A) to their values (..., k) int64."""
+    parts = np.split(actions, np.cumsum(choices)[:-1], axis=-1)
+    return np.stack([part.argmax(axis=-1) for part in parts], axis=-1)
+
+
 def one_hot(values: FloatArray, choices: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """Convert outputs (..., A) to the one-hot vectors of the largest output of each discrete action, (..., A) float32.
 

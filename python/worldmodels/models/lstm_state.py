@@ -12,7 +12,14 @@ from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import native_model
 from worldmodels.support.forks import Lock
 from worldmodels.support.native import Native
-from worldmodels.support.validation import check_integer, check_threads, distinct_env_ids, exact_array, float_array
+from worldmodels.support.validation import (
+    any_array,
+    check_integer,
+    check_threads,
+    distinct_env_ids,
+    exact_array,
+    float_array,
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -73,11 +80,43 @@ class LSTMState:
             env_ids = distinct_env_ids(env_ids, len(self.h))
             count = len(env_ids)
             restart = exact_array("restart", restart, (count,), np.bool_)
-            h, c = self.h[env_ids], self.c[env_ids]
-            h[restart] = c[restart] = 0
-            latents = float_array("z", z, (count, self._latent_size))
-            taken = float_array("actions", actions, (count, self._action_size))
-            self.h[env_ids], self.c[env_ids] = self._core.core.advance(latents, taken, restart, h, c, self._threads)
+            h, c = self._advance(z, actions, restart, self.h[env_ids], self.c[env_ids])
+            self.h[env_ids], self.c[env_ids] = h, c
+
+    def advance(
+        self, z: Floats, actions: Floats, restart: npt.NDArray[np.bool_], h: Floats, c: Floats
+    ) -> tuple[Floats, Floats]:
+        """Advance given states by [z, action, restart flag]; those of the environments are not used.
+
+        Args:
+            z: (n, Z) float32 latents, n > 0.
+            actions: (n, A) float32 actions.
+            restart: (n,) bool flags of starting episodes, whose states are zeroed first.
+            h: (n, H) float32 hidden states.
+            c: (n, H) float32 cell states.
+
+        Returns:
+            The hidden and cell states that follow, (n, H) float32 each.
+
+        Raises:
+            TypeError: An argument is not an array.
+            ValueError: A shape or dtype is invalid, or a number is not finite.
+        """
+        count = len(any_array("z", z))
+        shape = (count, self._hidden_size)
+        restart = exact_array("restart", restart, (count,), np.bool_)
+        h, c = float_array("h", h, shape).copy(), float_array("c", c, shape).copy()
+        with self._lock:
+            return self._advance(z, actions, restart, h, c)
+
+    def _advance(
+        self, z: Floats, actions: Floats, restart: npt.NDArray[np.bool_], h: Floats, c: Floats
+    ) -> tuple[Floats, Floats]:
+        """See :meth:`advance`; ``h`` and ``c`` are overwritten."""
+        h[restart] = c[restart] = 0
+        latents = float_array("z", z, (len(h), self._latent_size))
+        taken = float_array("actions", actions, (len(h), self._action_size))
+        return self._core.core.advance(latents, taken, restart, h, c, self._threads)
 
 
 def _lstm_state(model: Native[_core.WorldModel]) -> _core.LstmState:
