@@ -77,6 +77,21 @@ def test_the_probe_describes_an_environment(capsys, kind, actions, choices, sour
     assert f"{image(kind)}: frames from " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("env_id", "actions", "source"),
+    [
+        ("ALE/Boxing-v5", "noop, fire, up, right, left, down, upright, ", "observation"),
+        ("VizdoomHealthGathering-v1", "noop, move forward, turn right, turn left", "screen"),
+    ],
+)
+def test_games_of_other_packages_are_registered(tmp_path, env_id, actions, source):
+    task = tasks.find(env_id, {"action_repeat": 4})
+    probe = task.presets["quick"].probe
+    assert probe.actions.startswith(actions) and probe.source == source
+    assert task.keys["left"].index(1) == list(task.actions).index("left" if "left" in task.actions else "turn left")
+    assert list(tmp_path.iterdir()) == []  # VizDoom's engine has a folder of its own
+
+
 def test_time_limits_and_episodes_without_an_end():
     limited = tasks.find(image("Limited"))
     assert limited.max_steps == 10 and not limited.presets["quick"].probe.terminates
@@ -215,7 +230,7 @@ def test_a_whole_run_of_discrete_actions(tmp_path, monkeypatch, capsys):
     results = Results.read(folder / "results.json")
     assert results.environment.action_repeat == 2 and results.environment.crop_top == 1
     assert set(results.players) == {"before", "random", "collecting", "noop"}
-    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    page = re.sub("</?span>", "", (folder / "report" / "index.html").read_text(encoding="utf-8"))
     assert "action repeat 2" in page and "--environment.action-repeat 2" in page and "--probe" not in page
 
     monkeypatch.setattr(probing, "probe_environment", None)  # a run that is resumed is not probed again
