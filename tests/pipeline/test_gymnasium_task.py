@@ -71,6 +71,7 @@ def test_the_probe_describes_an_environment(capsys, kind, actions, choices, sour
         assert (probe.terminates, probe.frames_per_second, probe.max_steps) == (terminates, 30, 1_000)
         assert probe.episode_length == 6 and probe.steps_per_second > 10  # lengths 4 to 8
         assert config.environment == EnvSpec(id=image(kind), variant="", resolution="", source=source)
+        assert 0.1 < probe.reward_scale < 1 and config.train_rnn.reward_clip == 5 * probe.reward_scale
         assert config.train_rnn.reward_head and config.train_rnn.done_head == terminates
         assert (config.task, config.preset) == (image(kind), name)
     assert list(task.presets) == ["quick", "small"]
