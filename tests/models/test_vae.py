@@ -222,3 +222,13 @@ def test_bad_frames_are_named(vae, x):
 def test_bad_latents_are_named(vae, z):
     with pytest.raises(ValueError, match=r"z: expected \(B, 4\), got"):
         vae.decode(z)
+
+
+def test_an_untrained_output_begins_at_a_colour():
+    model = wm.ConvVAE(4)
+    model.init_output(np.array([1.0, 0.5, 0.2]))
+    with torch.no_grad():
+        model.decoder[-2].weight.zero_()
+        shown = model.decode(torch.randn(2, 4))
+    np.testing.assert_allclose(shown[1, :, 7, 40], [0.95, 0.5, 0.2], atol=1e-6)  # clipped, or its gradient vanishes
+    assert shown.std(dim=(0, 2, 3)).max() < 1e-6

@@ -71,10 +71,26 @@ def test_the_probe_describes_an_environment(capsys, kind, actions, choices, sour
         assert (probe.terminates, probe.frames_per_second, probe.max_steps) == (terminates, 30, 1_000)
         assert probe.episode_length == 6 and probe.steps_per_second > 10  # lengths 4 to 8
         assert config.environment == EnvSpec(id=image(kind), variant="", resolution="", source=source)
+        assert 0.1 < probe.reward_scale < 1 and config.train_rnn.reward_clip == 5 * probe.reward_scale
         assert config.train_rnn.reward_head and config.train_rnn.done_head == terminates
         assert (config.task, config.preset) == (image(kind), name)
     assert list(task.presets) == ["quick", "small"]
     assert f"{image(kind)}: frames from " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("env_id", "actions", "source"),
+    [
+        ("ALE/Boxing-v5", "noop, fire, up, right, left, down, upright, ", "observation"),
+        ("VizdoomHealthGathering-v1", "noop, move forward, turn right, turn left", "screen"),
+    ],
+)
+def test_games_of_other_packages_are_registered(tmp_path, env_id, actions, source):
+    task = tasks.find(env_id, {"action_repeat": 4})
+    probe = task.presets["quick"].probe
+    assert probe.actions.startswith(actions) and probe.source == source
+    assert task.keys["left"].index(1) == list(task.actions).index("left" if "left" in task.actions else "turn left")
+    assert list(tmp_path.iterdir()) == []  # VizDoom's engine has a folder of its own
 
 
 def test_time_limits_and_episodes_without_an_end():
@@ -215,7 +231,7 @@ def test_a_whole_run_of_discrete_actions(tmp_path, monkeypatch, capsys):
     results = Results.read(folder / "results.json")
     assert results.environment.action_repeat == 2 and results.environment.crop_top == 1
     assert set(results.players) == {"before", "random", "collecting", "noop"}
-    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    page = re.sub("</?span>", "", (folder / "report" / "index.html").read_text(encoding="utf-8"))
     assert "action repeat 2" in page and "--environment.action-repeat 2" in page and "--probe" not in page
 
     monkeypatch.setattr(probing, "probe_environment", None)  # a run that is resumed is not probed again

@@ -204,6 +204,27 @@ def test_frames_are_held_out_by_episode_and_read_once_an_epoch(tmp_path):
         np.testing.assert_array_equal(ShuffledBatches(train, 8, seed=0).batch(step), rows[8 * step : 8 * step + 8])
 
 
+def test_v_begins_at_the_mean_colour(tmp_path):
+    """Of the training frames; a rod on white would otherwise saturate every output."""
+    episode = make_episode(6)
+    shown = np.broadcast_to(np.array([240, 128, 20], np.uint8), (6, 64, 64, 3))
+    write_store(tmp_path / "episodes", [replace(episode, frames=shown), replace(episode, frames=shown), episode])
+    store = EpisodeStore(tmp_path / "episodes")
+    train, _ = train_vae.split_frames(store, 4)
+    np.testing.assert_allclose(train_vae.mean_colour(store, train), np.array([240, 128, 20]) / 255)
+    store.close()
+    biases = {}
+    for chosen in (True, False):
+        config = toy_config(train_vae={"steps": 0, "mean_output": chosen})
+        with Run(tmp_path, config) as experiment:
+            mark_done(experiment, "collect")
+            train_vae.train_vae(experiment, config.train_vae, 0)
+        biases[chosen] = load_model(tmp_path / "vae" / "vae.safetensors", ConvVAE).decoder[-2].bias.detach().numpy()
+    colour = np.array([240, 128, 20]) / 255
+    np.testing.assert_allclose(1 / (1 + np.exp(-biases[True])), colour.clip(0.05, 0.95), rtol=1e-5)
+    assert (biases[False] == 0).all()
+
+
 def test_gradients_are_clipped_by_value():
     latents = make_latents(LENGTHS, latent_size=4)
     for clip in (1e-3, 1e-2):

@@ -125,6 +125,7 @@ def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str
             "--only",
             type=int,
             metavar="K",
+            default=argparse.SUPPRESS,
             help="run the K-th temperature alone, without the table, as others run; 0 for the stages that all share",
         )
     for section in section_names():
@@ -209,6 +210,7 @@ def _add_cluster(target: argparse.ArgumentParser) -> None:
         "--cluster",
         type=cluster_address,
         metavar="CLUSTER",
+        default=argparse.SUPPRESS,
         help="do the work on a Ray cluster (extra `ray`): local:N or local:auto workers on this machine, auto for the "
         "cluster this machine belongs to, or HOST:PORT of its head; changes no result",
     )

@@ -60,7 +60,7 @@ def show_agent(options: argparse.Namespace) -> None:
     else:
         about = f"{options.agent}, {describe_environment(environment)}"
         modules = tasks.modules(config)
-        with use_cluster(options.cluster):
+        with use_cluster(vars(options).get("cluster")):
             scores = show.play(
                 folder, environment, options.episodes, seed=options.seed, rules=task.rules, modules=modules
             )

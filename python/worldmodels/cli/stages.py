@@ -72,7 +72,7 @@ def _work(options: argparse.Namespace) -> None:
         from worldmodels.pipeline import studies
 
         if options.command == "sweep":
-            temperatures, only = options.temperatures, options.only
+            temperatures, only = options.temperatures, chosen.get("only")
             studies.sweep(out, config, temperatures, force=options.force, only=only, log_to=options.log)
         else:
             studies.ablate(out, config, force=options.force, log_to=options.log)

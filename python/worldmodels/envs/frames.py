@@ -51,7 +51,7 @@ class FrameMap:
     def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, spec: EnvSpec) -> None:
         self._env, self._id, self._spec = env, env_id, spec
         self._shape: tuple[int, ...] | None = None
-        self._rows = slice(spec.crop_top, None), slice(spec.crop_left, None)
+        self._crop = slice(None), slice(None)
         if spec.source == "render":
             return
         space = found = getattr(env, "observation_space", None)
@@ -77,7 +77,7 @@ class FrameMap:
                     f"{'rows' if names[0] == 'top' else 'columns'} of an image of {self._id}, got {first} and {last}"
                 )
             ends.append(slice(first, size - last))
-        self._shape, self._rows = shape, (ends[0], ends[1])
+        self._shape, self._crop = shape, (ends[0], ends[1])
 
     def __call__(self, observation: Any) -> Frame:
         """Convert an observation.
@@ -97,7 +97,7 @@ class FrameMap:
             what = "a rendered image" if source == "render" else "an observation"
             shape = "(height, width, 3)" if self._shape is None else str(self._shape)
             raise ContractError(f"expected {what} of shape {shape} and dtype uint8, got {one_line(image)}")
-        image = image[self._rows]
+        image = image[self._crop]
         if image.shape == FRAME:
             return image
         if image.ndim == 2:

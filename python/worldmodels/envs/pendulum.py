@@ -23,8 +23,8 @@ _SQUARE = slice(120, 380)
 class PendulumEnv(ScreenEnv):
     """``worldmodels/Pendulum-v0``: the pendulum as an image instead of its angle and velocity.
 
-    Observation: (64, 64, 3) uint8 RGB, the square around the rod. Action: (1,) float32 in [-1, 1], the torque as a
-    fraction of its maximum.
+    Observation: (64, 64, 3) uint8 RGB, the square around the rod, without Gymnasium's arrow of the torque. Action: (1,)
+    float32 in [-1, 1], the torque as a fraction of its maximum.
     Reward: Gymnasium's, -(angle^2 + 0.1 velocity^2 + 0.001 torque^2), from -16.3 to 0. Truncated after 200 steps.
 
     The image is drawn on a surface in memory. No display is opened, and windows of the same process stay open. A copy,
@@ -54,7 +54,10 @@ class PendulumEnv(ScreenEnv):
         return np.asarray(self._game.render(), np.uint8)
 
     def _frame(self) -> Frame:
-        return resize(self._picture()[_SQUARE, _SQUARE])
+        torque, self._game.last_u = self._game.last_u, None  # else an arrow as large as the rod shows the last action
+        frame = resize(self._picture()[_SQUARE, _SQUARE])
+        self._game.last_u = torque
+        return frame
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start an episode; the same seed and actions give the same frames."""

@@ -196,6 +196,7 @@ class ProbeConfig:
     steps_per_second: int = setting(0, "actions per second of one process", zero=True)
     terminates: bool = setting(True, "whether an episode terminated, or none ended")
     frames_per_second: int = setting(20, "actions per second of recordings")
+    reward_scale: float = setting(0.0, "mean absolute value of the rewards that are not 0", zero=True)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from worldmodels.pipeline.tasks import Task
 
 _HORIZON = 500  # longest dream, in actions
 _FEWEST, _MOST = 20, 5_000  # episodes to collect
+_REWARD_RANGE = 5.0  # largest reward that M is trained on, in mean absolute rewards; its loss is squared
 _PLAYERS = 5  # the agent and the baselines of an evaluation
 #: Words of action names by arrow key.
 _ARROWS = {
@@ -133,6 +134,7 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
         hidden_size=256,
         done_head=probe.terminates,
         reward_head=True,
+        reward_clip=_REWARD_RANGE * probe.reward_scale,
         steps=3_000,
         batch_size=32,
         sequence_length=64,

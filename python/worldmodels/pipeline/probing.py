@@ -6,7 +6,7 @@ import enum
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -86,6 +86,7 @@ def probe_environment(environment: EnvSpec, *, find: bool = True) -> ProbeConfig
             steps_per_second=max(1, round(played.steps / played.seconds)),
             terminates=played.terminated or not played.lengths,
             frames_per_second=_frames_per_second(env, environment.action_repeat),
+            reward_scale=played.reward_scale,
         )
     finally:
         env.close()
@@ -131,12 +132,19 @@ def _checked_choices(env_id: str, space: Any) -> tuple[int, ...]:
 
 @dataclass
 class _Played:
-    """Random play: lengths of the episodes that ended, whether one terminated, and all steps and seconds."""
+    """Random play: lengths of the episodes that ended, rewards, whether one terminated, and all steps and seconds."""
 
-    lengths: list[int]
-    terminated: bool
-    steps: int
-    seconds: float
+    lengths: list[int] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    terminated: bool = False
+    steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def reward_scale(self) -> float:
+        """Mean absolute value of the rewards that are not 0, to two digits."""
+        sizes = [abs(reward) for reward in self.rewards if reward]
+        return float(f"{np.mean(sizes):.2g}") if sizes else 0.0
 
     @property
     def mean_length(self) -> int:
@@ -151,12 +159,13 @@ class _Played:
 def _play(env: AdaptedEnv, max_steps: int) -> _Played:
     """Play random episodes, until there are enough or the time is over."""
     policy = policies(env.actions.size, env.actions.choices)["uniform"]
-    played = _Played([], False, 0, 0.0)
+    played = _Played()
     start = time.perf_counter()
     for seed in range(_EPISODES):
         env.reset(seed=seed)
         for length, action in enumerate(policy(np.random.default_rng(seed)), start=1):
-            _, _, terminated, truncated, _ = env.step(action)
+            _, reward, terminated, truncated, _ = env.step(action)
+            played.rewards.append(reward)
             played.steps += 1
             played.seconds = time.perf_counter() - start
             played.terminated |= terminated
