@@ -451,9 +451,7 @@ def test_a_folder_that_is_no_run_is_left_as_it_is(tmp_path, capsys, stage, force
     before = sorted(tmp_path.rglob("*"))
     assert main([command(stage), *force, "--out", str(tmp_path)]) == 1
     wanted = (
-        "got one without completed stages that has"
-        if stage == "collect"
-        else "needs the outputs of `worldmodels collect`"
+        "got one without config.json that has" if stage == "collect" else "needs the outputs of `worldmodels collect`"
     )
     assert wanted in capsys.readouterr().err
     assert left(tmp_path) == OWN and sorted(tmp_path.rglob("*")) == before

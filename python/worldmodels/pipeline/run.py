@@ -29,7 +29,7 @@ from worldmodels.pipeline.folder import RunFolder, read_config
 from worldmodels.pipeline.preflight import check_config, check_rounds
 from worldmodels.pipeline.profiles import PROFILE, is_profile
 from worldmodels.pipeline.sinks import Sink, check_sinks, numbers, open_sinks
-from worldmodels.pipeline.stage import C, Stage, StageFailedError
+from worldmodels.pipeline.stage import C, M, Stage, StageFailedError, V
 from worldmodels.pipeline.stages import STAGES
 from worldmodels.support.files import atomic_path, parse_line, read_json, write_json
 from worldmodels.support.processes import check_sigint
@@ -60,7 +60,8 @@ class Run(RunFolder):
 
     Raises:
         FileNotFoundError: ``config`` is None and the folder has none.
-        FileExistsError: The folder has files with names of a run folder, such as imported models, but no stage.
+        FileExistsError: The folder is not a run folder, but has files with names of a run folder. Or it has models, but
+            no stage made them: they were imported or downloaded.
         BlockingIOError: Another process has locked the folder.
         ValueError: A stage that is complete or has partial outputs has other settings, or a setting is invalid. Nothing
             has been created, deleted or changed.
@@ -111,8 +112,7 @@ class Run(RunFolder):
             raise _lock_error(self.folder, error) from error
         try:
             self._use(config if config is not None else read_config(stored))
-            if not any(part.has_run() for part in self.rounds):
-                self._check_unclaimed()
+            self._check_imported()
             self._check_rounds(discarded)
             self._preflight(discarded)
             self._check_discardable(discarded)
@@ -251,7 +251,16 @@ class Run(RunFolder):
         if taken:
             raise FileExistsError(
                 f"{self.folder}: expected a run folder, or a folder without files named like those of a run, got one "
-                f"without completed stages that has {', '.join(taken)}; use another --out"
+                f"without config.json that has {', '.join(taken)}; use another --out"
+            )
+
+    def _check_imported(self) -> None:
+        """Check that no stage would train over imported or downloaded models, which belong to no stage."""
+        found = [name for name in (V, M, C) if self.path(name).is_file()]
+        if found and not any(part.has_run() for part in self.rounds):
+            raise FileExistsError(
+                f"{self.folder}: expected a run folder whose models its stages made, got one without stages that has "
+                f"{', '.join(found)}; use another --out, with --world-model {self.folder}"
             )
 
     def _remove_temporary_files(self) -> None:
