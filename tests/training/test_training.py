@@ -216,10 +216,12 @@ def test_v_begins_at_the_mean_colour(tmp_path):
     biases = {}
     for chosen in (True, False):
         config = toy_config(train_vae={"steps": 0, "mean_output": chosen})
-        with Run(tmp_path, config) as experiment:
+        with Run(tmp_path / str(chosen), config) as experiment:
             mark_done(experiment, "collect")
+            (experiment.folder / "episodes").symlink_to(tmp_path / "episodes")
             train_vae.train_vae(experiment, config.train_vae, 0)
-        biases[chosen] = load_model(tmp_path / "vae" / "vae.safetensors", ConvVAE).decoder[-2].bias.detach().numpy()
+            path = experiment.path("vae", "vae.safetensors")
+        biases[chosen] = load_model(path, ConvVAE).decoder[-2].bias.detach().numpy()
     colour = np.array([240, 128, 20]) / 255
     np.testing.assert_allclose(1 / (1 + np.exp(-biases[True])), colour.clip(0.05, 0.95), rtol=1e-5)
     assert (biases[False] == 0).all()
