@@ -23,7 +23,7 @@ ALL = [(task, name) for task in tasks.names() for name in tasks.get(task).preset
 
 
 def test_there_is_a_section_for_every_stage():
-    assert set(SECTIONS) == {"environment", "probe", "rounds", *NAMES}
+    assert set(SECTIONS) == {"environment", "probe", "refine", "rounds", *NAMES}
     assert set(tasks.get("takecover").presets) == {"pretrained", "quick", "small", "full", "paper"}
 
 

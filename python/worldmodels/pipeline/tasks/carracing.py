@@ -166,7 +166,10 @@ def _presets() -> dict[str, Config]:
         ),
         evaluate=EvaluateConfig(episodes=100, num_envs=16),
     )
-    return {"quick": quick, "small": small, "full": full, "paper": paper, "dream": dream}
+    pretrained = replace(
+        full, preset="pretrained", world_model="carracing", rounds=RoundsConfig(), refine=RefineConfig()
+    )
+    return {"pretrained": pretrained, "quick": quick, "small": small, "full": full, "paper": paper, "dream": dream}
 
 
 TASK = Task(
@@ -183,6 +186,7 @@ TASK = Task(
     frames_per_second=50,
     keys={"left": (-1.0,), "right": (1.0,), "up": (0.0, 1.0), "down": (0.0, 0.0, 0.8)},
     squash="carracing",
+    preset="pretrained",
     paper_score=(906, 21),
     minutes={"quick": 15},
     ablations={
