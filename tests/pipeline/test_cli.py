@@ -49,6 +49,7 @@ def help_of(capsys, *arguments, flag="--help"):
 
 def test_help_all_of_run_lists_every_setting_of_every_stage(capsys):
     text = help_of(capsys, "run", flag="--help-all")
+    assert "--probe" not in text and "--import PACKAGE" in text  # a probe is measured
     for section in section_names():
         for flag in flags(section):
             assert f"--{section.replace('_', '-')}.{flag}" in text
@@ -75,7 +76,7 @@ def flat(text):
 @pytest.mark.parametrize("name", ["run", "sweep", "ablate", "iterate"])
 def test_help_is_short_and_points_at_the_rest(capsys, name):
     text = flat(help_of(capsys, name, "takecover"))
-    listed = set(re.findall(r"--[a-z-]+\.[a-z0-9-]+", text))
+    listed = set(re.findall(r"--[a-z-]+\.[a-z0-9-]+", text)) - {"--environment.imports"}  # which --import mentions
     assert {"--evolve.generations", "--train-rnn.steps", "--collect.episodes", "--evaluate.episodes"} <= listed
     assert len(listed) <= 12 and "--evolve.sigma0" not in text
     hidden = int(re.search(r"--help-all shows (\d+) more settings\.", text).group(1))

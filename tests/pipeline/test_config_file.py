@@ -130,7 +130,7 @@ def test_other_refusals(tmp_path, capsys, monkeypatch, ran):
         assert main(arguments.split()) == 1
         assert message in capsys.readouterr().err
     for arguments, message in {
-        "run": "run: task: expected one of carracing, pendulum, takecover, a Gymnasium id, or --config FILE with a task",
+        "run": "run: task: expected one of carracing, pendulum, takecover, a Gymnasium id, or --config FILE with",
         "run --seed 1 pong": "run: task: expected one of carracing, pendulum, takecover, got 'pong'",
         "run takecover quick": "run: unexpected quick",
     }.items():

@@ -44,7 +44,8 @@ def test_presets_hold_together():
     for name, config in TASK.presets.items():
         assert (config.preset, config.task) == (name, "carracing")
         players.parse_policies(config.collect.policies, TASK.policies)
-        assert config.train_rnn.reward_head == (config.evolve.evaluate_in == "dream") == (name in ("dream", "full", "pretrained"))
+        in_dream = name in ("dream", "full", "pretrained")
+        assert config.train_rnn.reward_head == (config.evolve.evaluate_in == "dream") == in_dream
     assert set(TASK.baselines.values()) <= set(TASK.policies)
 
 
