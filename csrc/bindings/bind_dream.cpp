@@ -116,8 +116,8 @@ const ControllerView& checked_controller(const ControllerShape& shape, const Mod
 
 // The first index of a range of indices, all of which are below 2**31.
 std::uint32_t checked_first(long long first, std::uint32_t count, const std::string& name) {
-    return static_cast<std::uint32_t>(
-        checked_integer(first, 0, name, std::numeric_limits<std::int32_t>::max() - static_cast<long long>(count)));
+    return static_cast<std::uint32_t>(checked_integer(
+        first, 0, name, std::numeric_limits<std::int32_t>::max() - static_cast<long long>(count)));
 }
 
 py::tuple rollout(const WorldModel& model, const ControllerShape& shape, const py::array& params,
@@ -362,8 +362,8 @@ void bind_dream(pybind11::module_& m) {
     py::class_<ControllerShape>(m, "ControllerShape")
         .def(py::init(&make_controller), "model"_a, "features"_a, "bias"_a, "hidden_units"_a, "carracing"_a);
     m.def("rollout", &rollout, "model"_a, "controller"_a, "params"_a, py::kw_only(), "episodes"_a, "seed"_a,
-          "common_random_numbers"_a, "temperature"_a, "max_steps"_a, "num_threads"_a,
-          "first_candidate"_a, "first_episode"_a);
+          "common_random_numbers"_a, "temperature"_a, "max_steps"_a, "num_threads"_a, "first_candidate"_a,
+          "first_episode"_a);
     m.def("trace", &trace, "model"_a, "controller"_a, "params"_a, py::kw_only(), "candidate"_a, "episode"_a,
           "seed"_a, "temperature"_a, "max_steps"_a);
     py::class_<BoundStepper>(m, "DreamStepper")
