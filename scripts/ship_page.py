@@ -2,9 +2,10 @@
 
     python scripts/ship_page.py takecover
 
-Into python/worldmodels/pretrained/NAME: a controller evolved at temperature 0.1 with thresholded termination, which
-exploits errors of M (exploited/), films of both controllers in the game, and the scores of the agent (scores.json). The
-agent's score in the game is that of docs/results/NAME_pretrained_agent.json. Fifteen minutes on one core.
+Into python/worldmodels/pretrained/NAME: a film of the agent in the game and its scores (scores.json); for a survival
+task also a controller evolved at temperature 0.1 with thresholded termination, which exploits errors of M, with a film
+(exploited/). The agent's score in the game is that of docs/results/NAME_pretrained_agent.json. Fifteen minutes on one
+core.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from worldmodels.data.records import Scores
 from worldmodels.models.agent import Agent, Population, Recorder
 from worldmodels.models.weights import save_tensors
 from worldmodels.pipeline import tasks
-from worldmodels.pretrained import HASHES, path, sha256
+from worldmodels.pretrained import HASHES, dream_settings, path, sha256
 from worldmodels.rollout.runner import Environments, episode_seed, record
 from worldmodels.support.files import read_json, write_json
 from worldmodels.web.film import write_film
@@ -71,14 +72,15 @@ class Game:
         return summary(describe([found[episode] for episode in range(GAMES)]))
 
     def film(self, agent: Agent, file: Path, score: Summary) -> None:
-        """Film the episode whose length is closest to the mean, of the first episodes of ten seeds."""
-        episodes = []
+        """Film the episode whose return is closest to the mean, of the first episodes of ten seeds."""
+        episodes, returns = [], []
         for seed in range(FILMS):
             recorder = Recorder(agent)
             first = episode_seed(seed, "play", 0)
-            record(self.environment, recorder, seed=seed, episode_seed=first, rules=self.task.rules)
+            trace = record(self.environment, recorder, seed=seed, episode_seed=first, rules=self.task.rules)
+            returns.append(sum(trace.rewards))
             episodes.append(np.stack(recorder.frames))
-        chosen = min(range(FILMS), key=lambda seed: abs(len(episodes[seed]) - score.mean))
+        chosen = min(range(FILMS), key=lambda seed: abs(returns[seed] - score.mean))
         frames = episodes[chosen]
         note = (
             f"The recorded game, of seed {chosen}, has {len(frames):,} steps: of {FILMS} games the closest to the mean."
@@ -92,10 +94,22 @@ def main(name: str) -> None:
     results = Path(__file__).parents[1] / "docs" / "results" / f"{name}_pretrained_agent.json"
     measured = json.loads(results.read_text())["agent"]
     in_game = Summary.from_json({**measured, "n": measured.get("episodes") or len(measured["scores"])})
-    in_dream = dream_scores(name, agent.params, temperature=temperature, termination="sample")
+    termination = "sample" if dream_settings(name)["termination"] == "expected" else "threshold"
+    in_dream = dream_scores(name, agent.params, temperature=temperature, termination=termination)
     AgentScores(dream=in_dream, game=in_game).write(to / SCORES)
     game.film(agent, to / "evaluate" / "film.webp", in_game)
+    hashed(to, "evaluate/film.webp")
+    if game.task.survival:
+        exploit(name, game, agent)
 
+
+def hashed(to: Path, *files: str) -> None:
+    """Add files to the hashes of a pretrained world model."""
+    write_json(to / HASHES, {**read_json(to / HASHES), **{file: sha256(to / file) for file in files}})
+
+
+def exploit(name: str, game: Game, agent: Agent) -> None:
+    to = path(name)
     agent.params = evolve(name)
     about = {
         "model": "_Weights",
@@ -115,8 +129,7 @@ def main(name: str) -> None:
     exploited = dream_scores(name, agent.params, temperature=TEMPERATURE, termination=TERMINATION)
     AgentScores(dream=exploited, game=game.scores(agent)).write(folder / SCORES)
     game.film(agent, folder / "film.webp", AgentScores.read(folder / SCORES).game)
-    added = ("evaluate/film.webp", "exploited/film.webp", "exploited/controller.safetensors")
-    write_json(to / HASHES, {**read_json(to / HASHES), **{file: sha256(to / file) for file in added}})
+    hashed(to, "exploited/film.webp", "exploited/controller.safetensors")
 
 
 if __name__ == "__main__":

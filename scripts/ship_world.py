@@ -16,6 +16,8 @@ import torch
 from worldmodels.models.decoder import compact_weights
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, load_tensors, save_tensors
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.folder import read_config
 from worldmodels.pretrained import DREAM, HASHES, sha256
 from worldmodels.support.files import write_json
 
@@ -37,8 +39,8 @@ def main(run: Path, name: str) -> None:
         write_json((to / file).with_suffix(".json"), about)
     for file in MEASURED:
         shutil.copyfile(run / file, to / file)
-    _, metadata = load_tensors(run / "evolve" / "controller.safetensors")
-    write_json(to / DREAM, {"termination": metadata["termination"]})
+    config = read_config(run / "config.json")
+    write_json(to / DREAM, {"termination": config.evolve.termination, "max_steps": tasks.of(config).max_steps})
     write_json(to / HASHES, {file: sha256(to / file) for file in FILES})
 
 

@@ -42,7 +42,7 @@ def test_play_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["dream", "nowhere"], "nowhere: expected a run folder or one of takecover"),
+        (["dream", "nowhere"], "nowhere: expected a run folder or one of carracing, takecover"),
         (["play", "takecover", "--episodes", "0"], "--episodes: expected an integer from 1 to 1000000, got 0"),
         (["dream", "takecover", "--seed", "-1"], "--seed: expected an integer from 0 to 18446744073709551615, got -1"),
         (["dream", "takecover", "--gif", "/no/such/folder/x.gif"], "--gif: no such folder: /no/such/folder"),

@@ -637,7 +637,9 @@ def test_one_world_model_is_given(tmp_path):
         DreamVectorEnv(model, mu)
     with pytest.raises(ValueError, match=r"^mdnrnn: expected an MDNRNN, as initial_mu is given, got None"):
         DreamEnv(initial_mu=mu, initial_logvar=logvar)
-    with pytest.raises(ValueError, match=r"^world: expected takecover, .*, got 'takecove'; did you mean 'takecover'\?"):
+    with pytest.raises(
+        ValueError, match=r"^world: expected carracing, takecover, .*, got 'takecove'; did you mean 'takecover'\?"
+    ):
         DreamEnv(world="takecove")
     with pytest.raises(TypeError, match=r"^world: expected a name, a run folder or a WorldModel, got 3"):
         DreamEnv(world=3)

@@ -238,8 +238,9 @@ def test_a_given_world_model_is_not_trained(tmp_path, monkeypatch, ran, capsys):
     assert "rounds.rounds: expected a run that trains V and M, got 1 and the world model takecover" in refused(
         capsys, "iterate", "takecover", "--world-model", "takecover", "--out", "other"
     )
-    assert "world_model: expected a run folder with vae/vae.safetensors, or one of takecover, got nowhere" in refused(
-        capsys, "run", "takecover", "--world-model", "nowhere", "--out", "other"
+    assert (
+        "world_model: expected a run folder with vae/vae.safetensors, or one of carracing, takecover, got nowhere"
+        in refused(capsys, "run", "takecover", "--world-model", "nowhere", "--out", "other")
     )
     assert not Path("other").exists()
 
@@ -305,8 +306,8 @@ def test_no_command_lists_the_commands(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("play nowhere", "nowhere: expected a run folder or one of takecover"),
-        ("play Takecovr", "Takecovr: expected a run folder or one of takecover; did you mean 'takecover'?"),
+        ("play nowhere", "nowhere: expected a run folder or one of carracing, takecover"),
+        ("play Takecovr", "Takecovr: expected a run folder or one of carracing, takecover; did you mean 'takecover'?"),
         ("play half", "half: expected a run with an agent, got one without evolve/controller.safetensors"),
         ("dream takecover --gif film.mp4", "--gif: expected a file that ends in .gif, got film.mp4"),
         ("dream takecover --gif no/film.gif", "--gif: no such folder: no"),

@@ -145,7 +145,7 @@ REFUSED = [
     ),
     (
         "--world-model /nosuch",
-        "world_model: expected a run folder with vae/vae.safetensors, or one of takecover, got /nosuch",
+        "world_model: expected a run folder with vae/vae.safetensors, or one of carracing, takecover, got /nosuch",
     ),
 ]
 

@@ -264,4 +264,6 @@ def test_outputs_are_checked_before_any_work(run_folder, tmp_path, capsys):
     assert "no such folder" in refusal(capsys, run_folder, "--out", tmp_path / "none" / "dream.html")
     assert "got a file" in refusal(capsys, run_folder, "--split", "--out", run_folder / "config.json")
     assert "with config.json" in refusal(capsys, run_folder, "--split", "--out", run_folder)
-    assert "expected a run folder or one of takecover" in refusal(capsys, "takeover", "--out", tmp_path / "x.html")
+    assert "expected a run folder or one of carracing, takecover" in refusal(
+        capsys, "takeover", "--out", tmp_path / "x.html"
+    )

@@ -217,7 +217,9 @@ def _add_cluster(target: argparse.ArgumentParser) -> None:
 
 
 def _add_agent(target: argparse.ArgumentParser) -> None:
-    target.add_argument("agent", nargs="?", type=parse_path, help="pretrained agent (takecover) or run folder")
+    target.add_argument(
+        "agent", nargs="?", type=parse_path, help="pretrained agent (takecover, carracing) or run folder"
+    )
 
 
 def _add_show(target: argparse.ArgumentParser) -> None:
@@ -270,7 +272,8 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
         metavar="NAME",
         type=parse_path,
         default=argparse.SUPPRESS,
-        help="world model of a new run folder, instead of training one: a pretrained one (takecover), or a run folder",
+        help="world model of a new run folder, instead of training one: a pretrained one (takecover, carracing), or a "
+        "run folder",
     )
     target.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="seed of all random numbers (default: 0)")
     target.add_argument(
