@@ -85,7 +85,7 @@ def test_a_driver_that_is_stopped_leaves_nothing_and_resumes(tmp_path, undisturb
     assert code == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how], said
     if how != signal.SIGKILL:
         assert "run the same command again to resume" in said and "Traceback" not in said, said
-    assert gone(tmp_path, seconds=30)
+    assert gone(tmp_path, seconds=90)
     arguments = ["--cluster", "local:1"] if how == signal.SIGKILL else []
     done = command("evolve", "--out", "toy", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -93,14 +93,15 @@ def test_a_driver_that_is_stopped_leaves_nothing_and_resumes(tmp_path, undisturb
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_whole_run_on_a_cluster_is_that_of_one_process(tmp_path, whole_run):
     """Every file: episodes, latents, models, controllers, scores."""
     env = {**environment(), "WM_TEST": str(tmp_path)}
     process = start(*WHOLE, "--cluster", "local:2", cwd=tmp_path, env=env)
-    _, err = process.communicate(timeout=280)
+    _, err = process.communicate(timeout=1000)
     assert process.returncode == 0, err
     assert "2 workers on this machine" in err
-    assert gone(tmp_path, seconds=30)
+    assert gone(tmp_path, seconds=90)
     ours, theirs = contents(tmp_path / "toy"), contents(whole_run[0] / "toy")
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():

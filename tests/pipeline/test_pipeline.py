@@ -47,7 +47,7 @@ def test_every_stage_is_done(ran):
         assert experiment.summary("encode")["frames"] == frames
         assert experiment.summary("train_rnn")["parameters"] > 0
         stages = {line["stage"] for stage in NAMES for line in experiment.metrics(stage.replace("_", "-"))}
-        assert stages == {"train-vae", "train-rnn", "evolve"}
+        assert stages == {"collect", "train-vae", "train-rnn", "check-dream", "evolve", "evaluate"}
 
 
 def test_every_stage_has_a_profile_that_info_prints(ran):

@@ -12,12 +12,13 @@ from PIL import Image
 
 from conftest import mark_done, toy_config, write_world
 from measurements import MEASURED
-from worldmodels import cli
 from worldmodels.analysis import figures
 from worldmodels.analysis.recording import Recording, save_gif
+from worldmodels.cli import arguments, stages
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import save_tensors
 from worldmodels.pipeline import page, report, tasks
+from worldmodels.pipeline.config import override
 from worldmodels.pipeline.report import PAGE, format_command, write_report
 from worldmodels.pipeline.run import Run
 from worldmodels.support.files import write_json
@@ -212,13 +213,13 @@ def test_the_command_of_a_run_makes_its_settings(tmp_path):
     )
     words = shlex.split(format_command(config, preset, tmp_path / "a run"))
     assert words[0] == "worldmodels"
-    options = cli._parse(words[1:])
+    options = arguments.parse(words[1:])
     changes = {}
     for key, value in vars(options).items():
         section, dot, name = key.partition(".")
         if dot:
             changes.setdefault(section, {})[name] = value
-    assert cli.override(cli._config(options, tmp_path / "new"), changes) == config
+    assert override(stages._config(options, tmp_path / "new", {}), changes) == config
     assert options.out == str(tmp_path / "a run")
     assert shlex.split(format_command(preset, preset, tmp_path))[1:] == [
         "run", "takecover", "--preset", "pretrained", "--out", str(tmp_path),
@@ -255,7 +256,7 @@ def test_a_run_says_how_long_it_takes(tmp_path, capsys, done, preset, change, sa
     with Run(tmp_path, config) as run:
         mark_done(run, *done)
         capsys.readouterr()
-        cli._print_estimate(run)
+        stages._print_estimate(run)
     captured = capsys.readouterr()
     assert captured.err == said + "\n" and captured.out == ""
 

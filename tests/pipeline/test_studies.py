@@ -163,7 +163,7 @@ def save_latents(experiment):
 
 def test_a_sweep_evolves_in_dreams(tmp_path):
     with pytest.raises(
-        ValueError, match=r"^evolve\.evaluate_in: expected dream for sweep \(--preset dream\), got environment"
+        ValueError, match=r"^evolve\.evaluate_in: expected dream for sweep \(.*--preset dream\), got environment"
     ):
         studies.sweep(tmp_path / "run", tasks.preset("carracing", "quick"), [1.0])
     assert not (tmp_path / "run").exists()

@@ -51,13 +51,17 @@ def test_an_ignored_sigint_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_sigterm_is_an_interruption_of_its_own(monkeypatch):
-    with keep_sigint():
-        with pytest.raises(Terminated):
-            signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Terminated):  # as if it had been dropped
-            check_sigint()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+def test_sigterm_is_an_interruption_of_its_own():
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # tests of clusters leave Ray's handler
+    try:
+        with keep_sigint():
+            with pytest.raises(Terminated):
+                signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(Terminated):  # as if it had been dropped
+                check_sigint()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_handler_of_sigterm_is_kept():
