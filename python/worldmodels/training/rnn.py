@@ -21,9 +21,10 @@ from worldmodels.data.latents import Latents, load_latents
 from worldmodels.data.records import RNNQuality
 from worldmodels.data.sequences import Chunk, PackedSequences
 from worldmodels.dream import initial_states
+from worldmodels.models.decoder import Decoder
 from worldmodels.models.device import device, limit_threads, seed_step
 from worldmodels.models.mdnrnn import MDNRNN, State
-from worldmodels.models.vae import ConvVAE, decode
+from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, load_tensors, save_model, save_tensors
 from worldmodels.support.profile import phase, phase_of
 from worldmodels.support.progress import Progress
@@ -418,12 +419,12 @@ def _save_image_grid(
         return
     offsets = _GRID_STRIDE * np.arange(_GRID_IMAGES)
     predicted = quality.run_free(model, latents, starts, int(offsets[-1]) + 1, sample=True)
-    rows = []
+    rows, decoder = [], Decoder(vae)
     for index in range(len(starts.last)):
         first = starts.last[index] + 1
         shown = offsets[first + offsets <= starts.end[index]]
-        rows.append(decode(vae, latents.mu[first + shown].astype(np.float32)))
-        rows.append(decode(vae, predicted[index, offsets]))
+        rows.append(decoder(latents.mu[first + shown].astype(np.float32)))
+        rows.append(decoder(predicted[index, offsets]))
     path = run.path("rnn", "sheets", f"epoch_{epoch:04d}.png")
     image_grid.save(path, rows)
     run.log_image("train-rnn", "rollouts", path, step)
