@@ -78,7 +78,7 @@ class Rollouts:
             self.observation = torch.from_numpy(seen)
             over = terminated | truncated
             rewards[step], ends[step] = torch.from_numpy(reward), torch.from_numpy(over)
-            if truncated.any():  # the return goes on after the last observation
+            if truncated.any():  # bootstrap from the value of the last observation
                 last[step, torch.from_numpy(truncated)] = agent.value(torch.from_numpy(info["final_obs"][truncated]))
             self._count(reward, over)
         values[STEPS] = agent.value(self.observation)

@@ -134,7 +134,7 @@ def _unit(run: RunFolder) -> str:
 
 
 def _advice(run: RunFolder, statuses: list[StageStatus]) -> str:
-    """Name the command that goes on from the present state."""
+    """Return the command that resumes the run."""
     states = {status.state for status in statuses}
     resume = f"worldmodels run {run.given.task} --out {run.folder}"
     if states == {"complete"}:
