@@ -4,8 +4,8 @@
 
 Measures the seconds of a step of TakeCover's dream and of CarRacing's evaluator, and what a piece of work and a byte
 cost. A simulation of the parts that `rollout.evaluators.distributed` hands out then predicts a generation of
-64 x 16 episodes. V and M of CarRacing have the paper's sizes and no training; their episodes last `--frames` steps here
-and 1,000 in the prediction.
+64 x 16 episodes, on nodes of at most 64 cores. V and M of CarRacing have the paper's sizes and no training; their
+episodes last `--frames` steps here and 1,000 in the prediction.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from worldmodels.support.cpu import available_cpus
 from worldmodels.support.ray_cluster import Usage
 
 CORES = (1, 8, 64, 512)
+NODE = 64  # most cores of a node in the prediction
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # episodes of a part
 POPSIZE, EPISODES = 64, 16
 
@@ -67,6 +68,7 @@ class Case:
         make: Makes the evaluator of a number of threads.
         needs: What a node needs.
         batch: Episodes that a thread plays efficiently at once.
+        threaded: Whether one worker of a node evaluates with all threads.
         lengths: (P, E) steps of the episodes measured.
         steps: Seconds of a step on one core, by the number of episodes of a part.
     """
@@ -77,6 +79,7 @@ class Case:
     make: Callable[[int], Evaluator]
     needs: Needs
     batch: int
+    threaded: bool
     lengths: np.ndarray = field(init=False)
     steps: dict[int, float] = field(init=False)
 
@@ -85,7 +88,7 @@ def takecover():
     """Candidates around zero, as in a first generation, in the pretrained world model."""
     dream = Dream.pretrained("takecover")
     params = np.random.default_rng(0).normal(0, 0.1, (POPSIZE, dream.controller.size)).astype(np.float32)
-    return Case("TakeCover's dream", params, EPISODES, partial(DreamEvaluator, dream), Needs(), DREAMS_PER_THREAD)
+    return Case("TakeCover's dream", params, EPISODES, partial(DreamEvaluator, dream), Needs(), DREAMS_PER_THREAD, True)
 
 
 def carracing(frames):
@@ -106,7 +109,7 @@ def carracing(frames):
     m = MDNRNN(latent, size, hidden, restart_input=config.train_rnn.restart_input)
     make = partial(EnvironmentEvaluator, ConvVAE(latent), m, shape, environment, max_steps=frames, precision="float32")
     params = np.zeros((8, shape.size), np.float32)
-    return Case("CarRacing", params, EPISODES, partial(_cars, make), environment_needs(environment), 1)
+    return Case("CarRacing", params, EPISODES, partial(_cars, make), environment_needs(environment), 1, False)
 
 
 def _cars(make, num_threads):
@@ -150,30 +153,29 @@ def costs(cluster):
     return piece, max(0.0, run(30, megabyte) - piece) / 2**21  # there and back again
 
 
-def predict(lengths, steps, batch, cores, per_piece, per_byte, size):
-    """Seconds of a generation: every core does parts, and the driver hands out one after the other.
+def predict(case, lengths, workers, threads, cost):
+    """Seconds of a generation: every worker does parts, and the driver hands out one after the other.
 
     Args:
+        case: Case.
         lengths: (P, E) steps of the episodes.
-        steps: Seconds of a step on one core, by the number of episodes of a part.
-        batch: Episodes that a worker plays efficiently at once.
-        cores: Number of workers.
-        per_piece: Seconds of the driver for a piece.
-        per_byte: Seconds of the driver for a byte.
-        size: Number of parameters of a candidate.
+        workers: Number of workers that take parts.
+        threads: Number of cores of each.
+        cost: Seconds of the driver for a piece, and for a byte.
     """
-    candidates, episodes = lengths.shape
+    (candidates, episodes), (per_piece, per_byte) = lengths.shape, cost
+    size = case.params.shape[1]
     part = Part(np.zeros((candidates, 1), np.float32), episodes, 0, 0, 0, False)
-    parts = Parts(part, batch, steps[SIZES[-1]] * lengths.mean())
-    free, driver, end = [0.0] * cores, 0.0, 0.0
-    while (piece := parts.take(cores)) is not None:
+    parts = Parts(part, case.batch * threads, case.steps[SIZES[-1]] * lengths.mean() / threads)
+    free, driver, end = [0.0] * workers, 0.0, 0.0
+    while (piece := parts.take(workers)) is not None:
         part = piece.data
         driver = max(driver, heapq.heappop(free))
         driver += per_piece + per_byte * (4 * size * len(part.params) + 8 * piece.size)
         rows = slice(part.first_candidate, part.first_candidate + len(part.params))
         columns = slice(part.first_episode, part.first_episode + part.episodes)
-        per_step = np.interp(np.log(piece.size), np.log(SIZES), [steps[one] for one in SIZES])
-        done = driver + per_step * float(lengths[rows, columns].sum())
+        per_step = np.interp(np.log(piece.size / threads), np.log(SIZES), [case.steps[one] for one in SIZES])
+        done = driver + per_step * float(lengths[rows, columns].sum()) / threads
         heapq.heappush(free, done)
         end = max(end, done)
     return end
@@ -192,21 +194,28 @@ def measure(case, rounds):
 
 def compare(case, cluster, cost, rounds):
     """Measure a case on a cluster; return a row of the table."""
-    evaluator = DistributedEvaluator(cluster, case.make, case.needs, batch=case.batch)
+    evaluator = DistributedEvaluator(cluster, case.make, case.needs, batch=case.batch, threaded=case.threaded)
     timed(evaluator, case.params, case.episodes, 1)
     cluster.usage = Usage()
     seconds, _ = timed(evaluator, case.params, case.episodes, rounds)
-    workers, threads = cluster.num_workers, cluster.num_threads
-    steps = {size: value / threads for size, value in case.steps.items()}
-    guess = predict(case.lengths, steps, case.batch * threads, workers, *cost, case.params.shape[1])
-    return [case.name, f"{workers} x {threads}", f"{seconds:.2f} s", f"{guess:.2f} s", f"{cluster.usage.share:.1%}"]
+    threads = cluster.threads_of_a_worker(case.threaded)
+    workers = 1 if case.threaded else cluster.num_workers
+    guess = predict(case, case.lengths, workers, min(threads, available_cpus()), cost)
+    return [
+        case.name,
+        str(cluster.num_workers),
+        f"{workers} x {threads}",
+        f"{seconds:.2f} s",
+        f"{guess:.2f} s",
+        f"{cluster.usage.share:.1%}",
+    ]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=100, help="steps of an episode of CarRacing here")
+    parser.add_argument("--frames", type=int, default=50, help="steps of an episode of CarRacing here")
     options = parser.parse_args()
     cases = [takecover(), carracing(options.frames)]
     for case in cases:
@@ -220,13 +229,15 @@ def main():
             cost = costs(cluster)
             print(f"{count} workers: {1e3 * cost[0]:.2f} ms a piece, {1e9 * cost[1]:.2f} ns a byte")
             rows += [compare(case, cluster, cost, options.rounds) for case in cases]
-    print(table(["evaluator", "workers x threads", "measured", "predicted", "busy"], rows))
+    print(table(["evaluator", "workers", "processes x threads", "measured", "predicted", "busy"], rows))
     lengths = {"CarRacing": np.full((POPSIZE, EPISODES), 1000)}
     rows = []
     for cores in CORES:
+        threads = min(cores, NODE)
+        shapes = [(cores // threads, threads) if one.threaded else (cores, 1) for one in cases]
         guesses = (
-            predict(lengths.get(one.name, one.lengths), one.steps, one.batch, cores, *cost, one.params.shape[1])
-            for one in cases
+            predict(one, lengths.get(one.name, one.lengths), *shape, cost)
+            for one, shape in zip(cases, shapes, strict=True)
         )
         rows.append([str(cores), *(f"{guess:.2f} s" for guess in guesses)])
     print(table(["cores", *(case.name for case in cases)], rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +74,18 @@ class Deed:
 
     def close(self) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class ThreadedDeed(Deed):
+    """The same, which also returns its node and its number of threads."""
+
+    threads: int = 0
+
+    def open(self, num_threads: int) -> ThreadedDeed:
+        return replace(self, threads=num_threads)
+
+    def __call__(self, number: int) -> Any:
+        import ray
+
+        return *super().__call__(number), ray.get_runtime_context().get_node_id(), self.threads

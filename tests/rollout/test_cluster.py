@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_evaluators import make_evaluator
 
-from cluster_work import SHAPE, Deed, SleepingEvaluator
+from cluster_work import SHAPE, Deed, SleepingEvaluator, ThreadedDeed
 from clusters import joined, make_dream, make_dreams, node, nodes
 from worldmodels.rollout.evaluators.distributed import DistributedEvaluator, Part, Parts
 from worldmodels.rollout.evaluators.dream import DreamEvaluator
@@ -35,6 +35,12 @@ def three():
     """Three nodes of eight CPUs in all, and the cluster that the package sees."""
     with nodes(2, 3, 3) as cluster, joined(cluster) as ours:
         yield cluster, ours
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """No worker does the piece of one whose death is yet unnoticed."""
+    monkeypatch.setattr(ray_cluster, "_SHORT", 100.0)
 
 
 def numbers(count=12):
@@ -110,9 +116,10 @@ def test_parts_cover_an_evaluation_once(shape, batch, seconds):
         assert min(sizes) >= 16  # whole candidates
 
 
-def test_the_bits_of_one_process_on_three_nodes(three):
+@pytest.mark.parametrize("threaded", [False, True])
+def test_the_bits_of_one_process_on_three_nodes(three, threaded):
     _, cluster = three
-    evaluator = DistributedEvaluator(cluster, make_dreams(), Needs())
+    evaluator = DistributedEvaluator(cluster, make_dreams(), Needs(), threaded=threaded)
     alone = DreamEvaluator(make_dream(), 1)
     assert (evaluator.metadata, evaluator.unit, evaluator.controller) == (alone.metadata, alone.unit, alone.controller)
     for params, episodes, common in ((PARAMS, 9, False), (PARAMS, 4, True), (PARAMS[:1], 100, False)):
@@ -160,7 +167,26 @@ def test_eight_workers_are_busy_until_the_end(three):
     assert cluster.usage.busy > played.lengths.sum() / 1000
 
 
-def test_a_worker_that_dies_is_replaced_and_its_piece_done_again(three, tmp_path, capfd):
+def test_threaded_work_is_done_by_one_process_of_each_node(three, tmp_path):
+    """Also after that process has died."""
+    _, cluster = three
+
+    def done(folder, what=""):
+        work = cluster.prepare(ThreadedDeed(folder, what, 0.05), threaded=True)
+        found = [value for _, value in cluster.run(work, numbers(30))]
+        assert sorted(square for square, *_ in found) == [number**2 for number in range(30)]
+        return {pid: (node, threads) for _, pid, node, threads in found}
+
+    by_pid = done(tmp_path)
+    expected = {node["NodeID"]: node["Resources"]["CPU"] for node in cluster._nodes().values()}
+    assert sorted(by_pid.values()) == sorted(expected.items())
+    assert done(tmp_path).keys() == by_pid.keys()
+    (tmp_path / "other").mkdir()
+    assert set(done(tmp_path / "other", "die").values()) == set(expected.items())
+    assert cluster.threads_of_a_worker(True) == 3 and cluster.threads_of_a_worker(False) == 1
+
+
+def test_a_worker_that_dies_is_replaced_and_its_piece_done_again(three, tmp_path, capfd, patient):
     _, cluster = three
     squares(cluster, Deed(tmp_path, "die", 0.05))
     assert (tmp_path / "done").exists()
@@ -193,7 +219,7 @@ def test_an_error_is_that_of_the_piece(three, tmp_path):
     squares(cluster, Deed(tmp_path), 4)
 
 
-def test_workers_that_die_again_and_again_end_the_run(three, tmp_path, monkeypatch):
+def test_workers_that_die_again_and_again_end_the_run(three, tmp_path, monkeypatch, patient):
     _, cluster = three
     monkeypatch.setattr(ray_cluster, "_MAX_RESTARTS", -100)
     with pytest.raises(RuntimeError, match=r"^cluster: 1 workers died, the last one: "):

@@ -52,7 +52,8 @@ def dream_evaluator(run: Run) -> Evaluator:
         if cluster is None:
             return DreamEvaluator(dream, threads)
         needs = Needs(bfloat16=dream.precision == "bfloat16")
-        return DistributedEvaluator(cluster, partial(DreamEvaluator, dream), needs, batch=DREAMS_PER_THREAD)
+        make = partial(DreamEvaluator, dream)
+        return DistributedEvaluator(cluster, make, needs, batch=DREAMS_PER_THREAD, threaded=True)
     world, lstm_states = _initial_states(run, config.initial_states)
     on_gpu = TorchDream(
         *world,

@@ -36,23 +36,22 @@ class Station:
     """The work that is open in this process; one at a time.
 
     Args:
-        num_threads: Number of threads.
         level: SIMD level.
     """
 
-    def __init__(self, num_threads: int, level: str) -> None:
+    def __init__(self, level: str) -> None:
         set_simd_level(level)
-        self._threads = num_threads
-        self._number = 0
+        self._number = self._threads = 0
         self._handler: Handler | None = None
 
-    def run(self, number: int, work: bytes, piece: Any) -> tuple[str, Any, float, dict[str, float]]:
+    def run(self, number: int, work: bytes, piece: Any, threads: int) -> tuple[str, Any, float, dict[str, float]]:
         """Do one piece.
 
         Args:
             number: Number of the work, from 1 on.
             work: Pickle of the :class:`Work`.
             piece: Data of the piece.
+            threads: Number of threads.
 
         Returns:
             ``"done"`` and the result, ``"lost"`` and a reason, or ``"failed"`` and an exception; the seconds it took,
@@ -61,12 +60,12 @@ class Station:
         began = time.perf_counter()
         state, value = "done", None
         try:
-            if number != self._number or self._handler is None:
+            if (number, threads) != (self._number, self._threads) or self._handler is None:
                 self._close()
                 opened: Work = pickle.loads(work)
                 for module in opened.needs.modules:  # one of them may register the environment
                     importlib.import_module(module)
-                self._handler, self._number = opened.open(self._threads), number
+                self._handler, self._number, self._threads = opened.open(threads), number, threads
                 began = time.perf_counter()
             value = self._handler(piece)
         except WorkerLostError as error:

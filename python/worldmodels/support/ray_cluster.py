@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,11 +54,13 @@ class Prepared(NamedTuple):
         number: Number of the work, from 1 on.
         pickled: Reference to its pickle.
         needs: What a node needs.
+        threaded: Whether one worker of each node does it, with the threads of all its workers.
     """
 
     number: int
     pickled: Any
     needs: Needs
+    threaded: bool
 
 
 @dataclass(eq=False)
@@ -101,8 +104,8 @@ class Usage:
     """How busy the workers were, in seconds.
 
     Attributes:
-        busy: Sum over the workers of the time they worked on pieces.
-        available: Sum over the workers of the time they were there for.
+        busy: Sum over the workers, or nodes of threaded work, of the time they worked on pieces.
+        available: Sum over them of the time they were there for.
         pieces: Number of finished pieces.
     """
 
@@ -259,6 +262,11 @@ class RayCluster:
         """Number of workers, those that are starting included."""
         return max(1, len(self._workers))
 
+    def threads_of_a_worker(self, threaded: bool) -> int:
+        """Number of threads with which a worker does its pieces, on the largest node."""
+        workers = Counter(worker.node for worker in self._workers)
+        return self.num_threads * (max(workers.values(), default=1) if threaded else 1)
+
     def _nodes(self) -> dict[str, dict[str, Any]]:
         """Return the living nodes with CPUs, by id."""
         return {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1}
@@ -295,10 +303,15 @@ class RayCluster:
         host = about.get("NodeManagerHostname", "node")
         return f"{host} ({about.get('NodeManagerAddress', 'gone')}, node {node[:8]})"
 
-    def prepare(self, work: Work) -> Prepared:
-        """Give the nodes some work, which they get once."""
+    def prepare(self, work: Work, *, threaded: bool = False) -> Prepared:
+        """Give the nodes some work, which they get once.
+
+        Args:
+            work: Work.
+            threaded: Whether one worker of each node does it, with the threads of all its workers.
+        """
         self._works += 1
-        return Prepared(self._works, ray.put(cloudpickle.dumps(work)), work.needs)
+        return Prepared(self._works, ray.put(cloudpickle.dumps(work)), work.needs, threaded)
 
     def run(self, work: Prepared, pieces: Pieces) -> Generator[tuple[Piece, Any], None, None]:
         """Do pieces of work on all workers.
@@ -324,7 +337,7 @@ class RayCluster:
                 with phase(None):
                     found = self._wait(state)
                 now = time.monotonic()
-                self.usage.available += (now - last) * sum(worker.ready for worker in self._workers)
+                self.usage.available += (now - last) * sum(worker.ready for worker in self._takers(work))
                 last = now
                 for reference in found:
                     finished = self._take(reference, pieces, state)
@@ -374,19 +387,29 @@ class RayCluster:
             self._levels[node] = level
         return found
 
+    def _takers(self, work: Prepared) -> list[_Worker]:
+        """Return the workers that take pieces of some work: all, or the first one of every node."""
+        if not work.threaded:
+            return self._workers
+        return list({worker.node: worker for worker in reversed(self._workers)}.values())
+
     def _hand_out(self, work: Prepared, pieces: Pieces, state: _State) -> None:
         """Give every free worker a piece: a lost one, a new one, or one that another worker is late with."""
-        for worker in [worker for worker in self._workers if worker.ready and worker.job is None]:
-            job = state.again.pop() if state.again else self._next(pieces, state) or self._straggling(state)
+        takers = self._takers(work)
+        for worker in [worker for worker in takers if worker.ready and worker.job is None]:
+            job = state.again.pop() if state.again else self._next(pieces, len(takers), state)
+            job = job or self._straggling(state)
             if job is None:
                 return
             job.workers += 1
             worker.job, worker.since = job, time.monotonic()
-            arguments = work.number, [work.pickled], job.piece.data, self._levels[worker.node]
+            present = sum(one.node == worker.node for one in self._workers) if work.threaded else 1
+            threads = present * self.num_threads
+            arguments = work.number, [work.pickled], job.piece.data, self._levels[worker.node], threads
             state.outstanding[worker.actor.run.remote(*arguments)] = worker
 
-    def _next(self, pieces: Pieces, state: _State) -> _Job | None:
-        piece = None if state.exhausted else pieces.take(len(self._workers))
+    def _next(self, pieces: Pieces, workers: int, state: _State) -> _Job | None:
+        piece = None if state.exhausted else pieces.take(workers)
         if piece is None:
             state.exhausted = True
             return None
@@ -511,8 +534,8 @@ def _worker_class() -> Any:
         def __init__(self, num_threads: int) -> None:
             import os
 
-            os.environ.update(OMP_NUM_THREADS=str(num_threads), OMP_THREAD_LIMIT=str(num_threads))
-            self.num_threads, self.number = num_threads, 0
+            os.environ["OMP_NUM_THREADS"] = str(num_threads)
+            self.opened = 0, 0
             self.station: Any = None
 
         def describe(self, modules: tuple[str, ...], files: tuple[str, ...]) -> dict[str, Any]:
@@ -526,15 +549,15 @@ def _worker_class() -> Any:
                 return {"versions": {"worldmodels": f"{version} ({error})"}}
             return describe(modules, files)
 
-        def run(self, number: int, work: list[Any], piece: Any, level: str) -> Any:
+        def run(self, number: int, work: list[Any], piece: Any, level: str, threads: int) -> Any:
             import ray
 
             from worldmodels.support.cluster_worker import Station
 
-            self.station = self.station or Station(self.num_threads, level)
-            pickled = ray.get(work[0]) if number != self.number else b""
-            self.number = number
-            return self.station.run(number, pickled, piece)
+            self.station = self.station or Station(level)
+            pickled = ray.get(work[0]) if (number, threads) != self.opened else b""
+            self.opened = number, threads
+            return self.station.run(number, pickled, piece, threads)
 
     return ray.remote(Worker)
 

@@ -141,14 +141,24 @@ class DistributedEvaluator:
         make: Makes the evaluator in a worker, for its number of threads. It is sent to every node once.
         needs: What a node needs.
         batch: Number of episodes that one thread plays efficiently at once.
+        threaded: Whether one process of each node evaluates with the threads of all its workers. Threads of a dream
+            share M's weights, and exchange episodes until the last one ends.
     """
 
-    def __init__(self, cluster: RayCluster, make: Callable[[int], Evaluator], needs: Needs, *, batch: int = 1) -> None:
+    def __init__(
+        self,
+        cluster: RayCluster,
+        make: Callable[[int], Evaluator],
+        needs: Needs,
+        *,
+        batch: int = 1,
+        threaded: bool = False,
+    ) -> None:
         local = make(1)
         self.controller, self.unit, self.metadata = local.controller, local.unit, local.metadata
         local.close()
-        self._cluster, self._batch = cluster, batch * cluster.num_threads
-        self._work = cluster.prepare(EvaluatorWork(make, needs))
+        self._cluster, self._batch = cluster, batch * cluster.threads_of_a_worker(threaded)
+        self._work = cluster.prepare(EvaluatorWork(make, needs), threaded=threaded)
         self._seconds: float | None = None
 
     def play(
