@@ -331,9 +331,11 @@ class RayCluster:
         state = _State()
         last = time.monotonic()
         try:
-            while not (state.exhausted and state.open == 0):
+            while True:
                 self._refresh()
                 self._hand_out(work, pieces, state)
+                if state.exhausted and state.open == 0:
+                    break
                 with phase(None):
                     found = self._wait(state)
                 now = time.monotonic()
