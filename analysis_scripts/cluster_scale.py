@@ -11,7 +11,9 @@ episodes last `--frames` steps here and 1,000 in the prediction.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import heapq
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -126,6 +128,17 @@ def timed(evaluator, params, episodes, rounds):
     return statistics.median(seconds[1:]), played
 
 
+@contextlib.contextmanager
+def one_core():
+    """All threads and processes that are started meanwhile share one core: an engine has a thread of its own."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def step_costs(case):
     """Seconds of a step in parts of some sizes: few episodes do not fill SIMD vectors or batches of V."""
     evaluator, found = case.make(1), {}
@@ -183,13 +196,15 @@ def predict(case, lengths, workers, threads, cost):
 
 def measure(case, rounds):
     """Measure a case without a cluster; print seconds on one core and on all of them."""
-    one, all_cores = case.make(1), case.make(available_cpus())
-    alone, played = timed(one, case.params, case.episodes, rounds)
-    native, _ = timed(all_cores, case.params, case.episodes, rounds)
-    one.close()
+    all_cores = case.make(available_cpus())
+    native, played = timed(all_cores, case.params, case.episodes, rounds)
     all_cores.close()
-    case.lengths, case.steps = played.lengths, step_costs(case)
-    print(f"{case.name}: {alone:.2f} s with one thread, {native:.2f} s with {available_cpus()}")
+    with one_core():
+        one = case.make(1)
+        alone, _ = timed(one, case.params, case.episodes, rounds)
+        one.close()
+        case.lengths, case.steps = played.lengths, step_costs(case)
+    print(f"{case.name}: {alone:.2f} s on one core, {native:.2f} s on {available_cpus()}")
 
 
 def compare(case, cluster, cost, rounds):
