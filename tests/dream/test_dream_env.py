@@ -885,3 +885,13 @@ def test_a_dream_is_recorded_as_a_video(tmp_path):
         assert (clip.fps, clip.size, clip.n_frames) == (35, [64, 64], len(frames))
         last = clip.get_frame((len(frames) - 1) / 35)
     assert np.abs(last.astype(int) - frames[-1]).mean() < 10  # a lossy codec
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [({}, 2100), ({"world": "carracing"}, 1000), ({"world": "carracing", "max_steps": 3}, 3)],
+)
+def test_the_longest_episode_is_that_of_the_pretrained_world_model(settings, longest):
+    assert DreamEnv(**settings)._dreams.max_steps == longest
+    assert f"max_steps={longest}" in repr(DreamVectorEnv(**settings))
+    assert "max_steps=2," in repr(DreamVectorEnv(**settings, max_episode_steps=2))

@@ -33,6 +33,7 @@ Array = npt.NDArray[Any]
 Termination = Literal["threshold", "sample"]
 
 DEFAULT_WORLD = "takecover"
+MAX_STEPS = 2100  # of an episode, by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ class DreamSettings:
             ``initial_mu`` and ``initial_logvar``. None without these selects "takecover". A string keeps ``env.spec``
             serialisable.
         temperature: Temperature of the sampling, at least 0.
-        max_steps: Maximum length of an episode, in steps.
+        max_steps: Maximum length of an episode, in steps. None selects that of the pretrained world model, and
+            2,100 for all others.
         features: Members of the observation, "z", "zh", "zc" or "zch".
         action_low: Lower bounds of continuous actions, scalar or (A,); -inf for none.
         action_high: Upper bounds of continuous actions, scalar or (A,); inf for none.
@@ -61,7 +63,7 @@ class DreamSettings:
 
     world: str | Path | WorldModel | None = None
     temperature: float = 1.0
-    max_steps: int = 2100
+    max_steps: int | None = None
     features: Features = "zch"
     action_low: npt.ArrayLike = -1.0
     action_high: npt.ArrayLike = 1.0
@@ -73,16 +75,18 @@ class DreamSettings:
 
 @dataclass(frozen=True)
 class _World:
-    """World model of an environment, its termination and its V.
+    """World model of an environment, its termination, the length of its episodes and its V.
 
     Attributes:
         model: M and its initial states.
         termination: Termination of its dreams.
+        max_steps: Maximum length of an episode, if the settings have none.
         vae_path: File of V; None without V.
     """
 
     model: WorldModel
     termination: Termination
+    max_steps: int
     vae_path: Path | None
 
 
@@ -91,7 +95,7 @@ def _resolve_world(arrays: Mapping[str, Any], settings: DreamSettings) -> _World
     world = settings.world
     given = [name for name, value in arrays.items() if value is not None]
     termination: str = "threshold"
-    vae_path = None
+    max_steps, vae_path = MAX_STEPS, None
     if given:
         if world is not None:
             raise ValueError(f"world: expected None, as {given[0]} is given, got {world!r:.100}")
@@ -107,7 +111,8 @@ def _resolve_world(arrays: Mapping[str, Any], settings: DreamSettings) -> _World
         if not isinstance(source, str | Path):
             raise TypeError(f"world: expected a name, a run folder or a WorldModel, got {source!r:.100}")
         if str(source) in pretrained.names():
-            termination = pretrained.dream_settings(str(source))["termination"]
+            own = pretrained.dream_settings(str(source))
+            termination, max_steps = own["termination"], own.get("max_steps", max_steps)
         elif not Path(source).is_dir():
             known = ", ".join(pretrained.names())
             hint = suggestion(str(source), pretrained.names())
@@ -116,11 +121,11 @@ def _resolve_world(arrays: Mapping[str, Any], settings: DreamSettings) -> _World
         vae_path = pretrained.resolve(source) / "vae" / "vae.safetensors"
     asked: str | None = settings.termination
     if asked is None:
-        return _World(model, "threshold" if termination == "threshold" else "sample", vae_path)
+        return _World(model, "threshold" if termination == "threshold" else "sample", max_steps, vae_path)
     if asked not in get_args(Termination):
         reason = " (an environment has no survival weights)" if asked == "expected" else ""
         raise ValueError(f"termination: expected threshold or sample{reason}, got {asked!r:.100}")
-    return _World(model, "threshold" if asked == "threshold" else "sample", vae_path)
+    return _World(model, "threshold" if asked == "threshold" else "sample", max_steps, vae_path)
 
 
 def _load_decoder(
@@ -215,7 +220,8 @@ class _Dreams:
         self.num_envs = check_integer("num_envs", num_envs, 1, 2**24)
         self.threads = check_threads(num_threads)
         self.temperature = check_temperature(settings.temperature)
-        self.max_steps = check_integer("max_steps", settings.max_steps, 1, 2**31 - 1)
+        longest = world.max_steps if settings.max_steps is None else settings.max_steps
+        self.max_steps = check_integer("max_steps", longest, 1, 2**31 - 1)
         self.use_c, self.use_h = "c" in features, "h" in features
         check_precision(settings.precision)
         self.precision = settings.precision
@@ -526,7 +532,8 @@ class DreamVectorEnv(
         chosen = DreamSettings(**settings)
         if max_episode_steps is not None:
             most = check_integer("max_episode_steps", max_episode_steps, 1, 2**31 - 1)
-            chosen = replace(chosen, max_steps=min(check_integer("max_steps", chosen.max_steps, 1, 2**31 - 1), most))
+            longest = most if chosen.max_steps is None else check_integer("max_steps", chosen.max_steps, 1, 2**31 - 1)
+            chosen = replace(chosen, max_steps=min(longest, most))
         self.metadata = {**self.metadata, "autoreset_mode": self._mode}
         arrays = {"mdnrnn": mdnrnn, "initial_mu": initial_mu, "initial_logvar": initial_logvar}
         self._build(arrays, chosen, num_envs, num_threads)
