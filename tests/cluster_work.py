@@ -89,3 +89,13 @@ class ThreadedDeed(Deed):
         import ray
 
         return *super().__call__(number), ray.get_runtime_context().get_node_id(), self.threads
+
+
+@dataclass(frozen=True)
+class Unopened:
+    """Work that cannot be opened."""
+
+    needs: Needs = field(default_factory=Needs)
+
+    def open(self, num_threads: int) -> Deed:
+        raise ValueError("folder: expected one, got none")

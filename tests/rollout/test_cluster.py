@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_evaluators import make_evaluator
 
-from cluster_work import SHAPE, Deed, SleepingEvaluator, ThreadedDeed
+from cluster_work import SHAPE, Deed, SleepingEvaluator, ThreadedDeed, Unopened
 from clusters import joined, make_dream, make_dreams, node, nodes
 from worldmodels.rollout.evaluators.distributed import DistributedEvaluator, Part, Parts
 from worldmodels.rollout.evaluators.dream import DreamEvaluator
@@ -196,7 +196,7 @@ def test_a_worker_that_dies_is_replaced_and_its_piece_done_again(three, tmp_path
 def test_a_worker_whose_game_is_lost_is_replaced(three, tmp_path, capfd):
     _, cluster = three
     squares(cluster, Deed(tmp_path, "lose"))
-    assert "a worker died (the engine is gone); its piece is done again" in capfd.readouterr().err
+    assert "a worker died (the engine is gone); it is replaced" in capfd.readouterr().err
 
 
 def test_a_straggler_does_not_hold_up_the_others(three, tmp_path, monkeypatch):
@@ -210,6 +210,39 @@ def test_a_straggler_does_not_hold_up_the_others(three, tmp_path, monkeypatch):
     time.sleep(1.5)  # the nodes are looked at every second
     squares(cluster, Deed(tmp_path), 4)
     assert not cluster._late  # it was ended
+
+
+def test_other_work_does_not_wait_for_a_late_worker(three, tmp_path, monkeypatch):
+    """Neither for its description of the node, nor as the one process of a node that does threaded work."""
+    _, cluster = three
+    squares(cluster, Deed(tmp_path, "hang", 0.05))
+    late = next(iter(cluster._late.values()))
+    cluster._workers.sort(key=lambda worker: worker is not late)
+    began = time.monotonic()
+    squares(cluster, Deed(tmp_path, needs=Needs(modules=("json",))), 4)
+    work = cluster.prepare(ThreadedDeed(tmp_path), threaded=True)
+    assert len(list(cluster.run(work, numbers(6)))) == 6
+    assert time.monotonic() - began < 30  # of 600 s
+    monkeypatch.setattr(ray_cluster, "_HUNG", 0.0)
+    time.sleep(1.5)  # the nodes are looked at every second
+    squares(cluster, Deed(tmp_path), 4)
+
+
+def test_a_worker_that_died_before_the_work(three, tmp_path):
+    import ray
+
+    _, cluster = three
+    for needs in (Needs(modules=("csv",)), Needs()):
+        ray.kill(cluster._workers[0].actor)
+        squares(cluster, Deed(tmp_path, needs=needs), 4)
+
+
+def test_work_that_does_not_open_gives_its_error_every_time(three):
+    _, cluster = three
+    work = cluster.prepare(Unopened())
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^folder: expected one, got none$"):
+            list(cluster.run(work, numbers(20)))
 
 
 def test_an_error_is_that_of_the_piece(three, tmp_path):

@@ -176,7 +176,8 @@ def _collect_on_cluster(
     files = [run.path("config.json").absolute(), *weights]
     modules = tasks.modules(run.config)
     needs = replace(environment_needs(job.environment, modules), files=with_sizes(files))
-    resolved_job = replace(job, config=replace(job.config, environment=resolved(job.environment)))
+    collect = replace(job.collect, agent="" if agent is None else str(agent.absolute()))
+    resolved_job = replace(job, config=replace(job.config, environment=resolved(job.environment), collect=collect))
     pieces = Queue([Piece(len(job.episodes(shard)), shard) for shard in todo])
     frames, printed = 0, set[str]()
     try:

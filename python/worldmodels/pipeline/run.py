@@ -39,7 +39,7 @@ from worldmodels.support.suggestions import suggestion
 from worldmodels.support.versions import versions
 from worldmodels.training.distributed import ranks_from_env
 
-_TEMPORARY = re.compile(r".+\.\d+\.tmp")  # name of a temporary file of atomic_path, with its process id
+_TEMPORARY = re.compile(r".+\.\d+\.tmp")  # name of a temporary file of atomic_path
 
 
 class Run(RunFolder):
@@ -391,7 +391,7 @@ class Run(RunFolder):
 
     def _check_gate(self, stage: Stage) -> None:
         """Raise if a complete stage failed its quality gate, unless ``force`` accepts that now or did before."""
-        summary = self.summary(stage.name)
+        summary = self.ranks.broadcast(self.summary(stage.name))  # that of before rank 0 changes it
         failure = summary.get("failure")
         if failure is None or summary.get("accepted"):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -23,9 +24,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OSError: The file cannot be written; the error names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # a random number: processes of two nodes may have the same id
+    temporary = path.with_name(f"{path.name}.{secrets.randbelow(10**12)}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         yield temporary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import signal
 import socket
@@ -132,6 +133,7 @@ class _State:
         seconds: Sum of the durations of the finished pieces.
         size: Sum of their sizes.
         idle_since: When a worker was last there.
+        most: Largest number of workers.
     """
 
     outstanding: dict[Any, _Worker] = field(default_factory=dict)
@@ -139,6 +141,7 @@ class _State:
     open: int = 0
     exhausted: bool = False
     restarts: int = 0
+    most: int = 0
     seconds: float = 0.0
     size: int = 0
     idle_since: float = field(default_factory=time.monotonic)
@@ -174,7 +177,7 @@ class RayCluster:
         self._needs = Needs()
         self._asked: set[str] = set()  # nodes that were waited for
         self._late: dict[Any, _Worker] = {}  # with a piece of an earlier run, by reference to its result
-        self._works = 0
+        self._works = self._checked = 0
         self._looked = 0.0
         self.usage = Usage()
         terminate = signal.getsignal(signal.SIGTERM)
@@ -192,7 +195,8 @@ class RayCluster:
         nodes = len(self._nodes())
         where = "this machine" if self._local else f"{nodes} node{'s' if nodes > 1 else ''} of {self._address}"
         seconds = time.monotonic() - began
-        _say(f"{len(self._workers)} workers on {where}, Ray {ray.__version__} ({seconds:.1f} s)")
+        count = len(self._workers)
+        _say(f"{count} worker{'s' if count > 1 else ''} on {where}, Ray {ray.__version__} ({seconds:.1f} s)")
 
     def _start(self, count: int) -> None:
         """Start a cluster of this machine."""
@@ -327,12 +331,15 @@ class RayCluster:
             RuntimeError: A node that was there in the beginning is refused, or too many workers died.
             Exception: A piece failed; the exception is that of the handler.
         """
-        self._check_nodes(work.needs)
+        if work.number != self._checked:  # nodes that join later are judged when their workers are ready
+            self._check_nodes(work.needs)
+            self._checked = work.number
         state = _State()
         last = time.monotonic()
         try:
             while True:
                 self._refresh()
+                state.most = max(state.most, len(self._workers))
                 self._hand_out(work, pieces, state)
                 if state.exhausted and state.open == 0:
                     break
@@ -361,7 +368,8 @@ class RayCluster:
             self._needs, self._levels = needs, {}
             self._asked.clear()
         self._refresh()
-        first = {worker.node: worker for worker in reversed(self._workers) if worker.node not in self._asked}
+        order = sorted(self._workers, key=lambda worker: worker.job is not None)  # late workers answer late
+        first = {worker.node: worker for worker in reversed(order) if worker.node not in self._asked}
         self._asked.update(first)
         for worker in first.values():
             worker.facts = self._ask(worker.actor)
@@ -370,11 +378,19 @@ class RayCluster:
             answers = [worker.facts for worker in first.values()]
             answered, _ = ray.wait(answers, num_returns=len(answers), timeout=_START) if answers else ([], [])
         for node, worker in first.items():
-            if worker.facts in answered:
-                with contextlib.suppress(RayError):  # it died; the loop replaces it
-                    problems += self._judge(node, worker.facts)
+            try:
+                problems += self._judge(node, worker.facts) if worker.facts in answered else self._ask_again(node)
+            except RayError:  # it died; the loop replaces it
+                self._ask_again(node)
         if problems:
             raise RuntimeError("\n".join(f"cluster: {problem}" for problem in problems))
+
+    def _ask_again(self, node: str) -> list[str]:
+        """Let the workers of a node describe it before they take pieces; return no reason to refuse it."""
+        for worker in self._workers:
+            if worker.node == node:
+                worker.ready, worker.facts = False, self._ask(worker.actor)
+        return []
 
     def _judge(self, node: str, answer: Any) -> list[str]:
         """List why a node is refused; choose the SIMD level of one that is not."""
@@ -390,27 +406,35 @@ class RayCluster:
         return found
 
     def _takers(self, work: Prepared) -> list[_Worker]:
-        """Return the workers that take pieces of some work: all, or the first one of every node."""
+        """Return the workers that take pieces of some work: all, or one of every node, the one that has a piece."""
         if not work.threaded:
             return self._workers
-        return list({worker.node: worker for worker in reversed(self._workers)}.values())
+        late = set(self._late.values())
+        order = sorted(self._workers, key=lambda one: (one in late or not one.ready, one.job is None))
+        return list({worker.node: worker for worker in reversed(order)}.values())
 
     def _hand_out(self, work: Prepared, pieces: Pieces, state: _State) -> None:
         """Give every free worker a piece: a lost one, a new one, or one that another worker is late with."""
         takers = self._takers(work)
         for worker in [worker for worker in takers if worker.ready and worker.job is None]:
-            job = state.again.pop() if state.again else self._next(pieces, len(takers), state)
+            threads = self._threads(worker, work)
+            share = math.ceil(sum(self._threads(one, work) for one in takers) / threads)
+            job = state.again.pop() if state.again else self._next(pieces, share, state)
             job = job or self._straggling(state)
             if job is None:
                 return
             job.workers += 1
             worker.job, worker.since = job, time.monotonic()
-            present = sum(one.node == worker.node for one in self._workers) if work.threaded else 1
-            threads = present * self.num_threads
             arguments = work.number, [work.pickled], job.piece.data, self._levels[worker.node], threads
             state.outstanding[worker.actor.run.remote(*arguments)] = worker
 
+    def _threads(self, worker: _Worker, work: Prepared) -> int:
+        """Return the number of threads with which a worker does its pieces."""
+        present = sum(one.node == worker.node for one in self._workers) if work.threaded else 1
+        return present * self.num_threads
+
     def _next(self, pieces: Pieces, workers: int, state: _State) -> _Job | None:
+        """Take the next piece for one of so many equal workers."""
         piece = None if state.exhausted else pieces.take(workers)
         if piece is None:
             state.exhausted = True
@@ -460,7 +484,8 @@ class RayCluster:
         """Let a worker take pieces again that has finished one of an earlier run, which another worker had done."""
         worker = self._late.pop(reference)
         try:
-            ray.get(reference)
+            if ray.get(reference)[0] == "lost":
+                self._remove(worker)
             worker.job = None
         except RayError:
             self._remove(worker)
@@ -491,6 +516,8 @@ class RayCluster:
         except RayError as error:
             outcome, value, seconds, profile = "lost", _reason(error), 0.0, {}
         if outcome == "failed":
+            if job.done:  # by another worker
+                return None
             raise value
         if outcome == "lost":
             self._replace(worker, state, value)
@@ -516,9 +543,9 @@ class RayCluster:
         """
         self._remove(worker)
         state.restarts += 1
-        if state.restarts > _MAX_RESTARTS + len(self._workers):
+        if state.restarts > _MAX_RESTARTS + state.most:
             raise RuntimeError(f"cluster: {state.restarts} workers died, the last one: {reason}")
-        _say(f"{self._name(worker.node)}: a worker died ({reason}); its piece is done again")
+        _say(f"{self._name(worker.node)}: a worker died ({reason}); it is replaced")
         self._looked = -_REFRESH
 
     def _remove(self, worker: _Worker) -> None:
@@ -558,8 +585,9 @@ def _worker_class() -> Any:
 
             self.station = self.station or Station(level)
             pickled = ray.get(work[0]) if (number, threads) != self.opened else b""
-            self.opened = number, threads
-            return self.station.run(number, pickled, piece, threads)
+            result = self.station.run(number, pickled, piece, threads)
+            self.opened = (number, threads) if result[0] == "done" else (0, 0)
+            return result
 
     return ray.remote(Worker)
 

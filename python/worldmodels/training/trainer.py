@@ -128,6 +128,11 @@ class Trainer(Generic[Model]):
         self.metrics = metadata.get("figures", {})
         self._best = metadata.get("best", {})
         self._stale = metadata.get("stale", 0)
+        if self.ranks.is_main and self._best.get("step") == self.step:
+            self._save_best()  # a run that was killed after the checkpoint has not
+
+    def _save_best(self) -> None:
+        save_model(self._path("best"), self.model, steps=self.step, validation=self.metrics)
 
     @property
     def finished(self) -> bool:
@@ -162,9 +167,9 @@ class Trainer(Generic[Model]):
             return
         record = {"step": self.step, "place": position, "figures": metrics, "best": self._best, "stale": self._stale}
         with phase("storing"):
-            if improved:
-                save_model(self._path("best"), self.model, steps=self.step, validation=metrics)
             save_tensors(self._path("checkpoint"), {**training_state(self.model, self.optimizer), **tensors}, record)
+            if improved:
+                self._save_best()
         self._run.log_profile(self._stage)
 
     def load_selected(self) -> dict[str, Any]:
