@@ -20,6 +20,7 @@ from worldmodels.support.processes import Terminated
 
 #: Extra of this package that installs a module; for other modules, the extra `takecover`.
 _EXTRAS = {
+    **dict.fromkeys(("PIL", "gymnasium", "h5py", "matplotlib", "pygame", "vizdoom"), "takecover"),
     "Box2D": "carracing",
     "ale_py": "atari",
     "envpool": "envpool",
@@ -75,9 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = _EXTRAS.get((error.name or "").partition(".")[0], "takecover")
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
         text = str(error)
-        return text if "pip install" in text else f"{text}; install it with `pip install 'worldmodels-rl[{extra}]'`"
+        known = extra is not None and "pip install" not in text
+        return f"{text}; install it with `pip install 'worldmodels-rl[{extra}]'`" if known else text
     if isinstance(error, MemoryError):
         details = f" ({error})" if str(error) else ""
         return f"out of memory{details}; run the same command again to resume from the last checkpoint"

@@ -49,7 +49,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Formatter that shows the defaults of arguments that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, ()) else super()._get_help_string(action)
+        plain = action.default is None or action.default is False or action.default == ()
+        return action.help if plain else super()._get_help_string(action)
 
 
 def parser(view: View | None = None) -> Parser:
@@ -64,7 +65,7 @@ def parser(view: View | None = None) -> Parser:
         help="print a completion script for a shell (extra `completion`)",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    presets = sorted({name for task in tasks.names() for name in tasks.get(task).presets})
+    presets = sorted({name for task in tasks.importable() for name in task.presets})
     for name, summary in ALL_STAGES.items():
         _add_study(_add_command(commands, name, summary), name, presets, view)
     for stage in STAGES:

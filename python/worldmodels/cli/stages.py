@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ from worldmodels.cli.imports import import_torch
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config, override
 from worldmodels.pipeline.config_file import ConfigFile, format_config, read_config_file
-from worldmodels.pipeline.folder import RunFolder
+from worldmodels.pipeline.folder import RunFolder, default_folder
 from worldmodels.pipeline.run import Run, check_inputs, require_earlier
 from worldmodels.pipeline.stage import command
 from worldmodels.pipeline.stages import NAMES, STAGES
@@ -149,9 +148,7 @@ def _print_results(run: Run, reported: bool) -> None:
 
 def _folder(options: argparse.Namespace) -> Path:
     """Return the default run folder."""
-    name = getattr(options, "preset", "quick" if options.from_scratch else "")
-    task = re.sub(r"[/:]", "-", options.task)
-    return Path("runs", f"{task}-{name}" if name else task)
+    return default_folder(options.task, getattr(options, "preset", "quick" if options.from_scratch else ""))
 
 
 def _config(options: argparse.Namespace, out: Path, environment: Mapping[str, Any]) -> Config:

@@ -484,7 +484,7 @@ class DreamVectorEnv(
     ``reset(options={"reset_mask": mask})``, (N,) bool, resets the masked environments alone. A mask combines with seeds
     and with the temperature, which applies to all environments.
 
-    Autoreset is one of Gymnasium's modes. ``NEXT_STEP``: the step after an episode's end ignores the action, starts
+    Autoreset is one of Gymnasium's modes. ``NEXT_STEP``: the step after an episode's end only checks the action, starts
     the next episode and returns its first observation with reward 0. ``SAME_STEP``: the step that ends an episode
     returns the first observation of the next one, and the last one in ``info["final_obs"]``, (N, F) float32 with
     the mask ``info["_final_obs"]``, next to an empty ``info["final_info"]``. ``DISABLED``: the caller resets, by

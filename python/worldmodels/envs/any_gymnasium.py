@@ -46,7 +46,8 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
         spec: EnvSpec = _DEFAULT,
     ) -> None:
         super().__init__(env)
-        self._id, self._seed, self._steps = env_id, 0, 0
+        self._id, self._steps = env_id, 0
+        self._seed: int | None = None
         self._repeat = spec.action_repeat
         self._frames = FrameMap(env, env_id, spec)
         self.observation_space = gymnasium.spaces.Box(0, 255, FRAME, np.uint8)
@@ -55,7 +56,9 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
 
     def _where(self) -> str:
         step = f"step {self._steps}" if self._steps else "the reset"
-        return f"at {step} of the episode with seed {self._seed}"
+        return f"at {step} of " + (
+            "an unseeded episode" if self._seed is None else f"the episode with seed {self._seed}"
+        )
 
     def _refuse(self, wanted: str, came: Any) -> ContractError:
         return ContractError(f"{self._id}: expected {wanted}, got {one_line(came)} {self._where()}")
@@ -69,7 +72,7 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start an episode."""
-        self._seed, self._steps = -1 if seed is None else seed, 0
+        self._seed, self._steps = seed, 0
         wanted = "(observation, info) from reset"
         try:
             found: Any = self.env.reset(seed=seed, options=options)

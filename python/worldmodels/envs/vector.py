@@ -6,6 +6,7 @@ import importlib
 import inspect
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -28,6 +29,9 @@ from worldmodels.support.cpu import available_cpus
 from worldmodels.support.processes import Owned, block_sigint, describe_exit
 
 _OPTIONS = ("variant", "resolution")  # constructor options with a setting
+#: Settings that :class:`AdaptedEnv` applies.
+_ADAPTED = ("source", "action_repeat", "crop_top", "crop_bottom", "crop_left", "crop_right")
+_DEFAULT = EnvSpec()
 
 
 def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) -> AdaptedEnv:
@@ -49,10 +53,10 @@ def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) ->
     options = {**{name: value for name, value in chosen.items() if value}, **options}
     if environment.source == "render":
         options["render_mode"] = "rgb_array"
-        if not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
+        if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame reports a missing display on stderr
     env = gymnasium.make(environment.id, disable_env_checker=True, **options)
-    if environment.id.startswith(_VIZDOOM):
+    if _without_module(environment.id).startswith(_VIZDOOM):
         from worldmodels.envs.vizdoom_scenarios import ScenarioEnv
 
         env = ScenarioEnv(env)
@@ -88,12 +92,16 @@ def import_packages(environment: EnvSpec) -> list[str]:
                 raise  # the package exists, but one of its imports does not
             raise ValueError(f"environment.imports: expected an installed package, got {package!r}: {error}") from error
     for prefix, package in _REGISTERED_BY.items():
-        if environment.id.startswith(prefix):
+        if _without_module(environment.id).startswith(prefix):
             module = importlib.import_module(package)
             packages.append(package)
             if package == "ale_py":  # else every environment prints its version
                 module.ALEInterface.setLoggerMode(module.LoggerMode.Error)
     return packages
+
+
+def _without_module(env_id: str) -> str:
+    return env_id.rpartition(":")[2]
 
 
 def check_options(environment: EnvSpec, section: str = "environment", **more: Any) -> None:
@@ -133,10 +141,19 @@ def backend(environment: EnvSpec) -> Literal["envpool", "gymnasium"]:
         ``"envpool"`` or ``"gymnasium"``.
 
     Raises:
-        ValueError: EnvPool is requested and does not have this environment.
+        ValueError: EnvPool is requested and does not have this environment, or settings of its frames or actions are
+            not the defaults, which EnvPool ignores.
         ModuleNotFoundError: EnvPool is requested and not installed.
     """
+    adapted = [name for name in _ADAPTED if getattr(environment, name) != getattr(_DEFAULT, name)]
     if environment.backend == "envpool":
+        if adapted:
+            value = getattr(environment, adapted[0])
+            default = getattr(_DEFAULT, adapted[0])
+            raise ValueError(
+                f"environment.{adapted[0]}: expected {default!r} with EnvPool, got {value!r}; use "
+                "--environment.backend gymnasium"
+            )
         if environment.id not in pool.TASKS:
             have = ", ".join(pool.TASKS)
             raise ValueError(f"environment.backend: EnvPool has {have}; expected gymnasium for {environment.id}")
@@ -146,7 +163,7 @@ def backend(environment: EnvSpec) -> Literal["envpool", "gymnasium"]:
             )
     if environment.backend:
         return environment.backend
-    return "envpool" if environment.id in pool.TASKS and pool.installed() else "gymnasium"
+    return "envpool" if environment.id in pool.TASKS and pool.installed() and not adapted else "gymnasium"
 
 
 def make_vector_env(

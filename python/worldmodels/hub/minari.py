@@ -112,18 +112,24 @@ def export_minari(folder: str | Path, name: str) -> int:
         "action_space": Box(-np.inf, np.inf, (size,), np.float32),
     }
     data, count = None, 0
-    for chunk in _chunks(store):
-        buffers = [_buffer(episode, number) for number, episode in enumerate(chunk, count)]
-        if data is None:
-            about = f"Episodes of worldmodels, {len(store.lengths)} in all"
-            options = {"description": about, "requirements": [], "jpeg_encoding": False, **spaces}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # about empty metadata, such as the author
-                data = minari.create_dataset_from_buffers(name, buffers, **options)
-        else:
-            data.update_dataset_from_buffer(buffers)
-        count += len(buffers)
-    store.close()
+    try:
+        for chunk in _chunks(store):
+            buffers = [_buffer(episode, number) for number, episode in enumerate(chunk, count)]
+            if data is None:
+                about = f"Episodes of worldmodels, {len(store.lengths)} in all"
+                options = {"description": about, "requirements": [], "jpeg_encoding": False, **spaces}
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # about empty metadata, such as the author
+                    data = minari.create_dataset_from_buffers(name, buffers, **options)
+            else:
+                data.update_dataset_from_buffer(buffers)
+            count += len(buffers)
+    except BaseException:
+        if data is not None:
+            minari.delete_dataset(name)  # else the next export of this id is refused
+        raise
+    finally:
+        store.close()
     return count
 
 

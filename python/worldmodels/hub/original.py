@@ -94,7 +94,7 @@ def _check_implementation(folder: Path) -> None:
     if found:
         raise ValueError(
             f"{folder}: expected the JSON files of the original code, got {', '.join(found)}, PyTorch checkpoints of "
-            "github.com/ctallec/world-models. That is another model: its decoder has one more ReLU, its M draws one "
+            "github.com/ctallec/world-models. That is another model: its decoder has one more ReLU, its M samples one "
             "mixture component for all latent dimensions, and its V predicts log sigma. Train the paper's models with "
             "`worldmodels run carracing --preset paper`, or a smaller preset"
         )

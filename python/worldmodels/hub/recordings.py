@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from worldmodels.envs.preprocessing import resize
 POLICY = "recorded"  # policy of the episodes
 FRAMES, VIDEO, ACTIONS = "frames.npz", "frames.mp4", "actions.csv"
 _REWARD, _TERMINATED = "reward", "terminated"
+_ENCODING = "utf-8-sig"  # spreadsheets write a byte-order mark
 
 
 class Steps(NamedTuple):
@@ -73,7 +75,7 @@ class Recordings:
         where = Path(folder)
         if not where.is_dir():
             raise FileNotFoundError(f"{where}: no such folder of recordings")
-        self.folders = sorted(path for path in where.iterdir() if path.is_dir())
+        self.folders = sorted(path for path in where.iterdir() if path.is_dir() and path.name[0] != ".")
         if not self.folders:
             raise FileNotFoundError(f"{where}: expected one folder per episode, got none")
         columns = {path: _columns(path) for path in self.folders}
@@ -113,7 +115,7 @@ def _columns(folder: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: expected {ACTIONS}, got none")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding=_ENCODING) as file:
             names = tuple(name.strip() for name in next(csv.reader(file), []))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected a table, got {error}") from error
@@ -139,11 +141,11 @@ def read_steps(path: Path) -> Steps:
     """
     names = _columns(path.parent)
     rows: list[list[float]] = []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding=_ENCODING) as file:
         reader = csv.reader(file)
         next(reader)
         try:
-            for row in reader:
+            for row in filter(None, reader):
                 values = [float(cell) for cell in row]
                 if len(values) != len(names) or not all(map(math.isfinite, values)):
                     raise ValueError(f"got {row!r:.100}")
@@ -177,7 +179,7 @@ def _read_npz(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             frames = archive["frames"]
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: expected an archive with the array frames, got {error}") from error
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise ValueError(f"{path}: expected frames of (T, height, width, 3) uint8, got {frames.shape} {frames.dtype}")

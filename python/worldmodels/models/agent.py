@@ -125,7 +125,7 @@ class Agent(Shared):
         """Load a pretrained agent.
 
         Args:
-            name: Name of the agent, ``"takecover"``.
+            name: Name of the agent, ``"takecover"`` or ``"carracing"``.
 
         Raises:
             ValueError: There is no such agent, or a file is damaged.

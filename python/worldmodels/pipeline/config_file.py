@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.config import SECTIONS, TOP, Config
+from worldmodels.pipeline.config import PROBE, SECTIONS, TOP, Config
 from worldmodels.pipeline.stage import command
 from worldmodels.support import settings
 from worldmodels.support.suggestions import suggestion
 from worldmodels.support.validation import MAX_SEED, check_integer
+
+_SECTIONS = tuple(section for section in SECTIONS if section != PROBE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def read_config_file(path: Path) -> ConfigFile:
 
 def _parse(values: dict[str, Any]) -> ConfigFile:
     found = ConfigFile()
-    for name, value in _by_name(values, (*TOP, *SECTIONS), "", "setting or section").items():
+    for name, value in _by_name(values, (*TOP, *_SECTIONS), "", "setting or section").items():
         if name in TOP:
             found.top[name] = _check_top(name, value)
         elif not isinstance(value, dict):
@@ -93,7 +95,7 @@ def _check_top(name: str, value: Any) -> Any:
         return check_integer("seed", value, 0, MAX_SEED)
     if not isinstance(value, str) or (not value and name != "world_model"):
         raise ValueError(f"{command(name)}: expected a name, got {value!r:.100}")
-    if name == "task" and value not in tasks.names():
+    if name == "task" and not tasks.is_id(value) and value not in tasks.names():
         known = tasks.names()
         raise ValueError(f"task: expected one of {', '.join(known)}, got {value!r}{suggestion(value, known)}")
     return str(Path(value).expanduser()) if name == "world_model" and value else value
@@ -109,7 +111,7 @@ def format_config(config: Config, base: Config) -> str:
     lines = [f"{command(name)} = {_toml(getattr(config, name))}" for name in TOP if name != "world_model"]
     if config.world_model != base.world_model:
         lines.append(f"world-model = {_toml(config.world_model)}")
-    for section in SECTIONS:
+    for section in _SECTIONS:
         now, then = vars(getattr(config, section)), vars(getattr(base, section))
         changed = [f"{command(name)} = {_toml(value)}" for name, value in now.items() if value != then[name]]
         lines += ["", f"[{command(section)}]", *changed] if changed else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,12 @@ from worldmodels.pipeline.stage import Stage
 from worldmodels.pipeline.stages import STAGES, get
 from worldmodels.support import settings
 from worldmodels.support.files import read_json, read_lines
+
+
+def default_folder(task: str, preset: str = "") -> Path:
+    """Return the run folder of a command without ``--out``, by the names of its task and of a chosen preset."""
+    name = re.sub(r"[/:]", "-", task)
+    return Path("runs", f"{name}-{preset}" if preset else name)
 
 
 class RunFolder:

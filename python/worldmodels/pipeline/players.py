@@ -1,4 +1,4 @@
-"""Whoever plays while episodes are collected: policies that look at nothing, agents, agents that are noise."""
+"""Players of collection: open-loop policies, agents, and agents with random weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PERTURBATION = 0.5  # largest noise on a perturbed agent's parameters, in stand
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know; sent to it once."""
+    """Settings of a worker, sent to it once."""
 
     config: Config
     folder: Path
@@ -50,34 +50,34 @@ class Job:
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """Seed of the run."""
         return self.config.seed
 
     @cached_property
     def task(self) -> tasks.Task:
-        """What is played."""
+        """Task of the run."""
         return tasks.of(self.config)
 
     @cached_property
     def shares(self) -> list[tuple[str, float]]:
-        """Who plays, and how often."""
+        """Names of the policies, with their weights."""
         return parse_policies(self.collect.policies, self.task.policies)
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of the environment, beside those that its settings are."""
+        """Options of the environment that are no settings of it."""
         return {"ignore_done": True} if self.collect.ignore_done else {}
 
     @property
     def environment(self) -> EnvSpec:
-        """The settings of now; EnvPool cannot ignore an end."""
+        """Specification of the environment; EnvPool cannot continue past termination."""
         environment = self.config.environment
         if self.collect.ignore_done and not environment.backend:
             return replace(environment, backend="gymnasium")
         return environment
 
     def controller(self, action_size: int) -> Controller:
-        """The shape of C that the settings give for actions of a length."""
+        """Return the shape of C for actions of a length."""
         c = self.config.evolve
         return Controller(
             self.config.train_vae.latent_size,
@@ -91,18 +91,18 @@ class Job:
         )
 
     def path(self, shard: int) -> Path:
-        """The file of a shard that is played."""
+        """Return the file of a shard that is played."""
         return shard_path(self.folder, self.first + shard)
 
     def episodes(self, shard: int) -> range:
-        """Numbers of the episodes in a shard that is played; they differ from those of the included shards."""
+        """Return the numbers of the episodes in a shard that is played; included shards have others."""
         size = self.collect.shard_episodes
         first, start = self.first * size, (self.first + shard) * size
         return range(start, min(start + size, first + self.collect.episodes))
 
 
 def check_policies(job: Job, space: gymnasium.spaces.Box) -> None:
-    """Refuses a policy of the task whose actions do not fit, before anything is played.
+    """Refuse a policy of the task whose actions do not fit, before anything is played.
 
     Raises:
         ContractError: actions of another length, or that are not finite numbers.
@@ -171,7 +171,10 @@ class CollectingPlayer:
         self._failed[number] = self._failed.get(number, 0) + 1
         if self._failed[number] >= _MAX_ATTEMPTS:
             least = self._job.collect.min_length
-            raise RuntimeError(f"collect.min_length: no episode of {least} frames in {_MAX_ATTEMPTS} attempts")
+            raise RuntimeError(
+                f"collect.min_length: expected a length that episodes reach, got {least}, which none of "
+                f"{_MAX_ATTEMPTS} attempts did"
+            )
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
         """See :meth:`worldmodels.rollout.runner.Player.reset`; random numbers come from the seeds of the episodes."""

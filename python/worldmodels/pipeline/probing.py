@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -70,6 +71,17 @@ def probe_environment(environment: EnvSpec, *, find: bool = True) -> ProbeConfig
     """
     import_packages(environment)
     entry_point(environment.id)
+    try:
+        return _probe(environment, find)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ModuleNotFoundError(f"{environment.id}: {error}", name="gymnasium") from error
+    except (ValueError, RuntimeError, OSError, ModuleNotFoundError, MemoryError):
+        raise
+    except Exception as error:
+        raise ContractError(f"{environment.id}: the environment failed: {type(error).__name__}: {error}") from error
+
+
+def _probe(environment: EnvSpec, find: bool) -> ProbeConfig:
     source, choices = _inspect(environment)
     environment = replace(environment, source=source if find else environment.source)
     rules = Rules("argmax" if choices else "tanh", _ENDLESS, choices)
@@ -77,11 +89,12 @@ def probe_environment(environment: EnvSpec, *, find: bool = True) -> ProbeConfig
     try:
         played = _play(env, environment.max_steps or _LONGEST)
         limit = getattr(env.spec, "max_episode_steps", None)
+        longest = -(-limit // environment.action_repeat) if limit else played.limit
         return ProbeConfig(
             actions=", ".join(_action_names(env)),
             choices=", ".join(map(str, choices)),
             source=environment.source,
-            max_steps=-(-limit // environment.action_repeat) if limit else played.limit,
+            max_steps=min(longest, environment.max_steps or longest),
             episode_length=played.mean_length,
             steps_per_second=max(1, round(played.steps / played.seconds)),
             terminates=played.terminated or not played.lengths,
@@ -100,6 +113,8 @@ def _inspect(environment: EnvSpec) -> tuple[Any, tuple[int, ...]]:
     """
     try:
         env: gymnasium.Env[Any, Any] = gymnasium.make(environment.id, disable_env_checker=True)
+    except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError):
+        raise
     except Exception as error:
         raise ContractError(
             f"{environment.id}: expected gymnasium.make to make it, got {type(error).__name__}: {error}"
@@ -210,4 +225,6 @@ def _readable(name: str) -> str:
 
 def _frames_per_second(env: AdaptedEnv, repeat: int) -> int:
     speed = env.metadata.get("render_fps")
-    return max(1, round((speed if isinstance(speed, int | float) and speed > 0 else _FRAMES_PER_SECOND) / repeat))
+    if not isinstance(speed, int | float) or not 0 < speed < math.inf:
+        speed = _FRAMES_PER_SECOND
+    return max(1, round(speed / repeat))

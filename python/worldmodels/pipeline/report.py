@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ from worldmodels.models.decoder import Decoder
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
 from worldmodels.pipeline import page as html
-from worldmodels.pipeline.config import SECTIONS, Config
+from worldmodels.pipeline.config import PROBE, SECTIONS, Config
 from worldmodels.pipeline.dream_check import score_cells
 from worldmodels.pipeline.dream_page import make_page
 from worldmodels.pipeline.evaluation import format_environment, score_rows
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.folder import RunFolder
+from worldmodels.pipeline.gymnasium_task import gymnasium_task
 from worldmodels.pipeline.rounds import ROUND_COLUMNS, RoundResult, round_results, round_rows
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stage import Stage, command
@@ -174,7 +175,12 @@ def format_command(config: Config, preset: Config, folder: Path) -> str:
         words += ["--seed", str(config.seed)]
     if config.world_model != preset.world_model:
         words += ["--world-model", config.world_model]
+    if config.probe.actions:  # sizes of the presets that come from the probe of this machine become flags
+        plain = replace(config.probe, episode_length=1, steps_per_second=1, max_steps=1, reward_scale=0.0)
+        preset = gymnasium_task(config.task, plain).presets[config.preset]
     for section in SECTIONS:
+        if section == PROBE:
+            continue
         now, then = (asdict(getattr(one, section)) for one in (config, preset))
         for name in now:
             if now[name] == then[name]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 from worldmodels.data.records import DreamCheck, Results, Scores
 from worldmodels.models.sharing import CARD, CONFIG, header, import_hub, upload, usage
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.folder import RunFolder
+from worldmodels.pipeline.folder import RunFolder, default_folder
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stage import INITIAL_STATES, C, M, V
-from worldmodels.support.files import atomic_path
+from worldmodels.pipeline.stages import STAGES
+from worldmodels.support.files import link
 
 _RESULTS, _RECORDING = "results.json", "evaluate/episode.gif"
 #: Files of a run folder that are pushed, if they exist: enough to load the models and to play with them.
@@ -30,8 +32,6 @@ FILES = (
 def push(folder: str | Path, repo_id: str, *, private: bool | None = None, license_id: str = "mit") -> str:
     """Upload a run's models, settings and results to the Hugging Face Hub, with a model card.
 
-    The card is also written to the run folder, as README.md.
-
     Args:
         folder: Run folder with an agent.
         repo_id: Repository (``"user/name"``); created if necessary.
@@ -48,10 +48,13 @@ def push(folder: str | Path, repo_id: str, *, private: bool | None = None, licen
     """
     import_hub("push")
     run = _run_with_agent(folder)
-    with atomic_path(run.path(CARD)) as temporary:
-        temporary.write_text(model_card(folder, repo_id, license_id), encoding="utf-8")
-    files = [name for name in (*FILES, CARD) if run.path(name).is_file()]
-    return upload(run.folder, repo_id, message=f"Run {run.folder.name}", files=files, private=private)
+    card = model_card(folder, repo_id, license_id)
+    with tempfile.TemporaryDirectory() as temporary:  # the run folder may have a README of its own
+        for name in FILES:
+            if run.path(name).is_file():
+                link(run.path(name), Path(temporary, name))
+        Path(temporary, CARD).write_text(card, encoding="utf-8")
+        return upload(Path(temporary), repo_id, message=f"Run {run.folder.name}", private=private)
 
 
 def _run_with_agent(folder: str | Path) -> RunFolder:
@@ -158,7 +161,7 @@ def _training(run: RunFolder, task: tasks.Task, results: Results | None) -> list
     given = run.given
     lines = ["## Training", ""]
     if given.preset in task.presets:
-        line = format_command(given, task.presets[given.preset], Path("runs", task.name))
+        line = format_command(given, task.presets[given.preset], default_folder(task.name))
         lines += ["```bash", line, "```", ""]
     used = ", ".join(f"{name} {number}" for name, number in results.versions.items()) if results else ""
     return [*lines, f"Seed {given.seed}." + (f" Versions: {used}." if used else ""), ""]
@@ -176,6 +179,7 @@ def _limits(run: RunFolder, task: tasks.Task, results: Results | None) -> list[s
     if results:
         count = len(results.agent.scores)
         found.append(f"The interval covers the choice of the {count} episodes, not that of the training seed.")
+    found += [f"{s.command}: {failure}" for s in STAGES if (failure := run.summary(s.name).get("failure"))]
     check = run.path("check_dream", "check_dream.json")
     found += DreamCheck.read(check).warnings if check.is_file() else []
     return ["## Limits", "", *(f"- {text}" for text in found), ""]

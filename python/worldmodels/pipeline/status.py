@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from worldmodels.analysis.stats import format_interval, table
 from worldmodels.data.records import Results, StageRecord
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.folder import RunFolder, read_config
+from worldmodels.pipeline.stage import V
 from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.support.files import read_json
 
@@ -136,7 +138,7 @@ def _unit(run: RunFolder) -> str:
 def _advice(run: RunFolder, statuses: list[StageStatus]) -> str:
     """Return the command that resumes the run."""
     states = {status.state for status in statuses}
-    resume = f"worldmodels run {run.given.task} --out {run.folder}"
+    resume = shlex.join(["worldmodels", "run", run.given.task, "--out", str(run.folder)])
     if states == {"complete"}:
         return f"complete; the report is {run.path('report', 'index.html')}"
     if is_locked(run.folder):
@@ -145,6 +147,12 @@ def _advice(run: RunFolder, statuses: list[StageStatus]) -> str:
         return "the marker of a stage is damaged; `worldmodels STAGE --force` discards and reruns a stage"
     if "failed" in states:
         return f"a model failed its quality gate; `{resume} --force` continues anyway"
+    if run.given.task.startswith("recordings-"):
+        following = next(status.name for status in statuses if status.state != "complete")
+        command = shlex.join(["worldmodels", following, "--out", str(run.folder)])
+        return f"recordings without an environment; `{command}` runs the next stage"
+    if all(status.state == "to do" for status in statuses) and run.path(V).is_file():
+        return f"models without the stages that made them; use them with --world-model {shlex.quote(str(run.folder))}"
     return f"`{resume}` resumes it"
 
 
@@ -152,7 +160,7 @@ def format_list(folder: Path) -> str:
     """Format the pretrained world models, the presets of all tasks and the runs of a folder as tables."""
     worlds = table(["world model", "score", "95 % interval", "n"], [_world_row(name) for name in pretrained.names()])
     presets = table(
-        ["task", "preset", "minutes", "default"], [row for name in tasks.names() for row in _preset_rows(name)]
+        ["task", "preset", "minutes", "default"], [row for task in tasks.importable() for row in _preset_rows(task)]
     )
     own = [folder] if (folder / "config.json").is_file() else []
     runs = [_run_row(found) for found in [*own, *sorted(path.parent for path in folder.glob("*/config.json"))]]
@@ -170,10 +178,9 @@ def _world_row(name: str) -> list[str]:
         return [name, "", "", ""]
 
 
-def _preset_rows(name: str) -> list[list[str]]:
-    task = tasks.get(name)
+def _preset_rows(task: tasks.Task) -> list[list[str]]:
     return [
-        [name, preset, str(task.minutes.get(preset, "")), "yes" if preset == task.default_preset else ""]
+        [task.name, preset, str(task.minutes.get(preset, "")), "yes" if preset == task.default_preset else ""]
         for preset in task.presets
     ]
 

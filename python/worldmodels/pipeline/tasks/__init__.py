@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -185,6 +186,17 @@ def get(name: str) -> Task:
     if not isinstance(task, Task) or task.name != name:
         raise ValueError(f"{imported.__name__}: expected TASK, a Task named {name!r}, got {task!r:.100}")
     return task
+
+
+def importable() -> list[Task]:
+    """Return the tasks whose modules can be imported, by name; name the others on stderr."""
+    found = []
+    for name in names():
+        try:
+            found.append(get(name))
+        except Exception as error:  # of another package
+            print(f"WARNING: task {name}: left out: {type(error).__name__}: {error}", file=sys.stderr)
+    return found
 
 
 def is_id(name: str) -> bool:
