@@ -129,6 +129,7 @@ def test_the_command_pushes_a_run(hub, client, tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "episodes").mkdir()
     (folder / "episodes" / "0.h5").write_bytes(b"large")
+    (folder / "README.md").write_text("notes")
     done = client("push", folder, "tester/run", "--license", "apache-2.0", command=("-m", "worldmodels"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{hub.address}/tester/run/commit/")
@@ -136,6 +137,7 @@ def test_the_command_pushes_a_run(hub, client, tmp_path):
     assert {"config.json", "results.json", "rnn/initial.safetensors", "evolve/controller.json"} < set(pushed)
     assert not any(name.startswith(("episodes", "stages", ".")) for name in pushed)
     assert pushed["README.md"].decode() == model_card(folder, "tester/run", "apache-2.0")
+    assert (folder / "README.md").read_text() == "notes"
     downloaded = tmp_path / "downloaded"
     for name, data in pushed.items():
         (downloaded / name).parent.mkdir(parents=True, exist_ok=True)

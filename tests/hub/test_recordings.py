@@ -187,3 +187,25 @@ def test_a_file_written_after_the_documented_schema_is_an_episode_store(tmp_path
     np.testing.assert_array_equal(second.rewards, rewards[4:])
     assert (first.terminated, second.terminated, second.policy) == (True, False, "mine")
     store.close()
+
+
+def test_a_table_of_a_spreadsheet(tmp_path):
+    """With a byte-order mark in front of the first name, and empty lines at the end."""
+    write_episode(tmp_path / "all" / "a", 5)
+    table = tmp_path / "all" / "a" / "actions.csv"
+    lines = [line.split(",") for line in table.read_text().splitlines()]
+    table.write_text("\n".join(",".join(reversed(line)) for line in lines[0:]) + "\n\n\n", encoding="utf-8-sig")
+    (tmp_path / "all" / ".ipynb_checkpoints").mkdir()
+    found = Recordings(tmp_path / "all")
+    assert found.names == ("a1", "a0") and found.has_rewards and len(found) == 1
+    assert len(found.read(0).actions) == 5
+
+
+def test_damaged_frames_are_named(tmp_path):
+    write_episode(tmp_path / "all" / "a", 40)
+    path = tmp_path / "all" / "a" / "frames.npz"
+    data = bytearray(path.read_bytes())
+    data[2_000:2_060] = bytes(60)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"frames\.npz: expected an archive with the array frames, got "):
+        Recordings(tmp_path / "all").read(0)

@@ -17,11 +17,13 @@ from worldmodels.cli import main
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.records import Results
 from worldmodels.envs.spec import EnvSpec
+from worldmodels.envs.vector import backend
 from worldmodels.models.controller import one_hot
 from worldmodels.pipeline import probing, tasks
 from worldmodels.pipeline.config import ProbeConfig, from_dict, override, to_dict
 from worldmodels.pipeline.gymnasium_task import gymnasium_task
 from worldmodels.pipeline.players import interruptions
+from worldmodels.pipeline.report import format_command
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES
 from worldmodels.support.files import read_json
@@ -270,3 +272,43 @@ def test_whole_runs_of_environments_of_gymnasium(tmp_path, env_id):
     assert main(["run", env_id, *FLAGS, *limits, "--collect.num-workers", "1", "--check-dream.episodes", "1"]) == 0
     results = read_json(tmp_path / "runs" / env_id / "results.json")
     assert results["environment"]["source"] == "render" and results["environment"]["max_steps"] == 20
+
+
+def test_the_longest_episode_of_the_settings_is_that_of_the_dream():
+    task = tasks.find(image("Discrete"), {"max_steps": 20})
+    assert task.max_steps == 20
+    assert {config.evolve.max_steps for config in task.presets.values()} == {20}
+
+
+def test_settings_of_a_dry_run_are_a_file_of_settings(capsys):
+    assert main(["run", image("Discrete"), "--seed", "3", "--dry-run"]) == 0
+    Path("mine.toml").write_text(capsys.readouterr().out)
+    assert main(["run", "--config", "mine.toml", "--dry-run"]) == 0
+    assert "seed = 3" in capsys.readouterr().out
+    Path("mine.toml").write_text('task = "takecover"\n[probe]\nactions = "left"\n')
+    assert main(["run", "--config", "mine.toml", "--dry-run"]) == 1
+    assert "probe: no such setting or section" in capsys.readouterr().err
+
+
+def test_the_command_of_a_run_has_the_sizes_that_the_probe_chose():
+    task = gymnasium_task("Game-v0", PROBE)
+    preset = task.presets["quick"]
+    command = format_command(preset, preset, Path("runs", "mine"))
+    assert f"--collect.episodes {preset.collect.episodes}" in command and "probe" not in command
+
+
+def test_an_environment_whose_package_is_missing_says_what_to_install(monkeypatch):
+    def missing(*_, **__):
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed, run `pip install gymnasium[classic]`")
+
+    monkeypatch.setattr(probing.gymnasium, "make", missing)
+    with pytest.raises(ModuleNotFoundError, match=r"^image_env:Image/Discrete-v0: pygame is not installed, run `pip"):
+        tasks.find(image("Discrete"))
+
+
+def test_settings_of_frames_and_actions_select_gymnasium():
+    spec = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="")
+    assert backend(spec) == "envpool"
+    assert backend(replace(spec, crop_top=3)) == "gymnasium"
+    with pytest.raises(ValueError, match=r"^environment\.action_repeat: expected 1 with EnvPool, got 4; use "):
+        backend(replace(spec, action_repeat=4, backend="envpool"))

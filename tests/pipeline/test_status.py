@@ -11,6 +11,7 @@ import pytest
 from conftest import environment, mark_done, toy_config
 from worldmodels.cli import main
 from worldmodels.data.records import Results
+from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES, get
 from worldmodels.pipeline.status import is_locked, read_score, stage_statuses
@@ -148,3 +149,30 @@ print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_status_of_recordings_names_the_next_stage(tmp_path, capsys):
+    with Run(tmp_path / "my run", toy_config()) as run:
+        mark_done(run, "collect")
+    settings = tmp_path / "my run" / "config.json"
+    settings.write_text(settings.read_text().replace('"task": "takecover"', '"task": "recordings-2"'))
+    line = printed(capsys, "status", tmp_path / "my run").splitlines()[-1]
+    assert line.endswith(f"`worldmodels train-vae --out '{tmp_path / 'my run'}'` runs the next stage")
+
+
+def test_status_of_models_without_stages(tmp_path, capsys):
+    with Run(tmp_path / "run", toy_config()) as run:
+        run.path("vae").mkdir()
+        run.path("vae", "vae.safetensors").touch()
+    line = printed(capsys, "status", tmp_path / "run").splitlines()[-1]
+    assert line == f"models without the stages that made them; use them with --world-model {tmp_path / 'run'}"
+
+
+def test_a_task_that_cannot_be_imported_disables_no_other(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tasks, "_modules", lambda: {**modules, "broken": "no_such_module"})
+    assert main(["list", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "takecover" in out and "WARNING: task broken: left out: ModuleNotFoundError" in err
+
+
+modules = tasks._modules()
