@@ -312,3 +312,12 @@ def test_settings_of_frames_and_actions_select_gymnasium():
     assert backend(replace(spec, crop_top=3)) == "gymnasium"
     with pytest.raises(ValueError, match=r"^environment\.action_repeat: expected 1 with EnvPool, got 4; use "):
         backend(replace(spec, action_repeat=4, backend="envpool"))
+
+
+@pytest.mark.parametrize(("actions", "components"), [(3, 0), (4, 300), (18, 66)])
+def test_many_actions_are_searched_along_principal_components(actions, components):
+    probe = replace(PROBE, actions=", ".join(map(str, range(actions))), choices=str(actions))
+    for name, config in gymnasium_task("Game-v0", probe).presets.items():
+        assert config.evolve.pca_components == components and config.evolve.scale_inputs == (components == 0)
+        assert config.rounds.pca_components == (components if name == "small" else 0)
+        assert actions * (components or 544) <= 2_000

@@ -27,6 +27,7 @@ _HORIZON = 500  # longest dream, in actions
 _FEWEST, _MOST = 20, 5_000  # episodes to collect
 _REWARD_RANGE = 5.0  # largest reward that M is trained on, in mean absolute rewards; its loss is squared
 _PLAYERS = 5  # the agent and the baselines of an evaluation
+_MOST_PARAMETERS, _SEARCHED = 2_000, 1_200  # of C; beyond the first, that many are searched
 #: Words of action names by arrow key.
 _ARROWS = {
     "left": ("left", "move left", "turn left"),
@@ -96,6 +97,15 @@ def policies(action_size: int, choices: tuple[int, ...]) -> dict[str, Policy]:
     }
 
 
+def _components(actions: int, inputs: int) -> int:
+    """Return the number of principal components of C's inputs along which CMA-ES searches; 0 for its parameters.
+
+    The covariance matrix of all parameters takes seconds per generation where actions are many: 18 of Atari's make
+    9,810 parameters, a matrix of 770 MB.
+    """
+    return 0 if actions * (inputs + 1) <= _MOST_PARAMETERS else max(1, _SEARCHED // actions)
+
+
 def _keys(actions: tuple[str, ...], choices: tuple[int, ...]) -> Mapping[str, tuple[float, ...]]:
     """Return the actions of the arrow keys: by the names of one discrete action, or -1 and 1 of a Box."""
     if not choices:
@@ -142,6 +152,7 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
         schedule="cosine",
     )
     horizon = min(probe.max_steps, _HORIZON)
+    components = _components(len(names(probe.actions)), vae.latent_size + 2 * rnn.hidden_size)
     evolve = EvolveConfig(
         temperature=1.0,
         termination="expected" if probe.terminates else "threshold",
@@ -151,7 +162,8 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
         episodes=8,
         generations=40,
         common_random_numbers=True,
-        scale_inputs=True,
+        pca_components=components,
+        scale_inputs=components == 0,
         evaluate_every=10,
         evaluate_episodes=128,
     )
@@ -196,6 +208,7 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
                 vae_lr=5e-4,
                 rnn_steps=3_000,
                 generations=40,
+                pca_components=components,
                 evaluate_episodes=evaluated(20, 240),
             ),
         },
