@@ -426,7 +426,8 @@ def test_force_discards_a_stage_and_all_later_ones_and_reruns_it(tmp_path, ran):
         (KeyboardInterrupt(), 130, "interrupted; run the same command again"),
         (RuntimeError("a worker failed"), 1, "worldmodels: a worker failed"),
         (MemoryError(), 1, "worldmodels: out of memory; run the same command again"),
-        (ModuleNotFoundError("No module named 'vizdoom'"), 1, "pip install 'worldmodels-rl[takecover]'"),
+        (ModuleNotFoundError("no vizdoom", name="vizdoom"), 1, "no vizdoom; install it with `pip install 'worldmodels"),
+        (ModuleNotFoundError("No module named 'mine'", name="mine"), 1, "worldmodels: No module named 'mine'\n"),
     ],
 )
 def test_what_goes_wrong_in_a_stage_is_explained(tmp_path, monkeypatch, capsys, error, status, message):

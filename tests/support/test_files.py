@@ -74,16 +74,16 @@ def test_a_default_acl_goes_before_the_umask(tmp_path):
         os.umask(before)
 
 
-def test_what_fails_or_was_left_behind(tmp_path):
+def test_what_fails_leaves_nothing_and_what_others_write_stays(tmp_path):
     path = tmp_path / "a"
     left = tmp_path / f"a.{os.getpid()}.tmp"
-    left.write_text("left behind")
-    left.chmod(0o400)
+    left.write_text("of a process with this id on another node")
     with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
-        assert temporary == left and temporary.read_bytes() == b""
+        assert temporary != left and temporary.read_bytes() == b""
         temporary.write_text("half")
         raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [left]
+    left.unlink()
     with atomic_path(path) as temporary:
         temporary.write_bytes(np.arange(3, dtype=np.uint8).tobytes())
     assert path.read_bytes() == b"\0\1\2" and list(tmp_path.iterdir()) == [path]
