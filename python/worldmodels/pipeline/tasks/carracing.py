@@ -158,7 +158,7 @@ def _presets() -> dict[str, Config]:
             first_temperature=1.0,
         ),
         refine=RefineConfig(
-            generations=8,
+            generations=12,
             sigma0=0.055,
             pca_components=64,
             max_steps=1000,
