@@ -27,7 +27,7 @@ _HORIZON = 500  # longest dream, in actions
 _FEWEST, _MOST = 20, 5_000  # episodes to collect
 _REWARD_RANGE = 5.0  # largest reward that M is trained on, in mean absolute rewards; its loss is squared
 _PLAYERS = 5  # the agent and the baselines of an evaluation
-_MOST_PARAMETERS, _SEARCHED = 2_000, 1_200  # of C; beyond the first, that many are searched
+_MOST_PARAMETERS, _SEARCHED = 3_300, 1_200  # of C; beyond the first, that many are searched
 #: Words of action names by arrow key.
 _ARROWS = {
     "left": ("left", "move left", "turn left"),
