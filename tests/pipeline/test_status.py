@@ -169,10 +169,8 @@ def test_status_of_models_without_stages(tmp_path, capsys):
 
 
 def test_a_task_that_cannot_be_imported_disables_no_other(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tasks, "_modules", lambda: {**modules, "broken": "no_such_module"})
+    modules = {**tasks._modules(), "broken": "no_such_module"}
+    monkeypatch.setattr(tasks, "_modules", lambda: modules)
     assert main(["list", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "takecover" in out and "WARNING: task broken: left out: ModuleNotFoundError" in err
-
-
-modules = tasks._modules()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,8 @@ from worldmodels.hub.recordings import POLICY, Recordings
 from worldmodels.pipeline.collection import summarize
 from worldmodels.pipeline.config import CollectConfig, Config, EvolveConfig, TrainRNNConfig, TrainVAEConfig
 from worldmodels.pipeline.run import Run
-from worldmodels.pipeline.tasks import Task
+from worldmodels.pipeline.tasks import Task, is_recordings
 from worldmodels.support.progress import Progress
-
-_NAME = re.compile(r"recordings-([1-9]\d{0,2})")
-
-
-def is_recordings(task: str) -> bool:
-    """Check whether a name is that of a task of recordings: ``recordings-A`` with A dimensions of the action."""
-    return _NAME.fullmatch(task) is not None
 
 
 def recordings_task(name: str) -> Task:
@@ -34,13 +26,12 @@ def recordings_task(name: str) -> Task:
     Raises:
         ValueError: The name has another form.
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
+    if not is_recordings(name):
         raise ValueError(f"task: expected recordings-A with A from 1 to 999 dimensions of the action, got {name!r}")
     return Task(
         name=name,
         env_id="",
-        actions=tuple(f"action {index}" for index in range(int(match[1]))),
+        actions=tuple(f"action {index}" for index in range(int(name.rpartition("-")[2]))),
         max_steps=1000,
         policies={},
         baselines={},

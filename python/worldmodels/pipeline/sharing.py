@@ -179,7 +179,8 @@ def _limits(run: RunFolder, task: tasks.Task, results: Results | None) -> list[s
     if results:
         count = len(results.agent.scores)
         found.append(f"The interval covers the choice of the {count} episodes, not that of the training seed.")
-    found += [f"{s.command}: {failure}" for s in STAGES if (failure := run.summary(s.name).get("failure"))]
+    failures = ((stage.command, run.summary(stage.name).get("failure")) for stage in STAGES)
+    found += [f"{command}: {failure}" for command, failure in failures if failure]
     check = run.path("check_dream", "check_dream.json")
     found += DreamCheck.read(check).warnings if check.is_file() else []
     return ["## Limits", "", *(f"- {text}" for text in found), ""]

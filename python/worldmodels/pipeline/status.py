@@ -147,7 +147,7 @@ def _advice(run: RunFolder, statuses: list[StageStatus]) -> str:
         return "the marker of a stage is damaged; `worldmodels STAGE --force` discards and reruns a stage"
     if "failed" in states:
         return f"a model failed its quality gate; `{resume} --force` continues anyway"
-    if run.given.task.startswith("recordings-"):
+    if tasks.is_recordings(run.given.task):
         following = next(status.name for status in statuses if status.state != "complete")
         command = shlex.join(["worldmodels", following, "--out", str(run.folder)])
         return f"recordings without an environment; `{command}` runs the next stage"

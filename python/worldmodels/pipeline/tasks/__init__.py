@@ -204,6 +204,11 @@ def is_id(name: str) -> bool:
     return bool(re.search(r"[/:]|-v\d+$", name))
 
 
+def is_recordings(name: str) -> bool:
+    """Check whether a name is that of a task of recordings: ``recordings-A`` with A dimensions of the action."""
+    return re.fullmatch(r"recordings-[1-9]\d{0,2}", name) is not None
+
+
 def find(name: str, environment: Mapping[str, Any] | None = None) -> Task:
     """Return the task of a name, or the one that a probe makes of the environment with this Gymnasium id.
 
