@@ -170,15 +170,23 @@ def test_eight_workers_are_busy_until_the_end(three):
 def test_threaded_work_is_done_by_one_process_of_each_node(three, tmp_path):
     """Also after that process has died."""
     _, cluster = three
+    until = time.monotonic() + 100
+    while not all(worker.ready for worker in cluster._workers) and time.monotonic() < until:
+        squares(cluster, Deed(tmp_path, seconds=0.1))
+    expected = {node["NodeID"]: node["Resources"]["CPU"] for node in cluster._nodes().values()}
 
     def done(folder, what=""):
+        """The node and the threads of each process, when all nodes have done some of at least ten pieces."""
         work = cluster.prepare(ThreadedDeed(folder, what, 0.05), threaded=True)
-        found = [value for _, value in cluster.run(work, numbers(30))]
-        assert sorted(square for square, *_ in found) == [number**2 for number in range(30)]
-        return {pid: (node, threads) for _, pid, node, threads in found}
+        endless, by_pid, found = Endless(), {}, []
+        for _, (square, pid, *rest) in cluster.run(work, endless):
+            found.append(square)
+            by_pid[pid] = tuple(rest)
+            endless.enough = len(found) >= 10 and {node for node, _ in by_pid.values()} == expected.keys()
+        assert endless.enough and sorted(found) == [number**2 for number in range(endless.given)]
+        return by_pid
 
     by_pid = done(tmp_path)
-    expected = {node["NodeID"]: node["Resources"]["CPU"] for node in cluster._nodes().values()}
     assert sorted(by_pid.values()) == sorted(expected.items())
     assert done(tmp_path).keys() == by_pid.keys()
     (tmp_path / "other").mkdir()

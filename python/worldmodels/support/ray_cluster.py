@@ -267,7 +267,7 @@ class RayCluster:
         return max(1, len(self._workers))
 
     def threads_of_a_worker(self, threaded: bool) -> int:
-        """Number of threads with which a worker does its pieces, on the largest node."""
+        """Return the number of threads with which a worker of the largest node does its pieces."""
         workers = Counter(worker.node for worker in self._workers)
         return self.num_threads * (max(workers.values(), default=1) if threaded else 1)
 
@@ -406,7 +406,7 @@ class RayCluster:
         return found
 
     def _takers(self, work: Prepared) -> list[_Worker]:
-        """Return the workers that take pieces of some work: all, or one of every node, the one that has a piece."""
+        """Return the workers that take pieces of some work: all, or one per node, kept while it has a piece."""
         if not work.threaded:
             return self._workers
         late = set(self._late.values())
