@@ -1,8 +1,9 @@
-"""Ctrl-C that Python drops."""
+"""Ctrl-C that Python drops, and in child processes."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -72,3 +73,24 @@ def test_a_handler_of_sigterm_is_kept():
             check_sigint()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_the_first_spawned_process_has_sigint_blocked(tmp_path):
+    script = tmp_path / "first.py"
+    script.write_text(
+        "import multiprocessing, signal\n"
+        "from worldmodels.support.processes import block_sigint\n"
+        "def masked(pipe):\n"
+        "    pipe.send(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set()))\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    ours, theirs = context.Pipe()\n"
+        "    process = context.Process(target=masked, args=(theirs,))\n"
+        "    with block_sigint():\n"
+        "        process.start()\n"
+        "    theirs.close()\n"
+        "    print(ours.recv(), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set()))\n"
+        "    process.join()\n"
+    )
+    told = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert told.stdout.split() == ["True", "False"], told.stderr

@@ -24,6 +24,7 @@ from worldmodels.pipeline.players import CollectingPlayer, Job
 from worldmodels.pipeline.worker import work
 from worldmodels.rollout.runner import Assignment, Environments, OpenLoopPlayer, Player
 from worldmodels.support.cpu import available_cpus
+from worldmodels.support.processes import block_sigint
 
 _TASK, _POLICY = "takecover", "repeat 1-10"
 _EPISODES = 12  # of every worker
@@ -61,7 +62,8 @@ def worker_case(name: str, target: Callable[[Connection, Job], None]) -> Case:
     for _ in range(workers):
         ours, theirs = context.Pipe()
         processes.append(context.Process(target=target, args=(theirs, job), daemon=True))
-        processes[-1].start()
+        with block_sigint():
+            processes[-1].start()
         theirs.close()
         pipes.append(ours)
     for pipe in pipes:

@@ -7,12 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 
 
 @contextlib.contextmanager
 def block_sigint() -> Iterator[None]:
     """Block SIGINT in child processes started inside the block; the parent shuts them down."""
+    resource_tracker.ensure_running()  # starting it, as the first spawned process does, would unblock SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
