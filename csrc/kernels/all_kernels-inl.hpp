@@ -13,6 +13,7 @@
 #include "kernels/bfloat16-inl.hpp"
 #include "kernels/matmul-inl.hpp"
 #include "kernels/rnn_training-inl.hpp"
+#include "kernels/conv_training-inl.hpp"
 #include "kernels/resize-inl.hpp"
 #include "kernels/probes-inl.hpp"
 #include "kernels/table-inl.hpp"

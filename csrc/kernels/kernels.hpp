@@ -206,6 +206,24 @@ struct RNNKernels {
                        float* scratch);
 };
 
+// The training of V's convolutions: conv_training-inl.hpp.
+struct ConvTrainingKernels {
+    int columns;  // of a panel
+    int filters;  // most rows of add_outer_products
+    // out[r] + at (columns) += the sum of left[r][offsets[s] + k] * panel[s * length + k] (columns) over s
+    // and k < length. Panels are aligned.
+    void (*add_products)(int rows, const float* const* left, const std::ptrdiff_t* offsets, int segments,
+                         int length, const float* panel, float* const* out, std::ptrdiff_t at);
+    // out + r * stride (columns) = or += the sum of left[m * rows + r] * right[m][at ...] over m < count.
+    void (*add_outer_products)(int rows, int count, const float* left, const float* const* right,
+                               std::ptrdiff_t at, bool from_zero, float* out, std::ptrdiff_t stride);
+    // to (length) += from
+    void (*add_line)(int length, const float* from, float* to);
+    // before (count, channels) = gradient, 0 where the layer's output is 0. sums (channels) += its rows.
+    void (*relu_backward)(std::int64_t count, int channels, const float* output, const float* gradient,
+                          float* before, float* sums);
+};
+
 // Entry points of tests alone.
 struct TestKernels {
     // out[i] = f(in[i])
@@ -255,6 +273,7 @@ struct Kernels {
     void (*resize_rows)(const TapsView&, const std::uint8_t* rows, std::uint8_t* out);
     MultiplyAdds multiply_adds;
     MultiplyAdds multiply_adds_bfloat16;  // null where the target has none
+    ConvTrainingKernels conv;
     RNNKernels rnn;
     const RNNKernels* rnn_bfloat16;  // null where the target has none
     TestKernels testing;

@@ -30,6 +30,7 @@ constexpr Kernels simd_target(const char* name, bool (*supported_here)()) {
         .resize_rows = resize_rows,
         .multiply_adds = multiply_adds<Float32>,
         .multiply_adds_bfloat16 = nullptr,
+        .conv = conv_training_kernels(),
         .rnn = rnn_kernels<Float32>(),
         .rnn_bfloat16 = nullptr,
         .testing = {.elementwise = elementwise,

@@ -115,7 +115,19 @@ class ScreenResizer:
     def __init__(self, height: int, width: int) -> None: ...
     def resize(self, screen: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]: ...
 
-# --- V's encoder (bind_encoder.cpp) ---
+# --- training (bind_conv_training.cpp, bind_rnn_training.cpp) ---
+
+class ConvTraining:
+    def __init__(self, *, side: int, channels: int, filters: int, kernel: int) -> None: ...
+    def convolve(
+        self, images: FloatArray, weights: FloatArray, bias: FloatArray | None, *, relu: bool, num_threads: int
+    ) -> FloatArray: ...
+    def transpose(
+        self, features: FloatArray, weights: FloatArray, bias: FloatArray | None, *, relu: bool, num_threads: int
+    ) -> FloatArray: ...
+    def weight_gradient(self, images: FloatArray, features: FloatArray, *, num_threads: int) -> FloatArray: ...
+
+def relu_backward(output: FloatArray, gradient: FloatArray, *, num_threads: int) -> tuple[FloatArray, FloatArray]: ...
 
 class RNNTraining:
     def __init__(
@@ -148,6 +160,8 @@ class RNNTraining:
         gradient: bool,
         num_threads: int,
     ) -> dict[str, Any]: ...
+
+# --- V's encoder (bind_encoder.cpp) ---
 
 class Encoder:
     def __init__(

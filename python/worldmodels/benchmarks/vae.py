@@ -16,6 +16,8 @@ from worldmodels.models.encoder import Encoder
 from worldmodels.models.vae import ConvVAE, vae_loss
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.simd import Precision
+from worldmodels.training.optim import ChannelsLastAdam
+from worldmodels.training.vae import training_network
 
 Implementation = Literal["ours", "eager", "compiled"]
 
@@ -93,10 +95,14 @@ def training_case(batch: int, precision: Precision, implementation: Implementati
 
     with torch.no_grad():
         wanted = loss(PlainVAE(_vae()), "float32").item()
-        network = _implementation(vae, implementation)
+        network = training_network(vae, precision) if implementation == "ours" else _plain_vae(vae, implementation)
         found = loss(network, precision).item()
     _check("loss", abs(found - wanted) / abs(wanted), precision)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
+    optimizer: torch.optim.Optimizer
+    if implementation == "ours":
+        optimizer = ChannelsLastAdam(network.parameters(), 1e-6)
+    else:
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
 
     def play() -> tuple[int, int]:
         steps = max(1, 128 // batch)
@@ -166,9 +172,7 @@ def _frames(batch: int) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _implementation(vae: ConvVAE, implementation: Implementation) -> nn.Module:
-    if implementation == "ours":
-        return vae
+def _plain_vae(vae: ConvVAE, implementation: Implementation) -> nn.Module:
     plain = PlainVAE(vae).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _compiled(plain) if implementation == "compiled" else plain
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +22,30 @@ def cosine(step: int, steps: int, low: float, high: float) -> float:
     if step < warmup:
         return high * (step + 1) / warmup
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class ChannelsLastAdam(torch.optim.Adam):
+    """Fused Adam on channels-last parameters in the order of their memory; PyTorch's copies their gradients on a CPU.
+
+    Args:
+        parameters: Parameters; those of four axes are channels last.
+        lr: Learning rate.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float) -> None:
+        self._parameters = list(parameters)
+        super().__init__([torch.nn.Parameter(in_memory_order(p.detach())) for p in self._parameters], lr, fused=True)
+
+    def step(self, closure: Any = None) -> Any:
+        """See :meth:`torch.optim.Adam.step`."""
+        for ordered, parameter in zip(self.param_groups[0]["params"], self._parameters, strict=True):
+            ordered.grad = None if parameter.grad is None else in_memory_order(parameter.grad)
+        return super().step(closure)
+
+
+def in_memory_order(x: torch.Tensor) -> torch.Tensor:
+    """View a channels-last (A, B, C, D) as (A, C, D, B); other numbers of axes stay."""
+    return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
 
 
 class LossGuard:

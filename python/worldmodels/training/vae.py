@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from worldmodels.analysis import image_grid, quality
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.frames import FrameReader, ShuffledBatches
-from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step
+from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step, uses_bfloat16
 from worldmodels.models.vae import ConvVAE, decode, vae_loss
 from worldmodels.support.profile import phase, phase_of
 from worldmodels.support.progress import Progress
 from worldmodels.training.distributed import Ranks, gradient_sync
-from worldmodels.training.optim import LossGuard, MicroBatches, cosine
+from worldmodels.training.native_vae import NativeVAE
+from worldmodels.training.optim import ChannelsLastAdam, LossGuard, MicroBatches, cosine
 from worldmodels.training.settings import TrainVAEConfig
 from worldmodels.training.trainer import LOG_EVERY, Trainer, TrainingRun, gate
 
@@ -48,9 +49,9 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
         model.init_output(mean_colour(store, train))
     model.to(where)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    optimizer = ChannelsLastAdam(model.parameters(), config.lr)
     trainer = Trainer(run, "train-vae", "vae", model, optimizer, config)
-    network = torch.compile(model) if config.compile else model
+    network = torch.compile(model) if config.compile else training_network(model, config.precision)
     network = ranks.wrap(network)  # type: ignore[arg-type]
 
     guard = LossGuard("train-vae")
@@ -99,6 +100,13 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
         trainer.export(summary)
     store.close()
     return {"frames": len(train), "parameters": sum(p.numel() for p in model.parameters()), **summary}
+
+
+def training_network(model: ConvVAE, precision: str) -> nn.Module:
+    """Return V, or in float32 on a CPU V with native convolutions, which are faster."""
+    where = next(model.parameters()).device
+    native = where.type == "cpu" and not uses_bfloat16(where, precision)
+    return NativeVAE(model) if native else model
 
 
 def learning_rate(config: TrainVAEConfig, step: int) -> float:

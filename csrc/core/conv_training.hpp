@@ -1,0 +1,82 @@
+// Training of V's convolutions, in float32.
+#pragma once
+
+#include <vector>
+
+#include "core/aligned.hpp"
+#include "kernels/kernels.hpp"
+
+namespace worldmodels {
+
+// A convolution of stride 2 without padding, from images (B, side, side, channels) to features (B, out_side,
+// out_side, filters). Weights are (filters, kernel, kernel, channels): PyTorch's channels-last memory format
+// of its convolution, and of its transposed convolution, which maps features to images.
+struct ConvShape {
+    int side, channels, filters, kernel;
+
+    int out_side() const { return (side - kernel) / 2 + 1; }
+    int positions() const { return out_side() * out_side(); }
+    int window() const { return kernel * kernel * channels; }
+    std::size_t image_size() const {
+        return static_cast<std::size_t>(side) * static_cast<std::size_t>(side * channels);
+    }
+    std::size_t features_size() const {
+        return static_cast<std::size_t>(positions()) * static_cast<std::size_t>(filters);
+    }
+};
+
+// The products of a layer. Keeps its memory for the next call; one call at a time.
+//
+// The results depend neither on the number of threads nor on a frame's place in the batch. Throws
+// std::bad_alloc, and std::runtime_error as check_not_forked.
+class ConvTraining {
+  public:
+    // `filters` is a multiple of 32; so is `channels` from 32 on.
+    explicit ConvTraining(const ConvShape& shape);
+
+    const ConvShape& shape() const { return shape_; }
+    // features = the convolution of the images, plus the bias (filters) where there is one, its ReLU if
+    // asked.
+    void convolve_unchecked(const Kernels& kernels, int batch, const float* images, const float* weights,
+                            const float* bias, bool relu, int threads, float* features);
+    // images = the transposed convolution of the features, plus the bias (channels), its ReLU if asked.
+    void transpose_unchecked(const Kernels& kernels, int batch, const float* features, const float* weights,
+                             const float* bias, bool relu, int threads, float* images);
+    // gradient (filters, kernel, kernel, channels) of the weights: that of one side, the values of the other.
+    void weight_gradient_unchecked(const Kernels& kernels, int batch, const float* images,
+                                   const float* features, int threads, float* gradient);
+
+  private:
+    // Zeroed memory that only grows.
+    struct Buffer {
+        AlignedFloats data;
+        std::size_t size = 0;
+        float* reserve(std::size_t count);
+    };
+    struct Thread {
+        Buffer scratch;
+        std::vector<const float*> in;
+        std::vector<float*> out;
+    };
+
+    // Where the first pixel of a window lies; rows number the windows of all images.
+    std::size_t window_at(std::size_t row) const;
+    // Where column `column` of a window with padded lines lies in the image.
+    std::ptrdiff_t place_of(int column) const;
+    void start_threads(int threads, int rows, std::size_t scratch);
+
+    ConvShape shape_;
+    int line_;                              // contiguous floats of a window
+    int padded_line_;                       // whole panels
+    int length_;                            // floats of a line in one product
+    std::vector<std::ptrdiff_t> segments_;  // where they begin in the image
+    Buffer panels_, images_, gradient_;
+    std::vector<Thread> threads_;
+};
+
+// before (count, channels) = the gradient before a layer's ReLU, from that of its output; sums (channels) =
+// the gradient of the bias. The same bits for any number of threads.
+void relu_backward_unchecked(const Kernels& kernels, std::int64_t count, int channels, const float* output,
+                             const float* gradient, int threads, float* before, float* sums);
+
+}  // namespace worldmodels

@@ -1,0 +1,126 @@
+// Convolutions of V's training: matrix products whose operands are read where they lie, in float32.
+//
+// Every sum runs over its products in order with fused multiply-adds: its bits do not depend on its place.
+
+inline constexpr int kConvRows = kMatmulRows < 8 ? kMatmulRows : 8;  // as many addresses as fit the registers
+
+inline void store_unaligned(float* p, VecF x) {
+    __builtin_memcpy(p, &x, sizeof x);
+}
+
+// out[r] + at (kMatmulColumns) += the sum of left[r][offsets[s] + k] * panel[s * length + k] over s and k.
+template <int R>
+inline void add_rows(const float* const* left, const std::ptrdiff_t* offsets, int segments, int length,
+                     const float* panel, float* const* out, std::ptrdiff_t at) {
+    VecF acc[R][kMatmulVectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = load_unaligned(out[r] + at + n * kLanes);
+    for (int s = 0; s < segments; ++s) {
+        const float* x[R];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) x[r] = left[r] + offsets[s];
+        for (int k = 0; k < length; ++k, panel += kMatmulColumns) {
+            VecF w[kMatmulVectors];
+#pragma GCC unroll 4
+            for (int n = 0; n < kMatmulVectors; ++n) w[n] = load(panel + n * kLanes);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const VecF each = splat(x[r][k]);
+#pragma GCC unroll 4
+                for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = fma(w[n], each, acc[r][n]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int n = 0; n < kMatmulVectors; ++n) store_unaligned(out[r] + at + n * kLanes, acc[r][n]);
+}
+
+template <int R = kConvRows>
+inline void add_group(int rows, const float* const* left, const std::ptrdiff_t* offsets, int segments,
+                      int length, const float* panel, float* const* out, std::ptrdiff_t at) {
+    if constexpr (R > 1)
+        if (rows < R) return add_group<R - 1>(rows, left, offsets, segments, length, panel, out, at);
+    add_rows<R>(left, offsets, segments, length, panel, out, at);
+}
+
+void add_products(int rows, const float* const* left, const std::ptrdiff_t* offsets, int segments, int length,
+                  const float* panel, float* const* out, std::ptrdiff_t at) {
+    for (int first = 0; first < rows; first += kConvRows)
+        add_group(rows - first < kConvRows ? rows - first : kConvRows, left + first, offsets, segments,
+                  length, panel, out + first, at);
+}
+
+// out + r * stride (kMatmulColumns) = or += the sum of left[m * R + r] * right[m][at ...] over m.
+template <int R>
+inline void add_outer_rows(int count, const float* left, const float* const* right, std::ptrdiff_t at,
+                           bool from_zero, float* out, std::ptrdiff_t stride) {
+    VecF acc[R][kMatmulVectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int n = 0; n < kMatmulVectors; ++n)
+            acc[r][n] = from_zero ? VecF{} : load_unaligned(out + r * stride + n * kLanes);
+    for (int m = 0; m < count; ++m, left += R) {
+        VecF y[kMatmulVectors];
+#pragma GCC unroll 4
+        for (int n = 0; n < kMatmulVectors; ++n) y[n] = load_unaligned(right[m] + at + n * kLanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const VecF each = splat(left[r]);
+#pragma GCC unroll 4
+            for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = fma(y[n], each, acc[r][n]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int n = 0; n < kMatmulVectors; ++n) store_unaligned(out + r * stride + n * kLanes, acc[r][n]);
+}
+
+template <int R = kMatmulRows>
+void add_outer_products(int rows, int count, const float* left, const float* const* right, std::ptrdiff_t at,
+                        bool from_zero, float* out, std::ptrdiff_t stride) {
+    if constexpr (R > 1)
+        if (rows < R) return add_outer_products<R - 1>(rows, count, left, right, at, from_zero, out, stride);
+    add_outer_rows<R>(count, left, right, at, from_zero, out, stride);
+}
+
+// to (length) += from
+void add_line(int length, const float* from, float* to) {
+    int i = 0;
+    for (; i + kLanes <= length; i += kLanes)
+        store_unaligned(to + i, load_unaligned(to + i) + load_unaligned(from + i));
+    for (; i < length; ++i) to[i] += from[i];
+}
+
+// before (count, channels) = gradient, 0 where output, after the ReLU, is 0. sums (channels) += its rows.
+void relu_backward(std::int64_t count, int channels, const float* output, const float* gradient,
+                   float* before, float* sums) {
+    for (std::int64_t i = 0; i < count; ++i, output += channels, gradient += channels, before += channels) {
+        int c = 0;
+        for (; c + kLanes <= channels; c += kLanes) {
+            const VecF kept = load_unaligned(output + c) <= 0.0F ? VecF{} : load_unaligned(gradient + c);
+            store_unaligned(before + c, kept);
+            store_unaligned(sums + c, load_unaligned(sums + c) + kept);
+        }
+        for (; c < channels; ++c) {
+            before[c] = output[c] <= 0.0F ? 0.0F : gradient[c];
+            sums[c] += before[c];
+        }
+    }
+}
+
+constexpr ConvTrainingKernels conv_training_kernels() {
+    return {
+        .columns = kMatmulColumns,
+        .filters = kMatmulRows,
+        .add_products = add_products,
+        .add_outer_products = add_outer_products<>,
+        .add_line = add_line,
+        .relu_backward = relu_backward,
+    };
+}
