@@ -107,6 +107,18 @@ def test_tables_agree_with_their_files(page, row, name):
         assert [number(part) for part in dream.split(" +- ")] == [round(evaluation["mean"]), round(evaluation["std"])]
 
 
+def test_scores_in_sentences_are_those_of_a_table():
+    rows = [line for page in PAGES for line in page.read_text().splitlines() if line.startswith("|")]
+    stated = [
+        (page, *found.groups())
+        for page in PAGES
+        for found in re.finditer(r"\*\*(\d+)\*\* \((\d+ to \d+)[,)]", " ".join(page.read_text().split()))
+    ]
+    assert len(stated) > 2
+    for page, mean, interval in stated:
+        assert any(re.search(rf"\b{mean}\b", row) and interval in row for row in rows), (page, mean, interval)
+
+
 def test_every_file_of_results_is_cited():
     assert len(ROWS) > len(RESULTS) > 30
     text = "".join(page.read_text() for page in PAGES)
