@@ -75,7 +75,12 @@ def player(mean, std, count, policy):
     ("task", "agent", "random", "said"),
     [
         ("takecover", (817, 445), (239, 150), ["95 % interval 691 to 943, 50", "1092 +- 556", "is better than random"]),
-        ("pendulum", (-1466, 209), (-1240, 200), ["-1466 points", "It is worse than random play ('uniform', -1240)"]),
+        (
+            "pendulum",
+            (-1466, 209),
+            (-1240, 200),
+            ["-1466 points", "is worse than random play ('uniform', -1240)"],
+        ),
         ("carracing", (-40, 60), (-30, 60), ["906 +- 21", "not distinguishable from random play ('uniform', -30)"]),
     ],
 )

@@ -92,7 +92,10 @@ def test_help_is_short_and_points_at_the_rest(capsys, name):
         ("run takecover --preset quick", ["task takecover, preset quick", "(quick: 1600)", "LSTM units (quick: 256)"]),
         ("run --preset=small takecover", ["task takecover, preset small", "(small: 2400)"]),
         ("run carracing", ["task carracing, preset pretrained"]),
-        ("run takecover", ["task takecover, preset pretrained"]),
+        (
+            "run takecover",
+            ["task takecover, preset pretrained", "episodes to keep (pretrained: not used)", "(pretrained: 100)"],
+        ),
         ("run takecover --from-scratch", ["task takecover, preset quick"]),
         ("iterate takecover", ["task takecover, preset quick"]),
         ("run", ["task takecover, preset pretrained"]),

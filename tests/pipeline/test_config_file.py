@@ -178,7 +178,7 @@ def test_a_dry_run_writes_nothing_and_prints_a_file_of_settings(tmp_path, monkey
     comments = [line for line in out.splitlines() if line.startswith("#")]
     assert comments[0] == "# worldmodels run takecover, in run"
     assert [line.split() for line in comments[1:9]] == [["#", get(name).command, "to", "do"] for name in NAMES]
-    assert comments[9] == "# 8 stages (all 8 with the settings of preset quick: about 45 minutes on 2 cores)"
+    assert comments[9] == "# 8 stages (all 8 with the settings of preset quick: about 45 minutes on one core)"
     assert tomllib.loads(out) == {
         "task": "takecover",
         "preset": "quick",
@@ -187,6 +187,9 @@ def test_a_dry_run_writes_nothing_and_prints_a_file_of_settings(tmp_path, monkey
         "train-vae": {"lr": 1e-5},
         "evolve": {"generations": 7},
     }
+    assert main(["run", "takecover", "--dry-run"]) == 0
+    states = [line.split(None, 2)[2] for line in capsys.readouterr().out.splitlines()[1:9]]
+    assert states == ["taken from takecover"] * 4 + ["to do"] * 4
     write(tmp_path, out)
     assert main(["run", "--config", "mine.toml", "--out", "run"]) == 0
     expected = Run.stored_config("run")

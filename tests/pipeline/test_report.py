@@ -242,8 +242,8 @@ def test_text_is_escaped_in_every_element():
         ((), "pretrained", {"generations": 400},
          "8 stages (all 8 with the settings of preset pretrained: about 6 minutes on 2 cores)"),
         (("collect", "train_vae", "encode"), "quick", {},
-         "5 of 8 stages left (all 8 with the settings of preset quick: about 45 minutes on 2 cores)"),
-        ((), "small", {}, "8 stages, about 100 minutes on 2 cores"),
+         "5 of 8 stages left (all 8 with the settings of preset quick: about 45 minutes on one core)"),
+        ((), "small", {}, "8 stages, about 95 minutes on 2 cores"),
         ((), "paper", {}, "8 stages"),
     ],
 )  # fmt: skip
@@ -264,5 +264,6 @@ def test_a_run_says_how_long_it_takes(tmp_path, capsys, done, preset, change, sa
 def test_tasks_name_minutes_of_presets_that_they_have():
     for name in tasks.names():
         task = tasks.get(name)
-        assert set(task.minutes) <= set(task.presets) and all(minutes > 0 for minutes in task.minutes.values())
+        assert set(task.durations) <= set(task.presets)
+        assert all(re.fullmatch(r"\d+ minutes on (one core|\d+ cores)", text) for text in task.durations.values())
         assert task.description.endswith(".")

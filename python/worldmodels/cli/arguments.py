@@ -306,16 +306,18 @@ def _add_section(target: argparse.ArgumentParser, section: str, prefix: str, vie
     values = getattr(view.config, section)
     kind = type(values)
     group = target.add_argument_group(f"{command(section)} ({(kind.__doc__ or '').rstrip('.')})")
+    unused = any(stage.name == section and stage.is_taken(view.config) for stage in STAGES)
     for name, declared in settings.declared(kind).items():
         hint, choices = settings.kind(kind, name), settings.choices(kind, name)
         parse: Any = OneOf(choices) if choices else parse_path_or_empty if declared.location else hint
+        shown = "not used" if unused else _shown(getattr(values, name))
         group.add_argument(
             f"--{prefix}{command(name)}",
             dest=f"{section}.{name}",
             **({"action": argparse.BooleanOptionalAction} if hint is bool else {"type": parse}),
             metavar=None if hint is bool else braces(choices) if choices else hint.__name__.upper(),
             default=argparse.SUPPRESS,
-            help=f"{declared.help} ({view.config.preset}: {_shown(getattr(values, name))})".replace("%", "%%")
+            help=f"{declared.help} ({view.config.preset}: {shown})".replace("%", "%%")
             if view.full or declared.common
             else argparse.SUPPRESS,
         )

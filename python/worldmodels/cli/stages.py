@@ -99,8 +99,11 @@ def _print_plan(options: argparse.Namespace, run: RunFolder) -> None:
     for number, part in enumerate(run.rounds):
         if run.given.last_round:
             print(f"# round {number} of {run.given.last_round}: {part.folder}")
-        for status in stage_statuses(part):
-            print(f"# {status.name:>12}  {status.state}{f' ({status.progress})' if status.progress else ''}")
+        for stage, status in zip(STAGES, stage_statuses(part), strict=True):
+            state = f"{status.state}{f' ({status.progress})' if status.progress else ''}"
+            if status.state == "to do" and stage.is_taken(part.config):
+                state = f"taken from {part.config.world_model}"
+            print(f"# {status.name:>12}  {state}")
     print(f"# {_estimate(run) or 'nothing to do'}\n")
     presets = run.task.presets
     print(format_config(run.given, presets.get(run.given.preset, presets[run.task.default_preset])), end="")
@@ -121,9 +124,9 @@ def _estimate(run: RunFolder) -> str:
         return ""
     text = f"{left} stages" if left == total else f"{left} of {total} stages left"
     text += f" in {len(rounds)} rounds" if len(rounds) > 1 else ""
-    minutes, preset = run.task.minutes.get(run.config.preset), run.task.presets.get(run.config.preset)
-    if minutes is not None and preset is not None:
-        duration = f"about {minutes:g} minutes on 2 cores"
+    lasts, preset = run.task.durations.get(run.config.preset), run.task.presets.get(run.config.preset)
+    if lasts is not None and preset is not None:
+        duration = f"about {lasts}"
         usual = left == total and replace(preset, seed=run.given.seed) == run.given
         number = len(NAMES) * (preset.last_round + 1)
         text += f", {duration}" if usual else f" (all {number} with the settings of preset {preset.preset}: {duration})"

@@ -164,7 +164,7 @@ def format_verdict(results: Results, task: Task) -> str:
         policy = f"'{other.policy}', " if name != "before" else ""
         outcome = _OUTCOMES[compare(results.agent.scores, other.scores).outcome]
         found.setdefault(outcome, []).append(f"{label} ({policy}{other.mean:.0f})")
-    sentences += [f"It is {outcome} {' and '.join(others)}." for outcome, others in found.items()]
+    sentences += [f"The agent is {outcome} {' and '.join(others)}." for outcome, others in found.items()]
     return " ".join(sentences)
 
 
@@ -217,7 +217,7 @@ def _page(
         *_scores(run, folder, results),
         *(_rounds(run, folder, rounds) if rounds else []),
         *_episodes(run, folder, dreamed),
-        *_reality_check(folder, check),
+        *_reality_check(run, folder, check),
         *_evolution(run, folder),
         *_training(run, folder, quality),
         *_making(run, results),
@@ -253,10 +253,13 @@ def _verdict(run: Run, results: Results) -> str:
     verdict, score = format_verdict(results, run.task), results.evolved_score(run.config.evolve.evaluate_in)
     if run.config.evolve.evaluate_in == "environment" or results.dream is None:
         return f"{verdict} Its controller was evolved in the real environment, to {score:.0f}."
-    return (
-        f"{verdict} Its controller was evolved in the dream alone, where it scores {score:.0f} at temperature "
-        f"{results.dream.temperature}."
-    )
+    details = f"at temperature {results.dream.temperature}"
+    if results.dream.evaluation is not None:
+        scores = results.dream.evaluation
+        score, interval = scores.mean, format_interval(scores)
+        details += f" ({f'95 % interval {interval}, ' if interval else ''}{len(scores.scores)} dreams"
+        details += f" of at most {run.config.evolve.max_steps:,} steps)"
+    return f"{verdict} Its controller was evolved in the dream alone, where it scores {score:.0f} {details}."
 
 
 def _scores(run: Run, folder: Path, results: Results) -> list[str]:
@@ -322,7 +325,8 @@ def _rounds(run: Run, folder: Path, rounds: Sequence[RoundResult]) -> list[str]:
         html.picture(
             folder / "rounds.png",
             "Scores of the agent of every round in its dream and in the game, with 95 % intervals",
-            "Good rounds raise the game's score and bring the dream's score down to it.",
+            "Good rounds raise the game's score. Where dream and game have episodes of the same length, they bring the "
+            "two scores together.",
         ),
     ]
     if rounds[-1].check.policies:
@@ -385,7 +389,7 @@ def _episodes(run: Run, folder: Path, dreamed: int) -> list[str]:
     return parts
 
 
-def _reality_check(folder: Path, check: DreamCheck) -> list[str]:
+def _reality_check(run: Run, folder: Path, check: DreamCheck) -> list[str]:
     heading = html.heading("Agreement between dream and game")
     if not check.policies:
         return [heading, html.text("M predicts no reward: a dream has no score to compare.")]
@@ -405,7 +409,8 @@ def _reality_check(folder: Path, check: DreamCheck) -> list[str]:
             "policy are equally high; a policy that scores more in the dream shows model bias that C can exploit.",
         ),
         html.table(
-            "Scores of open-loop policies, mean \u00b1 standard deviation",
+            f"Scores of open-loop policies in episodes of at most {run.config.evolve.max_steps:,} steps, mean \u00b1 "
+            "standard deviation",
             ["policy", "dream", "game", "difference"],
             rows,
         ),
@@ -418,13 +423,13 @@ def _evolution(run: Run, folder: Path) -> list[str]:
         html.picture(
             folder / "evolution.png",
             "Best, mean and worst score of the population and the evaluated CMA-ES mean, by generation",
-            "Scores of each generation. In a good run all curves rise and flatten, and the CMA-ES mean ends well above "
-            "the first generation's.",
+            "Scores of each generation. In a good run the best and the mean rise and flatten, and the CMA-ES mean "
+            "ends well above the first generation's.",
         ),
         html.text(
             "Three scores differ: the best candidate is the maximum of many noisy scores and overestimates, the "
             "CMA-ES mean is evaluated on episodes of its own, and the game's score is lower than the dream's where "
-            "M is biased or where evolution uses shorter episodes."
+            "M is biased. Where evolution uses shorter episodes than the game, the two are not comparable."
         ),
     ]
 

@@ -360,8 +360,7 @@ class Run(RunFolder):
         take_profile()
         if self.ranks.is_main and not self._sinks:
             self._sinks = open_sinks(self.log_to, self.folder, to_dict(self.config))
-        has_world_model = self.config.world_model and stage.world_model
-        if has_world_model and not stage.runs_with_world_model(self.config):
+        if stage.is_taken(self.config):
             summary = self._copy_from_world_model(stage)
         else:
             if self.ranks.is_main and not self.marker(name).is_file():

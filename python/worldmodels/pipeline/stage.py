@@ -81,6 +81,10 @@ class Stage:
         """Name on the command line."""
         return command(self.name)
 
+    def is_taken(self, config: Config) -> bool:
+        """Whether its outputs are those of the run's world model, so that it has nothing to do."""
+        return bool(config.world_model) and self.world_model and not self.runs_with_world_model(config)
+
 
 class StageFailedError(RuntimeError):
     """A stage is complete, but its model failed its quality gate."""

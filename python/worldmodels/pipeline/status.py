@@ -160,12 +160,12 @@ def format_list(folder: Path) -> str:
     """Format the pretrained world models, the presets of all tasks and the runs of a folder as tables."""
     worlds = table(["world model", "score", "95 % interval", "n"], [_world_row(name) for name in pretrained.names()])
     presets = table(
-        ["task", "preset", "minutes", "default"], [row for task in tasks.importable() for row in _preset_rows(task)]
+        ["task", "preset", "duration", "default"], [row for task in tasks.importable() for row in _preset_rows(task)]
     )
     own = [folder] if (folder / "config.json").is_file() else []
     runs = [_run_row(found) for found in [*own, *sorted(path.parent for path in folder.glob("*/config.json"))]]
     listed = table(["run", "task", "preset", "stages", "score"], runs) if runs else f"no runs in {folder}"
-    notes = "Minutes are those of `worldmodels run TASK --preset PRESET` on two cores; empty if not measured."
+    notes = "Durations are those of `worldmodels run TASK --preset PRESET`; empty if not measured."
     return "\n\n".join([worlds, f"{presets}\n{notes}", listed])
 
 
@@ -180,7 +180,7 @@ def _world_row(name: str) -> list[str]:
 
 def _preset_rows(task: tasks.Task) -> list[list[str]]:
     return [
-        [task.name, preset, str(task.minutes.get(preset, "")), "yes" if preset == task.default_preset else ""]
+        [task.name, preset, task.durations.get(preset, ""), "yes" if preset == task.default_preset else ""]
         for preset in task.presets
     ]
 

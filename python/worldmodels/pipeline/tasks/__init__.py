@@ -53,7 +53,7 @@ class Task:
         ablations: Variants of ``worldmodels ablate``: the settings of each, by name.
         paper_scores: The paper's scores by temperature, for ``worldmodels sweep``.
         paper_score: Mean and standard deviation of the paper's agent over 100 real episodes, for the report.
-        minutes: Duration of ``worldmodels run`` on two cores by preset, in minutes; none if not timed.
+        durations: How long ``worldmodels run`` takes, by preset, with the number of cores; none if not timed.
         description: One sentence on what is played and what a score counts, for the report.
 
     Raises:
@@ -79,7 +79,7 @@ class Task:
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     paper_scores: Temperatures = field(default_factory=dict)
     paper_score: tuple[int, int] | None = None
-    minutes: Mapping[str, float] = field(default_factory=dict)
+    durations: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
 
     def __post_init__(self) -> None:
