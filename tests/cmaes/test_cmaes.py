@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -473,7 +474,9 @@ def test_a_bad_state_changes_nothing():
         "weight_decay": [-1.0, np.nan],
         "evaluations": [-1],
         "nonfinite": [-1, 10**6],
-        "best_history": [np.zeros((2, 2)), np.zeros(2)],
+        "best_history": [np.zeros((2, 2)), np.zeros(2), np.full(3, np.nan)],
+        "median_history": [np.array([0.0, np.nan, 0.0])],
+        "axes": [np.zeros((4, 4)), 2 * np.eye(4), np.ones((4, 4)), np.eye(4)[[0, 0, 1, 2]]],
         "limit.tolx": [np.array([np.nan])],
         "format": [2],
     }
@@ -708,6 +711,14 @@ def test_arguments_are_checked(message, arguments):
         CMAES(**{"x0": [0.0, 0.0], "sigma0": 1.0, **arguments})
 
 
+@pytest.mark.parametrize("name", ["active", "separable"])
+@pytest.mark.parametrize("value", ["no", None, 1])
+def test_flags_are_bools(name, value):
+    with pytest.raises(TypeError, match=f"^{name}: expected a bool, got {value!r}"):
+        CMAES([0.0, 0.0], 1.0, **{name: value})
+    assert f"{name}=True" in repr(CMAES([0.0, 0.0], 1.0, **{name: np.True_}))
+
+
 @pytest.mark.parametrize("arguments", [{"popsize": 6.5}, {"popsize": True}, {"seed": 1.0}, {"num_threads": 1.5}])
 def test_numbers_of_things_are_integers(arguments):
     with pytest.raises(TypeError, match=f"{next(iter(arguments))}: expected an integer, got"):
@@ -808,3 +819,77 @@ def test_result_follows_the_run():
     assert (result.evaluations, result.iterations, result.nonfinite) == (5 * es.popsize, 5, 0)
     assert np.array_equal(result.xfavorite, es.mean)
     np.testing.assert_allclose(result.stds, es.sigma * np.sqrt(np.diag(es.C)), rtol=1e-15)
+
+
+# Interruptions
+
+
+class Interrupting:
+    """Native distribution whose ``tell`` and ``skip`` end with a signal, as if it had arrived during the call."""
+
+    def __init__(self, core, number):
+        self._core, self._number = core, number
+
+    def __getattr__(self, name):
+        return getattr(self._core, name)
+
+    def tell(self, *arguments):
+        self._core.tell(*arguments)
+        signal.raise_signal(self._number)
+
+    def skip(self):
+        self._core.skip()
+        signal.raise_signal(self._number)
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_an_interrupted_tell_is_complete(value):
+    es, other = (CMAES(np.zeros(4), 1.0, popsize=6, seed=1) for _ in range(2))
+    core = es._core
+    for interrupted in (False, True):
+        x = other.ask()
+        other.tell(x, value * ref.sphere(x))
+        es._core = Interrupting(core, signal.SIGINT) if interrupted else core
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                es.tell(es.ask(), value * ref.sphere(x))
+        else:
+            es.tell(es.ask(), value * ref.sphere(x))
+        assert same_state(es, other)
+
+
+def test_a_failed_tell_counts_nothing():
+    es = CMAES(np.zeros(4), 1.0, popsize=6, seed=1)
+    x, core, before = es.ask(), es._core, es.state_dict()
+
+    class Failing(Interrupting):
+        def tell(self, *arguments):
+            raise RuntimeError("several threads in a forked process")
+
+    es._core = Failing(core, None)
+    with pytest.raises(RuntimeError, match="several threads"):
+        es.tell(x, ref.sphere(x))
+    es._core = core
+    assert all(np.array_equal(before[key], value) for key, value in es.state_dict().items())
+    es.tell(x, ref.sphere(x))
+    assert es.result.evaluations == 6
+
+
+def test_a_signal_handler_that_uses_the_object_is_refused():
+    """It would wait for the call that it interrupted."""
+    es = CMAES(np.zeros(4), 1.0, popsize=6, seed=1)
+    x, found = es.ask(), []
+
+    def handler(number, frame):
+        for use in (es.state_dict, es.stop, lambda: es.result, lambda: es.tell(x, ref.sphere(x))):
+            with pytest.raises(RuntimeError, match=r"^this object is in the middle of another call of this thread"):
+                use()
+            found.append(use)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        es._core = Interrupting(es._core, signal.SIGTERM)
+        es.tell(x, ref.sphere(x))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(found) == 4 and es.result.evaluations == 6

@@ -40,8 +40,17 @@ def test_the_largest_come_first():
 def test_more_than_there_are_directions_is_refused():
     features = np.repeat(samples()[:, :2], 2, axis=1)
     principal_components(features, 2)
-    with pytest.raises(ValueError, match=r"components: expected at most 2, .* got 3"):
+    with pytest.raises(ValueError, match=r"^count: expected at most 2, the rank of the features, got 3"):
         principal_components(features, 3)
+    for count in (-1, 0, 5):
+        with pytest.raises(ValueError, match=rf"^count: expected an integer from 1 to 4, got {count}"):
+            principal_components(features, count)
+    with pytest.raises(TypeError, match=r"^count: expected an integer, got 1\.0"):
+        principal_components(features, 1.0)
+    features[3, 1] = np.nan
+    for bad in (features, features[0], features[:0]):
+        with pytest.raises(ValueError, match=r"^features: expected \(B, F\) finite numbers, got "):
+            principal_components(bad, 2)
 
 
 @pytest.mark.parametrize("shape", [{}, {"bias": True}, {"bias": True, "hidden_units": 2}, {"action_size": 2}])

@@ -705,6 +705,27 @@ def test_nan_weights_are_refused():
         make_dream(model)
 
 
+def test_settings_that_may_change_and_others():
+    """A termination or precision that no rollout obeys is not shown."""
+    dream, _ = make_dream(make_model())
+    for name in ("controller", "precision", "termination"):
+        with pytest.raises(AttributeError):
+            setattr(dream, name, getattr(dream, name))
+    for name, error, bad in (
+        ("temperature", ValueError, -1),
+        ("temperature", TypeError, "hot"),
+        ("max_steps", ValueError, 0),
+    ):
+        with pytest.raises(error, match=f"^{name}: expected"):
+            setattr(dream, name, bad)
+    dream.temperature, dream.max_steps = 0.5, np.int64(7)
+    other, _ = make_dream(make_model(), temperature=0.5)
+    params = make_params(dream, 2)
+    found, wanted = dream.rollout(params, 4, seed=3), other.rollout(params, 4, seed=3, max_steps=7)
+    np.testing.assert_array_equal(found.returns, wanted.returns)
+    assert dream.temperature == 0.5 and dream.max_steps == 7 and "max_steps=7," in repr(dream)
+
+
 def test_levels():
     assert simd_levels()[0] in ("baseline", "neon")
     with pytest.raises(ValueError, match=r"^name: expected one of baseline"):

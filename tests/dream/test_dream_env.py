@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +32,7 @@ from worldmodels.support.display import Window
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
 MODEL = ("mdnrnn", "initial_mu", "initial_logvar")
+DISPLAYS = ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR")
 
 
 def arguments(**model):
@@ -239,17 +242,36 @@ def test_errors():
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.zeros(2, np.float32))
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"^actions: expected \(1, 2\) float32, got \(1, 3\)"):
-        env.step(np.zeros(3, np.float32))
-    with pytest.raises(ValueError, match=r"^actions: expected finite"):
-        env.step(np.float32([np.nan, 0]))
+    bad = (
+        (ValueError, r"expected \(2,\) float32, got \(3,\) float32", np.zeros(3, np.float32)),
+        (ValueError, r"expected finite numbers, got nan at flat index 0", np.float32([np.nan, 0])),
+        (ValueError, r"expected an array, got rows of different lengths", [[1.0], [1.0, 2.0]]),
+        (TypeError, r"expected an array, Can't call numpy\(\) on Tensor", torch.zeros(2).requires_grad_()),
+    )
+    envs = DreamVectorEnv(*made, num_envs=1)
+    envs.reset(seed=0)
+    for error, message, action in bad:
+        with pytest.raises(error, match=f"^action: {message}"):
+            env.step(action)
+        with pytest.raises(error, match=r"^actions: expected "):
+            envs.step(action)
+    discrete = DreamEnv(*made, choices=(2,))
+    discrete.reset(seed=0)
+    with pytest.raises(ValueError, match=r"^action: expected \(\) int64, got \(1,\) int64"):
+        discrete.step(np.array([1]))
     with pytest.raises(ValueError, match=r"^features: "):
         DreamEnv(*made, features="hz")
     with pytest.raises(ValueError, match=r"^num_envs: "):
         DreamVectorEnv(*made, num_envs=0)
-    for bad in ({"action_low": [0, 0, 0]}, {"action_low": 2}, {"action_low": np.nan}):
-        with pytest.raises(ValueError, match=r"^action_low: "):
-            DreamVectorEnv(*made, **bad)
+    for bad in ([0, 0, 0], 2, np.nan, "a", None, np.inf, 1e300, [0, np.inf]):
+        with pytest.raises(ValueError, match=r"^action_low: expected "):
+            DreamVectorEnv(*made, action_low=bad, action_high=np.inf if bad != 2 else 1)
+    for bad in ("a", -np.inf, [-np.inf, 1]):
+        with pytest.raises(ValueError, match=r"^action_high: expected "):
+            DreamVectorEnv(*made, action_low=-np.inf, action_high=bad)
+    for bad in (2, "2", None, [[2]], (2.0,)):
+        with pytest.raises(ValueError, match=r"^choices: expected integers of at least 2 that add up to action_size"):
+            DreamEnv(*made, choices=bad)
 
 
 # Actions
@@ -281,7 +303,7 @@ def test_numbers_beyond_float32_are_clipped_where_there_is_a_bound():
     one = env.reset(seed=0)[0], env.step(np.array([1e300, 1.0]))[0]
     other = env.reset(seed=0)[0], env.step(np.array([1.0, 1.0], np.float32))[0]
     np.testing.assert_array_equal(one, other)
-    with pytest.raises(ValueError, match=r"^actions: expected finite numbers, got -inf"):
+    with pytest.raises(ValueError, match=r"^action: expected finite numbers, got -inf"):
         env.step(np.array([1.0, -1e300]))
 
 
@@ -440,6 +462,8 @@ def test_a_seed_of_none_is_a_fresh_one_where_there_is_none():
         (-1, ValueError),
         (2**64, ValueError),
         (1.5, TypeError),
+        ({3: "x", 4: "y"}, TypeError),
+        ({3, 4}, TypeError),
     ],
 )
 def test_seeds_that_do_not_fit(seed, error):
@@ -668,7 +692,7 @@ def check_reconstructions(frames, vae, latents):
 
 
 @pytest.mark.parametrize("features", ["zch", "z"])
-def test_rendering_reconstructs_the_current_latents(tmp_path, features):
+def test_rendering_reconstructs_the_current_latents(tmp_path, features, no_screen):
     run_folder(tmp_path)
     vae = load_model(tmp_path / "vae" / "vae.safetensors", ConvVAE)
     env = gymnasium.make("worldmodels/Dream-v0", world=tmp_path, features=features, render_mode="rgb_array")
@@ -699,9 +723,16 @@ def test_rendering_a_vector_gives_a_frame_of_every_environment(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space m:UserWarning")  # latents have no bounds
-def test_check_env_with_rendering(monkeypatch):
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # every render mode is tried
+@pytest.mark.parametrize("display", [True, False])
+def test_check_env_with_rendering(monkeypatch, display):
+    """Every render mode of the metadata is tried."""
+    for name in DISPLAYS:
+        monkeypatch.delenv(name, raising=False)
+    if display:
+        monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     env = gymnasium.make("worldmodels/Dream-v0", world="takecover", render_mode="rgb_array")
+    modes = ["human", "rgb_array"] if display or sys.platform != "linux" else ["rgb_array"]
+    assert env.metadata["render_modes"] == modes
     check_env(env.unwrapped)
 
 
@@ -784,7 +815,7 @@ def test_two_environments_share_the_window(tmp_path, no_screen):
 
 def test_a_window_needs_a_display(tmp_path, monkeypatch):
     run_folder(tmp_path)
-    for name in ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR"):
+    for name in DISPLAYS:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RuntimeError, match=r"^render_mode='human': no display; use render_mode='rgb_array'$"):
         DreamEnv(world=tmp_path, render_mode="human")
@@ -895,3 +926,59 @@ def test_the_longest_episode_is_that_of_the_pretrained_world_model(settings, lon
     assert DreamEnv(**settings)._dreams.max_steps == longest
     assert f"max_steps={longest}" in repr(DreamVectorEnv(**settings))
     assert "max_steps=2," in repr(DreamVectorEnv(**settings, max_episode_steps=2))
+
+
+class Interrupting:
+    """Native stepper whose ``step`` ends with SIGINT, as if it had arrived during the call, or fails before it."""
+
+    def __init__(self, stepper, fails=False):
+        self._stepper, self._fails = stepper, fails
+
+    def __getattr__(self, name):
+        return getattr(self._stepper, name)
+
+    def step(self, *arguments):
+        if self._fails:
+            raise RuntimeError("several threads in a forked process")
+        found = self._stepper.step(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        return found
+
+
+@pytest.mark.parametrize("make", [DreamEnv, DreamVectorEnv])
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_an_interrupted_step_is_complete(make, at):
+    """In the middle of an episode, at its last step, and at the step that starts the next one."""
+    env, other = (make(*arguments(done=False), max_steps=3) for _ in range(2))
+    action = np.full(env.action_space.shape, 0.25, np.float32)
+    for one in (env, other):
+        one.reset(seed=1)
+    stepper = env._dreams._stepper
+    for step in range(1, 7):
+        want = other.step(action)
+        if step == at:
+            env._dreams._stepper = Interrupting(stepper, fails=True)
+            with pytest.raises(RuntimeError, match="several threads"):
+                env.step(action)
+            env._dreams._stepper = Interrupting(stepper)
+            with pytest.raises(KeyboardInterrupt):
+                env.step(action)
+            env._dreams._stepper = stepper
+            continue
+        for mine, theirs in zip(env.step(action), want, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_forked_workers_make_their_own_dreams():
+    """Gymnasium's AsyncVectorEnv makes one in the parent too; PyTorch has threads there."""
+    code = """
+import gymnasium, torch, worldmodels
+torch.set_num_threads(2)
+envs = gymnasium.make_vec("worldmodels/Dream-v0", num_envs=2, vectorization_mode="async", world="takecover")
+observations, _ = envs.reset(seed=[3, 4])
+one = gymnasium.make("worldmodels/Dream-v0", world="takecover")
+assert (observations[1] == one.reset(seed=4)[0]).all()
+envs.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr

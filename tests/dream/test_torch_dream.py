@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conftest import make_mdnrnn
+from worldmodels.dream import gpu
 from worldmodels.dream.gpu import TorchDream
 from worldmodels.dream.native import Dream
 from worldmodels.models.controller import Controller
@@ -134,6 +135,85 @@ def test_bad_arguments_are_named():
             )
     with pytest.raises(ValueError, match="controller: expected hidden_size 8 as mdnrnn has, got 9"):
         TorchDream(model, *starts, Controller(4, 9, 1), device=torch.device("cpu"))
+
+
+STARTS = {"initial_mu": np.zeros((5, 4)), "initial_logvar": np.zeros((5, 4))}
+CELLS = np.zeros((5, 8))
+
+
+def spoilt_model():
+    model = make_mdnrnn()
+    with torch.no_grad():
+        model.head.weight[3, 2] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ({"initial_mu": np.zeros((5, 1))}, ValueError, r"initial_mu: expected \(K, 4\) float32, got \(5, 1\) float64"),
+        ({"initial_mu": np.zeros((0, 4))}, ValueError, r"initial_mu: expected \(K, 4\) float32, got \(0, 4\)"),
+        ({"initial_mu": np.full((5, 4), np.nan)}, ValueError, "initial_mu: expected finite numbers, got nan at flat"),
+        ({"initial_logvar": np.zeros((4, 4))}, ValueError, r"initial_logvar: expected \(5, 4\) float32, got \(4, 4\)"),
+        ({"initial_h": CELLS}, ValueError, "initial_h, initial_c: expected both or neither, got one"),
+        ({"initial_h": CELLS, "initial_c": CELLS + np.inf}, ValueError, "initial_c: expected finite numbers, got inf"),
+        ({"mdnrnn": spoilt_model()}, ValueError, "head.weight: expected finite weights"),
+        ({"mdnrnn": None}, TypeError, "mdnrnn: expected an MDNRNN, got NoneType"),
+        ({"controller": None}, TypeError, "controller: expected a Controller, got NoneType"),
+        ({"device": None}, ValueError, "device: expected a device of PyTorch or its name, got None"),
+        ({"device": "gpu"}, ValueError, "device: expected a device of PyTorch or its name, got 'gpu'"),
+        ({"device": "cuda:99"}, ValueError, "device: expected cpu or one of . CUDA devices, got 'cuda:99'"),
+    ],
+)
+def test_bad_constructor_arguments_are_named(bad, error, message):
+    settings = {"mdnrnn": make_mdnrnn(), **STARTS, "controller": Controller(4, 8, 1), "device": "cpu", **bad}
+    with pytest.raises(error, match=f"^{message}"):
+        TorchDream(**settings)
+
+
+def test_settings_that_may_change_and_others():
+    ours, _, params = both(Controller(4, 8, 1))
+    for name in ("controller", "device", "termination"):
+        with pytest.raises(AttributeError):
+            setattr(ours, name, getattr(ours, name))
+    before = ours.rollout(params, 40, seed=1)
+    for name in ("temperature", "max_steps"):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            setattr(ours, name, -1)
+    np.testing.assert_array_equal(ours.rollout(params, 40, seed=1).returns, before.returns)
+    ours.temperature, ours.max_steps = 0.5, 7
+    after, _, _ = both(Controller(4, 8, 1), temperature=0.5, max_steps=7)
+    found = ours.rollout(params, 40, seed=1)
+    np.testing.assert_array_equal(found.returns, after.rollout(params, 40, seed=1).returns)
+    assert found.lengths.max() == 7 and not np.array_equal(found.returns, np.minimum(before.returns, 7))
+
+
+def test_buffers_of_the_last_two_shapes_are_kept():
+    ours, _, params = both(Controller(4, 8, 1))
+    ours.max_steps = 2
+    for episodes in (3, 4, 5, 4, 6):
+        ours.rollout(params, episodes)
+    assert list(ours._batches) == [(3, 4, False), (3, 6, False)]
+    with pytest.raises(TypeError, match=r"^common_seeds: expected a bool, got str"):
+        ours.rollout(params, 3, common_seeds="no")
+
+
+@pytest.mark.parametrize("given", ["none", "ieee", "tf32"])
+def test_the_precision_of_products_is_changed_on_a_gpu_alone(given):
+    """And only inside of a block. A CPU needs no such setting, and reads none."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, given
+    try:
+        ours, _, params = both(Controller(4, 8, 1), max_steps=2)
+        ours.rollout(params, 3)
+        for allowed, wanted in ((True, "tf32"), (False, "ieee")):
+            with gpu._tf32(torch.device("cpu"), allowed):
+                assert matmul.fp32_precision == given
+            with gpu._tf32(torch.device("cuda"), allowed):
+                assert matmul.fp32_precision == wanted
+        assert matmul.fp32_precision == given
+    finally:
+        matmul.fp32_precision = before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

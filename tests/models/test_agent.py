@@ -160,6 +160,50 @@ def test_bad_arguments_are_named(agent):
         agent.act(frames(2), np.ones(1, np.bool_))
 
 
+def test_parameters_of_an_environment_are_copied_and_checked(agent):
+    agent.reset(2, seed=5)
+    params = np.random.default_rng(3).normal(size=agent.controller.size)
+    agent.set_params(1, params)
+    want = agent.act(frames(2))
+    for bad, message in (
+        (params[:-1], r"\(15,\) float64"),
+        (np.where(np.arange(16) == 3, np.nan, params), r"nan at \[3\]"),
+        (np.full(16, 1e300), r"inf at \[0\]"),
+        (np.full(16, "1"), r"\(16,\) <U1"),
+    ):
+        with pytest.raises(ValueError, match=rf"^params: expected \(16,\) finite numbers, got {message}"):
+            agent.set_params(1, bad)
+    agent.reset(2, seed=5)
+    agent.set_params(1, params)
+    params[:] = 0
+    np.testing.assert_array_equal(agent.act(frames(2)), want)
+
+
+def test_load_takes_the_name_of_a_pretrained_agent():
+    one, other = wm.Agent.load("takecover"), wm.Agent.pretrained("takecover")
+    np.testing.assert_array_equal(one.params, other.params)
+    assert one.controller == other.controller
+
+
+def test_streams_of_different_seeds_and_episodes_are_different(agent):
+    """Two 32-bit words of a seed are not the seed and the episode of another; bits of smaller seeds are pinned."""
+
+    def latents(seed, episode):
+        agent.reset(1, seed=seed)
+        agent.act(frames(1), np.array([True]), np.array([episode]))
+        return agent.z.copy()
+
+    keys = [(5 + 7 * 2**32, 3), (5, 7), (5, 3), (7, 5), (7 * 2**32, 0), (7 * 2**32, 5), (2**64 - 1, 0), (2**64 - 1, 1)]
+    assert len(np.unique(np.concatenate([latents(*key) for key in keys]), axis=0)) == len(keys)
+    for seed in (2**32 - 1, 2**32, 5 + 7 * 2**32):
+        agent.reset(2, seed=seed)
+        predicted, _ = agent.predict(frames(2))
+        np.testing.assert_array_equal(predicted, agent.act(frames(2)))
+    (mu,), (sigma,) = encoded(agent, frames(1))
+    noise = np.random.default_rng([2**32 - 1, 9]).standard_normal(LATENT, np.float32)
+    np.testing.assert_allclose(latents(2**32 - 1, 9)[0], mu + sigma * noise, atol=1e-5)
+
+
 def encoded(agent, seen):
     """V's mean and standard deviation of frames (B, 64, 64, 3)."""
     with torch.inference_mode():

@@ -252,8 +252,15 @@ def test_bfloat16_autocast_stays_close_and_trains():
 @pytest.mark.parametrize("value", [0, -3, 1.5, True])
 def test_bad_sizes_are_named(name, value):
     sizes = {"latent_size": 4, "action_size": 1, "hidden_size": 8, "mixtures": 5, name: value}
-    with pytest.raises(ValueError, match=rf"{name}: expected a positive integer, got"):
+    with pytest.raises(ValueError, match=rf"^{name}: expected an integer of at least 1, got"):
         wm.MDNRNN(**sizes)
+
+
+@pytest.mark.parametrize("name", ["restart_input", "done_head", "reward_head"])
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_bad_flags_are_named(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}: expected a bool, got {value!r}"):
+        wm.MDNRNN(4, 1, 8, **{name: value})
 
 
 @pytest.mark.parametrize(

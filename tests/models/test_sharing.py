@@ -106,6 +106,60 @@ def test_a_run_folder_is_not_overwritten(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_numpy_numbers_are_stored_as_python_ones(tmp_path):
+    """In the constructors of V, M and C, so that all of them can be saved."""
+    four, eight, one = np.int64(4), np.int32(8), np.uint8(1)
+    model = wm.MDNRNN(four, one, eight, np.int64(2), restart_input=np.True_, done_head=np.bool_(True))
+    controller = wm.Controller(four, eight, one, bias=np.True_, hidden_units=np.int64(3))
+    vae = wm.ConvVAE(four)
+    for numbers in (vae.config, model.config, vars(controller)):
+        assert {type(value) for value in numbers.values()} <= {int, bool, float, str, tuple}
+    wm.Agent(vae, model, controller, np.zeros(controller.size)).save_pretrained(tmp_path)
+    assert wm.Agent.load(tmp_path).controller == controller
+
+
+def spoilt(name):
+    """A model with one number that is not finite, and the error."""
+    model = MODELS[name]()
+    if name == "WorldModel":
+        model.initial_logvar[3, 1] = np.inf
+        return model, r"^initial_logvar: expected finite numbers, got inf at flat index 13"
+    if name == "Agent":
+        model.params[2] = np.nan
+        return model, r"^params: expected \(20,\) finite numbers, got nan at \[2\]"
+    weight = {"ConvVAE": "mu.weight", "MDNRNN": "head.bias"}[name]
+    with torch.no_grad():
+        model.get_parameter(weight).view(-1)[0] = torch.nan
+    return model, rf"^{weight}: expected finite weights"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_could_not_be_loaded_is_not_saved(name, tmp_path):
+    model, message = spoilt(name)
+    with pytest.raises(ValueError, match=message):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_initial_states_that_do_not_fit_are_not_saved(tmp_path):
+    model, mu, logvar = make_world()
+    bad = [
+        (ValueError, r"^initial_mu: expected \(K, 4\) float32, got \(3, 7\) float64", np.zeros((3, 7)), logvar),
+        (ValueError, r"^initial_logvar: expected \(20, 4\) float32, got \(2, 4\)", mu, logvar[:2]),
+        (ValueError, r"^initial_mu: expected \(K, 4\) float32, got \(0, 4\)", mu[:0], logvar[:0]),
+    ]
+    for error, message, *states in bad:
+        with pytest.raises(error, match=message):
+            wm.WorldModel(model, *states).save_pretrained(tmp_path / "bad")
+    with pytest.raises(TypeError, match=r"^mdnrnn: expected an MDNRNN, got NoneType"):
+        wm.WorldModel(None, mu, logvar).save_pretrained(tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+    wm.WorldModel(model, mu[::-1], logvar[::-1].astype(np.float64)).save_pretrained(tmp_path)
+    _, loaded_mu, loaded_logvar = wm.WorldModel.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(loaded_mu, mu[::-1])
+    np.testing.assert_array_equal(loaded_logvar, logvar[::-1])
+
+
 def test_without_the_extra_only_the_hub_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     make_vae().save_pretrained(tmp_path)

@@ -208,7 +208,7 @@ def test_pictures_are_rounded_bytes(vae):
 
 @pytest.mark.parametrize("latent_size", [0, -1, 2.0, True, "4"])
 def test_bad_latent_size_is_named(latent_size):
-    with pytest.raises(ValueError, match=r"latent_size: expected a positive integer"):
+    with pytest.raises(ValueError, match=r"^latent_size: expected an integer of at least 1, got "):
         wm.ConvVAE(latent_size)
 
 

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from worldmodels.support import forks
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 PARENT = """
@@ -148,3 +150,30 @@ print(json.dumps(answers))
     for name, answers in said.items():
         assert set(answers) <= {"works", middle}, (name, answers)
     assert middle in said["environment"]
+
+
+def test_an_error_of_a_signal_handler_leaves_the_lock_free():
+    """It is raised while the lock is waited for, or right after it was acquired."""
+    lock = forks.Lock()
+
+    class Failing:
+        def __init__(self, lock, acquires):
+            self._lock, self._acquires = lock, acquires
+
+        def __getattr__(self, name):
+            return getattr(self._lock, name)
+
+        def acquire(self):
+            if self._acquires:
+                self._lock.acquire()
+            raise KeyboardInterrupt
+
+    inner = lock._lock
+    for acquires in (True, False):
+        lock._lock = Failing(inner, acquires)
+        with pytest.raises(KeyboardInterrupt), lock:
+            pass
+        lock._lock = inner
+        with lock, pytest.raises(RuntimeError, match=r"^this object is in the middle of another call"), lock:
+            pass
+        assert not inner._is_owned()

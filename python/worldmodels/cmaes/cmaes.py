@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from worldmodels._core import Cmaes
 from worldmodels.cmaes.stopping import StopCriteria, Stopping
 from worldmodels.support.forks import Lock
+from worldmodels.support.processes import defer_sigint
 from worldmodels.support.validation import (
     check_integer,
     check_real,
@@ -35,6 +36,8 @@ _FORMAT = 1
 _ARRAYS = ("mean", "ps", "pc", "covariance", "axes", "scales", "pending_z", "pending_y", "pending_x")
 _MAX_SOLUTIONS = 2**31 - 1
 _MAX_STORED = 2**26  # bound on the numbers of a generation in a stored state
+_DIRECTIONS = 4  # random directions that show whether stored axes are orthonormal
+_MAX_SKEW = 1e-6
 
 
 class CMAESResult(NamedTuple):
@@ -101,7 +104,7 @@ class CMAES:
 
     Raises:
         ValueError: An argument has the wrong shape or is out of range.
-        TypeError: An argument is not numeric.
+        TypeError: An argument has the wrong type.
     """
 
     def __init__(
@@ -139,11 +142,11 @@ class CMAES:
         if popsize is None:
             popsize = 4 + math.floor(3 * math.log(n))  # (48)
         popsize = check_integer("popsize", popsize, 2, _MAX_SOLUTIONS)
+        flags = {"active": active, "separable": separable}
         seed = secrets.randbits(63) if seed is None else check_seed(seed)
         self.num_threads = check_threads(num_threads)
         self._seed = seed
-        self._active = bool(active)
-        self._separable = bool(separable)
+        self._active, self._separable = (single_flag(flags, name) for name in flags)
         self._weight_decay = check_real("weight_decay", weight_decay, 0)
         self._stopping = Stopping(
             StopCriteria(
@@ -255,15 +258,16 @@ class CMAES:
     @property
     def result(self) -> CMAESResult:
         """Result of the run so far."""
-        return CMAESResult(
-            xbest=None if self._xbest is None else self._xbest.copy(),
-            fbest=self._fbest,
-            evaluations=self._evaluations,
-            iterations=self.iterations,
-            xfavorite=self.mean,
-            stds=self.stds,
-            nonfinite=self._nonfinite,
-        )
+        with self._lock:
+            return CMAESResult(
+                xbest=None if self._xbest is None else self._xbest.copy(),
+                fbest=self._fbest,
+                evaluations=self._evaluations,
+                iterations=self.iterations,
+                xfavorite=self.mean,
+                stds=self.stds,
+                nonfinite=self._nonfinite,
+            )
 
     # Ask and tell
 
@@ -299,6 +303,7 @@ class CMAES:
             ValueError: A shape is wrong, or a solution is not finite.
             TypeError: The values are not real numbers.
             RuntimeError: `ask` was not called since the last `tell`.
+            KeyboardInterrupt: Ctrl-C was pressed; raised after the update.
         """
         x = float64_array("solutions", solutions)
         f = float64_array("values", values)
@@ -310,15 +315,14 @@ class CMAES:
         if not np.isfinite(x).all():
             row, column = np.argwhere(~np.isfinite(x))[0]
             raise ValueError(f"solutions: expected finite numbers, got {x[row, column]} at [{row}, {column}]")
-        with self._lock:
+        with self._lock, defer_sigint():
             self._tell(x, f)
 
     def _tell(self, x: Array, f: Array) -> None:
         """Rank validated values and update the distribution."""
         if not self._core.asked:
             raise RuntimeError("tell: called before ask")
-        self._evaluations += f.size
-        self._nonfinite += f.size - int(np.isfinite(f).sum())
+        nonfinite = f.size - int(np.isfinite(f).sum())
         with np.errstate(invalid="ignore", over="ignore"):  # values beyond float64 rank last
             if self._weight_decay:
                 f = f + self._weight_decay * np.mean(np.square(x), axis=1)
@@ -326,14 +330,16 @@ class CMAES:
         popsize = self.popsize
         order = np.argsort(f, kind="stable")
         ranked = f[order[: int(np.isfinite(f).sum())]]
-        if not len(ranked):
+        if len(ranked):
+            rank = np.empty(popsize, dtype=np.int64)
+            rank[order] = np.arange(popsize)
+            self._core.tell(x, rank, self.num_threads)
+            self._stopping.record(ranked, popsize)
+        else:
             self._core.skip()
-            return
-        rank = np.empty(popsize, dtype=np.int64)
-        rank[order] = np.arange(popsize)
-        self._core.tell(x, rank, self.num_threads)
-        self._stopping.record(ranked, popsize)
-        if ranked[0] < self._fbest:
+        self._evaluations += f.size
+        self._nonfinite += nonfinite
+        if len(ranked) and ranked[0] < self._fbest:
             self._fbest = float(ranked[0])
             self._xbest = x[order[0]].copy()
 
@@ -347,9 +353,10 @@ class CMAES:
             have the names of the options, or are noeffectaxis and noeffectcoord: adding 0.1 (0.2) standard deviations
             along an axis of C (a coordinate) does not change the mean. (Tutorial, section B.3; limits as in pycma.)
         """
-        if self.iterations == 0:
-            return {}
-        return self._stopping.reasons(self._core, self._sigma0, self.popsize, self._evaluations, self._fbest)
+        with self._lock:
+            if self.iterations == 0:
+                return {}
+            return self._stopping.reasons(self._core, self._sigma0, self.popsize, self._evaluations, self._fbest)
 
     # State
 
@@ -390,7 +397,7 @@ class CMAES:
             state: Dictionary returned by `state_dict`, possibly stored and read again.
 
         Raises:
-            ValueError: A key is missing, N differs, or an array has the wrong shape. The state is unchanged.
+            TypeError, ValueError: A key is missing, N differs, or a value is invalid. The state is unchanged.
         """
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
@@ -414,7 +421,7 @@ class CMAES:
         if not (xbest.size == 0 or np.isfinite(xbest).all()) or math.isnan(fbest):
             raise ValueError("xbest: expected finite numbers and a value fbest that is a number")
 
-        with self._lock:
+        with self._lock, defer_sigint():
             self._core = core
             self._read_parameters()
             self._seed, self._sigma0 = int(state["seed"]), float(state["sigma0"])
@@ -436,6 +443,10 @@ def _restored_core(state: Mapping[str, Any]) -> Cmaes:
     arrays = {name: float64_array(name, state[name]) for name in _ARRAYS}
     core.set_state({**arrays, **numbers, "sigma": _checked_sigma("sigma", state["sigma"])})
     core.gap = check_real("gap", single_number(state, "gap"), 0, finite=False)
+    axes = arrays["axes"]
+    directions = np.random.default_rng(0).standard_normal((axes.shape[1], _DIRECTIONS))
+    if axes.size and not np.allclose(axes.T @ (axes @ directions), directions, rtol=0, atol=_MAX_SKEW):
+        raise ValueError("axes: expected orthonormal rows, got others")
     return core
 
 

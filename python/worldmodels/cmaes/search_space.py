@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.models.controller import Controller
+from worldmodels.support.validation import check_integer
 
 Floats = npt.NDArray[np.float64]
 
@@ -79,19 +80,23 @@ def principal_components(features: npt.NDArray[np.floating], count: int) -> Floa
 
     Args:
         features: (B, F) samples of C's features.
-        count: Number K of directions.
+        count: Number K of directions, from 1 to F.
 
     Returns:
         (F, K) float64 directions.
 
     Raises:
-        ValueError: The samples span fewer directions.
+        TypeError: ``count`` is not an integer.
+        ValueError: ``features`` are not finite, ``count`` is out of range, or the samples span fewer directions.
     """
+    if features.ndim != 2 or features.size == 0 or not np.isfinite(features).all():
+        raise ValueError(f"features: expected (B, F) finite numbers, got {features.shape} {features.dtype}")
+    count = check_integer("count", count, 1, features.shape[1])
     samples = features.astype(np.float64)
     squares, directions = np.linalg.eigh(samples.T @ samples / len(samples))  # ascending
     rank = int((squares > _MIN_SHARE * squares[-1]).sum())
     if count > rank:
-        raise ValueError(f"evolve.pca_components: expected at most {rank}, the rank of the features of C, got {count}")
+        raise ValueError(f"count: expected at most {rank}, the rank of the features, got {count}")
     largest = np.arange(len(squares))[::-1][:count]
     basis: Floats = directions[:, largest] / np.sqrt(squares[largest])
     return basis

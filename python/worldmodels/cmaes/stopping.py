@@ -77,6 +77,9 @@ class Stopping:
         best, median = (float64_array(name, state[name]) for name in ("best_history", "median_history"))
         if best.ndim != 1 or best.shape != median.shape:
             raise ValueError(f"best_history: expected (T,), as median_history, got {best.shape}, {median.shape}")
+        for name, history in (("best_history", best), ("median_history", median)):
+            if np.isnan(history).any():
+                raise ValueError(f"{name}: expected numbers, got nan at [{int(np.isnan(history).argmax())}]")
         stopping.best, stopping.median = list(map(float, best)), list(map(float, median))
         return stopping
 

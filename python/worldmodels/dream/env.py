@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +27,17 @@ from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
 from worldmodels.support.display import Window, check_display
 from worldmodels.support.forks import Lock
+from worldmodels.support.processes import defer_sigint
 from worldmodels.support.simd import Precision, check_precision
 from worldmodels.support.suggestions import suggestion
-from worldmodels.support.validation import MAX_SEED, check_integer, check_seed, check_threads, float_array
+from worldmodels.support.validation import (
+    MAX_SEED,
+    any_array,
+    check_integer,
+    check_seed,
+    check_threads,
+    float_array,
+)
 
 Array = npt.NDArray[Any]
 Termination = Literal["threshold", "sample"]
@@ -154,24 +164,36 @@ class _Continuous:
     def __init__(self, action_size: int, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
         bounds = []
         for name, bound in (("action_low", low), ("action_high", high)):
-            array = np.asarray(bound, dtype=np.float32)
-            if array.shape not in ((), (action_size,)) or np.isnan(array).any():
-                raise ValueError(f"{name}: expected a number or ({action_size},) of them, got {bound!r}")
-            bounds.append(np.broadcast_to(array, (action_size,)))
+            array = any_array(name, bound)
+            numbers = array.shape in ((), (action_size,)) and array.dtype.kind in "fiu"
+            if not numbers or np.isnan(array).any():
+                raise ValueError(f"{name}: expected a number or ({action_size},) of them, got {bound!r:.200}")
+            with np.errstate(over="ignore"):  # numbers beyond float32 are no bounds
+                bounds.append(np.broadcast_to(array.astype(np.float32), (action_size,)))
+        for name, bound, excluded in (("action_low", bounds[0], np.inf), ("action_high", bounds[1], -np.inf)):
+            if (bound == excluded).any():
+                raise ValueError(f"{name}: expected a finite number or {-excluded}, got {excluded}")
         if (bounds[0] > bounds[1]).any():
             raise ValueError(f"action_low: expected at most action_high, got {low!r} and {high!r}")
         self.space = gymnasium.spaces.Box(bounds[0], bounds[1], (action_size,), np.float32)
 
-    def convert(self, actions: Array, num_envs: int) -> npt.NDArray[np.float32]:
-        """Validate actions (N, A), clip them to the action space and convert them to float32."""
-        shape = (num_envs, *self.space.shape)
+    def convert(self, name: str, actions: Array, batch: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Validate actions (*batch, A), clip them to the action space and convert them to float32."""
+        shape = (*batch, *self.space.shape)
         if actions.shape != shape or actions.dtype.kind not in "fiu":
-            raise ValueError(f"actions: expected {shape} float32, got {actions.shape} {actions.dtype}")
-        if not (finite := np.isfinite(actions)).all():
-            index = int(np.argmin(finite))
-            raise ValueError(f"actions: expected finite numbers, got {actions.flat[index]} at flat index {index}")
+            raise ValueError(f"{name}: expected {shape} float32, got {actions.shape} {actions.dtype}")
+        _check_finite(name, actions)
         clipped = np.clip(actions, self.space.low, self.space.high)  # in the wider of the two dtypes
-        return float_array("actions", clipped, shape)
+        taken = float_array(name, clipped, shape)
+        if clipped.dtype != np.float32:
+            _check_finite(name, taken)
+        return taken
+
+
+def _check_finite(name: str, actions: Array) -> None:
+    if not (finite := np.isfinite(actions)).all():
+        index = int(np.argmin(finite))
+        raise ValueError(f"{name}: expected finite numbers, got {actions.flat[index]} at flat index {index}")
 
 
 class _Discrete:
@@ -184,24 +206,24 @@ class _Discrete:
             gymnasium.spaces.Discrete(action_size) if single else gymnasium.spaces.MultiDiscrete(self._choices)
         )
 
-    def convert(self, actions: Array, num_envs: int) -> npt.NDArray[np.float32]:
-        """Validate actions (N,), or (N, k) of k discrete actions, and convert them to one-hot vectors (N, A)."""
-        shape = (num_envs, *(self.space.shape or ()))
+    def convert(self, name: str, actions: Array, batch: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Validate actions (*batch) or, if they are k discrete ones, (*batch, k); convert to one-hot vectors (N, A)."""
+        shape = (*batch, *(self.space.shape or ()))
         if actions.shape != shape or actions.dtype.kind not in "iu":
-            raise ValueError(f"actions: expected {shape} int64, got {actions.shape} {actions.dtype}")
-        values = actions.reshape(num_envs, -1)
+            raise ValueError(f"{name}: expected {shape} int64, got {actions.shape} {actions.dtype}")
+        values = actions.reshape(-1, len(self._choices))
         if not (known := (values >= 0) & (values < self._choices)).all():
             index = int(np.argmin(known))
             most = self._choices[index % len(self._choices)] - 1
-            raise ValueError(f"actions: expected 0 to {most}, got {values.flat[index]} at flat index {index}")
-        vectors = np.zeros((num_envs, self._choices.sum()), np.float32)
+            raise ValueError(f"{name}: expected 0 to {most}, got {values.flat[index]} at flat index {index}")
+        vectors = np.zeros((len(values), self._choices.sum()), np.float32)
         first = np.cumsum(self._choices) - self._choices
         np.put_along_axis(vectors, first + values.astype(np.int64), 1.0, axis=1)
         return vectors
 
 
 def _actions(settings: DreamSettings, action_size: int) -> _Continuous | _Discrete:
-    if len(settings.choices) == 0:
+    if np.array_equal(settings.choices, ()):
         return _Continuous(action_size, settings.action_low, settings.action_high)
     for name in ("action_low", "action_high"):
         bound, default = getattr(settings, name), getattr(DreamSettings, name)
@@ -211,13 +233,17 @@ def _actions(settings: DreamSettings, action_size: int) -> _Continuous | _Discre
 
 
 class _Dreams:
-    """N dreams that step together; each plays episodes 0, 1, 2, ... of a seed and a candidate of ``Dream.rollout``."""
+    """N dreams that step together; each plays episodes 0, 1, 2, ... of a seed and a candidate of ``Dream.rollout``.
 
-    def __init__(self, world: _World, settings: DreamSettings, num_envs: int, num_threads: int | None) -> None:
+    Without ``num_envs`` there is one dream, whose actions have no batch axis.
+    """
+
+    def __init__(self, world: _World, settings: DreamSettings, num_envs: int | None, num_threads: int | None) -> None:
         features, mdnrnn = settings.features, world.model.mdnrnn
         if features not in get_args(Features):
             raise ValueError(f"features: expected one of {', '.join(get_args(Features))}, got {features!r}")
-        self.num_envs = check_integer("num_envs", num_envs, 1, 2**24)
+        self.num_envs = 1 if num_envs is None else check_integer("num_envs", num_envs, 1, 2**24)
+        self._batch = () if num_envs is None else (self.num_envs,)
         self.threads = check_threads(num_threads)
         self.temperature = check_temperature(settings.temperature)
         longest = world.max_steps if settings.max_steps is None else settings.max_steps
@@ -264,12 +290,19 @@ class _Dreams:
         self._stepper.reset(self._seeds, self._candidates, self._episodes, which)
 
     def step(
-        self, actions: Array
+        self, actions: npt.ArrayLike
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Step all dreams. Returns observations (N, F), rewards, terminations and truncations, each (N,)."""
-        taken = self._actions.convert(np.asarray(actions), self.num_envs)
-        observations, rewards, done = self._stepper.step(self.temperature, taken, self.use_c, self.use_h, self.threads)
-        self._lengths += 1
+        name = "actions" if self._batch else "action"
+        taken = self._actions.convert(name, any_array(name, actions), self._batch).reshape(self.num_envs, -1)
+        self._lengths += 1  # signal handlers run after calls: none runs between this line and the step
+        try:
+            observations, rewards, done = self._stepper.step(
+                self.temperature, taken, self.use_c, self.use_h, self.threads
+            )
+        except (MemoryError, RuntimeError):  # of the core, before the step
+            self._lengths -= 1
+            raise
         return observations, rewards, done, ~done & (self._lengths >= self.max_steps)
 
     def restart(self, which: npt.NDArray[np.bool_], observations: npt.NDArray[np.float32]) -> None:
@@ -300,7 +333,7 @@ class _DreamBase:
     _decoder: Decoder | None
 
     def _build(
-        self, arrays: Mapping[str, Any], settings: DreamSettings, num_envs: int, num_threads: int | None
+        self, arrays: Mapping[str, Any], settings: DreamSettings, num_envs: int | None, num_threads: int | None
     ) -> None:
         """Build the dreams; ``arrays`` are mdnrnn, initial_mu and initial_logvar, all of them or none."""
         world = _resolve_world(arrays, settings)
@@ -309,7 +342,9 @@ class _DreamBase:
         self._dreams = _Dreams(world, settings, num_envs, num_threads)
         self.render_mode = settings.render_mode
         renders = world.vae_path is not None and world.vae_path.is_file()
-        self.metadata = {**self.metadata, "render_modes": self.metadata["render_modes"] if renders else []}
+        windows = settings.render_mode == "human" or _may_have_display()
+        modes = [mode for mode in known if renders and (windows or mode != "human")]
+        self.metadata = {**self.metadata, "render_modes": modes}
 
     @property
     def temperature(self) -> float:
@@ -355,7 +390,15 @@ def _temperature(options: Mapping[str, Any] | None, *others: str) -> float | Non
 
 def _is_many(seed: Any) -> bool:
     """Check whether the seed of reset is a sequence, one seed per environment."""
-    return hasattr(seed, "__iter__") and not isinstance(seed, str | bytes) and getattr(seed, "ndim", 1) > 0
+    return (
+        isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes) and getattr(seed, "ndim", 1) > 0
+    )
+
+
+def _may_have_display() -> bool:
+    """Check whether a display is announced, without trying to open a window."""
+    announced = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    return sys.platform != "linux" or any(os.environ.get(variable) for variable in announced)
 
 
 class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], Any]):
@@ -396,7 +439,7 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], Any]):
         **settings: Any,
     ) -> None:
         arrays = {"mdnrnn": mdnrnn, "initial_mu": initial_mu, "initial_logvar": initial_logvar}
-        self._build(arrays, DreamSettings(**settings), 1, 1)
+        self._build(arrays, DreamSettings(**settings), None, 1)
         if self.render_mode == "human":
             check_display("render_mode='human'", "render_mode='rgb_array'")
         self.observation_space = self._dreams.observation_space
@@ -438,12 +481,14 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], Any]):
             The observation (F,), the reward, terminated, truncated and an empty info.
 
         Raises:
+            TypeError: The action cannot be converted to an array.
             ValueError: The action has another shape, is not finite, or is no value of a discrete action.
+            KeyboardInterrupt: Ctrl-C was pressed; raised before or after the step.
         """
         with self._dreams.lock:
             if not self._dreams.seeded:
                 raise gymnasium.error.ResetNeeded("call reset before step")
-            observations, rewards, terminated, truncated = self._dreams.step(np.asarray(action)[None])
+            observations, rewards, terminated, truncated = self._dreams.step(action)
         self._show()
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
 
@@ -576,7 +621,7 @@ class DreamVectorEnv(
         dreams = self._dreams
         seeds = self._checked_seeds(seed) if _is_many(seed) else None
         single = check_seed(seed) if seeds is None and seed is not None else None
-        with dreams.lock:
+        with dreams.lock, defer_sigint():
             if not dreams.seeded and not which.all():
                 raise gymnasium.error.ResetNeeded("reset_mask: expected all environments, as none has been reset yet")
             if seeds is not None:
@@ -629,14 +674,16 @@ class DreamVectorEnv(
             info: empty, or with SAME_STEP the last observations of the episodes that ended.
 
         Raises:
+            TypeError: The actions cannot be converted to an array.
             ValueError: The actions have another shape, are not finite, or are no values of discrete actions.
+            KeyboardInterrupt: Ctrl-C was pressed; raised after the step.
             gymnasium.error.ResetNeeded: There was no reset, or, with DISABLED, none since an episode's end.
         """
-        with self._dreams.lock:
+        with self._dreams.lock, defer_sigint():
             return self._step(actions)
 
     def _step(
-        self, actions: Array
+        self, actions: npt.ArrayLike
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
         dreams, starting = self._dreams, self._ended
         if not dreams.seeded:

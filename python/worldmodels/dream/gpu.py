@@ -12,16 +12,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from worldmodels.dream.native import DreamResult, check_fits, check_temperature
+from worldmodels.dream.native import (
+    DreamResult,
+    check_common_seeds,
+    check_fits,
+    check_max_steps,
+    check_temperature,
+)
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import LOGSTD_RANGE, MDNRNN
-from worldmodels.models.native_model import Termination, check_termination
+from worldmodels.models.native_model import Termination, check_initial_states, check_termination
+from worldmodels.models.weights import check_weights
 from worldmodels.support.forks import Lock, check_threads_usable
 from worldmodels.support.validation import check_integer, check_seed, float_array
 
 _MIN_SURVIVAL = 0.01  # survival probability below which a rollout stops; the same in the native core
 _UNROLLED = 20  # steps of a CUDA graph
 _CHECKED = 100  # steps between two checks for running episodes
+_KEPT = 2  # shapes of rollouts whose buffers are kept
 
 
 class TorchDream:
@@ -29,14 +37,15 @@ class TorchDream:
 
     All episodes of a call step together until the last one ends, replayed from a CUDA graph. Random numbers are
     PyTorch's: they differ from the native dream's and repeat on the same kind of device. Products of M's weights are in
-    TF32 if the GPU supports it; those of C are in float32. Concurrent calls are serialized.
+    TF32 if the GPU supports it; those of C are in float32. Concurrent calls are serialized. The buffers of the last two
+    shapes (P, E) are kept.
 
     Args:
         mdnrnn: M; its weights are copied.
         initial_mu: (K, Z) means of the initial latents.
         initial_logvar: (K, Z) log variances of the initial latents.
         controller: Shape of C.
-        device: Device of the rollouts.
+        device: Device of the rollouts, or its name.
         temperature: Temperature of the sampling; 0 selects the mean of the most likely component.
         max_steps: Maximum length of an episode, in steps.
         initial_h: (K, H) hidden states of M at the initial latents; None for zeros.
@@ -45,7 +54,7 @@ class TorchDream:
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: A shape or number is invalid.
+        ValueError: A shape or number is invalid, a value is not finite, or there is no such device.
     """
 
     def __init__(
@@ -55,20 +64,23 @@ class TorchDream:
         initial_logvar: npt.ArrayLike,
         controller: Controller,
         *,
-        device: torch.device,
+        device: torch.device | str,
         temperature: float = 1.0,
         max_steps: int = 2100,
         initial_h: npt.ArrayLike | None = None,
         initial_c: npt.ArrayLike | None = None,
         termination: Termination = "threshold",
     ) -> None:
+        states = check_initial_states(mdnrnn, initial_mu, initial_logvar, initial_h, initial_c)
+        check_weights(mdnrnn)
         check_fits(controller, mdnrnn)
-        check_threads_usable()
-        self.controller, self.device = controller, device
-        self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
-        self.temperature = check_temperature(temperature)
         check_termination(termination, mdnrnn)
-        self.termination = termination
+        self._device = device = _checked_device(device)
+        self._lock = Lock()
+        self._batches: dict[tuple[int, int, bool], _Batch] = {}
+        self._controller, self._termination = controller, termination
+        self.max_steps = max_steps
+        self.temperature = temperature
         self._done_pos_weight = mdnrnn.done_pos_weight
         self._latent, self._hidden, self._action = mdnrnn.latent_size, mdnrnn.hidden_size, mdnrnn.action_size
         self._mixtures, self._restart = mdnrnn.mixtures, mdnrnn.restart_input
@@ -86,20 +98,53 @@ class TorchDream:
         )
         self._head, self._head_bias = head.t().contiguous(), bias.contiguous()
 
-        def kept(array: npt.ArrayLike) -> Tensor:
-            return torch.from_numpy(np.array(array, np.float32)).to(device)
-
-        self._start_mu, self._start_std = kept(initial_mu), torch.exp(kept(initial_logvar) / 2)
-        blank = np.zeros((len(self._start_mu), self._hidden), np.float32)
-        self._start_h, self._start_c = (kept(blank if part is None else part) for part in (initial_h, initial_c))
-        self._batches: dict[tuple[int, int, bool], _Batch] = {}
-        self._lock = Lock()
+        mu, logvar, h, c = (None if array is None else torch.from_numpy(array).to(device) for array in states.values())
+        assert mu is not None and logvar is not None
+        self._start_mu, self._start_std = mu, torch.exp(logvar / 2)
+        blank = torch.zeros(len(mu), self._hidden, device=device)
+        self._start_h, self._start_c = (blank if part is None else part for part in (h, c))
 
     def __repr__(self) -> str:
         return (
             f"TorchDream(latent_size={self._latent}, hidden_size={self._hidden}, action_size={self._action}, "
             f"temperature={self.temperature!r}, max_steps={self.max_steps}, device={str(self.device)!r})"
         )
+
+    @property
+    def controller(self) -> Controller:
+        """Shape of C."""
+        return self._controller
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the rollouts."""
+        return self._device
+
+    @property
+    def termination(self) -> Termination:
+        """Termination of the episodes."""
+        return self._termination
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the sampling; a new value applies from the next rollout."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        checked = check_temperature(temperature)
+        with self._lock:
+            self._temperature = checked
+            self._batches.clear()  # it is a constant of the CUDA graphs
+
+    @property
+    def max_steps(self) -> int:
+        """Maximum length of an episode; a new value applies from the next rollout."""
+        return self._max_steps
+
+    @max_steps.setter
+    def max_steps(self, max_steps: int) -> None:
+        self._max_steps = check_max_steps(max_steps)
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop buffers and CUDA graphs, which the next rollout recreates."""
@@ -126,13 +171,18 @@ class TorchDream:
         params = float_array("params", params, ("P", self.controller.size))
         if not np.isfinite(params).all():
             raise ValueError("params: expected finite numbers, got one that is not")
-        shape = (len(params), check_integer("episodes", episodes, 1, 2**31 - 1), common_seeds)
+        count = check_integer("episodes", episodes, 1, 2**31 - 1)
+        shape = (len(params), count, check_common_seeds(common_seeds))
         seed = check_seed(seed)
         check_threads_usable()
         with self._lock:
-            if shape not in self._batches:
-                self._batches[shape] = _Batch(self, *shape)
-            return self._batches[shape].play(params, seed)
+            batch = self._batches.pop(shape, None)
+            if batch is None:
+                for oldest in list(self._batches)[: 1 - _KEPT]:
+                    del self._batches[oldest]
+                batch = _Batch(self, *shape)
+            self._batches[shape] = batch
+            return batch.play(params, seed)
 
     def close(self) -> None:
         """Free the device memory of all buffers; the next rollout allocates it again."""
@@ -237,12 +287,12 @@ class _Batch:
     def _step(self) -> None:
         dream, hidden = self._dream, self._dream._hidden
         self._act.copy_(self._actions())
-        with _tf32(True):
+        with _tf32(dream.device, True):
             gates = torch.addmm(dream._gates_bias, self._row[:, hidden:], dream._gates)
         enter, forget, cell, leave = gates.chunk(4, dim=1)
         self._c.mul_(torch.sigmoid(forget)).add_(torch.sigmoid(enter) * torch.tanh(cell))
         self._h.copy_(torch.sigmoid(leave) * torch.tanh(self._c))
-        with _tf32(True):
+        with _tf32(dream.device, True):
             out = torch.addmm(dream._head_bias, self._h, dream._head)
         mixture = out[:, : 3 * dream._mixtures * dream._latent].reshape(len(out), 3, dream._mixtures, dream._latent)
         self._z.copy_(self._sampled(*mixture.unbind(dim=1)))
@@ -260,7 +310,7 @@ class _Batch:
         end = hidden + latent + (hidden if "h" in controller.features else 0)
         out = self._row[:, begin:end].reshape(*self._shape, -1)
         discrete = controller.squash == "argmax"
-        with _tf32(False):
+        with _tf32(self._dream.device, False):
             for layer, bias in zip(self._layers, self._biases, strict=True):
                 out = torch.baddbmm(bias, out, layer)
                 if not (discrete and layer is self._layers[-1]):
@@ -300,12 +350,32 @@ def _one_hot(values: Tensor) -> Tensor:
     return torch.zeros_like(values).scatter_(-1, values.argmax(dim=-1, keepdim=True), 1.0)
 
 
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    """Enable or disable TF32 products in a block."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+def _checked_device(device: torch.device | str) -> torch.device:
     try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: expected a device of PyTorch or its name, got {device!r:.100}") from None
+    if found.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (found.index or 0) >= count:
+            raise ValueError(f"device: expected cpu or one of {count} CUDA devices, got {str(found)!r}")
+    return found
+
+
+_precision_lock = Lock()  # the precision of products is PyTorch's, for all threads
+
+
+@contextlib.contextmanager
+def _tf32(device: torch.device, allowed: bool) -> Iterator[None]:
+    """Enable or disable TF32 products on a CUDA device in a block."""
+    if device.type != "cuda":
         yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        return
+    matmul = torch.backends.cuda.matmul
+    with _precision_lock:
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "tf32" if allowed else "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before

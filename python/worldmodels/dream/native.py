@@ -99,18 +99,16 @@ class Dream:
         initial_c: npt.ArrayLike | None = None,
         termination: Termination = "threshold",
     ) -> None:
-        if not isinstance(controller, Controller):
-            raise TypeError(f"controller: expected a Controller, got {type(controller).__name__}")
         check_precision(precision)
-        self.precision = precision
+        self._precision = precision
         self._native = native_model(
             mdnrnn, initial_mu, initial_logvar, precision, initial_h, initial_c, termination=termination
         )
         check_fits(controller, mdnrnn)
-        self.controller = controller
-        self.temperature = check_temperature(temperature)
-        self.termination = termination
-        self.max_steps = check_integer("max_steps", max_steps, 1, 2**31 - 1)
+        self._controller = controller
+        self._termination = termination
+        self.temperature = temperature
+        self.max_steps = max_steps
         _ = self._shape  # raises if the sizes do not match
 
     def __repr__(self) -> str:
@@ -120,6 +118,39 @@ class Dream:
             f"temperature={self.temperature!r}, max_steps={self.max_steps}, precision={self.precision!r}, "
             f"termination={self.termination!r})"
         )
+
+    @property
+    def controller(self) -> Controller:
+        """Shape of C."""
+        return self._controller
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of M."""
+        return self._precision
+
+    @property
+    def termination(self) -> Termination:
+        """Termination of the episodes."""
+        return self._termination
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the sampling; a new value applies from the next rollout."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, temperature: float) -> None:
+        self._temperature = check_temperature(temperature)
+
+    @property
+    def max_steps(self) -> int:
+        """Maximum length of an episode; a new value applies from the next rollout."""
+        return self._max_steps
+
+    @max_steps.setter
+    def max_steps(self, max_steps: int) -> None:
+        self._max_steps = check_max_steps(max_steps)
 
     @property
     def _model(self) -> _core.WorldModel:
@@ -234,17 +265,15 @@ class Dream:
             The :class:`DreamResult` and the number of computed steps: ``lengths.sum()`` plus the steps of idle SIMD
             lanes. Episodes occupy the lanes of SIMD vectors, which are computed whole.
         """
-        if not isinstance(common_seeds, bool | np.bool_):
-            raise TypeError(f"common_seeds: expected a bool, got {type(common_seeds).__name__}")
         returns, lengths, computed = _core.rollout(
             self._model,
             self._shape,
             float_array("params", params, ("P", self.controller.size)),
             episodes=check_integer("episodes", episodes, 1, 2**31 - 1),
             seed=check_seed(seed),
-            common_random_numbers=bool(common_seeds),
+            common_random_numbers=check_common_seeds(common_seeds),
             temperature=self.temperature,
-            max_steps=self._max_steps(max_steps),
+            max_steps=self.max_steps if max_steps is None else check_max_steps(max_steps),
             num_threads=check_threads(num_threads),
             first_candidate=check_integer("first_candidate", first_candidate, 0, 2**31 - 1),
             first_episode=check_integer("first_episode", first_episode, 0, 2**31 - 1),
@@ -287,21 +316,32 @@ class Dream:
             episode=check_integer("episode", episode, 0, 2**31 - 1),
             seed=check_seed(seed),
             temperature=self.temperature,
-            max_steps=self._max_steps(max_steps),
+            max_steps=self.max_steps if max_steps is None else check_max_steps(max_steps),
         )
         done = None if done_logit is None else done_logit[:length].copy()
         return DreamTrace(z[: length + 1].copy(), action[:length].copy(), done, reward[:length].copy())
 
-    def _max_steps(self, max_steps: int | None) -> int:
-        return self.max_steps if max_steps is None else check_integer("max_steps", max_steps, 1, 2**31 - 1)
-
 
 def check_fits(controller: Controller, mdnrnn: MDNRNN) -> None:
-    """Check that a controller has M's sizes; ValueError otherwise."""
+    """Check that a controller has M's sizes; TypeError or ValueError otherwise."""
+    if not isinstance(controller, Controller):
+        raise TypeError(f"controller: expected a Controller, got {type(controller).__name__}")
     for name in ("latent_size", "hidden_size", "action_size"):
         wanted, got = getattr(mdnrnn, name), getattr(controller, name)
         if wanted != got:
             raise ValueError(f"controller: expected {name} {wanted} as mdnrnn has, got {got}")
+
+
+def check_max_steps(max_steps: Any) -> int:
+    """Validate a maximum length of an episode."""
+    return check_integer("max_steps", max_steps, 1, 2**31 - 1)
+
+
+def check_common_seeds(common_seeds: Any) -> bool:
+    """Validate the bool of common random numbers."""
+    if not isinstance(common_seeds, bool | np.bool_):
+        raise TypeError(f"common_seeds: expected a bool, got {type(common_seeds).__name__}")
+    return bool(common_seeds)
 
 
 def check_temperature(temperature: Any) -> float:

@@ -11,8 +11,9 @@ import torch
 
 from worldmodels import pretrained
 from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.native_model import finite_array
 from worldmodels.models.sharing import Shared
-from worldmodels.models.weights import load_model, load_tensors, save_tensors
+from worldmodels.models.weights import as_float32, load_model, load_tensors, save_tensors
 
 
 class _WorldModel(NamedTuple):
@@ -33,11 +34,22 @@ class WorldModel(_WorldModel, Shared):
     __slots__ = ()
     _FILES = ("rnn/rnn.safetensors", "rnn/initial.safetensors")
 
+    def _check_savable(self) -> None:
+        if not isinstance(self.mdnrnn, MDNRNN):
+            raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(self.mdnrnn).__name__}")
+        self.mdnrnn._check_savable()
+        self._states()
+
+    def _states(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Validate and return initial_mu and initial_logvar."""
+        mu = finite_array("initial_mu", self.initial_mu, ("K", self.mdnrnn.latent_size))
+        return mu, finite_array("initial_logvar", self.initial_logvar, mu.shape)
+
     def _save(self, folder: Path) -> None:
+        mu, logvar = self._states()
         self.mdnrnn._save(folder)
-        states = {"mu": self.initial_mu, "logvar": self.initial_logvar}
-        tensors = {name: torch.from_numpy(np.asarray(array, np.float32)) for name, array in states.items()}
-        save_tensors(folder / self._FILES[1], tensors, {"frames": len(self.initial_mu)})
+        tensors = {"mu": torch.from_numpy(mu), "logvar": torch.from_numpy(logvar)}
+        save_tensors(folder / self._FILES[1], tensors, {"frames": len(mu)})
 
     @classmethod
     def _load(cls, folder: Path) -> Self:
@@ -62,7 +74,7 @@ def load_world_model(name: str | Path) -> WorldModel:
     rows = found.get("mu", (0,))[0] if found.get("mu") else 0
     if rows < 1 or any(found.get(name) != (rows, mdnrnn.latent_size) for name in ("mu", "logvar")):
         raise ValueError(f"{path}: expected mu and logvar, each (K, {mdnrnn.latent_size}), got {found}")
-    return WorldModel(mdnrnn, states["mu"].float().numpy(), states["logvar"].float().numpy())
+    return WorldModel(mdnrnn, as_float32(states["mu"]).numpy(), as_float32(states["logvar"]).numpy())
 
 
 def load_burned_in_states(run_folder: str | Path, mdnrnn: MDNRNN) -> dict[str, npt.NDArray[np.float32]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -71,10 +72,8 @@ class Agent(Shared):
         wanted = (vae.latent_size, mdnrnn.hidden_size, mdnrnn.action_size)
         if sizes != wanted or mdnrnn.latent_size != vae.latent_size:
             raise ValueError(f"controller: expected (latent, hidden, action) sizes {wanted} of V and M, got {sizes}")
-        params = np.array(params, np.float32)
-        if params.shape != (controller.size,) or not np.isfinite(params).all():
-            raise ValueError(f"params: expected ({controller.size},) finite numbers, got {params.shape}")
-        self.vae, self.mdnrnn, self.controller, self.params = vae, mdnrnn.eval(), controller, params
+        self.vae, self.mdnrnn, self.controller = vae, mdnrnn.eval(), controller
+        self.params = _checked_params(params, controller.size)
         threads = min(torch.get_num_threads(), available_cpus())
         self._encoder = Encoder(vae, torch.device("cpu"), block=1, num_threads=threads)
         self._lstm_state = LSTMState(mdnrnn, 1, threads)
@@ -93,6 +92,12 @@ class Agent(Shared):
             changing = {name: copy.deepcopy(getattr(self, name)) for name in _CHANGING}
             return {**self.__dict__, **changing}
 
+    def _check_savable(self) -> None:
+        self.vae._check_savable()
+        self.mdnrnn._check_savable()
+        json.dumps(asdict(self.controller))
+        _checked_params(self.params, self.controller.size)
+
     def _save(self, folder: Path) -> None:
         self.vae._save(folder)
         self.mdnrnn._save(folder)
@@ -100,25 +105,25 @@ class Agent(Shared):
 
     @classmethod
     def _load(cls, folder: Path) -> Self:
-        return cls.load(folder)
+        vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
+        mdnrnn = load_model(folder / "rnn" / "rnn.safetensors", MDNRNN)
+        controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
+        return cls(vae, mdnrnn, controller, params)
 
     @classmethod
     def load(cls, run_folder: str | Path) -> Self:
-        """Load the agent of a run folder.
+        """Load the agent of a run folder or a pretrained agent.
 
         Args:
-            run_folder: Folder of a run in which the stage ``evolve`` has exported a controller.
+            run_folder: Folder of a run in which the stage ``evolve`` has exported a controller, or name of a pretrained
+                agent.
 
         Raises:
             FileNotFoundError: The run has no controller yet.
             ValueError: A file is damaged.
             RuntimeError: This process was forked from one that had used PyTorch's threads.
         """
-        folder = Path(run_folder)
-        vae = load_model(folder / "vae" / "vae.safetensors", ConvVAE)
-        mdnrnn = load_model(folder / "rnn" / "rnn.safetensors", MDNRNN)
-        controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
-        return cls(vae, mdnrnn, controller, params)
+        return cls._load(pretrained.resolve(run_folder))
 
     @classmethod
     def pretrained(cls, name: str) -> Agent:
@@ -130,7 +135,7 @@ class Agent(Shared):
         Raises:
             ValueError: There is no such agent, or a file is damaged.
         """
-        return cls.load(pretrained.folder(name))
+        return cls._load(pretrained.folder(name))
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
         """Reset all LSTM states; ``batch`` episodes start.
@@ -143,29 +148,29 @@ class Agent(Shared):
         with self._lock:
             self._seed = seed
             self._lstm_state.reset(batch)
-            self._generators = [self._generator(env_id) for env_id in range(batch)]
+            self._generators = [_generator(seed, env_id) for env_id in range(batch)]
             self._restart = np.ones(batch, np.bool_)
             self._slot_params: dict[int, npt.NDArray[np.float32]] = {}
             self.z = np.zeros((batch, self.vae.latent_size), np.float32)  # latest latents, for observers
 
-    def set_params(self, env_id: int, params: npt.NDArray[np.float32] | None) -> None:
+    def set_params(self, env_id: int, params: npt.NDArray[np.floating] | None) -> None:
         """Set the controller of one environment until the next reset.
 
         Args:
             env_id: Index of the environment.
-            params: (controller.size,) float32 parameters; None for those of the agent.
+            params: (controller.size,) parameters, which are copied; None for those of the agent.
+
+        Raises:
+            TypeError, ValueError: An argument is invalid; the controllers are unchanged.
         """
         env_id = check_integer("env_id", env_id, 0, len(self._restart) - 1)
         if params is not None:
-            params = exact_array("params", params, (self.controller.size,), np.float32)
+            params = _checked_params(params, self.controller.size)
         with self._lock:
             if params is None:
                 self._slot_params.pop(env_id, None)
             else:
                 self._slot_params[env_id] = params
-
-    def _generator(self, episode: int) -> np.random.Generator:
-        return np.random.default_rng([self._seed, episode])
 
     def act(
         self,
@@ -246,7 +251,7 @@ class Agent(Shared):
         z, logvar = self._encoder(frames)
         if not deterministic:
             keys = zip(range(batch), episode.tolist(), step.tolist(), strict=True)
-            streams = [np.random.default_rng([self._seed, *key]) for key in keys]
+            streams = [_generator(self._seed, *key) for key in keys]
             z = z + np.exp(0.5 * logvar) * np.stack([one.standard_normal(z.shape[1], np.float32) for one in streams])
         keep = ~begins[:, None]
         features = self.controller.join(z, before.c * keep, before.h * keep)
@@ -290,7 +295,8 @@ class Agent(Shared):
             self._restart[busy] |= exact_array("restart", restart, (batch,), np.bool_)
         begins = self._restart[busy]
         for first in np.flatnonzero(begins):
-            self._generators[busy[first]] = self._generator(int(busy[first] if episodes is None else episodes[first]))
+            episode = int(busy[first] if episodes is None else episodes[first])
+            self._generators[busy[first]] = _generator(self._seed, episode)
 
         with phase("V"):
             mu, logvar = self._encoder(frames)
@@ -309,6 +315,27 @@ class Agent(Shared):
             self._lstm_state.step(busy, z, actions, begins)
         self._restart[busy] = False
         return actions
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    """Create the generator of a key of up to three integers; zeros at its end make no difference."""
+    if seed < 2**32:
+        return np.random.default_rng([seed, *key])
+    # the words of a larger seed in such a list would be those of a smaller one and its key
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(*key, 0, 0)[:3]))
+
+
+def _checked_params(params: npt.ArrayLike, size: int) -> npt.NDArray[np.float32]:
+    """Validate (size,) finite parameters and copy them to float32."""
+    array = any_array("params", params)
+    if array.shape != (size,) or array.dtype.kind not in "fiu":
+        raise ValueError(f"params: expected ({size},) finite numbers, got {array.shape} {array.dtype}")
+    with np.errstate(over="ignore"):  # numbers beyond float32 become inf
+        copied = array.astype(np.float32)
+    if not (finite := np.isfinite(copied)).all():
+        index = int(np.argmin(finite))
+        raise ValueError(f"params: expected ({size},) finite numbers, got {copied[index]} at [{index}]")
+    return copied
 
 
 def _numbers(name: str, given: npt.ArrayLike, count: int) -> npt.NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,8 @@ class Controller:
             several numbers for MultiDiscrete. They add up to ``action_size``.
 
     Raises:
-        ValueError: A size is out of range, a name is unknown, or ``choices`` do not match ``squash``.
+        ValueError: A size is no integer or out of range, ``bias`` is no bool, a name is unknown, or ``choices`` do not
+            match ``squash``.
 
     Source: Ha & Schmidhuber (2018), section 2.4 and appendix A.3.
     """
@@ -52,9 +53,8 @@ class Controller:
 
     def __post_init__(self) -> None:
         for name, low in (("latent_size", 1), ("hidden_size", 1), ("action_size", 1), ("hidden_units", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-                raise ValueError(f"{name}: expected an integer of at least {low}, got {value!r}")
+            object.__setattr__(self, name, check_size(name, getattr(self, name), low))
+        object.__setattr__(self, "bias", check_flag("bias", self.bias))
         if self.features not in get_args(Features):
             raise ValueError(f"features: expected one of {', '.join(get_args(Features))}, got {self.features!r}")
         if self.squash not in get_args(Squash):
@@ -63,7 +63,7 @@ class Controller:
             raise ValueError(f"action_size: expected 3 for squash='carracing', got {self.action_size}")
         if self.squash == "argmax":
             object.__setattr__(self, "choices", check_choices(self.choices, self.action_size))
-        elif len(self.choices) > 0:
+        elif not np.array_equal(self.choices, ()):
             raise ValueError(f"choices: expected none for squash={self.squash!r}, got {self.choices!r}")
         else:
             object.__setattr__(self, "choices", ())
@@ -190,9 +190,24 @@ class Controller:
         return out.astype(np.float32, copy=False)
 
 
-def check_choices(choices: Sequence[int], action_size: int) -> tuple[int, ...]:
+def check_size(name: str, value: Any, low: int = 1) -> int:
+    """Validate a Python or NumPy integer of at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise ValueError(f"{name}: expected an integer of at least {low}, got {value!r}")
+    return int(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Validate a Python or NumPy bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}: expected a bool, got {value!r}")
+    return bool(value)
+
+
+def check_choices(choices: Any, action_size: int) -> tuple[int, ...]:
     """Validate the numbers of values of discrete actions whose one-hot vectors have ``action_size`` entries in all."""
-    valid = all(isinstance(n, int | np.integer) and n >= 2 for n in choices)
+    many = isinstance(choices, Sequence) or (isinstance(choices, np.ndarray) and choices.ndim == 1)
+    valid = many and all(isinstance(n, int | np.integer) and n >= 2 for n in choices)
     if not valid or sum(choices) != action_size:
         wanted = f"integers of at least 2 that add up to action_size, {action_size}"
         raise ValueError(f"choices: expected {wanted}, got {choices!r}")

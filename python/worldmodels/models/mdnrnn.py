@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodels.models.controller import check_flag, check_size
 from worldmodels.models.sharing import Shared
-from worldmodels.models.weights import load_model, save_model
+from worldmodels.models.weights import check_weights, load_model, save_model
 from worldmodels.support.validation import check_positive
 
 #: Range of the head's log standard deviations, clamped in training and in dreams.
@@ -83,29 +84,18 @@ class MDNRNN(Shared, nn.Module):
         done_pos_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        sizes = {
-            "latent_size": latent_size,
-            "action_size": action_size,
-            "hidden_size": hidden_size,
-            "mixtures": mixtures,
-        }
-        for name, value in sizes.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-        for name, flag in (("restart_input", restart_input), ("done_head", done_head), ("reward_head", reward_head)):
-            if not isinstance(flag, bool):
-                raise ValueError(f"{name}: expected a bool, got {flag!r}")
-        done_pos_weight = check_positive("done_pos_weight", done_pos_weight)
-        self.latent_size = latent_size
-        self.action_size = action_size
-        self.hidden_size = hidden_size
-        self.mixtures = mixtures
-        self.restart_input = restart_input
-        self.done_head = done_head
-        self.reward_head = reward_head
-        self.done_pos_weight = done_pos_weight
-        self.lstm = nn.LSTM(latent_size + action_size + restart_input, hidden_size, batch_first=True)
-        self.head = nn.Linear(hidden_size, done_head + reward_head + latent_size * mixtures * 3)
+        self.latent_size = check_size("latent_size", latent_size)
+        self.action_size = check_size("action_size", action_size)
+        self.hidden_size = check_size("hidden_size", hidden_size)
+        self.mixtures = check_size("mixtures", mixtures)
+        self.restart_input = check_flag("restart_input", restart_input)
+        self.done_head = check_flag("done_head", done_head)
+        self.reward_head = check_flag("reward_head", reward_head)
+        self.done_pos_weight = check_positive("done_pos_weight", done_pos_weight)
+        inputs = self.latent_size + self.action_size + self.restart_input
+        outputs = self.done_head + self.reward_head + self.latent_size * self.mixtures * 3
+        self.lstm = nn.LSTM(inputs, self.hidden_size, batch_first=True)
+        self.head = nn.Linear(self.hidden_size, outputs)
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
@@ -145,6 +135,9 @@ class MDNRNN(Shared, nn.Module):
         config = dict(metadata["config"])
         config.setdefault("done_pos_weight", metadata.get("done_weight", _UNRECORDED_POS_WEIGHT))
         return config
+
+    def _check_savable(self) -> None:
+        check_weights(self)
 
     def _save(self, folder: Path) -> None:
         save_model(folder / self._FILES[0], self)

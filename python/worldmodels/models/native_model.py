@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -33,6 +34,36 @@ def check_termination(termination: str, mdnrnn: MDNRNN) -> str:
     return termination
 
 
+def finite_array(name: str, value: npt.ArrayLike, shape: Sequence[int | str]) -> npt.NDArray[np.float32]:
+    """Convert floats to contiguous float32 of a given shape, all finite, and copy them; errors of ``float_array``."""
+    array = float_array(name, value, shape).copy()
+    if not (finite := np.isfinite(array)).all():
+        index = int(np.argmin(finite))
+        raise ValueError(f"{name}: expected finite numbers, got {array.flat[index]} at flat index {index}")
+    return array
+
+
+def check_initial_states(
+    mdnrnn: MDNRNN,
+    initial_mu: npt.ArrayLike,
+    initial_logvar: npt.ArrayLike,
+    initial_h: npt.ArrayLike | None,
+    initial_c: npt.ArrayLike | None,
+) -> dict[str, npt.NDArray[np.float32] | None]:
+    """Validate M and copy its initial states; arguments and errors as for :class:`Dream`."""
+    if not isinstance(mdnrnn, MDNRNN):
+        raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
+    check_threads_usable()
+    mu = finite_array("initial_mu", initial_mu, ("K", mdnrnn.latent_size))
+    logvar = finite_array("initial_logvar", initial_logvar, mu.shape)
+    if (initial_h is None) != (initial_c is None):
+        raise ValueError("initial_h, initial_c: expected both or neither, got one")
+    shape = (len(mu), mdnrnn.hidden_size)
+    h = None if initial_h is None else finite_array("initial_h", initial_h, shape)
+    c = None if initial_c is None else finite_array("initial_c", initial_c, shape)
+    return {"initial_mu": mu, "initial_logvar": logvar, "initial_h": h, "initial_c": c}
+
+
 def native_model(
     mdnrnn: MDNRNN,
     initial_mu: npt.ArrayLike,
@@ -44,14 +75,7 @@ def native_model(
     termination: Termination = "threshold",
 ) -> Native[_core.WorldModel]:
     """Copy M's weights and initial states into the native core; arguments and errors as for :class:`Dream`."""
-    if not isinstance(mdnrnn, MDNRNN):
-        raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
-    check_threads_usable()
-    mu = float_array("initial_mu", initial_mu, ("K", mdnrnn.latent_size)).copy()
-    logvar = float_array("initial_logvar", initial_logvar, (mu.shape[0], mdnrnn.latent_size)).copy()
-    shape = (mu.shape[0], mdnrnn.hidden_size)
-    h = None if initial_h is None else float_array("initial_h", initial_h, shape).copy()
-    c = None if initial_c is None else float_array("initial_c", initial_c, shape).copy()
+    states = check_initial_states(mdnrnn, initial_mu, initial_logvar, initial_h, initial_c)
     weights = {
         name: np.array(tensor.detach().to(device="cpu", dtype=torch.float32).numpy(), order="C")
         for name, tensor in {
@@ -72,12 +96,9 @@ def native_model(
         done_head=bool(mdnrnn.done_head),
         reward_head=bool(mdnrnn.reward_head),
         precision=precision,
-        initial_mu=mu,
-        initial_logvar=logvar,
-        initial_h=h,
-        initial_c=c,
         termination=check_termination(termination, mdnrnn),
         done_pos_weight=mdnrnn.done_pos_weight,
+        **states,
         **weights,
     )
 

@@ -29,6 +29,10 @@ class Shared:
 
     _FILES: ClassVar[tuple[str, ...]]
 
+    def _check_savable(self) -> None:
+        """Check that the files of :meth:`_save` can be written and loaded again; ValueError or TypeError otherwise."""
+        raise NotImplementedError
+
     def _save(self, folder: Path) -> None:
         raise NotImplementedError
 
@@ -45,12 +49,14 @@ class Shared:
         Raises:
             FileExistsError: The folder is a run folder.
             OSError: A file cannot be written.
+            ValueError: A weight or an initial state is not finite, or a shape is wrong; nothing is written.
         """
         folder = Path(save_directory)
         if (folder / CONFIG).exists():
             raise FileExistsError(
                 f"save_directory: expected a folder that is no run folder, got {folder} with {CONFIG}"
             )
+        self._check_savable()
         self._save(folder)
 
     @classmethod
@@ -135,9 +141,10 @@ class Shared:
         Raises:
             ModuleNotFoundError: The extra ``hub`` is not installed.
             OSError: The Hub refused the request, or does not answer.
-            ValueError: ``repo_id`` is no valid id.
+            ValueError: ``repo_id`` is no valid id, or the model cannot be saved, see :meth:`save_pretrained`.
         """
         import_hub("push_to_hub")
+        self._check_savable()
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self._save(folder)

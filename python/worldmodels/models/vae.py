@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from worldmodels.models.controller import check_size
 from worldmodels.models.sharing import Shared
-from worldmodels.models.weights import load_model, save_model
+from worldmodels.models.weights import check_weights, load_model, save_model
 
 _UNITS = 1024  # of the decoder's linear layer
 
@@ -99,9 +100,7 @@ class ConvVAE(Shared, nn.Module):
 
     def __init__(self, latent_size: int) -> None:
         super().__init__()
-        if isinstance(latent_size, bool) or not isinstance(latent_size, int) or latent_size < 1:
-            raise ValueError(f"latent_size: expected a positive integer, got {latent_size!r}")
-        self.latent_size = latent_size
+        self.latent_size = latent_size = check_size("latent_size", latent_size)
         self.encoder = nn.Sequential(  # (B, 3, 64, 64) -> (B, 1024)
             nn.Conv2d(3, 32, 4, stride=2),
             nn.ReLU(),
@@ -166,6 +165,9 @@ class ConvVAE(Shared, nn.Module):
         return tensors | {
             name: torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) for name, values in rows.items()
         }
+
+    def _check_savable(self) -> None:
+        check_weights(self)
 
     def _save(self, folder: Path) -> None:
         save_model(folder / self._FILES[0], self)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as for_numpy
@@ -90,6 +91,11 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> int:
     return value
 
 
+def as_float32(tensor: Tensor) -> Tensor:
+    """Convert a tensor on the CPU to float32; from float16 without PyTorch's threads, which a fork would lose."""
+    return torch.from_numpy(tensor.numpy().astype(np.float32)) if tensor.dtype == torch.float16 else tensor.float()
+
+
 @contextmanager
 def checkpoint_errors(path: Path, stage: str) -> Iterator[None]:
     """Convert errors of a block that restores a checkpoint into a ValueError that names the file."""
@@ -100,6 +106,14 @@ def checkpoint_errors(path: Path, stage: str) -> Iterator[None]:
             f"{path}: expected a checkpoint of this version and these settings, got {error!r:.300}; "
             f"`worldmodels {stage} --force` starts over"
         ) from error
+
+
+def check_weights(model: nn.Module) -> None:
+    """Check that the weights are finite and the ``config`` is JSON; ValueError or TypeError otherwise."""
+    json.dumps(model.config)
+    for name, tensor in model.state_dict().items():
+        if not np.isfinite(tensor.detach().cpu().float().numpy()).all():
+            raise ValueError(f"{name}: expected finite weights, got NaN or infinite ones")
 
 
 def save_model(path: Path, model: nn.Module, **metadata: Any) -> None:
@@ -130,7 +144,7 @@ def load_model(path: Path, kind: type[Model]) -> Model:
         with torch.device("meta"):  # allocates nothing: a config may describe more than the file holds
             read_config = getattr(kind, "read_config", None)  # reader of older files
             model = kind(**(read_config(metadata) if read_config else metadata["config"]))
-        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        tensors = {name: as_float32(tensor) for name, tensor in tensors.items()}
         complete = getattr(kind, "complete", None)  # of files that leave out zeros
         model.load_state_dict(complete(tensors) if complete else tensors, assign=True)
     except MemoryError:

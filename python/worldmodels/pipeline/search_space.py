@@ -74,7 +74,10 @@ def make_search_space(
     path = run_folder / "evolve" / "coordinates.safetensors"
     if not path.is_file():
         features = sample_features(load_world_model(run_folder), controller, seed)
-        basis = principal_components(features, components) if components else feature_scales(features)
+        try:
+            basis = principal_components(features, components) if components else feature_scales(features)
+        except ValueError as error:  # names the setting
+            raise ValueError(str(error).replace("count:", "evolve.pca_components:", 1)) from error
         save_tensors(path, {"origin": torch.from_numpy(origin), "basis": torch.from_numpy(basis)}, {})
     tensors, _ = load_tensors(path)
     with checkpoint_errors(path, "evolve"):

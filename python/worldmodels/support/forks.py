@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from types import TracebackType
+from typing import Any
 
 _IMPORTED_BY = os.getpid()
 _checked: dict[tuple[int, int], RuntimeError | None] = {}  # by process and thread
@@ -40,10 +41,10 @@ def check_threads_usable() -> None:
 
 
 class Lock:
-    """Mutex for the calls of one object. In a forked process it raises an error instead of a deadlock."""
+    """Mutex for the calls of one object. In a forked process or a signal handler it raises an error, not a deadlock."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock: Any = threading.RLock()  # knows the thread that holds it
         self._lost = False
         _locks.add(self)
 
@@ -51,14 +52,24 @@ class Lock:
         """Acquire the lock.
 
         Raises:
-            RuntimeError: This process was forked while another thread held the lock.
+            RuntimeError: This process was forked while another thread held the lock, or this thread holds it.
         """
         if self._lost:
             raise RuntimeError(
                 "this process was forked while another thread was using this object, whose state is therefore unknown "
                 "here: create objects in the forked process, or start workers with the 'spawn' method"
             )
-        self._lock.acquire()
+        if self._lock._is_owned():
+            raise RuntimeError(
+                "this object is in the middle of another call of this thread: a signal handler interrupted that call "
+                "and must not use the object"
+            )
+        try:
+            self._lock.acquire()
+        except BaseException:  # of a signal handler, which runs before or after the acquisition
+            if self._lock._is_owned():
+                self._lock.release()
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._lock.release()
@@ -73,7 +84,11 @@ _locks: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 def _forked() -> None:
     for lock in _locks:
-        lock._lost = lock._lock.locked()
+        if lock._lock._is_owned():
+            continue
+        lock._lost = not lock._lock.acquire(blocking=False)
+        if not lock._lost:
+            lock._lock.release()
 
 
 if hasattr(os, "register_at_fork"):
