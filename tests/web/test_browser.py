@@ -1,8 +1,10 @@
 """The page in Chromium: loading, keys, temperature, exactness, refusals, an image of one's own, evolution, touch."""
 
 import os
+import re
 import shutil
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -128,11 +130,11 @@ def test_one_file_works_from_disk_and_offline(browser, one_file):
         assert tab.js("[...document.querySelectorAll('main section')].map(one => one.id)") == SECTIONS
         assert tab.js("[...document.querySelectorAll('nav a')].length") == 6
         assert tab.page.is_hidden("#error") and tab.page.is_hidden("#loading")
-        # Every screen of the visible demonstration shows a picture.
+        # Every screen of the visible demonstration shows a frame.
         shown = "new Set(document.getElementById('play-canvas').getContext('2d').getImageData(0, 0, 64, 64).data).size"
         assert tab.js(shown) > 20
-        marks = tab.js("performance.getEntriesByName('first picture').map(one => one.startTime)")
-        print(f"\nfirst picture after {marks[0]:.0f} ms from disk")
+        marks = tab.js("performance.getEntriesByName('first frame').map(one => one.startTime)")
+        print(f"\nfirst frame after {marks[0]:.0f} ms from disk")
         evolve(tab)
         tab.check()
 
@@ -181,14 +183,11 @@ def test_keys_are_the_players_action(tab, key, action):
     assert np.array_equal(steps(tab, 12, key), found)
 
 
-@pytest.fixture(scope="module")
-def discrete(browser, page):
-    """A page of an M with two discrete actions, of five values and of two."""
-    names = ["noop", "Left", "right", "up", "fire", "stand", "jump"]
-    world = small_world(16, action_size=7, done_head=False, reward_head=True)
-    agents = {"agent": small_agent(world, squash="argmax", choices=(5, 2))}
+@contextmanager
+def toy(browser, page, world, agents, **changed):
+    """A tab with the page of a small M."""
     weights = small_bundle(world, agents=agents, max_steps=500)
-    about = {**page.about, "actions": names, "squash": "argmax", "films": {}, "exploited": None}
+    about = {**page.about, "films": {}, "exploited": None, **changed}
     with served(Page("toy", about, {WASM: page.data[WASM], WEIGHTS: weights})) as server:
         with Tab(browser, server.url) as opened:
             yield opened
@@ -196,12 +195,26 @@ def discrete(browser, page):
         server.shutdown()
 
 
+NAMES = ["noop", "go left", "go right", "Up", "fire", *(f"throw {number}" for number in range(9)), "stand", "jump"]
+
+
+@pytest.fixture(scope="module")
+def discrete(browser, page):
+    """A page of an M with two discrete actions, of 14 values and of two."""
+    world = small_world(16, action_size=16, done_head=False, reward_head=True)
+    agents = {"agent": small_agent(world, squash="argmax", choices=(14, 2))}
+    keys = {"left": (0, 1), "right": (0, 0, 1), "up": (0, 0, 0, 1)}
+    with toy(browser, page, world, agents, actions=NAMES, squash="argmax", keys=keys) as opened:
+        yield opened
+
+
 @pytest.mark.parametrize(
-    ("key", "chosen"), [(None, 0), ("ArrowLeft", 1), ("ArrowRight", 2), ("ArrowUp", 3), ("1", 4), ("2", 6)]
+    ("key", "chosen"),
+    [(None, 0), ("ArrowLeft", 1), ("ArrowRight", 2), ("ArrowUp", 3), ("1", 4), ("0", 13), ("q", 15), ("Q", 15)],
 )
 def test_keys_of_discrete_actions(discrete, key, chosen):
-    action = [1, 0, 0, 0, 0, 1, 0]
-    first = 5 if chosen > 4 else 0
+    action = [1, *[0] * 13, 1, 0]
+    first = 14 if chosen >= 14 else 0
     action[first], action[chosen] = 0, 1
     found = steps(discrete, 3, key)
     expected = discrete.js(
@@ -213,8 +226,84 @@ def test_keys_of_discrete_actions(discrete, key, chosen):
         [action, 1.0],
     )
     assert np.array_equal(found, np.array(expected, np.float32))
+
+
+def test_buttons_of_discrete_actions_name_their_keys(discrete):
     labels = discrete.js("[...document.querySelectorAll('#play-pad button')].map(one => one.title)")
-    assert labels == ["Left", "right", "up", "fire (key 1)", "jump (key 2)"]
+    assert labels[:5] == ["go left", "go right", "Up", "fire (key 1)", "throw 0 (key 2)"]
+    assert labels[-1] == "jump (key q)"
+    shown = discrete.page.locator("#play-pad button").all_inner_texts()
+    assert [shown[at] for at in (0, 1, 2, 3, -1)] == ["◀", "▶", "▲", "fire\xa01", "jump\xa0Q"]
+    keys = discrete.page.locator("#play-pad kbd").all_inner_texts()
+    assert keys == [*"1234567890Q"]
+
+
+@pytest.mark.parametrize("key", ["KeyQ", "Digit1"])
+def test_shift_holds_no_key(discrete, key):
+    """A key that is released with Shift has another name."""
+    steps(discrete, 0)
+    discrete.page.keyboard.down(key)
+    assert pressed(discrete) == 1
+    discrete.page.keyboard.down("Shift")
+    discrete.page.keyboard.up(key)
+    discrete.page.keyboard.up("Shift")
+    assert pressed(discrete) == 0
+
+
+@pytest.fixture(scope="module")
+def driver(browser, page):
+    """A page of an M with CarRacing's actions, without C; its wheel turns the other way."""
+    world = small_world(16, action_size=3, done_head=False, reward_head=True)
+    keys = {"left": (1.0,), "right": (-1.0,), "up": (0.0, 1.0), "down": (0.0, 0.0, 0.8)}
+    actions = ["steering", "gas", "brake"]
+    with toy(browser, page, world, {}, actions=actions, squash="carracing", keys=keys) as opened:
+        yield opened
+
+
+def test_without_an_agent_the_reader_plays(driver):
+    assert driver.page.inner_text("#play-message") == "Press an arrow key to play."
+    assert driver.page.locator("#play .with-agent").count() == 3
+    assert driver.page.locator("#play .with-agent:visible").count() == 0
+    driver.page.keyboard.press("m")
+    assert driver.js("worldmodels.shown.play.state.player") == "human"
+    assert driver.js("worldmodels.shown.play.state.waiting")
+    assert driver.page.inner_text("#play-who") == "You play"
+
+
+def test_keys_have_the_actions_of_the_task(driver):
+    """They act wherever the focus is, and the page stays in place."""
+    driver.js(
+        """() => {
+            const { dream, runner } = worldmodels.shown.play, step = dream.step.bind(dream);
+            dream.step = (action) => ((globalThis.taken = [...action]), step(action));
+            runner.stop();
+        }"""
+    )
+    driver.page.keyboard.press("ArrowLeft")
+    driver.page.keyboard.press(".")  # pauses
+    driver.page.wait_for_timeout(1000)  # until the view has scrolled
+    driver.js("document.activeElement.blur()")
+    place = driver.js("[scrollY, document.documentElement.scrollHeight - innerHeight]")
+    assert place[0] < place[1]
+
+    def taken(*keys):
+        driver.page.keyboard.press("r")
+        driver.page.keyboard.press("p")
+        for key in keys:
+            driver.page.keyboard.down(key)
+        driver.page.keyboard.press(".")
+        for key in keys:
+            driver.page.keyboard.up(key)
+        return driver.js("taken")
+
+    assert taken() == [0, 0, 0]
+    assert taken("ArrowLeft") == pytest.approx([0.15, 0, 0])
+    assert taken("ArrowRight", "ArrowUp") == pytest.approx([-0.15, 1, 0])
+    assert taken("ArrowDown") == pytest.approx([0, 0, 0.8])
+    driver.page.wait_for_timeout(300)
+    assert driver.js("scrollY") == place[0]
+    labels = driver.js("[...document.querySelectorAll('#play-pad button')].map(one => one.title)")
+    assert labels == ["steering left", "steering right", "gas", "brake"]
 
 
 def test_keys_move_the_player(tab):
@@ -228,14 +317,79 @@ def test_both_is_the_agent_until_a_key_is_pressed(tab):
     assert np.abs(steps(tab, 12, "ArrowLeft", "both") - steps(tab, 12, player="both")).max() > 0
 
 
+def pressed(tab):
+    return tab.js("document.querySelectorAll('#play-pad .on').length")
+
+
 def test_buttons_move_the_player(tab):
     steps(tab, 0)
     tab.page.hover("#play-pad button >> nth=1")
     tab.page.mouse.down()
-    assert tab.js("document.querySelectorAll('#play-pad .on').length") == 1
+    assert pressed(tab) == 1
     tab.page.keyboard.press(".")
     tab.page.mouse.up()
-    assert tab.js("document.querySelectorAll('#play-pad .on').length") == 0
+    assert pressed(tab) == 0
+
+
+@pytest.mark.parametrize("key", ["Space", "Enter"])
+def test_buttons_move_the_player_from_the_keyboard(tab, key):
+    expected = steps(tab, 3, "ArrowRight")
+    steps(tab, 0)
+    tab.page.focus("#play-pad button >> nth=1")
+    tab.page.keyboard.down(key)
+    assert pressed(tab) == 1
+    for _ in range(3):
+        tab.page.keyboard.press(".")
+    tab.page.keyboard.up(key)
+    assert pressed(tab) == 0
+    assert np.array_equal(z(tab), expected)
+    tab.page.keyboard.down(key)
+    tab.page.focus("#play-screen")
+    tab.page.keyboard.up(key)
+    assert pressed(tab) == 0
+
+
+def test_keys_work_after_every_button(tab):
+    focus = "document.activeElement.id"
+    for name in ("restart", "next", "step", "pause", "link"):
+        tab.page.click(f"#play-{name}")
+        tab.page.keyboard.down("ArrowLeft")
+        assert (pressed(tab), tab.js(focus)) == (1, "play-screen"), name
+        tab.page.keyboard.up("ArrowLeft")
+    for player in ("human", "human", "agent", "both"):
+        tab.page.click(f"#play-player label:has([value={player}])")
+        for _ in range(2):
+            tab.page.keyboard.press("ArrowRight")
+        assert (tab.js("worldmodels.shown.play.state.player"), tab.js(focus)) == (player, "play-screen")
+    # Who uses the keyboard stays where they are.
+    tab.page.focus("#play-restart")
+    tab.page.keyboard.press("Enter")
+    assert tab.js(focus) == "play-restart"
+    tab.page.focus("#play-player input[value=both]")
+    tab.page.keyboard.press("ArrowLeft")
+    assert tab.js("[worldmodels.shown.play.state.player, document.activeElement.value]") == ["agent", "agent"]
+
+
+def test_a_link_in_an_open_tab_starts_its_dream(tab):
+    steps(tab, 3)
+    tab.js("() => { location.hash = '#seed=77&temperature=0.5'; }")
+    tab.wait("worldmodels.shown.play.dream.seed === 77")
+    tab.wait("worldmodels.shown.play.dream.steps > 3")
+    assert tab.js("worldmodels.shown.play.dream.temperature") == 0.5
+    assert tab.page.input_value("#play-temperature") == "0.5"
+    assert tab.page.inner_text("#play-pause") == "Pause"
+    tab.js("() => { location.hash = '#evolve'; }")
+    tab.page.wait_for_timeout(300)
+    assert tab.js("worldmodels.shown.play.state.seed") == 77
+    tab.page.fill("#play-temperature", "1.15")
+
+
+def test_a_restart_clears_the_chart(tab):
+    steps(tab, 3)
+    paths = "[...document.querySelectorAll('#play-history > path')].map(one => one.getAttribute('d').length > 0)"
+    assert tab.js(paths) == [True, True]
+    steps(tab, 0)
+    assert tab.js(paths) == [False, False]
 
 
 def test_temperature_changes_the_dream(tab):
@@ -308,6 +462,13 @@ def test_seed_and_temperature_come_from_the_address(browser, server):
     with Tab(browser, f"{server.url}#seed=5&temperature=0.5") as tab:
         assert tab.js("worldmodels.shown.play.dream.seed") == 5
         assert tab.page.input_value("#play-temperature") == "0.5"
+        # Copying the link does not begin the reader's dream; M does.
+        tab.page.click("#play-link")
+        assert tab.page.url.endswith("#seed=5&temperature=0.50")
+        assert tab.js("worldmodels.shown.play.state.waiting") and tab.page.is_visible("#play-overlay")
+        tab.page.keyboard.press("m")
+        assert tab.js("[worldmodels.shown.play.state.player, worldmodels.shown.play.state.waiting]") == ["human", False]
+        assert tab.page.is_hidden("#play-overlay")
         tab.page.click("#play-next")
         assert tab.page.url.endswith("#seed=6&temperature=0.50")
         tab.check()
@@ -379,6 +540,44 @@ def test_evolution_runs_in_a_worker(browser, server):
         tab.check()
 
 
+def test_evolution_is_described(tab):
+    shown = tab.page.inner_text("#evolve > p")
+    assert "controller whose parameters are zero. Each candidate plays 2 dreams of at most 700 steps." in shown
+    ticks = tab.js("[...document.querySelectorAll('#evolve-chart text[text-anchor=end]')].map(one => one.textContent)")
+    assert ticks == ["0", "0.5", "1", "generation"]
+
+
+ONE_CANDIDATE = """
+    const post = Worker.prototype.postMessage;
+    Worker.prototype.postMessage = function (given) {
+        given.settings.popsize = 1;
+        post.call(this, given);
+    };
+"""
+
+
+def test_errors_are_shown_and_the_other_demonstrations_go_on(browser, server):
+    with Tab(browser, server.url, script=ONE_CANDIDATE) as tab:
+        tab.page.click("#evolve-start")
+        tab.wait("document.getElementById('evolve-status').textContent.startsWith('The evolution stopped: popsize: ')")
+        assert tab.page.inner_text("#evolve-start") == "Start"
+        tab.check()
+        tab.page.click("#play-restart")
+        tab.js("() => { worldmodels.shown.play.dream.step = () => { throw new Error('no memory'); }; }")
+        tab.page.wait_for_selector("#error:not([hidden])")
+        assert tab.page.inner_text("#error") == "A demonstration stopped: no memory"
+        assert tab.page.inner_text("#play-pause") == "Play"
+        assert tab.errors == ["no memory"]
+        tab.page.click("#memory-restart")
+        tab.wait("worldmodels.shown.memory.dream.steps > 3")
+        assert tab.js("document.getElementById('error').getBoundingClientRect().top") >= 0
+        tab.js("() => { Promise.reject(new Error('rejected')); }")
+        tab.wait("document.getElementById('error').textContent === 'A demonstration stopped: rejected'")
+        tab.js("() => { setTimeout(() => { throw new Error('thrown'); }); }")
+        tab.wait("document.getElementById('error').textContent === 'A demonstration stopped: thrown'")
+        assert tab.page.is_visible("main")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_plays_by_touch(browser, server, scheme):
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
@@ -386,6 +585,8 @@ def test_a_phone_plays_by_touch(browser, server, scheme):
         assert tab.js("document.documentElement.scrollWidth") <= 390
         tab.page.tap("#play-start")
         tab.wait("worldmodels.shown.play.dream.steps > 2")
+        tab.wait("document.getElementById('play-pad').getBoundingClientRect().bottom <= innerHeight")
+        assert tab.js("document.getElementById('play-screen').getBoundingClientRect().top") >= 0
         assert tab.js("worldmodels.shown.play.state.player") == "human"
         red = "getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]"
         assert (int(tab.js(red)) < 100) == (scheme == "dark")
@@ -448,5 +649,12 @@ def test_speed_is_reported(tab):
             return [step, time(50, () => worldmodels.world.decode(z))];
         }"""
     )
-    print(f"\n{found[0]:.2f} ms a step of the dream, {found[1]:.2f} ms a decoded picture")
+    print(f"\n{found[0]:.2f} ms a step of the dream, {found[1]:.2f} ms a decoded frame")
     assert all(value > 0 for value in found)
+    tab.page.click("#play-restart")
+    tab.wait("document.getElementById('timing').textContent.includes('frames a second')")
+    # A frame for every step at most, whatever the rate of the display.
+    tab.wait("worldmodels.shown.play.runner.frames > 10")
+    tab.page.wait_for_timeout(1500)
+    print(shown := tab.page.inner_text("#timing"))
+    assert 0 < int(re.search(r"(\d+) frames a second", shown)[1]) <= 36

@@ -16,6 +16,7 @@ from conftest import make_mdnrnn, make_vae
 from worldmodels.cli import main
 from worldmodels.models.weights import save_model
 from worldmodels.pipeline.config import Config
+from worldmodels.pipeline.dream_page import make_page
 from worldmodels.support.files import write_json
 from worldmodels.web import page as pages
 from worldmodels.web.film import Film, write_film
@@ -236,7 +237,14 @@ def test_a_run_without_c_has_a_page(run_folder, tmp_path, capsys):
     assert "dream.html (" in capsys.readouterr().out
     about = json.loads(re.search(r'id="about">(.*?)</script>', (tmp_path / "dream.html").read_text())[1])
     assert about["films"] == {} and about["exploited"] is None and about["scores"] == {}
+    assert about["keys"] == {"left": [-1.0], "right": [1.0]} and about["evolution"]["maxSteps"] == 700
     assert set(about["blocks"]) == {WASM, WEIGHTS}
+
+
+def test_keys_and_lengths_are_those_of_the_task(run_folder):
+    about = make_page(run_folder, Config(task="pendulum")).about
+    assert about["keys"] == {"left": (1.0,), "right": (-1.0,)}
+    assert about["evolution"]["maxSteps"] == 200
 
 
 @pytest.mark.parametrize(("name", "file"), [("V", "vae/vae.safetensors"), ("M", "rnn/rnn.safetensors")])

@@ -81,6 +81,7 @@ def make_page(folder: Path, config: Config) -> Page:
         "task": task.name,
         "description": f"In {title}, {rules}" if colon else task.description,
         "actions": list(task.actions),
+        "keys": dict(task.keys),
         "squash": task.squash,
         "frames_per_second": task.frames_per_second,
         "score": task.score,
@@ -89,7 +90,12 @@ def make_page(folder: Path, config: Config) -> Page:
         "scores": _scores(folder).to_json(),
         "exploited": exploited,
         "has_reward": task.dream_has_reward(world.mdnrnn),
-        "evolution": {**_EVOLUTION, "features": config.evolve.features, "squash": task.squash},
+        "evolution": {
+            **_EVOLUTION,
+            "maxSteps": min(_EVOLUTION["maxSteps"], max_steps),
+            "features": config.evolve.features,
+            "squash": task.squash,
+        },
     }
     return Page(title, about, data)
 

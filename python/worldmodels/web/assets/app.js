@@ -126,8 +126,8 @@ async function film(files, about) {
   return new Film(about, image);
 }
 
-/** Seed and temperature of the address: #seed=5&temperature=1.15. */
-function start(about, info) {
+/** Seed and temperature of the address, such as #seed=5&temperature=1.15. */
+function start(info) {
   const asked = new URLSearchParams(location.hash.slice(1));
   const number = (name, low, high, otherwise) => {
     const value = asked.has(name) ? Number(asked.get(name)) : NaN;
@@ -142,7 +142,7 @@ const strong = (text) => element("strong", {}, text);
 function exploited(world, about, recorded) {
   const { agent, temperature, termination, dream, game } = about.exploited, longest = world.info.maxSteps;
   const result = about.survival
-    ? `survives ${count(dream.mean)} of ${count(longest)} steps; in the real game it dies after ${count(game.mean)}`
+    ? `survives ${count(dream.mean)} of ${count(longest)} steps; the real game terminates after ${count(game.mean)}`
     : `scores ${count(dream.mean)}; in the real game it scores ${count(game.mean)}`;
   $("#exploited-text").textContent =
     `This controller was evolved at temperature ${temperature}, where the dream is nearly deterministic and errors of M repeat. ` +
@@ -192,15 +192,16 @@ async function main() {
   const world = await WorldModel.load({ wasm, weights });
   about.agents = world.info.agents.filter((name) => name !== about.exploited?.agent);
   about.choices = about.squash === "argmax" ? (world.info.controllers[about.agents[0]]?.choices ?? [about.actions.length]) : [];
-  about.start = start(about, world.info);
+  about.start = start(world.info);
   $("#loading").hidden = true;
   $("main").hidden = false;
 
   const played = play(world, about), shown = { play: played };
+  addEventListener("hashchange", () => location.hash.includes("=") && played.open(start(world.info)));
   globalThis.worldmodels = { world, shown, timing, WorldModel };
-  // The first picture is on the screen before everything else is loaded and set up.
+  // The first frame is on the screen before everything else is loaded and set up.
   await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
-  performance.mark("first picture");
+  performance.mark("first frame");
   const [agentFilm, exploitedFilm] = await Promise.all([film(files, about.films.agent), film(files, about.films.exploited)]);
   const demonstrations = {
     exploited: () => exploited(world, about, exploitedFilm),
@@ -214,20 +215,40 @@ async function main() {
     await new Promise((resolve) => setTimeout(resolve));
   }
   document.documentElement.dataset.ready = "true";
+  reportSpeed(played.runner);
+}
+
+/** Show every second what a step and a frame of the dream take, and the frames a second since the last time. */
+function reportSpeed(runner) {
+  let { frames, seconds } = runner, rate = "";
   setInterval(() => {
-    const rate = timing.frame ? `, ${Math.round(1000 / timing.frame)} pictures a second` : "";
-    $("#timing").textContent = `On this device: ${timing.step.toFixed(2)} ms a step of the dream, ${timing.picture.toFixed(2)} ms a decoded picture${rate}.`;
+    if (runner.seconds - seconds > 0.5) {
+      rate = `, ${Math.round((runner.frames - frames) / (runner.seconds - seconds))} frames a second`;
+      ({ frames, seconds } = runner);
+    }
+    $("#timing").textContent = `On this device: ${timing.step.toFixed(2)} ms a step of the dream, ${timing.decode.toFixed(2)} ms a decoded frame${rate}.`;
   }, 1000);
 }
 
+const known = (error) => error instanceof PageError || error?.name === "WorldModelError";
+
+/** Show an error: of the page, or of a demonstration once the page is loaded. */
+function show(error) {
+  const what = document.documentElement.dataset.ready ? "A demonstration" : "The page";
+  $("#error").hidden = false;
+  $("#error").textContent = known(error) ? error.message : `${what} stopped: ${error?.message ?? error}`;
+}
+
 function failed(error) {
-  const known = error instanceof PageError || error?.name === "WorldModelError";
   $("#loading").hidden = true;
   $("main").hidden = true;
-  $("#error").hidden = false;
-  $("#error").textContent = known ? error.message : `The page stopped: ${error?.message ?? error}`;
-  if (!known) console.error(error);
+  show(error);
+  if (!known(error)) console.error(error);
 }
 
 if (typeof document === "undefined") onmessage = (event) => evolveInWorker(WorldModel, event);
-else main().catch(failed);
+else {
+  addEventListener("error", ({ error }) => error && show(error)); // none with a notice, such as that of a ResizeObserver
+  addEventListener("unhandledrejection", ({ reason }) => show(reason));
+  main().catch(failed);
+}

@@ -4,13 +4,17 @@ import { $, Chart, Runner, badge, count, paint, slider } from "./ui.js";
 /** Name of the agent that is evolved. */
 export const YOURS = "yours";
 
-/** The worker: one message per generation, until it is terminated. */
+/** The worker: one message per generation, until it is terminated, or one with the error that ended it. */
 export async function evolveInWorker(WorldModel, { data: { wasm, weights, settings } }) {
-  const world = await WorldModel.load({ wasm, weights });
-  const search = world.evolution(settings), { shape } = search;
-  for (;;) {
-    const start = performance.now(), found = search.generation();
-    postMessage({ ...found, shape, parameters: search.parameters, seconds: (performance.now() - start) / 1000 });
+  try {
+    const world = await WorldModel.load({ wasm, weights });
+    const search = world.evolution(settings), { shape } = search;
+    for (;;) {
+      const start = performance.now(), found = search.generation();
+      postMessage({ ...found, shape, parameters: search.parameters, seconds: (performance.now() - start) / 1000 });
+    }
+  } catch (error) {
+    postMessage({ error: error.message });
   }
 }
 
@@ -19,7 +23,7 @@ export function evolve(world, about, files, createWorker, useAgent) {
   const section = $("#evolve"), status = $("#evolve-status"), start = $("#evolve-start");
   const state = { worker: null, lines: [], seed: 1, episode: 1 };
   const dream = world.dream({ seed: 1 });
-  const chart = new Chart($("#evolve-chart"), { height: 230, x: [0, 10], y: [0, 100], labelY: about.score, labelX: "generation", format: count });
+  const chart = new Chart($("#evolve-chart"), { height: 230, x: [0, 10], y: [0, 100], labelY: about.score, labelX: "generation" });
   chart.redraw = curves;
   slider($("#evolve-population"), $("#evolve-population-value"), String, reset);
   const temperature = slider($("#evolve-temperature"), $("#evolve-temperature-value"), (value) => value.toFixed(2), reset);
@@ -48,6 +52,7 @@ export function evolve(world, about, files, createWorker, useAgent) {
   }
 
   function received({ data }) {
+    if (data.error) return failed(data.error);
     state.lines.push(data);
     world.setAgent(YOURS, data.parameters, data.shape);
     if (state.lines.length === 1) {
@@ -69,6 +74,11 @@ export function evolve(world, about, files, createWorker, useAgent) {
     start.textContent = state.lines.length ? "Start again" : "Start";
   }
 
+  function failed(message) {
+    stop();
+    status.textContent = `The evolution stopped: ${message}.`;
+  }
+
   function reset() {
     stop();
     state.lines = [];
@@ -88,10 +98,7 @@ export function evolve(world, about, files, createWorker, useAgent) {
     status.textContent = "Scoring the first generation";
     state.worker = createWorker();
     state.worker.onmessage = received;
-    state.worker.onerror = (event) => {
-      stop();
-      status.textContent = `The evolution stopped: ${event.message || "the worker could not start"}.`;
-    };
+    state.worker.onerror = (event) => failed(event.message || "the worker could not start");
     const settings = {
       ...about.evolution,
       popsize: Number($("#evolve-population").value),
@@ -104,6 +111,8 @@ export function evolve(world, about, files, createWorker, useAgent) {
   start.addEventListener("click", () => (state.worker ? stop() : begin()));
   $("#evolve-reset").addEventListener("click", reset);
   $("#evolve-take").addEventListener("click", () => useAgent(YOURS));
+  $("#evolve-episodes").textContent = count(about.evolution.episodes);
+  $("#evolve-steps").textContent = count(about.evolution.maxSteps);
   temperature(dream.temperature);
   return { state };
 }

@@ -1,4 +1,4 @@
-// M: the mixture density of a latent, and the value that was drawn from it.
+// M: the mixture density of a latent, and the value that was sampled from it.
 import { $, Chart, Runner, badge, count, oneHot, paint, pauseButton, slider, still } from "./ui.js";
 
 const POINTS = 161, SHOWN = 140; // points of a curve; steps of the series

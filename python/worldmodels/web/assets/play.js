@@ -6,31 +6,32 @@ const HISTORY = 10; // seconds
 const KEYS = "1234567890qwertyuiopasdfghjklzxcvbnm".replace(/[rpm]/g, ""); // without those of commands
 const ARROWS = { left: "◀", right: "▶", up: "▲", down: "▼" };
 
-/** Keys and buttons of the actions: two directions each, or one for each value of a discrete action but its first. */
+const clip = (value, most) => Math.max(-most, Math.min(most, value));
+const activates = ({ key }) => key === " " || key === "Enter";
+
+/** Keys and buttons of the actions: arrows, or one for each value of a discrete action but its first. */
 function controls(about) {
   if (about.choices.length) return values(about);
-  const car = about.squash === "carracing";
-  const [name = "left / right"] = about.actions, [low, high] = name.includes(" / ") ? name.split(" / ") : ["less", "more"];
-  const directions = [
-    { key: "ArrowLeft", sign: "◀", name: car ? "steer left" : low },
-    { key: "ArrowRight", sign: "▶", name: car ? "steer right" : high },
-  ];
-  if (car) directions.push({ key: "ArrowUp", sign: "▲", name: "gas" }, { key: "ArrowDown", sign: "▼", name: "brake" });
-  else if (about.actions.length > 1)
-    directions.push({ key: "ArrowDown", sign: "▼", name: `less ${about.actions[1]}` }, { key: "ArrowUp", sign: "▲", name: `more ${about.actions[1]}` });
-  return directions;
+  const { actions, squash } = about;
+  // A second dimension has keys even where the task names none.
+  const ways = Object.entries(squash === "tanh" && actions.length > 1 ? { up: [0, 1], down: [0, -1], ...about.keys } : about.keys);
+  const dimension = (action) => Math.max(0, action.findIndex(Boolean));
+  return ways.map(([way, action]) => {
+    const of = dimension(action), ends = actions[of].split(" / "), alone = ways.filter(([, other]) => dimension(other) === of).length === 1;
+    const name = ends.length === 2 ? ends[action[of] < 0 ? 0 : 1] : alone ? actions[of] : `${actions[of]} ${way}`;
+    return { key: `arrow${way}`, sign: ARROWS[way], name, action };
+  });
 }
 
-/** Keys of discrete actions: arrows by name, then `KEYS`; `at` is the index of a value in the one-hot vectors. */
-function values({ choices, actions }) {
-  const found = [], free = [...KEYS], arrows = new Map(Object.entries(ARROWS));
+/** Keys of discrete actions: the task's arrows, then `KEYS`; `at` is the index of a value in the one-hot vectors. */
+function values({ choices, actions, keys }) {
+  const found = [], free = [...KEYS], arrows = new Map(Object.entries(keys).map(([way, action]) => [action.indexOf(1), way]));
   let first = 0;
   for (const count of choices) {
     for (let at = first + 1; at < first + count; at++) {
-      const name = actions[at], way = name.toLowerCase(), sign = arrows.get(way);
-      const key = sign ? `Arrow${way[0].toUpperCase()}${way.slice(1)}` : free.shift();
-      arrows.delete(way);
-      found.push({ key: key ?? String(at), sign: sign ?? name, name: sign || !key ? name : `${name} (key ${key})`, at });
+      const name = actions[at], way = arrows.get(at), letter = way ? undefined : free.shift();
+      if (way) found.push({ key: `arrow${way}`, sign: ARROWS[way], name, at });
+      else found.push({ key: letter ?? `value ${at}`, letter, sign: name, name: letter ? `${name} (key ${letter})` : name, at });
     }
     first += count;
   }
@@ -41,7 +42,7 @@ function values({ choices, actions }) {
 class Hands {
   constructor(about, keys) {
     this.about = about;
-    this.places = new Map(keys.map(({ key, at }) => [key, at]));
+    this.keys = new Map(keys.map((one) => [one.key, one]));
     this.pressed = new Map(); // key -> what holds it down
     this.wheel = 0;
   }
@@ -50,27 +51,20 @@ class Hands {
     return this.pressed.size > 0;
   }
 
-  is(key) {
-    return this.pressed.has(key) ? 1 : 0;
-  }
-
   action() {
-    if (this.about.choices.length) return oneHot(this.about, [...this.pressed.keys()].reverse().map((key) => this.places.get(key)));
-    const action = new Float32Array(this.about.actions.length), way = this.is("ArrowRight") - this.is("ArrowLeft");
-    if (this.about.squash === "carracing") {
-      this.wheel += Math.max(-RAMP, Math.min(RAMP, way - this.wheel));
-      action.set([this.wheel, this.is("ArrowUp"), this.is("ArrowDown")]);
-    } else {
-      action[0] = way;
-      if (action.length > 1) action[1] = this.is("ArrowUp") - this.is("ArrowDown");
-    }
+    const held = [...this.pressed.keys()].map((key) => this.keys.get(key));
+    if (this.about.choices.length) return oneHot(this.about, held.reverse().map(({ at }) => at));
+    const sum = new Float32Array(this.about.actions.length);
+    for (const { action } of held) action.forEach((value, at) => (sum[at] += value));
+    const action = sum.map((value) => clip(value, 1));
+    if (this.about.squash === "carracing") action[0] = this.wheel += clip(action[0] - this.wheel, RAMP);
     return action;
   }
 }
 
-/** Set up the demonstration; returns a function that changes the agent that plays. */
+/** Set up the demonstration; returns its dream, its runner, and functions that start another agent or dream. */
 export function play(world, about) {
-  const section = $("#play"), screen = $("#play-screen"), canvas = $("#play-canvas"), overlay = $("#play-overlay");
+  const section = $("#play"), view = $(".view", section), screen = $("#play-screen"), canvas = $("#play-canvas"), overlay = $("#play-overlay");
   const dream = world.dream({ seed: about.start.seed, temperature: about.start.temperature });
   const keys = controls(about), hands = new Hands(about, keys), rate = about.frames_per_second;
   const state = { seed: about.start.seed, player: "agent", agent: about.agents[0], total: 0, best: 0, over: false, chance: null, waiting: true };
@@ -123,7 +117,7 @@ export function play(world, about) {
   }
 
   function draw() {
-    timed("picture", () => paint(canvas, world.decode(dream.z)));
+    timed("decode", () => paint(canvas, world.decode(dream.z)));
     $("#play-steps").textContent = count(dream.steps);
     $("#play-return").textContent = count(state.total);
     $("#play-best").textContent = count(state.best);
@@ -139,8 +133,7 @@ export function play(world, about) {
   }
 
   function chart() {
-    if (!past.length) return history.line("past", "fill", []);
-    const last = past.at(-1)[0], log = (chance) => Math.max(0, 1 + Math.log10(Math.max(chance, 1e-9)) / 3);
+    const last = past.at(-1)?.[0] ?? 0, log = (chance) => Math.max(0, 1 + Math.log10(Math.max(chance, 1e-9)) / 3);
     history.range([last - HISTORY * rate, last], [0, 1]);
     const points = past.map(([at, chance]) => [at, log(chance)]);
     history.line("past", "fill", points);
@@ -158,39 +151,46 @@ export function play(world, about) {
     choose(player);
     restart(about.start.seed);
     pause(false);
+    if (player !== "agent") view.scrollIntoView({ block: "nearest" }); // the pad too
   }
+
+  /** Seed and temperature, as the address has them. */
+  const hash = () => `#seed=${state.seed}&temperature=${dream.temperature.toFixed(2)}`;
 
   /** Keep seed and temperature in the address, so that it can be shared. */
   function address() {
-    const hash = `#seed=${state.seed}&temperature=${dream.temperature.toFixed(2)}`;
-    if (!state.waiting) window.history.replaceState(null, "", hash);
-    return location.href.split("#")[0] + hash;
+    if (!state.waiting) window.history.replaceState(null, "", hash());
   }
 
-  // Keys work while the screen or nothing has the focus.
+  // Keys work while the screen, a button of an action or nothing has the focus.
   const heard = (event) =>
     !event.ctrlKey && !event.metaKey && !event.altKey &&
-    (screen.contains(event.target) || (event.target === document.body && section.getBoundingClientRect().bottom > 80));
+    (view.contains(event.target) || (event.target === document.body && section.getBoundingClientRect().bottom > 80));
   document.addEventListener("keydown", (event) => {
     if (!heard(event)) return;
-    const held = keys.find((one) => one.key === event.key);
+    const key = event.key.toLowerCase(), held = hands.keys.get(key);
     const commands = {
       r: () => (state.waiting = false, restart(), pause(false)),
       p: () => pause(runner.running),
       ".": () => (pause(true), runner.once()),
-      m: () => choose(state.player === "human" ? "agent" : "human"),
+      m: () => state.agent && (state.waiting ? begin("human") : choose(state.player === "human" ? "agent" : "human")),
       "+": () => warm(0.05), "=": () => warm(0.05), "-": () => warm(-0.05),
     };
-    const command = commands[event.key.toLowerCase()];
-    if (held && (!held.key.match(/Up|Down/) || screen.contains(event.target))) {
+    const command = commands[key];
+    // Until the dream is played, up and down scroll the page.
+    if (held && (!key.match(/up|down/) || !state.waiting || view.contains(event.target))) {
       if (state.waiting) begin("human");
-      hold(held.key, "key", true);
-    } else if (command && (!event.repeat || "+=-.".includes(event.key))) command();
-    else if ((event.key === " " || event.key === "Enter") && event.target === screen) again();
+      hold(key, event.code, true);
+    } else if (command && (!event.repeat || "+=-.".includes(key))) command();
+    else if (activates(event) && event.target === screen) again();
     else return;
     event.preventDefault();
   });
-  document.addEventListener("keyup", (event) => hold(event.key, "key", false));
+  document.addEventListener("keyup", (event) => {
+    // By its code too: with Shift pressed since, a key has another name.
+    for (const [key, by] of hands.pressed)
+      if (by === event.code || (by !== "pad" && key === event.key.toLowerCase())) hold(key, by, false);
+  });
   window.addEventListener("blur", () => (hands.pressed.clear(), marks()));
 
   function again() {
@@ -216,21 +216,24 @@ export function play(world, about) {
   function marks() {
     for (const [key, button] of pads) button.classList.toggle("on", hands.pressed.has(key));
   }
-  for (const { key, sign, name } of keys) {
+  for (const { key, letter, sign, name } of keys) {
     const button = element("button", { type: "button", "aria-label": name, title: name }, sign);
-    button.addEventListener("pointerdown", (event) => {
-      button.setPointerCapture(event.pointerId);
+    if (letter) button.append("\u00a0", element("kbd", {}, letter.toUpperCase()));
+    const press = () => {
       if (state.waiting) begin("human");
       hold(key, "pad", true);
-    });
-    for (const kind of ["pointerup", "pointercancel", "lostpointercapture"])
+    };
+    button.addEventListener("pointerdown", (event) => (button.setPointerCapture(event.pointerId), press()));
+    button.addEventListener("keydown", (event) => activates(event) && press());
+    button.addEventListener("keyup", (event) => activates(event) && hold(key, "pad", false));
+    for (const kind of ["pointerup", "pointercancel", "lostpointercapture", "blur"])
       button.addEventListener(kind, () => hold(key, "pad", false));
     button.addEventListener("contextmenu", (event) => event.preventDefault());
     pads.set(key, $("#play-pad").appendChild(button));
   }
 
   if (about.choices.length) {
-    $("#play-keys").textContent = "the buttons name those of the actions";
+    $("#play-keys").textContent = "those in the buttons act";
     screen.ariaLabel = screen.ariaLabel.replace("arrows move", $("#play-keys").textContent);
   }
   $("#play-start").addEventListener("click", () => {
@@ -247,9 +250,10 @@ export function play(world, about) {
     restart(Number.isInteger(seed) && seed >= 0 && seed < 2 ** 32 ? seed : state.seed);
   });
   $("#play-link").addEventListener("click", async (event) => {
-    const button = event.target, link = ((state.waiting = false), address());
+    const button = event.target;
+    window.history.replaceState(null, "", hash());
     try {
-      await navigator.clipboard.writeText(link);
+      await navigator.clipboard.writeText(location.href);
       button.textContent = "Copied";
     } catch {
       button.textContent = "In the address bar";
@@ -257,8 +261,15 @@ export function play(world, about) {
     setTimeout(() => (button.textContent = "Copy link"), 2000);
   });
 
+  // After a click, which has a detail, the keys play: a button or a radio button would keep them to itself. Later, as the
+  // click on a label moves the focus.
+  for (const name of ["player", "pause", "step", "restart", "next", "link"])
+    $(`#play-${name}`).addEventListener("click", ({ detail }) => detail && setTimeout(() => screen.focus({ preventScroll: true })));
+
+  offer();
   if (!state.agent) {
-    $("#play-player").hidden = true;
+    $("#play-message").textContent = keys.some(({ letter }) => !letter) ? "Press an arrow key to play." : "Press a key to play.";
+    screen.ariaLabel = screen.ariaLabel.replace(" M lets the agent play,", "");
     state.player = "human";
   }
   $("#play-termination").hidden = !world.info.doneHead;
@@ -266,5 +277,26 @@ export function play(world, about) {
   temperature(about.start.temperature);
   restart();
   pause(still());
-  return { dream, state, useAgent: (name) => ((state.agent = name), begin("agent"), section.scrollIntoView()) };
+
+  /** Offer an agent where there is one. */
+  function offer() {
+    for (const part of section.querySelectorAll(".with-agent")) part.hidden = !state.agent;
+  }
+
+  function useAgent(name) {
+    state.agent = name;
+    offer();
+    begin("agent");
+    section.scrollIntoView();
+  }
+
+  /** Start the dream of a seed and a temperature. */
+  function open(start) {
+    about.start = start;
+    temperature(start.temperature);
+    restart(start.seed);
+    if (!state.waiting) pause(false);
+  }
+
+  return { dream, state, runner, useAgent, open };
 }

@@ -28,7 +28,7 @@ export function oneHot({ choices, actions }, wanted = []) {
   return action;
 }
 
-/** Show a 64x64 picture, RGBA bytes, on a canvas. */
+/** Show a 64x64 frame, RGBA bytes, on a canvas. */
 export function paint(canvas, rgba) {
   canvas.getContext("2d").putImageData(new ImageData(rgba, 64, 64), 0, 0);
 }
@@ -50,7 +50,7 @@ export function slider(input, output, format, changed) {
   return (value) => ((input.value = value), show());
 }
 
-/** A recorded episode: frames in a sheet of 64x64 pictures. */
+/** A recorded episode: 64x64 frames in one image. */
 export class Film {
   constructor(about, image) {
     Object.assign(this, about); // title, frames, columns, steps_per_frame, steps, complete
@@ -65,24 +65,32 @@ export class Film {
   }
 }
 
-/** Milliseconds of computing, exponentially averaged: a step of a dream, and a step with its picture. */
-export const timing = { step: 0, picture: 0, frame: 0 };
+/** Milliseconds of computing, exponentially averaged: a step of a dream, and a decoded frame on its canvas. */
+export const timing = { step: 0, decode: 0 };
 export function timed(name, work) {
   const start = performance.now(), result = work(), spent = performance.now() - start;
   timing[name] = timing[name] ? timing[name] + 0.05 * (spent - timing[name]) : spent;
   return result;
 }
 
-const MOST_STEPS = 4; // per picture: a slow device plays slower instead of falling behind
+const MOST_STEPS = 4; // per frame: a slow device plays slower instead of falling behind
 const runners = new Set();
 const visible = new Map();
 let observer, before = 0;
 
 function frame(now) {
   const elapsed = Math.min(now - before, 250);
-  if (before) timing.frame = timing.frame ? timing.frame + 0.05 * (elapsed - timing.frame) : elapsed;
   before = now;
-  for (const runner of runners) runner.advance(elapsed / 1000);
+  for (const runner of runners) {
+    try {
+      runner.advance(elapsed / 1000);
+    } catch (error) {
+      runner.stop();
+      queueMicrotask(() => {
+        throw error; // to the window's listener; the other runners go on
+      });
+    }
+  }
   if (runners.size) requestAnimationFrame(frame);
 }
 
@@ -90,6 +98,7 @@ function frame(now) {
 export class Runner {
   constructor(element, rate, step, draw) {
     Object.assign(this, { element, rate, step, draw, due: 0, running: false });
+    this.seconds = this.frames = 0; // of running visibly
     observer ??= new IntersectionObserver((entries) => entries.forEach((one) => visible.set(one.target, one.isIntersecting)));
     observer.observe(element);
     if (runners.add(this).size === 1) requestAnimationFrame(frame);
@@ -97,10 +106,16 @@ export class Runner {
 
   advance(seconds) {
     if (!this.running || !visible.get(this.element)) return;
+    this.seconds += seconds;
     this.due = Math.min(this.due + seconds * this.rate, MOST_STEPS);
     if (this.due < 1) return;
     for (; this.due >= 1 && this.running; this.due--) this.step();
     this.draw();
+    this.frames++;
+  }
+
+  stop() {
+    this.running = false;
   }
 
   /** Step once, whether it runs or not. */
@@ -117,6 +132,7 @@ export function pauseButton(button, ...paused) {
     button.textContent = pause ? "Play" : "Pause";
     button.setAttribute("aria-pressed", String(pause));
   };
+  for (const runner of paused) runner.stop = () => set(true);
   button.addEventListener("click", () => set(paused[0].running));
   return set;
 }
@@ -131,10 +147,10 @@ export class Chart {
   /**
    * @param {SVGElement} svg
    * @param {{height: number, x?: [number, number], y?: [number, number], ticksX?: number, ticksY?: number,
-   *   labelX?: string, labelY?: string, format?: (value: number) => string}} options
+   *   labelX?: string, labelY?: string, format?: (value: number) => string, formatX?: (value: number) => string}} options
    */
   constructor(svg, options) {
-    Object.assign(this, { svg, ticksX: 5, ticksY: 3, left: 40, bottom: 18, format: (value) => String(value), ...options });
+    Object.assign(this, { svg, ticksX: 5, ticksY: 3, left: 40, bottom: 18, format: trim, formatX: trim, ...options });
     this.layers = new Map();
     svg.style.height = `${this.height}px`;
     this.axes = svg.appendChild(document.createElementNS(SVG, "g"));
@@ -164,7 +180,7 @@ export class Chart {
     const low = this.height - this.bottom;
     this.axes.replaceChildren();
     rule(low);
-    for (const tick of ticks(...x, this.ticksX)) place(this.formatX?.(tick) ?? trim(tick), this.toX(tick), this.height - 3, "middle");
+    for (const tick of ticks(...x, this.ticksX)) place(this.formatX(tick), this.toX(tick), this.height - 3, "middle");
     for (const tick of ticks(...y, this.ticksY)) {
       if (tick > y[0]) rule(this.toY(tick));
       place(this.format(tick), this.left - 6, this.toY(tick) + 4, "end");
@@ -213,7 +229,7 @@ export class Chart {
   }
 }
 
-const trim = (value) => String(Number(value.toFixed(2)));
+const trim = (value) => value.toLocaleString("en-US", { maximumFractionDigits: 2 });
 
 function ticks(low, high, about) {
   const span = high - low, power = 10 ** Math.floor(Math.log10(span / about));

@@ -96,7 +96,7 @@ export function vision(world, about, film) {
   return { latents: sliders.map(({ latent }) => latent) };
 }
 
-/** Pictures of a dream, every eighth step. */
+/** Frames of a dream, every eighth step. */
 function dreamed(world, about) {
   const dream = world.dream({ seed: 1 }), frames = [];
   for (let at = 0; at < 8 * SAMPLED; at++) {
