@@ -40,7 +40,7 @@ from worldmodels.pipeline.tasks import preset
 from worldmodels.training import rnn as train_rnn
 from worldmodels.training import vae as train_vae
 from worldmodels.training.distributed import Ranks
-from worldmodels.training.optim import MicroBatches
+from worldmodels.training.optim import ChannelsLastAdam, MicroBatches
 
 ROUNDS = 5
 CPU = torch.device("cpu")
@@ -137,10 +137,11 @@ def plain_vae_step(
 def our_vae_step(
     model: ConvVAE, optimizer: torch.optim.Optimizer, config: TrainVAEConfig
 ) -> Callable[[np.ndarray, int], float]:
-    pieces = MicroBatches("bench", "frames", config.batch, "")
+    pieces = MicroBatches("bench", "frames", config.batch_size, "")
+    network = train_vae.training_network(model, config.precision)
 
     def step(frames: np.ndarray, number: int) -> float:
-        losses = train_vae._step(model, optimizer, frames, config.lr, config, 0, number, pieces, Ranks())
+        losses = train_vae._step(network, optimizer, frames, config.lr, config, 0, number, pieces, Ranks())
         return losses[0].item()
 
     return step
@@ -156,7 +157,7 @@ def vae_steps(
     ours.to(memory_format=torch.channels_last)
     return (
         plain_vae_step(plain, torch.optim.Adam(plain.parameters(), lr=lr), config),
-        our_vae_step(ours, torch.optim.Adam(ours.parameters(), lr=lr, fused=True), config),
+        our_vae_step(ours, ChannelsLastAdam(ours.parameters(), lr), config),
         plain,
         ours,
     )

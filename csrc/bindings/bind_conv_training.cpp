@@ -31,6 +31,18 @@ std::unique_ptr<Training> make_training(long long side, long long channels, long
     return std::unique_ptr<Training>(new Training{ConvTraining(shape), {}});
 }
 
+const ConvTrainingKernels& kernels_for(const std::string& precision) {
+    const Kernels& target = current_simd_target();
+    if (precision == "float32") return target.conv;
+    if (precision == "emulated_bfloat16") return target.testing.conv_bfloat16;
+    if (precision != "bfloat16")
+        throw py::value_error("precision: expected float32 or bfloat16, got '" + precision + "'");
+    if (target.conv_bfloat16 == nullptr)
+        throw py::value_error(std::string("precision: bfloat16 needs the SIMD level avx512_bf16, got ") +
+                              target.name);
+    return *target.conv_bfloat16;
+}
+
 int checked_batch(const py::array& array, const std::string& name) {
     return checked_integer(array.ndim() > 0 ? array.shape(0) : 0, 1, name + ": B", kMaxFrames);
 }
@@ -48,7 +60,8 @@ const float* checked_bias(const std::optional<py::array>& array, int size) {
 }
 
 Floats convolve(Training& self, const py::array& images, const py::array& weights,
-                const std::optional<py::array>& bias, bool relu, long long num_threads) {
+                const std::optional<py::array>& bias, bool relu, const std::string& precision,
+                long long num_threads) {
     const ConvShape& s = self.object.shape();
     const float* const from = checked_images(s, images);
     const float* const w = checked_weights(s, weights);
@@ -56,16 +69,18 @@ Floats convolve(Training& self, const py::array& images, const py::array& weight
     const int batch = checked_batch(images, "images"), threads = checked_threads(num_threads);
     Floats features(std::vector<py::ssize_t>{batch, s.out_side(), s.out_side(), s.filters});
     float* const to = features.mutable_data();
+    const ConvTrainingKernels& kernels = kernels_for(precision);
     {
         const py::gil_scoped_release release;
         const std::lock_guard guard(self.lock);
-        self.object.convolve_unchecked(current_simd_target(), batch, from, w, b, relu, threads, to);
+        self.object.convolve_unchecked(kernels, batch, from, w, b, relu, threads, to);
     }
     return features;
 }
 
 Floats transpose(Training& self, const py::array& features, const py::array& weights,
-                 const std::optional<py::array>& bias, bool relu, long long num_threads) {
+                 const std::optional<py::array>& bias, bool relu, const std::string& precision,
+                 long long num_threads) {
     const ConvShape& s = self.object.shape();
     const float* const from = checked_features(s, features);
     const float* const w = checked_weights(s, weights);
@@ -73,16 +88,17 @@ Floats transpose(Training& self, const py::array& features, const py::array& wei
     const int batch = checked_batch(features, "features"), threads = checked_threads(num_threads);
     Floats images(std::vector<py::ssize_t>{batch, s.side, s.side, s.channels});
     float* const to = images.mutable_data();
+    const ConvTrainingKernels& kernels = kernels_for(precision);
     {
         const py::gil_scoped_release release;
         const std::lock_guard guard(self.lock);
-        self.object.transpose_unchecked(current_simd_target(), batch, from, w, b, relu, threads, to);
+        self.object.transpose_unchecked(kernels, batch, from, w, b, relu, threads, to);
     }
     return images;
 }
 
 Floats weight_gradient(Training& self, const py::array& images, const py::array& features,
-                       long long num_threads) {
+                       const std::string& precision, long long num_threads) {
     const ConvShape& s = self.object.shape();
     const float* const image = checked_images(s, images);
     const int batch = checked_batch(images, "images"), threads = checked_threads(num_threads);
@@ -90,10 +106,11 @@ Floats weight_gradient(Training& self, const py::array& images, const py::array&
         checked<float>(features, "features", {batch, s.out_side(), s.out_side(), s.filters});
     Floats gradient(std::vector<py::ssize_t>{s.filters, s.kernel, s.kernel, s.channels});
     float* const to = gradient.mutable_data();
+    const ConvTrainingKernels& kernels = kernels_for(precision);
     {
         const py::gil_scoped_release release;
         const std::lock_guard guard(self.lock);
-        self.object.weight_gradient_unchecked(current_simd_target(), batch, image, feature, threads, to);
+        self.object.weight_gradient_unchecked(kernels, batch, image, feature, threads, to);
     }
     return gradient;
 }
@@ -110,8 +127,8 @@ py::tuple relu_backward(const py::array& output, const py::array& gradient, long
     float* const sums = bias.mutable_data();
     {
         const py::gil_scoped_release release;
-        relu_backward_unchecked(current_simd_target(), output.size() / channels, channels, out, from, threads,
-                                to, sums);
+        relu_backward_unchecked(current_simd_target().conv, output.size() / channels, channels, out, from,
+                                threads, to, sums);
     }
     return py::make_tuple(before, bias);
 }
@@ -126,10 +143,11 @@ void bind_conv_training(pybind11::module_& m) {
 
     py::class_<Training>(m, "ConvTraining")
         .def(py::init(&make_training), py::kw_only(), "side"_a, "channels"_a, "filters"_a, "kernel"_a)
-        .def("convolve", &convolve, "images"_a, "weights"_a, "bias"_a, py::kw_only(), "relu"_a,
+        .def("convolve", &convolve, "images"_a, "weights"_a, "bias"_a, py::kw_only(), "relu"_a, "precision"_a,
              "num_threads"_a)
         .def("transpose", &transpose, "features"_a, "weights"_a, "bias"_a, py::kw_only(), "relu"_a,
-             "num_threads"_a)
-        .def("weight_gradient", &weight_gradient, "images"_a, "features"_a, py::kw_only(), "num_threads"_a);
+             "precision"_a, "num_threads"_a)
+        .def("weight_gradient", &weight_gradient, "images"_a, "features"_a, py::kw_only(), "precision"_a,
+             "num_threads"_a);
     m.def("relu_backward", &relu_backward, "output"_a, "gradient"_a, py::kw_only(), "num_threads"_a);
 }

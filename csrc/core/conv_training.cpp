@@ -2,7 +2,9 @@
 #include "core/conv_training.hpp"
 
 #include <algorithm>
+#include <bit>
 
+#include "core/packing.hpp"
 #include "core/parallel.hpp"
 
 namespace worldmodels {
@@ -12,11 +14,14 @@ constexpr int kColumns = 32;          // whole panels on every target
 constexpr int kDepth = 256;           // products in a panel that stays in the L1 cache
 constexpr int kRows = 96;             // windows for which a panel is read once
 constexpr int kTerms = 256;           // products of a weight's gradient that stay in the L2 cache
-constexpr int kSlice = 64;            // frames whose windows are copied at once
+constexpr int kSlice = 16;            // frames that are copied at once
 constexpr std::int64_t kSums = 4096;  // rows of a partial sum of a bias's gradient
 
 constexpr int padded(int count) {
     return (count + kColumns - 1) / kColumns * kColumns;
+}
+float bfloat16_pair(float low, float high) {
+    return std::bit_cast<float>(bfloat16(low) | bfloat16(high) << 16);
 }
 constexpr std::size_t product(int a, int b) {
     return static_cast<std::size_t>(a) * static_cast<std::size_t>(b);
@@ -34,13 +39,23 @@ float* ConvTraining::Buffer::reserve(std::size_t count) {
     return data.get();
 }
 
-ConvTraining::ConvTraining(const ConvShape& shape)
-    : shape_(shape), line_(shape.kernel * shape.channels), padded_line_(padded(line_)), length_(line_) {
-    while (length_ > kDepth) length_ = length_ % 2 == 0 ? length_ / 2 : shape.channels;
+// pixel: floats of a pixel.
+ConvTraining::Operand ConvTraining::operand(const ConvShape& shape, int pixel) {
+    Operand found{pixel, shape.side * pixel, shape.kernel * pixel, {}};
+    const int line = found.length;
+    while (found.length > kDepth) found.length = found.length % 2 == 0 ? found.length / 2 : pixel;
     for (int y = 0; y < shape.kernel; ++y)
-        for (int at = 0; at < line_; at += length_)
-            segments_.push_back(std::ptrdiff_t{y} * shape.side * shape.channels + at);
+        for (int at = 0; at < line; at += found.length)
+            found.segments.push_back(std::ptrdiff_t{y} * found.line + at);
+    return found;
 }
+
+ConvTraining::ConvTraining(const ConvShape& shape)
+    : shape_(shape),
+      line_(shape.kernel * shape.channels),
+      padded_line_(padded(line_)),
+      whole_(operand(shape, shape.channels)),
+      half_(operand(shape, (shape.channels + 1) / 2)) {}
 
 // Outside the parallel loops, which cannot throw.
 void ConvTraining::start_threads(int threads, int rows, std::size_t scratch) {
@@ -53,42 +68,69 @@ void ConvTraining::start_threads(int threads, int rows, std::size_t scratch) {
     }
 }
 
-std::size_t ConvTraining::window_at(std::size_t row) const {
+std::size_t ConvTraining::window_at(const Operand& operand, std::size_t row) const {
     const std::size_t frame = row / static_cast<std::size_t>(shape_.positions());
     const int position = static_cast<int>(row % static_cast<std::size_t>(shape_.positions()));
     const int y = position / shape_.out_side(), x = position % shape_.out_side();
-    return frame * shape_.image_size() + product(2 * (y * shape_.side + x), shape_.channels);
+    return (frame * static_cast<std::size_t>(shape_.side) + static_cast<std::size_t>(2 * y)) *
+               static_cast<std::size_t>(operand.line) +
+           product(2 * x, operand.pixel);
 }
 
 std::ptrdiff_t ConvTraining::place_of(int column) const {
     return std::ptrdiff_t{column / padded_line_} * shape_.side * shape_.channels + column % padded_line_;
 }
 
-void ConvTraining::convolve_unchecked(const Kernels& kernels, int batch, const float* images,
+void ConvTraining::convolve_unchecked(const ConvTrainingKernels& kernels, int batch, const float* images,
                                       const float* weights, const float* bias, bool relu, int threads,
                                       float* features) {
-    const int columns = kernels.conv.columns, window = shape_.window(), filters = shape_.filters;
+    const bool pairs = kernels.pack == 2;
+    const Operand& operand = pairs ? half_ : whole_;
+    const int columns = kernels.columns, filters = shape_.filters, channels = shape_.channels;
+    const int taps = shape_.kernel * shape_.kernel, depth = taps * operand.pixel;
     const std::size_t rows = product(batch, shape_.positions());
-    float* const panels = panels_.reserve(product(window, filters));
+    float* const panels = panels_.reserve(product(depth, filters));
     const int blocks = static_cast<int>((rows + kRows - 1) / kRows);
     threads = threads_for(blocks, threads);
     start_threads(threads, kRows, 0);
     parallel_for_blocks(filters / columns, threads, [&](int panel, int) {  // transposed
-        const float* const from = weights + product(panel * columns, window);
-        float* const to = panels + product(panel * columns, window);
-        for (int first = 0; first < window; first += kColumns) {
-            const int next = std::min(first + kColumns, window);
-            for (int c = 0; c < columns; ++c)
-                for (int k = first; k < next; ++k) to[k * columns + c] = from[c * window + k];
+        const float* const from = weights + product(panel * columns, shape_.window());
+        float* const to = panels + product(panel * columns, depth);
+        for (int first = 0; first < depth; first += kColumns) {
+            const int next = std::min(first + kColumns, depth);
+            for (int c = 0; c < columns; ++c) {
+                const float* const own = from + product(c, shape_.window());
+                for (int k = first; k < next; ++k) {
+                    const int channel = 2 * (k % operand.pixel);
+                    const float* const pair = own + k / operand.pixel * channels + channel;
+                    to[k * columns + c] =
+                        pairs ? bfloat16_pair(pair[0], channel + 1 < channels ? pair[1] : 0.0F) : own[k];
+                }
+            }
         }
     });
-    const int at_once = std::max(1, kDepth / length_), segments = static_cast<int>(segments_.size());
+    if (pairs) {
+        const std::size_t size = product(shape_.side, operand.line);
+        float* const packed = right_.reserve(static_cast<std::size_t>(batch) * size);
+        parallel_for_blocks(batch, threads, [&](int frame, int) {
+            const float* from = images + static_cast<std::size_t>(frame) * shape_.image_size();
+            float* to = packed + static_cast<std::size_t>(frame) * size;
+            if (channels % 2 == 0)
+                return kernels.pack_neighbours(static_cast<std::int64_t>(2 * size), from, to);
+            for (int pixel = 0; pixel < shape_.side * shape_.side; ++pixel, from += channels)
+                for (int c = 0; c < channels; c += 2)
+                    *to++ = bfloat16_pair(from[c], c + 1 < channels ? from[c + 1] : 0.0F);
+        });
+        images = packed;
+    }
+    const int at_once = std::max(1, kDepth / operand.length);
+    const int segments = static_cast<int>(operand.segments.size());
     parallel_for_blocks(blocks, threads, [&](int block, int thread) {
         Thread& own = threads_[static_cast<std::size_t>(thread)];
         const std::size_t first = product(block, kRows);
         const std::size_t count = std::min<std::size_t>(kRows, rows - first);
         for (std::size_t i = 0; i < count; ++i) {
-            own.in[i] = images + window_at(first + i);
+            own.in[i] = images + window_at(operand, first + i);
             own.out[i] = features + (first + i) * static_cast<std::size_t>(filters);
             if (bias != nullptr)
                 std::copy_n(bias, filters, own.out[i]);
@@ -97,10 +139,10 @@ void ConvTraining::convolve_unchecked(const Kernels& kernels, int batch, const f
         }
         for (int column = 0; column < filters; column += columns)
             for (int s = 0; s < segments; s += at_once)
-                kernels.conv.add_products(static_cast<int>(count), own.in.data(), segments_.data() + s,
-                                          std::min(at_once, segments - s), length_,
-                                          panels + product(column, window) + product(s * length_, columns),
-                                          own.out.data(), column);
+                kernels.add_products(static_cast<int>(count), own.in.data(), operand.segments.data() + s,
+                                     std::min(at_once, segments - s), operand.length,
+                                     panels + product(column, depth) + product(s * operand.length, columns),
+                                     own.out.data(), column);
         if (relu) {
             float* const out = own.out[0];
             for (std::size_t i = 0; i < count * static_cast<std::size_t>(filters); ++i)
@@ -109,14 +151,16 @@ void ConvTraining::convolve_unchecked(const Kernels& kernels, int batch, const f
     });
 }
 
-void ConvTraining::transpose_unchecked(const Kernels& kernels, int batch, const float* features,
+void ConvTraining::transpose_unchecked(const ConvTrainingKernels& kernels, int batch, const float* features,
                                        const float* weights, const float* bias, bool relu, int threads,
                                        float* images) {
-    const int columns = kernels.conv.columns, filters = shape_.filters, channels = shape_.channels;
+    const bool pairs = kernels.pack == 2;
+    const int columns = kernels.columns, filters = shape_.filters, channels = shape_.channels;
+    const int depth = filters / kernels.pack;
     const int positions = shape_.positions(), window = shape_.window(), width = padded(window);
     // a panel of one pixel goes where it belongs: no two windows have the pixel in the same place
     const bool whole = channels % kColumns == 0;
-    float* const panels = panels_.reserve(product(filters, width));
+    float* const panels = panels_.reserve(product(depth, width));
     // frames of a block, whose windows read a panel once
     const int most = std::max(1, (batch + threads - 1) / threads);
     const int frames = std::clamp((kRows / 2 + positions - 1) / positions, 1, most);
@@ -124,13 +168,26 @@ void ConvTraining::transpose_unchecked(const Kernels& kernels, int batch, const 
     threads = threads_for(blocks, threads);
     start_threads(threads, frames * positions, whole ? 0 : product(kRows, width));
     parallel_for_blocks(width / columns, threads, [&](int panel, int) {
-        const int count = std::clamp(window - panel * columns, 0, columns);
-        float* to = panels + product(filters * panel, columns);
-        for (int f = 0; f < filters; ++f, to += columns) {
-            std::copy_n(weights + product(f, window) + panel * columns, count, to);
+        const int first = panel * columns, count = std::clamp(window - first, 0, columns);
+        float* to = panels + product(depth, first);
+        for (int f = 0; f < filters; f += kernels.pack, to += columns) {
+            const float* const row = weights + product(f, window) + first;
+            if (pairs)
+                kernels.pack_rows(count, row, row + window, to);
+            else
+                std::copy_n(row, count, to);
             std::fill_n(to + count, columns - count, 0.0F);
         }
     });
+    if (pairs) {
+        const std::size_t size = shape_.features_size();
+        float* const packed = left_.reserve(static_cast<std::size_t>(batch) * size / 2);
+        parallel_for_blocks(batch, threads, [&](int frame, int) {
+            const std::size_t at = static_cast<std::size_t>(frame) * size;
+            kernels.pack_neighbours(static_cast<std::int64_t>(size), features + at, packed + at / 2);
+        });
+        features = packed;
+    }
     constexpr std::ptrdiff_t kStart = 0;
     parallel_for_blocks(blocks, threads, [&](int block, int thread) {
         Thread& own = threads_[static_cast<std::size_t>(thread)];
@@ -146,25 +203,25 @@ void ConvTraining::transpose_unchecked(const Kernels& kernels, int batch, const 
         float* const scratch = own.scratch.data.get();
         for (int i = 0; i < rows; ++i) {
             const auto at = static_cast<std::size_t>(i);
-            own.in[at] = features + (start + at) * static_cast<std::size_t>(filters);
-            own.out[at] = whole ? images + window_at(start + at) : scratch + product(i % kRows, width);
+            own.in[at] = features + (start + at) * static_cast<std::size_t>(depth);
+            own.out[at] =
+                whole ? images + window_at(whole_, start + at) : scratch + product(i % kRows, width);
         }
         if (whole)
             for (int column = 0; column < width; column += columns)
-                kernels.conv.add_products(rows, own.in.data(), &kStart, 1, filters,
-                                          panels + product(column, filters), own.out.data(),
-                                          place_of(column));
+                kernels.add_products(rows, own.in.data(), &kStart, 1, depth, panels + product(column, depth),
+                                     own.out.data(), place_of(column));
         else
             for (int from = 0; from < rows; from += kRows) {
                 const int some = std::min(kRows, rows - from);
                 std::fill_n(scratch, product(some, width), 0.0F);
                 for (int column = 0; column < width; column += columns)
-                    kernels.conv.add_products(some, own.in.data() + from, &kStart, 1, filters,
-                                              panels + product(column, filters), own.out.data(), column);
+                    kernels.add_products(some, own.in.data() + from, &kStart, 1, depth,
+                                         panels + product(column, depth), own.out.data(), column);
                 for (int i = 0; i < some; ++i) {
-                    float* to = images + window_at(start + static_cast<std::size_t>(from + i));
+                    float* to = images + window_at(whole_, start + static_cast<std::size_t>(from + i));
                     for (int y = 0; y < shape_.kernel; ++y, to += product(shape_.side, channels))
-                        kernels.conv.add_line(line_, own.out[static_cast<std::size_t>(i)] + y * line_, to);
+                        kernels.add_line(line_, own.out[static_cast<std::size_t>(i)] + y * line_, to);
                 }
             }
         if (relu)
@@ -172,50 +229,79 @@ void ConvTraining::transpose_unchecked(const Kernels& kernels, int batch, const 
     });
 }
 
-void ConvTraining::weight_gradient_unchecked(const Kernels& kernels, int batch, const float* images,
-                                             const float* features, int threads, float* gradient) {
-    const int columns = kernels.conv.columns, filters = shape_.filters, width = shape_.kernel * padded_line_;
-    const int groups = (filters + kernels.conv.filters - 1) / kernels.conv.filters;
+void ConvTraining::weight_gradient_unchecked(const ConvTrainingKernels& kernels, int batch,
+                                             const float* images, const float* features, int threads,
+                                             float* gradient) {
+    const bool pairs = kernels.pack == 2;  // of a window and the one to its right
+    const int columns = kernels.columns, filters = shape_.filters, width = shape_.kernel * padded_line_;
+    const int groups = (filters + kernels.filters - 1) / kernels.filters;
     const int panels = width / columns, tiles = panels * groups;
-    const int positions = shape_.positions(), frames = std::max(1, kTerms / positions);
-    const bool whole =
-        line_ == padded_line_;  // else a panel reads beyond a line, and the last one beyond the image
+    const int out = shape_.out_side(), across = (out + kernels.pack - 1) / kernels.pack, terms = out * across;
+    const int frames = std::max(1, kTerms / terms);
+    const bool whole = line_ == padded_line_;
+    const bool copies =
+        pairs || !whole;  // a panel would read beyond a line, and the last one beyond the images
+    const std::size_t size = shape_.image_size(), left_size = product(terms, filters);
+    const auto next = static_cast<std::size_t>(2 * shape_.channels);  // from a window to the one to its right
     threads = threads_for(tiles, threads);
-    start_threads(threads, frames * positions, product(frames * positions, kernels.conv.filters));
+    start_threads(threads, frames * terms, product(frames * terms, kernels.filters));
     float* const sums = whole ? gradient : gradient_.reserve(product(filters, width));
     for (int from = 0; from < batch; from += kSlice) {
         const int slice = std::min(kSlice, batch - from);
-        const float* image = images + static_cast<std::size_t>(from) * shape_.image_size();
-        if (!whole) {
-            float* const copy = images_.reserve(
-                static_cast<std::size_t>(std::min(batch, kSlice)) * shape_.image_size() + kColumns);
-            std::copy_n(image, static_cast<std::size_t>(slice) * shape_.image_size(), copy);
-            image = copy;
+        const float* image = images + static_cast<std::size_t>(from) * size;
+        const float* left = features + static_cast<std::size_t>(from) * shape_.features_size();
+        if (copies) {
+            const auto most = static_cast<std::size_t>(std::min(batch, kSlice));
+            float* const right_copy = right_.reserve(most * size + kColumns);
+            float* const left_copy = pairs ? left_.reserve(most * left_size) : nullptr;
+            parallel_for_blocks(slice, threads, [&](int frame, int) {
+                const float* const own = image + static_cast<std::size_t>(frame) * size;
+                float* const to = right_copy + static_cast<std::size_t>(frame) * size;
+                if (!pairs) {
+                    std::copy_n(own, size, to);
+                    return;
+                }
+                const std::size_t paired = size - std::min(size, next);
+                kernels.pack_rows(static_cast<std::int64_t>(paired), own, own + next, to);
+                kernels.pack_rows(static_cast<std::int64_t>(size - paired), own + paired, nullptr,
+                                  to + paired);
+                const float* row = left + static_cast<std::size_t>(frame) * shape_.features_size();
+                float* row_to = left_copy + static_cast<std::size_t>(frame) * left_size;
+                for (int y = 0; y < out; ++y)
+                    for (int x = 0; x < out; x += 2, row_to += filters) {
+                        kernels.pack_rows(filters, row, x + 1 < out ? row + filters : nullptr, row_to);
+                        row += x + 1 < out ? 2 * filters : filters;
+                    }
+            });
+            image = right_copy;
+            if (pairs) left = left_copy;
         }
-        const float* const feature = features + static_cast<std::size_t>(from) * shape_.features_size();
         // every thread sums its own tiles, over all frames in their order
         parallel_for_blocks(threads, threads, [&](int part, int thread) {
             Thread& own = threads_[static_cast<std::size_t>(thread)];
             const int begin = static_cast<int>(std::int64_t{tiles} * part / threads);
             const int end = static_cast<int>(std::int64_t{tiles} * (part + 1) / threads);
-            float* const left = own.scratch.data.get();
+            float* const group_left = own.scratch.data.get();
             for (int frame = 0; frame < slice; frame += frames) {
-                const int count = std::min(frames, slice - frame) * positions;
-                const std::size_t row = product(frame, positions);
-                for (std::size_t i = 0; i < static_cast<std::size_t>(count); ++i)
-                    own.in[i] = image + window_at(row + i);
+                const int count = std::min(frames, slice - frame) * terms;
+                for (int i = 0; i < count; ++i) {
+                    const int y = i % terms / across, x = i % across * kernels.pack;
+                    own.in[static_cast<std::size_t>(i)] =
+                        image + window_at(whole_, product(frame + i / terms, out * out) +
+                                                      static_cast<std::size_t>(y * out + x));
+                }
                 for (int tile = begin; tile < end; ++tile) {
                     const int group = tile / panels, column = tile % panels * columns;
                     const int first = static_cast<int>(std::int64_t{filters} * group / groups);
                     const int some = static_cast<int>(std::int64_t{filters} * (group + 1) / groups) - first;
                     if (tile == begin || column == 0) {
-                        const float* values = feature + row * static_cast<std::size_t>(filters) + first;
+                        const float* values = left + static_cast<std::size_t>(frame) * left_size + first;
                         for (int i = 0; i < count; ++i, values += filters)
-                            std::copy_n(values, some, left + i * some);
+                            std::copy_n(values, some, group_left + i * some);
                     }
-                    kernels.conv.add_outer_products(some, count, left, own.in.data(), place_of(column),
-                                                    from == 0 && frame == 0,
-                                                    sums + product(first, width) + column, width);
+                    kernels.add_outer_products(some, count, group_left, own.in.data(), place_of(column),
+                                               from == 0 && frame == 0, sums + product(first, width) + column,
+                                               width);
                 }
             }
         });
@@ -225,15 +311,16 @@ void ConvTraining::weight_gradient_unchecked(const Kernels& kernels, int batch, 
             std::copy_n(sums + product(line, padded_line_), line_, gradient + product(line, line_));
 }
 
-void relu_backward_unchecked(const Kernels& kernels, std::int64_t count, int channels, const float* output,
-                             const float* gradient, int threads, float* before, float* sums) {
+void relu_backward_unchecked(const ConvTrainingKernels& kernels, std::int64_t count, int channels,
+                             const float* output, const float* gradient, int threads, float* before,
+                             float* sums) {
     const int blocks = static_cast<int>((count + kSums - 1) / kSums);
     const AlignedFloats partial = aligned_floats(product(blocks, channels));
     parallel_for_blocks(blocks, threads_for(blocks, threads), [&](int block, int) {
         const std::int64_t first = block * kSums;
-        kernels.conv.relu_backward(std::min(kSums, count - first), channels, output + first * channels,
-                                   gradient + first * channels, before + first * channels,
-                                   partial.get() + product(block, channels));
+        kernels.relu_backward(std::min(kSums, count - first), channels, output + first * channels,
+                              gradient + first * channels, before + first * channels,
+                              partial.get() + product(block, channels));
     });
     std::fill_n(sums, channels, 0.0F);
     for (int block = 0; block < blocks; ++block)

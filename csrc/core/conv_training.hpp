@@ -1,4 +1,4 @@
-// Training of V's convolutions, in float32.
+// Training of V's convolutions, with float32 or bfloat16 products and float32 sums.
 #pragma once
 
 #include <vector>
@@ -37,13 +37,13 @@ class ConvTraining {
     const ConvShape& shape() const { return shape_; }
     // features = the convolution of the images, plus the bias (filters) where there is one, its ReLU if
     // asked.
-    void convolve_unchecked(const Kernels& kernels, int batch, const float* images, const float* weights,
-                            const float* bias, bool relu, int threads, float* features);
+    void convolve_unchecked(const ConvTrainingKernels& kernels, int batch, const float* images,
+                            const float* weights, const float* bias, bool relu, int threads, float* features);
     // images = the transposed convolution of the features, plus the bias (channels), its ReLU if asked.
-    void transpose_unchecked(const Kernels& kernels, int batch, const float* features, const float* weights,
-                             const float* bias, bool relu, int threads, float* images);
+    void transpose_unchecked(const ConvTrainingKernels& kernels, int batch, const float* features,
+                             const float* weights, const float* bias, bool relu, int threads, float* images);
     // gradient (filters, kernel, kernel, channels) of the weights: that of one side, the values of the other.
-    void weight_gradient_unchecked(const Kernels& kernels, int batch, const float* images,
+    void weight_gradient_unchecked(const ConvTrainingKernels& kernels, int batch, const float* images,
                                    const float* features, int threads, float* gradient);
 
   private:
@@ -59,24 +59,32 @@ class ConvTraining {
         std::vector<float*> out;
     };
 
-    // Where the first pixel of a window lies; rows number the windows of all images.
-    std::size_t window_at(std::size_t row) const;
+    // Images as an operand, in floats that hold `pack` values: a pixel, a line, the parts of a window that
+    // are contiguous and their length.
+    struct Operand {
+        int pixel, line, length;
+        std::vector<std::ptrdiff_t> segments;
+    };
+
+    static Operand operand(const ConvShape& shape, int pixel);
+    // Where a window begins; rows number the windows of all images.
+    std::size_t window_at(const Operand& operand, std::size_t row) const;
     // Where column `column` of a window with padded lines lies in the image.
     std::ptrdiff_t place_of(int column) const;
     void start_threads(int threads, int rows, std::size_t scratch);
 
     ConvShape shape_;
-    int line_;                              // contiguous floats of a window
-    int padded_line_;                       // whole panels
-    int length_;                            // floats of a line in one product
-    std::vector<std::ptrdiff_t> segments_;  // where they begin in the image
-    Buffer panels_, images_, gradient_;
+    int line_;              // values of a window's line
+    int padded_line_;       // whole panels
+    Operand whole_, half_;  // of values, of pairs of neighbours
+    Buffer panels_, left_, right_, gradient_;
     std::vector<Thread> threads_;
 };
 
 // before (count, channels) = the gradient before a layer's ReLU, from that of its output; sums (channels) =
 // the gradient of the bias. The same bits for any number of threads.
-void relu_backward_unchecked(const Kernels& kernels, std::int64_t count, int channels, const float* output,
-                             const float* gradient, int threads, float* before, float* sums);
+void relu_backward_unchecked(const ConvTrainingKernels& kernels, std::int64_t count, int channels,
+                             const float* output, const float* gradient, int threads, float* before,
+                             float* sums);
 
 }  // namespace worldmodels

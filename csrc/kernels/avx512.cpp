@@ -43,6 +43,7 @@ constexpr Kernels with_bfloat16(Kernels kernels) {
     kernels.step_bfloat16 = step_avx512_bfloat16;
     kernels.widths_bfloat16 = full_widths();
     kernels.multiply_adds_bfloat16 = multiply_adds_avx512_bfloat16;
+    kernels.conv_bfloat16 = &conv_avx512_bfloat16;
     kernels.rnn_bfloat16 = &rnn_avx512_bfloat16;
     return kernels;
 }

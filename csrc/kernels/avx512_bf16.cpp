@@ -14,13 +14,8 @@ namespace {
 #include "kernels/bfloat16-inl.hpp"
 #include "kernels/matmul-inl.hpp"
 #include "kernels/rnn_training-inl.hpp"
+#include "kernels/conv_training-inl.hpp"
 // clang-format on
-
-// Rounds to the nearest bfloat16, ties to even; the result is in the upper half.
-inline VecU round_bfloat16(VecF x) {
-    const VecU bits = reinterpret_cast<VecU>(x);
-    return (bits + 0x7FFFU + ((bits >> 16) & 1U)) & 0xFFFF0000U;
-}
 
 struct Bfloat16 : Bfloat16Pairs {
     static VecF one() { return as_float(splat_int(0x3F803F80)); }
@@ -48,6 +43,7 @@ int step_avx512_bfloat16(const ModelView& m, const ControllerView* controller, c
     return step_lanes<Bfloat16>(m, controller, s, block, lanes);
 }
 
+constinit const ConvTrainingKernels conv_avx512_bfloat16 = conv_training_kernels<Bfloat16>();
 constinit const RNNKernels rnn_avx512_bfloat16 = rnn_kernels<Bfloat16>();
 
 double multiply_adds_avx512_bfloat16(int rounds) {

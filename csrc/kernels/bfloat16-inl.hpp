@@ -7,6 +7,11 @@ inline std::uint32_t round_bfloat16(float x) {
     return (bits + 0x7FFFU + ((bits >> 16) & 1U)) & 0xFFFF0000U;
 }
 
+inline VecU round_bfloat16(VecF x) {
+    const VecU bits = as_bits(x);
+    return (bits + 0x7FFFU + ((bits >> 16) & 1U)) & 0xFFFF0000U;
+}
+
 // A pair of bfloat16 in one float, the earlier one in the low half.
 inline float bfloat16_pair(float low, float high) {
     const std::uint32_t word = round_bfloat16(low) >> 16 | round_bfloat16(high);

@@ -1,6 +1,7 @@
-// Convolutions of V's training: matrix products whose operands are read where they lie, in float32.
+// Convolutions of V's training: matrix products whose operands are read where they lie.
 //
-// Every sum runs over its products in order with fused multiply-adds: its bits do not depend on its place.
+// P is the arithmetic of the products, with P::kPack of them in one float of an operand. Every sum runs over
+// its products in order with fused multiply-adds: its bits do not depend on its place.
 
 inline constexpr int kConvRows = kMatmulRows < 8 ? kMatmulRows : 8;  // as many addresses as fit the registers
 
@@ -9,7 +10,7 @@ inline void store_unaligned(float* p, VecF x) {
 }
 
 // out[r] + at (kMatmulColumns) += the sum of left[r][offsets[s] + k] * panel[s * length + k] over s and k.
-template <int R>
+template <class P, int R>
 inline void add_rows(const float* const* left, const std::ptrdiff_t* offsets, int segments, int length,
                      const float* panel, float* const* out, std::ptrdiff_t at) {
     VecF acc[R][kMatmulVectors];
@@ -27,9 +28,9 @@ inline void add_rows(const float* const* left, const std::ptrdiff_t* offsets, in
             for (int n = 0; n < kMatmulVectors; ++n) w[n] = load(panel + n * kLanes);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
-                const VecF each = splat(x[r][k]);
+                const VecF each = P::broadcast(x[r] + k);
 #pragma GCC unroll 4
-                for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = fma(w[n], each, acc[r][n]);
+                for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = P::multiply_add(w[n], each, acc[r][n]);
             }
         }
     }
@@ -39,23 +40,24 @@ inline void add_rows(const float* const* left, const std::ptrdiff_t* offsets, in
         for (int n = 0; n < kMatmulVectors; ++n) store_unaligned(out[r] + at + n * kLanes, acc[r][n]);
 }
 
-template <int R = kConvRows>
+template <class P, int R = kConvRows>
 inline void add_group(int rows, const float* const* left, const std::ptrdiff_t* offsets, int segments,
                       int length, const float* panel, float* const* out, std::ptrdiff_t at) {
     if constexpr (R > 1)
-        if (rows < R) return add_group<R - 1>(rows, left, offsets, segments, length, panel, out, at);
-    add_rows<R>(left, offsets, segments, length, panel, out, at);
+        if (rows < R) return add_group<P, R - 1>(rows, left, offsets, segments, length, panel, out, at);
+    add_rows<P, R>(left, offsets, segments, length, panel, out, at);
 }
 
+template <class P>
 void add_products(int rows, const float* const* left, const std::ptrdiff_t* offsets, int segments, int length,
                   const float* panel, float* const* out, std::ptrdiff_t at) {
     for (int first = 0; first < rows; first += kConvRows)
-        add_group(rows - first < kConvRows ? rows - first : kConvRows, left + first, offsets, segments,
-                  length, panel, out + first, at);
+        add_group<P>(rows - first < kConvRows ? rows - first : kConvRows, left + first, offsets, segments,
+                     length, panel, out + first, at);
 }
 
 // out + r * stride (kMatmulColumns) = or += the sum of left[m * R + r] * right[m][at ...] over m.
-template <int R>
+template <class P, int R>
 inline void add_outer_rows(int count, const float* left, const float* const* right, std::ptrdiff_t at,
                            bool from_zero, float* out, std::ptrdiff_t stride) {
     VecF acc[R][kMatmulVectors];
@@ -70,9 +72,9 @@ inline void add_outer_rows(int count, const float* left, const float* const* rig
         for (int n = 0; n < kMatmulVectors; ++n) y[n] = load_unaligned(right[m] + at + n * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const VecF each = splat(left[r]);
+            const VecF each = P::broadcast(left + r);
 #pragma GCC unroll 4
-            for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = fma(y[n], each, acc[r][n]);
+            for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = P::multiply_add(y[n], each, acc[r][n]);
         }
     }
 #pragma GCC unroll 16
@@ -81,12 +83,13 @@ inline void add_outer_rows(int count, const float* left, const float* const* rig
         for (int n = 0; n < kMatmulVectors; ++n) store_unaligned(out + r * stride + n * kLanes, acc[r][n]);
 }
 
-template <int R = kMatmulRows>
+template <class P, int R = kMatmulRows>
 void add_outer_products(int rows, int count, const float* left, const float* const* right, std::ptrdiff_t at,
                         bool from_zero, float* out, std::ptrdiff_t stride) {
     if constexpr (R > 1)
-        if (rows < R) return add_outer_products<R - 1>(rows, count, left, right, at, from_zero, out, stride);
-    add_outer_rows<R>(count, left, right, at, from_zero, out, stride);
+        if (rows < R)
+            return add_outer_products<P, R - 1>(rows, count, left, right, at, from_zero, out, stride);
+    add_outer_rows<P, R>(count, left, right, at, from_zero, out, stride);
 }
 
 // to (length) += from
@@ -95,6 +98,28 @@ void add_line(int length, const float* from, float* to) {
     for (; i + kLanes <= length; i += kLanes)
         store_unaligned(to + i, load_unaligned(to + i) + load_unaligned(from + i));
     for (; i < length; ++i) to[i] += from[i];
+}
+
+// to (count / 2) = pairs of neighbours in bfloat16; count is even.
+void pack_neighbours(std::int64_t count, const float* from, float* to) {
+    using Halves = std::uint16_t __attribute__((vector_size(2 * kLanes)));
+    std::int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const auto halves = __builtin_convertvector(round_bfloat16(load_unaligned(from + i)) >> 16, Halves);
+        __builtin_memcpy(to + i / 2, &halves, sizeof halves);
+    }
+    for (; i < count; i += 2) to[i / 2] = bfloat16_pair(from[i], from[i + 1]);
+}
+
+// to (count) = pairs of low and high in bfloat16; high is 0 where it is null.
+void pack_rows(std::int64_t count, const float* low, const float* high, float* to) {
+    std::int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        const VecU first = round_bfloat16(load_unaligned(low + i)) >> 16;
+        const VecU second = high != nullptr ? round_bfloat16(load_unaligned(high + i)) : VecU{};
+        store_unaligned(to + i, reinterpret_cast<VecF>(first | second));
+    }
+    for (; i < count; ++i) to[i] = bfloat16_pair(low[i], high != nullptr ? high[i] : 0.0F);
 }
 
 // before (count, channels) = gradient, 0 where output, after the ReLU, is 0. sums (channels) += its rows.
@@ -114,13 +139,17 @@ void relu_backward(std::int64_t count, int channels, const float* output, const 
     }
 }
 
+template <class P>
 constexpr ConvTrainingKernels conv_training_kernels() {
     return {
+        .pack = P::kPack,
         .columns = kMatmulColumns,
         .filters = kMatmulRows,
-        .add_products = add_products,
-        .add_outer_products = add_outer_products<>,
+        .add_products = add_products<P>,
+        .add_outer_products = add_outer_products<P>,
         .add_line = add_line,
+        .pack_neighbours = pack_neighbours,
+        .pack_rows = pack_rows,
         .relu_backward = relu_backward,
     };
 }

@@ -206,8 +206,10 @@ struct RNNKernels {
                        float* scratch);
 };
 
-// The training of V's convolutions: conv_training-inl.hpp.
+// The training of V's convolutions, in one precision of the products; sums and activations are float32. In
+// bfloat16 a float of left, right and panel holds a pair, and lengths and counts are those of pairs.
 struct ConvTrainingKernels {
+    int pack;     // products in one float of an operand
     int columns;  // of a panel
     int filters;  // most rows of add_outer_products
     // out[r] + at (columns) += the sum of left[r][offsets[s] + k] * panel[s * length + k] (columns) over s
@@ -219,6 +221,10 @@ struct ConvTrainingKernels {
                                std::ptrdiff_t at, bool from_zero, float* out, std::ptrdiff_t stride);
     // to (length) += from
     void (*add_line)(int length, const float* from, float* to);
+    // to (count / 2) = pairs of neighbours in bfloat16; count is even.
+    void (*pack_neighbours)(std::int64_t count, const float* from, float* to);
+    // to (count) = pairs of low and high in bfloat16; high is 0 where it is null.
+    void (*pack_rows)(std::int64_t count, const float* low, const float* high, float* to);
     // before (count, channels) = gradient, 0 where the layer's output is 0. sums (channels) += its rows.
     void (*relu_backward)(std::int64_t count, int channels, const float* output, const float* gradient,
                           float* before, float* sums);
@@ -231,7 +237,9 @@ struct TestKernels {
     // out (4, count): two normals, from the Philox words 0 and 1, then two uniforms, from the words 2 and 3.
     void (*draws)(const std::uint32_t key[2], std::uint32_t candidate, std::uint32_t episode,
                   std::uint32_t step, std::uint32_t count, float* out);
-    RNNKernels rnn_bfloat16;  // bfloat16 products by float32 arithmetic, on every target
+    // bfloat16 products by float32 arithmetic, on every target
+    ConvTrainingKernels conv_bfloat16;
+    RNNKernels rnn_bfloat16;
 };
 
 // The entry points of one SIMD target.
@@ -274,6 +282,7 @@ struct Kernels {
     MultiplyAdds multiply_adds;
     MultiplyAdds multiply_adds_bfloat16;  // null where the target has none
     ConvTrainingKernels conv;
+    const ConvTrainingKernels* conv_bfloat16;  // null where the target has none
     RNNKernels rnn;
     const RNNKernels* rnn_bfloat16;  // null where the target has none
     TestKernels testing;

@@ -14,6 +14,7 @@ extern const Kernels neon_kernels;
 // Defined in avx512_bf16.cpp, the only file built with -mavx512bf16.
 int step_avx512_bfloat16(const ModelView&, const ControllerView*, const Sampling&, Block&, int lanes);
 double multiply_adds_avx512_bfloat16(int rounds);
+extern const ConvTrainingKernels conv_avx512_bfloat16;
 extern const RNNKernels rnn_avx512_bfloat16;
 
 }  // namespace worldmodels

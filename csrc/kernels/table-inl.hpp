@@ -30,11 +30,13 @@ constexpr Kernels simd_target(const char* name, bool (*supported_here)()) {
         .resize_rows = resize_rows,
         .multiply_adds = multiply_adds<Float32>,
         .multiply_adds_bfloat16 = nullptr,
-        .conv = conv_training_kernels(),
+        .conv = conv_training_kernels<Float32>(),
+        .conv_bfloat16 = nullptr,
         .rnn = rnn_kernels<Float32>(),
         .rnn_bfloat16 = nullptr,
         .testing = {.elementwise = elementwise,
                     .draws = draws,
+                    .conv_bfloat16 = conv_training_kernels<EmulatedBfloat16>(),
                     .rnn_bfloat16 = rnn_kernels<EmulatedBfloat16>()},
     };
 }

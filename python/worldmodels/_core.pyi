@@ -120,12 +120,28 @@ class ScreenResizer:
 class ConvTraining:
     def __init__(self, *, side: int, channels: int, filters: int, kernel: int) -> None: ...
     def convolve(
-        self, images: FloatArray, weights: FloatArray, bias: FloatArray | None, *, relu: bool, num_threads: int
+        self,
+        images: FloatArray,
+        weights: FloatArray,
+        bias: FloatArray | None,
+        *,
+        relu: bool,
+        precision: str,
+        num_threads: int,
     ) -> FloatArray: ...
     def transpose(
-        self, features: FloatArray, weights: FloatArray, bias: FloatArray | None, *, relu: bool, num_threads: int
+        self,
+        features: FloatArray,
+        weights: FloatArray,
+        bias: FloatArray | None,
+        *,
+        relu: bool,
+        precision: str,
+        num_threads: int,
     ) -> FloatArray: ...
-    def weight_gradient(self, images: FloatArray, features: FloatArray, *, num_threads: int) -> FloatArray: ...
+    def weight_gradient(
+        self, images: FloatArray, features: FloatArray, *, precision: str, num_threads: int
+    ) -> FloatArray: ...
 
 def relu_backward(output: FloatArray, gradient: FloatArray, *, num_threads: int) -> tuple[FloatArray, FloatArray]: ...
 

@@ -1,7 +1,8 @@
-"""V's training step on a CPU: convolutions with their ReLUs and gradients in the native core, in float32."""
+"""V's training step on a CPU: convolutions with their ReLUs and gradients in the native core."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from worldmodels import _core
 from worldmodels.models.vae import ConvVAE, sample_latent
+
+Pixels = npt.NDArray[np.float32]  # (B, H, W, C)
 
 _FRAME = 64  # side of a frame
 
@@ -23,11 +26,12 @@ class NativeVAE(nn.Module):
 
     Args:
         model: V on the CPU. Its weights are used where they are; channels last saves copies.
+        precision: Products of the convolutions, ``"float32"`` or ``"bfloat16"``; everything else is float32.
     """
 
-    def __init__(self, model: ConvVAE) -> None:
+    def __init__(self, model: ConvVAE, precision: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._precision = model, precision
         self._encoder: list[tuple[_core.ConvTraining, nn.Conv2d]] = []
         self._decoder: list[tuple[_core.ConvTraining, nn.ConvTranspose2d]] = []
         side = _FRAME
@@ -44,15 +48,20 @@ class NativeVAE(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`worldmodels.models.vae.ConvVAE.forward`."""
-        for training, convolution in self._encoder:
-            x = _Convolution.apply(training, x, convolution.weight, convolution.bias)  # type: ignore[no-untyped-call]
+        with torch.autocast("cpu", enabled=False):
+            return self._forward(x, noise)
+
+    def _forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        for training, encoding in self._encoder:
+            layer = _Layer(training, self._precision, relu=True)
+            x = _Convolution.apply(layer, x, encoding.weight, encoding.bias)  # type: ignore[no-untyped-call]
         features = x.flatten(1)
         mu, logvar = self.model.mu(features), self.model.logvar(features)
         out = self.model.decoder[:2](sample_latent(mu, logvar, noise))
-        for number, (training, layer) in enumerate(self._decoder):
-            transposed = _Deconvolution if number > 0 else _PointDeconvolution
-            relu = number + 1 < len(self._decoder)
-            out = transposed.apply(training, out, layer.weight, layer.bias, relu)  # type: ignore[no-untyped-call]
+        for number, (training, decoding) in enumerate(self._decoder):
+            layer = _Layer(training, self._precision, relu=number + 1 < len(self._decoder))
+            function = _Deconvolution if number > 0 else _PointDeconvolution
+            out = function.apply(layer, out, decoding.weight, decoding.bias)  # type: ignore[no-untyped-call]
         return torch.sigmoid(out), mu, logvar
 
 
@@ -60,42 +69,79 @@ def _training(side: int, channels: int, filters: int, layer: nn.Conv2d | nn.Conv
     return _core.ConvTraining(side=side, channels=channels, filters=filters, kernel=layer.kernel_size[0])
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's products in the native core."""
+
+    training: _core.ConvTraining
+    precision: str
+    relu: bool
+
+    def convolve(self, images: Pixels, weight: Tensor, bias: Tensor | None) -> Pixels:
+        """Compute features (B, H, W, D); with the bias of a layer, and its ReLU."""
+        return self.training.convolve(
+            images,
+            _pixels(weight),
+            None if bias is None else bias.detach().numpy(),
+            relu=self.relu and bias is not None,
+            precision=self.precision,
+            num_threads=torch.get_num_threads(),
+        )
+
+    def transpose(self, features: Pixels, weight: Tensor, bias: Tensor | None) -> Pixels:
+        """Compute images (B, H, W, C); with the bias of a layer, and its ReLU."""
+        return self.training.transpose(
+            features,
+            _pixels(weight),
+            None if bias is None else bias.detach().numpy(),
+            relu=self.relu and bias is not None,
+            precision=self.precision,
+            num_threads=torch.get_num_threads(),
+        )
+
+    def weight_gradient(self, images: Pixels, features: Pixels) -> Tensor:
+        """Compute the gradient (D, C, K, K) of the weight."""
+        threads = torch.get_num_threads()
+        found = self.training.weight_gradient(images, features, precision=self.precision, num_threads=threads)
+        return _channels_last(found)
+
+    def before_relu(self, out: Pixels, gradient: Tensor) -> tuple[Pixels, Tensor]:
+        """Compute the gradients before the ReLU and of the bias, from that of the output ``out``."""
+        if not self.relu:
+            return _pixels(gradient), gradient.sum((0, 2, 3))
+        before, bias = _core.relu_backward(out, _pixels(gradient), num_threads=torch.get_num_threads())
+        return before, torch.from_numpy(bias)
+
+
 class _Convolution(torch.autograd.Function):
-    """Convolution of stride 2 and ReLU."""
+    """Convolution of stride 2."""
 
     @staticmethod
-    def forward(ctx: Any, training: _core.ConvTraining, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, layer: _Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Map (B, C, H, H) to (B, D, (H - K) // 2 + 1, (H - K) // 2 + 1)."""
-        threads = torch.get_num_threads()
-        out = training.convolve(_pixels(x), _pixels(weight), bias.detach().numpy(), relu=True, num_threads=threads)
-        ctx.training, ctx.out = training, out
+        ctx.layer, ctx.out = layer, layer.convolve(_pixels(x), weight, bias)
         ctx.save_for_backward(x, weight)
-        return _channels_last(out)
+        return _channels_last(ctx.out)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of x, of the weight and of the bias."""
         x, weight = ctx.saved_tensors
-        threads = torch.get_num_threads()
-        before, bias = _core.relu_backward(ctx.out, _pixels(gradients[0]), num_threads=threads)
-        x_gradient = None
-        if ctx.needs_input_grad[1]:
-            x_gradient = _channels_last(
-                ctx.training.transpose(before, _pixels(weight), None, relu=False, num_threads=threads)
-            )
-        weight_gradient = ctx.training.weight_gradient(_pixels(x), before, num_threads=threads)
-        return None, x_gradient, _channels_last(weight_gradient), torch.from_numpy(bias)
+        before, bias = ctx.layer.before_relu(ctx.out, gradients[0])
+        x_gradient = ctx.layer.transpose(before, weight, None) if ctx.needs_input_grad[1] else None
+        weight_gradient = ctx.layer.weight_gradient(_pixels(x), before)
+        return None, None if x_gradient is None else _channels_last(x_gradient), weight_gradient, bias
 
 
 class _PointDeconvolution(torch.autograd.Function):
-    """Transposed convolution of a single pixel, and ReLU: PyTorch's matrix products, native weight gradients."""
+    """Transposed convolution of a single pixel: PyTorch's matrix products, and native gradients of its weight."""
 
     @staticmethod
-    def forward(ctx: Any, training: _core.ConvTraining, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    def forward(ctx: Any, layer: _Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Map (B, C, 1, 1) to (B, D, K, K)."""
         kernel = weight.shape[2]
-        out = (x.detach().flatten(1) @ _rows(weight)).view(len(x), kernel, kernel, -1)
-        ctx.training, ctx.out = training, out.add_(bias.detach()).relu_().numpy()
+        out = (x.detach().flatten(1) @ _rows(weight)).view(len(x), kernel, kernel, -1).add_(bias.detach()).relu_()
+        ctx.layer, ctx.out = replace(layer, precision="float32"), out.numpy()
         ctx.save_for_backward(x, weight)
         return out.permute(0, 3, 1, 2)
 
@@ -103,39 +149,28 @@ class _PointDeconvolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of x, of the weight and of the bias."""
         x, weight = ctx.saved_tensors
-        threads = torch.get_num_threads()
-        before, bias = _core.relu_backward(ctx.out, _pixels(gradients[0]), num_threads=threads)
+        before, bias = ctx.layer.before_relu(ctx.out, gradients[0])
         x_gradient = torch.from_numpy(before).flatten(1) @ _rows(weight).T
-        weight_gradient = ctx.training.weight_gradient(before, _pixels(x), num_threads=threads)
-        return None, x_gradient[:, :, None, None], _channels_last(weight_gradient), torch.from_numpy(bias), None
+        return None, x_gradient[:, :, None, None], ctx.layer.weight_gradient(before, _pixels(x)), bias
 
 
 class _Deconvolution(torch.autograd.Function):
-    """Transposed convolution of stride 2, and ReLU if ``relu``."""
+    """Transposed convolution of stride 2."""
 
     @staticmethod
-    def forward(ctx: Any, training: _core.ConvTraining, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    def forward(ctx: Any, layer: _Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Map (B, C, H, H) to (B, D, 2 H - 2 + K, 2 H - 2 + K)."""
-        threads = torch.get_num_threads()
-        out = training.transpose(_pixels(x), _pixels(weight), bias.detach().numpy(), relu=relu, num_threads=threads)
-        ctx.training, ctx.out = training, out if relu else None
+        ctx.layer, ctx.out = layer, layer.transpose(_pixels(x), weight, bias)
         ctx.save_for_backward(x, weight)
-        return _channels_last(out)
+        return _channels_last(ctx.out)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients of x, of the weight and of the bias."""
         x, weight = ctx.saved_tensors
-        threads = torch.get_num_threads()
-        if ctx.out is None:
-            before = _pixels(gradients[0])
-            bias = gradients[0].sum((0, 2, 3))
-        else:
-            before, sums = _core.relu_backward(ctx.out, _pixels(gradients[0]), num_threads=threads)
-            bias = torch.from_numpy(sums)
-        x_gradient = ctx.training.convolve(before, _pixels(weight), None, relu=False, num_threads=threads)
-        weight_gradient = ctx.training.weight_gradient(before, _pixels(x), num_threads=threads)
-        return None, _channels_last(x_gradient), _channels_last(weight_gradient), bias, None
+        before, bias = ctx.layer.before_relu(ctx.out, gradients[0])
+        x_gradient = _channels_last(ctx.layer.convolve(before, weight, None))
+        return None, x_gradient, ctx.layer.weight_gradient(before, _pixels(x)), bias
 
 
 def _rows(weight: Tensor) -> Tensor:
@@ -143,10 +178,10 @@ def _rows(weight: Tensor) -> Tensor:
     return weight.detach().permute(0, 2, 3, 1).flatten(1)
 
 
-def _pixels(x: Tensor) -> npt.NDArray[np.float32]:
+def _pixels(x: Tensor) -> Pixels:
     """(B, C, H, W) as a contiguous (B, H, W, C), without a copy where the memory format is channels last."""
     return x.detach().permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _channels_last(x: npt.NDArray[np.float32]) -> Tensor:
+def _channels_last(x: Pixels) -> Tensor:
     return torch.from_numpy(x).permute(0, 3, 1, 2)

@@ -16,6 +16,7 @@ from worldmodels.models.device import autocast, device, limit_threads, on_device
 from worldmodels.models.vae import ConvVAE, decode, vae_loss
 from worldmodels.support.profile import phase, phase_of
 from worldmodels.support.progress import Progress
+from worldmodels.support.simd import precisions
 from worldmodels.training.distributed import Ranks, gradient_sync
 from worldmodels.training.native_vae import NativeVAE
 from worldmodels.training.optim import ChannelsLastAdam, LossGuard, MicroBatches, cosine
@@ -103,10 +104,17 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
 
 
 def training_network(model: ConvVAE, precision: str) -> nn.Module:
-    """Return V, or in float32 on a CPU V with native convolutions, which are faster."""
+    """Return V on a GPU, and V with native convolutions on a CPU.
+
+    Raises:
+        ValueError: ``precision`` is ``"bfloat16"``, which this CPU does not have.
+    """
     where = next(model.parameters()).device
-    native = where.type == "cpu" and not uses_bfloat16(where, precision)
-    return NativeVAE(model) if native else model
+    if where.type != "cpu":
+        return model
+    # an explicit bfloat16 is checked here, so that the error names the setting
+    bfloat16 = uses_bfloat16(where, precision) and (precision != "auto" or "bfloat16" in precisions())
+    return NativeVAE(model, "bfloat16" if bfloat16 else "float32")
 
 
 def learning_rate(config: TrainVAEConfig, step: int) -> float:
