@@ -188,6 +188,7 @@ def test_a_model_that_knows_the_world_has_no_error_at_any_horizon():
         assert row.picture_mean is None
     assert table[-1].stays > 20
     assert quality.rollouts(Clock(), clock_latents([1, 1]), np.arange(2)) == []
+    assert quality.rollouts(Clock(), clock_latents([5, 5]), np.arange(2), horizons=(10,)) == []
 
 
 def test_pictures_of_rollouts_are_compared_with_the_frames(tmp_path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -43,7 +46,7 @@ def test_round_trip_is_lossless(store):
             one, other = getattr(got, name), getattr(wrote, name)
             assert one.dtype == other.dtype
             np.testing.assert_array_equal(one, other)
-        assert (got.terminated, got.policy) == (wrote.terminated, wrote.policy)
+        assert (got.terminated, got.policy, got.seed) == (wrote.terminated, wrote.policy, wrote.seed)
     assert store.lengths.tolist() == [5, 1, 9, 4, 2]
     assert len(store) == 21
 
@@ -154,6 +157,14 @@ def test_another_format_is_refused(tmp_path):
         ({"actions": np.zeros((3, 2), np.float32)}, r"actions: expected \(3, 1\) float32"),
         ({"actions": np.zeros((2, 1), np.float32)}, r"actions: expected \(3, 1\) float32"),
         ({"rewards": np.zeros(3)}, r"rewards: expected \(3,\) float32 .* got \(3,\) float64"),
+        (
+            {"actions": np.float32([[0], [np.nan], [0]])},
+            r"actions: expected finite numbers, got \[nan\] at step 1 of episode 0 of 00000\.h5",
+        ),
+        (
+            {"rewards": np.float32([0, 0, -np.inf])},
+            r"rewards: expected finite numbers, got -inf at step 2 of episode 0",
+        ),
     ],
 )
 def test_bad_episodes_are_named(tmp_path, change, message):
@@ -190,3 +201,69 @@ def test_reading_keeps_a_little_in_memory(tmp_path):
     total, grown = map(float, done.stdout.split())
     assert total > 90
     assert grown < 30
+
+
+def test_an_appended_episode_is_copied(tmp_path):
+    """The caller may use its buffers again."""
+    first, second = make_episode(3, 1), make_episode(3, 2)
+    buffer = Episode(
+        **{name: value.copy() if isinstance(value, np.ndarray) else value for name, value in vars(first).items()}
+    )
+    with EpisodeWriter(str(tmp_path / "00000.h5"), 1) as writer:
+        for episode in (first, second):
+            for name in ("frames", "actions", "rewards"):
+                getattr(buffer, name)[:] = getattr(episode, name)
+            writer.append(buffer)
+    store = EpisodeStore(str(tmp_path))
+    for got, wrote in zip(store.episodes(), (first, second), strict=True):
+        np.testing.assert_array_equal(got.frames, wrote.frames)
+        np.testing.assert_array_equal(got.actions, wrote.actions)
+        np.testing.assert_array_equal(got.rewards, wrote.rewards)
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["actions", "rewards"])
+def test_a_file_with_numbers_that_are_not_finite_is_refused(tmp_path, name):
+    write_store(tmp_path, [make_episode(2, 0), make_episode(3, 1)])
+    with h5py.File(tmp_path / "00000.h5", "r+") as file:
+        file[name][3] = np.nan
+    with pytest.raises(ValueError, match=rf"00000\.h5: expected finite {name}, got .*nan.* at step 1 of episode 1$"):
+        EpisodeShard(str(tmp_path / "00000.h5"))
+
+
+def open_files(store):
+    return sum(bool(shard._file) for shard in store.shards)
+
+
+def test_a_store_has_more_shards_than_open_files(tmp_path, monkeypatch):
+    written = [make_episode(3, seed) for seed in range(9)]
+    write_store(tmp_path, written, per_shard=1)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (10, 10))
+    store = EpisodeStore(tmp_path)
+    assert open_files(store) == 4
+    everything = np.concatenate([episode.frames for episode in written])
+    order = np.random.default_rng(0).permutation(np.tile(np.arange(27), 10)).reshape(10, 27)
+    with ThreadPoolExecutor(3) as threads:  # a reader and the validation read at the same time
+        for indices, frames in zip(order, threads.map(store.read, order), strict=True):
+            np.testing.assert_array_equal(frames, everything[indices])
+    for got, wrote in zip(store.episodes(), written, strict=True):
+        np.testing.assert_array_equal(got.frames, wrote.frames)
+    assert open_files(store) == 4
+    store.close()
+    assert open_files(store) == 0
+    np.testing.assert_array_equal(store.read(np.array([26])), everything[26:])
+    store.close()
+
+
+def test_too_many_open_files_are_no_damage(tmp_path):
+    write_store(tmp_path, [make_episode(2)])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        with pytest.raises(OSError) as raised:
+            EpisodeShard(tmp_path / "00000.h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert raised.value.errno == errno.EMFILE

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -90,6 +91,25 @@ def test_discrete_actions_are_one_hot():
     found = MinariRecordings("tests/discrete-v0")
     assert found.names == ("value 1", "value 2", "value 3")
     np.testing.assert_array_equal(found.read(1).actions, np.eye(3)[taken[1] - 1])
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "reward", "said"),
+    [
+        (Box(-2, 2, (1,), np.float32), [[0], [2.5]], 0.0, r"expected actions of Box.* in episode 0"),
+        (Box(-np.inf, np.inf, (1,), np.float32), [[0], [np.nan]], 0.0, r"expected actions of Box.* in episode 0"),
+        (Discrete(3, start=1), [1, 0], 0.0, r"expected actions of Discrete\(3, start=1\) in episode 0"),
+        (Box(-2, 2, (1,), np.float32), [[0], [2]], np.inf, "expected finite rewards in episode 0"),
+    ],
+)
+def test_values_outside_their_space_are_refused(space, actions, reward, said):
+    record("tests/damaged-v0", space, episodes=1)
+    found = MinariRecordings("tests/damaged-v0")
+    frames = np.zeros((3, 64, 64, 3), np.uint8)
+    episode = SimpleNamespace(observations=frames, actions=actions, rewards=[0, reward], terminations=[False, True])
+    found._data = type("Data", (dict,), {"action_space": space})({0: episode})
+    with pytest.raises(ValueError, match=rf"^tests/damaged-v0: {said}"):
+        found.read(0)
 
 
 def test_export_and_import_give_the_same_episodes(tmp_path, capsys):

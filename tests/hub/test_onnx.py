@@ -135,3 +135,9 @@ def test_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ModuleNotFoundError, match=r"export: no module named 'onnx'; .*worldmodels-rl\[onnx\]"):
         export_onnx(make_agent(), tmp_path)
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"^folder: expected a folder, got a file: .*file"):
+        export_onnx(make_agent(), tmp_path / "file")

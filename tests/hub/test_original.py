@@ -1,5 +1,6 @@
 """The original code's weights: forward passes against a transcription of its arithmetic, and refusals by name."""
 
+import errno
 import json
 
 import numpy as np
@@ -281,6 +282,20 @@ def test_an_imported_folder_is_not_trained_over(folders, tmp_path):
         import_original(folders / "doomrnn", tmp_path / "run")
 
 
+def test_an_import_that_fails_leaves_nothing(folders, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(wm.WorldModel, "save_pretrained", full)
+        import_original(folders / "doomrnn", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "run").mkdir()
+    import_original(folders / "doomrnn", tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert Run.stored_config(tmp_path / "run").task == "takecover"
+
+
 def test_checkpoints_of_ctallec_are_another_model(tmp_path):
     for name in ("vae", "mdrnn", "ctrl"):
         (tmp_path / name).mkdir()
@@ -326,8 +341,12 @@ def change(folder, name, edit):
         ("initial_z.json", lambda value: [value[0], value[1][1:]], "expected arrays of shapes"),
         ("initial_z.json", lambda value: [value[0], [value[1][0], [1]]], "lists of different lengths"),
         ("best.json", lambda value: [value[0][:-1], 1.0], r"expected parameters of one of the shapes \(243,\)"),
-        ("best.json", lambda value: [["a"]], "expected finite numbers in array 0"),
-        ("best.json", lambda value: [[float("nan")] * 171], "expected finite numbers in array 0"),
+        ("best.json", lambda value: [["a"]], "expected finite numbers of float32 in array 0"),
+        ("best.json", lambda value: [[float("nan")] * 171], "expected finite numbers of float32 in array 0"),
+        ("best.json", lambda value: [[1e39, *value[0][1:]]], "expected finite numbers of float32 in array 0"),
+        ("best.json", lambda value: [value[0], float("nan")], "expected a finite number as the score of C, got nan"),
+        ("best.json", lambda value: [value[0], True], "expected a finite number as the score of C, got True"),
+        ("initial_z.json", lambda value: [[[1e43] * Z] * 7, value[1]], "expected finite numbers of float32 in array 0"),
         ("vae.json", lambda value: value[:9], "expected the 22 arrays of a ConvVAE"),
         ("vae.json", lambda value: value[:-1], "expected arrays of shapes"),
     ],

@@ -1,16 +1,20 @@
 """Recordings of others: folders of frames and actions become the episodes of a run without an environment."""
 
+import shutil
+
 import h5py
 import numpy as np
 import pytest
 
 import worldmodels as wm
+from conftest import mark_done
 from worldmodels.cli import main
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs.preprocessing import resize
 from worldmodels.hub.recordings import Recordings, read_steps
-from worldmodels.pipeline import tasks
+from worldmodels.pipeline import recordings, tasks
 from worldmodels.pipeline.run import Run
+from worldmodels.support.progress import Progress
 
 LENGTHS = (30, 24, 41)
 
@@ -73,9 +77,19 @@ def test_a_run_of_recordings_dreams_without_an_environment(folder, tmp_path, cap
     assert main(["dream", str(tmp_path / "run"), "--episodes", "2", "--gif", str(tmp_path / "dream.gif")]) == 0
     assert (tmp_path / "dream.gif").stat().st_size > 0
     capsys.readouterr()
-    for line in (["play", str(tmp_path / "run")], ["check-dream", *out], ["evaluate", *out]):
+    before = sorted((tmp_path / "run" / "stages").iterdir())
+    for line in (["play", str(tmp_path / "run")], ["check-dream", *out], ["evaluate", *out], ["report", *out]):
         assert main(line) == 1
         assert f"{line[0]}: expected a run with an environment, got one of recordings" in capsys.readouterr().err
+    assert sorted((tmp_path / "run" / "stages").iterdir()) == before
+    assert main(["status", str(tmp_path / "run")]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"complete; `worldmodels web {tmp_path / 'run'}` plays its dream"
+    assert main(["evolve", *out, "--evaluate-in", "environment", "--force"]) == 1
+    assert (
+        "evolve.evaluate_in: expected dream, as recordings have no environment, got environment"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_heads_of_m_are_those_that_the_recordings_support(tmp_path, capsys):
@@ -85,6 +99,15 @@ def test_the_heads_of_m_are_those_that_the_recordings_support(tmp_path, capsys):
     config = Run.stored_config(tmp_path / "run")
     assert (config.task, config.train_rnn.reward_head, config.train_rnn.done_head) == ("recordings-1", False, False)
     assert tasks.get(config.task).actions == ("action 0",)
+    with Run(tmp_path / "run") as run:
+        mark_done(run, "train_vae", "encode", "train_rnn")
+    before = sorted((tmp_path / "run" / "stages").iterdir())
+    capsys.readouterr()
+    assert main(["evolve", "--out", str(tmp_path / "run")]) == 1
+    assert "evolve: expected recordings with rewards, so that dreams have a score, got" in capsys.readouterr().err
+    assert sorted((tmp_path / "run" / "stages").iterdir()) == before
+    assert main(["status", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("complete; `worldmodels web ")
 
 
 def test_a_run_of_an_environment_takes_no_recordings(folder, tmp_path, capsys):
@@ -93,13 +116,65 @@ def test_a_run_of_an_environment_takes_no_recordings(folder, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_other_recordings_are_refused_on_resume(folder, tmp_path, capsys):
-    out = ["--out", str(tmp_path / "run")]
-    assert main(["collect", "--from", str(folder), *out]) == 0
+def converted(run):
+    store = EpisodeStore(run / "episodes")
+    store.close()
+    return store.lengths.tolist()
+
+
+def test_recordings_that_grow_are_converted_again_with_force(folder, tmp_path, capsys):
+    line = ["collect", "--from", str(folder), "--out", str(tmp_path / "run")]
+    assert main(line) == main(line) == 0
     write_episode(folder / "003", 5)
-    assert main(["collect", "--from", str(folder), *out, "--force"]) == 1
-    assert "expected actions of 2 dimensions in 3 episodes, got 2 in 4" in capsys.readouterr().err
-    assert EpisodeStore(tmp_path / "run" / "episodes").lengths.tolist() == list(LENGTHS)
+    assert main(line) == 1
+    expected = f"collect.source: expected 3 episodes, got 4 in {folder}; use --episodes 4, or --force to convert all"
+    assert expected in capsys.readouterr().err
+    assert converted(tmp_path / "run") == list(LENGTHS)
+    assert main([*line, "--force"]) == 0
+    assert converted(tmp_path / "run") == [*LENGTHS, 5]
+    assert main(["collect", "--out", str(tmp_path / "run")]) == 0
+    write_episode(tmp_path / "others" / "0", 5, actions=1)
+    write_episode(tmp_path / "others" / "1", 5, actions=1)
+    assert main(["collect", "--from", str(tmp_path / "others"), "--out", str(tmp_path / "run"), "--force"]) == 1
+    assert "collect.source: expected actions of 2 dimensions, got 1" in capsys.readouterr().err
+    assert converted(tmp_path / "run") == [*LENGTHS, 5]
+
+
+@pytest.mark.parametrize("shard_episodes", [1, 25])
+def test_a_damaged_episode_can_be_deleted(folder, tmp_path, capsys, monkeypatch, shard_episodes):
+    """Episodes that are converted already are kept, and their number is where the progress starts."""
+    started = []
+    monkeypatch.setattr(
+        recordings, "Progress", lambda *given, start: started.append(start) or Progress(*given, start=start)
+    )
+    line = ["collect", "--from", str(folder), "--out", str(tmp_path / "run"), "--shard-episodes", str(shard_episodes)]
+    (folder / "002" / "frames.npz").write_bytes(b"PK")
+    assert main(line) == 1
+    shutil.rmtree(folder / "002")
+    if shard_episodes == 1:
+        assert main(line) == 1
+        assert "expected 3 episodes, got 2" in capsys.readouterr().err
+        line += ["--episodes", "2"]
+    assert main(line) == 0
+    assert converted(tmp_path / "run") == list(LENGTHS[:2])
+    assert started == ([0, 2] if shard_episodes == 1 else [0, 0])
+
+
+def test_more_files_than_recordings_are_refused(folder, tmp_path, capsys):
+    line = ["collect", "--from", str(folder), "--out", str(tmp_path / "run"), "--shard-episodes", "1"]
+    assert main(line) == 0
+    (tmp_path / "run" / "stages" / "collect.json").unlink()
+    shutil.rmtree(folder / "002")
+    assert main([*line, "--episodes", "2"]) == 1
+    assert "collect.episodes: expected a number that fits" in capsys.readouterr().err
+    assert converted(tmp_path / "run") == list(LENGTHS)
+
+
+def test_one_episode_is_not_enough(tmp_path, capsys):
+    write_episode(tmp_path / "all" / "0", 9)
+    assert main(["collect", "--from", str(tmp_path / "all"), "--out", str(tmp_path / "run")]) == 1
+    assert "collect.source: expected at least 2 episodes, to hold one out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -264,3 +264,22 @@ def test_every_preset_passes(tmp_path):
 def test_pretrained_world_models_are_found_without_their_hashes():
     for name in pretrained.names():
         assert preflight.folder_of(name) == pretrained.folder(name)
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "name"),
+    [
+        ("train_vae", {"batch_size": 2}, "train_vae.batch_size"),
+        ("train_rnn", {"batch_size": 2}, "train_rnn.batch_size"),
+        ("collect", {"episodes": 3}, "collect.episodes"),
+    ],
+)
+def test_every_process_of_torchrun_has_a_row_of_a_batch(monkeypatch, section, settings, name):
+    enough = {"train_vae": {"batch_size": 3}, "train_rnn": {"batch_size": 3}}
+    config = toy_config(**{**enough, section: settings})
+    preflight.check_config(config, ["train_vae", "train_rnn"])
+    for variable, value in (("MASTER_ADDR", "localhost"), ("RANK", "0"), ("WORLD_SIZE", "3")):
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=rf"^{name}: expected at least 3 \w+.*, one per process of torchrun, got 2"):
+        preflight.check_config(config, ["train_vae", "train_rnn"])
+    preflight.check_config(toy_config(**enough), ["train_vae", "train_rnn"])

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -660,3 +661,41 @@ def test_only_our_own_temporary_files_are_swept(finished):
     with Run(finished, rerun="report"):
         pass
     assert sorted(path.name for path in (finished / "report").iterdir()) == ["empty", "x.7.tmp"]
+
+
+def test_the_duration_of_a_stage_is_that_of_all_sessions(tmp_path, monkeypatch):
+    """Also of a session that was killed: then up to its last profile."""
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    seen = []
+
+    def session(seconds, *, ends):
+        def work(run):
+            seen.append(run.seconds)
+            clock[0] += seconds
+            run.log_profile("train-vae")
+            clock[0] += 1
+            if not ends:
+                raise KeyboardInterrupt
+            return {}
+
+        monkeypatch.setitem(vars(get("train_vae")), "run", work)
+        clock[0] += 1000
+        with Run(tmp_path, toy_config()) as run:
+            if ends:
+                run.run_stage("train_vae")
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    run.run_stage("train_vae")
+        return read_json(run.marker("train_vae") if ends else run._begun("train_vae"))
+
+    with Run(tmp_path, toy_config()) as run:
+        mark_done(run, "collect")
+    first = session(10, ends=False)
+    assert first["seconds"] == 11
+    write_json(run._begun("train_vae"), {**first, "began": "then", "seconds": 10})  # as a kill leaves it
+    assert session(4, ends=False)["seconds"] == 15
+    last = session(2, ends=True)
+    assert seen == [0, 10, 15]
+    assert (last["seconds"], last["began"]) == (18, "then")
+    assert not run._begun("train_vae").exists()

@@ -82,7 +82,7 @@ def test_a_running_stage_and_a_failed_one(tmp_path, capsys):
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "summary": {"failure": "too bad"}}))
     out = printed(capsys, "status", tmp_path)
-    assert "a model failed its quality gate; `worldmodels run takecover --out" in out and "failed" in out
+    assert "a model failed its quality check; `worldmodels run takecover --out" in out and "failed" in out
 
 
 def test_status_of_rounds(tmp_path, capsys):
@@ -125,7 +125,8 @@ def test_list_shows_world_models_presets_and_runs(tmp_path, monkeypatch, capsys)
     assert "no runs in runs" in out
     rows = [line.split() for line in out.splitlines()]
     assert ["takecover", "1094", "+-", "631", "1056", "to", "1131", "1,100"] in rows
-    assert ["takecover", "quick", "45"] in rows and ["takecover", "pretrained", "6", "yes"] in rows
+    assert ["takecover", "quick", "45", "minutes", "on", "one", "core"] in rows
+    assert ["takecover", "pretrained", "6", "minutes", "on", "2", "cores", "yes"] in rows
     assert ["pendulum", "paper"] in rows
     interrupted(tmp_path / "runs" / "half")
     with Run(tmp_path / "runs" / "whole", toy_config()) as run:
@@ -158,6 +159,13 @@ def test_status_of_recordings_names_the_next_stage(tmp_path, capsys):
     settings.write_text(settings.read_text().replace('"task": "takecover"', '"task": "recordings-2"'))
     line = printed(capsys, "status", tmp_path / "my run").splitlines()[-1]
     assert line.endswith(f"`worldmodels train-vae --out '{tmp_path / 'my run'}'` runs the next stage")
+    with pytest.MonkeyPatch.context() as patch:
+        failed = {"failure": "too bad"}
+        patch.setattr("worldmodels.pipeline.run.Run._check_gate", lambda *_: None)
+        with Run(tmp_path / "my run") as run:
+            mark_done(run, "train_vae", summary=failed)
+    line = printed(capsys, "status", tmp_path / "my run").splitlines()[-1]
+    assert line.endswith(f"`worldmodels encode --out '{tmp_path / 'my run'}' --force` continues anyway")
 
 
 def test_status_of_models_without_stages(tmp_path, capsys):

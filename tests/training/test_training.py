@@ -36,6 +36,8 @@ OWNERS = {"save_tensors": trainer, "save_model": trainer, "export": trainer.Trai
 CPU_ALLOCATION = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
 FILES = {"train_vae": ("vae", "vae.safetensors"), "train_rnn": ("rnn", "rnn.safetensors")}
 EARLIER = {"train_vae": ("collect",), "train_rnn": ("collect", "train_vae", "encode")}
+#: Steps of image grids where 3 steps are enough between two, the first of them at the end of the first epoch.
+STEPS_OF_GRIDS = {"train_vae": [3, 4, 8, 9], "train_rnn": [3, 4, 8, 9]}
 SETTINGS = {
     "train_vae": {"steps": 7, "batch_size": 4, "checkpoint_every": 2, "schedule": "cosine"},
     "train_rnn": {
@@ -416,22 +418,108 @@ def test_the_best_weights_are_handed_on_and_patience_ends_the_training(tmp_path,
     assert all(torch.equal(kept[0][name], checkpoint[0][f"model.{name}"]) for name in kept[0])
 
 
+def sheets(experiment, stage):
+    return {path.name: path.read_bytes() for path in experiment.path(FILES[stage][0], "sheets").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("gap", "steps"), [(200, {"train_vae": [4, 8, 9], "train_rnn": [4, 8, 9]}), (3, STEPS_OF_GRIDS)]
+)
 @pytest.mark.parametrize("stage", list(MODULES))
-def test_a_sheet_is_drawn_every_epoch(tmp_path, stage):
-    """And at every validation; an epoch of V is 50 frames, one of M's 24 steps in chunks of 10."""
-    settings = {"steps": 9, "batch_size": 20} if stage == "train_vae" else {"steps": 6, "sequence_length": 10}
-    with prepare(tmp_path, stage, checkpoint_every=100, **settings) as experiment:
-        if stage == "train_rnn":
-            save_model(experiment.path("vae", "vae.safetensors"), make_vae(4))
-        experiment.run_stage(stage)
-        sheets = sorted(experiment.path(FILES[stage][0], "sheets").iterdir())
-        epochs = 4 if stage == "train_vae" else experiment.summary(stage)["epochs"] + 1
-    assert [sheet.name for sheet in sheets] == [f"epoch_{epoch:04d}.png" for epoch in range(1, epochs + 1)]
-    for sheet in sheets:
-        with Image.open(sheet) as image:
+def test_a_sheet_is_drawn_at_checkpoints_and_after_epochs_far_apart(tmp_path, monkeypatch, stage, gap, steps):
+    """An epoch of V is 50 frames, one of M's three chunks of 12 steps. A resumed run has the same sheets."""
+    settings = {"steps": 9, "checkpoint_every": 4} | (
+        {"batch_size": 20} if stage == "train_vae" else {"sequence_length": 12}
+    )
+    monkeypatch.setattr(trainer, "_GRID_EVERY", gap)
+    loaded, saved = [], []
+    monkeypatch.setattr(train_rnn, "load_model", lambda *given: loaded.append(given) or load_model(*given))
+    for name in ("whole", "resumed"):
+        with prepare(tmp_path / name, stage, **settings) as experiment:
+            experiment.log_image = lambda stage, name, path, step: saved.append(step)
+            if stage == "train_rnn":
+                save_model(experiment.path("vae", "vae.safetensors"), make_vae(4))
+            if name == "resumed":
+                with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    interrupt(patch, trainer, "save_tensors", 1, after=True)
+                    experiment.run_stage(stage)
+            experiment.run_stage(stage)
+            found = sheets(experiment, stage)
+        if name == "whole":
+            whole = found
+            assert saved == steps[stage]
+            assert len(loaded) == (stage == "train_rnn")
+    assert found == whole
+    assert saved == 2 * steps[stage]
+    for path in experiment.path(FILES[stage][0], "sheets").iterdir():
+        with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
         assert pixels.shape[0] >= 2 * 64 * 2
         assert pixels.std() > 10
+
+
+def test_the_gate_of_m_counts_the_steps_in_the_data(tmp_path, monkeypatch):
+    """Chunks are shorter than a sequence at the end of an epoch, and padded; also over two sessions."""
+    counted = []
+    monkeypatch.setattr(train_rnn, "gate", lambda stage, failure, trained, unit: counted.append(trained) or {})
+    with prepare(tmp_path, "train_rnn", sequence_length=10) as experiment:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt(patch, trainer, "save_tensors", 1, after=True)
+            experiment.run_stage("train_rnn")
+        experiment.run_stage("train_rnn")
+    latents = make_latents(LENGTHS, latent_size=4)
+    packed = PackedSequences(latents, np.arange(len(LENGTHS) - 1), 2, 10, 0)
+    chunks = [chunk for epoch in range(11) for chunk in packed.epoch(epoch)][:11]
+    assert counted == [sum(int(chunk.valid.sum()) for chunk in chunks)]
+    assert counted[0] < 11 * 2 * 10
+
+
+@pytest.mark.parametrize("stage", list(MODULES))
+def test_divergence_is_measured_from_the_first_loss_of_all_sessions(tmp_path, monkeypatch, stage):
+    initial = []
+    monkeypatch.setattr(
+        trainer, "LossGuard", lambda stage, **options: initial.append(options) or LossGuard(stage, **options)
+    )
+    with prepare(tmp_path, stage) as experiment:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt(patch, trainer, "save_tensors", 1, after=True)
+            experiment.run_stage(stage)
+        first = next(
+            line
+            for line in experiment.metrics(stage.replace("_", "-"))
+            if "validation_z" in line or "validation_kl" in line
+        )
+        initial.clear()
+        experiment.run_stage(stage)
+    loss = first["validation_loss" if stage == "train_vae" else "validation_total"]
+    assert initial[-1] == {"initial": loss}
+    LossGuard("train-x", initial=1000.0).check(5000.0, 1, 0.1)
+
+
+def test_recall_needs_a_termination_and_a_loss_a_next_latent(tmp_path):
+    with prepare(tmp_path / "run", "train_rnn") as experiment:
+        for path in experiment.path("latents").iterdir():
+            path.unlink()
+        make_latents(LENGTHS, [True] * 5 + [False], latent_size=4).save(experiment.path("latents", "00000.safetensors"))
+        experiment.run_stage("train_rnn")
+        summary, lines = experiment.summary("train_rnn"), experiment.metrics("train-rnn")
+    assert "done_recall" not in summary and "done_false_alarms" in summary
+    assert not any("validation_done_recall" in line for line in lines)
+    for name, lengths, options, said in (
+        ("training", [1, 1, 5], {}, "training episodes with two frames or more, got"),
+        ("held-out", [5, 5, 1], {}, "held-out episodes with two frames or more, got"),
+        (
+            "both",
+            [5, 5, 5],
+            {"done_lookahead": 4},
+            "training episodes with two frames or more without the last 4 frames",
+        ),
+    ):
+        with Run(tmp_path / name, toy_config(train_rnn=options)) as experiment:
+            mark_done(experiment, *EARLIER["train_rnn"])
+            make_latents(lengths, latent_size=4).save(experiment.path("latents", "00000.safetensors"))
+            with pytest.raises(ValueError, match=rf"^train-rnn: expected {said}"):
+                experiment.run_stage("train_rnn")
 
 
 def test_v_is_compiled_only_when_asked(tmp_path, monkeypatch):

@@ -291,13 +291,13 @@ def rollouts(
         horizons: Prediction horizons, in steps.
 
     Returns:
-        Errors at every horizon inside some episode. Targets in z are mu.
+        Errors at every horizon inside some episode, empty if there is none. Targets in z are mu.
     """
     starts = choose_starts(latents, episodes, count)
-    if len(starts.last) == 0:
-        return []
-    reach = int((starts.end - starts.last).max())
+    reach = int((starts.end - starts.last).max(initial=0))
     reached = [steps for steps in horizons if steps <= reach]
+    if not reached:
+        return []
     free = {name: run_free(model, latents, starts, reached[-1], sample=name == "sample") for name in ("mean", "sample")}
     mean_latent = latents.mu[
         np.concatenate([np.arange(a, b + 1) for a, b in zip(starts.first, starts.end, strict=True)])

@@ -293,10 +293,10 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
     target.add_argument(
         "--force",
         action="store_true",
-        help="continue although V or M failed its quality gate"
+        help="continue although V or M failed its quality check"
         if out
         else "discard the outputs of this stage and all later ones and rerun it; continue although V or M failed its "
-        "quality gate",
+        "quality check",
     )
     target.add_argument("--help-all", action="store_true", help="show all settings and exit")
 

@@ -49,6 +49,10 @@ def _work(options: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out: expected a folder, got a file: {out}")
     config = override(_config(options, out, changes.get("environment", {})), changes)
+    if options.command == "collect" and "collect.source" in chosen:  # also if the stage is complete
+        from worldmodels.pipeline.recordings import check_source
+
+        check_source(config)
     stage = options.command.replace("-", "_")
     trained = [one.name for one in STAGES if one.world_model and (one.name in changes or one.name == stage)]
     if config.world_model and trained:
@@ -183,6 +187,12 @@ def _config(options: argparse.Namespace, out: Path, environment: Mapping[str, An
             if getattr(stored, key) != value:
                 flag = key if all_stages and key == "task" else f"--{command(key)}"
                 raise ValueError(f"{flag}: {out} holds a run of {key} {getattr(stored, key)!r}, got {value!r}")
+        source = source or stored.collect.source
+        is_new = options.command == "collect" and (options.force or not any((out / "episodes").glob("*.h5")))
+        if is_new and source and tasks.is_recordings(stored.task):
+            from worldmodels.pipeline.recordings import open_recordings
+
+            config = replace(config, collect=replace(config.collect, episodes=len(open_recordings(source))))
     if scratch and config.world_model:
         raise ValueError(
             f"--from-scratch: expected a run that trains V and M, got one with the world model {config.world_model}"

@@ -403,8 +403,8 @@ class EpisodeTrace(Record):
 class StageRecord(Record):
     """Marker of a stage: the settings that determine its outputs, its summary, start time, duration and versions.
 
-    ``peak_memory_mb`` has the peak resident size of the process and of its largest child, in MiB. An incomplete stage
-    has an empty summary and no duration.
+    Start and duration are those of all sessions. ``peak_memory_mb`` has the peak resident size of the process and of
+    its largest child, in MiB. An incomplete stage has an empty summary and the duration so far.
     """
 
     stage: str | None = None

@@ -89,6 +89,11 @@ class PackedSequences:
         self._cut = np.zeros(total, np.bool_)
         self._cut[ends] = ~latents.terminated
 
+    @property
+    def transitions(self) -> int:
+        """Number of steps with a next latent."""
+        return int((self._lengths[self._episodes] - 1).sum())
+
     def epoch(self, epoch: int) -> Iterator[Chunk]:
         """Yield the chunks of one epoch in order. The LSTM state is zero at the first and carried to the next."""
         rng = np.random.default_rng([self._seed, epoch])

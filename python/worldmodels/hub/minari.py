@@ -63,17 +63,35 @@ class MinariRecordings:
         return int(self._data.total_episodes)
 
     def read(self, index: int) -> Episode:
-        """Read an episode, with frames of 64x64."""
+        """Read an episode, with frames of 64x64.
+
+        Raises:
+            ValueError: An action is outside its space, or a reward is not a finite number.
+        """
         found = self._data[index]
         frames = np.stack([fit(frame) for frame in found.observations[:-1]])
+        actions, rewards = np.asarray(found.actions), np.asarray(found.rewards, np.float32)
+        if not self._is_inside(actions):
+            raise ValueError(
+                f"{self._name}: expected actions of {self._data.action_space} in episode {index}, got others"
+            )
+        if not np.isfinite(rewards).all():
+            raise ValueError(f"{self._name}: expected finite rewards in episode {index}, got NaN or infinity")
         return Episode(
             frames,
-            self._actions(np.asarray(found.actions)),
-            np.asarray(found.rewards, np.float32),
+            self._actions(actions),
+            rewards,
             bool(found.terminations[-1]),
             POLICY,
             index,
         )
+
+    def _is_inside(self, actions: npt.NDArray[Any]) -> bool:
+        if self._count:
+            return bool(((actions >= self._first) & (actions < self._first + self._count)).all())
+        space = self._data.action_space
+        values = actions.astype(space.dtype)
+        return bool((np.isfinite(values) & (values >= space.low) & (values <= space.high)).all())
 
     def _actions(self, actions: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if self._count:

@@ -53,9 +53,12 @@ def export_onnx(agent: Agent, folder: str | Path) -> list[Path]:
 
     Raises:
         ModuleNotFoundError: The extra ``onnx`` is not installed.
+        NotADirectoryError: ``folder`` is a file.
         OSError: A file cannot be written.
     """
     _import_onnx()
+    if Path(folder).is_file():
+        raise NotADirectoryError(f"folder: expected a folder, got a file: {folder}")
     graphs: dict[str, tuple[_Graph, Mapping[str, Any]]] = {
         ENCODER: (_encoder(agent.vae), agent.vae.config),
         DECODER: (_decoder(agent.vae), agent.vae.config),

@@ -23,6 +23,7 @@ from worldmodels.support.files import read_json
 Floats = npt.NDArray[np.float64]
 
 _SCALE = 10_000  # integers per unit
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _LEVEL = 1 / 255  # a grey level of a frame in [0, 1]
 _RESTART_FACTOR = 10.0  # positive-class weight of Doom's restart loss
 _HIDDEN_UNITS = 40  # of CarRacing's C with a hidden layer
@@ -125,8 +126,8 @@ def _arrays(path: Path, values: Any, scale: float = _SCALE) -> list[Floats]:
             array = np.array(value)
         except ValueError as error:
             raise ValueError(f"{path}: expected numbers in array {index}, got lists of different lengths") from error
-        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-            raise ValueError(f"{path}: expected finite numbers in array {index}, got {array.dtype}")
+        if array.dtype.kind not in "iuf" or not (np.abs(array / scale) <= _MAX_FLOAT32).all():
+            raise ValueError(f"{path}: expected finite numbers of float32 in array {index}, got {array.dtype}")
         arrays.append(array / scale)
     return arrays
 
@@ -233,7 +234,10 @@ def _controller(path: Path, mdnrnn: MDNRNN) -> tuple[Controller, npt.NDArray[np.
     if not isinstance(data, list) or not data:
         raise ValueError(f"{path}: expected [parameters of C, score], got {data!r:.100}")
     (params,) = _arrays(path, data[:1], scale=1)
-    score = data[1] if len(data) > 1 and isinstance(data[1], int | float) else None
+    score = data[1] if len(data) > 1 else None
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
+    if score is not None and not (is_number and abs(score) <= _MAX_FLOAT32):
+        raise ValueError(f"{path}: expected a finite number as the score of C, got {score!r:.100}")
     sizes = (mdnrnn.latent_size, mdnrnn.hidden_size, mdnrnn.action_size)
     doom = mdnrnn.done_head
     features: tuple[Features, ...] = ("zch", "zh", "z")

@@ -45,30 +45,33 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     for existing, target in _reusable(run, store.paths):
         if not target.is_file():
             link(existing, target)
-    todo = [(shard, target) for shard, target in zip(store.shards, targets, strict=True) if not target.is_file()]
-    done = len(store) - sum(int(shard.lengths.sum()) for shard, _ in todo)
+    pieces = [
+        Piece(int(shard.lengths.sum()), (shard.path.absolute(), target.absolute()))
+        for shard, target in zip(store.shards, targets, strict=True)
+        if not target.is_file()
+    ]
+    store.close()
+    done = len(store) - sum(piece.size for piece in pieces)
     progress = Progress("encode", len(store), "frames", start=done)
-    for frames in _encode(model, todo, config):
+    for frames in _encode(model, pieces, config):
         run.log_profile("encode")
         done += frames
         progress.update(done)
     progress.close(done)
-    store.close()
     return {"frames": done, "bytes": sum(target.stat().st_size for target in targets)}
 
 
-def _encode(model: ConvVAE, todo: Sequence[tuple[EpisodeShard, Path]], config: EncodeConfig) -> Iterator[int]:
+def _encode(model: ConvVAE, pieces: Sequence[Piece], config: EncodeConfig) -> Iterator[int]:
     """Encode shards, on the cluster if there is one; yield the number of frames of each."""
     cluster = active_cluster()
-    if cluster is None or not todo:
+    if cluster is None or not pieces:
         encode = _Encoding(model, config)
-        yield from (encode.save(shard, target) for shard, target in todo)
+        yield from (encode(piece.data) for piece in pieces)
         return
     check_no_gpu()
     precision: TorchPrecision = "bfloat16" if uses_bfloat16(device(), config.precision) else "float32"
-    needs = Needs(bfloat16=precision == "bfloat16", files=with_sizes([shard.path for shard, _ in todo[:1]]))
+    needs = Needs(bfloat16=precision == "bfloat16", files=with_sizes([pieces[0].data[0]]))
     work = EncodeWork(model, replace(config, precision=precision), needs)
-    pieces = [Piece(int(shard.lengths.sum()), (shard.path.absolute(), target.absolute())) for shard, target in todo]
     yield from (frames for _, frames in cluster.run(cluster.prepare(work), Queue(pieces)))
 
 
@@ -79,22 +82,17 @@ class _Encoding:
         self._model, self._precision = model, config.precision
         self._micro_batches = MicroBatches("encode", "frames", config.batch_size, "--batch-size")
 
-    def save(self, shard: EpisodeShard, target: Path) -> int:
-        """Encode a shard; return the number of frames."""
-        encode = partial(encode_shard, self._model, shard, precision=self._precision)
-        mu, logvar = self._micro_batches.run(encode)
-        with phase("storing"):
-            Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
-        return len(mu)
-
     def __call__(self, piece: tuple[Path, Path]) -> int:
         """See :class:`worldmodels.support.cluster.Handler`; a piece is a shard and its target."""
         path, target = piece
         shard = EpisodeShard(path)
         try:
-            return self.save(shard, target)
+            mu, logvar = self._micro_batches.run(partial(encode_shard, self._model, shard, precision=self._precision))
+            with phase("storing"):
+                Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
         finally:
             shard.close()
+        return len(mu)
 
     def close(self) -> None:
         """See :class:`worldmodels.support.cluster.Handler`."""

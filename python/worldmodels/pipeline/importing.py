@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,15 +31,21 @@ def import_original(folder: str | Path, out: str | Path) -> Original:
     Raises:
         FileExistsError: ``out`` exists and is not an empty folder.
         FileNotFoundError: A file is missing.
+        OSError: A file cannot be written; ``out`` is unchanged.
         ValueError: A file is damaged or has other shapes.
     """
-    target = Path(out)
+    target = Path(out).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"--out: expected a new or empty folder, got {target}")
+        raise FileExistsError(f"--out: expected a new or empty folder, got {out}")
     found = read_original(folder)
-    Agent(found.vae, found.mdnrnn, found.controller, found.params).save_pretrained(target)
-    WorldModel(found.mdnrnn, found.initial_mu, found.initial_logvar).save_pretrained(target)
-    write_json(target / "config.json", to_dict(_config(found)))
+    temporary = target.with_name(f"{target.name}.{secrets.randbelow(10**12)}.tmp")
+    try:
+        Agent(found.vae, found.mdnrnn, found.controller, found.params).save_pretrained(temporary)
+        WorldModel(found.mdnrnn, found.initial_mu, found.initial_logvar).save_pretrained(temporary)
+        write_json(temporary / "config.json", to_dict(_config(found)))
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return found
 
 

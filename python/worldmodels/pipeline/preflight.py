@@ -19,6 +19,7 @@ from worldmodels.models.controller import Controller
 from worldmodels.pipeline import stages, tasks
 from worldmodels.pipeline.config import Config
 from worldmodels.pipeline.stage import INITIAL_STATES, C, M, V
+from worldmodels.training.distributed import ranks_from_env
 
 _INT32 = 2**31 - 1
 _MAX_LATENT_SIZE = 2**14  # of the native encoder
@@ -50,8 +51,12 @@ def check_config(
         ModuleNotFoundError: A package required by a stage is not installed.
     """
     task = tasks.of(config)
-    if config.collect.source:
-        names = _stages_of_recordings(config, names)
+    names = [name for name in names if name in stages.names_of(config)]
+    if config.collect.source and "collect" in names:
+        from worldmodels.pipeline.recordings import check_source
+
+        check_source(config)
+        names.remove("collect")
     for package in dict.fromkeys(package for name in names for package in stages.get(name).packages):
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
@@ -91,16 +96,6 @@ def check_config(
         _at_most("evaluate.num_envs", evaluate.num_envs, _MAX_PARALLEL)
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
         _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", records=True)
-
-
-def _stages_of_recordings(config: Config, names: Collection[str]) -> list[str]:
-    """Check the source of a run of recordings; return its stages that need no environment."""
-    from worldmodels.pipeline.recordings import check_source
-
-    if "collect" in names:
-        check_source(config)
-    others = {"collect", "check_dream", "evaluate", "report"} | (set() if config.train_rnn.reward_head else {"evolve"})
-    return [name for name in names if name not in others]
 
 
 def check_precision(name: str, precision: str) -> None:
@@ -209,6 +204,7 @@ def _check_train_vae(config: Config) -> None:
     _at_most("train_vae.lr", vae.lr, _MAX_FLOAT32)
     for name in ("kl_tolerance", "kl_weight", "quartic_weight"):
         _at_most(f"train_vae.{name}", getattr(vae, name), _MAX_LOSS_WEIGHT)
+    _check_processes("train_vae.batch_size", vae.batch_size, "frames")
     _check_memory("train_vae.batch_size", vae.batch_size, vae.batch_size * (64 * 64 * 3 + 4 * vae.latent_size))
     if vae.init_from:
         found = _header("train_vae.init_from", vae.init_from, V).get("config")
@@ -230,12 +226,16 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
     for name in ("done_pos_weight", "grad_clip"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _MAX_LOSS_WEIGHT)
     episodes = config.collect.episodes
-    if not config.collect.include and max(1, round(rnn.validation_fraction * episodes)) >= episodes:
+    training = episodes - max(1, round(rnn.validation_fraction * episodes))
+    if not config.collect.include and training < 1:
         raise ValueError(
             f"train_rnn.validation_fraction: expected a fraction that leaves one of {episodes} episodes to train on, "
             f"got {rnn.validation_fraction}"
         )
     sequences = rnn.batch_size if config.collect.include else min(rnn.batch_size, config.collect.episodes)
+    _check_processes("train_rnn.batch_size", rnn.batch_size, "sequences")
+    if not config.collect.include:
+        _check_processes("collect.episodes", training, "training episodes")
     values = 2 * config.train_vae.latent_size + len(task.actions)
     _check_memory("train_rnn.sequence_length", rnn.sequence_length, 4 * sequences * rnn.sequence_length * values)
     if rnn.done_lookahead >= task.max_steps:
@@ -323,6 +323,10 @@ def _model_of(config: Config, task: tasks.Task) -> dict[str, Any]:
 def _check_evolve(config: Config, task: tasks.Task) -> None:
     evolve, model = config.evolve, _model_of(config, task)
     in_dream = evolve.evaluate_in == "dream"
+    if not (in_dream or task.env_id):
+        raise ValueError(
+            f"evolve.evaluate_in: expected dream, as recordings have no environment, got {evolve.evaluate_in}"
+        )
     if in_dream and not (task.survival or model["reward_head"]):
         raise ValueError(
             f"evolve.evaluate_in: expected environment, or train_rnn.reward_head so that dreams have a score, "
@@ -435,6 +439,13 @@ def _check_environment(environment: EnvSpec, section: str, *, ignore_done: bool 
         raise ValueError("collect.ignore_done: expected environment.backend gymnasium, got envpool")
     if ignore_done:
         check_options(replace(environment, variant="", resolution=""), "collect", ignore_done=True)
+
+
+def _check_processes(name: str, rows: int, unit: str) -> None:
+    """Check that a batch has a row for each process of a torchrun launch."""
+    processes = ranks_from_env().size
+    if rows < processes:
+        raise ValueError(f"{name}: expected at least {processes} {unit}, one per process of torchrun, got {rows}")
 
 
 def _at_most(name: str, value: float, limit: float) -> None:

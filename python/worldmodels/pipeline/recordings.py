@@ -87,41 +87,65 @@ def check_source(config: Config) -> None:
 
     Raises:
         FileNotFoundError: There is no such folder, or an episode lacks a file.
-        ValueError: The run is of an environment, or the source has other episodes than the settings.
+        ValueError: The run is of an environment, or the source has fewer than two episodes or others than the settings.
     """
     source = config.collect.source
     if not is_recordings(config.task):
         raise ValueError(f"collect.source: expected a new run folder, as this run is of {config.task}, got {source}")
     found = open_recordings(source)
-    expected = (int(config.task.rpartition("-")[2]), config.collect.episodes)
-    if (len(found.names), len(found)) != expected:
+    if len(found) < 2:
         raise ValueError(
-            f"collect.source: expected actions of {expected[0]} dimensions in {expected[1]} episodes, got "
-            f"{len(found.names)} in {len(found)} in {source}"
+            f"collect.source: expected at least 2 episodes, to hold one out for validation, got 1 in {source}"
+        )
+    size = int(config.task.rpartition("-")[2])
+    if len(found.names) != size:
+        raise ValueError(f"collect.source: expected actions of {size} dimensions, got {len(found.names)} in {source}")
+    if len(found) != config.collect.episodes:
+        raise ValueError(
+            f"collect.source: expected {config.collect.episodes} episodes, got {len(found)} in {source}; use "
+            f"--episodes {len(found)}, or --force to convert all of them again"
         )
 
 
 def convert_recordings(run: Run) -> dict[str, Any]:
-    """Write the recordings to the episode store; complete shards are kept.
+    """Write the recordings to the episode store; shards with the same number of episodes are kept.
 
     Returns:
         Summary, as of :func:`worldmodels.pipeline.collection.collect_episodes`.
 
     Raises:
-        ValueError: A file of the recordings is damaged.
+        ValueError: A file of the recordings is damaged, or the store has more episodes than they.
     """
     config = run.config.collect
     source, folder = open_recordings(config.source), run.path("episodes")
     folder.mkdir(exist_ok=True)
-    progress = Progress("collect", len(source), "episodes")
-    for number, first in enumerate(range(0, len(source), config.shard_episodes)):
-        path = shard_path(folder, number)
-        last = min(first + config.shard_episodes, len(source))
-        if not path.is_file():
-            with EpisodeWriter(path, len(source.names)) as writer:
-                for index in range(first, last):
-                    writer.append(source.read(index))
-                    progress.update(index + 1)
-        EpisodeShard(path).close()
-    progress.close(len(source))
+    shards = {
+        shard_path(folder, number): range(first, min(first + config.shard_episodes, len(source)))
+        for number, first in enumerate(range(0, len(source), config.shard_episodes))
+    }
+    others = sorted(set(folder.glob("*.h5")) - shards.keys())
+    if others:
+        raise ValueError(
+            f"collect.episodes: expected a number that fits {others[0]}, got {len(source)}; use `worldmodels collect "
+            "--force` to convert all of them again"
+        )
+    todo = {path: episodes for path, episodes in shards.items() if _episodes_in(path) != len(episodes)}
+    done = len(source) - sum(map(len, todo.values()))
+    progress = Progress("collect", len(source), "episodes", start=done)
+    for path, episodes in todo.items():
+        with EpisodeWriter(path, len(source.names)) as writer:
+            for index in episodes:
+                writer.append(source.read(index))
+                done += 1
+                progress.update(done)
+    progress.close(done)
     return summarize(folder, config)
+
+
+def _episodes_in(path: Path) -> int:
+    """Count the episodes of a shard, 0 if it does not exist."""
+    if not path.is_file():
+        return 0
+    shard = EpisodeShard(path)
+    shard.close()
+    return len(shard.lengths)

@@ -30,7 +30,8 @@ class RoundResult:
         game: Scores of the agent in the real environment.
         rnn_loss: Negative log-likelihood of the next latent on M's held-out episodes, in nats per dimension; None in a
             run with a given world model.
-        done_recall: Fraction of the held-out terminations that M predicts; None without a done head or training.
+        done_recall: Fraction of the held-out terminations that M predicts; None without a done head, training or such
+            terminations.
     """
 
     number: int

@@ -54,7 +54,7 @@ class Run(RunFolder):
         folder: Run folder; created if necessary.
         config: Settings; None for those in the folder.
         rerun: Name of a stage to discard, with all later ones.
-        force: Whether stages may build on a model that failed its quality gate.
+        force: Whether stages may build on a model that failed its quality check.
         log_to: Names of the sinks that get the metrics too: ``"tensorboard"``, ``"wandb"``. They are opened when the
             first stage runs.
 
@@ -82,6 +82,8 @@ class Run(RunFolder):
         self.force = force
         self.log_to = tuple(log_to)
         self._sinks: list[Sink] = []
+        self._record: StageRecord | None = None  # of the stage that runs, until it is complete
+        self._seconds, self._clock = 0.0, time.monotonic()
         self.ranks = ranks_from_env()
         stored = self.folder / "config.json"
         if rerun is not None:
@@ -333,13 +335,19 @@ class Run(RunFolder):
             choices = names.get(choice) or choice.split(",")
             yield from (f"{before}{name}{after}" for name in choices) if brace else (pattern,)
 
+    @property
+    def seconds(self) -> float:
+        """Seconds that the stage has taken so far, in all its sessions."""
+        return self._seconds + time.monotonic() - self._clock
+
     def run_stage(self, name: str) -> None:
         """Run a stage unless it is complete.
 
         Raises:
             FileNotFoundError: A required stage is not complete.
-            StageFailedError: The stage or an earlier one failed its quality gate, and ``force`` is False.
-            ValueError: The launch has several processes, and the stage does not support them.
+            StageFailedError: The stage or an earlier one failed its quality check, and ``force`` is False.
+            ValueError: The launch has several processes, and the stage does not support them. Or the run is of
+                recordings, and the stage needs an environment or rewards.
             KeyboardInterrupt: Ctrl-C was pressed, and its KeyboardInterrupt was dropped.
         """
         check_sigint()
@@ -356,30 +364,35 @@ class Run(RunFolder):
             self._check_gate(earlier)
         for dependent in stage.invalidates if self.ranks.is_main else ():
             self.marker(dependent).unlink(missing_ok=True)
-        began, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
+        began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._seconds, self._clock = 0.0, time.monotonic()
         take_profile()
         if self.ranks.is_main and not self._sinks:
             self._sinks = open_sinks(self.log_to, self.folder, to_dict(self.config))
         if stage.is_taken(self.config):
             summary = self._copy_from_world_model(stage)
         else:
+            session = self._earlier_session(stage)
+            if session is not None:
+                began, self._seconds = session.began or began, session.seconds or 0.0
             if self.ranks.is_main and not self.marker(name).is_file():
-                begun = StageRecord(
+                self._record = StageRecord(
                     stage=name, settings=self._settings(stage), summary={}, began=began, versions=versions()
                 )
-                begun.write(self._begun(name))
+                self._write_seconds()
             try:
                 summary = stage.run(self)
             finally:
                 with contextlib.suppress(OSError):  # the stage's own error says more
                     self.log_profile(stage.command)
+                self._record = None
         if self.ranks.is_main:
             record = StageRecord(
                 stage=name,
                 settings=self._settings(stage),
                 summary=summary,
                 began=began,
-                seconds=round(time.monotonic() - clock, 2),
+                seconds=round(self.seconds, 2),
                 peak_memory_mb=_peak_memory_mb(),
                 versions=versions(),
             )
@@ -388,8 +401,23 @@ class Run(RunFolder):
         self.ranks.barrier()
         self._check_gate(stage)
 
+    def _earlier_session(self, stage: Stage) -> StageRecord | None:
+        """Read the marker of the session that a stage goes on from."""
+        path = self.marker(stage.name) if stage.extendable else self._begun(stage.name)
+        path = path if path.is_file() else self._begun(stage.name)
+        try:
+            same = path.is_file() and set(self._differences(stage, path)) <= {*stage.extendable, *stage.resumable}
+            return StageRecord.read(path) if same else None
+        except ValueError:  # a damaged marker of partial outputs
+            return None
+
+    def _write_seconds(self) -> None:
+        """Write the marker of the incomplete stage, with its duration so far."""
+        if self._record is not None:
+            replace(self._record, seconds=round(self.seconds, 2)).write(self._begun(self._record.stage or ""))
+
     def _check_gate(self, stage: Stage) -> None:
-        """Raise if a complete stage failed its quality gate, unless ``force`` accepts that now or did before."""
+        """Raise if a complete stage failed its quality check, unless ``force`` accepts that now or did before."""
         summary = self.ranks.broadcast(self.summary(stage.name))  # that of before rank 0 changes it
         failure = summary.get("failure")
         if failure is None or summary.get("accepted"):
@@ -433,8 +461,9 @@ class Run(RunFolder):
             sink.write_image(stage, name, path, step)
 
     def log_profile(self, stage: str) -> None:
-        """Append the seconds per phase since the last profile, as the profile of a stage."""
+        """Append the seconds per phase since the last profile, as the profile of a stage, and store its duration."""
         self.log(PROFILE, of=stage, profile=take_profile())
+        self._write_seconds()
 
     def rewind_metrics(self, stage: str, last: int, key: str = "step") -> None:
         """Remove a stage's lines whose ``key`` is greater than ``last``, as they are newer than its checkpoint.
@@ -482,8 +511,16 @@ def require_earlier(run: RunFolder, name: str) -> None:
 
     Raises:
         FileNotFoundError: A required stage or round is not complete, or the folder is not a run folder.
+        ValueError: The run is of recordings, and the stage needs an environment or rewards.
     """
     stage = stages.get(name)
+    if name not in stages.names_of(run.config):
+        if name == "evolve":
+            raise ValueError(
+                "evolve: expected recordings with rewards, so that dreams have a score, got recordings without; add "
+                "the column reward to every actions.csv and use another --out"
+            )
+        raise ValueError(f"{stage.command}: expected a run with an environment, got one of recordings")
     for earlier in stages.requirements(stage):
         if not run.marker(earlier.name).is_file():
             raise FileNotFoundError(

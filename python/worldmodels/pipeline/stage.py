@@ -87,4 +87,4 @@ class Stage:
 
 
 class StageFailedError(RuntimeError):
-    """A stage is complete, but its model failed its quality gate."""
+    """A stage is complete, but its model failed its quality check."""

@@ -15,7 +15,7 @@ from worldmodels.data.records import Results, StageRecord
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.folder import RunFolder, read_config
 from worldmodels.pipeline.stage import V
-from worldmodels.pipeline.stages import NAMES, STAGES
+from worldmodels.pipeline.stages import get, names_of
 from worldmodels.support.files import read_json
 
 State = Literal["complete", "failed", "changed", "damaged", "running", "interrupted", "to do"]
@@ -35,7 +35,7 @@ class StageStatus:
 
     Attributes:
         name: Name of the stage on the command line.
-        state: ``"complete"``; ``"failed"``: complete, with a model that failed its quality gate; ``"changed"``:
+        state: ``"complete"``; ``"failed"``: complete, with a model that failed its quality check; ``"changed"``:
             complete with other settings than the run's; ``"damaged"``: its marker is unreadable; ``"running"``;
             ``"interrupted"``; ``"to do"``.
         seconds: Duration of a complete stage.
@@ -49,13 +49,13 @@ class StageStatus:
 
 
 def stage_statuses(run: RunFolder) -> list[StageStatus]:
-    """Read the status of every stage of a run folder, or of a round of one."""
+    """Read the status of every stage of a run, or of a round of one."""
     locked = is_locked(run.folder)
-    return [_stage_status(run, name, locked) for name in NAMES]
+    return [_stage_status(run, name, locked) for name in names_of(run.config)]
 
 
 def _stage_status(run: RunFolder, name: str, locked: bool) -> StageStatus:
-    stage = STAGES[NAMES.index(name)]
+    stage = get(name)
     if run.marker(name).is_file():
         try:
             record, same = StageRecord.read(run.marker(name)), run.is_done(name)
@@ -78,7 +78,7 @@ def _progress(run: RunFolder, name: str) -> str:
         return ""
     key, total = _PROGRESS[name]
     try:
-        lines = run.metrics(STAGES[NAMES.index(name)].command)
+        lines = run.metrics(get(name).command)
     except OSError:
         return ""
     done = [line[key] for line in lines if isinstance(line.get(key), int)]
@@ -138,19 +138,23 @@ def _unit(run: RunFolder) -> str:
 def _advice(run: RunFolder, statuses: list[StageStatus]) -> str:
     """Return the command that resumes the run."""
     states = {status.state for status in statuses}
-    resume = shlex.join(["worldmodels", "run", run.given.task, "--out", str(run.folder)])
-    if states == {"complete"}:
+    recorded = tasks.is_recordings(run.given.task)
+    following = next((status.name for status in statuses if status.state not in ("complete", "failed")), "")
+    stage = [following] if recorded else ["run", run.given.task]
+    resume = shlex.join(["worldmodels", *stage, "--out", str(run.folder)])
+    if states == {"complete"} and not recorded:
         return f"complete; the report is {run.path('report', 'index.html')}"
     if is_locked(run.folder):
         return "another process is running it"
     if "damaged" in states:
         return "the marker of a stage is damaged; `worldmodels STAGE --force` discards and reruns a stage"
+    if recorded and not following:
+        failed = ", with a model that failed its quality check" if "failed" in states else ""
+        return f"complete{failed}; `worldmodels web {shlex.quote(str(run.folder))}` plays its dream"
     if "failed" in states:
-        return f"a model failed its quality gate; `{resume} --force` continues anyway"
-    if tasks.is_recordings(run.given.task):
-        following = next(status.name for status in statuses if status.state != "complete")
-        command = shlex.join(["worldmodels", following, "--out", str(run.folder)])
-        return f"recordings without an environment; `{command}` runs the next stage"
+        return f"a model failed its quality check; `{resume} --force` continues anyway"
+    if recorded:
+        return f"recordings without an environment; `{resume}` runs the next stage"
     if all(status.state == "to do" for status in statuses) and run.path(V).is_file():
         return f"models without the stages that made them; use them with --world-model {shlex.quote(str(run.folder))}"
     return f"`{resume}` resumes it"

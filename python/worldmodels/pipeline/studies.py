@@ -43,7 +43,7 @@ def sweep(
         folder: Run folder; incomplete stages up to ``train-rnn`` run first.
         config: Settings of the run.
         temperatures: Temperatures of the dreams.
-        force: Whether stages may build on a model that failed its quality gate.
+        force: Whether stages may build on a model that failed its quality check.
         only: Number of one temperature, from 1 on, that runs alone; several processes may run different ones at once. 0
             for the stages up to ``train-rnn`` alone. Nothing is written outside of their run folders.
         log_to: Names of the sinks that get the metrics too.
@@ -96,7 +96,7 @@ def ablate(folder: Path, config: Config, *, force: bool = False, log_to: Sequenc
     Args:
         folder: Run folder; incomplete stages up to ``train-rnn`` run first.
         config: Settings of the run.
-        force: Whether stages may build on a model that failed its quality gate.
+        force: Whether stages may build on a model that failed its quality check.
         log_to: Names of the sinks that get the metrics too.
 
     Returns:
@@ -236,7 +236,7 @@ def _variant(
         last: Settings of the study's last round.
         settings: Settings of the variant.
         scored: Run folder with scores of open-loop policies.
-        force: Whether stages may build on a model that failed its quality gate.
+        force: Whether stages may build on a model that failed its quality check.
         log_to: Names of the sinks that get the metrics too.
     """
     same = [getattr(settings, stage) == getattr(last, stage) for stage in _WORLD_MODEL_STAGES]

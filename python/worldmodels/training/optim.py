@@ -54,11 +54,15 @@ class LossGuard:
     Args:
         stage: Name of the stage in the message.
         factor: Largest allowed multiple of the initial loss, or of 1 if the initial loss is smaller.
+        initial: Initial loss; None for that of the first check.
+
+    Attributes:
+        initial: Initial loss, None before the first check.
     """
 
-    def __init__(self, stage: str, factor: float = 20.0) -> None:
+    def __init__(self, stage: str, factor: float = 20.0, initial: float | None = None) -> None:
         self._stage, self._factor = stage, factor
-        self._initial: float | None = None
+        self.initial = initial
 
     def check(self, loss: float, step: int, lr: float) -> None:
         """Check the loss of a step.
@@ -66,11 +70,11 @@ class LossGuard:
         Raises:
             DivergedError: The loss is not finite, or above the largest allowed multiple.
         """
-        if self._initial is None and math.isfinite(loss):
-            self._initial = loss
-        if not math.isfinite(loss) or loss > self._factor * max(abs(self._initial or 0.0), 1.0):
+        if self.initial is None and math.isfinite(loss):
+            self.initial = loss
+        if not math.isfinite(loss) or loss > self._factor * max(abs(self.initial or 0.0), 1.0):
             raise DivergedError(
-                f"{self._stage}: the loss is {loss:g} at step {step} (initially {self._initial}); the last checkpoint "
+                f"{self._stage}: the loss is {loss:g} at step {step} (initially {self.initial}); the last checkpoint "
                 f"is kept. Try a learning rate below {lr:g}, or precision float32."
             )
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from worldmodels.models.weights import load_model, load_tensors, save_model, sav
 from worldmodels.support.profile import phase, phase_of
 from worldmodels.support.progress import Progress
 from worldmodels.training.distributed import Ranks
-from worldmodels.training.optim import LossGuard, MicroBatches, cosine
+from worldmodels.training.optim import MicroBatches, cosine
 from worldmodels.training.rnn_loss import LossCounts, Losses, chunk_losses
 from worldmodels.training.settings import TrainRNNConfig
 from worldmodels.training.trainer import LOG_EVERY, Trainer, TrainingRun, gate
@@ -49,18 +48,28 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
         seed: Seed of the run.
 
     Returns:
-        Summary: losses, quality and, if M failed its quality gate, ``failure``.
+        Summary: losses, quality and, if M failed its quality check, ``failure``.
+
+    Raises:
+        ValueError: There are fewer than two episodes, or no training or no held-out step has a next latent.
     """
     latents = load_latents(run.path("latents"))
     training, held_out = split_episodes(latents, config.validation_fraction)
     sequences = _pack(latents, training, config.batch_size, config, seed)
     validation = _pack(latents, held_out, config.batch_size, config, seed)
+    for name, packed in (("training", sequences), ("held-out", validation)):
+        if packed.transitions == 0:
+            dropped = f" without the last {config.done_lookahead} frames" if config.done_lookahead else ""
+            raise ValueError(
+                f"train-rnn: expected {name} episodes with two frames or more{dropped}, got one frame each"
+            )
     limit_threads()
     seed_step(seed, "rnn-init", 0)
     model = build(config, latents).to(device())
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
     trainer = Trainer(run, "train-rnn", "rnn", model, optimizer, config)
     progress = Progress("train-rnn", config.steps, "batches", start=trainer.step, shown=run.ranks.is_main)
+    vae = _load_vae(run) if run.ranks.is_main else None
 
     def validate_on_main() -> dict[str, float]:
         with phase("validation"):
@@ -69,8 +78,13 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
             )
         return metrics
 
-    save_grid = partial(_save_image_grid, run, model, latents, held_out)
-    epoch = _train(trainer, sequences, config, seed, progress, validate_on_main, save_grid)
+    def save_grid(epoch: int) -> None:
+        trainer.grid_step = trainer.step
+        if vae is not None:
+            with phase("validation"):
+                _save_image_grid(run, model, vae, latents, held_out, epoch, trainer.step)
+
+    epoch, steps = _train(run, trainer, sequences, config, seed, progress, validate_on_main, save_grid)
     if not trainer.metrics:
         trainer.metrics = validate_on_main()
     summary = trainer.load_selected()
@@ -78,11 +92,11 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
     progress.close(trainer.step, f"validation {note}")
     if run.ranks.is_main:
         with phase("validation"):
-            measured = _quality(run, config, seed, model, latents, held_out)
+            measured = _quality(run, config, seed, model, vae, latents, held_out)
         measured.write(run.path("rnn", "quality.json"))
         summary["quality"] = measured.to_json()
         failure = quality.rnn_failure(measured) if config.steps > 0 else None
-        summary |= gate("train-rnn", failure, trainer.step * config.batch_size * config.sequence_length, "steps")
+        summary |= gate("train-rnn", failure, steps, "steps")
         with phase("storing"):
             _save_initial_states(run, model, latents, seed)
         trainer.export(summary)
@@ -91,27 +105,29 @@ def train_rnn(run: TrainingRun, config: TrainRNNConfig, seed: int) -> dict[str, 
 
 
 def _train(
+    run: TrainingRun,
     trainer: Trainer[MDNRNN],
     sequences: PackedSequences,
     config: TrainRNNConfig,
     seed: int,
     progress: Progress,
     validate_on_main: Callable[[], dict[str, float]],
-    save_grid: Callable[[int, int], None],
-) -> int:
+    save_grid: Callable[[int], None],
+) -> tuple[int, int]:
     """Train until the trainer has finished.
 
     Args:
+        run: Run of the stage.
         trainer: Trainer of M.
         sequences: Training data.
         config: Settings.
         seed: Seed of the run.
         progress: Progress of the stage.
         validate_on_main: Function that computes the validation metrics in rank 0 and returns them in every process.
-        save_grid: Function that saves the image grid of an epoch, at a step.
+        save_grid: Function that saves the image grid of an epoch.
 
     Returns:
-        Index of the last epoch.
+        Index of the last epoch, and number of trained time steps.
     """
     model, ranks = trainer.model, trainer.ranks
     rows = ranks.shard(sequences.batch)
@@ -123,38 +139,33 @@ def _train(
         where = state[0].device
         state = _state_rows((trainer.tensors["state.h"].to(where), trainer.tensors["state.c"].to(where)), rows)
     epoch, chunk_index = trainer.position.get("epoch", 0), trainer.position.get("chunk", 0)
-    guard = LossGuard("train-rnn")
-    first = trainer.step
-    steps = 0.0
+    steps = first = trainer.position.get("steps", 0)
     chunks = phase_of("data", _prefetch(_chunks(sequences, epoch, chunk_index)))
     while not trainer.finished:
         epoch, chunk_index, chunk = next(chunks)
         if chunk_index == 0:
             state = _state_rows(model.initial_state(sequences.batch), rows)
-            if ranks.is_main and trainer.step > first:
-                with phase("validation"):
-                    save_grid(epoch, trainer.step)
+            if trainer.epoch_has_grid:
+                save_grid(epoch)
         lr = learning_rate(config, trainer.step)
         seed_step(seed, "train-rnn", trainer.step)
         losses, state = _step(model, trainer.optimizer, chunk, state, lr, config, micro_batches, ranks)
-        steps += float(chunk.valid.sum())
+        steps += int(chunk.valid.sum())
         trainer.step += 1
         if trainer.is_due(LOG_EVERY):
             values = dict(zip(Losses._fields, ranks.all_reduce_sum(torch.stack(losses)).tolist(), strict=True))
-            guard.check(values["total"], trainer.step, lr)
-            trainer.log(epoch=epoch, lr=lr, **values, seconds=round(progress.seconds, 2))
-            speed = steps / progress.seconds
+            trainer.guard.check(values["total"], trainer.step, lr)
+            trainer.log(epoch=epoch, lr=lr, **values, seconds=round(run.seconds, 2))
+            speed = (steps - first) / progress.seconds
             progress.update(trainer.step, f"{speed:,.0f} steps/s, z {values['z']:.3f}, done {values['done']:.4f}")
         if trainer.is_due(config.checkpoint_every):
             metrics = validate_on_main()
-            guard.check(metrics["total"], trainer.step, lr)
+            trainer.guard.check(metrics["total"], trainer.step, lr)
             h, c = _gather_state(state, rows, sequences.batch, ranks)
-            position = {"epoch": epoch, "chunk": chunk_index + 1}
-            if ranks.is_main:  # before the checkpoint: a run resumed from it does not save this image grid
-                with phase("validation"):
-                    save_grid(epoch + 1, trainer.step)
+            position = {"epoch": epoch, "chunk": chunk_index + 1, "steps": steps}
+            save_grid(epoch + 1)  # before the checkpoint: a run resumed from it does not save this image grid
             trainer.checkpoint(metrics, metrics["total"], position, **{"state.h": h, "state.c": c})
-    return epoch
+    return epoch, steps
 
 
 def _pack(
@@ -337,8 +348,8 @@ def validate(model: MDNRNN, sequences: PackedSequences, config: TrainRNNConfig) 
         config: Settings of the loss.
 
     Returns:
-        ``total``, ``z``, ``done``, ``reward`` and, for the decision done logit > 0, ``done_recall`` and
-        ``done_false_alarms`` (per step).
+        ``total``, ``z``, ``done``, ``reward`` and, for the decision done logit > 0, ``done_recall`` (if an episode
+        terminates) and ``done_false_alarms`` (per step).
     """
     rows = min(_micro_batch_size(config), sequences.batch)
     micro_batches = MicroBatches("train-rnn", "sequences", rows, "--micro-batch-steps")
@@ -373,7 +384,8 @@ def _validate(
     metrics = {name: value / max(counts[name], 1) for name, value in sums.items()}
     metrics = {"total": sum(metrics.values()), **metrics}
     if model.done_head:
-        metrics |= {"done_recall": hits / max(terminations, 1), "done_false_alarms": alarms / max(steps, 1)}
+        metrics |= {"done_recall": hits / terminations} if terminations else {}
+        metrics |= {"done_false_alarms": alarms / max(steps, 1)}
     return metrics
 
 
@@ -382,11 +394,11 @@ def _quality(
     config: TrainRNNConfig,
     seed: int,
     model: MDNRNN,
+    vae: ConvVAE | None,
     latents: Latents,
     held_out: npt.NDArray[np.int64],
 ) -> RNNQuality:
     """Measure the quality of M on held-out episodes; in pixels too if the run has V and the frames."""
-    vae = _load_vae(run)
     store = EpisodeStore(run.path("episodes")) if any(run.path("episodes").glob("*.h5")) else None
     if store is not None and not np.array_equal(store.lengths, latents.lengths):
         print(f"train-rnn: {store.folder} does not match the latents: rollouts are compared in z only", file=sys.stderr)
@@ -407,16 +419,16 @@ def _load_vae(run: TrainingRun) -> ConvVAE | None:
 
 
 def _save_image_grid(
-    run: TrainingRun, model: MDNRNN, latents: Latents, held_out: npt.NDArray[np.int64], epoch: int, step: int
+    run: TrainingRun,
+    model: MDNRNN,
+    vae: ConvVAE,
+    latents: Latents,
+    held_out: npt.NDArray[np.int64],
+    epoch: int,
+    step: int,
 ) -> None:
-    """Save an epoch's image grid: reconstructions of episodes above M's rollouts with the same start and actions.
-
-    Without V, no grid is saved.
-    """
-    vae = _load_vae(run)
+    """Save an epoch's image grid: reconstructions of episodes above M's rollouts with the same start and actions."""
     starts = quality.choose_starts(latents, held_out, _GRID_EPISODES)
-    if vae is None or len(starts.last) == 0:
-        return
     offsets = _GRID_STRIDE * np.arange(_GRID_IMAGES)
     predicted = quality.run_free(model, latents, starts, int(offsets[-1]) + 1, sample=True)
     rows, decoder = [], Decoder(vae)

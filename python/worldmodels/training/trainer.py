@@ -1,4 +1,4 @@
-"""Trainer of V and M: checkpoints, best weights, early stopping, metrics and quality gate."""
+"""Trainer of V and M: checkpoints, best weights, early stopping, metrics and quality check."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from worldmodels.models.weights import (
 )
 from worldmodels.support.profile import phase
 from worldmodels.training.distributed import Ranks
+from worldmodels.training.optim import LossGuard
 from worldmodels.training.settings import TrainRNNConfig, TrainVAEConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 
 LOG_EVERY = 25
-#: Training frames of V, or steps of M, below which a failed quality gate is only a warning.
+_GRID_EVERY = 200  # least number of steps between image grids that belong to no checkpoint
+#: Training frames of V, or steps of M, below which a failed quality check is only a warning.
 MIN_FOR_GATE = {"frames": 1_000, "steps": 10_000}
 
 
@@ -35,6 +37,10 @@ class TrainingRun(Protocol):
     """Run of a training stage: folder, processes and metrics."""
 
     ranks: Ranks
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the stage has taken so far, in all its sessions."""
 
     def path(self, *parts: str) -> Path:
         """Return a path in the run folder."""
@@ -75,6 +81,8 @@ class Trainer(Generic[Model]):
         position: Position in the data, as stored in the checkpoint.
         tensors: Additional tensors of the checkpoint.
         metrics: Metrics of the last validation.
+        guard: Detects divergence.
+        grid_step: Step of the last image grid.
 
     Raises:
         ValueError: The checkpoint or the model of ``config.init_from`` does not match the settings.
@@ -97,10 +105,12 @@ class Trainer(Generic[Model]):
         self.metrics: dict[str, float] = {}
         self._best: dict[str, Any] = {}  # step, loss and metrics of the best validation
         self._stale = 0  # validations without improvement
+        self.guard = LossGuard(stage)
         if self._path("checkpoint").is_file():
             self._restore()
         elif config.init_from:
             self._load_initial_weights()
+        self.grid_step = self.step  # every checkpoint has an image grid
         run.rewind_metrics(stage, self.step)
 
     def _path(self, name: str) -> Path:
@@ -128,6 +138,7 @@ class Trainer(Generic[Model]):
         self.metrics = metadata.get("figures", {})
         self._best = metadata.get("best", {})
         self._stale = metadata.get("stale", 0)
+        self.guard = LossGuard(self._stage, initial=metadata.get("initial_loss"))
         if self.ranks.is_main and self._best.get("step") == self.step:
             self._save_best()  # a run that was killed after the checkpoint has not
 
@@ -142,6 +153,11 @@ class Trainer(Generic[Model]):
     def is_due(self, every: int) -> bool:
         """Check whether the number of completed steps is a multiple of ``every`` or the last step."""
         return self.step % every == 0 or self.step == self._config.steps
+
+    @property
+    def epoch_has_grid(self) -> bool:
+        """Whether an epoch that ends here has an image grid; there is none soon after another one."""
+        return self.step - self.grid_step >= _GRID_EVERY
 
     def log(self, **values: Any) -> None:
         """Log the metrics of this step."""
@@ -166,6 +182,7 @@ class Trainer(Generic[Model]):
         if not self.ranks.is_main:
             return
         record = {"step": self.step, "place": position, "figures": metrics, "best": self._best, "stale": self._stale}
+        record["initial_loss"] = self.guard.initial
         with phase("storing"):
             save_tensors(self._path("checkpoint"), {**training_state(self.model, self.optimizer), **tensors}, record)
             if improved:
@@ -194,7 +211,7 @@ def _architecture(config: Any) -> dict[str, Any]:
 
 
 def gate(stage: str, failure: str | None, trained: int, unit: str) -> dict[str, str]:
-    """Apply the quality gate. After little training, a failure is only a warning.
+    """Apply the quality check. After little training, a failure is only a warning.
 
     Args:
         stage: Name of the stage on the command line.

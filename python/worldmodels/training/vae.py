@@ -19,7 +19,7 @@ from worldmodels.support.progress import Progress
 from worldmodels.support.simd import precisions
 from worldmodels.training.distributed import Ranks, gradient_sync
 from worldmodels.training.native_vae import NativeVAE
-from worldmodels.training.optim import ChannelsLastAdam, LossGuard, MicroBatches, cosine
+from worldmodels.training.optim import ChannelsLastAdam, MicroBatches, cosine
 from worldmodels.training.settings import TrainVAEConfig
 from worldmodels.training.trainer import LOG_EVERY, Trainer, TrainingRun, gate
 
@@ -37,7 +37,7 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
         seed: Seed of the run.
 
     Returns:
-        Summary: losses, quality and, if V failed its quality gate, ``failure``.
+        Summary: losses, quality and, if V failed its quality check, ``failure``.
     """
     ranks = run.ranks
     store = EpisodeStore(run.path("episodes"))
@@ -55,7 +55,6 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
     network = torch.compile(model) if config.compile else training_network(model, config.precision)
     network = ranks.wrap(network)  # type: ignore[arg-type]
 
-    guard = LossGuard("train-vae")
     order = ShuffledBatches(train, config.batch_size, seed)
     rows = ranks.shard(config.batch_size)
     micro_batch_size = config.micro_batch_size or rows.stop - rows.start
@@ -71,8 +70,8 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
             trainer.step += 1
             if trainer.is_due(LOG_EVERY):
                 loss, squared_error, kl = ranks.all_reduce_sum(losses).tolist()
-                guard.check(loss, trainer.step, lr)
-                trainer.log(loss=loss, squared_error=squared_error, kl=kl, lr=lr, seconds=round(progress.seconds, 2))
+                trainer.guard.check(loss, trainer.step, lr)
+                trainer.log(loss=loss, squared_error=squared_error, kl=kl, lr=lr, seconds=round(run.seconds, 2))
                 speed = (trainer.step - first) * config.batch_size / progress.seconds
                 note = f"{speed:,.0f} frames/s, squared error {squared_error:.1f}, KL {kl:.1f}"
                 progress.update(trainer.step, note)
@@ -80,11 +79,14 @@ def train_vae(run: TrainingRun, config: TrainVAEConfig, seed: int) -> dict[str, 
             if checkpoint_due:
                 with phase("validation"):
                     metrics = _validate_on_main(model, store, held_out, config, ranks)
-                guard.check(metrics["loss"], trainer.step, lr)
+                trainer.guard.check(metrics["loss"], trainer.step, lr)
             epoch = order.epoch(trainer.step - 1) + 1
-            if ranks.is_main and (checkpoint_due or order.epoch(trainer.step) >= epoch):
-                with phase("validation"):
-                    _save_image_grid(run, model, store, held_out, epoch, trainer.step)
+            epoch_ended = order.epoch(trainer.step) >= epoch
+            if checkpoint_due or (epoch_ended and trainer.epoch_has_grid):
+                trainer.grid_step = trainer.step
+                if ranks.is_main:
+                    with phase("validation"):
+                        _save_image_grid(run, model, store, held_out, epoch, trainer.step)
             if checkpoint_due:  # after the image grid, which a run resumed from this checkpoint does not save
                 trainer.checkpoint(metrics, metrics["loss"], {})
     if not trainer.metrics:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.config import Config
 from worldmodels.pipeline.stage import Stage
 from worldmodels.pipeline.stages import (
     check_dream,
@@ -25,6 +27,14 @@ STAGES: tuple[Stage, ...] = (
     report.STAGE,
 )
 NAMES = tuple(stage.name for stage in STAGES)
+
+
+def names_of(config: Config) -> tuple[str, ...]:
+    """The names of a run's stages: recordings have no environment, and C no score in the dream of some."""
+    if not tasks.is_recordings(config.task):
+        return NAMES
+    names = ("collect", "train_vae", "encode", "train_rnn")
+    return (*names, "evolve") if config.train_rnn.reward_head else names
 
 
 def get(name: str) -> Stage:

@@ -16,7 +16,6 @@ def evaluate(run: Run) -> dict[str, Any]:
     """Play the episodes that have not been played yet and write ``results.json``."""
     from worldmodels.pipeline.evaluation import evaluate_agent
 
-    run.task.require_environment("evaluate")
     return evaluate_agent(run)
 
 
