@@ -14,8 +14,7 @@ void bind_screen(py::module_& m);
 void bind_testing(py::module_& m);
 
 PYBIND11_MODULE(_core, m) {
-    m.doc() =
-        "Native core of worldmodels: the dream, V's encoder and decoder, training, frames and CMA-ES.";
+    m.doc() = "Native core of worldmodels: the dream, V's encoder and decoder, training, frames and CMA-ES.";
     bind_cmaes(m);
     bind_compression(m);
     bind_conv_training(m);
