@@ -196,6 +196,10 @@ def gone(mark: str | Path, name: str = "", seconds: float = 10.0) -> bool:
     return True
 
 
+def pytest_configure() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job hands on that it is ignored
+
+
 def environment() -> dict[str, str]:
     """Of a subprocess: no display, one thread."""
     kept = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
@@ -204,7 +208,6 @@ def environment() -> dict[str, str]:
 
 def start(*arguments: str | Path, cwd: Path, **options: Any) -> subprocess.Popen[str]:
     """Starts the `worldmodels` command; ``options`` are those of a process."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job hands on that it is ignored
     line = [sys.executable, "-m", "worldmodels", *map(str, arguments)]
     options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     return subprocess.Popen(line, cwd=cwd, text=True, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,8 +22,9 @@ class _Interrupted:
 
 def drop_an_interrupt(monkeypatch):
     dropped = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda error: dropped.append(error.exc_type))
-    _Interrupted()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda error: dropped.append(error.exc_type))
+        _Interrupted()
     assert dropped == [KeyboardInterrupt]
 
 
@@ -41,6 +43,18 @@ def test_what_was_dropped_before_is_forgotten(monkeypatch):
         drop_an_interrupt(monkeypatch)
     with keep_sigint():
         check_sigint()
+
+
+def test_a_dropped_keyboard_interrupt_is_not_printed(monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: printed.append(error.exc_type))
+    hook = sys.unraisablehook
+    with keep_sigint():
+        _Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            check_sigint()
+        sys.unraisablehook(SimpleNamespace(exc_type=OSError, exc_value=OSError()))
+    assert printed == [OSError] and sys.unraisablehook is hook
 
 
 def test_an_ignored_sigint_stays_ignored():
@@ -79,15 +93,14 @@ def test_the_first_spawned_process_has_sigint_blocked(tmp_path):
     script = tmp_path / "first.py"
     script.write_text(
         "import multiprocessing, signal\n"
-        "from worldmodels.support.processes import block_sigint\n"
+        "from worldmodels.support.processes import spawn\n"
         "def masked(pipe):\n"
         "    pipe.send(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set()))\n"
         "if __name__ == '__main__':\n"
         "    context = multiprocessing.get_context('spawn')\n"
         "    ours, theirs = context.Pipe()\n"
         "    process = context.Process(target=masked, args=(theirs,))\n"
-        "    with block_sigint():\n"
-        "        process.start()\n"
+        "    spawn(process)\n"
         "    theirs.close()\n"
         "    print(ours.recv(), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, set()))\n"
         "    process.join()\n"

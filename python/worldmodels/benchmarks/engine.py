@@ -24,7 +24,7 @@ from worldmodels.pipeline.players import CollectingPlayer, Job
 from worldmodels.pipeline.worker import work
 from worldmodels.rollout.runner import Assignment, Environments, OpenLoopPlayer, Player
 from worldmodels.support.cpu import available_cpus
-from worldmodels.support.processes import block_sigint
+from worldmodels.support.processes import spawn
 
 _TASK, _POLICY = "takecover", "repeat 1-10"
 _EPISODES = 12  # of every worker
@@ -62,8 +62,7 @@ def worker_case(name: str, target: Callable[[Connection, Job], None]) -> Case:
     for _ in range(workers):
         ours, theirs = context.Pipe()
         processes.append(context.Process(target=target, args=(theirs, job), daemon=True))
-        with block_sigint():
-            processes[-1].start()
+        spawn(processes[-1])
         theirs.close()
         pipes.append(ours)
     for pipe in pipes:

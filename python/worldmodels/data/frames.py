@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.support.processes import Owned, block_sigint, describe_exit
+from worldmodels.support.processes import Owned, describe_exit, spawn
 
 _PREFETCHED = 4  # batches that a reading thread prefetches
 
@@ -88,8 +88,7 @@ class FrameReader(Owned):
             ours, theirs = context.Pipe(duplex=False)
             job = (theirs, store.folder, order, self._steps[worker::num_workers], rows)
             process = context.Process(target=_read_ahead, args=job, daemon=True)
-            with block_sigint():
-                process.start()
+            spawn(process)
             theirs.close()  # only the process holds this end, so that the pipe closes when it dies
             self._processes.append((process, ours))
 

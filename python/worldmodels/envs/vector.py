@@ -26,7 +26,7 @@ from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.support.cpu import available_cpus
-from worldmodels.support.processes import Owned, block_sigint, describe_exit
+from worldmodels.support.processes import Owned, describe_exit, spawn
 
 _OPTIONS = ("variant", "resolution")  # constructor options with a setting
 #: Settings that :class:`AdaptedEnv` applies.
@@ -395,8 +395,7 @@ class ProcessVectorEnv(Owned, VectorEnv):
             ours, theirs = context.Pipe()
             layout = (number, num_workers, num_envs, size, self._shared.memory.name)
             process = context.Process(target=_serve, args=(theirs, layout, environment, options), daemon=True)
-            with block_sigint():
-                process.start()
+            spawn(process)
             theirs.close()
             self._workers.append((process, ours))
 

@@ -30,7 +30,7 @@ from worldmodels.rollout.needs import environment_needs, resolved
 from worldmodels.support.cluster import Piece, Queue, active_cluster, with_sizes
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.files import link
-from worldmodels.support.processes import block_sigint, describe_exit
+from worldmodels.support.processes import describe_exit, spawn
 from worldmodels.support.profile import add_to_profile, phase
 from worldmodels.support.progress import Progress
 
@@ -247,8 +247,7 @@ class _Pool:
         context = multiprocessing.get_context("spawn")
         pipe, worker_pipe = context.Pipe()
         process = context.Process(target=work, args=(worker_pipe, self._job), daemon=True)
-        with block_sigint():
-            process.start()
+        spawn(process)
         worker_pipe.close()
         return _Worker(process, pipe)
 

@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnProcess
 from types import FrameType
 
 
 @contextlib.contextmanager
 def block_sigint() -> Iterator[None]:
     """Block SIGINT in child processes started inside the block; the parent shuts them down."""
-    resource_tracker.ensure_running()  # starting it, as the first spawned process does, would unblock SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def spawn(process: SpawnProcess) -> None:
+    """Start a process in which SIGINT is blocked; the parent shuts it down."""
+    resource_tracker.ensure_running()  # starting it, as the first spawned process does, would unblock SIGINT
+    with block_sigint():
+        process.start()
 
 
 @contextlib.contextmanager
@@ -69,6 +77,11 @@ def keep_sigint() -> Iterator[None]:
         _Received.error = Terminated
         raise Terminated
 
+    def unraisable(error: sys.UnraisableHookArgs) -> None:
+        if not (isinstance(error.exc_value, KeyboardInterrupt) and _Received.error is not None):
+            report(error)  # the others are raised by check_sigint
+
+    report, sys.unraisablehook = sys.unraisablehook, unraisable
     _Received.error = None
     if callable(interrupt):
         signal.signal(signal.SIGINT, interrupted)
@@ -79,6 +92,7 @@ def keep_sigint() -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, terminate)
+        sys.unraisablehook = report
 
 
 def check_sigint() -> None:
