@@ -13,4 +13,4 @@ python -m pytest -q -W ignore::DeprecationWarning -k "not evaluations" \
   tests/support/test_files.py tests/data tests/cmaes/test_cmaes.py tests/dream/test_{dream_env,rng}.py \
   tests/models/test_{controller,weights}.py tests/envs/test_take_cover.py tests/analysis/test_{playback,stats}.py \
   tests/faults/test_pickling.py \
-  tests/training/test_training.py::test_{every_step_draws_its_own_numbers,a_sheet_is_drawn_every_epoch}
+  tests/training/test_training.py::test_{every_step_draws_its_own_numbers,a_sheet_is_drawn_at_checkpoints_and_after_epochs_far_apart}
