@@ -186,12 +186,18 @@ print(json.dumps(runtimes))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_neither_is_slower_for_being_imported_second():
-    """The fastest of many short rounds of both, in processes that take turns."""
+    """The fastest of many short rounds of both, in processes that take turns; more of them beside a busy process."""
     found = {order: [] for order in ("core first", "torch first")}
-    for _ in range(4):
+
+    def ratios():
+        for what in ("rollout", "matmul"):
+            fastest = [min(times[what == "matmul"] for times in found[order]) for order in found]
+            print(f"{what}: {', '.join(f'{order} {time:.4f} s' for order, time in zip(found, fastest, strict=True))}")
+            yield max(fastest) / min(fastest)
+
+    for attempt in range(16):
         for order, times in found.items():
             times.append(run(f"{ORDERS[order]}\n{ROUNDS}\nprint(json.dumps(timed))"))
-    for what in (0, 1):
-        core_first, torch_first = (min(times[what] for times in found[order]) for order in found)
-        print(f"{('rollout', 'matmul')[what]}: core first {core_first:.4f} s, torch first {torch_first:.4f} s")
-        assert max(core_first, torch_first) < 1.5 * min(core_first, torch_first)
+        if attempt >= 3 and max(ratios()) < 1.5:
+            return
+    pytest.fail(f"ratios: {list(ratios())}")
