@@ -402,7 +402,7 @@ class Run(RunFolder):
         self._check_gate(stage)
 
     def _earlier_session(self, stage: Stage) -> StageRecord | None:
-        """Read the marker of the session that a stage goes on from."""
+        """Read the record of the interrupted session that a stage resumes; None if its settings differ."""
         path = self.marker(stage.name) if stage.extendable else self._begun(stage.name)
         path = path if path.is_file() else self._begun(stage.name)
         try:
