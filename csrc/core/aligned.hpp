@@ -33,4 +33,21 @@ inline AlignedFloats aligned_floats(std::size_t count) {
     return aligned_zeros<float>(count);
 }
 
+// Zeroed floats that only grow: scratch memory for the next call.
+struct GrowingFloats {
+    AlignedFloats data;
+    std::size_t size = 0;
+
+    // At least `count` floats; what was there is lost when it grows.
+    float* reserve(std::size_t count) {
+        if (count > size) {
+            size = 0;  // stays so when memory runs out
+            data.reset();
+            data = aligned_floats(count);
+            size = count;
+        }
+        return data.get();
+    }
+};
+
 }  // namespace worldmodels

@@ -29,16 +29,6 @@ constexpr std::size_t product(int a, int b) {
 
 }  // namespace
 
-float* ConvTraining::Buffer::reserve(std::size_t count) {
-    if (count > size) {
-        size = 0;  // stays so when memory runs out
-        data.reset();
-        data = aligned_floats(count);
-        size = count;
-    }
-    return data.get();
-}
-
 // pixel: floats of a pixel.
 ConvTraining::Operand ConvTraining::operand(const ConvShape& shape, int pixel) {
     Operand found{pixel, shape.side * pixel, shape.kernel * pixel, {}};

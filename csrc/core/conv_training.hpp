@@ -47,12 +47,8 @@ class ConvTraining {
                                    const float* features, int threads, float* gradient);
 
   private:
-    // Zeroed memory that only grows.
-    struct Buffer {
-        AlignedFloats data;
-        std::size_t size = 0;
-        float* reserve(std::size_t count);
-    };
+    using Buffer = GrowingFloats;
+
     struct Thread {
         Buffer scratch;
         std::vector<const float*> in;

@@ -45,16 +45,6 @@ struct RNNTraining::Call {
     }
 };
 
-float* RNNTraining::Buffer::reserve(std::size_t count) {
-    if (count > size) {
-        size = 0;  // stays so when memory runs out
-        data.reset();
-        data = aligned_floats(count);
-        size = count;
-    }
-    return data.get();
-}
-
 RNNTraining::RNNTraining(const WorldModelSizes& sizes)
     : sizes_(sizes),
       flags_((sizes.done ? 1 : 0) + (sizes.reward ? 1 : 0)),

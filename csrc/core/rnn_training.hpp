@@ -70,12 +70,7 @@ class RNNTraining {
                                            Poll poll = {});
 
   private:
-    // Zeroed memory that only grows.
-    struct Buffer {
-        AlignedFloats data;
-        std::size_t size = 0;
-        float* reserve(std::size_t count);
-    };
+    using Buffer = GrowingFloats;
     // The packed right operands: [h, x] to gates, h to head, head to h, gates to h.
     struct Packed {
         Buffer gates, head, head_back, recurrent_back;

@@ -653,7 +653,7 @@ def test_speed_is_reported(tab):
     assert all(value > 0 for value in found)
     tab.page.click("#play-restart")
     tab.wait("document.getElementById('timing').textContent.includes('frames a second')")
-    # A frame for every step at most, whatever the rate of the display.
+    # A frame for every step at most, whatever the refresh rate.
     tab.wait("worldmodels.shown.play.runner.frames > 10")
     tab.page.wait_for_timeout(1500)
     print(shown := tab.page.inner_text("#timing"))
