@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "core/packing.hpp"
 #include "core/parallel.hpp"
@@ -10,21 +11,23 @@
 namespace worldmodels {
 namespace {
 
-constexpr int kColumns = 32;          // whole panels on every target
-constexpr int kDepth = 256;           // products in a panel that stays in the L1 cache
+constexpr int kColumns = 32;          // a multiple of a panel's on every target
+constexpr int kDepth = 128;           // products in a panel that stays in the L1 cache
 constexpr int kRows = 96;             // windows for which a panel is read once
 constexpr int kTerms = 256;           // products of a weight's gradient that stay in the L2 cache
 constexpr int kSlice = 16;            // frames that are copied at once
 constexpr std::int64_t kSums = 4096;  // rows of a partial sum of a bias's gradient
 
-constexpr int padded(int count) {
-    return (count + kColumns - 1) / kColumns * kColumns;
-}
 float bfloat16_pair(float low, float high) {
     return std::bit_cast<float>(bfloat16(low) | bfloat16(high) << 16);
 }
 constexpr std::size_t product(int a, int b) {
     return static_cast<std::size_t>(a) * static_cast<std::size_t>(b);
+}
+// The first row of one of `groups` groups of nearly equal size, and their number.
+std::pair<int, int> rows_of(int rows, int group, int groups) {
+    const auto first = static_cast<int>(std::int64_t{rows} * group / groups);
+    return {first, static_cast<int>(std::int64_t{rows} * (group + 1) / groups) - first};
 }
 
 }  // namespace
@@ -43,7 +46,7 @@ ConvTraining::Operand ConvTraining::operand(const ConvShape& shape, int pixel) {
 ConvTraining::ConvTraining(const ConvShape& shape)
     : shape_(shape),
       line_(shape.kernel * shape.channels),
-      padded_line_(padded(line_)),
+      narrow_(shape.channels % kColumns != 0),
       whole_(operand(shape, shape.channels)),
       half_(operand(shape, (shape.channels + 1) / 2)) {}
 
@@ -68,7 +71,7 @@ std::size_t ConvTraining::window_at(const Operand& operand, std::size_t row) con
 }
 
 std::ptrdiff_t ConvTraining::place_of(int column) const {
-    return std::ptrdiff_t{column / padded_line_} * shape_.side * shape_.channels + column % padded_line_;
+    return std::ptrdiff_t{column / line_} * whole_.line + column % line_;
 }
 
 void ConvTraining::convolve_unchecked(const ConvTrainingKernels& kernels, int batch, const float* images,
@@ -144,29 +147,26 @@ void ConvTraining::convolve_unchecked(const ConvTrainingKernels& kernels, int ba
 void ConvTraining::transpose_unchecked(const ConvTrainingKernels& kernels, int batch, const float* features,
                                        const float* weights, const float* bias, bool relu, int threads,
                                        float* images) {
+    if (narrow_) return transpose_narrow(kernels, batch, features, weights, bias, relu, threads, images);
     const bool pairs = kernels.pack == 2;
     const int columns = kernels.columns, filters = shape_.filters, channels = shape_.channels;
     const int depth = filters / kernels.pack;
-    const int positions = shape_.positions(), window = shape_.window(), width = padded(window);
-    // a panel of one pixel goes where it belongs: no two windows have the pixel in the same place
-    const bool whole = channels % kColumns == 0;
-    float* const panels = panels_.reserve(product(depth, width));
+    const int positions = shape_.positions(), window = shape_.window();
+    float* const panels = panels_.reserve(product(depth, window));
     // frames of a block, whose windows read a panel once
     const int most = std::max(1, (batch + threads - 1) / threads);
     const int frames = std::clamp((kRows / 2 + positions - 1) / positions, 1, most);
     const int blocks = (batch + frames - 1) / frames;
     threads = threads_for(blocks, threads);
-    start_threads(threads, frames * positions, whole ? 0 : product(kRows, width));
-    parallel_for_blocks(width / columns, threads, [&](int panel, int) {
-        const int first = panel * columns, count = std::clamp(window - first, 0, columns);
-        float* to = panels + product(depth, first);
+    start_threads(threads, frames * positions, 0);
+    parallel_for_blocks(window / columns, threads, [&](int panel, int) {
+        float* to = panels + product(depth, panel * columns);
         for (int f = 0; f < filters; f += kernels.pack, to += columns) {
-            const float* const row = weights + product(f, window) + first;
+            const float* const row = weights + product(f, window) + panel * columns;
             if (pairs)
-                kernels.pack_rows(count, row, row + window, to);
+                kernels.pack_rows(columns, row, row + window, to);
             else
-                std::copy_n(row, count, to);
-            std::fill_n(to + count, columns - count, 0.0F);
+                std::copy_n(row, columns, to);
         }
     });
     if (pairs) {
@@ -190,32 +190,95 @@ void ConvTraining::transpose_unchecked(const ConvTrainingKernels& kernels, int b
         else
             for (std::size_t i = 0; i < size; i += static_cast<std::size_t>(channels))
                 std::copy_n(bias, channels, image + i);
-        float* const scratch = own.scratch.data.get();
         for (int i = 0; i < rows; ++i) {
             const auto at = static_cast<std::size_t>(i);
             own.in[at] = features + (start + at) * static_cast<std::size_t>(depth);
-            own.out[at] =
-                whole ? images + window_at(whole_, start + at) : scratch + product(i % kRows, width);
+            own.out[at] = images + window_at(whole_, start + at);
         }
-        if (whole)
-            for (int column = 0; column < width; column += columns)
-                kernels.add_products(rows, own.in.data(), &kStart, 1, depth, panels + product(column, depth),
-                                     own.out.data(), place_of(column));
-        else
-            for (int from = 0; from < rows; from += kRows) {
-                const int some = std::min(kRows, rows - from);
-                std::fill_n(scratch, product(some, width), 0.0F);
-                for (int column = 0; column < width; column += columns)
-                    kernels.add_products(some, own.in.data() + from, &kStart, 1, depth,
-                                         panels + product(column, depth), own.out.data(), column);
-                for (int i = 0; i < some; ++i) {
-                    float* to = images + window_at(whole_, start + static_cast<std::size_t>(from + i));
-                    for (int y = 0; y < shape_.kernel; ++y, to += product(shape_.side, channels))
-                        kernels.add_line(line_, own.out[static_cast<std::size_t>(i)] + y * line_, to);
-                }
-            }
+        // a panel is of one pixel, which no two windows have in the same place
+        for (int column = 0; column < window; column += columns)
+            kernels.add_products(rows, own.in.data(), &kStart, 1, depth, panels + product(column, depth),
+                                 own.out.data(), place_of(column));
         if (relu)
             for (std::size_t i = 0; i < size; ++i) image[i] = image[i] < 0.0F ? 0.0F : image[i];
+    });
+}
+
+// Pixels (2 i, 2 j) to (2 i + 1, 2 j + 1) depend on the same taps x taps features, up to (i, j): a
+// convolution of stride 1 of the features with zeros around them.
+void ConvTraining::transpose_narrow(const ConvTrainingKernels& kernels, int batch, const float* features,
+                                    const float* weights, const float* bias, bool relu, int threads,
+                                    float* images) {
+    const bool pairs = kernels.pack == 2;
+    const int filters = shape_.filters, channels = shape_.channels, side = shape_.side;
+    const int depth = filters / kernels.pack, pixel = 4 * channels, half = 2 * channels;
+    const bool one_vector = pixel <= kernels.lanes;
+    const int columns = one_vector ? kernels.lanes : kernels.columns;
+    const int width = (pixel + columns - 1) / columns * columns;
+    const auto add_products = one_vector ? kernels.add_vector_products : kernels.add_products;
+    const int taps = (shape_.kernel + 1) / 2, length = taps * depth;
+    const int out = shape_.out_side(), blocks = (side + 1) / 2, padded_side = blocks + taps - 1;
+    const std::size_t padded_size = product(padded_side, padded_side * depth);
+    float* const panels = panels_.reserve(product(taps * length, width));
+    threads = threads_for(batch, threads);
+    start_threads(threads, blocks, padded_size + product(blocks, width));
+    for (Thread& thread : threads_) std::fill_n(thread.scratch.data.get(), padded_size, 0.0F);
+    std::fill_n(panels, product(taps * length, width), 0.0F);
+    for (int tap = 0; tap < taps * taps; ++tap)
+        for (int part = 0; part < 4; ++part) {
+            const int y = 2 * (taps - 1 - tap / taps) + part / 2, x = 2 * (taps - 1 - tap % taps) + part % 2;
+            if (y >= shape_.kernel || x >= shape_.kernel) continue;
+            const float* from = weights + product(y * shape_.kernel + x, channels);
+            for (int f = 0; f < depth; ++f, from += kernels.pack * shape_.window())
+                for (int c = 0; c < channels; ++c) {
+                    const int column = part * channels + c;
+                    panels[product(column / columns * taps * length + tap * depth + f, columns) +
+                           static_cast<std::size_t>(column % columns)] =
+                        pairs ? bfloat16_pair(from[c], from[shape_.window() + c]) : from[c];
+                }
+        }
+    std::vector<std::ptrdiff_t> lines(static_cast<std::size_t>(taps));
+    for (int tap = 0; tap < taps; ++tap)
+        lines[static_cast<std::size_t>(tap)] = std::ptrdiff_t{tap} * padded_side * depth;
+    std::vector<float> start(static_cast<std::size_t>(width), 0.0F);
+    if (bias != nullptr)
+        for (int column = 0; column < pixel; ++column)
+            start[static_cast<std::size_t>(column)] = bias[column % channels];
+    parallel_for_blocks(batch, threads, [&](int frame, int thread) {
+        Thread& own = threads_[static_cast<std::size_t>(thread)];
+        float* const padded = own.scratch.data.get();
+        float* const sums = padded + padded_size;
+        const float* from = features + static_cast<std::size_t>(frame) * shape_.features_size();
+        for (int y = 0; y < out; ++y, from += product(out, filters)) {
+            float* const to = padded + product((y + taps - 1) * padded_side + taps - 1, depth);
+            if (pairs)
+                kernels.pack_neighbours(std::int64_t{out} * filters, from, to);
+            else
+                std::copy_n(from, product(out, filters), to);
+        }
+        for (int j = 0; j < blocks; ++j) own.out[static_cast<std::size_t>(j)] = sums + product(j, width);
+        float* line = images + static_cast<std::size_t>(frame) * shape_.image_size();
+        for (int i = 0; i < blocks; ++i) {
+            for (int j = 0; j < blocks; ++j) {
+                own.in[static_cast<std::size_t>(j)] = padded + product(i * padded_side + j, depth);
+                std::copy_n(start.data(), width, sums + product(j, width));
+            }
+            for (int column = 0; column < width; column += columns)
+                add_products(blocks, own.in.data(), lines.data(), taps, length,
+                             panels + product(column, taps * length), own.out.data(), column);
+            for (int a = 0; a < std::min(2, side - 2 * i); ++a, line += whole_.line) {
+                float* to = line;
+                const float* sum = sums + a * half;
+                for (int j = 0; j < side / 2; ++j, sum += width, to += half)
+                    if (half == 6)
+                        std::copy_n(sum, 6, to);  // a few instructions, for frames
+                    else
+                        std::copy_n(sum, half, to);
+                if (side % 2 != 0) std::copy_n(sum, channels, to);
+                if (relu)
+                    for (int k = 0; k < whole_.line; ++k) line[k] = line[k] < 0.0F ? 0.0F : line[k];
+            }
+        }
     });
 }
 
@@ -223,82 +286,83 @@ void ConvTraining::weight_gradient_unchecked(const ConvTrainingKernels& kernels,
                                              const float* images, const float* features, int threads,
                                              float* gradient) {
     const bool pairs = kernels.pack == 2;  // of a window and the one to its right
-    const int columns = kernels.columns, filters = shape_.filters, width = shape_.kernel * padded_line_;
-    const int groups = (filters + kernels.filters - 1) / kernels.filters;
-    const int panels = width / columns, tiles = panels * groups;
+    const int filters = shape_.filters, window = shape_.window();
+    // Products of features and windows; of windows and features where windows are narrow.
+    const int width = narrow_ ? filters : window, panels = width / kernels.columns;
+    const int lines = narrow_ ? shape_.kernel : 1, rows = narrow_ ? line_ : filters;
+    const int groups = (rows + kernels.rows - 1) / kernels.rows, tiles = lines * groups * panels;
     const int out = shape_.out_side(), across = (out + kernels.pack - 1) / kernels.pack, terms = out * across;
     const int frames = std::max(1, kTerms / terms);
-    const bool whole = line_ == padded_line_;
-    const bool copies =
-        pairs || !whole;  // a panel would read beyond a line, and the last one beyond the images
-    const std::size_t size = shape_.image_size(), left_size = product(terms, filters);
-    const auto next = static_cast<std::size_t>(2 * shape_.channels);  // from a window to the one to its right
+    const std::size_t size = shape_.image_size(), features_size = product(terms, filters);
     threads = threads_for(tiles, threads);
-    start_threads(threads, frames * terms, product(frames * terms, kernels.filters));
-    float* const sums = whole ? gradient : gradient_.reserve(product(filters, width));
+    start_threads(threads, frames * terms, product(frames * terms, kernels.rows));
+    float* const sums = narrow_ ? gradient_.reserve(product(window, filters)) : gradient;
     for (int from = 0; from < batch; from += kSlice) {
         const int slice = std::min(kSlice, batch - from);
         const float* image = images + static_cast<std::size_t>(from) * size;
-        const float* left = features + static_cast<std::size_t>(from) * shape_.features_size();
-        if (copies) {
+        const float* feature = features + static_cast<std::size_t>(from) * shape_.features_size();
+        if (pairs) {
             const auto most = static_cast<std::size_t>(std::min(batch, kSlice));
-            float* const right_copy = right_.reserve(most * size + kColumns);
-            float* const left_copy = pairs ? left_.reserve(most * left_size) : nullptr;
+            float* const image_pairs = right_.reserve(most * size);
+            float* const feature_pairs = left_.reserve(most * features_size);
+            const auto next = product(2, shape_.channels);  // from a window to the one to its right
+            const std::size_t paired = size - std::min(size, next);
             parallel_for_blocks(slice, threads, [&](int frame, int) {
                 const float* const own = image + static_cast<std::size_t>(frame) * size;
-                float* const to = right_copy + static_cast<std::size_t>(frame) * size;
-                if (!pairs) {
-                    std::copy_n(own, size, to);
-                    return;
-                }
-                const std::size_t paired = size - std::min(size, next);
+                float* const to = image_pairs + static_cast<std::size_t>(frame) * size;
                 kernels.pack_rows(static_cast<std::int64_t>(paired), own, own + next, to);
                 kernels.pack_rows(static_cast<std::int64_t>(size - paired), own + paired, nullptr,
                                   to + paired);
-                const float* row = left + static_cast<std::size_t>(frame) * shape_.features_size();
-                float* row_to = left_copy + static_cast<std::size_t>(frame) * left_size;
+                const float* row = feature + static_cast<std::size_t>(frame) * shape_.features_size();
+                float* row_to = feature_pairs + static_cast<std::size_t>(frame) * features_size;
                 for (int y = 0; y < out; ++y)
                     for (int x = 0; x < out; x += 2, row_to += filters) {
                         kernels.pack_rows(filters, row, x + 1 < out ? row + filters : nullptr, row_to);
                         row += x + 1 < out ? 2 * filters : filters;
                     }
             });
-            image = right_copy;
-            if (pairs) left = left_copy;
+            image = image_pairs;
+            feature = feature_pairs;
         }
         // every thread sums its own tiles, over all frames in their order
         parallel_for_blocks(threads, threads, [&](int part, int thread) {
             Thread& own = threads_[static_cast<std::size_t>(thread)];
             const int begin = static_cast<int>(std::int64_t{tiles} * part / threads);
             const int end = static_cast<int>(std::int64_t{tiles} * (part + 1) / threads);
-            float* const group_left = own.scratch.data.get();
+            float* const group_features = own.scratch.data.get();
             for (int frame = 0; frame < slice; frame += frames) {
                 const int count = std::min(frames, slice - frame) * terms;
+                const bool from_zero = from == 0 && frame == 0;
                 for (int i = 0; i < count; ++i) {
                     const int y = i % terms / across, x = i % across * kernels.pack;
                     own.in[static_cast<std::size_t>(i)] =
                         image + window_at(whole_, product(frame + i / terms, out * out) +
                                                       static_cast<std::size_t>(y * out + x));
                 }
+                const float* const values = feature + static_cast<std::size_t>(frame) * features_size;
                 for (int tile = begin; tile < end; ++tile) {
-                    const int group = tile / panels, column = tile % panels * columns;
-                    const int first = static_cast<int>(std::int64_t{filters} * group / groups);
-                    const int some = static_cast<int>(std::int64_t{filters} * (group + 1) / groups) - first;
-                    if (tile == begin || column == 0) {
-                        const float* values = left + static_cast<std::size_t>(frame) * left_size + first;
-                        for (int i = 0; i < count; ++i, values += filters)
-                            std::copy_n(values, some, group_left + i * some);
+                    const int group = tile / panels, column = tile % panels * kernels.columns;
+                    const auto [first, some] = rows_of(rows, group % groups, groups);
+                    if (narrow_) {
+                        const int line = group / groups, row = line * line_ + first;
+                        kernels.add_window_products(some, count, own.in.data(), line * whole_.line + first,
+                                                    values + column, from_zero,
+                                                    sums + product(row, filters) + column, filters);
+                        continue;
                     }
-                    kernels.add_outer_products(some, count, group_left, own.in.data(), place_of(column),
-                                               from == 0 && frame == 0, sums + product(first, width) + column,
-                                               width);
+                    if (tile == begin || column == 0)
+                        for (int i = 0; i < count; ++i)
+                            std::copy_n(values + product(i, filters) + first, some,
+                                        group_features + i * some);
+                    kernels.add_outer_products(some, count, group_features, own.in.data(), place_of(column),
+                                               from_zero, sums + product(first, window) + column, window);
                 }
             }
         });
     }
-    if (!whole)
-        for (int line = 0; line < filters * shape_.kernel; ++line)
-            std::copy_n(sums + product(line, padded_line_), line_, gradient + product(line, line_));
+    if (narrow_)
+        for (int f = 0; f < filters; ++f)
+            for (int i = 0; i < window; ++i) gradient[product(f, window) + i] = sums[product(i, filters) + f];
 }
 
 void relu_backward_unchecked(const ConvTrainingKernels& kernels, std::int64_t count, int channels,

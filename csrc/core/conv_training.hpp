@@ -65,13 +65,16 @@ class ConvTraining {
     static Operand operand(const ConvShape& shape, int pixel);
     // Where a window begins; rows number the windows of all images.
     std::size_t window_at(const Operand& operand, std::size_t row) const;
-    // Where column `column` of a window with padded lines lies in the image.
+    // Where column `column` of a window lies in the image, from the window's start.
     std::ptrdiff_t place_of(int column) const;
+    // transpose_unchecked where a pixel is no whole panel.
+    void transpose_narrow(const ConvTrainingKernels& kernels, int batch, const float* features,
+                          const float* weights, const float* bias, bool relu, int threads, float* images);
     void start_threads(int threads, int rows, std::size_t scratch);
 
     ConvShape shape_;
     int line_;              // values of a window's line
-    int padded_line_;       // whole panels
+    bool narrow_;           // a pixel is no whole panel
     Operand whole_, half_;  // of values, of pairs of neighbours
     Buffer panels_, left_, right_, gradient_;
     std::vector<Thread> threads_;

@@ -9,70 +9,71 @@ inline void store_unaligned(float* p, VecF x) {
     __builtin_memcpy(p, &x, sizeof x);
 }
 
-// out[r] + at (kMatmulColumns) += the sum of left[r][offsets[s] + k] * panel[s * length + k] over s and k.
-template <class P, int R>
+// out[r] + at (N vectors) += the sum of left[r][offsets[s] + k] * panel[s * length + k] over s and k.
+template <class P, int N, int R>
 inline void add_rows(const float* const* left, const std::ptrdiff_t* offsets, int segments, int length,
                      const float* panel, float* const* out, std::ptrdiff_t at) {
-    VecF acc[R][kMatmulVectors];
+    VecF acc[R][N];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = load_unaligned(out[r] + at + n * kLanes);
+        for (int n = 0; n < N; ++n) acc[r][n] = load_unaligned(out[r] + at + n * kLanes);
     for (int s = 0; s < segments; ++s) {
         const float* x[R];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) x[r] = left[r] + offsets[s];
-        for (int k = 0; k < length; ++k, panel += kMatmulColumns) {
-            VecF w[kMatmulVectors];
+        for (int k = 0; k < length; ++k, panel += N * kLanes) {
+            VecF w[N];
 #pragma GCC unroll 4
-            for (int n = 0; n < kMatmulVectors; ++n) w[n] = load(panel + n * kLanes);
+            for (int n = 0; n < N; ++n) w[n] = load(panel + n * kLanes);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const VecF each = P::broadcast(x[r] + k);
 #pragma GCC unroll 4
-                for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = P::multiply_add(w[n], each, acc[r][n]);
+                for (int n = 0; n < N; ++n) acc[r][n] = P::multiply_add(w[n], each, acc[r][n]);
             }
         }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int n = 0; n < kMatmulVectors; ++n) store_unaligned(out[r] + at + n * kLanes, acc[r][n]);
+        for (int n = 0; n < N; ++n) store_unaligned(out[r] + at + n * kLanes, acc[r][n]);
 }
 
-template <class P, int R = kConvRows>
+template <class P, int N, int R = kConvRows>
 inline void add_group(int rows, const float* const* left, const std::ptrdiff_t* offsets, int segments,
                       int length, const float* panel, float* const* out, std::ptrdiff_t at) {
     if constexpr (R > 1)
-        if (rows < R) return add_group<P, R - 1>(rows, left, offsets, segments, length, panel, out, at);
-    add_rows<P, R>(left, offsets, segments, length, panel, out, at);
+        if (rows < R) return add_group<P, N, R - 1>(rows, left, offsets, segments, length, panel, out, at);
+    add_rows<P, N, R>(left, offsets, segments, length, panel, out, at);
 }
 
-template <class P>
+template <class P, int N>
 void add_products(int rows, const float* const* left, const std::ptrdiff_t* offsets, int segments, int length,
                   const float* panel, float* const* out, std::ptrdiff_t at) {
     for (int first = 0; first < rows; first += kConvRows)
-        add_group<P>(rows - first < kConvRows ? rows - first : kConvRows, left + first, offsets, segments,
-                     length, panel, out + first, at);
+        add_group<P, N>(rows - first < kConvRows ? rows - first : kConvRows, left + first, offsets, segments,
+                        length, panel, out + first, at);
 }
 
-// out + r * stride (kMatmulColumns) = or += the sum of left[m * R + r] * right[m][at ...] over m.
-template <class P, int R>
-inline void add_outer_rows(int count, const float* left, const float* const* right, std::ptrdiff_t at,
-                           bool from_zero, float* out, std::ptrdiff_t stride) {
+// out + r * stride (kMatmulColumns) = or += the sum of left(m)[r] * right(m)[...] over m.
+template <class P, int R, class Left, class Right>
+inline void add_outer_rows(int count, Left left, Right right, bool from_zero, float* out,
+                           std::ptrdiff_t stride) {
     VecF acc[R][kMatmulVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int n = 0; n < kMatmulVectors; ++n)
             acc[r][n] = from_zero ? VecF{} : load_unaligned(out + r * stride + n * kLanes);
-    for (int m = 0; m < count; ++m, left += R) {
+    for (int m = 0; m < count; ++m) {
+        const float* const x = left(m);
         VecF y[kMatmulVectors];
 #pragma GCC unroll 4
-        for (int n = 0; n < kMatmulVectors; ++n) y[n] = load_unaligned(right[m] + at + n * kLanes);
+        for (int n = 0; n < kMatmulVectors; ++n) y[n] = load_unaligned(right(m) + n * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const VecF each = P::broadcast(left + r);
+            const VecF each = P::broadcast(x + r);
 #pragma GCC unroll 4
             for (int n = 0; n < kMatmulVectors; ++n) acc[r][n] = P::multiply_add(y[n], each, acc[r][n]);
         }
@@ -89,15 +90,20 @@ void add_outer_products(int rows, int count, const float* left, const float* con
     if constexpr (R > 1)
         if (rows < R)
             return add_outer_products<P, R - 1>(rows, count, left, right, at, from_zero, out, stride);
-    add_outer_rows<P, R>(count, left, right, at, from_zero, out, stride);
+    add_outer_rows<P, R>(
+        count, [=](int m) { return left + m * R; }, [=](int m) { return right[m] + at; }, from_zero, out,
+        stride);
 }
 
-// to (length) += from
-void add_line(int length, const float* from, float* to) {
-    int i = 0;
-    for (; i + kLanes <= length; i += kLanes)
-        store_unaligned(to + i, load_unaligned(to + i) + load_unaligned(from + i));
-    for (; i < length; ++i) to[i] += from[i];
+template <class P, int R = kMatmulRows>
+void add_window_products(int rows, int count, const float* const* left, std::ptrdiff_t at, const float* right,
+                         bool from_zero, float* out, std::ptrdiff_t stride) {
+    if constexpr (R > 1)
+        if (rows < R)
+            return add_window_products<P, R - 1>(rows, count, left, at, right, from_zero, out, stride);
+    add_outer_rows<P, R>(
+        count, [=](int m) { return left[m] + at; }, [=](int m) { return right + m * stride; }, from_zero, out,
+        stride);
 }
 
 // to (count / 2) = pairs of neighbours in bfloat16; count is even.
@@ -144,10 +150,12 @@ constexpr ConvTrainingKernels conv_training_kernels() {
     return {
         .pack = P::kPack,
         .columns = kMatmulColumns,
-        .filters = kMatmulRows,
-        .add_products = add_products<P>,
+        .lanes = kLanes,
+        .rows = kMatmulRows,
+        .add_products = add_products<P, kMatmulVectors>,
+        .add_vector_products = add_products<P, 1>,
         .add_outer_products = add_outer_products<P>,
-        .add_line = add_line,
+        .add_window_products = add_window_products<P>,
         .pack_neighbours = pack_neighbours,
         .pack_rows = pack_rows,
         .relu_backward = relu_backward,

@@ -211,16 +211,22 @@ struct RNNKernels {
 struct ConvTrainingKernels {
     int pack;     // products in one float of an operand
     int columns;  // of a panel
-    int filters;  // most rows of add_outer_products
+    int lanes;    // columns of a panel of one vector
+    int rows;     // most rows of outer products
     // out[r] + at (columns) += the sum of left[r][offsets[s] + k] * panel[s * length + k] (columns) over s
     // and k < length. Panels are aligned.
     void (*add_products)(int rows, const float* const* left, const std::ptrdiff_t* offsets, int segments,
                          int length, const float* panel, float* const* out, std::ptrdiff_t at);
+    // The same with panels of one vector.
+    void (*add_vector_products)(int rows, const float* const* left, const std::ptrdiff_t* offsets,
+                                int segments, int length, const float* panel, float* const* out,
+                                std::ptrdiff_t at);
     // out + r * stride (columns) = or += the sum of left[m * rows + r] * right[m][at ...] over m < count.
     void (*add_outer_products)(int rows, int count, const float* left, const float* const* right,
                                std::ptrdiff_t at, bool from_zero, float* out, std::ptrdiff_t stride);
-    // to (length) += from
-    void (*add_line)(int length, const float* from, float* to);
+    // out + r * stride (columns) = or += the sum of left[m][at + r] * right[m * stride ...] over m < count.
+    void (*add_window_products)(int rows, int count, const float* const* left, std::ptrdiff_t at,
+                                const float* right, bool from_zero, float* out, std::ptrdiff_t stride);
     // to (count / 2) = pairs of neighbours in bfloat16; count is even.
     void (*pack_neighbours)(std::int64_t count, const float* from, float* to);
     // to (count) = pairs of low and high in bfloat16; high is 0 where it is null.
