@@ -6,9 +6,8 @@ import copy
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import gymnasium
 import numpy as np
@@ -16,220 +15,27 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from worldmodels import _core, pretrained
+from worldmodels import _core
+from worldmodels.dream.actions import dream_actions
 from worldmodels.dream.native import check_temperature
-from worldmodels.dream.world_model import WorldModel, load_world_model
-from worldmodels.models.controller import Features, check_choices
+from worldmodels.dream.settings import DreamSettings, ResolvedWorld, load_decoder, resolve_world
+from worldmodels.models.controller import Features
 from worldmodels.models.decoder import Decoder
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import native_model
-from worldmodels.models.vae import ConvVAE
-from worldmodels.models.weights import load_model
 from worldmodels.support.display import Window, check_display
 from worldmodels.support.forks import Lock
 from worldmodels.support.processes import defer_sigint
-from worldmodels.support.simd import Precision, check_precision
-from worldmodels.support.suggestions import suggestion
+from worldmodels.support.simd import check_precision
 from worldmodels.support.validation import (
     MAX_SEED,
     any_array,
     check_integer,
     check_seed,
     check_threads,
-    float_array,
 )
 
 Array = npt.NDArray[Any]
-Termination = Literal["threshold", "sample"]
-
-DEFAULT_WORLD = "takecover"
-MAX_STEPS = 2100  # of an episode, by default
-
-
-@dataclass(frozen=True, kw_only=True)
-class DreamSettings:
-    """Keyword arguments of :class:`DreamEnv` and :class:`DreamVectorEnv`.
-
-    Attributes:
-        world: World model: the name of a pretrained one, a run folder or a :class:`WorldModel`. It excludes ``mdnrnn``,
-            ``initial_mu`` and ``initial_logvar``. None without these selects "takecover". A string keeps ``env.spec``
-            serialisable.
-        temperature: Temperature of the sampling, at least 0.
-        max_steps: Maximum length of an episode, in steps. None selects that of the pretrained world model, and
-            2,100 for all others.
-        features: Members of the observation, "z", "zh", "zc" or "zch".
-        action_low: Lower bounds of continuous actions, scalar or (A,); -inf for none.
-        action_high: Upper bounds of continuous actions, scalar or (A,); inf for none.
-        choices: Number of values of each discrete action, if M's actions are their one-hot vectors:
-            ``Controller.choices``. One number makes the action space Discrete, several make it MultiDiscrete. Empty
-            for continuous actions.
-        precision: Precision of M, "float32" or "bfloat16", see :class:`worldmodels.dream.native.Dream`.
-        termination: "threshold" or "sample", see :class:`worldmodels.dream.native.Dream`. None selects that of the
-            pretrained world model ("sample" for one of "expected" termination), and "threshold" for all others.
-        render_mode: "rgb_array" if ``render`` is to return V's reconstructions; "human", for one environment, if a
-            window is to show them at ``metadata["render_fps"]`` steps a second; or None. Both need a pretrained world
-            model or a run folder with vae/vae.safetensors.
-    """
-
-    world: str | Path | WorldModel | None = None
-    temperature: float = 1.0
-    max_steps: int | None = None
-    features: Features = "zch"
-    action_low: npt.ArrayLike = -1.0
-    action_high: npt.ArrayLike = 1.0
-    choices: Sequence[int] = ()
-    precision: Precision = "float32"
-    termination: Termination | None = None
-    render_mode: Literal["human", "rgb_array"] | None = None
-
-
-@dataclass(frozen=True)
-class _World:
-    """World model of an environment, its termination, the length of its episodes and its V.
-
-    Attributes:
-        model: M and its initial states.
-        termination: Termination of its dreams.
-        max_steps: Maximum length of an episode, if the settings have none.
-        vae_path: File of V; None without V.
-    """
-
-    model: WorldModel
-    termination: Termination
-    max_steps: int
-    vae_path: Path | None
-
-
-def _resolve_world(arrays: Mapping[str, Any], settings: DreamSettings) -> _World:
-    """Resolve the world model of ``settings.world`` or of the arrays mdnrnn, initial_mu and initial_logvar."""
-    world = settings.world
-    given = [name for name, value in arrays.items() if value is not None]
-    termination: str = "threshold"
-    max_steps, vae_path = MAX_STEPS, None
-    if given:
-        if world is not None:
-            raise ValueError(f"world: expected None, as {given[0]} is given, got {world!r:.100}")
-        for name, value in arrays.items():
-            if value is None:
-                kind = "an MDNRNN" if name == "mdnrnn" else "an array"
-                raise ValueError(f"{name}: expected {kind}, as {given[0]} is given, got None")
-        model = WorldModel(**arrays)
-    elif isinstance(world, WorldModel):
-        model = world
-    else:
-        source = DEFAULT_WORLD if world is None else world
-        if not isinstance(source, str | Path):
-            raise TypeError(f"world: expected a name, a run folder or a WorldModel, got {source!r:.100}")
-        if str(source) in pretrained.names():
-            own = pretrained.dream_settings(str(source))
-            termination, max_steps = own["termination"], own.get("max_steps", max_steps)
-        elif not Path(source).is_dir():
-            known = ", ".join(pretrained.names())
-            hint = suggestion(str(source), pretrained.names())
-            raise ValueError(f"world: expected {known}, a run folder or a WorldModel, got {str(source)!r:.200}{hint}")
-        model = load_world_model(source)
-        vae_path = pretrained.resolve(source) / "vae" / "vae.safetensors"
-    asked: str | None = settings.termination
-    if asked is None:
-        return _World(model, "threshold" if termination == "threshold" else "sample", max_steps, vae_path)
-    if asked not in get_args(Termination):
-        reason = " (an environment has no survival weights)" if asked == "expected" else ""
-        raise ValueError(f"termination: expected threshold or sample{reason}, got {asked!r:.100}")
-    return _World(model, "threshold" if asked == "threshold" else "sample", max_steps, vae_path)
-
-
-def _load_decoder(
-    world: _World, render_mode: str | None, known: Sequence[str], num_threads: int | None
-) -> Decoder | None:
-    """Load V's decoder if frames are to be rendered in one of the known modes."""
-    if render_mode is None:
-        return None
-    if render_mode not in known:
-        modes = " or ".join(map(repr, known))
-        raise ValueError(f"render_mode: expected None or {modes}, got {render_mode!r:.100}")
-    if world.vae_path is None:
-        needed = "frames need V: name a pretrained world model or a run folder in `world`"
-        raise ValueError(f"render_mode: expected None, as {needed}, got {render_mode!r}")
-    if not world.vae_path.is_file():
-        raise ValueError(f"render_mode: expected None, as there is no {world.vae_path}, got {render_mode!r}")
-    vae, latent_size = load_model(world.vae_path, ConvVAE), world.model.mdnrnn.latent_size
-    if vae.latent_size != latent_size:
-        raise ValueError(f"{world.vae_path}: expected V with {latent_size} latents, as M has, got {vae.latent_size}")
-    return Decoder(vae, num_threads=num_threads)
-
-
-class _Continuous:
-    """Continuous actions (A,), clipped to their bounds."""
-
-    def __init__(self, action_size: int, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
-        bounds = []
-        for name, bound in (("action_low", low), ("action_high", high)):
-            array = any_array(name, bound)
-            numbers = array.shape in ((), (action_size,)) and array.dtype.kind in "fiu"
-            if not numbers or np.isnan(array).any():
-                raise ValueError(f"{name}: expected a number or ({action_size},) of them, got {bound!r:.200}")
-            with np.errstate(over="ignore"):  # numbers beyond float32 are no bounds
-                bounds.append(np.broadcast_to(array.astype(np.float32), (action_size,)))
-        for name, bound, excluded in (("action_low", bounds[0], np.inf), ("action_high", bounds[1], -np.inf)):
-            if (bound == excluded).any():
-                raise ValueError(f"{name}: expected a finite number or {-excluded}, got {excluded}")
-        if (bounds[0] > bounds[1]).any():
-            raise ValueError(f"action_low: expected at most action_high, got {low!r} and {high!r}")
-        self.space = gymnasium.spaces.Box(bounds[0], bounds[1], (action_size,), np.float32)
-
-    def convert(self, name: str, actions: Array, batch: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Validate actions (*batch, A), clip them to the action space and convert them to float32."""
-        shape = (*batch, *self.space.shape)
-        if actions.shape != shape or actions.dtype.kind not in "fiu":
-            raise ValueError(f"{name}: expected {shape} float32, got {actions.shape} {actions.dtype}")
-        _check_finite(name, actions)
-        clipped = np.clip(actions, self.space.low, self.space.high)  # in the wider of the two dtypes
-        taken = float_array(name, clipped, shape)
-        if clipped.dtype != np.float32:
-            _check_finite(name, taken)
-        return taken
-
-
-def _check_finite(name: str, actions: Array) -> None:
-    if not (finite := np.isfinite(actions)).all():
-        index = int(np.argmin(finite))
-        raise ValueError(f"{name}: expected finite numbers, got {actions.flat[index]} at flat index {index}")
-
-
-class _Discrete:
-    """Discrete actions, a number or (k,) of them, as the one-hot vectors that M takes."""
-
-    def __init__(self, action_size: int, choices: Sequence[int]) -> None:
-        self._choices = np.array(check_choices(choices, action_size))
-        single = len(self._choices) == 1
-        self.space: gymnasium.Space[Any] = (
-            gymnasium.spaces.Discrete(action_size) if single else gymnasium.spaces.MultiDiscrete(self._choices)
-        )
-
-    def convert(self, name: str, actions: Array, batch: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """Validate actions (*batch) or, if they are k discrete ones, (*batch, k); convert to one-hot vectors (N, A)."""
-        shape = (*batch, *(self.space.shape or ()))
-        if actions.shape != shape or actions.dtype.kind not in "iu":
-            raise ValueError(f"{name}: expected {shape} int64, got {actions.shape} {actions.dtype}")
-        values = actions.reshape(-1, len(self._choices))
-        if not (known := (values >= 0) & (values < self._choices)).all():
-            index = int(np.argmin(known))
-            most = self._choices[index % len(self._choices)] - 1
-            raise ValueError(f"{name}: expected 0 to {most}, got {values.flat[index]} at flat index {index}")
-        vectors = np.zeros((len(values), self._choices.sum()), np.float32)
-        first = np.cumsum(self._choices) - self._choices
-        np.put_along_axis(vectors, first + values.astype(np.int64), 1.0, axis=1)
-        return vectors
-
-
-def _actions(settings: DreamSettings, action_size: int) -> _Continuous | _Discrete:
-    if np.array_equal(settings.choices, ()):
-        return _Continuous(action_size, settings.action_low, settings.action_high)
-    for name in ("action_low", "action_high"):
-        bound, default = getattr(settings, name), getattr(DreamSettings, name)
-        if not np.array_equal(bound, default):
-            raise ValueError(f"{name}: expected its default, {default}, as choices are given, got {bound!r}")
-    return _Discrete(action_size, settings.choices)
 
 
 class _Dreams:
@@ -238,7 +44,9 @@ class _Dreams:
     Without ``num_envs`` there is one dream, whose actions have no batch axis.
     """
 
-    def __init__(self, world: _World, settings: DreamSettings, num_envs: int | None, num_threads: int | None) -> None:
+    def __init__(
+        self, world: ResolvedWorld, settings: DreamSettings, num_envs: int | None, num_threads: int | None
+    ) -> None:
         features, mdnrnn = settings.features, world.model.mdnrnn
         if features not in get_args(Features):
             raise ValueError(f"features: expected one of {', '.join(get_args(Features))}, got {features!r}")
@@ -261,7 +69,7 @@ class _Dreams:
         self._candidates = np.zeros(self.num_envs, np.uint32)
         self._episodes = np.zeros(self.num_envs, np.uint32)
         self._lengths = np.zeros(self.num_envs, np.int64)
-        self._actions = _actions(settings, mdnrnn.action_size)
+        self._actions = dream_actions(settings, mdnrnn.action_size)
         self.action_space = self._actions.space
         self.observation_space = gymnasium.spaces.Box(
             -np.inf, np.inf, (mdnrnn.latent_size + mdnrnn.hidden_size * (len(features) - 1),), np.float32
@@ -336,9 +144,9 @@ class _DreamBase:
         self, arrays: Mapping[str, Any], settings: DreamSettings, num_envs: int | None, num_threads: int | None
     ) -> None:
         """Build the dreams; ``arrays`` are mdnrnn, initial_mu and initial_logvar, all of them or none."""
-        world = _resolve_world(arrays, settings)
+        world = resolve_world(arrays, settings)
         known = self.metadata["render_modes"]
-        self._decoder = _load_decoder(world, settings.render_mode, known, num_threads)
+        self._decoder = load_decoder(world, settings.render_mode, known, num_threads)
         self._dreams = _Dreams(world, settings, num_envs, num_threads)
         self.render_mode = settings.render_mode
         renders = world.vae_path is not None and world.vae_path.is_file()
