@@ -1,4 +1,4 @@
-"""Calibrates TakeCover: what fixed policies score under each variant, and what the rendering size does to the picture.
+"""What do open-loop policies score in each TakeCover variant, and how does the rendering size change the frames?
 
 python analysis_scripts/calibrate_take_cover.py --episodes 300
 """
@@ -21,7 +21,7 @@ RESOLUTIONS = ("640x480", "320x240", "160x120")
 
 
 def scores(episodes: int) -> None:
-    """Prints the survival of every fixed policy in both variants."""
+    """Print the scores of every open-loop policy in both variants."""
     rows = []
     for name, policy in POLICIES.items():
         cells = []
@@ -35,7 +35,7 @@ def scores(episodes: int) -> None:
 
 
 def play(resolution: str, seed: int) -> tuple[npt.NDArray[np.float64], float]:
-    """One episode of the holding policy: frames (T, 64, 64, 3) and seconds."""
+    """Play one episode of ``repeat 1-10``: frames (T, 64, 64, 3) and seconds."""
     env = TakeCoverEnv(resolution=resolution)
     actions = POLICIES["repeat 1-10"](np.random.default_rng(seed))
     frames = [env.reset(seed=seed)[0]]
@@ -50,7 +50,7 @@ def play(resolution: str, seed: int) -> tuple[npt.NDArray[np.float64], float]:
 
 
 def pictures(episodes: int) -> None:
-    """Prints how far the 64x64 pictures of each rendering size are from those of 640x480, and frames per second."""
+    """Print the difference of the 64x64 frames of each rendering size from those of 640x480, and frames per second."""
     reference = [play("640x480", seed) for seed in range(episodes)]
     moving = np.mean([np.abs(np.diff(frames, axis=0)).mean() for frames, _ in reference])
     rows = []
@@ -66,8 +66,8 @@ def pictures(episodes: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--episodes", type=int, default=300, help="per policy and variant")
-    parser.add_argument("--pictures", type=int, default=10, help="episodes for the comparison of pictures")
+    parser.add_argument("--episodes", type=int, default=300, help="episodes per policy and variant")
+    parser.add_argument("--pictures", type=int, default=10, help="episodes for the comparison of rendering sizes")
     options = parser.parse_args()
     pictures(options.pictures)
     scores(options.episodes)

@@ -1,11 +1,11 @@
-"""How long a generation takes on a cluster: costs measured here, predictions for more cores, a check with few workers.
+"""How long does a generation take on a cluster of 1 to 512 cores, and what is the utilization of its workers?
 
     python analysis_scripts/cluster_scale.py --workers 1 2
 
-Measures the seconds of a step of TakeCover's dream and of CarRacing's evaluator, and what a piece of work and a byte
-cost. A simulation of the parts that `rollout.evaluators.distributed` hands out then predicts a generation of
-64 x 16 episodes, on nodes of at most 64 cores. V and M of CarRacing have the paper's sizes and no training; their
-episodes last `--frames` steps here and 1,000 in the prediction.
+Measures the seconds of a step of TakeCover's dream and of CarRacing's evaluator, of a work unit and of a byte. A
+simulation of the work units of `rollout.evaluators.distributed` then predicts a generation of 64 x 16 episodes on nodes
+of at most 64 cores, and is compared with generations on few workers. V and M of CarRacing have the paper's sizes and
+are untrained; their episodes last `--frames` steps in the measurement and 1,000 in the prediction.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _cars(make, num_threads):
 
 
 def timed(evaluator, params, episodes, rounds):
-    """Median seconds of an evaluation after a first one, and its result."""
+    """Measure the median seconds of an evaluation after a first one; also returns its result."""
     seconds = []
     for number in range(rounds + 1):
         began = time.perf_counter()
@@ -130,7 +130,7 @@ def timed(evaluator, params, episodes, rounds):
 
 @contextlib.contextmanager
 def one_core():
-    """All threads and processes that are started meanwhile share one core: an engine has a thread of its own."""
+    """Pin threads and processes that are started in this context to one core, as an engine has a thread of its own."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     try:
@@ -140,7 +140,7 @@ def one_core():
 
 
 def step_costs(case):
-    """Seconds of a step in parts of some sizes: few episodes do not fill SIMD vectors or batches of V."""
+    """Measure the seconds of a step by size of the work unit: few episodes do not fill SIMD vectors or batches of V."""
     evaluator, found = case.make(1), {}
     for size in SIZES:
         options = {"seed": 1, "common_seeds": False, "on_progress": quiet}
@@ -152,7 +152,7 @@ def step_costs(case):
 
 
 def costs(cluster):
-    """Seconds between two pieces of all workers, and seconds a byte."""
+    """Measure the seconds per work unit of all workers, and per byte."""
     work = cluster.prepare(Echo())
 
     def run(count, data):
@@ -167,14 +167,14 @@ def costs(cluster):
 
 
 def predict(case, lengths, workers, threads, cost):
-    """Seconds of a generation: every worker does parts, and the driver hands out one after the other.
+    """Simulate a generation: the driver sends work units to the workers, one after the other. Returns seconds.
 
     Args:
         case: Case.
         lengths: (P, E) steps of the episodes.
-        workers: Number of workers that take parts.
+        workers: Number of workers.
         threads: Number of cores of each.
-        cost: Seconds of the driver for a piece, and for a byte.
+        cost: Seconds of the driver per work unit, and per byte.
     """
     (candidates, episodes), (per_piece, per_byte) = lengths.shape, cost
     size = case.params.shape[1]
@@ -228,23 +228,23 @@ def compare(case, cluster, cost, rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=50, help="steps of an episode of CarRacing here")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to measure")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are printed")
+    parser.add_argument("--frames", type=int, default=50, help="steps of a measured episode of CarRacing")
     options = parser.parse_args()
     cases = [takecover(), carracing(options.frames)]
     for case in cases:
         measure(case, options.rounds)
     rows = [[str(size), *(f"{1e6 * case.steps[size]:.1f} us" for case in cases)] for size in SIZES]
-    print(table(["episodes of a part", *(f"{case.name}: a step" for case in cases)], rows))
+    print(table(["episodes of a work unit", *(f"{case.name}: one step" for case in cases)], rows))
     rows, cost = [], (0.0, 0.0)
     for count in options.workers:
         with use_cluster(ClusterAddress(count)):
             cluster = active_cluster()
             cost = costs(cluster)
-            print(f"{count} workers: {1e3 * cost[0]:.2f} ms a piece, {1e9 * cost[1]:.2f} ns a byte")
+            print(f"{count} workers: {1e3 * cost[0]:.2f} ms per work unit, {1e9 * cost[1]:.2f} ns per byte")
             rows += [compare(case, cluster, cost, options.rounds) for case in cases]
-    print(table(["evaluator", "workers", "processes x threads", "measured", "predicted", "busy"], rows))
+    print(table(["evaluator", "workers", "processes x threads", "measured", "predicted", "utilization"], rows))
     lengths = {"CarRacing": np.full((POPSIZE, EPISODES), 1000)}
     rows = []
     for cores in CORES:

@@ -1,9 +1,9 @@
-"""Do scores in EnvPool's CarRacing compare with those in Gymnasium's? The same agent or policies in both.
+"""Do scores in EnvPool's CarRacing agree with those in Gymnasium's?
 
     python analysis_scripts/compare_car_racing.py --agent runs/car --episodes 100 --policies
 
-Prints scores with 95 % intervals in both back ends and how much the frames of fixed actions differ. The tracks are not
-the same ones: the back ends make other random numbers of a seed.
+Plays the same agent and open-loop policies in both back ends. Prints scores with 95 % intervals, and statistics of the
+frames under constant actions. A seed gives different tracks in the two back ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player
 
 
 def frames(environment, episodes=20, steps=60):
-    """Mean and standard deviation of colours, and of their change from frame to frame, with half gas straight on."""
+    """Compute the mean and std of the colours and the mean change between frames, with gas 0.3 and no steering."""
     batch = make_vector_env(environment, episodes)
     everyone, seen = np.arange(episodes), []
     batch.reset(everyone, list(range(episodes)))
@@ -36,8 +36,13 @@ def frames(environment, episodes=20, steps=60):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agent", help="run folder of an agent")
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--policies", nargs="*", default=["uniform", "brownian", "noop"], help="none: the agent alone")
+    parser.add_argument("--episodes", type=int, default=100, help="episodes per player and back end")
+    parser.add_argument(
+        "--policies",
+        nargs="*",
+        default=["uniform", "brownian", "noop"],
+        help="open-loop policies; none for the agent alone",
+    )
     options = parser.parse_args()
     task = tasks.get("carracing")
     rows, looks = [], []

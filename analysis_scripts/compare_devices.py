@@ -1,6 +1,6 @@
-"""The dream on the CPU and on the GPU: steps per second, and the mean return of one controller in both.
+"""How fast is the dream on the CPU and on a GPU, and do the mean returns of one controller agree?
 
-python analysis_scripts/compare_devices.py                     the shipped world and its agent
+python analysis_scripts/compare_devices.py                     the pretrained world model and its agent
 python analysis_scripts/compare_devices.py runs/small --popsize 64 --episodes 16
 """
 
@@ -20,7 +20,7 @@ from worldmodels.models.agent import load_controller
 
 
 def timed(play):
-    """Mean return with its standard error, and steps per second, of the second call: the first one sets up."""
+    """Measure the mean return with its standard error, and steps per second, in the second call."""
     play(0)
     began = time.perf_counter()
     played = play(1)
@@ -31,11 +31,11 @@ def timed(play):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("world", nargs="?", default="takecover")
-    parser.add_argument("--popsize", type=int, default=256)
-    parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=1.15)
-    parser.add_argument("--max-steps", type=int, default=2100)
+    parser.add_argument("world", nargs="?", default="takecover", help="pretrained world model or run folder")
+    parser.add_argument("--popsize", type=int, default=256, help="candidates")
+    parser.add_argument("--episodes", type=int, default=64, help="dreams per candidate")
+    parser.add_argument("--temperature", type=float, default=1.15, help="temperature of the dream")
+    parser.add_argument("--max-steps", type=int, default=2100, help="longest dream")
     options = parser.parse_args()
     folder = pretrained.resolve(options.world)
     world = load_world_model(folder)
@@ -46,7 +46,7 @@ def main():
         "termination": "expected",
     }
     if not torch.cuda.is_available():
-        parser.error("no CUDA device here")
+        parser.error("no CUDA device")
     device = torch.device("cuda")
     gpu, native = TorchDream(*world, controller, device=device, **settings), Dream(*world, controller, **settings)
     name = torch.cuda.get_device_name(device)

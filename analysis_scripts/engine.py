@@ -1,4 +1,4 @@
-"""TakeCover with the positions and velocities of the engine: for the scripts beside this one."""
+"""TakeCover with the positions and velocities of the engine: helpers of the other scripts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from worldmodels.envs.take_cover import TakeCoverEnv
 
 
 class TakeCoverObjects(TakeCoverEnv):
-    """TakeCover whose engine lists the objects of the map."""
+    """TakeCover whose engine reports the objects of the map."""
 
     def _configure(self, game, screen):
         super()._configure(game, screen)
         game.set_objects_info_enabled(True)
 
     def objects(self):
-        """Player (x, y, vx, vy), flying fireballs by id, the same for each, and the monsters (N, 4)."""
+        """Return (x, y, vx, vy) of the player, of the flying fireballs by id, and of the N monsters."""
         player, fireballs, monsters = None, {}, []
         for thing in self._game.get_state().objects:
             state = thing.position_x, thing.position_y, thing.velocity_x, thing.velocity_y
@@ -28,5 +28,5 @@ class TakeCoverObjects(TakeCoverEnv):
         return player, fireballs, monsters
 
     def health(self):
-        """Health of the player, 100 at the start."""
+        """Return the health of the player, 100 at the start."""
         return self._game.get_game_variable(vizdoom.GameVariable.HEALTH)

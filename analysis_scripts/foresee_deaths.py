@@ -1,10 +1,11 @@
-"""Does M see deaths coming: along recorded episodes, and in dreams that repeat what was done before them?
+"""Does M predict termination, on recorded episodes and in its own rollouts?
 
     python analysis_scripts/foresee_deaths.py runs/small --episodes 200
 
-Prints deaths per 1,000 steps by age of the last episodes of RUN's latents, and what M says of them while it is shown
-every frame; then how often dreams that begin K frames before a recorded death, with M's memory of the episode so far
-and the recorded actions, end in death as well, and how often dreams that begin where nobody died within K frames do.
+Prints two tables. The first has the termination rate (per 1,000 steps) by episode step of the last episodes of RUN's
+latents, recorded and predicted by M with teacher forcing. The second has the fraction of dreams that terminate, if they
+start K frames before a recorded death, with a burned-in LSTM state and the recorded actions, and if they start K frames
+before another time step.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from worldmodels.data.latents import load_latents
 from worldmodels.dream.world_model import load_world_model
 
 AGES = (0, 100, 200, 300, 400, 600, 800, 1200, 2100)
-AHEAD = (2, 5, 10, 20, 30, 60)  # frames before a death at which dreams begin
-HISTORY, GROUP, DREAMS, CHUNK = 250, 32, 6, 64  # frames before that, episodes at once, dreams of each, steps at once
+AHEAD = (2, 5, 10, 20, 30, 60)  # frames before a death at which dreams start
+HISTORY, GROUP, DREAMS, CHUNK = 250, 32, 6, 64  # burn-in frames, episodes per batch, dreams of each, steps per batch
 
 
 def latent(latents, rows):
-    """Sampled latents (..., Z) of frames."""
+    """Sample latents (..., Z) of frames."""
     mu, logvar = (torch.from_numpy(part[rows].astype(np.float32)) for part in (latents.mu, latents.logvar))
     return mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape)
 
@@ -36,7 +37,7 @@ def action(latents, rows):
 
 
 def along(model, latents, episodes, weight):
-    """Ages and M's probabilities of death at every step of episodes, and whether it came."""
+    """Episode steps, M's teacher-forced termination probabilities and recorded terminations, each (N,)."""
     found = []
     order = episodes[np.argsort(latents.lengths[episodes])]
     for group in (order[at : at + GROUP] for at in range(0, len(order), GROUP)):
@@ -55,7 +56,7 @@ def along(model, latents, episodes, weight):
 
 
 def repeated(model, latents, last, ahead, weight):
-    """Share of dreams that end within the recorded actions of the ``ahead`` frames up to ``last`` (E,)."""
+    """Fraction of dreams that terminate within the recorded actions of the ``ahead`` frames up to ``last`` (E,)."""
     first = last - ahead
     rows = first[:, None] + np.arange(-HISTORY, 1)
     z = latent(latents, rows)
@@ -75,8 +76,13 @@ def repeated(model, latents, last, ahead, weight):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--episodes", type=int, default=200, help="the last ones; those at the end are held out")
-    parser.add_argument("--latents", type=Path, help="in place of RUN's")
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        default=200,
+        help="number of episodes, from the end of the latents; the last ones are held out",
+    )
+    parser.add_argument("--latents", type=Path, help="folder of latents (default: those of RUN)")
     options = parser.parse_args()
     torch.manual_seed(0)
     model = load_world_model(options.run).mdnrnn.eval()
@@ -85,22 +91,22 @@ def main():
     episodes = np.arange(len(latents.lengths))[-options.episodes :]
 
     ages, said, died = along(model, latents, episodes, weight)
-    print(f"{'deaths per 1,000 steps, from age':34s}" + "".join(f"{low:7d}" for low in AGES[:-1]))
-    for name, values in (("recorded", died), ("M says, shown every frame", said)):
+    print(f"{'terminations/1,000 steps, from step':40s}" + "".join(f"{low:7d}" for low in AGES[:-1]))
+    for name, values in (("recorded", died), ("predicted, teacher-forced", said)):
         spans = [(ages >= low) & (ages < high) for low, high in itertools.pairwise(AGES)]
         print(
-            f"{name:34s}" + "".join(f"{1000 * values[span].mean():7.2f}" if span.any() else "      -" for span in spans)
+            f"{name:40s}" + "".join(f"{1000 * values[span].mean():7.2f}" if span.any() else "      -" for span in spans)
         )
 
-    earliest = latents.starts[episodes] + HISTORY + max(AHEAD)  # of the last frame that may be looked back from
+    earliest = latents.starts[episodes] + HISTORY + max(AHEAD)  # earliest last frame with enough history
     ends = latents.starts[episodes] + latents.lengths[episodes] - 1
     deaths = ends[latents.terminated[episodes] & (ends >= earliest)]
     rng = np.random.default_rng(0)
     safe = [int(rng.integers(low, high)) for low, high in zip(earliest, ends - 10, strict=True) if low < high]
-    print(f"\n{'share that dies, frames before':34s}" + "".join(f"{ahead:7d}" for ahead in AHEAD))
-    for name, last in ((f"{len(deaths)} deaths", deaths), (f"{len(safe)} other moments", np.array(safe))):
+    print(f"\n{'fraction that terminates, frames before':40s}" + "".join(f"{ahead:7d}" for ahead in AHEAD))
+    for name, last in ((f"{len(deaths)} deaths", deaths), (f"{len(safe)} other time steps", np.array(safe))):
         shares = [repeated(model, latents, last, ahead, weight) for ahead in AHEAD]
-        print(f"{name:34s}" + "".join(f"{share:7.3f}" for share in shares), flush=True)
+        print(f"{name:40s}" + "".join(f"{share:7.3f}" for share in shares), flush=True)
 
 
 if __name__ == "__main__":

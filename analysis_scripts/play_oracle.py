@@ -3,8 +3,8 @@
     python analysis_scripts/play_oracle.py --view screen --episodes 300 --seed 1 --out oracle.json
 
 Rolls the fireballs forward and plans the actions by dynamic programming over the position and velocity of the player,
-with the friction, acceleration and collision boxes of the engine. Prints the score, deaths per 1,000 steps by age and
-the hits.
+with the friction, acceleration and collision boxes of the engine. Prints the score, the termination rate (per 1,000
+steps) by episode step and the hits.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ REACH = 22  # a fireball hits if its distance to the player is smaller in x and 
 GLIDE = 1 / (1 - FRICTION)
 STRIDE = PUSH * GLIDE
 SPEEDS = np.linspace(-7.5, 7.5, 31)  # lattice of v
-REPLAN = 4  # steps between two plans; 1 in the view "frame", as a plan would be a memory
+REPLAN = 4  # steps between two plans; 1 in the view "frame", as a plan would be memory
 HORIZON = 60  # steps of a plan; a fireball takes 45 to 80 from a monster to the player
 MARGIN = 4.0  # a fireball this close to the box costs up to 1, like a hit
 CLEARANCE, WIDTH = 0.02, 20.0  # cost next to the box, and the distance over which it falls by a factor of e
@@ -63,7 +63,7 @@ def interpolation():
 
 
 class Planner:
-    """Chooses the action with the smallest sum of costs over the horizon.
+    """Choose the action with the smallest sum of costs over the horizon.
 
     Args:
         horizon: Steps of a plan.
@@ -132,7 +132,7 @@ class Planner:
 
 
 def in_frame(player, fireballs):
-    """Ids of the fireballs of radius 6 inside the screen's 90 degrees."""
+    """Return the ids of the fireballs of radius 6 inside the screen's 90 degrees."""
     return {name for name, (x, y, _, _) in fireballs.items() if abs(y - player[1]) - 6 < x - player[0]}
 
 
@@ -174,7 +174,7 @@ def play(seed, view, horizon, noise, delay):
 
 
 def hazard(steps, deaths):
-    """Deaths per 1,000 steps from each age to the next."""
+    """Compute the termination rate (per 1,000 steps) from each of AGES to the next."""
     rates = []
     for low, high in itertools.pairwise(AGES):
         at_risk = np.clip(steps, low, high).sum() - low * len(steps)
@@ -208,9 +208,9 @@ def main():
     scores = describe(steps)
     print(f"{scores.mean:.0f} +- {scores.std:.0f}, {format_interval(scores)}, n {len(steps)}, {deaths.sum()} deaths")
     print(f"{hits.sum()} hits, {unknown.sum()} of them by fireballs outside the view, {steps.sum():,} steps")
-    rows = [["deaths per 1,000 steps", *hazard(steps, deaths.astype(bool))]]
-    print(table(["from age", *map(str, AGES[:-1])], rows))
-    print(f"{1000 * seconds * 2 / steps.sum():.2f} ms a step and process")
+    rows = [["terminations per 1,000 steps", *hazard(steps, deaths.astype(bool))]]
+    print(table(["from step", *map(str, AGES[:-1])], rows))
+    print(f"{1000 * seconds * 2 / steps.sum():.2f} ms per step and process")
     if options.out:
         results = {
             "agent": scores.to_json(),

@@ -1,10 +1,11 @@
-"""What a linear readout, which is what C is, can tell of the game's fireballs from what V and M hand to it.
+"""How well does a linear readout of z, h and c predict the fireballs of the game?
 
     python analysis_scripts/probe_fireballs.py takecover runs/small --player takecover --temperatures 1.0 1.3
 
-Plays the real game with one agent while the engine says where everything is, and fits a ridge regression, on every
-second episode, from the features of each world (mu; a sampled z; z, h and c) to the number of fireballs in cells around
-the player and to the number of monsters. Prints R^2 on the other episodes, the mean over the cells of a distance.
+Plays the real game with one agent, records the positions of the engine, and fits a ridge regression on every second
+episode. Its inputs are the features of each run (mu; a sampled z; z and h; z, c and h), its targets the number of
+fireballs in cells around the player and the number of monsters. Prints R^2 on the other episodes, averaged over the
+cells of a distance. With --temperatures, also prints the readout by episode step in the game and in dreams.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from worldmodels.models.agent import load_controller
 DISTANCES = (0, 120, 260, 500)  # units of the map, from the player to the wall of the monsters
 OFFSETS = (-120, -72, -24, 24, 72, 120)  # to the player's left and right
 AGES = (0, 50, 100, 200, 300, 400, 600, 800, 1200)
-DREAMS, STEPS = 96, 1200  # side by side
+DREAMS, STEPS = 96, 1200  # dreams per batch, steps of each
 
 
 def play(player, episodes):
-    """Frames, actions, lengths of episodes, fireballs (N, distances, offsets) and monsters (N, 1)."""
+    """Play episodes: frames, actions, lengths, fireballs (N, distances, offsets) and monsters (N, 1)."""
     env, agent = TakeCoverObjects(), Agent.load(pretrained.resolve(player))
     frames, actions, lengths, balls, monsters = [], [], [], [], []
     for episode in range(episodes):
@@ -55,7 +56,7 @@ def play(player, episodes):
 
 
 def dream(run, weights, temperature):
-    """Ages (N,) and readings (N, targets) of dreams of a run's own agent, which end by chance."""
+    """Play dreams of a run's own agent with sampled termination: episode steps (N,) and readouts (N, targets)."""
     controller, params, _ = load_controller(run / "evolve" / "controller.safetensors")
     envs = DreamVectorEnv(
         *load_world_model(run),
@@ -76,7 +77,7 @@ def dream(run, weights, temperature):
 
 
 def print_ages(name, ages, found):
-    """Mean numbers of monsters and fireballs by age, then how sure it is of those beside the player."""
+    """Print mean readouts of monsters and fireballs by episode step, then of a fireball next to the player."""
     balls = found[:, :-1].reshape(len(found), len(DISTANCES) - 1, -1)
     numbers = {"monsters": found[:, -1]}
     numbers |= {place: balls[:, row].sum(axis=1) for row, place in enumerate(("near", "midway", "far"))}
@@ -88,15 +89,21 @@ def print_ages(name, ages, found):
         )
     beside = balls[ages >= 200, 0, balls.shape[2] // 2]
     sure, maybe = 100 * (beside > 0.8).mean(), 100 * ((beside > 0.2) & (beside < 0.6)).mean()
-    print(f"{name:28s} beside the player from age 200: sure {sure:.2f} %, maybe {maybe:.2f} % of the steps", flush=True)
+    print(
+        f"{name:28s} fireball next to the player, from step 200: readout above 0.8 in {sure:.2f} % of the steps, "
+        f"0.2 to 0.6 in {maybe:.2f} %",
+        flush=True,
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders with V and M, or takecover")
-    parser.add_argument("--player", default="takecover", help="whose agent plays")
-    parser.add_argument("--episodes", type=int, default=24)
-    parser.add_argument("--temperatures", type=float, nargs="*", default=[], help="of dreams to look into")
+    parser.add_argument("--player", default="takecover", help="pretrained agent or run folder whose agent plays")
+    parser.add_argument("--episodes", type=int, default=24, help="episodes to play")
+    parser.add_argument(
+        "--temperatures", type=float, nargs="*", default=[], help="temperatures of dreams to compare with"
+    )
     options = parser.parse_args()
     frames, actions, lengths, balls, monsters = play(options.player, options.episodes)
     train = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
@@ -115,11 +122,13 @@ def main():
     if options.temperatures:
         ages = np.concatenate([np.arange(length) for length in lengths])
         print(f"{'':38s}" + "".join(f"{low:7d}" for low in AGES[:-1]))
-        print_ages("the game", ages, targets)
+        print_ages("the game, true numbers", ages, targets)
         for run, (weights, read) in readings.items():
-            print_ages(f"{run}, reading the game", ages, read)
+            print_ages(f"{run}, readout, game", ages, read)
             for temperature in options.temperatures:
-                print_ages(f"{run}, dream at {temperature:g}", *dream(pretrained.resolve(run), weights, temperature))
+                print_ages(
+                    f"{run}, readout, dream {temperature:g}", *dream(pretrained.resolve(run), weights, temperature)
+                )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What C, which is linear, could read from what V and M hand to it: for the scripts beside this one."""
+"""Ridge regression from the inputs of C, which is linear: helpers of the other scripts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RIDGE = 10.0  # added to the diagonal of the features' products
 
 
 def encode(run, frames):
-    """mu and log variance (N, Z) of a world's V."""
+    """Encode frames with the V of a run: mu and logvar, (N, Z) each."""
     encoder = Encoder(load_model(run / "vae" / "vae.safetensors", ConvVAE), torch.device("cpu"))
     parts = [encoder(part) for part in np.split(frames, range(512, len(frames), 512))]
     mu, logvar = map(np.concatenate, zip(*parts, strict=True))
@@ -23,7 +23,7 @@ def encode(run, frames):
 
 
 def features(run, mu, logvar, actions, lengths):
-    """What C could see in a world: mu, a sampled z, and z beside M's memory of what came before."""
+    """Compute possible inputs of C by name: mu, a sampled z, and z with M's LSTM state (h, or c and h)."""
     mdnrnn = load_model(run / "rnn" / "rnn.safetensors", MDNRNN)
     z = mu + np.exp(0.5 * logvar) * np.random.default_rng(0).standard_normal(mu.shape, np.float32)
     memory = LSTMState(mdnrnn, len(lengths))
@@ -39,7 +39,7 @@ def features(run, mu, logvar, actions, lengths):
 
 
 def fit(inputs, targets):
-    """Weights of the ridge regression; the last row is its constant."""
+    """Fit the weights of a ridge regression; the last row is the intercept."""
     inputs = with_one(inputs)
     return np.linalg.solve(inputs.T @ inputs + RIDGE * np.eye(inputs.shape[1]), inputs.T @ targets)
 
@@ -49,7 +49,7 @@ def with_one(inputs):
 
 
 def explained(inputs, targets, train):
-    """R^2 of every target on the episodes that the ridge regression has not seen."""
+    """Compute R^2 of every target on the held-out rows of a ridge regression."""
     weights, seen = fit(inputs[train], targets[train]), targets[~train]
     left = seen - with_one(inputs[~train]) @ weights
     return 1 - np.square(left).sum(axis=0) / np.square(seen - seen.mean(axis=0)).sum(axis=0)

@@ -1,9 +1,10 @@
-"""How fast C evolves in the real environment: the whole loop beside its environments alone and V's encoder alone.
+"""Where does the time go when C is evolved in the real environment?
 
     python analysis_scripts/time_evolution_in_the_environment.py --rounds 3
 
-Prints frames a second of each, taken in turns, the loop's share of the slower of the two, and where the loop's time
-goes. V, M and C have the paper's sizes and no training: the work is the same.
+Prints frames per second of the whole loop, of its environments alone and of V's encoder alone, measured in alternation,
+the ratio of the loop to the slower of the two, and the profile of the loop. V, M and C have the paper's sizes and are
+untrained.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from worldmodels.rollout.runner import describe_environment
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.profile import take_profile
 
-_EPISODES = 2  # in every slot, one after the other; their starts are part of the work
+_EPISODES = 2  # in every environment, one after the other; their resets are measured too
 
 
 def environments_alone(environment, slots, steps, actions):
@@ -49,7 +50,7 @@ def encoder_alone(evaluator, slots, rounds=20):
 
 
 def whole_loop(evaluator, params, episodes):
-    """Frames a second, the share of the cores that this process keeps busy, and where the time goes, in shares."""
+    """Measure frames per second, this process's utilization of the cores, and the fractions of the time by phase."""
     take_profile()
     began, cpu = time.perf_counter(), time.process_time()
     played = evaluator.play(params, episodes, seed=0, common_seeds=False, on_progress=lambda *_: None)
@@ -61,11 +62,11 @@ def whole_loop(evaluator, params, episodes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", default="carracing")
-    parser.add_argument("--environments", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--experiment", default="carracing", help="task")
+    parser.add_argument("--environments", type=int, default=64, help="number of environments")
+    parser.add_argument("--steps", type=int, default=200, help="steps per episode")
+    parser.add_argument("--rounds", type=int, default=1, help="repetitions; medians are printed")
+    parser.add_argument("--precision", default="auto", help="precision of V: auto, float32 or bfloat16")
     options = parser.parse_args()
     task = tasks.get(options.experiment)
     config = task.presets["paper"]
@@ -85,7 +86,7 @@ def main():
         max_steps=options.steps,
         precision=options.precision,
     )
-    calm = np.zeros(controller.size)  # does not steer
+    calm = np.zeros(controller.size)  # constant actions
     actions = np.tile(controller.act(calm, np.zeros(controller.feature_size)), (slots, 1))
     print(f"{describe_environment(config.environment)}, {slots} environments, {available_cpus()} cores")
     rounds = []
@@ -96,14 +97,14 @@ def main():
         share = loop / min(alone, encoding)
         rounds.append((alone, encoding, loop, share))
         print(
-            f"environments alone {alone:,.0f} frames/s, V's encoder alone {encoding:,.0f}, the whole loop {loop:,.0f}: "
+            f"environments alone {alone:,.0f} frames/s, V's encoder alone {encoding:,.0f}, whole loop {loop:,.0f}: "
             f"{share:.2f} of the slower"
         )
         parts = ", ".join(f"{name} {value:.0%}" for name, value in profile.items())
-        print(f"its time: {parts}; this process keeps {busy:.0%} of the cores busy")
+        print(f"profile of the loop: {parts}; utilization of the cores {busy:.0%}")
     evaluator.close()
     alone, encoding, loop, share = map(statistics.median, zip(*rounds, strict=True))
-    print(f"medians: {alone:,.0f}, {encoding:,.0f}, {loop:,.0f}, {share:.2f}")
+    print(f"medians: environments {alone:,.0f}, encoder {encoding:,.0f}, loop {loop:,.0f}, ratio {share:.2f}")
 
 
 if __name__ == "__main__":

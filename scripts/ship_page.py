@@ -1,11 +1,11 @@
-"""Makes what the page of a pretrained world model shows besides its weights, and hashes it.
+"""Export the recordings and scores of a pretrained world model's page, with their hashes.
 
     python scripts/ship_page.py takecover
 
-Into python/worldmodels/pretrained/NAME: a film of the agent in the game and its scores (scores.json); for a survival
-task also a controller evolved at temperature 0.1 with thresholded termination, which exploits errors of M, with a film
-(exploited/). The agent's score in the game is that of docs/results/NAME_pretrained_agent.json. Fifteen minutes on one
-core.
+Writes to python/worldmodels/pretrained/NAME: a recording of the agent in the game and its scores (scores.json); for a
+survival task also a controller evolved at temperature 0.1 with thresholded termination, which exploits errors of M,
+with its recording and scores (exploited/). The agent's score in the game is that of
+docs/results/NAME_pretrained_agent.json. Takes fifteen minutes on one core.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GAMES, DREAMS, FILMS = 100, 100, 10
 
 
 def evolve(name: str) -> np.ndarray:
-    """The best candidate of the last generation."""
+    """Evolve the exploiting controller; returns the best candidate of the last generation."""
     dream = wm.Dream.pretrained(name, temperature=TEMPERATURE, termination=TERMINATION)
     es = wm.CMAES(np.zeros(dream.controller.size), SIGMA, popsize=POPSIZE, seed=SEED)
     for generation in range(1, GENERATIONS + 1):
@@ -64,7 +64,7 @@ class Game:
         self.environment = tasks.preset(name, self.task.preset).environment
 
     def scores(self, agent: Agent) -> Summary:
-        """Scores of the episodes of seed 0, as `worldmodels play` has them."""
+        """Score the agent on the episodes of seed 0, those of `worldmodels play`."""
         found: dict[int, float] = {}
         player = Population(agent, agent.params[None])
         with Environments(self.environment, 16, rules=self.task.rules) as environments:
@@ -72,7 +72,7 @@ class Game:
         return summary(describe([found[episode] for episode in range(GAMES)]))
 
     def film(self, agent: Agent, file: Path, score: Summary) -> None:
-        """Film the episode whose return is closest to the mean, of the first episodes of ten seeds."""
+        """Record the episode whose return is closest to the mean, among the first episodes of ten seeds."""
         episodes, returns = [], []
         for seed in range(FILMS):
             recorder = Recorder(agent)

@@ -1,8 +1,8 @@
-"""Copies a run folder's V, M, C and starts into the package, in float16, with hashes and what was measured of them.
+"""Export the pretrained V, M, initial states and C of a run folder to the package, in float16, with hashes and quality.
 
     python scripts/ship_world.py runs/small takecover
 
-The model card (README.md beside the weights) is written by hand.
+The model card (README.md next to the weights) is written by hand.
 """
 
 from __future__ import annotations
