@@ -1,4 +1,5 @@
-// Checks of the arguments that Python passes: each error names the argument, what was expected and what came.
+// What the bindings share: checks of arguments, whose errors name the argument, what was expected and what
+// came, and Ctrl-C in long calls.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -6,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <initializer_list>
 #include <limits>
 #include <string>
@@ -15,6 +17,8 @@
 namespace worldmodels {
 
 namespace py = pybind11;
+
+inline constexpr py::ssize_t kMaxFrames = 1 << 24, kMaxLatents = 1 << 14;  // of V
 
 // One axis of an expected shape: a size, or a letter for any size of at least one.
 struct Axis {
@@ -32,6 +36,21 @@ using Shape = std::initializer_list<Axis>;
 
 inline std::string tuple_text(const std::string& inside, std::size_t axes) {
     return "(" + inside + (axes == 1 ? ",)" : ")");
+}
+
+// Numbers as Python writes them, so that small ones do not read as 0.
+inline std::string number_text(double value) {
+    return py::repr(py::float_(value));
+}
+
+// An object as Python writes it, cut off after 80 characters.
+inline std::string repr_text(const py::object& object) {
+    return py::str(py::repr(object)[py::slice(0, 80, 1)]);
+}
+
+inline py::object checked_entry(const py::dict& state, const char* name) {
+    if (!state.contains(name)) throw py::value_error(std::string("state: expected the key ") + name);
+    return state[name];
 }
 
 // The data of an array of this shape and dtype, contiguous and aligned. The error reads, for example,
@@ -66,8 +85,9 @@ const T* checked_finite(const py::array& array, const std::string& name, Shape s
     const T* const data = checked<T>(array, name, shape);
     for (py::ssize_t i = 0; i < array.size(); ++i)
         if (!std::isfinite(data[i]))
-            throw py::value_error(name + ": expected finite numbers, got " + std::to_string(data[i]) +
-                                  " at flat index " + std::to_string(i));
+            throw py::value_error(name + ": expected finite numbers, got " +
+                                  number_text(static_cast<double>(data[i])) + " at flat index " +
+                                  std::to_string(i));
     return data;
 }
 inline const float* checked_floats(const py::array& array, const std::string& name, Shape shape) {
@@ -75,6 +95,12 @@ inline const float* checked_floats(const py::array& array, const std::string& na
 }
 inline const double* checked_doubles(const py::array& array, const std::string& name, Shape shape) {
     return checked_finite<double>(array, name, shape);
+}
+
+// The bytes of flags. NumPy lets a bool hold any byte, which C++ does not: compare with 0.
+inline const std::uint8_t* checked_flags(const py::array& array, const std::string& name, Shape shape) {
+    checked<bool>(array, name, shape);
+    return static_cast<const std::uint8_t*>(array.data());
 }
 
 inline int checked_integer(long long value, long long low, const std::string& name,
@@ -87,7 +113,7 @@ inline int checked_integer(long long value, long long low, const std::string& na
 
 inline double checked_positive(double value, const std::string& name) {
     if (!(value > 0.0 && std::isfinite(value)))
-        throw py::value_error(name + ": expected a finite number above 0, got " + std::to_string(value));
+        throw py::value_error(name + ": expected a finite number above 0, got " + number_text(value));
     return value;
 }
 
@@ -97,6 +123,12 @@ inline int checked_threads(long long threads) {
     if (threads < 1)
         throw py::value_error("num_threads: expected at least 1, got " + std::to_string(threads));
     return static_cast<int>(std::min<long long>(threads, std::max(64U, std::thread::hardware_concurrency())));
+}
+
+// Ctrl-C: true when a signal handler raised; the Python error is then set in this thread.
+inline bool interrupted(void*) {
+    const py::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
 }
 
 }  // namespace worldmodels

@@ -4,11 +4,12 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bindings/arguments.hpp"
 #include "core/cmaes.hpp"
@@ -79,10 +80,10 @@ auto reader(Read read) {
     };
 }
 
-std::unique_ptr<GuardedCmaes> make(const py::array& mean, double sigma, std::int64_t popsize,
-                                   std::uint64_t seed, bool active, bool separable) {
+std::unique_ptr<GuardedCmaes> make(const py::array& mean, double sigma, long long popsize, std::uint64_t seed,
+                                   bool active, bool separable) {
     const double* const x0 = checked_doubles(mean, "mean", {"N"});
-    if (popsize < 2) throw py::value_error("popsize: expected at least 2, got " + std::to_string(popsize));
+    checked_integer(popsize, 2, "popsize");
     checked_positive(sigma, "sigma");
     if (!separable && mean.size() > kMaxFullSize) {
         throw py::value_error("x0: expected at most " + std::to_string(kMaxFullSize) +
@@ -112,18 +113,20 @@ void tell(GuardedCmaes& self, const py::array& solutions, const py::array& rank,
     const int threads = checked_threads(num_threads);
     const py::ssize_t rows = rows_of(self.object);
     const double* const x = checked_doubles(solutions, "solutions", {rows, size_of(self.object)});
-    const auto* const ranks = checked<std::int64_t>(rank, "rank", {rows});
+    const auto* const given = checked<std::int64_t>(rank, "rank", {rows});
+    const std::vector<std::int64_t> ranks(given, given + rows);  // the array may change without the GIL
     std::vector<bool> seen(static_cast<std::size_t>(rows), false);
-    for (py::ssize_t i = 0; i < rows; ++i) {
-        if (ranks[i] < 0 || ranks[i] >= rows || seen[static_cast<std::size_t>(ranks[i])])
-            throw py::value_error("rank: expected a permutation of 0 to popsize - 1");
-        seen[static_cast<std::size_t>(ranks[i])] = true;
+    for (const std::int64_t each : ranks) {
+        if (each < 0 || each >= rows || seen[static_cast<std::size_t>(each)])
+            throw py::value_error("rank: expected a permutation of 0 to popsize - 1, got " +
+                                  std::to_string(each) + " twice or out of range");
+        seen[static_cast<std::size_t>(each)] = true;
     }
     const Kernels& kernels = current_simd_target();
     const py::gil_scoped_release release;
     const std::lock_guard lock(self.lock);
     if (!self.object.state().asked) throw std::runtime_error("tell: called before ask");
-    self.object.tell(kernels, x, ranks, threads);
+    self.object.tell(kernels, x, ranks.data(), threads);
 }
 
 void skip(GuardedCmaes& self) {
@@ -182,14 +185,26 @@ py::dict get_state(GuardedCmaes& self) {
 }
 
 void copy_in(const py::dict& state, const char* name, Shape shape, std::vector<double>& to) {
-    if (!state.contains(name)) throw py::value_error(std::string("state: expected the key ") + name);
-    const auto from = py::array_t<double, py::array::c_style>::ensure(state[name]);
-    if (!from) throw py::value_error(std::string(name) + ": expected float64");
+    const py::object given = checked_entry(state, name);
+    const auto from = py::array_t<double, py::array::c_style>::ensure(given);
+    if (!from) throw py::value_error(std::string(name) + ": expected float64, got " + repr_text(given));
     std::copy_n(checked_doubles(from, name, shape), from.size(), to.begin());
 }
 
+template <class T>
+T number_in(const py::dict& state, const char* name) {
+    const py::object given = checked_entry(state, name);
+    try {
+        return given.cast<T>();
+    } catch (const py::cast_error&) {
+        throw py::value_error(std::string(name) + ": expected " +
+                              (std::is_integral_v<T> ? "an integer" : "a number") + ", got " +
+                              repr_text(given));
+    }
+}
+
 void set_gap(GuardedCmaes& self, double gap) {
-    if (!(gap >= 0.0)) throw py::value_error("gap: expected a number >= 0, got " + std::to_string(gap));
+    if (!(gap >= 0.0)) throw py::value_error("gap: expected a number >= 0, got " + number_text(gap));
     const auto lock = locked(self);
     self.object.set_gap(gap);
 }
@@ -208,18 +223,20 @@ void set_state(GuardedCmaes& self, const py::dict& state) {
         copy_in(state, "covariance", {n, n}, next.covariance);
     copy_in(state, "axes", {diagonal ? 0 : n, n}, next.B);
     copy_in(state, "scales", {n}, next.D);
-    const auto pending = py::array::ensure(state["pending_x"]);
+    const auto pending = py::array::ensure(checked_entry(state, "pending_x"));
     next.asked = pending && pending.ndim() == 2 && pending.shape(0) > 0;
     const py::ssize_t rows = next.asked ? rows_of(self.object) : 0;
     copy_in(state, "pending_z", {rows, n}, next.z);
     copy_in(state, "pending_y", {rows, n}, next.y);
     copy_in(state, "pending_x", {rows, n}, next.x);
-    next.sigma = state["sigma"].cast<double>();
-    next.generation = state["generation"].cast<std::int64_t>();
-    next.decomposed_at = state["decomposed_at"].cast<std::int64_t>();
+    next.sigma = number_in<double>(state, "sigma");
+    next.generation = number_in<std::int64_t>(state, "generation");
+    next.decomposed_at = number_in<std::int64_t>(state, "decomposed_at");
     checked_positive(next.sigma, "sigma");
     if (next.decomposed_at < 0 || next.decomposed_at > next.generation)
-        throw py::value_error("decomposed_at: expected 0 <= decomposed_at <= generation");
+        throw py::value_error("decomposed_at: expected an integer from 0 to generation, " +
+                              std::to_string(next.generation) + ", got " +
+                              std::to_string(next.decomposed_at));
     if (std::any_of(next.D.begin(), next.D.end(), [](double root) { return !(root > 0.0); }))
         throw py::value_error("scales: expected positive numbers");
     for (py::ssize_t i = 0; i < n; ++i) {

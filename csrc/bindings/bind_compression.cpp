@@ -6,6 +6,7 @@
 #include "bindings/arguments.hpp"
 #include "core/encoder.hpp"
 #include "core/lzf.hpp"
+#include "core/parallel.hpp"
 
 namespace worldmodels {
 namespace {
@@ -25,10 +26,11 @@ py::tuple compress(const py::array& frames) {
     std::uint8_t* const out = bytes.mutable_data();
     std::int64_t* const to_ends = ends.mutable_data();
     bool* const to_compressed = compressed.mutable_data();
+    InterruptiblePool pool({interrupted, nullptr});
     {
         const py::gil_scoped_release release;
         std::size_t at = 0;
-        for (py::ssize_t i = 0; i < count; ++i) {
+        for (py::ssize_t i = 0; i < count && !pool.stopped(); ++i, pool.tick(0)) {
             const std::uint8_t* const frame = pixels + static_cast<std::size_t>(i) * kFrame;
             std::size_t size = lzf_compress_unchecked(frame, kFrame, out + at);
             to_compressed[i] = size > 0;
@@ -40,6 +42,7 @@ py::tuple compress(const py::array& frames) {
             to_ends[i] = static_cast<std::int64_t>(at);
         }
     }
+    if (pool.stopped()) throw py::error_already_set();
     return py::make_tuple(bytes, ends, compressed);
 }
 

@@ -5,10 +5,9 @@
 #include <memory>
 #include <optional>
 
-#include "bindings/arguments.hpp"
+#include "bindings/precision.hpp"
 #include "core/conv_training.hpp"
 #include "core/lock.hpp"
-#include "core/simd_target.hpp"
 
 namespace worldmodels {
 namespace {
@@ -17,7 +16,8 @@ using Training = Guarded<ConvTraining>;
 using Floats = py::array_t<float>;
 
 constexpr int kWidth = 32;  // filters, and channels from here on, come in multiples of it
-constexpr int kMaxFrames = 1 << 20;
+constexpr int kMaxBatch = 1 << 20;
+constexpr long long kMaxWeights = 1 << 26;  // an int indexes every product of a layer
 
 std::unique_ptr<Training> make_training(long long side, long long channels, long long filters,
                                         long long kernel) {
@@ -28,23 +28,19 @@ std::unique_ptr<Training> make_training(long long side, long long channels, long
                               std::to_string(channels) + " and " + std::to_string(filters));
     const int s = checked_integer(side, 1, "side", 512);
     const ConvShape shape{s, c, f, checked_integer(kernel, 1, "kernel", s)};
+    const long long weights = static_cast<long long>(f) * shape.window();
+    if (weights > kMaxWeights)
+        throw py::value_error("channels, filters, kernel: expected at most " + std::to_string(kMaxWeights) +
+                              " weights, got " + std::to_string(weights));
     return std::unique_ptr<Training>(new Training{ConvTraining(shape), {}});
 }
 
 const ConvTrainingKernels& kernels_for(const std::string& precision) {
-    const Kernels& target = current_simd_target();
-    if (precision == "float32") return target.conv;
-    if (precision == "emulated_bfloat16") return target.testing.conv_bfloat16;
-    if (precision != "bfloat16")
-        throw py::value_error("precision: expected float32 or bfloat16, got '" + precision + "'");
-    if (target.conv_bfloat16 == nullptr)
-        throw py::value_error(std::string("precision: bfloat16 needs the SIMD level avx512_bf16, got ") +
-                              target.name);
-    return *target.conv_bfloat16;
+    return training_kernels(precision, &Kernels::conv, &Kernels::conv_bfloat16, &TestKernels::conv_bfloat16);
 }
 
 int checked_batch(const py::array& array, const std::string& name) {
-    return checked_integer(array.ndim() > 0 ? array.shape(0) : 0, 1, name + ": B", kMaxFrames);
+    return checked_integer(array.ndim() > 0 ? array.shape(0) : 0, 1, name + ": B", kMaxBatch);
 }
 const float* checked_images(const ConvShape& s, const py::array& array) {
     return checked<float>(array, "images", {"B", s.side, s.side, s.channels});

@@ -11,8 +11,6 @@
 namespace worldmodels {
 namespace {
 
-constexpr py::ssize_t kMaxFrames = 1 << 24, kMaxLatents = 1 << 14;
-
 std::unique_ptr<Decoder> make_decoder(const py::array& point, const py::array& point_bias,
                                       const std::vector<py::array>& weights,
                                       const std::vector<py::array>& biases) {
@@ -44,10 +42,12 @@ py::array_t<std::uint8_t> decode(const Decoder& self, const py::array& z, long l
     py::array_t<std::uint8_t> frames(std::vector<py::ssize_t>{count, 64, 64, 3});
     std::uint8_t* const to = frames.mutable_data();
     const Kernels& kernels = current_simd_target();
+    bool complete = false;
     {
         const py::gil_scoped_release release;
-        self.decode_unchecked(kernels, latents, count, threads, to);
+        complete = self.decode_unchecked(kernels, latents, count, threads, to, {interrupted, nullptr});
     }
+    if (!complete) throw py::error_already_set();
     return frames;
 }
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 
+#include "bindings/precision.hpp"
 #include "bindings/world_model_arguments.hpp"
 #include "core/dream.hpp"
 #include "core/lstm_state.hpp"
@@ -18,19 +19,19 @@
 namespace worldmodels {
 namespace {
 
+constexpr float kMaxLogvar = 80.0F;  // exp(logvar / 2) is finite
+
 float checked_temperature(double value) {
     if (!(value >= 0.0) || !std::isfinite(static_cast<float>(value)))
         throw py::value_error("temperature: expected a finite number of at least 0, got " +
-                              std::to_string(value));
+                              number_text(value));
     return static_cast<float>(value);
 }
 
 // The SIMD target in use. Throws unless it has this precision.
 const Kernels& kernels_for(Precision precision) {
     const Kernels& kernels = current_simd_target();
-    if (precision == Precision::bfloat16 && kernels.step_bfloat16 == nullptr)
-        throw py::value_error(std::string("precision: bfloat16 needs the SIMD level avx512_bf16, got ") +
-                              kernels.name);
+    if (precision == Precision::bfloat16) required(kernels.step_bfloat16, kernels);
     return kernels;
 }
 
@@ -67,6 +68,11 @@ std::shared_ptr<WorldModel> make_model(
     initial.mu = checked_floats(initial_mu, "initial_mu", {"K", s.latent});
     const py::ssize_t states = initial_mu.shape(0);
     initial.logvar = checked_floats(initial_logvar, "initial_logvar", {states, s.latent});
+    for (py::ssize_t i = 0; i < initial_logvar.size(); ++i)
+        if (initial.logvar[i] > kMaxLogvar)
+            throw py::value_error("initial_logvar: expected numbers of at most " + number_text(kMaxLogvar) +
+                                  ", got " + number_text(static_cast<double>(initial.logvar[i])) +
+                                  " at flat index " + std::to_string(i));
     if (initial_h.has_value() != initial_c.has_value())
         throw py::value_error("initial_h, initial_c: expected both or neither, got one");
     if (initial_h) initial.h = checked_floats(*initial_h, "initial_h", {states, s.hidden});
@@ -79,6 +85,8 @@ std::shared_ptr<WorldModel> make_model(
     return std::make_shared<WorldModel>(s, w, precision, initial,
                                         make_termination(termination, done_pos_weight, done));
 }
+
+constexpr std::size_t kMaxParameters = 1 << 24;  // of C: every index of a block fits an int
 
 // The shape of C, checked against a world model's sizes. It fits every model of these sizes and no other.
 struct ControllerShape {
@@ -123,12 +131,12 @@ ControllerShape make_controller(const WorldModel& model, const std::string& feat
     if (carracing && !choices.empty())
         throw py::value_error("choices: expected none for squash='carracing', got " +
                               std::to_string(choices.size()));
-    const double size =
-        (static_cast<double>(feature_size(c, model.view().latent, model.view().hidden)) + 1.0) *
-        std::max(c.hidden_units, model.view().action);
-    if (size > kMaxRows * 16.0) throw py::value_error("hidden_units: too many controller parameters");
-    return {c, checked_choices(choices, model.view().action), model.view().latent, model.view().hidden,
-            model.view().action};
+    const ControllerShape shape{c, checked_choices(choices, model.view().action), model.view().latent,
+                                model.view().hidden, model.view().action};
+    if (shape.size() > kMaxParameters)
+        throw py::value_error("features, hidden_units: expected at most " + std::to_string(kMaxParameters) +
+                              " parameters, got " + std::to_string(shape.size()));
+    return shape;
 }
 
 ControllerView checked_controller(const ControllerShape& shape, const ModelView& m) {
@@ -237,7 +245,7 @@ void stepper_reset(BoundStepper& self, const py::array& seeds, const py::array& 
     const Streams streams{checked<std::uint64_t>(seeds, "seeds", {envs}),
                           checked<std::uint32_t>(candidates, "candidates", {envs}),
                           checked<std::uint32_t>(episodes, "episodes", {envs})};
-    const bool* const reset = checked<bool>(mask, "mask", {envs});
+    const std::uint8_t* const reset = checked_flags(mask, "mask", {envs});
     const Kernels& kernels = current_simd_target();
     const py::gil_scoped_release release;
     self.stepper.reset_unchecked(kernels, streams, reset);
@@ -295,9 +303,9 @@ void stepper_set_state(BoundStepper& self, const py::dict& state) {
     const int envs = self.stepper.envs();
     std::vector<py::array> copies;  // the caller's arrays may change while the GIL is released
     const auto copied = [&]<class T>(const char* name, Shape shape, T) {
-        if (!state.contains(name)) throw py::value_error(std::string("state: expected the key ") + name);
-        const auto given = py::array::ensure(state[name]);
-        if (!given) throw py::value_error(std::string(name) + ": expected an array");
+        const py::object entry = checked_entry(state, name);
+        const auto given = py::array::ensure(entry);
+        if (!given) throw py::value_error(std::string(name) + ": expected an array, got " + repr_text(entry));
         copies.push_back(py::array_t<T>(std::vector<py::ssize_t>(given.shape(), given.shape() + given.ndim()),
                                         checked<T>(given, name, shape)));
         return static_cast<T*>(copies.back().mutable_data());
@@ -316,8 +324,10 @@ void stepper_set_state(BoundStepper& self, const py::dict& state) {
 void stepper_observe(BoundStepper& self, const py::array& mask, bool use_c, bool use_h,
                      py::array observations) {
     const int envs = self.stepper.envs();
-    const bool* const observed = checked<bool>(mask, "mask", {envs});
+    const std::uint8_t* const observed = checked_flags(mask, "mask", {envs});
     checked<float>(observations, "observations", {envs, observation_size(self, use_c, use_h)});
+    if (!observations.writeable())
+        throw py::value_error("observations: expected a writable array, got a read-only one");
     const Observations to{use_c, use_h, static_cast<float*>(observations.mutable_data())};
     const py::gil_scoped_release release;
     self.stepper.observe_unchecked(observed, to);
@@ -340,7 +350,7 @@ py::tuple advance_lstm(const BoundLstmState& self, const py::array& z, const py:
     const float* const latents = checked_floats(z, "z", {"B", m.latent});
     const int count = checked_integer(z.shape(0), 1, "B", kMaxRows);
     const float* const taken = checked_floats(actions, "actions", {count, m.action});
-    const bool* const flags = checked<bool>(restart, "restart", {count});
+    const std::uint8_t* const flags = checked_flags(restart, "restart", {count});
     const float* const hidden = checked_floats(h, "h", {count, m.hidden});
     const float* const cell = checked_floats(c, "c", {count, m.hidden});
     const int threads = checked_threads(num_threads);
@@ -358,11 +368,17 @@ py::tuple advance_lstm(const BoundLstmState& self, const py::array& z, const py:
 double multiply_add_rate(bool bfloat16, long long num_threads, double seconds) {
     const int threads = checked_threads(num_threads);
     if (!(seconds > 0.0 && seconds <= 60.0))
-        throw py::value_error("seconds: expected a number from 0 to 60, got " + std::to_string(seconds));
+        throw py::value_error("seconds: expected a number above 0 and at most 60, got " +
+                              number_text(seconds));
     const Kernels& kernels = kernels_for(bfloat16 ? Precision::bfloat16 : Precision::float32);
-    const py::gil_scoped_release release;
-    return multiply_add_rate_unchecked(bfloat16 ? kernels.multiply_adds_bfloat16 : kernels.multiply_adds,
-                                       threads, seconds);
+    std::optional<double> rate;
+    {
+        const py::gil_scoped_release release;
+        rate = multiply_add_rate_unchecked(bfloat16 ? kernels.multiply_adds_bfloat16 : kernels.multiply_adds,
+                                           threads, seconds, {interrupted, nullptr});
+    }
+    if (!rate) throw py::error_already_set();
+    return *rate;
 }
 
 }  // namespace

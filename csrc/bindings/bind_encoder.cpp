@@ -11,8 +11,6 @@
 namespace worldmodels {
 namespace {
 
-constexpr py::ssize_t kMaxFrames = 1 << 24, kMaxLatents = 1 << 14;
-
 std::unique_ptr<Encoder> make_encoder(const std::vector<py::array>& weights,
                                       const std::vector<py::array>& biases, const py::array& mu,
                                       const py::array& mu_bias, const py::array& logvar,
@@ -52,10 +50,13 @@ py::tuple encode(const Encoder& self, const py::array& frames, long long num_thr
     float* const to_logvar = logvar.mutable_data();
     const int count = static_cast<int>(frames.shape(0));
     const Kernels& kernels = current_simd_target();
+    bool complete = false;
     {
         const py::gil_scoped_release release;
-        self.encode_unchecked(kernels, pixels, count, threads, to_mu, to_logvar);
+        complete =
+            self.encode_unchecked(kernels, pixels, count, threads, to_mu, to_logvar, {interrupted, nullptr});
     }
+    if (!complete) throw py::error_already_set();
     return py::make_tuple(mu, logvar);
 }
 

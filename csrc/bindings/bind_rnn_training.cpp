@@ -2,34 +2,31 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <mutex>
 #include <optional>
+#include <utility>
+#include <vector>
 
+#include "bindings/precision.hpp"
 #include "bindings/world_model_arguments.hpp"
 #include "core/lock.hpp"
 #include "core/rnn_training.hpp"
-#include "core/simd_target.hpp"
 
 namespace worldmodels {
 namespace {
 
 using Training = Guarded<RNNTraining>;
+using Floats = py::array_t<float>;
+
+Floats floats(std::vector<py::ssize_t> shape) {
+    return Floats(std::move(shape));
+}
 
 std::unique_ptr<Training> make_training(long long latent, long long action, long long hidden,
                                         long long mixtures, bool restart, bool done, bool reward) {
     const WorldModelSizes sizes = checked_sizes(latent, action, hidden, mixtures, restart, done, reward);
     return std::unique_ptr<Training>(new Training{RNNTraining(sizes), {}});
-}
-
-const RNNKernels& kernels_for(const std::string& precision) {
-    const Kernels& target = current_simd_target();
-    if (precision == "float32") return target.rnn;
-    if (precision == "emulated_bfloat16") return target.testing.rnn_bfloat16;
-    if (precision != "bfloat16")
-        throw py::value_error("precision: expected float32 or bfloat16, got '" + precision + "'");
-    if (target.rnn_bfloat16 == nullptr)
-        throw py::value_error(std::string("precision: bfloat16 needs the SIMD level avx512_bf16, got ") +
-                              target.name);
-    return *target.rnn_bfloat16;
 }
 
 const float* optional_floats(const std::optional<py::array>& array, bool needed, const std::string& name,
@@ -40,6 +37,28 @@ const float* optional_floats(const std::optional<py::array>& array, bool needed,
     return needed ? checked_floats(*array, name, shape) : nullptr;
 }
 
+WorldModelWeights checked_weights(const RNNTraining& training, const std::vector<py::array>& weights) {
+    const WorldModelSizes& s = training.sizes();
+    const int inputs = s.latent + s.action + (s.restart ? 1 : 0), gates = 4 * s.hidden;
+    const int head = training.head_rows();
+    if (weights.size() != 5)
+        throw py::value_error("weights: expected 5 arrays, got " + std::to_string(weights.size()));
+    return {checked<float>(weights[0], "weight_ih", {gates, inputs}),
+            checked<float>(weights[1], "weight_hh", {gates, s.hidden}),
+            checked<float>(weights[2], "bias", {gates}),
+            checked<float>(weights[3], "head_weight", {head, s.hidden}),
+            checked<float>(weights[4], "head_bias", {head})};
+}
+
+// New arrays with the layouts of WorldModelWeights.
+std::vector<Floats> new_gradients(const RNNTraining& training) {
+    const WorldModelSizes& s = training.sizes();
+    const py::ssize_t gates = 4 * py::ssize_t{s.hidden}, head = training.head_rows();
+    const py::ssize_t inputs = s.latent + s.action + (s.restart ? 1 : 0);
+    return {floats({gates, inputs}), floats({gates, s.hidden}), floats({gates}), floats({head, s.hidden}),
+            floats({head})};
+}
+
 py::dict run(Training& self, const std::vector<py::array>& weights, const py::array& z,
              const py::array& action, const std::optional<py::array>& restart, const py::array& has_next,
              const std::optional<py::array>& done, const std::optional<py::array>& knows_end,
@@ -47,17 +66,9 @@ py::dict run(Training& self, const std::vector<py::array>& weights, const py::ar
              const py::array& h, const py::array& c, const std::vector<double>& scales,
              double done_pos_weight, const std::string& precision, bool gradient, long long num_threads) {
     const WorldModelSizes& s = self.object.sizes();
-    const int inputs = s.latent + s.action + (s.restart ? 1 : 0), gates = 4 * s.hidden;
-    const int head = self.object.head_rows();
-    if (weights.size() != 5 || scales.size() != 3)
-        throw py::value_error("weights, scales: expected 5 arrays and 3 numbers, got " +
-                              std::to_string(weights.size()) + " and " + std::to_string(scales.size()));
-    WorldModelWeights w{};
-    w.input = checked<float>(weights[0], "weight_ih", {gates, inputs});
-    w.recurrent = checked<float>(weights[1], "weight_hh", {gates, s.hidden});
-    w.bias = checked<float>(weights[2], "bias", {gates});
-    w.head = checked<float>(weights[3], "head_weight", {head, s.hidden});
-    w.head_bias = checked<float>(weights[4], "head_bias", {head});
+    const WorldModelWeights w = checked_weights(self.object, weights);
+    if (scales.size() != 3)
+        throw py::value_error("scales: expected 3 numbers, got " + std::to_string(scales.size()));
     RNNBatch b{};
     b.actions = checked<float>(action, "action", {"B", "T", s.action});
     const py::ssize_t sequences = action.shape(0), steps = action.shape(1);
@@ -74,18 +85,17 @@ py::dict run(Training& self, const std::vector<py::array>& weights, const py::ar
     b.valid = optional_floats(valid, s.reward, "valid", {sequences, steps});
     b.h = checked<float>(h, "h", {sequences, s.hidden});
     b.c = checked<float>(c, "c", {sequences, s.hidden});
-    const RNNKernels& kernels = kernels_for(precision);
+    const RNNKernels& kernels =
+        training_kernels(precision, &Kernels::rnn, &Kernels::rnn_bfloat16, &TestKernels::rnn_bfloat16);
     const int threads = checked_threads(num_threads);
-    const auto array = [](std::vector<py::ssize_t> shape) { return py::array_t<float>(std::move(shape)); };
-    auto h_after = array({sequences, s.hidden}), c_after = array({sequences, s.hidden});
-    auto logit = array({sequences, s.done ? steps : 0});
+    Floats h_after = floats({sequences, s.hidden}), c_after = floats({sequences, s.hidden});
+    Floats logit = floats({sequences, s.done ? steps : 0});
     const RNNOutputs outputs{h_after.mutable_data(), c_after.mutable_data(),
                              s.done ? logit.mutable_data() : nullptr};
-    std::vector<py::array_t<float>> gradients;
+    std::vector<Floats> gradients;
     RNNGradient g;
     if (gradient) {
-        gradients = {array({gates, inputs}), array({gates, s.hidden}), array({gates}),
-                     array({head, s.hidden}), array({head})};
+        gradients = new_gradients(self.object);
         g = {gradients[0].mutable_data(), gradients[1].mutable_data(), gradients[2].mutable_data(),
              gradients[3].mutable_data(), gradients[4].mutable_data()};
     }

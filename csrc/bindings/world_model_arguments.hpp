@@ -1,4 +1,4 @@
-// What the bindings of M share: checked sizes, and Ctrl-C in long calls.
+// What the bindings of M share: checked sizes.
 #pragma once
 
 #include "bindings/arguments.hpp"
@@ -20,12 +20,6 @@ inline WorldModelSizes checked_sizes(long long latent, long long action, long lo
     checked_integer((done ? 1 : 0) + (reward ? 1 : 0) + 3 * latent * mixtures, 1, "latent_size * mixtures",
                     kMaxRows);
     return sizes;
-}
-
-// Ctrl-C: true when a signal handler raised; the Python error is then set in this thread.
-inline bool interrupted(void*) {
-    const py::gil_scoped_acquire gil;
-    return PyErr_CheckSignals() != 0;
 }
 
 }  // namespace worldmodels

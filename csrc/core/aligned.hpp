@@ -11,6 +11,11 @@ namespace worldmodels {
 
 inline constexpr std::size_t kAlignment = 64;
 
+// The size of an array of two axes.
+constexpr std::size_t product(int a, int b) {
+    return static_cast<std::size_t>(a) * static_cast<std::size_t>(b);
+}
+
 struct AlignedDelete {
     template <class T>
     void operator()(T* p) const {

@@ -18,6 +18,9 @@ constexpr std::int64_t kParallelWork = 200'000;
 // Largest coordinate of an injected step in sigmas: squares stay finite.
 constexpr double kMaxStep = 1e100;
 
+// Least variance along an axis: D stays positive. An axis below kMinDeviation is degenerate.
+constexpr double kMinVariance = 1e-290, kMinDeviation = 1e-140;
+
 // Eight partial sums, so that additions do not wait for each other.
 double dot(const double* a, const double* b, std::int64_t n) {
     double sum[8] = {};
@@ -74,7 +77,7 @@ void Cmaes::decompose() {
         eigen_.decompose(n, next_B_.data(), values.data());
         // Rounding can leave the smallest eigenvalue of an ill-conditioned C at or below zero: shift all of
         // them.
-        const double floor = values.back() * 1e-15;
+        const double floor = std::max(values.back() * 1e-15, kMinVariance);
         if (values.front() < floor) {
             const double lift = floor - values.front();
             for (std::int64_t i = 0; i < n; ++i) {
@@ -124,7 +127,8 @@ const std::vector<double>& Cmaes::ask(const Kernels& kernels, int threads) {
 
 // Hansen 2011, "Injecting external solutions into CMA-ES": rows that differ from x get y and z of their own,
 // and steps longer than sqrt(n) + 6 are shortened. This limit is eight standard deviations beyond the mean
-// length of a sample, so solutions that a caller only rounded keep their length.
+// length of a sample, so solutions that a caller only rounded keep their length. Along a degenerate axis the
+// length is that in sigmas.
 void Cmaes::inject(const double* solutions, int threads) {
     const std::int64_t n = parameters_.n;
     const double longest = std::sqrt(static_cast<double>(n)) + 6.0;
@@ -144,7 +148,8 @@ void Cmaes::inject(const double* solutions, int threads) {
         for (std::int64_t j = 0; j < n; ++j) y[j] /= unit;
         for (std::int64_t k = 0; k < n; ++k) {
             const double along = separable_ ? y[k] : dot(state_.B.data() + k * n, y, n);
-            z[k] = along / state_.D[size(k)];
+            const double deviation = state_.D[size(k)];
+            z[k] = deviation < kMinDeviation ? along : along / deviation;
         }
         const double shrink = longest / norm(z, n);
         if (shrink < 1.0) {
@@ -163,11 +168,12 @@ void Cmaes::tell(const Kernels& kernels, const double* solutions, const std::int
     CmaesState& s = state_;
     if (rows * n * (separable_ ? 1 : n) < kParallelWork) threads = 1;
     check_not_forked(threads);
-    inject(solutions, threads);
-
     std::vector<double> weights(size(rows + 1));
     std::vector<double> y_mean(size(n), 0.0);
     std::vector<double> z_mean(size(n), 0.0);
+    std::vector<double> white(size(n));
+    if (!separable_) reserve_symmetric_update(n, rows + 1, workspace_);
+    inject(solutions, threads);  // nothing is allocated from here on
     for (std::int64_t i = 0; i < rows; ++i) {
         const double w = p.weights[size(rank[i])];
         weights[size(i)] = w;
@@ -180,14 +186,16 @@ void Cmaes::tell(const Kernels& kernels, const double* solutions, const std::int
     for (std::int64_t j = 0; j < n; ++j) s.mean[size(j)] += s.sigma * y_mean[size(j)];  // (42), cm = 1
 
     // (43) with C^-1/2 y_mean = B D^-1 B^T y_mean = B z_mean
-    std::vector<double> white = z_mean;
-    if (!separable_) weighted_rows(z_mean.data(), s.B.data(), white.data(), n, n, threads);
+    if (separable_)
+        white = z_mean;
+    else
+        weighted_rows(z_mean.data(), s.B.data(), white.data(), n, n, threads);
     const double ps_rate = std::sqrt(p.cs * (2.0 - p.cs) * p.mueff);
     for (std::int64_t j = 0; j < n; ++j)
         s.ps[size(j)] = (1.0 - p.cs) * s.ps[size(j)] + ps_rate * white[size(j)];
     const double ps_length = norm(s.ps.data(), n);
     // (44), limited to a factor e per generation
-    s.sigma *= std::exp(std::min(1.0, p.cs / p.damps * (ps_length / p.chi_n - 1.0)));
+    s.sigma *= std::exp(std::min(p.cs / p.damps * (ps_length / p.chi_n - 1.0), 1.0));
     s.sigma = std::clamp(s.sigma, 1e-290, 1e290);
 
     // h_sigma = 0 (below equation 45): ps is so long that the update of pc is stalled
@@ -198,43 +206,47 @@ void Cmaes::tell(const Kernels& kernels, const double* solutions, const std::int
     for (std::int64_t j = 0; j < n; ++j)
         s.pc[size(j)] = (1.0 - p.cc) * s.pc[size(j)] + pc_rate * y_mean[size(j)];  // (45)
 
-    adapt_covariance(kernels, weights.data(), stalled, threads);
+    adapt_covariance(kernels, weights, stalled, threads);
     ++s.generation;
     s.asked = false;
 }
 
-void Cmaes::adapt_covariance(const Kernels& kernels, const double* row_weights, bool stalled, int threads) {
+void Cmaes::adapt_covariance(const Kernels& kernels, std::vector<double>& weights, bool stalled,
+                             int threads) {
     const CmaesParameters& p = parameters_;
     const std::int64_t n = p.n;
     const std::int64_t rows = p.popsize;
     CmaesState& s = state_;
-    std::vector<double> factor(size(rows + 1));
     double weight_sum = 0.0;
     for (std::int64_t i = 0; i < rows; ++i) {
-        double w = row_weights[i];
+        double& w = weights[size(i)];
         weight_sum += w;
         if (w < 0.0) {  // (46) negative updates have a length independent of the sample's
             const double length = norm(s.z.data() + i * n, n);
             w *= static_cast<double>(n) / (length * length + 1e-300);
         }
-        factor[size(i)] = p.cmu * w;
+        w *= p.cmu;
     }
-    factor[size(rows)] = p.c1;
+    weights[size(rows)] = p.c1;
     std::copy(s.pc.begin(), s.pc.end(), s.y.begin() + rows * n);
     const double missing = stalled ? p.cc * (2.0 - p.cc) : 0.0;  // delta(h_sigma)
-    const double decay = 1.0 + p.c1 * missing - p.c1 - p.cmu * weight_sum;
+    const double decay = std::max(1.0 + p.c1 * missing - p.c1 - p.cmu * weight_sum, 0.0);
     // (47) C <- decay C + c1 pc pc^T + cmu sum w_i y_i y_i^T
     if (separable_) {
         for (std::int64_t j = 0; j < n; ++j) s.covariance[size(j)] *= decay;
         for (std::int64_t i = 0; i <= rows; ++i) {
             for (std::int64_t j = 0; j < n; ++j) {
                 const double step = s.y[size(i * n + j)];
-                s.covariance[size(j)] += factor[size(i)] * step * step;
+                s.covariance[size(j)] += weights[size(i)] * step * step;
             }
         }
     } else {
-        symmetric_update(kernels, s.covariance.data(), n, decay, factor.data(), s.y.data(), rows + 1, threads,
-                         workspace_);
+        symmetric_update(kernels, s.covariance.data(), n, decay, weights.data(), s.y.data(), rows + 1,
+                         threads, workspace_);
+    }
+    for (std::int64_t j = 0; j < n; ++j) {
+        double& variance = s.covariance[size(separable_ ? j : j * n + j)];
+        variance = std::max(variance, kMinVariance);
     }
 }
 

@@ -37,7 +37,8 @@ class Cmaes {
     // std::runtime_error where a forked process wants several threads, before anything changes.
     const std::vector<double>& ask(const Kernels& kernels, int threads);
 
-    // solutions (popsize, n), finite; rank[i] is the rank of row i, 0 for the best.
+    // solutions (popsize, n), finite; rank[i] is the rank of row i, 0 for the best. Throws std::bad_alloc
+    // before anything changes.
     void tell(const Kernels& kernels, const double* solutions, const std::int64_t* rank, int threads);
 
     // Skips a generation without finite values: the distribution is unchanged, the next ask samples again.
@@ -53,7 +54,8 @@ class Cmaes {
   private:
     void decompose();
     void inject(const double* solutions, int threads);
-    void adapt_covariance(const Kernels& kernels, const double* row_weights, bool stalled, int threads);
+    // weights (popsize + 1), of the rows: consumed.
+    void adapt_covariance(const Kernels& kernels, std::vector<double>& weights, bool stalled, int threads);
 
     CmaesParameters parameters_;
     CmaesState state_;

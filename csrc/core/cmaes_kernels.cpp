@@ -89,13 +89,18 @@ void matrix_product(const Kernels& kernels, const double* a, const double* b, do
     }
 }
 
+void reserve_symmetric_update(std::int64_t n, std::int64_t depth, std::vector<double>& workspace) {
+    room(workspace, 2 * tiles(n) * depth * kTile);
+}
+
 void symmetric_update(const Kernels& kernels, double* c, std::int64_t n, double decay, const double* weights,
                       const double* v, std::int64_t depth, int threads, std::vector<double>& workspace) {
     const auto product = kernels.tile_product;
     const std::int64_t count = tiles(n);
     const std::int64_t panel = depth * kTile;
     check_not_forked(threads);
-    double* const left = room(workspace, 2 * count * panel);
+    reserve_symmetric_update(n, depth, workspace);
+    double* const left = workspace.data();
     double* const right = left + count * panel;
 #pragma omp parallel num_threads(threads)
     {

@@ -14,6 +14,9 @@ namespace worldmodels {
 void matrix_product(const Kernels& kernels, const double* a, const double* b, double* out, std::int64_t rows,
                     std::int64_t depth, std::int64_t columns, int threads, std::vector<double>& workspace);
 
+// Allocates the workspace of symmetric_update.
+void reserve_symmetric_update(std::int64_t n, std::int64_t depth, std::vector<double>& workspace);
+
 // Lower triangle of c (n, n), row-major: c <- decay c + sum_k weights[k] v_k v_k^T, v (depth, n) row-major.
 void symmetric_update(const Kernels& kernels, double* c, std::int64_t n, double decay, const double* weights,
                       const double* v, std::int64_t depth, int threads, std::vector<double>& workspace);

@@ -67,10 +67,24 @@ class ConvTraining {
     std::size_t window_at(const Operand& operand, std::size_t row) const;
     // Where column `column` of a window lies in the image, from the window's start.
     std::ptrdiff_t place_of(int column) const;
-    // transpose_unchecked where a pixel is no whole panel.
+    void start_threads(int threads, int rows, std::size_t scratch);
+    // Of convolve_unchecked.
+    const float* pack_filters(const ConvTrainingKernels& kernels, const float* weights, int threads);
+    const float* pack_images(const ConvTrainingKernels& kernels, int batch, const float* images, int threads);
+    // transpose_unchecked where a pixel is no whole panel, and its parts.
+    struct Narrow;
     void transpose_narrow(const ConvTrainingKernels& kernels, int batch, const float* features,
                           const float* weights, const float* bias, bool relu, int threads, float* images);
-    void start_threads(int threads, int rows, std::size_t scratch);
+    const float* pack_taps(const ConvTrainingKernels& kernels, const Narrow& n, const float* weights);
+    void pad_features(const ConvTrainingKernels& kernels, const Narrow& n, const float* features,
+                      float* padded) const;
+    void copy_line(const Narrow& n, const float* sums, float* line) const;
+    // Of weight_gradient_unchecked.
+    struct Tiles;
+    void pack_windows(const ConvTrainingKernels& kernels, const Tiles& t, int frames, const float* images,
+                      const float* features, int threads, float* image_pairs, float* feature_pairs) const;
+    void sum_tiles(const ConvTrainingKernels& kernels, const Tiles& t, int begin, int end, int terms,
+                   const float* features, bool from_zero, Thread& own, float* sums) const;
 
     ConvShape shape_;
     int line_;              // values of a window's line

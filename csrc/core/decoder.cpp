@@ -1,9 +1,7 @@
 // V's decoder: weight packing, and frames on threads.
 #include "core/decoder.hpp"
 
-#include <algorithm>
-
-#include "core/parallel.hpp"
+#include <utility>
 
 namespace worldmodels {
 namespace {
@@ -65,8 +63,8 @@ Decoder::Decoder(const DecoderWeights& weights, int latent) : point_(pack_point(
     }
 }
 
-void Decoder::decode_unchecked(const Kernels& kernels, const float* z, int count, int threads,
-                               std::uint8_t* frames) const {
+bool Decoder::decode_unchecked(const Kernels& kernels, const float* z, int count, int threads,
+                               std::uint8_t* frames, Poll poll) const {
     threads = threads_for(count, threads);
     const auto scratch = scratch_.borrow();
     while (scratch->size() < static_cast<std::size_t>(threads)) {
@@ -77,11 +75,13 @@ void Decoder::decode_unchecked(const Kernels& kernels, const float* z, int count
         }
         scratch->push_back(std::move(buffers));
     }
-    parallel_for_blocks(count, threads, [&](int frame, int thread) {
+    InterruptiblePool pool(poll);
+    parallel_for_blocks(count, threads, pool, [&](int frame, int thread) {
         const Buffers& own = (*scratch)[static_cast<std::size_t>(thread)];
         kernels.decode_frame(view_, z + std::ptrdiff_t{frame} * view_.latent,
                              {{own[0].get(), own[1].get(), own[2].get()}}, frames + frame * kFrameBytes);
     });
+    return !pool.stopped();
 }
 
 }  // namespace worldmodels

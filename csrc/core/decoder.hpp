@@ -7,6 +7,7 @@
 
 #include "core/aligned.hpp"
 #include "core/lock.hpp"
+#include "core/parallel.hpp"
 #include "kernels/kernels.hpp"
 
 namespace worldmodels {
@@ -31,9 +32,10 @@ class Decoder {
 
     int latent() const { return view_.latent; }
     // z (count, latent) to frames (count, 64, 64, 3), brightness * 255 rounded. A frame's bits do not depend
-    // on the other frames. Throws std::bad_alloc, and std::runtime_error as check_not_forked.
-    void decode_unchecked(const Kernels& kernels, const float* z, int count, int threads,
-                          std::uint8_t* frames) const;
+    // on the other frames. Returns false when the poll asked to stop. Throws std::bad_alloc, and
+    // std::runtime_error as check_not_forked.
+    bool decode_unchecked(const Kernels& kernels, const float* z, int count, int threads,
+                          std::uint8_t* frames, Poll poll = {}) const;
 
   private:
     using Buffers = std::array<AlignedFloats, kDeconvolutions>;

@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "core/pack_winograd.hpp"
-#include "core/parallel.hpp"
 
 namespace worldmodels {
 namespace {
@@ -129,8 +128,8 @@ void Encoder::encode_frame(const Kernels& kernels, const std::uint8_t* frame, Bu
     std::copy_n(in + latent_, latent_, logvar);
 }
 
-void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frames, int count, int threads,
-                               float* mu, float* logvar) const {
+bool Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frames, int count, int threads,
+                               float* mu, float* logvar, Poll poll) const {
     constexpr std::ptrdiff_t kBytes = kFrameSide * kFrameSide * kFrameChannels;
     const int wanted = std::max(1, std::min(threads, (count + kFrameGroup - 1) / kFrameGroup));
     const bool single = (count - 1) / kMaxSingleFrames < threads;
@@ -151,7 +150,8 @@ void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frame
         scratch->push_back(
             {aligned_floats(largest[0]), aligned_floats(largest[1]), aligned_floats(largest[2])});
     }
-    parallel_for_blocks(blocks, threads, [&](int b, int thread) {
+    InterruptiblePool pool(poll);
+    parallel_for_blocks(blocks, threads, pool, [&](int b, int thread) {
         const std::ptrdiff_t first = std::ptrdiff_t{b} * size;
         Buffers& buffers = (*scratch)[static_cast<std::size_t>(thread)];
         float* const to_mu = mu + first * latent_;
@@ -162,6 +162,7 @@ void Encoder::encode_unchecked(const Kernels& kernels, const std::uint8_t* frame
             encode_block(kernels, frames + first * kBytes, std::min(size, count - b * size), buffers, to_mu,
                          to_logvar);
     });
+    return !pool.stopped();
 }
 
 }  // namespace worldmodels

@@ -7,6 +7,7 @@
 
 #include "core/aligned.hpp"
 #include "core/lock.hpp"
+#include "core/parallel.hpp"
 #include "kernels/kernels.hpp"
 
 namespace worldmodels {
@@ -35,9 +36,10 @@ class Encoder {
 
     int latent() const { return latent_; }
     // frames (count, 64, 64, 3) uint8, divided by 255, to mu and logvar (count, latent). A frame's bits do
-    // not depend on the other frames. Throws std::bad_alloc, and std::runtime_error as check_not_forked.
-    void encode_unchecked(const Kernels& kernels, const std::uint8_t* frames, int count, int threads,
-                          float* mu, float* logvar) const;
+    // not depend on the other frames. Returns false when the poll asked to stop. Throws std::bad_alloc, and
+    // std::runtime_error as check_not_forked.
+    bool encode_unchecked(const Kernels& kernels, const std::uint8_t* frames, int count, int threads,
+                          float* mu, float* logvar, Poll poll = {}) const;
 
   private:
     struct Buffers {

@@ -115,10 +115,10 @@ double Lanes::termination_probability(int lane) const {
 
 bool Lanes::done(int lane, std::uint64_t seed) const {
     if (!view_.done) return false;
-    if (termination_.mode == Termination::Mode::threshold) return done_logit(lane) > 0.0F;
+    if (termination_.mode == Termination::Mode::threshold) return !(done_logit(lane) <= 0.0F);
     const double u =
         termination_uniform(seed, block_.candidate[lane], block_.episode[lane], block_.step[lane]);
-    return done_logit(lane) - termination_.log_pos_weight > std::log(u / (1.0 - u));
+    return !(done_logit(lane) - termination_.log_pos_weight <= std::log(u / (1.0 - u)));
 }
 
 bool Lanes::finish_step(int lane, std::uint64_t seed, double& total, double& survival, int& length) {
@@ -126,7 +126,7 @@ bool Lanes::finish_step(int lane, std::uint64_t seed, double& total, double& sur
     total += survival * static_cast<double>(reward(lane));
     ++length;
     if (expected) survival *= 1.0 - termination_probability(lane);
-    const bool terminated = expected ? survival < kMinSurvival : done(lane, seed);
+    const bool terminated = expected ? !(survival >= kMinSurvival) : done(lane, seed);
     ++block_.step[lane];
     return terminated;
 }

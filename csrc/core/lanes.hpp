@@ -54,8 +54,8 @@ class Lanes {
     // M's probability that the episode terminates with the last step, corrected for the positive-class
     // weight.
     double termination_probability(int lane) const;
-    // Whether the episode terminates with the last step, by threshold or sampled. Called before the lane's
-    // step counter advances.
+    // Whether the episode terminates with the last step, by threshold or sampled; NaN terminates. Called
+    // before the lane's step counter advances.
     bool done(int lane, std::uint64_t seed) const;
     // Adds the last step of a lane to its episode's sums and advances its step counter. Returns whether the
     // episode terminates; where termination is expected, whether its survival probability is below 1 %.

@@ -22,23 +22,28 @@ struct Library {
 };
 
 #if defined(__linux__)
-int find(dl_phdr_info* info, std::size_t, void* found) {
+// Collects paths. It must not call dlopen: that takes the loader's locks in the other order, and an import in
+// another thread would wait forever.
+int add_path(dl_phdr_info* info, std::size_t, void* paths) {
     const std::string path = info->dlpi_name == nullptr ? "" : info->dlpi_name;
-    if (path.find("openblas") == std::string::npos) return 0;
+    if (path.find("openblas") != std::string::npos)
+        static_cast<std::vector<std::string>*>(paths)->push_back(path);
+    return 0;
+}
+
+void add_library(const std::string& path, std::vector<Library>& found) {
     void* library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
-    if (library == nullptr) return 0;
+    if (library == nullptr) return;
     // SciPy's wheels prefix the names. NumPy's OpenBLAS, with 64-bit integers, has other names and is
     // skipped.
     for (const std::string prefix : {"scipy_openblas_", "openblas_"}) {
         void* set = dlsym(library, (prefix + "set_num_threads").c_str());
         void* get = dlsym(library, (prefix + "get_num_threads").c_str());
         if (set == nullptr || get == nullptr) continue;
-        static_cast<std::vector<Library>*>(found)->push_back(
-            {reinterpret_cast<void (*)(int)>(set), reinterpret_cast<int (*)()>(get), 1});
+        found.push_back({reinterpret_cast<void (*)(int)>(set), reinterpret_cast<int (*)()>(get), 1});
         break;
     }
     dlclose(library);  // drops the reference taken above; the library stays loaded
-    return 0;
 }
 #endif
 
@@ -54,7 +59,9 @@ std::vector<Library>& libraries() {
     static std::vector<Library> found = [] {
         std::vector<Library> all;
 #if defined(__linux__)
-        dl_iterate_phdr(find, &all);
+        std::vector<std::string> paths;
+        dl_iterate_phdr(add_path, &paths);
+        for (const std::string& path : paths) add_library(path, all);
 #endif
         return all;
     }();

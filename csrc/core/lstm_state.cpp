@@ -26,7 +26,7 @@ void advance_block(const Kernels& kernels, const ModelView& m, const LstmRows& r
     to_columns(rows.actions + at * m.action, count, m.action, block.x + m.latent * kBlock);
     if (m.restart)
         for (int row = 0; row < count; ++row)
-            block.x[(m.inputs() - 1) * kBlock + row] = rows.restart[first + row] ? 1.0F : 0.0F;
+            block.x[(m.inputs() - 1) * kBlock + row] = rows.restart[first + row] != 0 ? 1.0F : 0.0F;
     to_columns(rows.h + at * m.hidden, count, m.hidden, block.h);
     to_columns(rows.c + at * m.hidden, count, m.hidden, block.c);
     kernels.lstm_step(m, block, count);

@@ -12,11 +12,11 @@ namespace worldmodels {
 // A batch of states and their inputs. Every row's bits depend on that row alone.
 struct LstmRows {
     int count;
-    const float* z;        // (count, latent)
-    const float* actions;  // (count, action)
-    const bool* restart;   // (count)
-    float* h;              // (count, hidden), advanced in place
-    float* c;              // (count, hidden), advanced in place
+    const float* z;               // (count, latent)
+    const float* actions;         // (count, action)
+    const std::uint8_t* restart;  // (count): 0 or any other byte
+    float* h;                     // (count, hidden), advanced in place
+    float* c;                     // (count, hidden), advanced in place
 };
 
 // Advances batches of LSTM states in float32. Safe from any number of threads.

@@ -1,10 +1,8 @@
 // Packed weights: floats that hold one float32 or two bfloat16 each, and the packing of a matrix row.
 #pragma once
 
-#include <bit>
-#include <cstdint>
-
 #include "core/aligned.hpp"
+#include "kernels/bfloat16.hpp"
 
 namespace worldmodels {
 
@@ -17,12 +15,6 @@ constexpr std::size_t packed_size(Precision precision, std::size_t count) {
     return precision == Precision::bfloat16 ? (count + 1) / 2 : count;
 }
 
-// The nearest bfloat16, ties to even.
-constexpr std::uint32_t bfloat16(float x) {
-    const auto bits = std::bit_cast<std::uint32_t>(x);
-    return (bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16;
-}
-
 // Writes row (count) to to[0], to[stride], ... and returns the address of the float that follows.
 inline float* write_packed(Precision precision, const float* row, std::size_t count, float* to,
                            std::size_t stride) {
@@ -30,10 +22,8 @@ inline float* write_packed(Precision precision, const float* row, std::size_t co
         for (std::size_t k = 0; k < count; ++k, to += stride) *to = row[k];
         return to;
     }
-    for (std::size_t k = 0; k < count; k += 2, to += stride) {
-        const std::uint32_t high = k + 1 < count ? bfloat16(row[k + 1]) : 0;
-        *to = std::bit_cast<float>(bfloat16(row[k]) | high << 16);
-    }
+    for (std::size_t k = 0; k < count; k += 2, to += stride)
+        *to = bfloat16_pair(row[k], k + 1 < count ? row[k + 1] : 0.0F);
     return to;
 }
 

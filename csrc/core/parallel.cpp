@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <stdexcept>
 
 namespace worldmodels {
@@ -14,7 +15,20 @@ namespace {
 
 const pid_t loaded_by = getpid();
 
-constexpr int kTimeout = 3000;  // milliseconds for an empty parallel region
+constexpr std::chrono::seconds kTimeout{3};  // for an empty parallel region
+
+// Whether a byte can be read within kTimeout, whatever signals come.
+bool readable(int channel) {
+    using Clock = std::chrono::steady_clock;
+    const Clock::time_point end = Clock::now() + kTimeout;
+    pollfd waited{channel, POLLIN, 0};
+    int ready = -1;
+    do {
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()).count();
+        ready = poll(&waited, 1, static_cast<int>(std::max<std::int64_t>(left, 0)));
+    } while (ready < 0 && errno == EINTR);
+    return ready == 1 && (waited.revents & POLLIN) != 0;
+}
 
 }  // namespace
 
@@ -38,12 +52,12 @@ void check_threads_usable() {
         _exit(write(channel[1], &done, 1) == 1 ? 0 : 1);
     }
     close(channel[1]);
-    pollfd waited{channel[0], POLLIN, 0};
-    const bool usable = probe > 0 && poll(&waited, 1, kTimeout) == 1 && (waited.revents & POLLIN) != 0;
+    const bool usable = probe > 0 && readable(channel[0]);
     close(channel[0]);
     if (probe > 0) {
         kill(probe, SIGKILL);
-        waitpid(probe, nullptr, 0);
+        while (waitpid(probe, nullptr, 0) < 0 && errno == EINTR) {
+        }
     }
     if (!usable)
         throw std::runtime_error(

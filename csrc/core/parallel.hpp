@@ -59,4 +59,14 @@ class InterruptiblePool {
     Clock::time_point next_ = Clock::now() + kInterval;
 };
 
+// The same until the pool is stopped.
+template <class Work>
+void parallel_for_blocks(int blocks, int threads, InterruptiblePool& pool, const Work& work) {
+    parallel_for_blocks(blocks, threads, [&](int block, int thread) {
+        if (pool.stopped()) return;
+        work(block, thread);
+        pool.tick(thread);
+    });
+}
+
 }  // namespace worldmodels

@@ -7,16 +7,13 @@
 namespace worldmodels {
 namespace {
 
-constexpr int kPadding = 32;       // columns: whole panels on every target
+constexpr int kPanelColumns = 32;  // columns: whole panels on every target
 constexpr int kHeadRows = 96;      // rows of the head's products, from several steps
 constexpr int kGradientRows = 96;  // columns of the gates or the head per packed left operand
 constexpr int kGradientDepth = 512;
 
 constexpr int padded(int count) {
-    return (count + kPadding - 1) / kPadding * kPadding;
-}
-constexpr std::size_t product(int a, int b) {
-    return static_cast<std::size_t>(a) * static_cast<std::size_t>(b);
+    return (count + kPanelColumns - 1) / kPanelColumns * kPanelColumns;
 }
 
 // Cross-entropy of a logit and its derivative.
@@ -115,11 +112,43 @@ void RNNTraining::pack(const Call& call) {
     pack_right(head, static_cast<std::size_t>(units_), head_columns_, units_, packed_.head_back);
 }
 
+// The losses of one step of a sequence. head (head columns): in, logits and predictions; out, their gradient.
+void RNNTraining::losses_of(const Call& call, int sequence, int step, float* head, Thread& thread,
+                            RNNLosses& sum) const {
+    const RNNBatch& b = call.batch;
+    const int mixtures = 3 * sizes_.mixtures * width_;
+    const std::size_t at = product(sequence, b.steps) + static_cast<std::size_t>(step);
+    float* flag = head + mixtures;
+    if (sizes_.done) {
+        const double logit = static_cast<double>(*flag), target = static_cast<double>(b.done[at]);
+        const double weight =
+            static_cast<double>(b.knows_end[at]) * (1.0 + (call.scales.done_pos_weight - 1.0) * target);
+        double slope;
+        sum.done += weight * cross_entropy(logit, target, slope);
+        call.outputs.done_logit[at] = *flag;
+        *flag++ = static_cast<float>(call.scales.done * weight * slope);
+    }
+    if (sizes_.reward) {
+        const double error = static_cast<double>(*flag) - static_cast<double>(b.reward[at]);
+        const double valid = static_cast<double>(b.valid[at]);
+        sum.reward += valid * error * error;
+        *flag = static_cast<float>(2.0 * call.scales.reward * valid * error);
+    }
+    if (b.has_next[at] != 0.0F)
+        sum.z += call.kernels.mdn_loss(
+            sizes_.latent, width_, sizes_.mixtures, static_cast<float>(call.scales.z),
+            b.z + (product(sequence, b.steps + 1) + static_cast<std::size_t>(step) + 1) *
+                      static_cast<std::size_t>(sizes_.latent),
+            head, thread.scratch.data.get());
+    else
+        std::fill_n(head, mixtures, 0.0F);
+}
+
 // Steps `from` to `to` of the sequences: logits, losses, and the gradients of head and h.
 void RNNTraining::heads(const Call& call, int from, int to, int first, int count, Thread& thread,
                         RNNLosses* losses) {
     const RNNBatch& b = call.batch;
-    const int mixtures = 3 * sizes_.mixtures * width_, rows = (to - from) * count;
+    const int rows = (to - from) * count;
     const auto row_of = [&](int i) {
         return product(from + i / count, b.sequences) + static_cast<std::size_t>(first + i % count);
     };
@@ -135,34 +164,9 @@ void RNNTraining::heads(const Call& call, int from, int to, int first, int count
     call.kernels.pack_left(thread.in.data(), rows, units_, left);
     call.kernels.matmul(left, packed_.head.data.get(), rows, head_columns_, units_, true, thread.out.data());
     for (int i = 0; i < rows; ++i) {
-        const int step = from + i / count, sequence = first + i % count;
-        const std::size_t at = product(sequence, b.steps) + static_cast<std::size_t>(step);
-        float* const head = thread.out[static_cast<std::size_t>(i)];
-        float* flag = head + mixtures;
-        RNNLosses& sum = losses[sequence];
-        if (sizes_.done) {
-            const double logit = static_cast<double>(*flag), target = static_cast<double>(b.done[at]);
-            const double weight =
-                static_cast<double>(b.knows_end[at]) * (1.0 + (call.scales.done_pos_weight - 1.0) * target);
-            double slope;
-            sum.done += weight * cross_entropy(logit, target, slope);
-            call.outputs.done_logit[at] = *flag;
-            *flag++ = static_cast<float>(call.scales.done * weight * slope);
-        }
-        if (sizes_.reward) {
-            const double error = static_cast<double>(*flag) - static_cast<double>(b.reward[at]);
-            const double valid = static_cast<double>(b.valid[at]);
-            sum.reward += valid * error * error;
-            *flag = static_cast<float>(2.0 * call.scales.reward * valid * error);
-        }
-        if (b.has_next[at] != 0.0F)
-            sum.z += call.kernels.mdn_loss(
-                sizes_.latent, width_, sizes_.mixtures, static_cast<float>(call.scales.z),
-                b.z + (product(sequence, b.steps + 1) + static_cast<std::size_t>(step) + 1) *
-                          static_cast<std::size_t>(sizes_.latent),
-                head, thread.scratch.data.get());
-        else
-            std::fill_n(head, mixtures, 0.0F);
+        const int sequence = first + i % count;
+        losses_of(call, sequence, from + i / count, thread.out[static_cast<std::size_t>(i)], thread,
+                  losses[sequence]);
     }
     if (call.gradient.input == nullptr) return;
     for (int i = 0; i < rows; ++i) {
@@ -314,6 +318,57 @@ void RNNTraining::copy_gradient(const RNNGradient& gradient) const {
     }
 }
 
+// Memory for a call on `threads` threads with at most `count` sequences each.
+void RNNTraining::reserve(const Call& call, int threads, int count) {
+    const auto sequences = static_cast<std::size_t>(call.batch.sequences);
+    const auto units = static_cast<std::size_t>(units_);
+    const std::size_t rows = product(call.batch.steps, call.batch.sequences);
+    const std::size_t deepest = std::max({call.words(units_ + inputs_), call.words(head_columns_),
+                                          call.words(4 * units_), call.words(kGradientDepth)});
+    const int most = std::max({count, kHeadRows, kGradientRows});
+    threads_.resize(static_cast<std::size_t>(threads));
+    for (Thread& thread : threads_) {
+        thread.left.reserve(static_cast<std::size_t>(most) * deepest);
+        thread.dh.reserve(2 * product(count, units_));
+        thread.scratch.reserve(product(3 * sizes_.mixtures, kBlock));
+        thread.right.reserve(call.words(kGradientDepth) * static_cast<std::size_t>(input_columns_));
+        thread.in.resize(static_cast<std::size_t>(std::max(most, kGradientDepth)));
+        thread.out.resize(static_cast<std::size_t>(most));
+    }
+    zeros_.reserve(units);
+    x_.reserve(rows * static_cast<std::size_t>(input_columns_));
+    gates_.reserve(rows * 4 * units);
+    head_.reserve(rows * static_cast<std::size_t>(head_columns_));
+    h_.reserve((rows + sequences) * units);
+    c_.reserve((rows + sequences) * units);
+    if (call.gradient.input == nullptr) return;
+    dh_.reserve(rows * units);
+    gates_sum_.reserve(product(4 * units_, input_columns_));
+    head_sum_.reserve(product(head_columns_, units_));
+    bias_sum_.reserve(static_cast<std::size_t>(4 * units_ + head_columns_));
+}
+
+// The states before the first step, padded.
+void RNNTraining::load_state(const RNNBatch& batch) {
+    const auto hidden = static_cast<std::size_t>(sizes_.hidden);
+    const auto padding = static_cast<std::size_t>(units_) - hidden;  // NaN after a call that diverged
+    for (int i = 0; i < batch.sequences; ++i) {
+        const std::size_t from = product(i, sizes_.hidden), to = product(i, units_);
+        std::fill_n(std::copy_n(batch.h + from, hidden, h_.data.get() + to), padding, 0.0F);
+        std::fill_n(std::copy_n(batch.c + from, hidden, c_.data.get() + to), padding, 0.0F);
+    }
+}
+
+// Copies the states after the last step.
+void RNNTraining::copy_state(const RNNBatch& batch, const RNNOutputs& outputs) const {
+    for (int i = 0; i < batch.sequences; ++i) {
+        const std::size_t from = (product(batch.steps, batch.sequences) + static_cast<std::size_t>(i)) *
+                                 static_cast<std::size_t>(units_);
+        std::copy_n(h_.data.get() + from, sizes_.hidden, outputs.h + product(i, sizes_.hidden));
+        std::copy_n(c_.data.get() + from, sizes_.hidden, outputs.c + product(i, sizes_.hidden));
+    }
+}
+
 std::optional<RNNLosses> RNNTraining::run_unchecked(const RNNKernels& kernels,
                                                     const WorldModelWeights& weights, const RNNBatch& batch,
                                                     const RNNLossScales& scales, int threads,
@@ -323,44 +378,11 @@ std::optional<RNNLosses> RNNTraining::run_unchecked(const RNNKernels& kernels,
     InterruptiblePool pool(poll);
     const Call call{kernels, weights, batch, scales, outputs, gradient, pool};
     const int blocks = std::min(threads, batch.sequences);  // of sequences
-    const int count = (batch.sequences + blocks - 1) / blocks, units = units_;
-    const std::size_t rows = product(batch.steps, batch.sequences);
-    const auto next_rows = rows + static_cast<std::size_t>(batch.sequences);
     const bool differentiate = gradient.input != nullptr;
-    threads_.resize(static_cast<std::size_t>(threads));
-    for (Thread& thread : threads_) {
-        const int most = std::max({count, kHeadRows, kGradientRows});
-        const std::size_t deepest = std::max({call.words(units + inputs_), call.words(head_columns_),
-                                              call.words(4 * units), call.words(kGradientDepth)});
-        thread.left.reserve(static_cast<std::size_t>(most) * deepest);
-        thread.dh.reserve(2 * product(count, units));
-        thread.scratch.reserve(product(3 * sizes_.mixtures, kBlock));
-        thread.right.reserve(call.words(kGradientDepth) * static_cast<std::size_t>(input_columns_));
-        thread.in.resize(static_cast<std::size_t>(std::max(most, kGradientDepth)));
-        thread.out.resize(static_cast<std::size_t>(most));
-    }
-    zeros_.reserve(static_cast<std::size_t>(units));
-    x_.reserve(rows * static_cast<std::size_t>(input_columns_));
-    gates_.reserve(rows * 4 * static_cast<std::size_t>(units));
-    head_.reserve(rows * static_cast<std::size_t>(head_columns_));
-    float* const h = h_.reserve(next_rows * static_cast<std::size_t>(units));
-    float* const c = c_.reserve(next_rows * static_cast<std::size_t>(units));
-    if (differentiate) {
-        dh_.reserve(rows * static_cast<std::size_t>(units));
-        gates_sum_.reserve(product(4 * units, input_columns_));
-        head_sum_.reserve(product(head_columns_, units));
-        bias_sum_.reserve(static_cast<std::size_t>(4 * units + head_columns_));
-    }
+    reserve(call, threads, (batch.sequences + blocks - 1) / blocks);
     std::vector<RNNLosses> losses(static_cast<std::size_t>(batch.sequences));
     pack(call);
-    const auto hidden = static_cast<std::size_t>(sizes_.hidden);
-    for (int i = 0; i < batch.sequences; ++i) {
-        const auto padding = static_cast<std::size_t>(units) - hidden;  // NaN after a call that diverged
-        std::fill_n(std::copy_n(batch.h + product(i, sizes_.hidden), hidden, h + product(i, units)), padding,
-                    0.0F);
-        std::fill_n(std::copy_n(batch.c + product(i, sizes_.hidden), hidden, c + product(i, units)), padding,
-                    0.0F);
-    }
+    load_state(batch);
     const auto in_parallel = [threads](int parts, const auto& work) {
         if (threads == 1) return work(0);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
@@ -380,14 +402,12 @@ std::optional<RNNLosses> RNNTraining::run_unchecked(const RNNKernels& kernels,
         copy_gradient(gradient);
     }
     if (pool.stopped()) return std::nullopt;
-    const std::size_t after = rows * static_cast<std::size_t>(units);
+    copy_state(batch, outputs);
     RNNLosses total;
-    for (int i = 0; i < batch.sequences; ++i) {
-        std::copy_n(h + after + product(i, units), hidden, outputs.h + product(i, sizes_.hidden));
-        std::copy_n(c + after + product(i, units), hidden, outputs.c + product(i, sizes_.hidden));
-        total.z += losses[static_cast<std::size_t>(i)].z;
-        total.done += losses[static_cast<std::size_t>(i)].done;
-        total.reward += losses[static_cast<std::size_t>(i)].reward;
+    for (const RNNLosses& each : losses) {
+        total.z += each.z;
+        total.done += each.done;
+        total.reward += each.reward;
     }
     return total;
 }

@@ -83,8 +83,13 @@ class RNNTraining {
     struct Call;
 
     int head_row(int column) const;  // of PyTorch's layout; -1 for padding
+    void reserve(const Call& call, int threads, int count);
     void pack(const Call& call);
+    void load_state(const RNNBatch& batch);
+    void copy_state(const RNNBatch& batch, const RNNOutputs& outputs) const;
     void forward(const Call& call, int part, int first, int count, Thread& thread, RNNLosses* losses);
+    void losses_of(const Call& call, int sequence, int step, float* head, Thread& thread,
+                   RNNLosses& sum) const;
     void heads(const Call& call, int from, int to, int first, int count, Thread& thread, RNNLosses* losses);
     void backward(const Call& call, int part, int first, int count, Thread& thread);
     void weight_gradients(const Call& call, int part, int parts, Thread& thread);

@@ -1,4 +1,6 @@
-// Resizing of a game's screen to a frame of 64x64, bit for bit like Pillow's bilinear filter.
+// Resizing of a game's screen to a frame of 64x64 by Pillow's bilinear filter, across the columns first. The
+// bits are Pillow's, except of some tall screens, whose rows Pillow filters first: there they differ by 1 at
+// most.
 #pragma once
 
 #include <cstdint>

@@ -30,10 +30,10 @@ int Stepper::lanes_of(int block) const {
     return std::min(kBlock, envs_ - block * kBlock);
 }
 
-void Stepper::reset_unchecked(const Kernels& kernels, const Streams& streams, const bool* mask) {
+void Stepper::reset_unchecked(const Kernels& kernels, const Streams& streams, const std::uint8_t* mask) {
     const std::lock_guard hold(lock_);
     for (int env = 0; env < envs_; ++env) {
-        if (!mask[env]) continue;
+        if (mask[env] == 0) continue;
         Lanes& lanes = blocks_[static_cast<std::size_t>(env / kBlock)];
         scratch_[0].lend(lanes.block());
         lanes.start(kernels, model_, streams.seeds[env], streams.candidates[env], streams.episodes[env],
@@ -84,13 +84,13 @@ void Stepper::observe_lanes(int first, int lanes, const Observations& to) const 
     if (to.use_h) features(block.h, m.hidden);
 }
 
-void Stepper::observe_unchecked(const bool* mask, const Observations& to) {
+void Stepper::observe_unchecked(const std::uint8_t* mask, const Observations& to) {
     const std::lock_guard hold(lock_);
     int last = 0;
     for (int first = 0; first < envs_; first = last) {  // neighbours of a block at once
         last = first + 1;
-        while (last % kBlock != 0 && last < envs_ && mask[last] == mask[first]) ++last;
-        if (mask[first]) observe_lanes(first, last - first, to);
+        while (last % kBlock != 0 && last < envs_ && (mask[last] != 0) == (mask[first] != 0)) ++last;
+        if (mask[first] != 0) observe_lanes(first, last - first, to);
     }
 }
 

@@ -32,17 +32,18 @@ struct StepperState {
 };
 
 // M stepped as a batch of environments. Safe from any number of threads: calls are serialised by a lock.
+// Masks (envs) hold 0 or any other byte.
 class Stepper {
   public:
     Stepper(const WorldModel& model, int envs);
 
     // Starts an episode in every masked environment.
-    void reset_unchecked(const Kernels& kernels, const Streams& streams, const bool* mask);
+    void reset_unchecked(const Kernels& kernels, const Streams& streams, const std::uint8_t* mask);
     // One step of every environment. actions (envs, action); rewards, dones (envs).
     void step_unchecked(const Kernels& kernels, float temperature, const float* actions, int threads,
                         float* rewards, bool* dones, const Observations& to);
     // Observes the masked environments. The rows of all others keep their values.
-    void observe_unchecked(const bool* mask, const Observations& to);
+    void observe_unchecked(const std::uint8_t* mask, const Observations& to);
     void get_state_unchecked(const StepperState& to);
     void set_state_unchecked(const StepperState& from);
     int envs() const { return envs_; }

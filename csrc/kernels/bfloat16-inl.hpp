@@ -1,23 +1,7 @@
-// bfloat16: rounding, pairs in one float, and their products by float32 arithmetic.
-
-// The nearest bfloat16, ties to even; the result is in the upper half.
-inline std::uint32_t round_bfloat16(float x) {
-    std::uint32_t bits;
-    __builtin_memcpy(&bits, &x, sizeof bits);
-    return (bits + 0x7FFFU + ((bits >> 16) & 1U)) & 0xFFFF0000U;
-}
+// bfloat16: pairs in one float, and their products by float32 arithmetic.
 
 inline VecU round_bfloat16(VecF x) {
-    const VecU bits = as_bits(x);
-    return (bits + 0x7FFFU + ((bits >> 16) & 1U)) & 0xFFFF0000U;
-}
-
-// A pair of bfloat16 in one float, the earlier one in the low half.
-inline float bfloat16_pair(float low, float high) {
-    const std::uint32_t word = round_bfloat16(low) >> 16 | round_bfloat16(high);
-    float pair;
-    __builtin_memcpy(&pair, &word, sizeof pair);
-    return pair;
+    return worldmodels::round_bfloat16(as_bits(x));
 }
 
 struct Bfloat16Pairs {

@@ -192,8 +192,7 @@ using MultiplyAdds = double (*)(int rounds);
 // The training of M, in one precision of the products; sums, states and activations are float32. Operands are
 // packed as described in matmul-inl.hpp; every row of `out` is aligned and has whole panels of columns.
 struct RNNKernels {
-    int pack;     // successive k in one float of a packed operand
-    int columns;  // of a panel of a packed right operand
+    int pack;  // successive k in one float of a packed operand
     void (*pack_left)(const float* const* x, int rows, int depth, float* to);
     void (*pack_left_columns)(const float* const* x, int at, int rows, int depth, float* to);
     void (*pack_right)(const float* const* x, int depth, int columns, float* to);

@@ -109,7 +109,6 @@ template <class P>
 constexpr RNNKernels rnn_kernels() {
     return {
         .pack = P::kPack,
-        .columns = kMatmulColumns,
         .pack_left = pack_left<P>,
         .pack_left_columns = pack_left_columns<P>,
         .pack_right = pack_right<P>,

@@ -1,6 +1,7 @@
 // The tables of the SIMD targets, one per ISA file.
 #pragma once
 
+#include "kernels/bfloat16.hpp"
 #include "kernels/kernels.hpp"
 
 namespace worldmodels {

@@ -35,7 +35,6 @@ struct Dream {
     double total = 0.0, survival = 1.0;
     int length = 0;
     std::uint32_t row = 0;  // of the initial states
-    std::vector<float> params;
 };
 
 std::uint64_t joined(std::uint32_t low, std::uint32_t high) {

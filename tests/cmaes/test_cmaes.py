@@ -794,6 +794,49 @@ def test_an_endless_slope_never_corrupts_the_state():
     assert np.isfinite(es.ask()).all()
 
 
+@pytest.mark.parametrize(("n", "popsize", "separable"), [(4, 100, True), (10, 200, True), (1, 50, False)])
+def test_a_coordinate_that_no_solution_moves_corrupts_nothing(n, popsize, separable):
+    """So large a population forgets C in one generation (c1 + cmu = 1): that coordinate loses its variance."""
+    es = CMAES(np.zeros(n), 1.0, popsize=popsize, separable=separable, seed=1)
+    rng = np.random.default_rng(0)
+    for generation in range(6):
+        x = es.ask()
+        x[:, 0] = 0.0 if generation < 3 else rng.normal(size=popsize)
+        es.tell(x, ref.sphere(x))
+        state = es.state_dict()
+        assert all(np.isfinite(state[name]).all() for name in ("mean", "ps", "pc", "covariance", "sigma"))
+        assert (state["covariance"].diagonal() if not separable else state["covariance"]).min() > 0
+        restored = CMAES(np.zeros(n), 1.0, popsize=popsize, separable=separable)
+        restored.load_state_dict(state)
+        assert np.array_equal(restored.ask(), es.ask()) and (es._core.D > 0).all()
+    assert 0.05 < es.sigma < 2 and np.abs(es.mean).max() < 2
+
+
+def test_ranks_may_change_while_tell_runs():
+    """Without the GIL they are not read again."""
+    n, popsize = 100_000, 64
+    cores = [_core.Cmaes(np.zeros(n), 1.0, popsize, 0, True, True) for _ in range(2)]
+    solutions = [core.ask(1) + 0.25 for core in cores]  # injected: tell takes a while before it needs the ranks
+    ranks, started = np.arange(popsize), threading.Event()
+
+    def tell():
+        started.set()
+        cores[0].tell(solutions[0], ranks, 1)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # this thread runs only when tell releases the GIL
+    try:
+        thread = threading.Thread(target=tell)
+        thread.start()
+        started.wait()
+        ranks[:] = ranks[::-1].copy()
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    cores[1].tell(solutions[1], np.arange(popsize), 1)
+    assert np.array_equal(cores[0].mean, cores[1].mean)
+
+
 def test_weight_decay_penalises_large_solutions():
     es = CMAES(np.full(10, 3.0), 0.5, seed=1, weight_decay=2.0)
     x = es.ask()

@@ -135,8 +135,9 @@ void test_stepper(const Player& player, const Result& whole, int number) {
         const std::vector<std::uint32_t> episodes(kEnvs, 0);
         std::vector<std::uint32_t> candidates(kEnvs);
         std::iota(candidates.begin(), candidates.end(), 0U);
-        bool mask[kEnvs], dones[kEnvs];
-        std::fill_n(mask, kEnvs, true);
+        std::uint8_t mask[kEnvs];
+        bool dones[kEnvs];
+        std::fill_n(mask, kEnvs, 1);
         stepper.reset_unchecked(player.kernels, {seeds.data(), candidates.data(), episodes.data()}, mask);
         std::vector<float> given(kEnvs * action), gained(kEnvs);
         Observed seen(player, kEnvs);
@@ -149,7 +150,7 @@ void test_stepper(const Player& player, const Result& whole, int number) {
             stepper.step_unchecked(player.kernels, kTemperature, given.data(), threads, gained.data(), dones,
                                    to);
             if (player.model.precision() == Precision::float32) {
-                bool restart[kEnvs];
+                std::uint8_t restart[kEnvs];
                 std::fill_n(restart, kEnvs, t == 0);
                 lstm.advance_unchecked(
                     player.kernels,

@@ -1,7 +1,6 @@
 // Every SIMD target's kernels against float64: elementary functions within the bounds of
 // kernels/vecmath-inl.hpp,// draws, and whole steps within the rounding errors of their sums.
 #include <algorithm>
-#include <bit>
 #include <string>
 
 #include "check.hpp"
@@ -176,8 +175,7 @@ struct Reference {
     Precision precision;
 
     double rounded(float x) const {
-        return static_cast<double>(precision == Precision::bfloat16 ? std::bit_cast<float>(bfloat16(x) << 16)
-                                                                    : x);
+        return static_cast<double>(precision == Precision::bfloat16 ? bfloat16_pair(0.0F, x) : x);
     }
     // bias + w1 . x1 + w2 . x2
     Sum dot(float bias, const float* w1, const std::vector<float>& x1, const float* w2,

@@ -88,7 +88,7 @@ void test_lstm_state(const Kernels& kernels, const RandomModel& random_model, co
     const auto rows = [&](int columns) { return numbers.floats(size(kMost) * size(columns), 0.9F); };
     const std::vector<float> z = rows(random_model.sizes.latent), actions = rows(random_model.sizes.action),
                              h = rows(random_model.sizes.hidden), c = rows(random_model.sizes.hidden);
-    bool restart[kMost];
+    std::uint8_t restart[kMost];
     for (int row = 0; row < kMost; ++row) restart[row] = row % 3 == 0;
     const auto advance = [&](const LstmState& lstm, int count, int team) {
         std::vector<float> out_h = h, out_c = c;
@@ -150,8 +150,8 @@ void test_stepper(const Kernels& kernels, const RandomModel& random_model, const
         seeds[size(env)] = 0x123456789ABULL * static_cast<std::uint64_t>(env % 5 + 1);
         candidates[size(env)] = static_cast<std::uint32_t>(env / 5);
     }
-    bool mask[kEnvs];
-    std::fill_n(mask, kEnvs, true);
+    std::uint8_t mask[kEnvs];
+    std::fill_n(mask, kEnvs, 1);
     const auto play = [&](int threads, int steps) {
         Stepper stepper(model, kEnvs);
         stepper.reset_unchecked(kernels, {seeds.data(), candidates.data(), episodes.data()}, mask);

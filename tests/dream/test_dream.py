@@ -22,7 +22,10 @@ from worldmodels import _core, pretrained
 from worldmodels.dream.native import Dream
 from worldmodels.models.agent import load_controller
 from worldmodels.models.controller import Controller
+from worldmodels.models.decoder import Decoder
+from worldmodels.models.encoder import Encoder
 from worldmodels.models.mdnrnn import MDNRNN
+from worldmodels.models.vae import ConvVAE
 from worldmodels.support import cpu
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 
@@ -528,6 +531,25 @@ def test_returns_of_expected_termination_have_the_mean_of_sampled_ones_and_a_low
     assert expected.std() < 0.7 * sampled.std()
 
 
+@pytest.mark.parametrize("termination", ["threshold", "sample", "expected"])
+def test_nan_terminates(level, termination):
+    """The first step leads to infinite latents; the sums of the second are inf - inf."""
+    model = make_model(restart=False)
+    with torch.no_grad():
+        model.lstm.weight_ih_l0.zero_()
+        model.lstm.weight_ih_l0[:, 0], model.lstm.weight_ih_l0[:, 1] = 10, -10
+        model.lstm.weight_hh_l0.zero_()
+        model.lstm.bias_ih_l0.fill_(20)  # h is near 0.76
+        model.head.weight.fill_(3e38)
+        model.head.weight[0], model.head.bias[0] = 0, -50
+    start = np.zeros((3, 5), np.float32)
+    controller = Controller(5, 7, 2, features="z")
+    dream = Dream(model, start, start - 10, controller, termination=termination, max_steps=30)
+    trace = dream.trace(np.zeros(controller.size), seed=0)
+    assert trace.done_logit[0] == -50 and np.isnan(trace.done_logit[1])
+    assert (dream.rollout(np.zeros((2, controller.size)), episodes=4).lengths == 2).all()
+
+
 def test_expected_returns_do_not_depend_on_the_threads():
     model, controller, starts = make_model(), Controller(5, 7, 2), make_starts(5)
     dream = Dream(model, *starts, controller, termination="expected")
@@ -656,6 +678,11 @@ BAD_DREAMS = [
     ),
     ({"initial_mu": np.full((9, 5), np.nan)}, ValueError, "^initial_mu: expected finite"),
     ({"initial_logvar": np.full((9, 5), np.inf)}, ValueError, "^initial_logvar: expected finite"),
+    (
+        {"initial_logvar": np.full((9, 5), 178.0)},
+        ValueError,
+        r"^initial_logvar: expected numbers of at most 80.0, got 178.0 at flat index 0$",
+    ),
     ({"initial_h": np.zeros((9, 6)), "initial_c": np.zeros((9, 7))}, ValueError, r"^initial_h: expected \(9, 7\)"),
     ({"initial_h": np.zeros((9, 7))}, ValueError, "^initial_h, initial_c: expected both or neither"),
     ({"temperature": -0.1}, ValueError, "^temperature: "),
@@ -792,6 +819,53 @@ def test_gil_is_free_and_ctrl_c_stops(hidden_units, max_steps):
         signal.signal(signal.SIGINT, before)
         thread.join()
     assert stopped - sent[0] < 0.5  # CPU time, which other processes take nothing from; 0.1 s is usual
+
+
+@pytest.mark.parametrize("name", ["encode", "decode", "compress_frames", "multiply_add_rate"])
+def test_ctrl_c_stops_long_calls(name):
+    vae = ConvVAE(8)
+    frames = np.tile(np.random.default_rng(0).integers(0, 9, (50, 64, 64, 3), np.uint8), (400, 1, 1, 1))
+    encoder, decoder = Encoder(vae, torch.device("cpu"), num_threads=1), Decoder(vae, num_threads=1)
+    call = {
+        "encode": lambda: encoder(frames),
+        "decode": lambda: decoder(np.zeros((8000, 8), np.float32)),
+        "compress_frames": lambda: _core.compress_frames(frames),
+        "multiply_add_rate": lambda: _core.multiply_add_rate(False, 1, 20.0),
+    }[name]
+    sent = []
+
+    def interrupt():
+        sent.append(time.process_time())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.2, interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        stopped = time.process_time()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        timer.join()
+    assert stopped - sent[0] < 0.5
+
+
+SIGNALS = """
+import signal
+import torch
+from worldmodels import _core
+signal.signal(signal.SIGALRM, lambda number, frame: None)
+for _ in range(20):
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    _core.check_threads_usable()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+def test_signals_do_not_look_like_a_fork():
+    subprocess.run([sys.executable, "-c", SIGNALS], check=True, timeout=60)
 
 
 FORK = """

@@ -96,3 +96,30 @@ def test_fused_levels_give_the_same_bits(name):
     x = span(0.001, 20, 10_001)
     results = [_core.testing.elementwise(level, name, x).tobytes() for level in LEVELS if level != "baseline"]
     assert all(result == results[0] for result in results)
+
+
+def filtered(x, size):
+    """Pillow's bilinear filter along the first axis, in its fixed-point arithmetic."""
+    scale = size / 64
+    support = max(scale, 1.0)
+    rows = []
+    for i in range(64):
+        center = (i + 0.5) * scale
+        first, last = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), size)
+        weights = np.maximum(0, 1 - np.abs((np.arange(first, last) - center + 0.5) / support))
+        fixed = (0.5 + weights / weights.sum() * (1 << 22)).astype(np.int64)
+        rows.append((np.tensordot(fixed, x[first:last].astype(np.int64), 1) + (1 << 21)) >> 22)
+    return np.stack(rows).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("height", "width"), [(96, 65), (65, 2), (1000, 320), (84, 96), (31, 300)])
+def test_screens_are_resized_across_their_columns_first(level, height, width):
+    screen = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    before = _core.simd_level()
+    _core.set_simd_level(level)
+    try:
+        found = _core.ScreenResizer(height, width).resize(screen)
+    finally:
+        _core.set_simd_level(before)
+    assert np.array_equal(found, filtered(filtered(screen.transpose(1, 0, 2), width).transpose(1, 0, 2), height))

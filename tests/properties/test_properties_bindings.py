@@ -407,6 +407,77 @@ def test_termination_is_checked(changes, message):
         a_model(**changes)
 
 
+def test_flags_of_any_byte_are_flags():
+    """NumPy lets a bool hold any byte; in C++ that is undefined behaviour."""
+    rng = np.random.default_rng(0)
+    z, actions = rng.normal(size=(3, 4)).astype(np.float32), np.ones((3, 1), np.float32)
+    odd, plain = np.array([2, 0, 255], np.uint8).view(bool), np.array([True, False, True])
+    memory = _core.LstmState(DREAM._model)
+    found, expected = (memory.advance(z, actions, flags, MEMORY, MEMORY, 1) for flags in (odd, plain))
+    assert all(map(np.array_equal, found, expected))
+    states = []
+    for flags in (odd, plain):
+        stepper, seen = _core.DreamStepper(DREAM._model, 3), np.zeros((3, 20), np.float32)
+        stepper.reset(SEEDS, WORDS, WORDS, flags)
+        stepper.observe(flags, True, True, seen)
+        states.append((*stepper.get_state().values(), seen))
+    assert all(map(np.array_equal, *states))
+
+
+def a_model_of_many_actions():
+    sizes = {"latent_size": 1, "action_size": 1 << 14, "hidden_size": 1, "mixtures": 1}
+    shapes = {"weight_ih": (4, 1 + (1 << 14)), "weight_hh": (4, 1), "bias": (4,), "head_weight": (3, 1)}
+    shapes |= {"head_bias": (3,), "initial_mu": (1, 1), "initial_logvar": (1, 1)}
+    flags = dict.fromkeys(("restart_input", "done_head", "reward_head", "bfloat16"), False)
+    return _core.WorldModel(**sizes, **flags, **{name: np.zeros(size, np.float32) for name, size in shapes.items()})
+
+
+def cmaes_state(**changes):
+    core = _core.Cmaes(np.zeros(3), 1.0, 4, 0, True, False)
+    state = {**core.get_state(), **changes}
+    core.set_state({name: value for name, value in state.items() if value is not None})
+
+
+def observe_into_a_constant():
+    seen = np.zeros((3, 20), np.float32)
+    seen.flags.writeable = False
+    _core.DreamStepper(DREAM._model, 3).observe(BOOLS, True, True, seen)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *(
+            (lambda name=name: cmaes_state(**{name: None}), f"state: expected the key {name}$")
+            for name in ("pending_x", "sigma", "generation", "decomposed_at", "ps")
+        ),
+        (lambda: cmaes_state(sigma="x"), "sigma: expected a number, got 'x'$"),
+        (lambda: cmaes_state(generation=1.5), "generation: expected an integer, got 1.5$"),
+        (lambda: cmaes_state(decomposed_at=7), "decomposed_at: expected an integer from 0 to generation, 0, got 7$"),
+        (observe_into_a_constant, "observations: expected a writable array, got a read-only one$"),
+        (
+            lambda: _core.ControllerShape(DREAM._model, "zch", True, 1 << 20, False, []),
+            "features, hidden_units: expected at most 16777216 parameters, got",
+        ),
+        (
+            lambda: _core.ControllerShape(a_model_of_many_actions(), "z", False, 1 << 12, False, []),
+            "features, hidden_units: expected at most 16777216 parameters, got 67112960$",
+        ),
+        (
+            lambda: _core.Cmaes(np.zeros(3), 1.0, 2**60, 0, True, False),
+            f"popsize: expected an integer from 2 to 2147483647, got {2**60}$",
+        ),
+        (
+            lambda: _core.Cmaes(np.zeros(3), -1e-9, 4, 0, True, False),
+            "sigma: expected a finite number above 0, got -1e-09$",
+        ),
+    ],
+)
+def test_errors_name_the_argument_and_what_came(call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
+
+
 def test_environments_step_no_model_of_expected_termination():
     with pytest.raises(ValueError, match=r"^model: expected termination threshold or sample, got expected"):
         _core.DreamStepper(a_model(termination="expected"), 3)

@@ -143,6 +143,23 @@ def test_nan_is_not_hidden_by_the_relu(simd):
     assert np.isnan(found[0]).any() and not np.isnan(found[1]).any()
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFFFF8000])
+@pytest.mark.parametrize("shape", [(8, 3, 32, 4), (8, 32, 64, 4)])
+def test_nan_of_any_bits_is_nan_in_bfloat16(shape, bits, precision, simd):
+    skip_missing(precision, simd)
+    nan = np.array(bits, np.uint32).view(np.float32)
+    training, images, features, weights, bias, image_bias = arrays(shape, 1)
+    settings = {"precision": precision, "num_threads": 1}
+    bad_images, bad_features, bad_weights = images.copy(), features.copy(), weights.copy()
+    bad_images[0, 2, 3, 1] = bad_features[0, 1, 1, 9] = bad_weights[7, 2, 1, 2] = nan
+    assert np.isnan(training.convolve(bad_images, weights, bias, relu=False, **settings)).any(axis=(0, 1, 2)).all()
+    assert np.isnan(training.convolve(images, bad_weights, bias, relu=False, **settings)[..., 7]).all()
+    assert np.isnan(training.transpose(bad_features, weights, image_bias, relu=False, **settings)).any()
+    assert np.isnan(training.transpose(features, bad_weights, image_bias, relu=False, **settings)[..., 2]).any()
+    assert np.isnan(training.weight_gradient(bad_images, features, **settings)).any(axis=(1, 2, 3)).all()
+    assert np.isnan(training.weight_gradient(images, bad_features, **settings)[9]).all()
+
+
 @pytest.mark.parametrize("batch", [1, 6])
 def test_losses_and_gradients_of_v_agree_with_pytorch(batch, precision):
     torch.manual_seed(0)
@@ -176,6 +193,10 @@ def test_losses_and_gradients_of_v_agree_with_pytorch(batch, precision):
         ({"filters": 16}, "filters: expected an integer from 32 to 4096, got 16"),
         ({"kernel": 9}, "kernel: expected an integer from 1 to 8, got 9"),
         ({"side": 0}, "side: expected an integer from 1 to 512, got 0"),
+        (
+            {"side": 130, "channels": 4096, "kernel": 130},
+            "channels, filters, kernel: expected at most 67108864 weights, got 2215116800",
+        ),
     ],
 )
 def test_bad_sizes_are_refused(arguments, message):

@@ -70,12 +70,12 @@ class CMAES:
             solutions = es.ask()
             es.tell(solutions, [f(x) for x in solutions])
 
-    The same seed gives the same bits for any `num_threads` and for the SIMD levels "avx2", "avx512", "avx512_bf16" and
-    "neon". "baseline" has no fused multiply-add and rounds differently. SciPy's LAPACK decomposes C in one thread, so
-    that OPENBLAS_NUM_THREADS changes neither bits nor time. Another processor or SciPy version can round differently.
-    Concurrent calls are serialized.
+    Results are bit-identical for the same seed, any `num_threads` and the SIMD levels "avx2", "avx512", "avx512_bf16"
+    and "neon". "baseline" has no fused multiply-add and rounds differently. SciPy's LAPACK decomposes C in one thread,
+    so that OPENBLAS_NUM_THREADS changes neither results nor time. Another processor or SciPy version can round
+    differently. Concurrent calls are serialized.
 
-    A pickle or a deep copy is independent of its original and continues with the same bits, also between `ask` and
+    A pickle or a deep copy is independent of its original and continues bit-identically, also between `ask` and
     `tell`. `state_dict` is the same state for files.
 
     Args:
@@ -282,6 +282,7 @@ class CMAES:
         Raises:
             RuntimeError: C has no finite decomposition, the distribution reaches beyond float64, or several threads
                 are wanted in a forked process.
+            KeyboardInterrupt: Ctrl-C was pressed; raised after the decomposition of C, which takes O(N^3).
         """
         x = self._core.ask(self.num_threads)
         if not np.isfinite(x).all():
@@ -361,7 +362,7 @@ class CMAES:
     # State
 
     def state_dict(self) -> StateDict:
-        """Return the complete state, from which a run continues with the same bits.
+        """Return the complete state, from which a run continues bit-identically.
 
         Returns:
             A flat dictionary of NumPy arrays and plain numbers. Numbers that may be infinite are arrays of shape (1,),
@@ -446,7 +447,7 @@ def _restored_core(state: Mapping[str, Any]) -> Cmaes:
     axes = arrays["axes"]
     directions = np.random.default_rng(0).standard_normal((axes.shape[1], _DIRECTIONS))
     if axes.size and not np.allclose(axes.T @ (axes @ directions), directions, rtol=0, atol=_MAX_SKEW):
-        raise ValueError("axes: expected orthonormal rows, got others")
+        raise ValueError("axes: expected orthonormal rows, got rows that are not orthonormal")
     return core
 
 
