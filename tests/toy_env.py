@@ -9,6 +9,8 @@ import signal
 import gymnasium
 import numpy as np
 
+from worldmodels.envs import GameLostError
+
 
 class ToyEnv(gymnasium.Env):
     """Pays the action times the step; lasts 2 + seed % 5 steps, and those of odd seeds are truncated."""
@@ -37,6 +39,8 @@ class ToyEnv(gymnasium.Env):
         if action[1] == 10:
             resource.setrlimit(resource.RLIMIT_AS, (2**20, resource.RLIM_INFINITY))
             np.ones(2**30)
+        if action[1] == 11:
+            raise GameLostError("the game is gone")
         self.steps += 1
         over = self.steps >= 2 + self.seed % 5
         odd = self.seed % 2 == 1

@@ -29,6 +29,7 @@ from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.runner import Environments, OpenLoopPlayer, play_policy, record
+from worldmodels.support.settings import check
 
 TANH = Rules("tanh", 20)
 LEFT = constant(-1.0)
@@ -175,6 +176,11 @@ def test_episodes_longer_than_the_longest_are_refused(package, capsys):
 def test_the_longest_episode_is_a_number(max_steps):
     with pytest.raises((ValueError, TypeError), match=r"^max_steps: expected an integer"):
         replace(odd_env.task("Endless"), max_steps=max_steps)
+
+
+def test_an_action_repeat_beyond_float64_is_refused():
+    with pytest.raises(ValueError, match=r"^environment\.action_repeat: expected a finite number, got an integer"):
+        check(EnvSpec, "action_repeat", 10**400, "environment.action_repeat")
 
 
 def test_entry_points_of_every_kind():

@@ -186,6 +186,8 @@ def test_render_is_none_unless_asked_for(paper):
         ({"variant": "hard"}, "variant: expected one of paper, modern, got 'hard'"),
         ({"resolution": "160x100"}, "resolution: expected a 4:3 size of VizDoom such as '160x120', got '160x100'"),
         ({"resolution": "huge"}, "resolution: expected"),
+        ({"resolution": "160X120"}, "resolution: expected a 4:3 size of VizDoom such as '160x120', got '160X120'"),
+        ({"resolution": 160}, "resolution: expected"),
         ({"render_mode": "human"}, "render_mode: expected None or 'rgb_array', got 'human'"),
     ],
 )
@@ -197,8 +199,9 @@ def test_bad_options_are_named(options, message):
 @pytest.mark.parametrize("action", [0.5, [0.1, 0.2], [np.nan], [np.inf]])
 def test_bad_actions_are_named(paper, action):
     paper.reset(seed=0)
-    with pytest.raises(ValueError, match=r"action: expected \(1,\) finite numbers, got"):
-        paper.step(np.array(action))
+    for given in (np.array(action), "abc", {}):
+        with pytest.raises(ValueError, match=r"action: expected \(1,\) finite numbers, got"):
+            paper.step(given)
 
 
 def test_policies_play_the_same_episodes_in_any_number_of_slots():
@@ -253,6 +256,9 @@ def test_a_game_that_dies_or_hangs_is_an_error(monkeypatch, how):
     with pytest.raises(GameLostError, match=r"^VizDoom: the game's process has died or hung: "):
         for _ in range(100):
             env.step(np.zeros(1, np.float32))
+    for call in (lambda: env.step(np.zeros(1, np.float32)), env.reset):
+        with pytest.raises(GameLostError):
+            call()
     env.close()
     assert engine not in vizdoom_process.engines()
 

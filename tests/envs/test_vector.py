@@ -5,12 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
+import gymnasium
 import numpy as np
 import pytest
 
 from toy_env import ToyEnv
+from worldmodels.envs import GameLostError
 from worldmodels.envs import envpool as pool
 from worldmodels.envs import vector as batches
 from worldmodels.envs.spec import EnvSpec
@@ -95,12 +98,52 @@ def test_an_error_in_a_worker_is_raised_here():
         batch.step([0, 1, 2], actions)
     actions[1, 1] = 0
     batch.step([0, 1, 2], actions)  # the workers have not lost step
-    actions[2, 1] = 8
-    with pytest.raises(RuntimeError, match=r"a worker died \(exit code 3\)"):
+    actions[2, 1] = 11
+    with pytest.raises(GameLostError, match=r"^the game is gone$"):
         batch.step([0, 1, 2], actions)
+    actions[2, 1] = 8
+    for _ in range(2):
+        with pytest.raises(GameLostError, match=r"a worker died \(exit code 3\)"):
+            batch.step([0, 1, 2], actions)
     batch.close()
     batch.close()
     assert multiprocessing.active_children() == []
+
+
+def test_a_request_whose_caller_was_interrupted_answers_no_later_one(monkeypatch):
+    batch = make_toy("processes", 2)
+    batch.reset([0, 1], [1, 2])
+    batch.send([0, 1], np.full((2, 2), 7, np.float32))  # both fail, and nobody asks
+    np.testing.assert_array_equal(batch.reset([0, 1], [3, 4])[1], ToyEnv().reset(seed=4)[0])
+    assert batch.step([0, 1], np.ones((2, 2), np.float32))[1].tolist() == [1, 1]
+    batch.close()
+    batch, step = make_toy("threads", 2), batches._Row.step
+    batch.reset([0, 1], [1, 2])
+    monkeypatch.setattr(batches._Row, "step", lambda *row: time.sleep(0.2) or step(*row))
+    batch.send([0], np.ones((1, 2), np.float32))
+    batch.reset([0], [4])  # another thread is free
+    assert batch.step([0], np.ones((1, 2), np.float32))[1].tolist() == [1]
+    batch.close()
+
+
+class Unclosed(ToyEnv):
+    """Fails to close, the first time."""
+
+    closed = 0
+
+    def close(self):
+        Unclosed.closed += 1
+        if Unclosed.closed == 1:
+            raise OSError("not now")
+
+
+def test_one_environment_that_does_not_close_leaves_no_other_open():
+    gymnasium.register("Unclosed-v0", entry_point=Unclosed)
+    batch = ThreadVectorEnv(EnvSpec(id="Unclosed-v0", variant="", resolution=""), 3, 1, {})
+    batch.reset([0, 1, 2], [1, 2, 3])
+    with pytest.raises(OSError, match="not now"):
+        batch.close()
+    assert Unclosed.closed == 3
 
 
 @pytest.mark.parametrize(
@@ -141,8 +184,10 @@ def test_kinds_of_batches(monkeypatch):
     made = make_vector_env(TOY, 4, num_workers=2)
     assert isinstance(made, ProcessVectorEnv)
     made.close()
-    with pytest.raises(ValueError, match=r"^num_envs: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^num_envs: expected an integer from 1 to \d+, got 0"):
         make_vector_env(TOY, 0)
+    with pytest.raises(TypeError, match=r"^num_workers: expected an integer, got 1\.5"):
+        make_vector_env(TOY, 1, num_workers=1.5)
     monkeypatch.setattr(batches, "backend", lambda _: "envpool")
     with pytest.raises(ValueError, match=r"^ignore_done: EnvPool has no such option"):
         make_vector_env(CARS, 1, ignore_done=True)
@@ -162,6 +207,39 @@ def test_an_environment_that_gymnasium_does_not_know_is_refused():
         make_vector_env(EnvSpec(id="worldmodels/Nothing-v0"), 2, num_workers=2)
 
 
+def test_packages_that_are_no_names_are_refused():
+    with pytest.raises(ValueError, match=r"^environment\.imports: expected an installed package, got '\./my_env\.py'"):
+        make_vector_env(replace(TOY, imports="./my_env.py"), 1)
+    with pytest.raises(ValueError, match=r"^environment\.id: expected one that Gymnasium knows, got '\.\./x:Toy-v0'"):
+        make_vector_env(replace(TOY, id="../x:Toy-v0"), 1).reset([0], [1])
+
+
+@pytest.mark.parametrize("error", ["gymnasium.error.DependencyNotInstalled", "ImportError"])
+def test_an_environment_without_its_packages_says_which(tmp_path, monkeypatch, error):
+    name = error.replace(".", "_")
+    (tmp_path / f"{name}.py").write_text(f"import gymnasium\nraise {error}('MuJoCo is not installed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    gymnasium.register(f"{name}-v0", entry_point=f"{name}:Env")
+    with pytest.raises(ModuleNotFoundError, match=rf"^{name}-v0: MuJoCo is not installed$"):
+        batches.entry_point(f"{name}-v0")
+
+
+@needs_envpool
+def test_envpool_wants_seeds_and_a_reset():
+    batch = make_vector_env(CARS, 2, num_workers=1)
+    for seed in (-1, 2**31):
+        for call in (lambda seed=seed: batch.reset([0], [seed]), lambda seed=seed: batch.prefetch([seed])):
+            with pytest.raises(ValueError, match=rf"^seed: expected an integer from 0 to {2**31 - 1}, got {seed}"):
+                call()
+    batch.reset([0], [1])
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"expected reset before a step of environment 1$"):
+        batch.step([0, 1], np.zeros((2, 3), np.float32))
+    batch.step([0], np.zeros((1, 3), np.float32))
+    batch.close()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        batch.step([0], np.zeros((1, 3), np.float32))
+
+
 @needs_envpool
 def test_envpool_needs_no_box2d():
     lines = (
@@ -176,16 +254,21 @@ def test_envpool_needs_no_box2d():
     assert done.stdout.strip() == "(1, 64, 64, 3)", done.stderr
 
 
-def test_a_car_without_box2d_says_which_extra_it_wants():
+@pytest.mark.parametrize(
+    ("module", "package", "said"),
+    [
+        ("car_racing", "Box2D", "worldmodels/CarRacing-v0: Box2D is not installed (extra carracing)"),
+        ("take_cover", "vizdoom", "worldmodels/TakeCover-v0: vizdoom is not installed (extra takecover)"),
+    ],
+)
+def test_a_game_without_its_package_says_which_extra_it_wants(module, package, said):
     lines = (
         "import sys",
-        "sys.modules['Box2D'] = None",
-        "import worldmodels.envs.car_racing",
+        f"sys.modules['{package}'] = None",
+        f"import worldmodels.envs.{module}",
     )
     done = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True, check=False)
-    assert done.stderr.strip().splitlines()[-1] == (
-        "ModuleNotFoundError: worldmodels/CarRacing-v0: Box2D is not installed (extra carracing)"
-    )
+    assert done.stderr.strip().splitlines()[-1] == f"ModuleNotFoundError: {said}"
 
 
 @needs_envpool

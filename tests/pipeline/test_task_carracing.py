@@ -156,7 +156,7 @@ def test_an_episode_without_rewards_is_truncated(max_steps, length):
 def test_episodes_can_be_as_short_as_dreams(monkeypatch, max_steps, score):
     monkeypatch.setattr(play, "make_vector_env", lambda environment, slots: LongCars(environment, slots, num_workers=1))
     player, scores = play.OpenLoopPlayer(TASK.policies["brownian"], "short"), {}
-    with play.Environments(None, 2, max_steps) as environments:
+    with play.Environments(EnvSpec("worldmodels/CarRacing-v0"), 2, max_steps) as environments:
         environments.play(player, range(5), seed=0, purpose="short", finished=scores.__setitem__)
     assert scores == {episode: pytest.approx(score) for episode in range(5)}
 

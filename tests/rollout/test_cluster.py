@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -295,6 +296,29 @@ def test_a_node_without_the_module_or_the_weights_is_refused_by_name(three, tmp_
     squares(cluster, Deed(tmp_path), 4)
 
 
+def test_a_refused_node_is_asked_again_by_the_next_run(three, tmp_path):
+    _, cluster = three
+    late = tmp_path / "late"
+    work = cluster.prepare(Deed(tmp_path, needs=Needs(files=((str(late), 3),))))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=rf"expected {late} of 3 bytes .*, got none"):
+            list(cluster.run(work, numbers(4)))
+    late.write_text("abc")
+    assert len(list(cluster.run(work, numbers(4)))) == 4
+
+
+def test_a_node_that_was_left_out_is_judged_again_for_other_work(three, tmp_path):
+    _, cluster = three
+    node = cluster._workers[0].node
+    cluster._refused[node] = "n: expected a file, got none"
+    for worker in [worker for worker in cluster._workers if worker.node == node]:
+        cluster._remove(worker)
+    endless = Endless()
+    for _ in cluster.run(cluster.prepare(Deed(tmp_path, seconds=0.1, needs=Needs(modules=("wave",)))), endless):
+        endless.enough = any(worker.node == node and worker.ready for worker in cluster._workers)
+    assert endless.enough
+
+
 def test_a_node_with_another_version_is_refused_and_one_with_another_level_pinned(three, tmp_path, capfd):
     """One that joins later is left out; in the beginning, it is an error."""
     simulated, cluster = three
@@ -316,6 +340,50 @@ def test_a_node_with_another_version_is_refused_and_one_with_another_level_pinne
     said = capfd.readouterr().err
     assert f"SIMD level {simd_level()} instead of baseline, for the driver's bits" in said
     simulated.remove_node(slow)
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """Ray as it is before it starts: it notes how it is started, and fails."""
+    started = []
+    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_cluster.ray, "init", lambda **options: started.append(options) or 1 / 0)
+    monkeypatch.setattr(ray_cluster.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    return started
+
+
+def test_a_local_cluster_is_not_that_of_the_environment(apart):
+    with pytest.raises(RuntimeError, match=r"^--cluster: Ray does not start on this machine: division by zero$"):
+        ray_cluster.RayCluster(ClusterAddress(1))
+    assert [options["address"] for options in apart] == ["local"]
+
+
+def test_a_local_cluster_that_others_could_reach_does_not_start(apart, monkeypatch):
+    monkeypatch.setattr(ray_cluster.ray.util, "get_node_ip_address", lambda: "192.0.2.2")
+    with pytest.raises(RuntimeError, match=r"^--cluster: expected Ray to listen on the loopback .*, got 192\.0\.2\.2"):
+        ray_cluster.RayCluster(ClusterAddress(1))
+    assert not apart
+
+
+def test_a_service_that_is_not_ray_is_not_joined(apart, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "_ANSWER", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        address = f"127.0.0.1:{service.getsockname()[1]}"
+        with pytest.raises(
+            RuntimeError, match=f"^--cluster: expected the head of a Ray cluster at {address}, got none"
+        ):
+            ray_cluster.RayCluster(ClusterAddress(None, address))
+    assert not apart
+
+
+def test_the_callers_own_session_of_ray_is_left_alone(apart, monkeypatch):
+    ended = []
+    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_cluster.ray, "shutdown", lambda: ended.append(True))
+    with pytest.raises(RuntimeError, match=r"^--cluster: expected a process without a session of Ray, got one"):
+        ray_cluster.RayCluster(ClusterAddress(1))
+    assert not apart and not ended
 
 
 OURS = {"versions": {**versions(), "machine": "x86_64", "vizdoom": "1.3.0"}, "simd_level": "avx512"}

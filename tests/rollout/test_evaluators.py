@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from conftest import interrupt, make_vae, mark_done, metrics, toy_config
 from toy_env import ToyEnv
 from worldmodels import MDNRNN, Controller
 from worldmodels.cmaes.cmaes import CMAES
+from worldmodels.envs import GameLostError
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import make_vector_env
@@ -206,9 +209,56 @@ def test_cars_get_what_the_environment_pays(back_end):
     assert paid > 1
 
 
+@pytest.mark.parametrize("name", ["slots", "workers", "max_steps"])
+@pytest.mark.parametrize("value", [0, -2, 2.5])
+def test_bad_settings_are_named(name, value):
+    said = {"slots": "num_envs", "workers": "num_workers"}.get(name, name)
+    with pytest.raises((ValueError, TypeError), match=rf"^{said}: expected an integer.*, got {value}$"):
+        make_evaluator(**{name: value})
+    with pytest.raises(ValueError, match=r"^max_steps_without_reward: expected an integer from 0 to"):
+        make_evaluator(patience=-1)
+
+
+def test_lost_games_are_opened_again(monkeypatch):
+    evaluator = make_evaluator()
+    options = {"seed": 5, "common_seeds": True, "on_progress": quiet}
+    expected = evaluator.play(np.zeros((2, 32)), 2, **options)
+    with pytest.raises(GameLostError), monkeypatch.context() as patch:
+        patch.setattr(ToyEnv, "step", lambda *_: (_ for _ in ()).throw(GameLostError("gone")))
+        evaluator.play(np.zeros((2, 32)), 2, **options)
+    assert not evaluator._vector_envs
+    np.testing.assert_array_equal(evaluator.play(np.zeros((2, 32)), 2, **options).lengths, expected.lengths)
+    evaluator.close()
+
+
+def test_the_longest_episode_of_the_specification():
+    evaluator = make_evaluator(replace(TOY, max_steps=1))
+    played = evaluator.play(np.zeros((2, 32)), 2, seed=5, common_seeds=True, on_progress=quiet)
+    assert (played.lengths == 1).all()
+    evaluator.close()
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ([[np.nan] * 32], "params: expected finite float32 numbers"),
+        ([[1e300] * 32], "params: expected finite float32 numbers"),
+        ([["a"] * 32], "params: expected real numbers"),
+        ([[1.0], [2.0, 3.0]], "params: expected an array"),
+    ],
+)
+def test_bad_parameters_are_named(params, said):
+    with pytest.raises((ValueError, TypeError), match=f"^{said}"):
+        make_evaluator().play(params, 1, seed=0, common_seeds=True, on_progress=quiet)
+
+
 def test_bad_arguments_are_named():
     evaluator = make_evaluator()
+    with pytest.raises(ValueError, match=r"^seed: expected an integer from 0 to \d+, got -1"):
+        evaluator.play(np.zeros((2, 32)), 1, seed=-1, common_seeds=True, on_progress=quiet)
+    with pytest.raises(TypeError, match=r"^episodes: expected an integer, got 2\.0"):
+        evaluator.play(np.zeros((2, 32)), 2.0, seed=0, common_seeds=True, on_progress=quiet)
     with pytest.raises(ValueError, match=r"^params: expected \(P, 32\), got \(2, 31\)"):
         evaluator.play(np.zeros((2, 31)), 1, seed=0, common_seeds=True, on_progress=quiet)
-    with pytest.raises(ValueError, match=r"^episodes: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^episodes: expected an integer from 1 to \d+, got 0"):
         evaluator.play(np.zeros((2, 32)), 0, seed=0, common_seeds=True, on_progress=quiet)

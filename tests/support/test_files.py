@@ -62,6 +62,14 @@ def test_a_copy_by_link_on_another_disk(umask, tmp_path, monkeypatch):
     assert mode(tmp_path / "b" / "b.safetensors") == 0o666 & ~umask
 
 
+def test_a_link_to_a_symbolic_link_is_a_name_of_its_file(tmp_path):
+    write_json(tmp_path / "real.json", 1)
+    (tmp_path / "other.json").symlink_to("real.json")
+    link(tmp_path / "other.json", tmp_path / "deep" / "b.json")
+    assert not (tmp_path / "deep" / "b.json").is_symlink()
+    assert (tmp_path / "deep" / "b.json").samefile(tmp_path / "real.json")
+
+
 @pytest.mark.skipif(shutil.which("setfacl") is None, reason="no setfacl here")
 def test_a_default_acl_goes_before_the_umask(tmp_path):
     done = subprocess.run(["setfacl", "-d", "-m", "u::rw,g::rw,o::r", tmp_path], capture_output=True)
@@ -84,6 +92,11 @@ def test_what_fails_leaves_nothing_and_what_others_write_stays(tmp_path):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == [left]
     left.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as refused:
+        write_json(path, 1)
+    assert str(refused.value) == f"[Errno 21] Is a directory: {str(path)!r}"
+    path.rmdir()
     with atomic_path(path) as temporary:
         temporary.write_bytes(np.arange(3, dtype=np.uint8).tobytes())
     assert path.read_bytes() == b"\0\1\2" and list(tmp_path.iterdir()) == [path]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
 import subprocess
 import sys
@@ -41,8 +43,30 @@ def test_a_dropped_keyboard_interrupt_is_raised_by_the_next_progress(monkeypatch
 def test_what_was_dropped_before_is_forgotten(monkeypatch):
     with keep_sigint():
         drop_an_interrupt(monkeypatch)
+    check_sigint()
     with keep_sigint():
         check_sigint()
+
+
+class Terminal(io.StringIO):
+    """A terminal of 80 columns."""
+
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        return 2
+
+
+def test_a_line_that_is_rewritten_fits_the_terminal(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+    progress = Progress("evolve", 4000, "generations")
+    progress.update(1234, "best 861, mean 702, 123,456 dream steps/s, and more of it")
+    assert len(terminal.getvalue()) == 80 and terminal.getvalue().startswith("\r      evolve  1,234/4,000 generations")
+    progress.close(1236, "x" * 80)
+    assert terminal.getvalue().endswith("x" * 80 + "\n")
 
 
 def test_a_dropped_keyboard_interrupt_is_not_printed(monkeypatch):

@@ -54,6 +54,11 @@ class VectorEnv(ABC):
 
         Returns:
             (n, 64, 64, 3) uint8 first frames.
+
+        Raises:
+            ContractError: The environment violates the contract of docs/tutorials/own_environment.md.
+            GameLostError: A game's process or a worker died.
+            RuntimeError: The environment failed in a worker, or this process was forked from the one that created it.
         """
 
     @abstractmethod
@@ -63,6 +68,11 @@ class VectorEnv(ABC):
         Args:
             env_ids: (n,) distinct indices of environments.
             actions: (n, A) float32 actions.
+
+        Raises:
+            ContractError: The actions have another shape or are not finite.
+            GameLostError: A worker died.
+            RuntimeError: This process was forked from the one that created the environments.
         """
 
     @abstractmethod
@@ -72,10 +82,15 @@ class VectorEnv(ABC):
         Returns:
             Frames (n, 64, 64, 3) uint8, rewards (n,) float32, terminated (n,) and truncated (n,) bool, in the order of
             the indices sent.
+
+        Raises:
+            ContractError: The environment violates the contract of docs/tutorials/own_environment.md.
+            GameLostError: A game's process or a worker died.
+            RuntimeError: See :meth:`reset`.
         """
 
     def step(self, env_ids: npt.ArrayLike, actions: Floats) -> Step:
-        """Step some environments: :meth:`send` and :meth:`recv`."""
+        """Step some environments: :meth:`send` and :meth:`recv`, whose errors it raises."""
         self.send(env_ids, actions)
         return self.recv()
 

@@ -18,6 +18,7 @@ from worldmodels.envs.base import Floats, Step, VectorEnv
 from worldmodels.envs.preprocessing import Frame, resize
 from worldmodels.envs.rules import Rules
 from worldmodels.support.processes import Owned
+from worldmodels.support.validation import check_integer
 
 #: Environments available in EnvPool: EnvPool's name and the number of screen rows to keep.
 TASKS = {"worldmodels/CarRacing-v0": ("CarRacing-v3", 84)}
@@ -29,6 +30,10 @@ _CHUNK = 128  # games created at once; each takes 3 MB until the last of them en
 def installed() -> bool:
     """Check whether EnvPool is installed."""
     return find_spec("envpool") is not None
+
+
+def _checked(seeds: Iterable[int]) -> list[int]:
+    return [check_integer("seed", seed, 0, 2**31 - 1) for seed in seeds]
 
 
 @dataclass
@@ -62,6 +67,8 @@ class EnvPoolVectorEnv(Owned, VectorEnv):
 
     Raises:
         ContractError: The action space does not match the rules; in :meth:`recv`, a reward is not finite.
+        ValueError: In :meth:`prefetch` and :meth:`reset`, a seed is not from 0 to 2**31 - 1.
+        gymnasium.error.ResetNeeded: In :meth:`send`, an environment has no episode.
     """
 
     def __init__(self, gym_id: str, num_envs: int, num_workers: int, rules: Rules | None = None) -> None:
@@ -103,7 +110,7 @@ class EnvPoolVectorEnv(Owned, VectorEnv):
     def prefetch(self, seeds: Iterable[int]) -> None:
         """Announce the seeds of the next resets, whose games are created in chunks. Running episodes are abandoned."""
         self.check_owner()
-        self._expected = list(seeds)[::-1]
+        self._expected = _checked(seeds)[::-1]
         for env_id in range(self.num_envs):  # abandon running episodes
             self._leave(env_id)
         for pool in self._pools:
@@ -143,9 +150,9 @@ class EnvPoolVectorEnv(Owned, VectorEnv):
         """See :meth:`worldmodels.envs.base.VectorEnv.reset`."""
         self.check_owner()
         chosen = [int(env_id) for env_id in np.asarray(env_ids)]
-        for env_id, seed in zip(chosen, seeds, strict=True):
+        for env_id, seed in zip(chosen, _checked(seeds), strict=True):
             self._leave(env_id)
-            self._where[env_id] = self._take(int(seed))
+            self._where[env_id] = self._take(seed)
             self._seeds[env_id], self._steps[env_id] = seed, 0
         for pool in [pool for pool in self._pools if pool.over]:
             pool.games.close()
@@ -178,6 +185,9 @@ class EnvPoolVectorEnv(Owned, VectorEnv):
         """See :meth:`worldmodels.envs.base.VectorEnv.send`."""
         self.check_owner()
         chosen = [int(env_id) for env_id in np.asarray(env_ids)]
+        for env_id in chosen:
+            if self._where[env_id] is None:
+                raise gymnasium.error.ResetNeeded(f"{self._id}: expected reset before a step of environment {env_id}")
         actions = np.clip(self._actions(actions), self._low, self._high)
         self._steps[chosen] += 1
         self._busy, self._sent = chosen, self._grouped(chosen)

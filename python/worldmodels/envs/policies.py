@@ -16,7 +16,11 @@ Policy = Callable[[np.random.Generator], Iterator[Action]]
 
 
 def repeated(low: int, high: int, action_size: int = 1) -> Policy:
-    """Create the policy of a random action in [-1, 1], repeated for a random number of ``low`` to ``high`` steps."""
+    """Create the policy of a random action in [-1, 1], repeated for a random number of ``low`` to ``high`` steps.
+
+    Raises:
+        ValueError: The numbers of steps are out of order.
+    """
     if not 1 <= low <= high:
         raise ValueError(f"low, high: expected 1 <= low <= high, got {low}, {high}")
 
@@ -39,6 +43,9 @@ def repeated_choices(low: int, high: int, choices: tuple[int, ...]) -> Policy:
 
     Returns:
         Policy of one-hot vectors, one after another.
+
+    Raises:
+        ValueError: The numbers of steps are out of order.
     """
     if not 1 <= low <= high:
         raise ValueError(f"low, high: expected 1 <= low <= high, got {low}, {high}")
@@ -63,7 +70,11 @@ def constant(*values: float) -> Policy:
 
 
 def brownian(step: float, action_size: int = 1) -> Policy:
-    """Create a random walk that starts uniform in [-1, 1], with normal steps of scale ``step``, clipped to [-1, 1]."""
+    """Create a random walk that starts uniform in [-1, 1], with normal steps of scale ``step``, clipped to [-1, 1].
+
+    Raises:
+        ValueError: The step is not a finite number above zero.
+    """
     if not 0 < step < float("inf"):
         raise ValueError(f"step: expected a finite number above zero, got {step}")
 
@@ -77,7 +88,11 @@ def brownian(step: float, action_size: int = 1) -> Policy:
 
 
 def ornstein_uhlenbeck(step: float, time_constant: float, action_size: int = 1) -> Policy:
-    """Create an Ornstein-Uhlenbeck process: a random walk that decays to zero by 1 / ``time_constant`` per step."""
+    """Create an Ornstein-Uhlenbeck process: a random walk that decays to zero by 1 / ``time_constant`` per step.
+
+    Raises:
+        ValueError: The step is not a finite number above zero, or the time constant is not a finite one from 1.
+    """
     if not 0 < step < float("inf") or not 1 <= time_constant < float("inf"):
         raise ValueError(
             "step, time_constant: expected a finite step above zero and a time constant from 1, "

@@ -56,7 +56,10 @@ class ScreenEnv(EzPickle, gymnasium.Env[Frame, npt.NDArray[np.float32]]):
 
     def _check_action(self, action: Any, dtype: type[np.floating]) -> npt.NDArray[np.floating]:
         """Validate an action (A,) of finite numbers."""
-        value = np.asarray(action, dtype=dtype)
+        try:
+            value = np.asarray(action, dtype=dtype)
+        except (TypeError, ValueError):
+            value = np.empty(0, dtype)  # no space of actions has this shape
         if value.shape != self.action_space.shape or not np.isfinite(value).all():
             raise ValueError(f"action: expected {self.action_space.shape} finite numbers, got {action!r}")
         return value

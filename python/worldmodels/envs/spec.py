@@ -38,6 +38,10 @@ class EnvSpec:
     crop_right: int = setting(0, "columns removed from its right", zero=True)
     max_steps: int = setting(0, "longest episode, in actions; 0 for that of the task", zero=True)
 
+    def limit(self, max_steps: int | None) -> int | None:
+        """Return the smaller of ``max_steps`` and the specification's limit; None if there is neither."""
+        return min(filter(None, (max_steps, self.max_steps)), default=None)
+
     def metadata(self) -> dict[str, Any]:
         """Return the fields for metadata of scores; those of frames and length only where they are not the default."""
         defaults = {item.name: item.default for item in fields(self)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,7 +11,15 @@ from typing import Any, Literal, get_args
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-import vizdoom
+
+try:
+    import vizdoom
+except ModuleNotFoundError as missing:
+    if missing.name != "vizdoom":
+        raise
+    raise ModuleNotFoundError(
+        "worldmodels/TakeCover-v0: vizdoom is not installed (extra takecover)", name="vizdoom"
+    ) from missing
 
 from worldmodels.envs import vizdoom_process
 from worldmodels.envs.preprocessing import Frame, resize
@@ -76,7 +85,8 @@ class TakeCoverEnv(ScreenEnv):
         """
         if variant not in get_args(Variant):
             raise ValueError(f"variant: expected one of {', '.join(get_args(Variant))}, got {variant!r}")
-        screen = getattr(vizdoom.ScreenResolution, f"RES_{resolution.upper()}", None)
+        is_size = re.fullmatch(r"[0-9]+x[0-9]+", str(resolution)) is not None
+        screen = getattr(vizdoom.ScreenResolution, f"RES_{resolution}".upper(), None) if is_size else None
         width, height = (int(side) for side in resolution.split("x")) if screen is not None else (0, 0)
         if screen is None or width * 3 != height * 4:
             raise ValueError(f"resolution: expected a 4:3 size of VizDoom such as '160x120', got {resolution!r}")

@@ -8,7 +8,8 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -18,7 +19,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.envs import ContractError
+from worldmodels.envs import ContractError, GameLostError
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.any_gymnasium import AdaptedEnv
 from worldmodels.envs.base import Bools, Floats, Step, VectorEnv
@@ -27,6 +28,7 @@ from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.processes import Owned, describe_exit, spawn
+from worldmodels.support.validation import check_integer
 
 _OPTIONS = ("variant", "resolution")  # constructor options with a setting
 #: Settings that :class:`AdaptedEnv` applies.
@@ -85,12 +87,7 @@ def import_packages(environment: EnvSpec) -> list[str]:
     """
     packages = list(filter(None, (name.strip() for name in environment.imports.split(","))))
     for package in packages:
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            if error.name is not None and not f"{package}.".startswith(f"{error.name}."):
-                raise  # the package exists, but one of its imports does not
-            raise ValueError(f"environment.imports: expected an installed package, got {package!r}: {error}") from error
+        _import(package, f"environment.imports: expected an installed package, got {package!r}")
     for prefix, package in _REGISTERED_BY.items():
         if _without_module(environment.id).startswith(prefix):
             module = importlib.import_module(package)
@@ -98,6 +95,18 @@ def import_packages(environment: EnvSpec) -> list[str]:
             if package == "ale_py":  # else every environment prints its version
                 module.ALEInterface.setLoggerMode(module.LoggerMode.Error)
     return packages
+
+
+def _import(package: str, message: str) -> None:
+    """Import a package that a setting names; ValueError with the message if there is none."""
+    try:
+        if package.startswith("."):
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not f"{package}.".startswith(f"{error.name}."):
+            raise  # the package exists, but one of its imports does not
+        raise ValueError(f"{message}: {error}") from error
 
 
 def _without_module(env_id: str) -> str:
@@ -183,9 +192,8 @@ def make_vector_env(
         ContractError: The spaces violate the contract of docs/tutorials/own_environment.md.
     """
     num_workers = available_cpus() if num_workers is None else num_workers
-    for name, value in (("num_envs", num_envs), ("num_workers", num_workers)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    check_integer("num_envs", num_envs, 1, 2**31 - 1)
+    check_integer("num_workers", num_workers, 1, 2**31 - 1)
     if backend(environment) == "envpool":
         check_options(environment)
         rules = options.pop("rules", None)
@@ -207,22 +215,28 @@ def _threads(env_id: str) -> bool:
 
 
 def entry_point(env_id: str) -> Callable[..., Any]:
-    """Resolve the callable that makes an environment, usually a class."""
+    """Resolve the callable that makes an environment, usually a class.
+
+    Raises:
+        ValueError: Gymnasium does not know the id, or the environment has no such callable.
+        ModuleNotFoundError: A package of the environment is not installed.
+    """
     package, _, name = env_id.rpartition(":")
+    unknown = f"environment.id: expected one that Gymnasium knows, got {env_id!r}"
     if package:
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError as error:
-            if error.name is not None and not f"{package}.".startswith(f"{error.name}."):
-                raise  # the package exists, but one of its imports does not
-            raise ValueError(f"environment.id: expected one that Gymnasium knows, got {env_id!r}: {error}") from error
+        _import(package, unknown)
     try:
         entry: Any = gymnasium.spec(name).entry_point
     except gymnasium.error.Error as error:
-        raise ValueError(f"environment.id: expected one that Gymnasium knows, got {env_id!r}: {error}") from error
+        raise ValueError(f"{unknown}: {error}") from error
     if isinstance(entry, str):
         module, _, kind = entry.partition(":")
-        entry = getattr(importlib.import_module(module), kind, None)
+        try:
+            entry = getattr(importlib.import_module(module), kind, None)
+        except ModuleNotFoundError:
+            raise
+        except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+            raise ModuleNotFoundError(f"{env_id}: {error}") from error
     if not callable(entry):
         came = "one that is a vector environment alone" if entry is None else f"the entry point {entry!r}"
         raise ValueError(f"environment.id: expected an environment with an entry point, got {env_id!r}, {came}")
@@ -259,7 +273,14 @@ class _Row:
 
 
 class ThreadVectorEnv(Owned, VectorEnv):
-    """Gymnasium environments in threads: for environments that wait for a process of their own."""
+    """Gymnasium environments in threads: for environments that wait for a process of their own.
+
+    Args:
+        environment: Specification of the real environment.
+        num_envs: Number of environments.
+        num_workers: Number of threads; 1 steps in the calling thread.
+        options: Options of :func:`make`.
+    """
 
     def __init__(self, environment: EnvSpec, num_envs: int, num_workers: int, options: dict[str, Any]) -> None:
         super().__init__("ThreadVectorEnv")
@@ -293,6 +314,7 @@ class ThreadVectorEnv(Owned, VectorEnv):
     def _start(self, work: Callable[[int, int, Any], None], env_ids: npt.ArrayLike, values: Iterable[Any]) -> None:
         """Call ``work(index, env_id, value)`` for every environment of a request, in the threads if there are any."""
         self.check_owner()
+        wait(self._running)  # a request whose caller was interrupted may still run
         rows = np.asarray(env_ids).tolist()
         jobs = iter(list(zip(range(len(rows)), rows, values, strict=True)))
 
@@ -345,8 +367,9 @@ class ThreadVectorEnv(Owned, VectorEnv):
             return
         if self._threads is not None:
             self._threads.shutdown()
-        for row in self._rows:
-            row.close()
+        with ExitStack() as stack:
+            for row in self._rows:
+                stack.callback(row.close)
 
 
 class _Shared:
@@ -377,7 +400,18 @@ class _Shared:
 
 
 class ProcessVectorEnv(Owned, VectorEnv):
-    """Gymnasium environments in spawned processes; worker w of W steps the environments w, w + W, w + 2 W, ..."""
+    """Gymnasium environments in spawned processes; worker w of W steps the environments w, w + W, w + 2 W, ...
+
+    Args:
+        environment: Specification of the real environment.
+        num_envs: Number of environments.
+        num_workers: Number of processes.
+        options: Options of :func:`make`.
+
+    Raises:
+        ValueError: Gymnasium does not know the environment, or the environment does not know an option.
+        ContractError: The spaces violate the contract of docs/tutorials/own_environment.md.
+    """
 
     def __init__(self, environment: EnvSpec, num_envs: int, num_workers: int, options: dict[str, Any]) -> None:
         super().__init__("ProcessVectorEnv")
@@ -390,6 +424,7 @@ class ProcessVectorEnv(Owned, VectorEnv):
         context = multiprocessing.get_context("spawn")
         self._workers: list[tuple[SpawnProcess, Connection]] = []
         self._asked: list[tuple[SpawnProcess, Connection]] = []
+        self._number = 0  # of the last request
         self._sent = np.arange(0)
         for number in range(num_workers):
             ours, theirs = context.Pipe()
@@ -414,13 +449,14 @@ class ProcessVectorEnv(Owned, VectorEnv):
         self.check_owner()
         count = len(self._workers)
         self._asked = []
+        self._number += 1
         for number, (process, pipe) in enumerate(self._workers):
             mine = {env_id: job for env_id, job in jobs.items() if env_id % count == number}
             if mine:
                 try:
-                    pipe.send((what, mine))
+                    pipe.send((self._number, what, mine))
                 except OSError as error:
-                    raise RuntimeError(f"environment: a worker died ({describe_exit(process.exitcode)})") from error
+                    raise _lost(process) from error
                 self._asked.append((process, pipe))
 
     def _wait(self) -> None:
@@ -428,11 +464,12 @@ class ProcessVectorEnv(Owned, VectorEnv):
         self.check_owner()
         errors = []
         for process, pipe in self._asked:
+            number = 0
             try:
-                answer = pipe.recv()
+                while number != self._number:  # answers to earlier requests, whose caller was interrupted
+                    number, answer = pipe.recv()
             except (EOFError, OSError):
-                process.join(10)
-                answer = RuntimeError(f"environment: a worker died ({describe_exit(process.exitcode)})")
+                answer = _lost(process)
             if answer is not None:
                 errors.append(answer)
         if errors:
@@ -475,16 +512,21 @@ class ProcessVectorEnv(Owned, VectorEnv):
         memory.unlink()
 
 
+def _lost(process: SpawnProcess) -> GameLostError:
+    process.join(10)
+    return GameLostError(f"environment: a worker died ({describe_exit(process.exitcode)})")
+
+
 def _serve(
     pipe: Connection, layout: tuple[int, int, int, int, str], environment: EnvSpec, options: dict[str, Any]
 ) -> None:
     """Worker process: step its environments until the pipe is closed."""
-    number, num_workers, num_envs, action_size, name = layout
+    first, num_workers, num_envs, action_size, name = layout
     shared = _Shared(num_envs, action_size, name)
-    rows = {env_id: _Row(environment, options) for env_id in range(number, num_envs, num_workers)}
+    rows = {env_id: _Row(environment, options) for env_id in range(first, num_envs, num_workers)}
     try:
         while True:
-            what, jobs = pipe.recv()
+            number, what, jobs = pipe.recv()
             try:
                 for env_id, job in jobs.items():
                     if what == "reset":
@@ -492,15 +534,16 @@ def _serve(
                     else:
                         frame, reward, *ends = rows[env_id].step(shared.actions[env_id].copy())
                         shared.frames[env_id], shared.rewards[env_id], shared.ends[env_id] = frame, reward, ends
-            except ContractError as error:
-                pipe.send(error)
+            except (ContractError, GameLostError) as error:
+                pipe.send((number, error))
             except Exception as error:
-                pipe.send(RuntimeError(f"environment: a worker failed: {type(error).__name__}: {error}"))
+                pipe.send((number, RuntimeError(f"environment: a worker failed: {type(error).__name__}: {error}")))
             else:
-                pipe.send(None)
+                pipe.send((number, None))
     except (EOFError, OSError):
         pass
     finally:
-        for row in rows.values():
-            row.close()
-        shared.close()
+        with ExitStack() as stack:
+            stack.callback(shared.close)
+            for row in rows.values():
+                stack.callback(row.close)

@@ -173,7 +173,11 @@ class _Watch:
         self._calls.update({engine: [0, 0] for engine in engines})
         try:
             yield
-        except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
+        except (
+            vizdoom.ViZDoomErrorException,
+            vizdoom.ViZDoomUnexpectedExitException,
+            vizdoom.ViZDoomIsNotRunningException,
+        ) as error:
             raise GameLostError(f"VizDoom: the game's process has died or hung: {error}") from error
         finally:
             for engine in engines:

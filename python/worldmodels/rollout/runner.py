@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
@@ -22,6 +23,7 @@ from worldmodels.envs.vector import ThreadVectorEnv, backend, make_vector_env
 from worldmodels.rollout.needs import ENVS_PER_THREAD, environment_needs, resolved
 from worldmodels.support.cluster import Needs, Piece, Queue, WorkerLostError
 from worldmodels.support.profile import phase
+from worldmodels.support.validation import check_integer, check_seed
 
 if TYPE_CHECKING:
     from worldmodels.support.ray_cluster import RayCluster
@@ -110,7 +112,8 @@ def run_episodes(
     """The episode loop: play all episodes of some queues, a player acting in every environment that has one.
 
     While the environments of one vector step, the player acts on the frames of the next one. An environment whose
-    episode is over takes the next one of its vector's queue, to which the consumer may add.
+    episode is over takes the next one of its vector's queue, to which the consumer may add as long as one of the
+    vector's episodes goes on, the step that ends it included.
 
     Args:
         vector_envs: Vectors of environments. The player sees the index of an environment in all of them together.
@@ -122,7 +125,15 @@ def run_episodes(
 
     Yields:
         Every step of every vector. The frames are the consumer's; the other arrays must not be changed.
+
+    Raises:
+        TypeError: A limit is no integer.
+        ValueError: A limit is out of range.
+        RuntimeError: An episode was added to the queue of a vector without one.
     """
+    if max_steps is not None:
+        check_integer("max_steps", max_steps, 1, 2**63 - 1)
+    check_integer("max_steps_without_reward", max_steps_without_reward, 0, 2**63 - 1)
     limits = np.iinfo(np.int64).max if max_steps is None else max_steps, max_steps_without_reward
     lanes, first = [], 0
     for envs, queue in zip(vector_envs, queues, strict=True):
@@ -140,6 +151,8 @@ def run_episodes(
             if step.over.any():
                 lane.replace(step.over)
             lane.act(while_stepping)
+    if any(queues):
+        raise RuntimeError("queues: expected no episode to be added to the queue of a vector without one")
 
 
 class _Lane:
@@ -348,8 +361,13 @@ class Environments:
         num_envs: Maximum number of concurrent episodes.
         max_steps: Maximum length of an episode; None for the environment's own limit.
         rules: Rules of the task: maximum length and actions; None for those of the environment.
+        num_workers: Number of threads or processes that step a group; None for one per CPU.
         cluster: Cluster whose workers play, each with its own environments; None to play in this process.
         modules: Modules that register the environment, for the workers of a cluster.
+
+    Raises:
+        TypeError: A number is no integer.
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -359,15 +377,17 @@ class Environments:
         max_steps: int | None = None,
         *,
         rules: Rules | None = None,
+        num_workers: int | None = None,
         cluster: RayCluster | None = None,
         modules: tuple[str, ...] = (),
     ) -> None:
         self._cluster, self._rules, self._modules = cluster, rules, modules
         self.environment = environment
-        self.num_envs = num_envs
-        self.max_steps = max_steps
-        self._limit = rules.limit(max_steps) if rules else max_steps
-        self._options: dict[str, Any] = {"rules": rules} if rules else {}
+        self.num_envs = check_integer("num_envs", num_envs, 1, 2**31 - 1)
+        self.max_steps = None if max_steps is None else check_integer("max_steps", max_steps, 1, 2**63 - 1)
+        self._limit = environment.limit(rules.limit(max_steps) if rules else max_steps)
+        options = {"rules": rules, "num_workers": num_workers}
+        self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         self._vector_envs: list[VectorEnv] = []
 
     def __enter__(self) -> Self:
@@ -378,9 +398,10 @@ class Environments:
 
     def close(self) -> None:
         """Close the environments; the next episode opens new ones."""
-        for envs in self._vector_envs:
-            envs.close()
-        self._vector_envs = []
+        with ExitStack() as stack:
+            for envs in self._vector_envs:
+                stack.callback(envs.close)
+            self._vector_envs = []
 
     def play(
         self,
@@ -401,6 +422,13 @@ class Environments:
             seed: Seed of the run.
             purpose: Purpose of the episodes, which separates them from others of the same seed.
             finished: Callback with the index and the score of every finished episode.
+
+        Raises:
+            ValueError: The seed is out of range, or the environment is unknown or rejects an option.
+            ContractError: The environment violates the contract of docs/tutorials/own_environment.md.
+            GameLostError: A game's process or a worker died; the next call opens new environments.
+            RuntimeError: The environment failed in a worker; or, on a cluster, a node is refused or too many workers
+                died.
         """
         self.play_all([Assignment(player, episodes, finished)], seed=seed, purpose=purpose)
 
@@ -414,7 +442,11 @@ class Environments:
                 the start of an episode, as :class:`worldmodels.models.agent.Population` does.
             seed: Seed of the run.
             purpose: Purpose of the episodes, which separates them from others of the same seed.
+
+        Raises:
+            ValueError: See :meth:`play`, also for the other errors.
         """
+        check_seed(seed)
         jobs = [(owner, episode) for owner, one in enumerate(assignments) for episode in one.episodes]
         if not jobs:
             return
@@ -432,12 +464,16 @@ class Environments:
         used = [min(envs.num_envs, len(own)) for envs, own in zip(self._vector_envs, queues, strict=True)]
         player.reset(sum(used), seed=seed)
         scores = [0.0] * len(jobs)
-        for step in run_episodes(self._vector_envs, queues, player, max_steps=self._limit):
-            for job, reward, over in zip(step.episodes.tolist(), step.rewards.tolist(), step.over, strict=True):
-                scores[job] += reward
-                if over:
-                    owner, episode = jobs[job]
-                    assignments[owner].finished(episode, scores[job])
+        try:
+            for step in run_episodes(self._vector_envs, queues, player, max_steps=self._limit):
+                for job, reward, over in zip(step.episodes.tolist(), step.rewards.tolist(), step.over, strict=True):
+                    scores[job] += reward
+                    if over:
+                        owner, episode = jobs[job]
+                        assignments[owner].finished(episode, scores[job])
+        except GameLostError:
+            self.close()
+            raise
 
     def _play_on_cluster(
         self,
@@ -478,7 +514,10 @@ class _PlayWork:
     def open(self, num_threads: int) -> _PlayHandler:
         """See :meth:`worldmodels.support.cluster.Work.open`."""
         num_envs = min(self.num_envs, ENVS_PER_THREAD * num_threads)
-        return _PlayHandler(self, Environments(self.environment, num_envs, self.max_steps, rules=self.rules))
+        return _PlayHandler(
+            self,
+            Environments(self.environment, num_envs, self.max_steps, rules=self.rules, num_workers=num_threads),
+        )
 
 
 class _PlayHandler:
@@ -529,7 +568,12 @@ def play_policy(
 
     Returns:
         Return of every episode.
+
+    Raises:
+        ValueError: A number is out of range; see :meth:`Environments.play`, also for the other errors.
     """
+    check_integer("num_envs", num_envs, 1, 2**31 - 1)
+    check_integer("episodes", episodes, 1, 2**31 - 1)
     returns: dict[int, float] = {}
     with Environments(environment, min(num_envs, episodes), rules=rules) as environments:
         environments.play(
@@ -551,23 +595,35 @@ def record(
         rules: Rules of the task.
 
     Returns:
-        Rewards; and the path for an environment that reports ``"track"`` in the info of ``reset`` and ``"position"`` in
-        that of every step.
+        Rewards; and the path for an environment that reports ``"track"``, an array (N, 2), in the info of ``reset`` and
+        ``"position"``, an array (2,), in all infos.
+
+    Raises:
+        ValueError: The environment is unknown or rejects an option.
+        ContractError: The environment violates the contract of docs/tutorials/own_environment.md.
+        GameLostError: The game's process died.
     """
     options: dict[str, Any] = {"rules": rules} if rules else {}
     envs = ThreadVectorEnv(replace(environment, backend="gymnasium"), 1, 1, options)
     rewards: list[float] = []
-    path: dict[str, Any] = {}
+    positions: list[Any] = []
     try:
         player.reset(1, seed=seed)
-        limit = rules.max_steps if rules else None
+        limit = environment.limit(rules.max_steps if rules else None)
         for _ in run_episodes([envs], [deque([Episode(0, episode_seed)])], player, max_steps=limit):
-            if not rewards and "track" in (info := envs.reset_infos[0]):
-                path = {"track": info["track"].tolist(), "positions": [info["position"].tolist()]}
+            if not rewards:
+                track = _points(envs.reset_infos[0], "track", 2)
+                positions.append(_points(envs.reset_infos[0], "position", 1))
             _, reward, _, _, info = envs.outcomes[0]
             rewards.append(float(reward))
-            if path:
-                path["positions"].append(info["position"].tolist())
+            positions.append(_points(info, "position", 1))
     finally:
         envs.close()
-    return EpisodeTrace(rewards=rewards, **path)
+    is_path = track is not None and None not in positions
+    return EpisodeTrace(rewards=rewards, **({"track": track, "positions": positions} if is_path else {}))
+
+
+def _points(info: dict[str, Any], name: str, ndim: int) -> list[Any] | None:
+    """Return an array (..., 2) of an info as lists; None if there is none."""
+    value = info.get(name)
+    return value.tolist() if isinstance(value, np.ndarray) and value.ndim == ndim and value.shape[-1] == 2 else None

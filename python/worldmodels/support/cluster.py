@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from worldmodels.support.ray_cluster import RayCluster
 
-#: SIMD levels whose float32 results have the same bits.
+#: SIMD levels whose float32 results are bit-identical.
 _FUSED = ("avx2", "avx512", "avx512_bf16", "neon")
 _MAX_WORKERS = 4_096
 
@@ -164,9 +164,9 @@ def use_cluster(address: ClusterAddress | None) -> Iterator[None]:
     if address is None:
         yield
         return
-    if address.workers is not None and "ray" not in sys.modules:
+    if address.workers is not None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray listens on the loopback interface alone
-        if "RAY_AUTH_MODE" not in os.environ:  # other users of this machine reach that too
+        if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # other users reach that too
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     from worldmodels.support.ray_cluster import RayCluster
 
@@ -179,7 +179,7 @@ def use_cluster(address: ClusterAddress | None) -> Iterator[None]:
 
 
 def common_level(levels: Sequence[str], level: str) -> str | None:
-    """Choose the fastest SIMD level of a node whose results have the bits of the driver's.
+    """Choose the fastest SIMD level of a node whose results are bit-identical to the driver's.
 
     Args:
         levels: Levels of the node, slowest first.
@@ -194,7 +194,7 @@ def common_level(levels: Sequence[str], level: str) -> str | None:
 
 
 def refusals(name: str, facts: dict[str, Any], ours: dict[str, Any], needs: Needs) -> list[str]:
-    """List why a node cannot do some work, or not with the same bits.
+    """List why a node cannot do some work, or not with bit-identical results.
 
     Args:
         name: Name of the node.

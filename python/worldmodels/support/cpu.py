@@ -67,9 +67,10 @@ def available_cpus() -> int:
 def omp_num_threads() -> int | None:
     """Read the first number of ``OMP_NUM_THREADS``; None if it is unset or invalid."""
     value = os.environ.get("OMP_NUM_THREADS", "")
+    if not re.fullmatch(r"\s*\+?[0-9]{1,18}\s*(,\s*\+?[0-9]{1,18}\s*)*", value):
+        return None
     numbers = [int(number) for number in re.findall(r"[0-9]+", value)]
-    is_list = re.fullmatch(r"\s*\+?[0-9]+\s*(,\s*\+?[0-9]+\s*)*", value) is not None
-    return numbers[0] if is_list and all(numbers) else None
+    return numbers[0] if all(numbers) else None
 
 
 def default_threads() -> int:

@@ -36,8 +36,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # "no space left" carries no file name
+        if error.errno is not None and error.filename in (None, str(temporary)):  # "no space left" names no file
             error.filename = str(path)
+            del error.filename2
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -47,7 +48,7 @@ def link(path: Path, to: Path) -> None:
     """Create a second name of an immutable file: a hard link, or a copy on another file system."""
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
-        to.hardlink_to(path)
+        to.hardlink_to(path.resolve())  # not a second name of a symbolic link
     except OSError:
         with atomic_path(to) as temporary:
             shutil.copyfile(path, temporary)

@@ -52,7 +52,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Received:
-    """Error of the signal that arrived since :func:`keep_sigint` began."""
+    """Error of the signal that arrived in the present :func:`keep_sigint` block."""
 
     error: type[KeyboardInterrupt] | None = None
 
@@ -82,7 +82,7 @@ def keep_sigint() -> Iterator[None]:
             report(error)  # the others are raised by check_sigint
 
     report, sys.unraisablehook = sys.unraisablehook, unraisable
-    _Received.error = None
+    before, _Received.error = _Received.error, None
     if callable(interrupt):
         signal.signal(signal.SIGINT, interrupted)
     if terminate == signal.SIG_DFL:
@@ -93,14 +93,15 @@ def keep_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, terminate)
         sys.unraisablehook = report
+        _Received.error = before
 
 
 def check_sigint() -> None:
     """Raise the error of a signal that was dropped.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed since :func:`keep_sigint` began.
-        Terminated: SIGTERM arrived since then.
+        KeyboardInterrupt: Ctrl-C was pressed in the present :func:`keep_sigint` block.
+        Terminated: SIGTERM arrived in it.
     """
     if _Received.error is not None:
         raise _Received.error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -63,7 +64,8 @@ class Progress:
         if now - self._shown < (0.2 if self._live else 30.0):
             return
         self._shown = now
-        self._print(done, note)
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns if self._live else 0
+        self._print(done, note, columns - 1 if columns else None)
 
     def close(self, done: int, note: str = "") -> None:
         """Print the final state and end the line."""
@@ -71,7 +73,8 @@ class Progress:
         if self._live:
             print(file=sys.stderr)
 
-    def _print(self, done: int, note: str) -> None:
+    def _print(self, done: int, note: str, width: int | None = None) -> None:
+        """Print the line, cut to a width: a line that wraps cannot be rewritten."""
         if self._quiet:
             return
         seconds = max(self.seconds, 1e-9)
@@ -85,6 +88,7 @@ class Progress:
         if note:
             text += f"  {note}"
         if self._live:
+            text = text[:width]
             print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
             self._width = len(text)
         else:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import math
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +42,8 @@ from worldmodels.support.versions import versions
 
 _OBJECT_STORE = 256 * 2**20  # bytes on this machine; models and pieces take far less
 _PATIENCE = 5.0  # seconds for a connection to the head
+_ANSWER = 60.0  # seconds for its answer to a new process
+_ASK = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 _START = 120.0  # seconds for the workers of the nodes to start
 _REFRESH = 1.0  # seconds between two looks at the nodes
 _MAX_RESTARTS = 20  # in one run
@@ -162,11 +166,15 @@ class RayCluster:
         usage: How busy the workers were.
 
     Raises:
-        RuntimeError: The cluster cannot be reached, or does not start.
+        RuntimeError: The cluster cannot be reached, or does not start; or this process already has a session of Ray.
     """
 
     def __init__(self, address: ClusterAddress) -> None:
+        if ray.is_initialized():
+            raise RuntimeError("--cluster: expected a process without a session of Ray, got one: call ray.shutdown()")
         began = time.monotonic()
+        self._is_open = True
+        self._print = ray._private.worker.print_to_stdstream
         self._local = address.workers is not None
         count = address.workers or available_cpus()
         self.num_threads = max(1, available_cpus() // count) if self._local else 1
@@ -199,7 +207,17 @@ class RayCluster:
         _say(f"{count} worker{'s' if count > 1 else ''} on {where}, Ray {ray.__version__} ({seconds:.1f} s)")
 
     def _start(self, count: int) -> None:
-        """Start a cluster of this machine."""
+        """Start a cluster of this machine.
+
+        Raises:
+            RuntimeError: It does not start, or it would listen on other interfaces than loopback.
+        """
+        node = ray.util.get_node_ip_address()
+        if os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == "0" and not ipaddress.ip_address(node).is_loopback:
+            raise RuntimeError(
+                f"--cluster: expected Ray to listen on the loopback interface alone, got {node}, as it was imported "
+                "before the cluster was opened; set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before its import"
+            )
         _say("starting Ray on this machine ...")
         place = "/tmp" if os.access("/tmp", os.W_OK) else None  # a socket's path has at most 107 characters
         folder = Path(tempfile.mkdtemp(prefix="wm", dir=place))
@@ -208,6 +226,7 @@ class RayCluster:
         try:
             with self._reaper.marked():
                 ray.init(
+                    address="local",  # not that of RAY_ADDRESS
                     num_cpus=count,
                     num_gpus=0,
                     include_dashboard=False,
@@ -216,7 +235,7 @@ class RayCluster:
                     object_store_memory=_OBJECT_STORE,
                     _temp_dir=str(folder),
                 )
-        except (RayError, RuntimeError, OSError, ValueError) as error:
+        except Exception as error:  # Ray raises Exception itself too
             raise RuntimeError(f"--cluster: Ray does not start on this machine: {error}") from error
 
     def _join(self, address: str) -> None:
@@ -230,7 +249,11 @@ class RayCluster:
             host, _, port = address.rpartition(":")
             try:
                 socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
-            except (OSError, OverflowError) as error:
+                line = [sys.executable, "-c", _ASK, address]  # ray.init would wait for minutes
+                asked = subprocess.run(line, capture_output=True, text=True, timeout=_ANSWER, check=False)
+                if asked.returncode:
+                    raise ConnectionError(asked.stderr.strip().rpartition("\n")[2])
+            except (OSError, OverflowError, subprocess.TimeoutExpired) as error:
                 raise RuntimeError(
                     f"--cluster: expected the head of a Ray cluster at {address}, got none: {error}; start it with "
                     "`ray start --head`"
@@ -255,8 +278,11 @@ class RayCluster:
     def close(self) -> None:
         """End all workers, and the cluster of this machine."""
         self._workers = []
-        with contextlib.suppress(RayError):
-            ray.shutdown()
+        if self._is_open:  # else a session of Ray would be another one
+            self._is_open = False
+            ray._private.worker.print_to_stdstream = self._print
+            with contextlib.suppress(RayError):
+                ray.shutdown()
         if self._reaper is not None:
             self._reaper.close()
             self._reaper = None
@@ -364,26 +390,30 @@ class RayCluster:
         Raises:
             RuntimeError: A node is refused.
         """
+        self._refresh()
         if needs != self._needs:
             self._needs, self._levels = needs, {}
             self._asked.clear()
-        self._refresh()
+            self._refused.clear()  # they are judged again when their workers are ready
         order = sorted(self._workers, key=lambda worker: worker.job is not None)  # late workers answer late
         first = {worker.node: worker for worker in reversed(order) if worker.node not in self._asked}
         self._asked.update(first)
         for worker in first.values():
             worker.facts = self._ask(worker.actor)
-        problems: list[str] = []
+        problems: dict[str, list[str]] = {}  # by node
         with phase(None):
             answers = [worker.facts for worker in first.values()]
             answered, _ = ray.wait(answers, num_returns=len(answers), timeout=_START) if answers else ([], [])
         for node, worker in first.items():
             try:
-                problems += self._judge(node, worker.facts) if worker.facts in answered else self._ask_again(node)
+                found = self._judge(node, worker.facts) if worker.facts in answered else self._ask_again(node)
             except RayError:  # it died; the loop replaces it
-                self._ask_again(node)
+                found = self._ask_again(node)
+            if found:
+                problems[node] = found
         if problems:
-            raise RuntimeError("\n".join(f"cluster: {problem}" for problem in problems))
+            self._asked -= problems.keys()  # the next run asks them again
+            raise RuntimeError("\n".join(f"cluster: {problem}" for found in problems.values() for problem in found))
 
     def _ask_again(self, node: str) -> list[str]:
         """Let the workers of a node describe it before they take pieces; return no reason to refuse it."""
@@ -464,7 +494,10 @@ class RayCluster:
         if any(worker.ready for worker in self._workers):
             state.idle_since = time.monotonic()
         elif time.monotonic() - state.idle_since > _START:
-            raise RuntimeError(f"cluster: expected a free CPU on a node of {self._address}, got none for {_START:g} s")
+            refused = "".join(f"\ncluster: {problem}" for problem in self._refused.values())
+            raise RuntimeError(
+                f"cluster: expected a free CPU on a node of {self._address}, got none for {_START:g} s{refused}"
+            )
         starting = {worker.facts: worker for worker in self._workers if not worker.ready}
         waiting = [*state.outstanding, *starting, *self._late]
         if not waiting:

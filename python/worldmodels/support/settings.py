@@ -77,7 +77,7 @@ def check(section: type, name: str, value: Any, label: str) -> None:
         raise ValueError(f"{label}: expected {wanted.__name__}, got {value!r}")
     if allowed and value not in allowed:
         raise ValueError(f"{label}: expected one of {', '.join(one or '(empty)' for one in allowed)}, got {value!r}")
-    if wanted is float and isinstance(value, int) and abs(value) > 2**1000:
+    if wanted in (int, float) and isinstance(value, int) and abs(value) > 2**1000:
         raise ValueError(f"{label}: expected a finite number, got an integer beyond float64")
     if wanted in (int, float):
         if not (value > 0 or (own.zero and value == 0)):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.models.controller import Controller
+from worldmodels.support.validation import float64_array
 
 #: Progress callback: finished episodes, number of episodes, steps so far.
 OnProgress = Callable[[int, int, int], None]
@@ -53,7 +54,7 @@ class Evaluator(Protocol):
         """Evaluate every candidate.
 
         An episode depends on its candidate's parameters, the indices of its candidate and of itself, and the seed. Any
-        part of a larger evaluation, played with its first indices, has the bits that it has there.
+        part of a larger evaluation, played with its first indices, is bit-identical to that part.
 
         Args:
             params: (P, N) flat parameters, one candidate per row.
@@ -67,3 +68,20 @@ class Evaluator(Protocol):
 
     def close(self) -> None:
         """Free all resources."""
+
+
+def check_params(params: npt.ArrayLike, size: int) -> npt.NDArray[np.float32]:
+    """Validate flat parameters; return them as (P, size) float32, one candidate per row.
+
+    Raises:
+        TypeError: The parameters are no real numbers.
+        ValueError: The shape is wrong, or a parameter is not finite in float32.
+    """
+    array = float64_array("params", params)
+    if array.ndim != 2 or array.shape[1] != size or len(array) == 0:
+        raise ValueError(f"params: expected (P, {size}), got {array.shape}")
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise ValueError("params: expected finite float32 numbers, got others")
+    return narrow

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.envs import GameLostError
-from worldmodels.rollout.evaluators import EvalResult, Evaluator, OnProgress
+from worldmodels.rollout.evaluators import EvalResult, Evaluator, OnProgress, check_params
 from worldmodels.support.cluster import Needs, Piece, WorkerLostError
 from worldmodels.support.validation import check_integer
 
@@ -134,7 +134,7 @@ class Parts:
 
 
 class DistributedEvaluator:
-    """:class:`worldmodels.rollout.evaluators.Evaluator` on a cluster, with the bits of the evaluator it distributes.
+    """:class:`worldmodels.rollout.evaluators.Evaluator` on a cluster, bit-identical to the evaluator it distributes.
 
     Args:
         cluster: Cluster; it stays open.
@@ -175,12 +175,11 @@ class DistributedEvaluator:
         """See :meth:`worldmodels.rollout.evaluators.Evaluator.play`.
 
         Raises:
+            TypeError: A number has another type.
             ValueError: A shape or number is invalid.
             RuntimeError: A node is refused, or too many workers died.
         """
-        params = np.asarray(params, np.float32)
-        if params.ndim != 2 or params.shape[1] != self.controller.size or len(params) == 0:
-            raise ValueError(f"params: expected (P, {self.controller.size}), got {params.shape}")
+        params = check_params(params, self.controller.size)
         episodes = check_integer("episodes", episodes, 1, 2**31 - 1)
         whole = Part(params, episodes, first_candidate, first_episode, seed, common_seeds)
         parts = Parts(whole, self._batch, self._seconds)

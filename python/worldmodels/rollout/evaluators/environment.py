@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from worldmodels.envs import GameLostError
 from worldmodels.envs.base import VectorEnv
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
@@ -20,10 +22,10 @@ from worldmodels.models.encoder import Encoder
 from worldmodels.models.lstm_state import LSTMState
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
-from worldmodels.rollout.evaluators import EvalResult, OnProgress
+from worldmodels.rollout.evaluators import EvalResult, OnProgress, check_params
 from worldmodels.rollout.runner import Episode, episode_seed, run_episodes
 from worldmodels.support.profile import phase
-from worldmodels.support.validation import check_integer
+from worldmodels.support.validation import check_integer, check_seed
 
 _REPORT_EVERY = 50  # steps between two progress reports without a finished episode
 _NOISE = 64  # steps per draw of noise
@@ -35,7 +37,7 @@ Indices = npt.NDArray[np.int64]
 class EnvironmentEvaluator:
     """:class:`worldmodels.rollout.evaluators.Evaluator` in the real environment.
 
-    At every step V encodes the frames of many environments in one envs, z is sampled, each candidate acts in its own
+    At every step V encodes the frames of many environments in one batch, z is sampled, each candidate acts in its own
     environment, and M's LSTM advances (unless C uses z alone; the MDN head is not evaluated). An environment whose
     episode is over takes the next episode of any candidate. There are two groups of environments: one steps while the
     frames of the other are encoded, so that all cores are busy.
@@ -56,6 +58,10 @@ class EnvironmentEvaluator:
             never. Each remaining step is assumed to earn the last reward.
         precision: Precision of V, ``"bfloat16"`` (autocast) or ``"float32"``.
         rules: Rules of the task: maximum length and actions; None for those of the environment.
+
+    Raises:
+        TypeError: A number is no integer.
+        ValueError: A number is out of range.
     """
 
     unit = "frames"
@@ -74,10 +80,16 @@ class EnvironmentEvaluator:
         max_steps_without_reward: int = 0,
         rules: Rules | None = None,
     ) -> None:
+        check_integer("num_envs", num_envs, 1, 2**31 - 1)
+        check_integer("num_workers", num_workers, 1, 2**31 - 1)
+        check_integer("max_steps", max_steps, 1, 2**31 - 1)
+        check_integer("max_steps_without_reward", max_steps_without_reward, 0, 2**31 - 1)
         self.vae, self.mdnrnn, self.controller = vae, mdnrnn, controller
         self.encode = Encoder(vae, device(), precision, num_threads=num_workers)
         self.metadata: dict[str, Any] = {"evaluate_in": "environment", "backend": backend(environment)}
-        self.max_steps = rules.limit(max_steps) if rules else max_steps
+        limit = environment.limit(rules.limit(max_steps) if rules else max_steps)
+        assert limit is not None
+        self.max_steps = limit
         self.max_steps_without_reward = max_steps_without_reward
         self._options: dict[str, Any] = {"rules": rules} if rules else {}
         self.uses_lstm = controller.features != "z"
@@ -100,13 +112,13 @@ class EnvironmentEvaluator:
         """See :meth:`worldmodels.rollout.evaluators.Evaluator.play`.
 
         Raises:
+            TypeError: A number has another type.
             ValueError: A shape or number is invalid.
+            GameLostError: A game's process or a worker died; the next call opens new environments.
+            RuntimeError: The environment failed in a worker.
         """
-        params = np.asarray(params, np.float32)
-        if params.ndim != 2 or params.shape[1] != self.controller.size or len(params) == 0:
-            raise ValueError(f"params: expected (P, {self.controller.size}), got {params.shape}")
-        if episodes < 1:
-            raise ValueError(f"episodes: expected at least 1, got {episodes}")
+        params = check_params(params, self.controller.size)
+        episodes, seed = check_integer("episodes", episodes, 1, 2**31 - 1), check_seed(seed)
         first_candidate = check_integer("first_candidate", first_candidate, 0, 2**31 - 1)
         first_episode = check_integer("first_episode", first_episode, 0, 2**31 - 1)
         if not self._vector_envs:
@@ -124,31 +136,36 @@ class EnvironmentEvaluator:
         queues = [deque(jobs[number::groups]) for number in range(groups)]
         scores, lengths = np.zeros(total), np.zeros(total, np.int32)
         ended = steps = 0
-        for number, step in enumerate(
-            run_episodes(
-                self._vector_envs,
-                queues,
-                player,
-                max_steps=self.max_steps,
-                max_steps_without_reward=self.max_steps_without_reward,
-                while_stepping=player.update_state,
-            )
-        ):
-            scores[step.episodes] += step.rewards
-            abandoned = step.episodes[step.starved]  # what is left pays as the last step did
-            scores[abandoned] += (self.max_steps - step.lengths[step.starved]) * step.rewards[step.starved]
-            lengths[step.episodes[step.over]] = step.lengths[step.over]
-            ended, steps = ended + int(step.over.sum()), steps + len(step.episodes)
-            if step.over.any() or number % (_REPORT_EVERY * groups) == 0:
-                on_progress(ended, total, steps)
+        try:
+            for number, step in enumerate(
+                run_episodes(
+                    self._vector_envs,
+                    queues,
+                    player,
+                    max_steps=self.max_steps,
+                    max_steps_without_reward=self.max_steps_without_reward,
+                    while_stepping=player.update_state,
+                )
+            ):
+                scores[step.episodes] += step.rewards
+                abandoned = step.episodes[step.starved]  # what is left pays as the last step did
+                scores[abandoned] += (self.max_steps - step.lengths[step.starved]) * step.rewards[step.starved]
+                lengths[step.episodes[step.over]] = step.lengths[step.over]
+                ended, steps = ended + int(step.over.sum()), steps + len(step.episodes)
+                if step.over.any() or number % (_REPORT_EVERY * groups) == 0:
+                    on_progress(ended, total, steps)
+        except GameLostError:
+            self.close()
+            raise
         returns = scores.reshape(episodes, population).T.astype(np.float32)
         return EvalResult(returns, np.ascontiguousarray(lengths.reshape(episodes, population).T))
 
     def close(self) -> None:
         """Close the environments."""
-        for envs in self._vector_envs:
-            envs.close()
-        self._vector_envs = []
+        with ExitStack() as stack:
+            for envs in self._vector_envs:
+                stack.callback(envs.close)
+            self._vector_envs = []
 
 
 class _PopulationPlayer:
