@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options.add_argument("--world", default="takecover", help="pretrained world model, or run folder")
     options.add_argument("--steps", type=int, default=1_000_000, help="dream steps to train for")
-    options.add_argument("--envs", type=int, default=64, help="dreams side by side")
+    options.add_argument("--envs", type=int, default=64, help="dreams stepped at once")
     options.add_argument("--temperature", type=float, default=1.15, help="temperature of the dream")
     chosen = options.parse_args(arguments)
 

@@ -13,8 +13,8 @@ import numpy as np
 import worldmodels as wm
 
 options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-options.add_argument("--dimensions", type=int, default=10)
-options.add_argument("--seed", type=int, default=1)
+options.add_argument("--dimensions", type=int, default=10, help="dimensions N of the function")
+options.add_argument("--seed", type=int, default=1, help="seed of CMA-ES")
 chosen = options.parse_args()
 
 
@@ -26,12 +26,12 @@ def rosenbrock(x):
 es = wm.CMAES(np.zeros(chosen.dimensions), 0.5, seed=chosen.seed, ftarget=1e-10)
 while not es.stop():
     solutions = es.ask()  # (popsize, N)
-    es.tell(solutions, rosenbrock(solutions))  # any list of numbers will do; NaN and infinity rank worst
+    es.tell(solutions, rosenbrock(solutions))  # (popsize,) values; NaN and infinity rank worst
     if es.iterations % 100 == 0:
         print(f"generation {es.iterations}: best {es.result.fbest:.3g}, sigma {es.sigma:.3g}")
-        state = es.state_dict()  # arrays and numbers: all that a run needs to go on, bit for bit
+        state = es.state_dict()  # arrays and numbers; a restored state continues bit-identically
         es = wm.CMAES(np.zeros(chosen.dimensions), 0.5)
         es.load_state_dict(state)
 
 print(f"stopped by {es.stop()} after {es.result.evaluations} evaluations")
-print(f"the best of all, {es.result.fbest:.3g}, lies at {np.round(es.result.xbest, 4)}")
+print(f"best value {es.result.fbest:.3g} at {np.round(es.result.xbest, 4)}")

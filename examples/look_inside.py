@@ -3,9 +3,9 @@
     python examples/look_inside.py --out inside.png                     the pretrained world model
     python examples/look_inside.py --world runs/quick --out inside.png  your own
 
-Time: 8 seconds. Writes one picture and prints the length of the dream and the latents that are shown. Rows from above:
-frames of one dream, decoded by V; V's picture of the first latent while one dimension of z varies from -3 to 3 (the
-dimensions with the largest effect); for these, M's density of the next value and the value that was sampled.
+Time: 8 seconds. Writes one picture and prints the length of the dream and the dimensions of z that are shown. Rows from
+above: frames of one dream, decoded by V; the first frame while one dimension of z varies from -3 to 3 (the dimensions
+with the largest effect); for these, M's density of the next value and the value that was sampled.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from matplotlib import pyplot as plt
 
 options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 options.add_argument("--world", default="takecover", help="pretrained world model, or run folder")
-options.add_argument("--temperature", type=float, default=1.0)
+options.add_argument("--temperature", type=float, default=1.0, help="temperature of the dream")
 options.add_argument("--steps", type=int, default=200, help="longest dream")
 options.add_argument("--step", type=int, default=20, help="step whose prediction is drawn")
-options.add_argument("--latents", type=int, default=4, help="number of latents")
-options.add_argument("--out", type=Path, default=Path("inside.png"))
+options.add_argument("--latents", type=int, default=4, help="number of dimensions of z that are shown")
+options.add_argument("--out", type=Path, default=Path("inside.png"), help="picture to write")
 chosen = options.parse_args()
 
 folder = pretrained.resolve(chosen.world)
@@ -37,13 +37,13 @@ vae = load_model(folder / "vae" / "vae.safetensors", wm.ConvVAE)
 world = wm.load_world_model(folder)
 mdnrnn = world.mdnrnn
 
-# A dream of a controller that stands still: z (T + 1, Z), action (T, A).
+# A dream with zero parameters of C: z (T + 1, Z), action (T, A).
 controller = wm.Controller(mdnrnn.latent_size, mdnrnn.hidden_size, mdnrnn.action_size)
 dream = wm.Dream(*world, controller, temperature=chosen.temperature, max_steps=chosen.steps)
 trace = dream.trace(np.zeros(controller.size), seed=2)
 length = len(trace.action)
 
-# V: which latents change the picture most, seen from the dream's first latent.
+# V: dimensions of z that change the decoded frame most, starting at the dream's first latent.
 values = np.linspace(-3, 3, 12, dtype=np.float32)
 traversals = np.repeat(trace.z[None, :1], mdnrnn.latent_size, 0).repeat(len(values), 1)  # (Z, 12, Z)
 for latent in range(mdnrnn.latent_size):
@@ -52,7 +52,7 @@ ends = decode(vae, traversals[:, [0, -1]].reshape(-1, mdnrnn.latent_size)).astyp
 change = np.abs(ends[0::2] - ends[1::2]).mean(axis=(1, 2, 3))
 liveliest = np.argsort(-change)[: chosen.latents]
 
-# M: teacher-forced over the dream up to the step, then its mixture (Z, K) for the latent that came next.
+# M: teacher-forced over the dream up to the step, then its mixture (Z, K) for the next latent.
 step = min(chosen.step, length - 1)
 restart = torch.zeros(1, step + 1)
 restart[0, 0] = 1
@@ -87,9 +87,9 @@ for row, latent in enumerate(liveliest):
     axes.axvline(trace.z[step + 1, latent], color="tab:orange", linestyle="--")
     axes.set_yticks([])
     axes.set_ylabel(f"z{latent}", rotation=0, labelpad=14)
-axes.set_xlabel(f"M's mixture for what follows step {step} (grey: its components), and where the dream went (dashed)")
+axes.set_xlabel(f"M's mixture for the latent after step {step} (grey: components) and the sampled value (dashed)")
 figure.savefig(chosen.out, dpi=110)
 
-print(f"a dream of {length} steps; the picture hangs most on the latents {', '.join(map(str, liveliest))}")
-print(f"{np.exp(logmix).max(axis=1).mean():.2f} is the mean weight of the likeliest component at step {step}")
+print(f"a dream of {length} steps; largest effect on the frame: z{', z'.join(map(str, liveliest))}")
+print(f"mean weight of the most probable component at step {step}: {np.exp(logmix).max(axis=1).mean():.2f}")
 print(f"wrote {chosen.out}")

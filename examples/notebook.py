@@ -15,7 +15,7 @@
 #
 # A world model of Doom's TakeCover: V encodes frames as latents z, M predicts the next latent, and C, a linear
 # controller of 1,088 parameters, dodges fireballs. This tour plays a pretrained agent in M's dream, shows it and
-# evolves a new C there. It needs no game, no GPU, and a few minutes.
+# evolves a new C there. It takes a few minutes and needs neither a game nor a GPU.
 
 # %% tags=["install"]
 # From the first release on; before it, install from a clone of the repository:
@@ -99,7 +99,7 @@ plt.show()
 # %% [markdown]
 # ## Compare on new episodes
 #
-# The scores above chose the candidates, so they are too high. Episodes with other seeds are not.
+# The scores above selected the candidates, so they are biased upwards. Scores on other seeds are not.
 
 # %%
 fresh = {"episodes": 8 if quick else 64, "seed": 1_000_000}

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,10 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 import worldmodels as wm
-from worldmodels import pretrained
 from worldmodels.dream.env import DreamVectorEnv
-from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.weights import load_model
+from worldmodels.pipeline import tasks
+from worldmodels.pipeline.run import Run
 from worldmodels.rollout.runner import Environments
 
 SCALE = math.atanh(1 / 3) * 3
@@ -99,12 +98,14 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options.add_argument("--world", default="takecover", help="pretrained world model, or run folder")
     options.add_argument("--steps", type=int, default=1_000_000, help="dream steps to train for")
-    options.add_argument("--envs", type=int, default=64, help="dreams side by side")
+    options.add_argument("--envs", type=int, default=64, help="dreams stepped at once")
     options.add_argument("--temperature", type=float, default=1.15, help="temperature of the dream")
     options.add_argument("--episodes", type=int, default=20, help="real games to play after training")
     chosen = options.parse_args(arguments)
+    folder, config = Run.find(chosen.world)
+    if config.task != "takecover":
+        options.error(f"--world: expected a world model of takecover, whose actions SCALE is for, got {config.task}")
 
-    folder = pretrained.folder(chosen.world) if chosen.world in pretrained.names() else Path(chosen.world)
     world = wm.load_world_model(folder)
     model = world.mdnrnn
     controller = wm.Controller(model.latent_size, model.hidden_size, model.action_size, bias=True)
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.episodes:
         agent = wm.Agent(load_model(folder / "vae" / "vae.safetensors", wm.ConvVAE), model, controller, params)
         scores: dict[int, float] = {}
-        with Environments(EnvSpec(), min(8, chosen.episodes)) as games:
+        with Environments(config.environment, min(8, chosen.episodes), rules=tasks.of(config).rules) as games:
             games.play(agent, range(chosen.episodes), seed=0, purpose="ppo", finished=scores.__setitem__)
         lived = list(scores.values())
         print(f"game:   {np.mean(lived):.0f} +- {np.std(lived):.0f} steps survived over {len(scores)} episodes")

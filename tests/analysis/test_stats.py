@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from worldmodels.analysis.stats import compare, describe, format_interval, table, termination_rates
+from worldmodels.analysis.stats import (
+    compare,
+    describe,
+    format_interval,
+    format_mean,
+    format_number,
+    table,
+    termination_rates,
+)
 from worldmodels.data.records import EnvironmentRecord, PlayerScores, Results, Scores
 from worldmodels.pipeline.report import format_verdict
 from worldmodels.pipeline.tasks import get
@@ -42,7 +50,26 @@ def test_an_interval_stays_inside_what_is_possible(count):
 
 def test_few_episodes_have_no_printed_interval():
     assert format_interval(describe(list(range(19)))) == ""
-    assert format_interval(describe(list(range(20)))) == "7 to 12"
+    assert format_interval(describe(list(range(20)))) == "6.7 to 12.3"
+
+
+@pytest.mark.parametrize(
+    ("value", "scale", "text"),
+    [
+        (822.4, None, "822"), (-30.2, None, "-30"), (9.6, None, "9.6"), (0.24, None, "0.24"), (-0.0341, None, "-0.034"),
+        (0.0, None, "0"), (0.24, 900.0, "0"), (0.24, 5.0, "0.2"), (0.0, 0.05, "0"),
+        (float("nan"), None, "nan"), (float("-inf"), None, "-inf"),
+    ],
+)  # fmt: skip
+def test_the_digits_of_a_score_come_from_its_scale(value, scale, text):
+    assert format_number(value, scale) == text
+
+
+def test_scores_below_1_are_not_rounded_to_it():
+    scores = describe([0.2, 0.3] * 10)
+    assert format_mean(scores) == "0.25 +- 0.05" and format_interval(scores) == "0.23 to 0.27"
+    assert format_mean(describe([822.0, 600.0])) == "711 +- 157"
+    assert format_number(0.25, sign="+") == "+0.25" and format_number(50.5, digits=2) == "50.50"
 
 
 @pytest.mark.parametrize(

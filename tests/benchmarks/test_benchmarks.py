@@ -9,6 +9,7 @@ import torch
 
 from worldmodels import MDNRNN, Controller, ConvVAE
 from worldmodels.benchmarks import engine, measure, peers, training, vae, worlds
+from worldmodels.benchmarks.case import Case
 from worldmodels.cli import main
 from worldmodels.models.vae import Deconvolution, PointDeconvolution
 from worldmodels.support.simd import multiply_add_rate, precisions, set_simd_level, simd_level, simd_levels
@@ -90,6 +91,19 @@ def test_table_and_json():
     table = measure.as_table(rows, about)
     assert "| small: rollout, fixed length | float32 | 1 |" in table and "ms)" in table
     assert json.loads(json.dumps(measure.as_json(rows, about)))["rows"][0]["rate"] > 0
+
+
+def test_an_error_in_a_later_round_keeps_the_results():
+    played, lines = [], []
+
+    def play():
+        played.append(1)
+        if len(played) > 2:
+            raise RuntimeError("a worker failed")
+        return 10, 10
+
+    (row,) = measure.measure([lambda: Case("one", "float32", 1, 0, "steps/s", play)], 3, lines.append)
+    assert row.rate > 0 and lines[-1] == "failed in round 3: one: RuntimeError: a worker failed"
 
 
 def halves_256_bits():

@@ -150,7 +150,7 @@ def test_the_card_has_scores_command_and_limits(tmp_path):
     folder = make_run(tmp_path / "run")
     card = model_card(folder, "tester/run")
     metadata, text = card.removeprefix("---\n").split("\n---\n", 1)
-    assert "library_name: worldmodels-rl\nlicense: mit\npipeline_tag: reinforcement-learning\ntags:\n" in metadata
+    assert 'library_name: worldmodels-rl\nlicense: "mit"\npipeline_tag: reinforcement-learning\ntags:\n' in metadata
     agent = describe([float(score) for score in range(1, 101)])
     low, high = agent.ci95
     assert f'value: 50.50\n      name: "mean_reward, 100 episodes, 95 % interval {low:.2f} to {high:.2f}"' in metadata

@@ -111,6 +111,9 @@ def test_the_heads_of_m_are_those_that_the_recordings_support(tmp_path, capsys):
 
 
 def test_a_run_of_an_environment_takes_no_recordings(folder, tmp_path, capsys):
+    (tmp_path / "mine.toml").write_text(f"[collect]\nsource = {str(folder)!r}\n")
+    assert main(["collect", "--config", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "recorded")]) == 0
+    assert Run.stored_config(tmp_path / "recorded").task == "recordings-2"
     assert main(["collect", "--from", str(folder), "--out", str(tmp_path / "run"), "--task", "takecover"]) == 1
     assert "--from: expected no --task next to it" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -185,11 +188,11 @@ def test_one_episode_is_not_enough(tmp_path, capsys):
         ("a0\n1\nnan\n", "expected 1 finite numbers in line 3"),
         ("a0,a1\n1\n", "expected 2 finite numbers in line 2"),
         ("a0\n1e39\n", "expected numbers of float32"),
-        ("a0,a0\n1,1\n", "expected distinct names in the header"),
-        ("reward\n1\n", "expected distinct names in the header, one of an action"),
-        ("", "expected distinct names in the header"),
-        ("a0,terminated\n0,1\n0,0\n", "expected terminated of 0 or 1, and 1 in the last row only"),
-        ("a0,terminated\n0,2\n", "expected terminated of 0 or 1"),
+        ("a0,a0\n1,1\n", "expected distinct column names"),
+        ("reward\n1\n", "expected distinct column names, at least one of them an action"),
+        ("", "expected distinct column names"),
+        ("a0,terminated\n0,1\n0,0\n", "expected terminated to be 0 or 1, and 1 in the last row only"),
+        ("a0,terminated\n0,2\n", "expected terminated to be 0 or 1"),
     ],
 )
 def test_damaged_tables_are_refused_by_name(tmp_path, text, message):

@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from conftest import TOY, command, environment, toy_config
-from worldmodels import __version__, pretrained
+from worldmodels import __version__, cli, pretrained
+from worldmodels.cli import arguments as parsing
 from worldmodels.cli import main
+from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import SECTIONS, Config
+from worldmodels.pipeline.config_file import read_config_file
 from worldmodels.pipeline.run import Run, section_names
 from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import preset
@@ -237,7 +240,7 @@ def test_a_given_world_model_is_not_trained(tmp_path, monkeypatch, ran, capsys):
     for arguments in (["train-rnn", "--force"], ["run", "takecover", "--train-rnn.steps", "9"]):
         line = refused(capsys, *arguments, "--out", "runs/takecover")
         assert "train-rnn: nothing to do in runs/takecover, a run with the world model takecover" in line
-    assert "--world-model: " in refused(capsys, "run", "takecover", "--world-model", "elsewhere")
+    assert "(world_model)" in refused(capsys, "run", "takecover", "--world-model", "elsewhere")
     assert "rounds.rounds: expected a run that trains V and M, got 1 and the world model takecover" in refused(
         capsys, "iterate", "takecover", "--world-model", "takecover", "--out", "other"
     )
@@ -265,7 +268,10 @@ def refused(capsys, *arguments):
             "run: --preset: expected one of dream, full, paper, pretrained, quick, small",
         ),
         ("run takecover --preset Quick --out x", "got 'Quick'; did you mean 'quick'?"),
-        ("run pong --out x", "run: task: expected one of carracing, pendulum, takecover, got 'pong' (see"),
+        (
+            "run pong --out x",
+            "run: task: expected one of carracing, pendulum, takecover, or a Gymnasium id such as CartPole-v1, got",
+        ),
         ("run doom --out x", "got 'doom'; did you mean 'takecover'?"),
         ("run TakeCover", "got 'TakeCover'; did you mean 'takecover'?"),
         ("run CarRacing", "got 'CarRacing'; did you mean 'carracing'?"),
@@ -426,7 +432,7 @@ def test_force_discards_a_stage_and_all_later_ones_and_reruns_it(tmp_path, ran):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume from the last checkpoint\n"),
         (RuntimeError("a worker failed"), 1, "worldmodels: a worker failed"),
         (MemoryError(), 1, "worldmodels: out of memory; run the same command again"),
         (ModuleNotFoundError("no vizdoom", name="vizdoom"), 1, "no vizdoom; install it with `pip install 'worldmodels"),
@@ -440,6 +446,53 @@ def test_what_goes_wrong_in_a_stage_is_explained(tmp_path, monkeypatch, capsys, 
     monkeypatch.setitem(vars(get("collect")), "run", fail)
     assert main(["collect", "--out", str(tmp_path)]) == status
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"), [(KeyboardInterrupt, "\ninterrupted\n"), (MemoryError, "worldmodels: out of memory\n")]
+)
+def test_what_has_no_checkpoint_promises_none(monkeypatch, capsys, error, message):
+    def fail(_):
+        raise error
+
+    monkeypatch.setitem(cli._COMMANDS, "play", fail)
+    assert main(["play", "takecover"]) != 0
+    assert capsys.readouterr().err == message
+
+
+def test_a_separator_makes_the_name_of_a_pretrained_agent_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with Run("takecover", toy_config()):
+        pass
+    for line in (["dream"], ["export", "--out", "onnx"]):
+        for name in ("./takecover", "takecover/", str(tmp_path / "takecover")):
+            assert Run.find(parsing.parse([*line, name]).agent)[0] == Path(name)
+        assert capsys.readouterr().err == ""
+        assert Run.find(parsing.parse([*line, "takecover"]).agent)[0] == pretrained.path("takecover")
+        assert capsys.readouterr().err.startswith("WARNING: takecover: the pretrained agent, not the run folder")
+    Path("mine.toml").write_text('world-model = "./takecover"\n[evolve]\ninit-from = "takecover/"\n')
+    file = read_config_file(Path("mine.toml"))
+    assert file.top == {"world_model": "./takecover"} and file.changes == {"evolve": {"init_from": "takecover/"}}
+
+
+@pytest.mark.parametrize(("task", "preset"), [("takecover", "quick"), ("carracing", "full"), ("pendulum", "quick")])
+def test_iterate_takes_a_preset_that_trains_and_dreams(task, preset):
+    assert parsing.default_preset(tasks.get(task), "iterate", from_scratch=False) == preset
+
+
+def test_a_dry_run_refuses_what_a_run_refuses(tmp_path, monkeypatch, capsys, ran):
+    with Run(tmp_path / "imported", toy_config()) as run:
+        run.path("vae").mkdir()
+        run.path("vae", "vae.safetensors").touch()
+    line = ["run", "takecover", "--from-scratch", "--preset", "paper", "--dry-run"]
+    assert "expected a run folder whose models its stages made" in refused(
+        capsys, "run", "takecover", "--out", str(tmp_path / "imported"), "--dry-run"
+    )
+    monkeypatch.setattr("worldmodels.pipeline.sinks.find_spec", lambda _: None)
+    assert "--log: wandb requires" in refused(capsys, *line, "--out", str(tmp_path / "run"), "--log", "wandb")
+    flags = ["--evolve.device", "cuda", "--evolve.precision", "float32"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "evolve.device" in refused(capsys, *line, "--out", str(tmp_path / "run"), *flags)
 
 
 INTERRUPTED = """

@@ -16,11 +16,13 @@ from worldmodels import Agent, pretrained
 from worldmodels.cli import main
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.records import Results
+from worldmodels.envs import ContractError
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend
 from worldmodels.models.controller import one_hot
 from worldmodels.pipeline import probing, tasks
 from worldmodels.pipeline.config import ProbeConfig, from_dict, override, to_dict
+from worldmodels.pipeline.config_file import format_config
 from worldmodels.pipeline.gymnasium_task import gymnasium_task
 from worldmodels.pipeline.players import interruptions
 from worldmodels.pipeline.report import format_command
@@ -278,6 +280,8 @@ def test_the_longest_episode_of_the_settings_is_that_of_the_dream():
     task = tasks.find(image("Discrete"), {"max_steps": 20})
     assert task.max_steps == 20
     assert {config.evolve.max_steps for config in task.presets.values()} == {20}
+    with pytest.raises(ContractError, match=r"expected episodes of several steps, got only episodes of one$"):
+        tasks.find(image("Discrete"), {"max_steps": 1})
 
 
 def test_settings_of_a_dry_run_are_a_file_of_settings(capsys):
@@ -293,8 +297,10 @@ def test_settings_of_a_dry_run_are_a_file_of_settings(capsys):
 def test_the_command_of_a_run_has_the_sizes_that_the_probe_chose():
     task = gymnasium_task("Game-v0", PROBE)
     preset = task.presets["quick"]
-    command = format_command(preset, preset, Path("runs", "mine"))
+    command = format_command(preset, Path("runs", "mine"))
     assert f"--collect.episodes {preset.collect.episodes}" in command and "probe" not in command
+    text = format_config(preset, tasks.portable_preset(preset))
+    assert f"\n[collect]\nepisodes = {preset.collect.episodes}\n" in text
 
 
 def test_an_environment_whose_package_is_missing_says_what_to_install(monkeypatch):

@@ -253,6 +253,26 @@ def test_a_stage_that_is_complete_needs_nothing_any_more(tmp_path, ran):
         experiment.run_stage("encode")
 
 
+def test_a_run_does_not_need_its_world_model_once_it_is_copied(tmp_path, monkeypatch, capsys, ran):
+    monkeypatch.chdir(tmp_path)
+    other_run("other")
+    flags = ["--out", "run", "--evolve.max-steps", "9"]
+    assert main(["run", "takecover", "--world-model", "other", *flags]) == 0
+    Path("other").rename("gone")
+    for stage in ("evolve", "check_dream"):
+        Path("run", "stages", f"{stage}.json").unlink()
+    ran.clear()
+    assert main(["run", "takecover", *flags]) == 0
+    assert ran == ["check_dream", "evolve", "evaluate", "report"]
+    Path("run", "rnn", "rnn.safetensors").unlink()
+    Path("run", "stages", "evolve.json").unlink()
+    assert main(["run", "takecover", *flags]) == 1
+    assert (
+        f"world_model: expected a run folder with rnn/rnn.safetensors, or one of carracing, takecover, got {tmp_path}"
+        in capsys.readouterr().err
+    )
+
+
 def test_every_preset_passes(tmp_path):
     from worldmodels.pipeline import tasks
 

@@ -18,7 +18,7 @@ from worldmodels.cli import arguments, stages
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import save_tensors
 from worldmodels.pipeline import page, report, tasks
-from worldmodels.pipeline.config import override
+from worldmodels.pipeline.config import RoundsConfig, override
 from worldmodels.pipeline.report import PAGE, format_command, write_report
 from worldmodels.pipeline.run import Run
 from worldmodels.support.files import write_json
@@ -56,7 +56,10 @@ class Page(HTMLParser):
 
 def write_run(folder, *, task="takecover", check=MEASURED["check"], results=None, **about):
     """A run with the files that its report reads, and its report."""
-    config = replace(toy_config(), preset="paper", **about) if task == "takecover" else tasks.preset(task, "quick")
+    if task == "takecover":
+        config = replace(toy_config(), preset="paper", **about)
+    else:
+        config = replace(tasks.preset(task, "quick"), rounds=RoundsConfig())
     with Run(folder, config) as run:
         write_world(run)
         actions = len(run.task.actions)
@@ -141,7 +144,7 @@ def test_the_dream_can_be_played(made, tmp_path, monkeypatch):
     page = made[0] / "report" / "dream.html"
     if wasm_is_built():
         assert [attrs["href"] for attrs, _ in made[1].all("a")] == [page.name]
-        assert "Play this dream" in "".join(made[1].text) and "TakeCover" in page.read_text()[:2000]
+        assert "Play inside the dream" in "".join(made[1].text) and "TakeCover" in page.read_text()[:2000]
     monkeypatch.setattr(report, "wasm_is_built", lambda: False)
     shown = write_run(tmp_path / "run")
     assert not shown.all("a") and f"worldmodels web {tmp_path / 'run'}" in "".join(shown.text)
@@ -211,7 +214,7 @@ def test_the_command_of_a_run_makes_its_settings(tmp_path):
         evolve=replace(preset.evolve, temperature=0.1, bias=True, common_random_numbers=False),
         check_dream=replace(preset.check_dream, dream_episodes=3),
     )
-    words = shlex.split(format_command(config, preset, tmp_path / "a run"))
+    words = shlex.split(format_command(config, tmp_path / "a run"))
     assert words[0] == "worldmodels"
     options = arguments.parse(words[1:])
     changes = {}
@@ -221,7 +224,7 @@ def test_the_command_of_a_run_makes_its_settings(tmp_path):
             changes.setdefault(section, {})[name] = value
     assert override(stages._config(options, tmp_path / "new", {}), changes) == config
     assert options.out == str(tmp_path / "a run")
-    assert shlex.split(format_command(preset, preset, tmp_path))[1:] == [
+    assert shlex.split(format_command(preset, tmp_path))[1:] == [
         "run", "takecover", "--preset", "pretrained", "--out", str(tmp_path),
     ]  # fmt: skip
 

@@ -13,19 +13,20 @@ import pytest
 
 from conftest import copy_linked, interrupt, metrics, toy_config
 from worldmodels import Controller
+from worldmodels.analysis.stats import describe
 from worldmodels.cli import main
 from worldmodels.cmaes.cmaes import CMAES
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.data.records import Results
+from worldmodels.data.records import DreamCheck, Results
 from worldmodels.models.agent import Agent, load_controller
 from worldmodels.models.weights import load_tensors
-from worldmodels.pipeline import evaluation, tasks
+from worldmodels.pipeline import evaluation, report, tasks
 from worldmodels.pipeline import rounds as rounds_of_play
 from worldmodels.pipeline.collection import player_metadata
 from worldmodels.pipeline.config import RefineConfig, RoundsConfig, override, round_config
 from worldmodels.pipeline.evolution import save_controller
 from worldmodels.pipeline.folder import RunFolder
-from worldmodels.pipeline.rounds import round_results, run_all
+from worldmodels.pipeline.rounds import RoundResult, round_results, run_all
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES, get
 from worldmodels.rollout import runner
@@ -157,6 +158,29 @@ def test_the_report_has_the_rounds(made):
     assert len(captions) == page.count("<img") == 12 and all(len(alt) > 20 for alt, _ in captions)
     assert all(re.search("good|should|Good", caption) for _, caption in captions)
     assert "<span>--rounds.rounds</span> <span>2</span>" in page
+
+
+def test_info_has_a_table_of_every_round(made, capsys):
+    assert main(["info", str(made[0])]) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round ")]
+    assert heads == [
+        f"round {number} of 2: {made[0] / part}" for number, part in enumerate(("rounds/0", "rounds/1", ""))
+    ]
+
+
+def test_dreams_truncated_in_an_earlier_round_are_no_terminations(tmp_path, monkeypatch):
+    run, drawn = (
+        RunFolder(tmp_path, rounds_config(rounds={"rounds": 1, "first_max_steps": 300}, evolve={"max_steps": 500})),
+        [],
+    )
+    monkeypatch.setattr(report.figures, "rounds", lambda *_: None)
+    monkeypatch.setattr(report.figures, "terminations", lambda _, edges, rates: drawn.extend(rates))
+    check = DreamCheck(temperature=1.0, policies={}, warnings=[])
+    results = [
+        RoundResult(number, 10, check, describe([300.0] * 64), describe([500.0] * 64), 1.0, None) for number in (0, 1)
+    ]
+    report._draw_rounds(run, tmp_path, results)
+    assert [max(filter(None, dream), default=0) > 0 for dream, _ in drawn] == [False, True]
 
 
 def test_an_interrupted_run_ends_like_one_that_was_not(made, tmp_path, two_baselines, capsys):

@@ -16,6 +16,7 @@ from conftest import make_episode, mark_done, toy_config, write_store
 from worldmodels.cli import main
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import override
+from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.profiles import read_profiles
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stage import command
@@ -241,7 +242,7 @@ def test_dreams_without_rewards_or_termination_are_refused_when_a_run_begins(tmp
 
 
 def test_a_run_that_was_moved_goes_on(tmp_path, ran):
-    """Where the other run lay is no setting once it lies there no more."""
+    """Where the other run lay may be spelled differently."""
     first, moved = tmp_path / "first", tmp_path / "moved"
     write_store(first / "episodes", [make_episode(3)])
     with Run(tmp_path / "run", toy_config(collect={"include": str(first)})) as experiment:
@@ -251,10 +252,20 @@ def test_a_run_that_was_moved_goes_on(tmp_path, ran):
     with pytest.raises(ValueError, match=r"collect is complete with other settings \(include\)"):
         Run(tmp_path / "run", toy_config(collect={"include": str(moved)}))
     first.rename(moved)
-    with Run(tmp_path / "run", toy_config(collect={"include": str(moved)})) as experiment:
+    with Run(tmp_path / "run", toy_config(collect={"include": str(first)})) as experiment:
         assert experiment.is_done("collect")
-    with pytest.raises(ValueError, match=r"collect is complete with other settings \(include\)"):
-        Run(tmp_path / "run", toy_config())
+    for other in ({"include": str(moved)}, {}):  # what lies elsewhere may be another run
+        with pytest.raises(ValueError, match=r"collect is complete with other settings \(include\)"):
+            Run(tmp_path / "run", toy_config(collect=other))
+
+
+@pytest.mark.parametrize("child", ["", "rounds/2", "temperatures/1"])
+def test_a_round_is_the_same_in_a_run_that_was_moved(tmp_path, child):
+    folder = RunFolder(tmp_path / child, toy_config())
+    now = str(tmp_path / "rounds" / "1")
+    assert folder._is_same("/gone/rounds/1", now, True)
+    assert not folder._is_same("/gone/rounds/0", now, True)
+    assert not folder._is_same("/gone/rounds/1", str(tmp_path.parent / "other" / "rounds" / "1"), True)
 
 
 def test_options_that_the_environment_lacks_are_refused_when_a_run_begins(tmp_path):
@@ -411,13 +422,21 @@ def test_a_setting_that_a_marker_lacks_had_its_default(tmp_path, ran):
         Run(tmp_path, toy_config(train_vae={"patience": 3}))
 
 
-@pytest.mark.parametrize("change", [{"micro_batch_size": 3}, {"num_workers": 2}, {"compile": True}])
-def test_settings_of_the_machine_may_change(tmp_path, ran, change):
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("train_vae", {"micro_batch_size": 3}),
+        ("train_vae", {"num_workers": 2}),
+        ("train_vae", {"compile": True}),
+        ("check_dream", {"num_envs": 3}),
+        ("evaluate", {"num_envs": 3}),
+    ],
+)
+def test_settings_of_the_machine_may_change(tmp_path, ran, stage, change):
     with Run(tmp_path, toy_config()) as experiment:
-        for stage in BUILT_ON[:2]:
-            experiment.run_stage(stage)
-    with Run(tmp_path, toy_config(train_vae=change)) as experiment:
-        assert experiment.is_done("train_vae")
+        mark_done(experiment, *NAMES[: NAMES.index(stage) + 1])
+    with Run(tmp_path, toy_config(**{stage: change})) as experiment:
+        assert experiment.is_done(stage)
 
 
 def test_another_report_keeps_the_results(tmp_path):
@@ -582,6 +601,36 @@ def finished(tmp_path, ran):
             path.parent.mkdir()
             path.touch()
     return tmp_path / "run"
+
+
+def test_more_generations_remove_the_results_of_the_c_before_them(finished):
+    """Cached scores name their player and stay."""
+    made = [finished / name for name in ("results.json", "evaluate/film.webp", "report/index.html")]
+    for path in made:
+        path.touch()
+    with Run(finished, toy_config(evolve={"generations": 5})) as experiment:
+        experiment.run_stage("evolve")
+    assert not any(path.exists() for path in made) and (finished / "evaluate" / "random.jsonl").exists()
+    assert not (finished / "stages" / "evaluate.json").exists()
+
+
+@pytest.mark.parametrize("stage", ["check_dream", "evaluate"])
+def test_the_rerun_of_a_leaf_keeps_the_stages_after_it(finished, stage):
+    with Run(finished, rerun=stage):
+        pass
+    left = {path.stem for path in (finished / "stages").iterdir()}
+    assert left == set(NAMES) - {stage, "report"}
+    assert (finished / "evolve" / "controller.json").exists() and not (finished / "report" / "index.html").exists()
+
+
+def test_a_report_needs_the_check_of_the_dream_that_c_was_evolved_in(finished):
+    with Run(finished, toy_config(evolve={"temperature": 2.5}), rerun="evolve") as experiment:
+        experiment.run_stage("evolve")
+        experiment.run_stage("evaluate")
+        with pytest.raises(FileNotFoundError, match=r"needs the outputs of `worldmodels check-dream` with the run's"):
+            experiment.run_stage("report")
+        experiment.run_stage("check_dream")
+        experiment.run_stage("report")
 
 
 def files(folder):

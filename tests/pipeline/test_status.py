@@ -159,6 +159,9 @@ def test_status_of_recordings_names_the_next_stage(tmp_path, capsys):
     settings.write_text(settings.read_text().replace('"task": "takecover"', '"task": "recordings-2"'))
     line = printed(capsys, "status", tmp_path / "my run").splitlines()[-1]
     assert line.endswith(f"`worldmodels train-vae --out '{tmp_path / 'my run'}'` runs the next stage")
+    for command, stage in (("play", "evolve"), ("web", "train-vae")):
+        assert main([command, str(tmp_path / "my run")]) == 1
+        assert f"`worldmodels {stage} --out '{tmp_path / 'my run'}'`" in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:
         failed = {"failure": "too bad"}
         patch.setattr("worldmodels.pipeline.run.Run._check_gate", lambda *_: None)

@@ -198,6 +198,18 @@ def test_command_line(base, capsys):
     assert "paper: dream" in capsys.readouterr().out
     assert main([*arguments, "0.1"]) == 1
     assert "--temperatures: " in capsys.readouterr().err
+    assert main([*arguments[:-1], "-1"]) == 1
+    assert "--temperatures: expected a number >= 0, got -1.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("study", ["sweep", "ablate"])
+def test_a_refined_run_is_no_study(tmp_path, capsys, study):
+    """Its settings are not stored without the refinement."""
+    assert (
+        main([study, "takecover", "--from-scratch", "--refine.generations", "3", "--out", str(tmp_path / "run")]) == 1
+    )
+    assert "refine.generations: expected 0, as variants are not refined" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_untrained_model_replaces_that_of_the_given_world_model(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,11 @@ def test_names_and_errors():
     for load in (Agent.pretrained, Dream.pretrained):
         with pytest.raises(ValueError, match=r"^name: "):
             load("pong")
+
+
+def test_a_path_is_a_run_folder_even_with_the_name_of_a_pretrained_agent():
+    assert pretrained.resolve("takecover") == pretrained.path("takecover")
+    assert pretrained.resolve(Path("./takecover")) == pretrained.resolve("./takecover") == Path("takecover")
 
 
 @pytest.mark.parametrize("file", ["vae/vae.safetensors", "rnn/initial.safetensors"])

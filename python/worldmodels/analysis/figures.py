@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from worldmodels.analysis.stats import format_interval
+from worldmodels.analysis.stats import format_interval, format_number, scale_of
 from worldmodels.data.records import (
     CurvePoint,
     EpisodeTrace,
@@ -121,7 +121,7 @@ def losses(path: Path, vae: Sequence[TrainingLine], rnn: Sequence[TrainingLine])
             )
             axis.plot(*_columns(train), color=_BLUE, alpha=0.75, linewidth=1, label="training")
             axis.plot(*_columns(valid), color=_ORANGE, marker="o", markersize=3, label="held-out episodes")
-            axis.set(title=title, xlabel="batches", ylabel=unit, yscale=scale)
+            axis.set(title=title, xlabel="optimizer steps", ylabel=unit, yscale=scale)
             values = sorted(value for _, value in train)
             if scale == "linear" and len(values) > 20:
                 low, high = values[0], values[int(0.97 * len(values))]
@@ -150,7 +150,7 @@ def quality(path: Path, vae: VAEQuality, rnn: RNNQuality) -> None:
         for key, label, colour in lines:
             axes[1].plot(steps, [getattr(row, key) for row in rnn.rollouts], "o-", color=colour, label=label)
         axes[1].set(
-            title="M: free-running prediction", xlabel="steps ahead", ylabel="squared error per dimension", xscale="log"
+            title="M: open-loop prediction", xlabel="steps ahead", ylabel="squared error per dimension", xscale="log"
         )
         axes[1].set_xticks(steps, [f"{step:g}" for step in steps], minor=False)
         axes[1].minorticks_off()
@@ -307,11 +307,11 @@ def round_checks(path: Path, checks: Sequence[Mapping[str, PolicyCheck]], score:
 def terminations(
     path: Path, edges: Sequence[float], rates: Sequence[tuple[Sequence[float | None], Sequence[float | None]]]
 ) -> None:
-    """Terminations per 1,000 steps by the age of the episode, of the agent of every round.
+    """Termination rate (per 1,000 steps) of every round's agent by episode step.
 
     Args:
         path: File to write.
-        edges: (B + 1,) edges of the ages.
+        edges: (B + 1,) edges of the bins of episode steps.
         rates: (B,) rates in the dream and in the game by round; None where they are unknown.
     """
     middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
@@ -323,10 +323,10 @@ def terminations(
             for label, found, colour in zip(("dream", "game"), pair, (_BLUE, _ORANGE), strict=True):
                 points = [(x, y) for x, y in zip(middles, found, strict=True) if y is not None]
                 axis.plot(*_columns(points), "o-", color=colour, markersize=4, label=label)
-            axis.set(title=f"Terminations of the agent of round {number}", ylabel="per 1,000 steps")
+            axis.set(title=f"Termination rate of round {number}'s agent", ylabel="per 1,000 steps")
         axes[0, 0].set(xlim=(edges[0], edges[-1]), ylim=(0, None))
         axes[0, 0].legend()
-        axes[-1, 0].set_xlabel("age of the episode, steps")
+        axes[-1, 0].set_xlabel("episode step")
         figure.tight_layout()
         _save(figure, path)
 
@@ -379,11 +379,12 @@ def scores(path: Path, results: Results, score: str, paper: float | None = None)
                 bins=bins,
                 color=colour,
                 alpha=0.5,
-                label=f"{label}: {entry.mean:.0f}" + (f" (95 %: {interval})" if interval else ""),
+                label=f"{label}: {format_number(entry.mean, scale_of(entry))}"
+                + (f" (95 %: {interval})" if interval else ""),
             )
             axis.axvline(entry.mean, color=colour, linewidth=1.6)
         if paper is not None:
-            axis.axvline(paper, color=_INK, linewidth=1.4, linestyle="--", label=f"paper: {paper:.0f}")
+            axis.axvline(paper, color=_INK, linewidth=1.4, linestyle="--", label=f"paper: {format_number(paper)}")
         axis.set(
             title=f"Scores in the real environment ({len(results.agent.scores)} episodes each)",
             xlabel=score,

@@ -41,7 +41,8 @@ class Outcome(NamedTuple):
         frame: (64, 64, 3) uint8 next frame.
         reward: Reward.
         over: Whether the episode ends with this step.
-        termination: M's predicted probability that the episode terminates with this step; None without a done head.
+        termination: M's predicted probability that the episode terminates with this step; None without a termination
+            head.
     """
 
     frame: Picture

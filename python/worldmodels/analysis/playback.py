@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodels.analysis.recording import Recording, from_dream, from_recorder
-from worldmodels.analysis.stats import describe, format_interval
+from worldmodels.analysis.stats import describe, format_interval, format_mean, format_number, scale_of
 from worldmodels.data.records import Scores
 from worldmodels.dream.native import Dream
 from worldmodels.dream.world_model import load_world_model
@@ -47,7 +47,7 @@ def play(
 
     def finished(episode: int, score: float) -> None:
         scores[episode] = score
-        progress.update(len(scores), f"mean {sum(scores.values()) / len(scores):.0f}")
+        progress.update(len(scores), f"mean {format_number(sum(scores.values()) / len(scores))}")
 
     agent = Agent.load(folder)
     with Environments(
@@ -103,6 +103,6 @@ def dream_scores(
 def report_scores(label: str, scores: Scores) -> str:
     """Format scores in one line: mean, standard deviation and, from 20 episodes on, the interval of the mean."""
     count, interval = len(scores.scores), format_interval(scores)
-    spread = f" +- {scores.std:.0f}" if count > 1 else ""
-    spread += f", 95 % interval {interval}" if interval else ""
-    return f"{label}: {scores.mean:.0f}{spread} ({count} episode{'s' if count > 1 else ''})"
+    found = format_mean(scores) if count > 1 else format_number(scores.mean, scale_of(scores))
+    found += f", 95 % interval {interval}" if interval else ""
+    return f"{label}: {found} ({count} episode{'s' if count > 1 else ''})"

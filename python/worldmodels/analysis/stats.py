@@ -76,18 +76,51 @@ def compare(scores: Sequence[float], others: Sequence[float]) -> Comparison:
     return Comparison(difference, (low, high), "better" if low > 0 else "worse" if high < 0 else "not distinguishable")
 
 
-def format_interval(scores: Scores) -> str:
-    """Format the 95 % interval of :func:`describe` as ``"691 to 944"``; empty for fewer than 20 scores."""
-    low, high = scores.ci95
-    return f"{low:.0f} to {high:.0f}" if len(scores.scores) >= MIN_FOR_INTERVAL else ""
+def format_number(value: float, scale: float | None = None, *, digits: int = 0, sign: str = "") -> str:
+    """Format a score: as an integer, or with two digits of a scale below 10 if it is none.
+
+    Args:
+        value: Score.
+        scale: Size of the scores next to it; None for that of the score.
+        digits: Fewest digits after the point.
+        sign: ``"+"`` to show the sign of positive scores.
+    """
+    scale = abs(value if scale is None else scale)
+    if 0 < scale < 10 and value != round(value):
+        digits = max(digits, 1 - math.floor(math.log10(scale)))
+    return f"{value:{sign}.{digits}f}"
+
+
+def scale_of(*scores: Scores) -> float:
+    """Return the largest absolute mean or standard deviation, the scale of :func:`format_number`."""
+    return max(max(abs(one.mean), one.std) for one in scores)
+
+
+def format_mean(scores: Scores, plus_minus: str = "+-") -> str:
+    """Format mean and standard deviation as ``"818 +- 320"``."""
+    scale = scale_of(scores)
+    return f"{format_number(scores.mean, scale)} {plus_minus} {format_number(scores.std, scale)}"
+
+
+def format_interval(scores: Scores, *, digits: int = 0, fewest: int = MIN_FOR_INTERVAL) -> str:
+    """Format the 95 % interval of :func:`describe` as ``"691 to 944"``; empty for too few scores.
+
+    Args:
+        scores: Scores.
+        digits: Fewest digits after the point.
+        fewest: Number of scores from which the interval is formatted.
+    """
+    if len(scores.scores) < fewest:
+        return ""
+    return " to ".join(format_number(end, scale_of(scores), digits=digits) for end in scores.ci95)
 
 
 def termination_rates(lengths: Sequence[float], edges: Sequence[float], limit: float) -> list[float | None]:
-    """Count the terminations per 1,000 steps by the age of the episode.
+    """Compute the termination rate (per 1,000 steps) by episode step.
 
     Args:
         lengths: (N,) length of every episode, in steps.
-        edges: (B + 1,) ascending edges of the ages, in steps.
+        edges: (B + 1,) ascending edges of the bins, in steps.
         limit: Length at which episodes are truncated, which is no termination.
 
     Returns:

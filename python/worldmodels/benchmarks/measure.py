@@ -239,9 +239,14 @@ def measure(makers: Iterable[Callable[[], Case]], rounds: int, report: Callable[
     for number in range(rounds):
         for index, case in enumerate(ready):
             report(f"round {number + 1} of {rounds}: {case.name}, {case.precision}, {case.threads} threads")
-            found[index].append(time_case(case))
+            try:
+                found[index].append(time_case(case))
+            except (RuntimeError, OSError, MemoryError) as error:
+                report(f"failed in round {number + 1}: {case.name}: {type(error).__name__}: {error}")
     rows = []
     for index, case in enumerate(ready):
+        if not found[index]:
+            continue
         rate, seconds, share, waste = (statistics.median(values) for values in zip(*found[index], strict=True))
         milliseconds = 1e3 * seconds if case.unit == "ms/step" else None
         rows.append(Row(case.name, case.precision, case.threads, rate, milliseconds, share, waste))

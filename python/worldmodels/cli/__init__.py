@@ -66,12 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the status. Another exec() clears that flag.
         exec("")
         what, status = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
-        print(f"\n{what}; run the same command again to resume from the last checkpoint", file=sys.stderr)
+        print(f"\n{what}{_resumes(arguments)}", file=sys.stderr)
         return status
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError, MemoryError) as error:
-        print(f"worldmodels: {_explain(error)}", file=sys.stderr)
+        print(f"worldmodels: {_explain(error)}{_resumes(arguments) * isinstance(error, MemoryError)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _resumes(arguments: Sequence[str]) -> str:
+    """Say how to resume a command that runs stages; empty for others, which have no checkpoint."""
+    stages = arguments and arguments[0] not in _COMMANDS
+    return "; run the same command again to resume from the last checkpoint" if stages else ""
 
 
 def _explain(error: Exception) -> str:
@@ -81,6 +87,5 @@ def _explain(error: Exception) -> str:
         known = extra is not None and "pip install" not in text
         return f"{text}; install it with `pip install 'worldmodels-rl[{extra}]'`" if known else text
     if isinstance(error, MemoryError):
-        details = f" ({error})" if str(error) else ""
-        return f"out of memory{details}; run the same command again to resume from the last checkpoint"
+        return f"out of memory ({error})" if str(error) else "out of memory"
     return str(error)

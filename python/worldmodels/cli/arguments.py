@@ -11,7 +11,16 @@ from typing import Any
 
 from worldmodels import __version__, pretrained
 from worldmodels.cli import exchange
-from worldmodels.cli.types import OneOf, Parser, braces, parse_path, parse_path_or_empty, parse_sinks, parse_task
+from worldmodels.cli.types import (
+    OneOf,
+    Parser,
+    braces,
+    parse_path,
+    parse_sinks,
+    parse_source,
+    parse_source_or_empty,
+    parse_task,
+)
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config
@@ -28,7 +37,8 @@ ALL_STAGES = {
     "run": "run all stages, or resume them",
     "sweep": "evolve one controller per temperature of the dream",
     "ablate": "evolve controllers with other inputs, and with an untrained M",
-    "iterate": "run all stages in rounds of own play: those of the preset, or one",
+    "iterate": "run all stages in rounds of own play (the paper's iterative training): --rounds, those of the preset, "
+    "or one if the preset has none",
 }
 
 
@@ -54,7 +64,11 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def parser(view: View | None = None) -> Parser:
-    """Create the parser of the command line, whose help shows common settings of the preset ``paper`` by default."""
+    """Create the parser of the command line.
+
+    Args:
+        view: What the help shows; None for the common settings of the preset ``paper``.
+    """
     view = view or View()
     top = Parser(prog="worldmodels", description="World Models: train a world model, evolve a controller in its dream.")
     top.add_argument("--version", action="version", version=__version__)
@@ -127,7 +141,7 @@ def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str
             type=int,
             metavar="K",
             default=argparse.SUPPRESS,
-            help="run the K-th temperature alone, without the table, as others run; 0 for the stages that all share",
+            help="run the K-th temperature alone, without the table (job arrays); 0 for the stages that all share",
         )
     for section in section_names():
         _add_section(target, section, "" if (name, section) == ("iterate", "rounds") else f"{command(section)}.", view)
@@ -219,7 +233,7 @@ def _add_cluster(target: argparse.ArgumentParser) -> None:
 
 def _add_agent(target: argparse.ArgumentParser) -> None:
     target.add_argument(
-        "agent", nargs="?", type=parse_path, help="pretrained agent (takecover, carracing) or run folder"
+        "agent", nargs="?", type=parse_source, help="pretrained agent (takecover, carracing) or run folder"
     )
 
 
@@ -271,7 +285,7 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
     target.add_argument(
         "--world-model",
         metavar="NAME",
-        type=parse_path,
+        type=parse_source,
         default=argparse.SUPPRESS,
         help="world model of a new run folder, instead of training one: a pretrained one (takecover, carracing), or a "
         "run folder",
@@ -295,8 +309,8 @@ def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: st
         action="store_true",
         help="continue although V or M failed its quality check"
         if out
-        else "discard the outputs of this stage and all later ones and rerun it; continue although V or M failed its "
-        "quality check",
+        else "discard the outputs of this stage and of those that build on it, and rerun it; continue although V or M "
+        "failed its quality check",
     )
     target.add_argument("--help-all", action="store_true", help="show all settings and exit")
 
@@ -309,7 +323,7 @@ def _add_section(target: argparse.ArgumentParser, section: str, prefix: str, vie
     unused = any(stage.name == section and stage.is_taken(view.config) for stage in STAGES)
     for name, declared in settings.declared(kind).items():
         hint, choices = settings.kind(kind, name), settings.choices(kind, name)
-        parse: Any = OneOf(choices) if choices else parse_path_or_empty if declared.location else hint
+        parse: Any = OneOf(choices) if choices else parse_source_or_empty if declared.location else hint
         shown = "not used" if unused else _shown(getattr(values, name))
         group.add_argument(
             f"--{prefix}{command(name)}",
@@ -347,9 +361,11 @@ def default_preset(task: tasks.Task, name: str, *, from_scratch: bool) -> str:
     """
     if name not in ALL_STAGES:
         return task.training_preset
-    trains = from_scratch or name == "iterate"
+    if name == "iterate":
+        dreaming = task.dreaming_presets(trained=True)
+        return task.training_preset if task.training_preset in dreaming or not dreaming else dreaming[0]
     given = task.presets[task.default_preset].world_model
-    return task.training_preset if trains and given else task.default_preset
+    return task.training_preset if from_scratch and given else task.default_preset
 
 
 def _print_help(name: str, arguments: Sequence[str], full: bool) -> None:
@@ -367,7 +383,7 @@ def _print_help(name: str, arguments: Sequence[str], full: bool) -> None:
     chosen.description = f"{chosen.description} Values in parentheses are those of task {given}, preset {preset}."
     if not full:
         hidden = sum(action.help == argparse.SUPPRESS for action in chosen._actions)
-        chosen.epilog = f"--help-all shows {hidden} more settings."
+        chosen.epilog = f"--help-all shows {hidden} more setting{'s' if hidden != 1 else ''}."
     chosen.print_help()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from worldmodels.cli.types import OneOf, parse_path, parse_path_or_empty, parse_task
+from worldmodels.cli.types import OneOf, parse_path, parse_source, parse_source_or_empty, parse_task
 from worldmodels.pipeline import tasks
 
 
@@ -32,5 +32,5 @@ def _complete(parser: argparse.ArgumentParser, file: Any) -> None:
             action.choices = [name for name in action.type.names if name]
         elif action.type is parse_task:
             action.choices = tasks.names()
-        elif action.type in (parse_path, parse_path_or_empty):
+        elif action.type in (parse_path, parse_source, parse_source_or_empty):
             action.complete = file  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from worldmodels.cli.types import parse_path
+from worldmodels.cli.types import parse_path, parse_source
 
 #: Commands with their help.
 COMMANDS = {
@@ -23,7 +23,7 @@ def add_arguments(target: argparse.ArgumentParser, name: str) -> None:
         )
         target.add_argument("--out", type=parse_path, metavar="FOLDER", required=True, help="new run folder")
     elif name == "export":
-        target.add_argument("agent", type=parse_path, help="pretrained agent (takecover, carracing) or run folder")
+        target.add_argument("agent", type=parse_source, help="pretrained agent (takecover, carracing) or run folder")
         where = target.add_mutually_exclusive_group(required=True)
         where.add_argument("--out", type=parse_path, metavar="FOLDER", help="folder of the ONNX files")
         where.add_argument("--minari", metavar="ID", help="Minari data set of the run's episodes, such as mine/run-v0")

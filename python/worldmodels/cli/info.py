@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.run import Run
 from worldmodels.support.cpu import describe
 from worldmodels.support.versions import versions
@@ -16,13 +17,18 @@ def print_info(options: argparse.Namespace) -> None:
 
 
 def _profile(folder: Path) -> None:
-    """Print the seconds per stage and phase of a run."""
+    """Print the seconds per stage and phase of a run, or of each of its rounds."""
     from worldmodels.pipeline.profiles import format_profiles, read_profiles
 
-    if Run.stored_config(folder) is None:
+    config = Run.stored_config(folder)
+    if config is None:
         raise FileNotFoundError(f"{folder}: expected a run folder with config.json, got none")
-    profiles = read_profiles(folder)
-    print(format_profiles(profiles) if profiles else f"{folder}: no stage has a profile")
+    parts = []
+    for number, part in enumerate(RunFolder(folder, config).rounds):
+        profiles = read_profiles(part.folder)
+        text = format_profiles(profiles) if profiles else f"{part.folder}: no stage has a profile"
+        parts.append(f"round {number} of {config.last_round}: {part.folder}\n{text}" if config.last_round else text)
+    print("\n\n".join(parts))
 
 
 def _machine() -> None:

@@ -17,6 +17,7 @@ from worldmodels.pipeline.config import Config, override
 from worldmodels.pipeline.config_file import ConfigFile, format_config, read_config_file
 from worldmodels.pipeline.folder import RunFolder, default_folder
 from worldmodels.pipeline.run import Run, check_inputs, require_earlier
+from worldmodels.pipeline.sinks import check_sinks
 from worldmodels.pipeline.stage import command
 from worldmodels.pipeline.stages import NAMES, STAGES
 from worldmodels.pipeline.status import stage_statuses
@@ -28,7 +29,7 @@ from worldmodels.support.validation import MAX_SEED, check_integer
 
 def run_stages(options: argparse.Namespace) -> None:
     """Run the stages of a command in a run folder."""
-    cluster = vars(options).get("cluster")
+    cluster = None if vars(options).get("dry_run") else vars(options).get("cluster")
     check_launch(os.environ, on_cluster=cluster is not None)
     with use_cluster(cluster), keep_sigint():
         _work(options)
@@ -48,8 +49,8 @@ def _work(options: argparse.Namespace) -> None:
     out = Path(chosen.get("out") or _folder(options))
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out: expected a folder, got a file: {out}")
-    config = override(_config(options, out, changes.get("environment", {})), changes)
-    if options.command == "collect" and "collect.source" in chosen:  # also if the stage is complete
+    config = override(_config(options, out, changes), changes)
+    if options.command == "collect" and changes.get("collect", {}).get("source"):  # also if the stage is complete
         from worldmodels.pipeline.recordings import check_source
 
         check_source(config)
@@ -63,14 +64,16 @@ def _work(options: argparse.Namespace) -> None:
 
     if options.command == "iterate" and config.rounds.rounds == 0:
         config = override(config, {"rounds": {"rounds": 1}})
+    check_sinks(options.log)
+    if config.evolve.device == "cuda" and options.command in (*ALL_STAGES, "evolve"):
+        import_torch()
+        from worldmodels.pipeline.evaluators import gpu
+
+        gpu()  # raises before V and M are trained
     if chosen.get("dry_run"):
         _print_plan(options, Run.check(out, config))
         return
     import_torch()
-    if config.evolve.device == "cuda" and options.command in (*ALL_STAGES, "evolve"):
-        from worldmodels.pipeline.evaluators import gpu
-
-        gpu()  # raises before V and M are trained
     if options.command in ("sweep", "ablate"):
         from worldmodels.pipeline import studies
 
@@ -109,8 +112,7 @@ def _print_plan(options: argparse.Namespace, run: RunFolder) -> None:
                 state = f"taken from {part.config.world_model}"
             print(f"# {status.name:>12}  {state}")
     print(f"# {_estimate(run) or 'nothing to do'}\n")
-    presets = run.task.presets
-    print(format_config(run.given, presets.get(run.given.preset, presets[run.task.default_preset])), end="")
+    print(format_config(run.given, tasks.portable_preset(run.given)), end="")
 
 
 def _print_estimate(run: Run) -> None:
@@ -158,16 +160,16 @@ def _folder(options: argparse.Namespace) -> Path:
     return default_folder(options.task, getattr(options, "preset", "quick" if options.from_scratch else ""))
 
 
-def _config(options: argparse.Namespace, out: Path, environment: Mapping[str, Any]) -> Config:
-    """Return the settings of the run folder, or of the preset for a new run folder, without the section flags.
+def _config(options: argparse.Namespace, out: Path, changes: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Return the settings of the run folder, or of the preset for a new run folder, without changes.
 
-    The settings of the environment are those of the flags, for the probe of a Gymnasium id.
+    Those of the environment are for the probe of a Gymnasium id, and the source of recordings names their task.
     """
     chosen = vars(options)
     all_stages, scratch = options.command in ALL_STAGES, chosen.get("from_scratch", False)
     given: dict[str, Any] = {key: chosen[key] for key in ("task", "preset", "world_model") if key in chosen}
     stored = Run.stored_config(out)
-    source = chosen.get("collect.source")
+    source = changes.get("collect", {}).get("source")
     if stored is None and source:
         from worldmodels.pipeline.recordings import recordings_config
 
@@ -175,7 +177,7 @@ def _config(options: argparse.Namespace, out: Path, environment: Mapping[str, An
             raise ValueError(f"--from: expected no {', '.join(f'--{command(key)}' for key in given)} next to it")
         config = recordings_config(source)
     elif stored is None:
-        task = tasks.find(given.get("task", "takecover"), environment)
+        task = tasks.find(given.get("task", "takecover"), changes.get("environment"))
         default = default_preset(task, options.command, from_scratch=scratch)
         config = task.config(given.get("preset", default))
         config = replace(config, world_model=given.get("world_model", config.world_model))
@@ -184,7 +186,9 @@ def _config(options: argparse.Namespace, out: Path, environment: Mapping[str, An
     else:
         config = stored
         for key, value in given.items():
-            if getattr(stored, key) != value:
+            if key == "world_model" and stored.world_model and value:  # the stages that used it check it
+                config = replace(config, world_model=value)
+            elif getattr(stored, key) != value:
                 flag = key if all_stages and key == "task" else f"--{command(key)}"
                 raise ValueError(f"{flag}: {out} holds a run of {key} {getattr(stored, key)!r}, got {value!r}")
         source = source or stored.collect.source

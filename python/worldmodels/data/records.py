@@ -379,7 +379,7 @@ class RNNQuality(Record):
         z: Negative log-likelihood of the next latent, in nats per dimension.
         z_noise: Entropy of V's sampling noise, a lower bound of ``z``.
         z_dimensions: (Z,) ``z`` of each dimension.
-        done: Calibration of termination, of every nonempty bin; None without a done head.
+        done: Calibration of termination, of every nonempty bin; None without a termination head.
         rollouts: Open-loop predictions at every horizon.
     """
 

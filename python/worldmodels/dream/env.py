@@ -220,7 +220,7 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], Any]):
 
     Continuous actions are clipped to the action space. Integers are converted; values that are not finite are rejected.
     ``choices=(n,)`` makes the action space Discrete, for an M of discrete actions. A pickle or a deep copy is
-    independent of its original and continues an episode with the same bits.
+    independent of its original and continues an episode bit-identically.
 
     Args:
         mdnrnn: M; its weights are copied. ``mdnrnn``, ``initial_mu`` and ``initial_logvar`` are given together, or

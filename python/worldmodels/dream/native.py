@@ -38,7 +38,7 @@ class DreamTrace(NamedTuple):
     Attributes:
         z: (T + 1, Z) float32 latents; ``z[0]`` is the initial latent, ``z[t + 1]`` follows ``action[t]``.
         action: (T, A) float32 actions.
-        done_logit: (T,) float32 logits of termination; None without a done head.
+        done_logit: (T,) float32 logits of termination; None without a termination head.
         reward: (T,) float32 rewards.
     """
 
@@ -56,8 +56,8 @@ class Dream:
     is sampled with one component per dimension.
 
     Random numbers are Philox4x32-10, keyed by the seed and counted by (candidate, episode, step). The number of threads
-    and the other episodes of a call do not change a result. The SIMD levels "avx2", "avx512" and "avx512_bf16" give the
-    same bits; "baseline" differs, because it has no fused multiply-add.
+    and the other episodes of a call do not change a result. Results are bit-identical on the SIMD levels
+    "avx2", "avx512" and "avx512_bf16"; "baseline" differs, because it has no fused multiply-add.
 
     Args:
         mdnrnn: M; its weights are copied.
@@ -72,7 +72,7 @@ class Dream:
         initial_h: (K, H) float32 hidden states of M at the initial latents; None for zeros. A row of zeros, here and in
             ``initial_c``, is the first frame of an episode, whose restart flag is set.
         initial_c: (K, H) float32 cell states of M at the initial latents.
-        termination: ``"threshold"``: an episode terminates where M's done logit is above 0, as in the paper.
+        termination: ``"threshold"``: an episode terminates where M's termination logit is above 0, as in the paper.
             ``"sample"``: termination is sampled with M's probability, corrected for ``mdnrnn.done_pos_weight``.
             ``"expected"``: termination is not sampled; each reward is weighted by the probability of surviving to its
             step. Returns have the mean of ``"sample"`` and a lower variance. A rollout stops below 1 % survival;
@@ -178,7 +178,7 @@ class Dream:
             ValueError: A file is damaged, or an argument is invalid.
         """
         model = load_world_model(name)
-        if str(name) in pretrained.names():
+        if pretrained.is_name(name):
             settings = {**pretrained.dream_settings(str(name)), **settings}
         if controller is None:
             mdnrnn, path = model.mdnrnn, pretrained.resolve(name) / "evolve" / "controller.safetensors"

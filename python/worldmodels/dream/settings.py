@@ -98,7 +98,7 @@ def resolve_world(arrays: Mapping[str, Any], settings: DreamSettings) -> Resolve
         source = DEFAULT_WORLD if world is None else world
         if not isinstance(source, str | Path):
             raise TypeError(f"world: expected a name, a run folder or a WorldModel, got {source!r:.100}")
-        if str(source) in pretrained.names():
+        if pretrained.is_name(source):
             own = pretrained.dream_settings(str(source))
             termination, max_steps = own["termination"], own.get("max_steps", max_steps)
         elif not Path(source).is_dir():

@@ -121,7 +121,7 @@ def _columns(folder: Path) -> tuple[str, ...]:
         raise ValueError(f"{path}: expected a table, got {error}") from error
     actions = [name for name in names if name not in (_REWARD, _TERMINATED)]
     if not actions or not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"{path}: expected distinct names in the header, one of an action at least, got {names!r:.99}")
+        raise ValueError(f"{path}: expected distinct column names, at least one of them an action, got {names!r:.99}")
     return names
 
 
@@ -159,7 +159,7 @@ def read_steps(path: Path) -> Steps:
     columns = dict(zip(names, np.array(rows, np.float64).T, strict=True))
     ends = columns.pop(_TERMINATED, None)
     if ends is not None and (not np.isin(ends, (0, 1)).all() or ends[:-1].any()):
-        raise ValueError(f"{path}: expected {_TERMINATED} of 0 or 1, and 1 in the last row only, got {ends!s:.200}")
+        raise ValueError(f"{path}: expected {_TERMINATED} to be 0 or 1, and 1 in the last row only, got {ends!s:.200}")
     rewards = columns.pop(_REWARD, None)
     actions = np.stack(list(columns.values()), axis=1)
     limit = np.finfo(np.float32).max

@@ -48,8 +48,8 @@ class MDNRNN(Shared, nn.Module):
 
     The mixture is per latent dimension, without correlations. The number of trainable parameters is that of the
     paper's table, with one bias per gate. The forget gate's bias of 1 (TensorFlow's BasicLSTM) is the frozen
-    ``lstm.bias_hh_l0``. The rows of the head are the done logit and the reward, if present, then per latent dimension
-    K logits, K means and K log standard deviations.
+    ``lstm.bias_hh_l0``. The rows of the head are the termination logit and the reward, if present, then per latent
+    dimension K logits, K means and K log standard deviations.
 
     Args:
         latent_size: Length Z of z.
@@ -258,7 +258,7 @@ def mdn_loss(out: MDNOutput, z_next: Tensor, valid: Tensor | None = None) -> Ten
 
 
 def done_loss(done_logit: Tensor, done: Tensor, weight: float = 10.0, valid: Tensor | None = None) -> Tensor:
-    """Compute the sigmoid cross-entropy of the done logit with a positive-class weight.
+    """Compute the sigmoid cross-entropy of the termination logit with a positive-class weight.
 
     Args:
         done_logit: (B, T) logits.

@@ -20,13 +20,13 @@ if LOGSTD_RANGE != _core.LOGSTD_RANGE:
     raise ImportError(f"the native core clamps log stds to {_core.LOGSTD_RANGE}, MDNRNN to {LOGSTD_RANGE}: rebuild it")
 
 
-#: Termination of a dream: done logit above 0, sampled with M's probability, or none, with rewards weighted by the
-#: probability of surviving to their step.
+#: Termination of a dream: termination logit above 0, sampled with M's probability, or none, with rewards weighted by
+#: the probability of surviving to their step.
 Termination = Literal["threshold", "sample", "expected"]
 
 
 def check_termination(termination: str, mdnrnn: MDNRNN) -> str:
-    """Validate a ``Termination``; all but ``"threshold"`` need a done head."""
+    """Validate a ``Termination``; all but ``"threshold"`` need a termination head."""
     if termination not in get_args(Termination):
         raise ValueError(f"termination: expected one of {', '.join(get_args(Termination))}, got {termination!r}")
     if termination != "threshold" and not mdnrnn.done_head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -274,7 +275,7 @@ def header(license_id: str, tags: Sequence[str] = ()) -> list[str]:
     return [
         "---",
         f"library_name: {LIBRARY}",
-        f"license: {license_id}",
+        f"license: {json.dumps(license_id)}",
         "pipeline_tag: reinforcement-learning",
         "tags:",
         *(f"- {tag}" for tag in every),

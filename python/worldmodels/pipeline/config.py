@@ -51,7 +51,7 @@ class CheckDreamConfig:
 
     episodes: int = setting(100, "real episodes per policy")
     dream_episodes: int = setting(256, "dream episodes per policy")
-    num_envs: int = setting(8, _NUM_ENVS)
+    num_envs: int = setting(8, _NUM_ENVS, machine=True)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class EvolveConfig:
     temperature: float = setting(1.15, "temperature of the dream, also of check-dream", zero=True, common=True)
     termination: Literal["threshold", "sample", "expected"] = setting(
         "threshold",
-        "threshold (done logit above 0), sample (with M's probability), or expected (no sampling: rewards weighted by "
-        "the survival probability)",
+        "threshold (termination logit above 0), sample (with M's probability), or expected (no sampling: rewards "
+        "weighted by the survival probability)",
     )
     initial_states: Literal["first", "random"] = setting(
         "first", "where dreams start: first frames of episodes, or half of them at burned-in states of random frames"
@@ -85,7 +85,7 @@ class EvolveConfig:
         0, "search along this many whitened principal components of C's inputs; 0 for C's parameters", zero=True
     )
     scale_inputs: bool = setting(
-        False, "search along C's parameters times the standard deviations of its inputs in dreams of random actions"
+        False, "search the weights of C's inputs divided by their standard deviations (in dreams of random actions)"
     )
     common_random_numbers: bool = setting(False, "evaluate all candidates of a generation on the same episode seeds")
     weight_decay: float = setting(0.01, "penalty weight_decay * mean(x^2)", zero=True)
@@ -113,7 +113,7 @@ class EvaluateConfig:
     """Play the real environment with the agent and the baselines."""
 
     episodes: int = setting(100, "episodes of the agent and of each baseline", common=True)
-    num_envs: int = setting(16, _NUM_ENVS)
+    num_envs: int = setting(16, _NUM_ENVS, machine=True)
     variant: Literal["", "paper", "modern"] = setting(
         "", "rules of TakeCover; empty for the variant of the collected episodes"
     )
@@ -131,7 +131,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class RoundsConfig:
-    """Rounds of own play: collect with the agent, train V and M further, evolve C in the new dream."""
+    """Rounds of own play: collect with the agent, train M (and V) further, evolve C in the new dream."""
 
     rounds: int = setting(
         0, "rounds of own play after round 0, that of open-loop policies", zero=True, below=1_000, common=True

@@ -66,7 +66,7 @@ def _section(section: str, values: dict[str, Any]) -> dict[str, Any]:
     for name, value in changes.items():
         settings.check(kind, name, value, f"{command(section)}.{command(name)}")
         if known[name].location and value:
-            changes[name] = str(Path(value).expanduser())
+            changes[name] = expand_user(value)
     return changes
 
 
@@ -98,7 +98,16 @@ def _check_top(name: str, value: Any) -> Any:
     if name == "task" and not tasks.is_id(value) and value not in tasks.names():
         known = tasks.names()
         raise ValueError(f"task: expected one of {', '.join(known)}, got {value!r}{suggestion(value, known)}")
-    return str(Path(value).expanduser()) if name == "world_model" and value else value
+    return expand_user(value) if name == "world_model" else value
+
+
+def expand_user(path: str) -> str:
+    """Expand ``~``. Separators are kept: ``./takecover`` is a folder, ``takecover`` a pretrained agent.
+
+    Raises:
+        RuntimeError: The user has no home.
+    """
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def format_config(config: Config, base: Config) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodels.analysis.stats import describe, table
+from worldmodels.analysis.stats import describe, format_mean, format_number, scale_of, table
 from worldmodels.data.records import DreamCheck, PolicyCheck
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.world_model import load_world_model
@@ -138,7 +138,8 @@ def bias_warning(name: str, scores: PolicyCheck, unit: str, spread: float | None
         near = abs(dream.mean - game.mean) < spread / 2
     if not apart or near:
         return None
-    both = f"policy '{name}': {dream.mean:.0f} {unit} in the dream, {game.mean:.0f} in the game. "
+    dreamed, played = (format_number(scores.mean, scale_of(dream, game)) for scores in (dream, game))
+    both = f"policy '{name}': {dreamed} {unit} in the dream, {played} in the game. "
     if dream.mean > game.mean:
         return both + (
             "M is too optimistic for these actions, which C can exploit. Collect more episodes of this policy, train M "
@@ -155,5 +156,6 @@ def format_table(policies: dict[str, PolicyCheck]) -> str:
 
 def score_cells(scores: PolicyCheck, plus_minus: str) -> list[str]:
     """Format mean and standard deviation in the dream and in the game, and the difference of the means."""
-    cells = [f"{played.mean:.0f} {plus_minus} {played.std:.0f}" for played in (scores.dream, scores.game)]
-    return [*cells, f"{scores.dream.mean - scores.game.mean:+.0f}"]
+    dream, game = scores.dream, scores.game
+    difference = format_number(dream.mean - game.mean, scale_of(dream, game), sign="+")
+    return [format_mean(dream, plus_minus), format_mean(game, plus_minus), difference]

@@ -13,6 +13,7 @@ from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config
+from worldmodels.pipeline.folder import making
 from worldmodels.pipeline.stage import C, M, V
 from worldmodels.web.bundle import BundledAgent, bundle
 from worldmodels.web.film import Film
@@ -38,11 +39,11 @@ def make_page(folder: Path, config: Config) -> Page:
         ValueError: V is not a ConvVAE, or a file is damaged.
     """
     wasm, task = read_wasm(), tasks.of(config)
-    for model, file in (("V", V), ("M", M)):
+    for model, file, stage in (("V", V, "train_vae"), ("M", M, "train_rnn")):
         if not (folder / file).is_file():
             raise FileNotFoundError(
-                f"{folder}: expected a run with {model}, got one without {file}; `worldmodels run {config.task} --out "
-                f"{folder}` trains it"
+                f"{folder}: expected a run with {model}, got one without {file}; "
+                f"`{making(config, folder, stage)}` trains it"
             )
     vae, world = load_model(folder / V, ConvVAE), load_world_model(folder)
     agents: dict[str, BundledAgent] = {}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from worldmodels.analysis import figures
 from worldmodels.analysis.recording import from_recorder, save_gif
-from worldmodels.analysis.stats import describe, format_interval, table
+from worldmodels.analysis.stats import describe, format_interval, format_mean, table
 from worldmodels.data.records import (
     CurvePoint,
     DreamScores,
@@ -207,7 +207,7 @@ def format_environment(results: Results) -> str:
 def score_rows(results: Results, plus_minus: str) -> list[list[str]]:
     """Format the scores as rows of a table: player, episodes, mean and standard deviation, 95 % interval."""
     return [
-        [label, str(len(entry.scores)), f"{entry.mean:.0f} {plus_minus} {entry.std:.0f}", format_interval(entry)]
+        [label, str(len(entry.scores)), format_mean(entry, plus_minus), format_interval(entry)]
         for label, entry in results.labelled()
     ]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from worldmodels import pretrained
+from worldmodels.analysis.stats import format_number
 from worldmodels.cmaes.cmaes import CMAES
 from worldmodels.cmaes.search_space import SearchSpace
 from worldmodels.data.records import GenerationLine
@@ -46,26 +47,26 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
     tensors, metadata = _read_checkpoint(run)
     space = _search_space(run, controller, tensors)
     es = _make_search(config, space.start, seed)
-    best, best_score, best_generation, first = np.zeros(controller.size), -np.inf, 0, 0
+    first = 0
     if tensors:
         with checkpoint_errors(checkpoint, "evolve"):
             evaluated_with = metadata["evaluator"]
         if evaluated_with != evaluator.metadata:
             raise ValueError(f"{checkpoint}: expected to resume with {evaluated_with}, got {evaluator.metadata}")
         with checkpoint_errors(checkpoint, "evolve"):
-            del tensors["origin"]
-            best = tensors.pop("best").numpy()
-            best_score, best_generation = metadata["best_score"], metadata["best_generation"]
             first = metadata["generation"]
-            es.load_state_dict({**{name: tensor.numpy() for name, tensor in tensors.items()}, **metadata["es"]})
-    minimum = first if best_generation else first + 1  # without an evaluated mean there is no C yet
+            state = {name: tensor.numpy() for name, tensor in tensors.items() if name not in ("origin", "best")}
+            es.load_state_dict({**state, **metadata["es"]})
+    means = Means(run.path("evolve", "means.safetensors"), first)
+    if config.generations > first:
+        means.drop_off_grid(config.evaluate_every)  # the last mean of a shorter evolution
+    minimum = first if means.scores else first + 1  # without an evaluated mean there is no C yet
     if config.generations < minimum:
         raise ValueError(
             f"evolve.generations: expected at least {minimum}, as {first} are complete, got {config.generations}"
         )
     run.rewind_metrics("evolve", first, key="generation")
 
-    means = Means(run.path("evolve", "means.safetensors"), first)
     progress = Progress("evolve", config.generations, "generations", start=first)
     clock = 0.0
     for generation in range(first + 1, config.generations + 1):
@@ -91,8 +92,6 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
                 callback = _progress_callback(progress, generation, evaluator)
                 score = evaluate_mean(evaluator, mean, config, seed, callback)
             means.add(generation, score, mean)
-            if score > best_score:
-                best, best_score, best_generation = mean.copy(), score, generation
         elapsed, clock = progress.seconds - clock, progress.seconds
         line = GenerationLine(
             generation=generation,
@@ -106,12 +105,15 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
         )
         run.log("evolve", **line.to_json())
         with phase("storing"):
-            _save(checkpoint, es, generation, space.origin, best, best_score, best_generation, evaluator.metadata)
+            _save(checkpoint, es, generation, space.origin, evaluator.metadata)
         run.log_profile("evolve")
-        progress.update(generation, f"best {line.best:.0f}, mean {line.mean:.0f}, {speed:,.0f} {evaluator.unit}/s")
-    progress.close(config.generations, f"best mean {best_score:.0f}, generation {best_generation}")
-    metadata = {"score": best_score, "generation": best_generation, **evaluator.metadata}
-    save_controller(run, controller, best, metadata)
+        found = f"best {format_number(line.best)}, mean {format_number(line.mean)}"
+        progress.update(generation, f"{found}, {speed:,.0f} {evaluator.unit}/s")
+    best = int(np.argmax(means.scores))
+    score, generation = means.scores[best], means.generations[best]
+    progress.close(config.generations, f"best mean {format_number(score)}, generation {generation}")
+    metadata = {"score": score, "generation": generation, **evaluator.metadata}
+    save_controller(run, controller, means.params[best], metadata)
     return {"parameters": controller.size, **metadata}
 
 
@@ -191,6 +193,13 @@ class Means:
                     if values[0] <= last:
                         self._append(*values)
 
+    def drop_off_grid(self, every: int) -> None:
+        """Drop the means of generations that are no multiple of ``every``."""
+        kept = [index for index, generation in enumerate(self.generations) if generation % every == 0]
+        self.generations = [self.generations[index] for index in kept]
+        self.scores = [self.scores[index] for index in kept]
+        self.params = [self.params[index] for index in kept]
+
     def _append(self, generation: int, score: float, params: npt.NDArray[np.float32]) -> None:
         self.generations.append(generation)
         self.scores.append(score)
@@ -253,24 +262,21 @@ def _save(
     es: CMAES,
     generation: int,
     origin: Params,
-    best: Params,
-    best_score: float,
-    best_generation: int,
     evaluator: dict[str, Any],
 ) -> None:
-    """Write a checkpoint: the state of CMA-ES, its origin, the best mean so far and the metadata of the evaluator."""
+    """Write a checkpoint: the state of CMA-ES, its origin and the metadata of the evaluator."""
     state = es.state_dict()
     arrays = {name: torch.from_numpy(value) for name, value in state.items() if isinstance(value, np.ndarray)}
     metadata = {
         "generation": generation,
-        "best_score": best_score,
-        "best_generation": best_generation,
         "evaluator": evaluator,
         "es": {name: value for name, value in state.items() if not isinstance(value, np.ndarray)},
     }
-    save_tensors(path, {**arrays, "origin": torch.from_numpy(origin), "best": torch.from_numpy(best)}, metadata)
+    save_tensors(path, {**arrays, "origin": torch.from_numpy(origin)}, metadata)
 
 
-def save_controller(run: Run, controller: Controller, params: Params, metadata: dict[str, Any]) -> None:
+def save_controller(
+    run: Run, controller: Controller, params: npt.NDArray[np.floating], metadata: dict[str, Any]
+) -> None:
     """Write ``evolve/controller.safetensors`` and its JSON: the agent's C."""
     agent.save_controller(run.path("evolve", "controller.safetensors"), controller, params, **metadata)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from worldmodels.data.records import StageRecord
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config, from_dict, round_config, round_folder, round_settings
-from worldmodels.pipeline.stage import Stage
+from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import STAGES, get
 from worldmodels.support import settings
 from worldmodels.support.files import read_json, read_lines
@@ -22,6 +23,18 @@ def default_folder(task: str, preset: str = "") -> Path:
     """Return the run folder of a command without ``--out``, by the names of its task and of a chosen preset."""
     name = re.sub(r"[/:]", "-", task)
     return Path("runs", f"{name}-{preset}" if preset else name)
+
+
+def making(config: Config, folder: str | Path, stage: str) -> str:
+    """Return the command that makes the outputs of a stage: ``run``, which recordings lack, or the stage's own.
+
+    Args:
+        config: Settings of the run.
+        folder: Run folder.
+        stage: Name of the stage.
+    """
+    words = [command(stage)] if tasks.is_recordings(config.task) else ["run", config.task]
+    return shlex.join(["worldmodels", *words, "--out", str(folder)])
 
 
 class RunFolder:
@@ -115,14 +128,13 @@ class RunFolder:
     def _is_same(self, then: Any, now: Any, is_location: bool) -> bool:
         """Check whether a setting is unchanged.
 
-        A location may be spelled differently, name a run folder that moved, or a round of a run that was copied.
+        A location may be spelled differently, or name a round of the run that was moved or copied.
         """
         if then == now or not is_location or not (then and now):
             return bool(then == now)
         old, new, folder = Path(then), Path(now), self.folder.absolute()
-        is_moved = old.is_absolute() and not old.exists()
-        is_round = new.parent == folder / "rounds" or (folder.parent.name == "rounds" and new.parent == folder.parent)
-        return old.resolve() == new.resolve() or is_moved or (is_round and old.parts[-2:] == new.parts[-2:])
+        is_round = new.parent.name == "rounds" and new.parent.parent in (folder, *folder.parents)
+        return old.resolve() == new.resolve() or (is_round and old.parts[-2:] == new.parts[-2:])
 
     def check_settings(self, discarded: Collection[Stage] = (), *, fixed: bool = False) -> None:
         """Check that stages with outputs have the present settings.
@@ -146,12 +158,10 @@ class RunFolder:
                 changed = self._partial_differences(stage, path)
             if changed:
                 names = ", ".join(self.names.get(f"{stage.name}.{name}", name) for name in changed)
-                discard = (
-                    f"`worldmodels {stage.command} --out {self.folder} --force` to discard it and all later stages"
-                )
+                rerun = shlex.join(["worldmodels", stage.command, "--out", str(self.folder), "--force"])
                 raise ValueError(
                     f"{self.folder}: {stage.command} {state} with other settings ({names}); use another --out"
-                    + ("" if fixed else f", or {discard}")
+                    + ("" if fixed else f", or `{rerun}` to discard it and all later stages")
                 )
 
     def _partial_differences(self, stage: Stage, begun: Path) -> list[str]:

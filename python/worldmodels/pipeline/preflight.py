@@ -62,6 +62,8 @@ def check_config(
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     if folder is not None:
         _check_sources(config, names, folder)
+        if config.world_model and not any(stages.get(name).world_model for name in names):
+            config = replace(config, world_model=str(folder.absolute()))  # its files were copied
     if not sources_exist:
         names = [name for name in names if name != "collect"]
         parts = {section: replace(getattr(config, section), init_from="") for section in _INITIALIZED}
@@ -161,13 +163,14 @@ def check_rounds(config: Config) -> None:
             f"{config.world_model}"
         )
     if config.last_round and config.evolve.evaluate_in != "dream":
-        raise ValueError(evolves_in_dream("rounds of own play" if rounds.rounds else "a refinement", config))
+        what = "rounds of own play" if rounds.rounds else "a refinement"
+        raise ValueError(evolves_in_dream(what, config, trained=rounds.rounds > 0))
 
 
-def evolves_in_dream(what: str, config: Config) -> str:
-    """Format the error of what needs a C that is evolved in the dream."""
-    presets = tasks.of(config).presets.items()
-    dreaming = " or ".join(f"--preset {name}" for name, preset in presets if preset.evolve.evaluate_in == "dream")
+def evolves_in_dream(what: str, config: Config, *, trained: bool = False) -> str:
+    """Format the error of what needs a C that is evolved in the dream, and with ``trained`` a V and M of its own."""
+    presets = tasks.of(config).dreaming_presets(trained=trained)
+    dreaming = " or ".join(f"--preset {name}" for name in presets)
     return (
         f"evolve.evaluate_in: expected dream for {what}{dreaming and f' ({dreaming})'}, got {config.evolve.evaluate_in}"
     )
@@ -455,7 +458,7 @@ def _at_most(name: str, value: float, limit: float) -> None:
 
 def folder_of(name: str) -> Path:
     """Return the folder of a pretrained world model, without checking its hashes, or the run folder of that name."""
-    return pretrained.path(name) if name in pretrained.names() else Path(name)
+    return pretrained.path(name) if pretrained.is_name(name) else Path(name)
 
 
 def _header(setting: str, name: str, file: str) -> dict[str, Any]:

@@ -88,6 +88,8 @@ def _probe(environment: EnvSpec, find: bool) -> ProbeConfig:
     env = make(environment, rules=rules)
     try:
         played = _play(env, environment.max_steps or _LONGEST)
+        if played.lengths and max(played.lengths) == 1:
+            raise ContractError(f"{environment.id}: expected episodes of several steps, got only episodes of one")
         limit = getattr(env.spec, "max_episode_steps", None)
         longest = -(-limit // environment.action_repeat) if limit else played.limit
         return ProbeConfig(

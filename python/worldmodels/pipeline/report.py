@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from worldmodels.analysis import figures
 from worldmodels.analysis.quality import PIXELS
 from worldmodels.analysis.recording import from_dream, save_gif
-from worldmodels.analysis.stats import compare, format_interval, termination_rates
+from worldmodels.analysis.stats import compare, format_interval, format_number, scale_of, termination_rates
 from worldmodels.data.records import (
     DreamCheck,
     EpisodeTrace,
@@ -31,13 +31,13 @@ from worldmodels.models.decoder import Decoder
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
 from worldmodels.pipeline import page as html
+from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import PROBE, SECTIONS, Config
 from worldmodels.pipeline.dream_check import score_cells
 from worldmodels.pipeline.dream_page import make_page
 from worldmodels.pipeline.evaluation import format_environment, score_rows
 from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.folder import RunFolder
-from worldmodels.pipeline.gymnasium_task import gymnasium_task
 from worldmodels.pipeline.rounds import ROUND_COLUMNS, RoundResult, round_results, round_rows
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stage import Stage, command
@@ -133,7 +133,7 @@ def _quality(run: Run) -> tuple[VAEQuality, RNNQuality] | None:
     return (VAEQuality.read(vae), RNNQuality.read(rnn)) if vae.is_file() and rnn.is_file() else None
 
 
-#: Edges of the ages of :func:`_draw_rounds`, as fractions of the longest episode.
+#: Edges of the bins of episode steps in :func:`_draw_rounds`, as fractions of the longest episode.
 _AGES = (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 1)
 _OUTCOMES = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
 
@@ -143,7 +143,8 @@ def format_score(results: Results, task: Task) -> str:
     agent, interval = results.agent, format_interval(results.agent)
     count = f"{len(agent.scores)} episode{'s' if len(agent.scores) > 1 else ''}"
     details = f"95 % interval {interval}, {count}" if interval else count
-    return f"The agent scores {agent.mean:.0f} {task.score} in the real environment ({details})."
+    mean = format_number(agent.mean, scale_of(agent))
+    return f"The agent scores {mean} {task.score} in the real environment ({details})."
 
 
 def format_verdict(results: Results, task: Task) -> str:
@@ -163,21 +164,19 @@ def format_verdict(results: Results, task: Task) -> str:
         other = results.players[name]
         policy = f"'{other.policy}', " if name != "before" else ""
         outcome = _OUTCOMES[compare(results.agent.scores, other.scores).outcome]
-        found.setdefault(outcome, []).append(f"{label} ({policy}{other.mean:.0f})")
+        found.setdefault(outcome, []).append(f"{label} ({policy}{format_number(other.mean, scale_of(other))})")
     sentences += [f"The agent is {outcome} {' and '.join(others)}." for outcome, others in found.items()]
     return " ".join(sentences)
 
 
-def format_command(config: Config, preset: Config, folder: Path) -> str:
+def format_command(config: Config, folder: Path) -> str:
     """The command that makes a run: its preset, its seed and the settings that differ from the preset's."""
+    preset = tasks.portable_preset(config)
     words = ["worldmodels", "run", config.task, "--preset", config.preset, "--out", str(folder)]
     if config.seed != preset.seed:
         words += ["--seed", str(config.seed)]
     if config.world_model != preset.world_model:
         words += ["--world-model", config.world_model]
-    if config.probe.actions:  # sizes of the presets that come from the probe of this machine become flags
-        plain = replace(config.probe, episode_length=1, steps_per_second=1, max_steps=1, reward_scale=0.0)
-        preset = gymnasium_task(config.task, plain).presets[config.preset]
     for section in SECTIONS:
         if section == PROBE:
             continue
@@ -238,28 +237,29 @@ def _introduction(run: Run) -> list[str]:
             "mixture density head, predicts the next z, and is played as a dream. C, a small controller, chooses "
             f"actions from z and M's state; CMA-ES evolves it {where}."
         ),
-        *([html.text(made), html.code(format_command(run.given, preset, run.folder))] if preset else []),
+        *([html.text(made), html.code(format_command(run.given, run.folder))] if preset else []),
     ]
 
 
 def _play(run: Run, folder: Path) -> str:
     """The link to the page of the dream, or the command that makes it."""
     if (folder / DREAM_PAGE).is_file():
-        return html.link("Play this dream", DREAM_PAGE)
+        return html.link("Play inside the dream", DREAM_PAGE)
     return html.code(shlex.join(["worldmodels", "web", str(run.folder)]))
 
 
 def _verdict(run: Run, results: Results) -> str:
     verdict, score = format_verdict(results, run.task), results.evolved_score(run.config.evolve.evaluate_in)
     if run.config.evolve.evaluate_in == "environment" or results.dream is None:
-        return f"{verdict} Its controller was evolved in the real environment, to {score:.0f}."
-    details = f"at temperature {results.dream.temperature}"
+        return f"{verdict} Its controller was evolved in the real environment, to {format_number(score)}."
+    details, scale = f"at temperature {results.dream.temperature}", abs(score)
     if results.dream.evaluation is not None:
         scores = results.dream.evaluation
-        score, interval = scores.mean, format_interval(scores)
+        score, scale, interval = scores.mean, scale_of(scores), format_interval(scores)
         details += f" ({f'95 % interval {interval}, ' if interval else ''}{len(scores.scores)} dreams"
         details += f" of at most {run.config.evolve.max_steps:,} steps)"
-    return f"{verdict} Its controller was evolved in the dream alone, where it scores {score:.0f} {details}."
+    found = format_number(score, scale)
+    return f"{verdict} Its controller was evolved in the dream alone, where it scores {found} {details}."
 
 
 def _scores(run: Run, folder: Path, results: Results) -> list[str]:
@@ -285,7 +285,7 @@ def _scores(run: Run, folder: Path, results: Results) -> list[str]:
 
 
 def _draw_rounds(run: Run, folder: Path, rounds: Sequence[RoundResult]) -> None:
-    """Draw the scores of the agents, of the open-loop policies and, of survival tasks, the terminations by age."""
+    """Draw the scores of the agents, of the open-loop policies and, for survival tasks, termination rates by step."""
     task, unit = run.task, run.task.score
     figures.rounds(folder / "rounds.png", [one.dream for one in rounds], [one.game for one in rounds], unit)
     if rounds[-1].check.policies:
@@ -294,10 +294,10 @@ def _draw_rounds(run: Run, folder: Path, rounds: Sequence[RoundResult]) -> None:
         edges = [fraction * task.max_steps for fraction in _AGES]
         rates = [
             (
-                termination_rates(one.dream.scores if one.dream else [], edges, run.config.evolve.max_steps),
+                termination_rates(one.dream.scores if one.dream else [], edges, part.config.evolve.max_steps),
                 termination_rates(one.game.scores, edges, task.max_steps),
             )
-            for one in rounds
+            for one, part in zip(rounds, run.rounds, strict=True)
         ]
         figures.terminations(folder / "terminations.png", edges, rates)
 
@@ -309,8 +309,9 @@ def _rounds(run: Run, folder: Path, rounds: Sequence[RoundResult]) -> list[str]:
     parts = [
         html.heading("Rounds"),
         html.text(
-            "Round 0 collects with open-loop policies. Every later round adds episodes that the previous round's agent "
-            "has played, trains V and M further on all of them, and evolves a new C. "
+            "Round 0 collects with open-loop policies. A round of own play, one round of the paper's iterative "
+            "training procedure (section 5), adds episodes of the previous round's agent, trains "
+            f"{'V and M' if run.given.rounds.vae_steps else 'M'} further on all of them, and evolves a new C. "
             f"{_REFINED if run.given.refine.generations else ''}The last round's C is the agent; the rest of this "
             "page is about it."
         ),
@@ -342,9 +343,9 @@ def _rounds(run: Run, folder: Path, rounds: Sequence[RoundResult]) -> list[str]:
         parts.append(
             html.picture(
                 folder / "terminations.png",
-                "Terminations per 1,000 steps by age of the episode, in dream and game, of the agent of every round",
-                "Terminations by age, where at least 1,000 steps were played. With a good world model the two curves "
-                "of a round agree at every age.",
+                "Termination rate (per 1,000 steps) of every round's agent by episode step, in dream and game",
+                "Termination rate by episode step, where at least 1,000 steps were played. With a good world model the "
+                "two curves of a round agree at every episode step.",
             )
         )
     return parts
@@ -452,12 +453,13 @@ def _training(run: Run, folder: Path, quality: tuple[VAEQuality, RNNQuality] | N
         return [*parts, html.text("Quality on held-out episodes: not measured by the version that trained V and M.")]
     picture = html.picture(
         folder / "quality.png",
-        "V's reconstruction error by motion of the pixels, M's free-running prediction error by horizon, and "
+        "V's reconstruction error by motion of the pixels, M's open-loop prediction error by horizon, and "
         "calibration of M's termination probability",
         "On held-out episodes. Good: V's bars lie far below the mean frame's, above all for moving pixels; M's error "
-        "is below both baselines; the points of termination lie on the diagonal once the weight is removed.",
+        "is below both baselines; the points of termination lie on the diagonal once the positive-class weight is "
+        "removed.",
     )
-    return [*parts, picture, html.details("The same in numbers", *quality_tables(*quality))]
+    return [*parts, picture, html.details("Quality in numbers", *quality_tables(*quality))]
 
 
 def quality_tables(vae: VAEQuality, rnn: RNNQuality) -> list[str]:
@@ -497,11 +499,11 @@ def quality_tables(vae: VAEQuality, rnn: RNNQuality) -> list[str]:
             ]
             for row in rnn.done
         ]
-        header = ["M's output", "steps", "mean output", "weight removed", "observed"]
+        header = ["M's probability", "steps", "mean", "mean, positive-class weight removed", "observed frequency"]
         tables.append(html.table("M: calibration of the termination probability per step", header, rows))
     kinds = {
-        "M free-running, squared error per dimension of z": ("", {"average": "mean latent"}),
-        "M free-running, squared error per frame": ("picture_", {"v": "V alone"}),
+        "M, open-loop prediction: squared error per dimension of z": ("", {"average": "mean latent"}),
+        "M, open-loop prediction: squared error per frame": ("picture_", {"v": "V alone"}),
     }
     for caption, (prefix, last) in kinds.items():
         columns = {"mean": "M's mean", "sample": "M's sample", "stays": "persistence", **last}

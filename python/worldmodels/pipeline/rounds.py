@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from worldmodels.analysis.stats import format_interval
+from worldmodels.analysis.stats import format_interval, format_mean
 from worldmodels.data.records import DreamCheck, Results, Scores
 from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.run import Run
@@ -30,8 +31,8 @@ class RoundResult:
         game: Scores of the agent in the real environment.
         rnn_loss: Negative log-likelihood of the next latent on M's held-out episodes, in nats per dimension; None in a
             run with a given world model.
-        done_recall: Fraction of the held-out terminations that M predicts; None without a done head, training or such
-            terminations.
+        done_recall: Fraction of the held-out terminations that M predicts; None without a termination head, training or
+            such terminations.
     """
 
     number: int
@@ -96,7 +97,7 @@ def _follow(run: RunFolder, previous: RunFolder | None) -> None:
         raise ValueError(
             f"{run.folder}: expected episodes of the C of {previous.folder}, generation {present['generation']}, got "
             f"episodes of its generation {player['generation']}; use another --out, or rerun the round with "
-            f"`worldmodels collect --out {run.folder} --force`"
+            f"`worldmodels collect --out {shlex.quote(str(run.folder))} --force`"
         )
     share_scores(previous.folder, run.folder, run.task.baselines)
 
@@ -128,7 +129,7 @@ def round_results(run: RunFolder) -> list[RoundResult]:
 
 
 #: Header of the rows of :func:`round_rows`.
-ROUND_COLUMNS = ("round", "episodes", "M: nats", "M: recall", "dream", "game", "95 % interval", "n")
+ROUND_COLUMNS = ("round", "episodes", "M's NLL (nats/dim)", "termination recall", "dream", "game", "95 % interval", "n")
 
 
 def round_rows(results: Sequence[RoundResult], plus_minus: str) -> list[list[str]]:
@@ -139,10 +140,7 @@ def round_rows(results: Sequence[RoundResult], plus_minus: str) -> list[list[str
             f"{one.episodes:,}" if one.episodes else "",
             "" if one.rnn_loss is None else f"{one.rnn_loss:.3f}",
             "" if one.done_recall is None else f"{100 * one.done_recall:.0f} %",
-            *(
-                "" if played is None else f"{played.mean:.0f} {plus_minus} {played.std:.0f}"
-                for played in (one.dream, one.game)
-            ),
+            *("" if played is None else format_mean(played, plus_minus) for played in (one.dream, one.game)),
             format_interval(one.game),
             str(len(one.game.scores)),
         ]

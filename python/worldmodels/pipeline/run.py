@@ -25,7 +25,7 @@ from worldmodels import pretrained
 from worldmodels.data.records import StageRecord
 from worldmodels.pipeline import stages, tasks
 from worldmodels.pipeline.config import PROBE, TOP, Config, to_dict
-from worldmodels.pipeline.folder import RunFolder, read_config
+from worldmodels.pipeline.folder import RunFolder, making, read_config
 from worldmodels.pipeline.preflight import check_config, check_rounds
 from worldmodels.pipeline.profiles import PROFILE, is_profile
 from worldmodels.pipeline.sinks import Sink, check_sinks, numbers, open_sinks
@@ -53,7 +53,7 @@ class Run(RunFolder):
     Args:
         folder: Run folder; created if necessary.
         config: Settings; None for those in the folder.
-        rerun: Name of a stage to discard, with all later ones.
+        rerun: Name of a stage to discard, with the stages that build on it.
         force: Whether stages may build on a model that failed its quality check.
         log_to: Names of the sinks that get the metrics too: ``"tensorboard"``, ``"wandb"``. They are opened when the
             first stage runs.
@@ -97,7 +97,7 @@ class Run(RunFolder):
             raise FileNotFoundError(
                 f"{self.folder}: expected a run folder with config.json, got none; start a run with `worldmodels run`"
             )
-        discarded = STAGES[stages.NAMES.index(rerun) :] if rerun is not None else ()
+        discarded = stages.discarded_with(stages.get(rerun)) if rerun is not None else ()
         if not stored.is_file():
             assert config is not None
             self._use(config)
@@ -138,15 +138,17 @@ class Run(RunFolder):
         """Check that stages could run in a folder, as the constructor does, without a lock and without writing.
 
         Raises:
-            FileExistsError: The folder is not a run folder, but has files with names of a run folder.
+            FileExistsError: The folder is not a run folder, but has files with names of a run folder. Or it has models,
+                but no stage made them.
             ValueError: A stage that is complete or has partial outputs has other settings, or a setting is invalid.
         """
         run = cls.__new__(cls)
         RunFolder.__init__(run, folder, config)
-        run._check_rounds(())
-        run._preflight(())
         if not run.path("config.json").is_file():
             run._check_unclaimed()
+        run._check_imported()
+        run._check_rounds(())
+        run._preflight(())
         return RunFolder(folder, config)
 
     @staticmethod
@@ -164,7 +166,7 @@ class Run(RunFolder):
         if not (folder / C).is_file():
             raise FileNotFoundError(
                 f"{name}: expected a run with an agent, got one without {C}; "
-                f"`worldmodels run {config.task} --out {name}` resumes it"
+                f"`{making(config, name, 'evolve')}` makes it"
             )
         return folder, config
 
@@ -180,7 +182,7 @@ class Run(RunFolder):
             ValueError: A file of the pretrained agent, or the run's ``config.json``, is damaged.
         """
         names = pretrained.names()
-        if name in names:
+        if pretrained.is_name(name):
             return pretrained.folder(name), tasks.preset(name, tasks.get(name).preset)
         stored = Run.stored_config(name)
         if stored is None:
@@ -323,6 +325,13 @@ class Run(RunFolder):
             elif folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
 
+    def _invalidate(self, stage: Stage) -> None:
+        """Remove the marker and the outputs of a stage. Cached scores are kept, as they name their player."""
+        self.marker(stage.name).unlink(missing_ok=True)
+        for path in self._output_files(stage):
+            if path.is_file() and path.suffix != ".jsonl":
+                path.unlink()
+
     def _outputs(self, stage: Stage) -> Iterator[str]:
         """Expand the patterns of a stage's outputs, relative to the run folder."""
         names = {
@@ -363,7 +372,7 @@ class Run(RunFolder):
         for earlier in stages.earlier(stage):
             self._check_gate(earlier)
         for dependent in stage.invalidates if self.ranks.is_main else ():
-            self.marker(dependent).unlink(missing_ok=True)
+            self._invalidate(stages.get(dependent))
         began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._seconds, self._clock = 0.0, time.monotonic()
         take_profile()
@@ -522,15 +531,17 @@ def require_earlier(run: RunFolder, name: str) -> None:
             )
         raise ValueError(f"{stage.command}: expected a run with an environment, got one of recordings")
     for earlier in stages.requirements(stage):
-        if not run.marker(earlier.name).is_file():
+        is_there = run.marker(earlier.name).is_file()
+        if not is_there or (earlier.leaf and not run.is_done(earlier.name)):  # other settings of a leaf are no error
             raise FileNotFoundError(
                 f"{run.folder}: `worldmodels {stage.command}` needs the outputs of `worldmodels {earlier.command}`"
+                + (" with the run's settings, got those of others" if is_there else "")
             )
     for part in run.rounds[:-1]:
         if not part.path(C).is_file():
             raise FileNotFoundError(
-                f"{run.folder}: `worldmodels {stage.command}` needs the agent of {part.folder}; `worldmodels run "
-                f"{run.config.task} --out {run.folder}` makes it"
+                f"{run.folder}: `worldmodels {stage.command}` needs the agent of {part.folder}; "
+                f"`{making(run.config, run.folder, name)}` makes it"
             )
 
 

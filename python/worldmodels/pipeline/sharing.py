@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from worldmodels.analysis.stats import format_interval, format_number, scale_of
 from worldmodels.data.records import DreamCheck, Results, Scores
 from worldmodels.models.sharing import CARD, CONFIG, header, import_hub, upload, usage
 from worldmodels.pipeline import tasks
@@ -112,7 +113,7 @@ def model_card(folder: str | Path, repo_id: str, license_id: str = "mit") -> str
 
 def _model_index(title: str, env_id: str, agent: Scores) -> list[str]:
     """Metadata of the agent's score, in YAML; strings are quoted as in JSON, which YAML contains."""
-    low, high = agent.ci95
+    interval = format_interval(agent, digits=2, fewest=1)
     return [
         "model-index:",
         f"- name: {json.dumps(title)}",
@@ -125,8 +126,8 @@ def _model_index(title: str, env_id: str, agent: Scores) -> list[str]:
         f"      type: {json.dumps(env_id)}",
         "    metrics:",
         "    - type: mean_reward",
-        f"      value: {agent.mean:.2f}",
-        f'      name: "mean_reward, {len(agent.scores)} episodes, 95 % interval {low:.2f} to {high:.2f}"',
+        f"      value: {format_number(agent.mean, scale_of(agent), digits=2)}",
+        f'      name: "mean_reward, {len(agent.scores)} episodes, 95 % interval {interval}"',
         "      verified: false",
     ]
 
@@ -135,10 +136,11 @@ def _scores(results: Results | None, task: tasks.Task) -> list[str]:
     """Table of the players' scores."""
     if results is None:
         return ["## Scores", "", "The run has no results: `worldmodels evaluate` was not run.", ""]
-    rows = [
-        f"| {label} | {one.mean:.1f} | {one.std:.1f} | {one.ci95[0]:.1f} to {one.ci95[1]:.1f} | {len(one.scores)} |"
-        for label, one in results.labelled()
-    ]
+    rows = []
+    for label, one in results.labelled():
+        mean, std = (format_number(value, scale_of(one), digits=1) for value in (one.mean, one.std))
+        interval = format_interval(one, digits=1, fewest=1)
+        rows.append(f"| {label} | {mean} | {std} | {interval} | {len(one.scores)} |")
     environment = results.environment
     variant = ", ".join(filter(None, [environment.variant, environment.resolution, environment.backend]))
     where = f"`{environment.id}`" + (f" ({variant})" if variant else "")
@@ -160,8 +162,8 @@ def _training(run: RunFolder, task: tasks.Task, results: Results | None) -> list
 
     given = run.given
     lines = ["## Training", ""]
-    if given.preset in task.presets:
-        line = format_command(given, task.presets[given.preset], default_folder(task.name))
+    if given.preset in task.presets and task.env_id:
+        line = format_command(given, default_folder(task.name))
         lines += ["```bash", line, "```", ""]
     used = ", ".join(f"{name} {number}" for name, number in results.versions.items()) if results else ""
     return [*lines, f"Seed {given.seed}." + (f" Versions: {used}." if used else ""), ""]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from worldmodels import pretrained
-from worldmodels.analysis.stats import format_interval, table
+from worldmodels.analysis.stats import format_interval, format_mean, table
 from worldmodels.data.records import Results, StageRecord
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.folder import RunFolder, read_config
+from worldmodels.pipeline.folder import RunFolder, making, read_config
 from worldmodels.pipeline.stage import V
 from worldmodels.pipeline.stages import get, names_of
 from worldmodels.support.files import read_json
@@ -106,7 +106,7 @@ def read_score(folder: Path) -> str:
     except (ValueError, OSError):
         return "damaged"
     interval = format_interval(agent)
-    return f"{agent.mean:.0f} +- {agent.std:.0f}" + (f" ({interval})" if interval else "") + f", n {len(agent.scores)}"
+    return format_mean(agent) + (f" ({interval})" if interval else "") + f", n {len(agent.scores)}"
 
 
 def format_status(run: RunFolder) -> str:
@@ -140,8 +140,7 @@ def _advice(run: RunFolder, statuses: list[StageStatus]) -> str:
     states = {status.state for status in statuses}
     recorded = tasks.is_recordings(run.given.task)
     following = next((status.name for status in statuses if status.state not in ("complete", "failed")), "")
-    stage = [following] if recorded else ["run", run.given.task]
-    resume = shlex.join(["worldmodels", *stage, "--out", str(run.folder)])
+    resume = making(run.given, run.folder, following)
     if states == {"complete"} and not recorded:
         return f"complete; the report is {run.path('report', 'index.html')}"
     if is_locked(run.folder):

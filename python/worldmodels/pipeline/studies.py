@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from worldmodels.analysis import figures
-from worldmodels.analysis.stats import format_interval, table
+from worldmodels.analysis.stats import format_interval, format_mean, table
 from worldmodels.data.records import AblationResult, Results, Scores, StudyResult, SweepResult
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.config import Config, RefineConfig, RoundsConfig, override, round_config
+from worldmodels.pipeline.config import Config, RoundsConfig, override, round_config
 from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.preflight import check_config, evolves_in_dream
 from worldmodels.pipeline.rounds import run_earlier_rounds
@@ -20,7 +20,7 @@ from worldmodels.pipeline.scores import share_scores
 from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import Temperatures
 from worldmodels.support.files import link, write_json
-from worldmodels.support.validation import check_integer
+from worldmodels.support.validation import check_integer, check_real
 
 #: Stages that train V and M.
 _WORLD_MODEL_STAGES = tuple(stage.name for stage in STAGES if stage.world_model)
@@ -52,13 +52,15 @@ def sweep(
         One result per temperature, in the order given; none with ``only``.
 
     Raises:
-        ValueError: There are no temperatures, a temperature is repeated, or C is not evolved in the dream; there is no
-            temperature ``only``.
+        ValueError: There are no temperatures, one is negative or repeated, or C is not evolved in the dream or is
+            refined; there is no temperature ``only``.
         FileNotFoundError: With ``only`` above 0, the stages up to ``train-rnn`` are not complete.
     """
     _check_evolves_in_dream(config, "sweep")
     if not temperatures or len(set(temperatures)) != len(temperatures):
         raise ValueError(f"--temperatures: expected distinct numbers, got {list(temperatures)}")
+    for value in temperatures:
+        check_real("--temperatures", value, 0)
     names = [f"{value:g}" for value in temperatures]
     if len(set(names)) != len(names):
         raise ValueError(f"--temperatures: expected numbers distinct in six digits, got {list(temperatures)}")
@@ -103,7 +105,7 @@ def ablate(folder: Path, config: Config, *, force: bool = False, log_to: Sequenc
         One result per variant.
 
     Raises:
-        ValueError: The task has no ablations.
+        ValueError: The task has no ablations, or C is refined.
     """
     ablations = tasks.of(config).ablations
     if not ablations:
@@ -152,11 +154,8 @@ def _variants(
     force: bool,
     log_to: Sequence[str],
 ) -> list[StudyResult]:
-    """Run each variant; variants share the stages that train V and M up to the first whose settings differ.
-
-    No variant is refined in the real environment.
-    """
-    config, last, variants = _settings(folder, config, changes)
+    """Run each variant; variants share the stages that train V and M up to the first whose settings differ."""
+    last, variants = _settings(folder, config, changes)
     with Run(folder, config, force=force, log_to=log_to) as run:
         _run_shared(run)
         results = []
@@ -177,7 +176,7 @@ def _one_variant(
     log_to: Sequence[str],
 ) -> None:
     """Run one variant of a sweep, without the lock of the run folder; or, for number 0, what all share."""
-    config, last, variants = _settings(folder, config, changes)
+    last, variants = _settings(folder, config, changes)
     if number == 0:
         with Run(folder, config, force=force, log_to=log_to) as run:
             _run_shared(run)
@@ -195,14 +194,22 @@ def _one_variant(
 
 def _settings(
     folder: Path, config: Config, changes: dict[str, dict[str, dict[str, Any]]]
-) -> tuple[Config, Config, dict[str, Config]]:
-    """Return the settings without refinement, those of the last round, and those of each variant, checked."""
-    config = replace(config, refine=RefineConfig())
+) -> tuple[Config, dict[str, Config]]:
+    """Return the settings of the last round and those of each variant, checked.
+
+    Raises:
+        ValueError: A setting is invalid, or the run has a refinement, which is not part of a study.
+    """
+    if config.refine.generations:
+        raise ValueError(
+            f"refine.generations: expected 0, as variants are not refined in the real environment, got "
+            f"{config.refine.generations}; use --refine.generations 0 and an --out of its own"
+        )
     last = replace(round_config(config, config.last_round, folder), rounds=RoundsConfig())
     variants = {name: override(last, changed) for name, changed in changes.items()}
     for settings in variants.values():
         check_config(settings, ("evolve", "evaluate"), sources_exist=config.last_round == 0)
-    return config, last, variants
+    return last, variants
 
 
 def _run_shared(run: Run) -> None:
@@ -267,7 +274,7 @@ def _write(path: Path, results: Sequence[StudyResult]) -> None:
 
 def _mean_and_std(scores: Scores | None) -> str:
     """Format mean and standard deviation; empty if there are no scores."""
-    return "" if scores is None else f"{scores.mean:.0f} +- {scores.std:.0f}"
+    return "" if scores is None else format_mean(scores)
 
 
 def _score_cells(scores: Scores) -> list[str]:

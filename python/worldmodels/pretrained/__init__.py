@@ -18,6 +18,11 @@ def names() -> list[str]:
     return sorted(file.parent.name for file in _HERE.glob(f"*/{HASHES}"))
 
 
+def is_name(agent: str | Path) -> bool:
+    """Check whether a string names a pretrained world model. A ``Path`` never does: it may be a folder of that name."""
+    return isinstance(agent, str) and agent in names()
+
+
 def path(name: str) -> Path:
     """Return the folder of a pretrained world model without checking its files."""
     return _HERE / name
@@ -42,7 +47,7 @@ def folder(name: str) -> Path:
 
 def resolve(agent: str | Path) -> Path:
     """Return the folder of a pretrained world model by its name; paths of run folders pass unchanged."""
-    return folder(str(agent)) if str(agent) in names() else Path(agent)
+    return folder(str(agent)) if is_name(agent) else Path(agent)
 
 
 def dream_settings(name: str) -> dict[str, Any]:

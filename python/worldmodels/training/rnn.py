@@ -348,8 +348,8 @@ def validate(model: MDNRNN, sequences: PackedSequences, config: TrainRNNConfig) 
         config: Settings of the loss.
 
     Returns:
-        ``total``, ``z``, ``done``, ``reward`` and, for the decision done logit > 0, ``done_recall`` (if an episode
-        terminates) and ``done_false_alarms`` (per step).
+        ``total``, ``z``, ``done``, ``reward`` and, for the decision termination logit > 0, ``done_recall`` (if an
+        episode terminates) and ``done_false_alarms`` (per step).
     """
     rows = min(_micro_batch_size(config), sequences.batch)
     micro_batches = MicroBatches("train-rnn", "sequences", rows, "--micro-batch-steps")

@@ -47,6 +47,11 @@ def earlier(stage: Stage) -> tuple[Stage, ...]:
     return STAGES[: STAGES.index(stage)]
 
 
+def discarded_with(stage: Stage) -> tuple[Stage, ...]:
+    """A stage and those that build on it: all later ones, or of a leaf those that it invalidates."""
+    return (stage, *map(get, stage.invalidates)) if stage.leaf else STAGES[STAGES.index(stage) :]
+
+
 def requirements(stage: Stage) -> tuple[Stage, ...]:
     """The stages that must be complete before one runs."""
     if stage.after is not None:

@@ -29,7 +29,7 @@ def _is_untrained(config: Config) -> bool:
 
 STAGE = Stage(
     name="train_rnn",
-    help="train M, the model of the dynamics",
+    help="train M (MDN-RNN)",
     run=train,
     folder="rnn",
     inputs=("latents/*.safetensors",),

@@ -22,7 +22,7 @@ def train(run: Run) -> dict[str, Any]:
 
 STAGE = Stage(
     name="train_vae",
-    help="train V, the autoencoder of frames",
+    help="train V (ConvVAE, a variational autoencoder)",
     run=train,
     folder="vae",
     inputs=("episodes/*.h5",),

@@ -121,6 +121,14 @@ class Task:
         """Default preset of a new run that trains V and M, and of a single stage."""
         return "quick" if "quick" in self.presets else next(iter(self.presets))
 
+    def dreaming_presets(self, *, trained: bool) -> list[str]:
+        """List the presets that evolve C in the dream; with ``trained``, those that train V and M too."""
+        return [
+            name
+            for name, config in self.presets.items()
+            if config.evolve.evaluate_in == "dream" and not (trained and config.world_model)
+        ]
+
     def config(self, preset: str) -> Config:
         """Return the settings of a preset.
 
@@ -241,6 +249,21 @@ def of(config: Config) -> Task:
         task = get(config.task)
     limit = config.environment.max_steps
     return replace(task, max_steps=limit) if limit else task
+
+
+def portable_preset(config: Config) -> Config:
+    """Return the settings of a run's preset, or of the task's default one if it has none of that name.
+
+    The preset of a probed task has the sizes of the smallest probe, so that a run's own, which come from the speed of
+    this machine, differ from them.
+    """
+    task = of(config)
+    if config.probe.actions:
+        from worldmodels.pipeline.gymnasium_task import gymnasium_task
+
+        probe = replace(config.probe, episode_length=1, steps_per_second=1, max_steps=1, reward_scale=0.0)
+        task = gymnasium_task(config.task, probe)
+    return task.presets.get(config.preset, task.presets[task.default_preset])
 
 
 def preset(task: str, name: str) -> Config:

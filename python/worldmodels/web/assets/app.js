@@ -149,7 +149,7 @@ function exploited(world, about, recorded) {
     `In that dream it ${result}.`;
   $("#exploited-note").textContent =
     `Means over ${dream.n} dreams and ${game.n} games; 95 % intervals ${count(dream.ci95[0])} to ${count(dream.ci95[1])} and ${count(game.ci95[0])} to ${count(game.ci95[1])}. ` +
-    `These dreams end where M's output exceeds one half. ${recorded.note}`;
+    `These dreams terminate when M's termination logit exceeds 0. ${recorded.note}`;
   return pair($("#exploited"), world, about, recorded, { agent, temperature, termination, seed: 0 }, [
     [strong(`${count(dream.mean)} ${about.score}`), ` in its dream at temperature ${temperature}`],
     [strong(`${count(game.mean)} ${about.score}`), " in the real game"],
