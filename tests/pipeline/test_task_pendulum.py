@@ -17,6 +17,7 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs import pendulum
 from worldmodels.envs.pendulum import PendulumEnv
 from worldmodels.pipeline import tasks
+from worldmodels.pipeline.config import RoundsConfig
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES
 from worldmodels.support.files import read_json
@@ -28,6 +29,7 @@ SMALL = {
     "check_dream": {**TOY["check_dream"], "episodes": 1},
     "evolve": {**TOY["evolve"], "max_steps": 20},
     "evaluate": {**TOY["evaluate"], "episodes": 1, "num_envs": 1},
+    "rounds": {"rounds": 0},
 }
 FLAGS = [
     text
@@ -102,7 +104,8 @@ def test_the_recipe_names_what_is_there():
 @pytest.mark.parametrize("name", ["quick", "mine"])
 def test_a_single_preset_is_used_where_none_is_named(tmp_path, monkeypatch, name):
     task = tasks.get("pendulum")
-    one = replace(task, presets={name: replace(task.presets["quick"], preset=name)})
+    preset = replace(task.presets["quick"], preset=name, rounds=RoundsConfig())
+    one = replace(task, presets={name: preset})
     monkeypatch.setattr("worldmodels.pipeline.tasks.pendulum.TASK", one)
     monkeypatch.setattr("worldmodels.pipeline.run.Run.run_stage", lambda *_: None)
     for words in (["run", "pendulum"], ["collect", "--task", "pendulum"]):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from worldmodels.envs.policies import brownian, constant, repeated
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline.config import (
+    CheckDreamConfig,
     CollectConfig,
     Config,
     EvolveConfig,
@@ -36,22 +37,25 @@ QUICK = Config(
         hidden_size=128,
         done_head=False,
         reward_head=True,
-        steps=1_000,
+        steps=8_000,
         batch_size=32,
         sequence_length=64,
         lr=2e-3,
         schedule="cosine",
     ),
+    check_dream=CheckDreamConfig(episodes=20),
     evolve=EvolveConfig(
+        features="zh",
+        bias=True,
         temperature=1.0,
         max_steps=200,
-        generations=60,
+        generations=200,
         sigma0=0.3,
         common_random_numbers=True,
-        evaluate_every=10,
+        evaluate_every=20,
         evaluate_episodes=256,
     ),
-    rounds=RoundsConfig(episodes=100, generations=60),
+    rounds=RoundsConfig(rounds=2, episodes=100, vae_steps=0, rnn_steps=3_000, generations=120),
 )
 
 TASK = Task(
@@ -69,6 +73,7 @@ TASK = Task(
     },
     baselines={"random": "uniform", "collecting": "repeat 1-20", "noop": "noop"},
     presets={"quick": QUICK, "paper": replace(QUICK, preset="paper", rounds=replace(QUICK.rounds, rounds=20))},
+    durations={"quick": "43 minutes on one core"},
     score="points",
     description="Pendulum: a rod is swung up and balanced; the score is minus the sum of squared angle, speed "
     "and torque over 200 steps, 0 at best.",
