@@ -130,7 +130,7 @@ REFUSED = [
         "train_rnn.validation_fraction: expected a fraction that leaves one of 1600 episodes",
     ),
     ("--train-vae.init-from run", "train_vae.init_from: expected a run other than run itself, got run"),
-    ("--train-rnn.init-from ./run", "train_rnn.init_from: expected a run other than run itself, got run"),
+    ("--train-rnn.init-from ./run", "train_rnn.init_from: expected a run other than run itself, got ./run"),
     ("--evolve.init-from run", "evolve.init_from: expected a run other than run itself, got run"),
     ("--collect.include other/../run", "collect.include: expected a run other than run itself"),
     ("--collect.agent run --collect.policies agent", "collect.agent: expected a run other than run itself"),

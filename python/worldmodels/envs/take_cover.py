@@ -175,5 +175,6 @@ class TakeCoverEnv(ScreenEnv):
         """End the game's process, except in a process forked from its owner."""
         self._phase = "closed"
         if self._ownership.owned:
-            self._game.close()
+            with vizdoom_process.WATCH.over(self._engines):
+                self._game.close()
             self._remove_folder()

@@ -57,6 +57,7 @@ class ScenarioEnv(Owned, gymnasium.Wrapper[Any, Any, Any, Any]):
         """End the engine, except in a process forked from its owner."""
         if not self.owned:
             return
-        self.env.close()
+        with vizdoom_process.WATCH.over(self._engines or set()):
+            self.env.close()
         if self._engines is not None:
             self._remove_folder()
