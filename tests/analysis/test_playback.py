@@ -71,7 +71,7 @@ def test_no_display_is_told_in_one_line(capfd, monkeypatch):
 
 
 def test_scores_in_words():
-    assert show.report_scores("x", describe([7.0])) == "x: 7.0 (1 episode)"
+    assert show.report_scores("x", describe([7.0])) == "x: 7 (1 episode)"
     assert show.report_scores("x", describe([0.02, 0.03])) == "x: 0.025 +- 0.007 (2 episodes)"
 
 
