@@ -113,7 +113,7 @@ def run_episodes(
 
     While the environments of one vector step, the player acts on the frames of the next one. An environment whose
     episode is over takes the next one of its vector's queue, to which the consumer may add as long as one of the
-    vector's episodes goes on, the step that ends it included.
+    vector's episodes continues, the step that ends it included.
 
     Args:
         vector_envs: Vectors of environments. The player sees the index of an environment in all of them together.

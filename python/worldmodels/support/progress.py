@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -64,7 +65,9 @@ class Progress:
         if now - self._shown < (0.2 if self._live else 30.0):
             return
         self._shown = now
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns if self._live else 0
+        columns = 0
+        with contextlib.suppress(OSError):  # a terminal that is gone, or a stream that is none of the system's
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns if self._live else 0
         self._print(done, note, columns - 1 if columns else None)
 
     def close(self, done: int, note: str = "") -> None:
