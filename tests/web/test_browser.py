@@ -361,6 +361,13 @@ def test_keys_work_after_every_button(tab):
         for _ in range(2):
             tab.page.keyboard.press("ArrowRight")
         assert (tab.js("worldmodels.shown.play.state.player"), tab.js(focus)) == (player, "play-screen")
+    # At once: a key pressed right after the click plays too.
+    label = "document.querySelector('#play-player label:has([value=agent])')"
+    click = "new MouseEvent('click', { bubbles: true, cancelable: true, detail: 1 })"
+    player, focused = tab.js(
+        f"({label}.dispatchEvent({click}), [worldmodels.shown.play.state.player, document.activeElement.id])"
+    )
+    assert (player, focused) == ("agent", "play-screen")
     # Who uses the keyboard stays where they are.
     tab.page.focus("#play-restart")
     tab.page.keyboard.press("Enter")

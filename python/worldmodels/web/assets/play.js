@@ -261,10 +261,15 @@ export function play(world, about) {
     setTimeout(() => (button.textContent = "Copy link"), 2000);
   });
 
-  // After a click, which has a detail, the keys play: a button or a radio button would keep them to itself. Later, as the
-  // click on a label moves the focus.
+  // After a click, which has a detail, the keys play: a button or a radio button would keep them to itself. A label moves the
+  // focus to its radio button after the listeners have run, so that its click is made here instead.
   for (const name of ["player", "pause", "step", "restart", "next", "link"])
-    $(`#play-${name}`).addEventListener("click", ({ detail }) => detail && setTimeout(() => screen.focus({ preventScroll: true })));
+    $(`#play-${name}`).addEventListener("click", (event) => {
+      if (!event.detail) return;
+      const control = event.target.closest("label")?.control;
+      if (control && control !== event.target) event.preventDefault(), control.click();
+      screen.focus({ preventScroll: true });
+    });
 
   offer();
   if (!state.agent) {
