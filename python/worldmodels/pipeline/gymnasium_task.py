@@ -85,6 +85,7 @@ def policies(action_size: int, choices: tuple[int, ...]) -> dict[str, Policy]:
             "uniform": repeated(1, 1, action_size),
             "repeat 1-10": repeated(1, 10, action_size),
             "repeat 1-40": repeated(1, 40, action_size),
+            "repeat 1-200": repeated(1, 200, action_size),
             "brownian": brownian(0.3, action_size),
             "noop": constant(*[0.0] * action_size),
         }
@@ -93,6 +94,7 @@ def policies(action_size: int, choices: tuple[int, ...]) -> dict[str, Policy]:
         "uniform": repeated_choices(1, 1, choices),
         "repeat 1-10": repeated_choices(1, 10, choices),
         "repeat 1-40": repeated_choices(1, 40, choices),
+        "repeat 1-200": repeated_choices(1, 200, choices),
         "noop": constant(*first),
     }
 
@@ -101,7 +103,7 @@ def _components(actions: int, inputs: int) -> int:
     """Return the number of principal components of C's inputs along which CMA-ES searches; 0 for its parameters.
 
     The covariance matrix of all parameters takes seconds per generation where actions are many: 18 of Atari's make
-    9,810 parameters, a matrix of 770 MB.
+    5,202 parameters, a matrix of 216 MB.
     """
     return 0 if actions * (inputs + 1) <= _MOST_PARAMETERS else max(1, _SEARCHED // actions)
 
@@ -152,8 +154,9 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
         schedule="cosine",
     )
     horizon = min(probe.max_steps, _HORIZON)
-    components = _components(len(names(probe.actions)), vae.latent_size + 2 * rnn.hidden_size)
+    components = _components(len(names(probe.actions)), vae.latent_size + rnn.hidden_size)
     evolve = EvolveConfig(
+        features="zh",
         temperature=1.0,
         termination="expected" if probe.terminates else "threshold",
         initial_states="random" if length > horizon else "first",
@@ -176,7 +179,7 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
             probe=probe,
             collect=CollectConfig(
                 episodes=collected,
-                policies="repeat 1-10:3, repeat 1-40:1, uniform:1",
+                policies="repeat 1-10:3, repeat 1-40:1, repeat 1-200:1, uniform:1",
                 min_length=1,
                 shard_episodes=min(25, math.ceil(collected / 4)),
             ),
