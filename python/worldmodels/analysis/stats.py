@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
 
 from worldmodels.data.records import Scores
 
@@ -47,7 +46,7 @@ def describe(scores: Sequence[float]) -> Scores:
     values = _checked(scores)
     mean = float(values.mean())
     std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    half = float(student.ppf(0.975, len(values) - 1)) * std / len(values) ** 0.5 if len(values) > 1 else 0.0
+    half = _student(len(values) - 1) * std / len(values) ** 0.5 if len(values) > 1 else 0.0
     low, high = max(mean - half, float(values.min())), min(mean + half, float(values.max()))
     return Scores(scores=values.tolist(), mean=mean, std=std, ci95=(low, high))
 
@@ -71,7 +70,7 @@ def compare(scores: Sequence[float], others: Sequence[float]) -> Comparison:
     half = 0.0
     if variance > 0:
         freedom = variance**2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (first, second), strict=True))
-        half = float(student.ppf(0.975, freedom)) * variance**0.5
+        half = _student(freedom) * variance**0.5
     low, high = difference - half, difference + half
     return Comparison(difference, (low, high), "better" if low > 0 else "worse" if high < 0 else "not distinguishable")
 
@@ -152,3 +151,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [header, *rows]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _student(freedom: float) -> float:
+    """Return the 97.5 % quantile of Student's distribution. SciPy is imported here: most commands do without it."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
