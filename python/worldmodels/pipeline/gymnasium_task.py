@@ -147,7 +147,7 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
         done_head=probe.terminates,
         reward_head=True,
         reward_clip=_REWARD_RANGE * probe.reward_scale,
-        steps=3_000,
+        steps=8_000,
         batch_size=32,
         sequence_length=64,
         lr=1.5e-3,
@@ -200,7 +200,7 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
         collected,
         {
             "train_vae": replace(vae, steps=6_000),
-            "train_rnn": replace(rnn, steps=6_000),
+            "train_rnn": replace(rnn, steps=12_000),
             "check_dream": CheckDreamConfig(episodes=evaluated(40, 120), dream_episodes=128, num_envs=8),
             "evolve": replace(evolve, popsize=64, generations=80),
             "evaluate": EvaluateConfig(episodes=evaluated(100, 1_200), num_envs=16),
