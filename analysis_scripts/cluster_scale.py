@@ -32,7 +32,6 @@ from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.needs import environment_needs, resolved
 from worldmodels.support.cluster import ClusterAddress, Needs, Piece, Queue, active_cluster, use_cluster
 from worldmodels.support.cpu import available_cpus
-from worldmodels.support.ray_cluster import Usage
 
 CORES = (1, 8, 64, 512)
 NODE = 64  # most cores of a node in the prediction
@@ -211,7 +210,7 @@ def compare(case, cluster, cost, rounds):
     """Measure a case on a cluster; return a row of the table."""
     evaluator = DistributedEvaluator(cluster, case.make, case.needs, batch=case.batch, threaded=case.threaded)
     timed(evaluator, case.params, case.episodes, 1)
-    cluster.usage = Usage()
+    cluster.usage = type(cluster.usage)()  # its module imports Ray, which `use_cluster` prepares
     seconds, _ = timed(evaluator, case.params, case.episodes, rounds)
     threads = cluster.threads_of_a_worker(case.threaded)
     workers = 1 if case.threaded else cluster.num_workers
