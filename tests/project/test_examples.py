@@ -132,7 +132,9 @@ def test_the_notebook_runs_in_jupyter(tmp_path, monkeypatch):
     for name, value in {"QUICK": "1", "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MPLBACKEND", raising=False)
-    nbclient.NotebookClient(notebook, timeout=280, startup_timeout=280, resources={"metadata": {"path": tmp_path}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=280, startup_timeout=280, resources={"metadata": {"path": tmp_path}}
+    ).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     assert "the pretrained agent survives " in text and "generation 1: best " in text and "evolved: " in text
