@@ -73,7 +73,7 @@ TASK = Task(
     },
     baselines={"random": "uniform", "collecting": "repeat 1-20", "noop": "noop"},
     presets={"quick": QUICK, "paper": replace(QUICK, preset="paper", rounds=replace(QUICK.rounds, rounds=20))},
-    durations={"quick": "43 minutes on one core"},
+    durations={"quick": "20 minutes on 2 cores"},
     score="points",
     description="Pendulum: a rod is swung up and balanced; the score is minus the sum of squared angle, speed "
     "and torque over 200 steps, 0 at best.",
