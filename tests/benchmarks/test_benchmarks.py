@@ -151,6 +151,7 @@ def test_training_counts_the_papers_operations(native):
     assert case.play() == (6, 6)
 
 
+@pytest.mark.slow
 def test_games_count_the_frames_of_the_same_episodes(monkeypatch):
     monkeypatch.setattr(engine, "_EPISODES", 1)
     monkeypatch.setattr(engine, "_NUM_ENVS", 2)

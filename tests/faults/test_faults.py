@@ -91,6 +91,7 @@ def test_workers_that_are_killed_are_replaced(tmp_path, undisturbed, monkeypatch
     assert gone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [

@@ -184,6 +184,7 @@ def wait_for_lines(path, count, process):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_again(tmp_path):
     generations = 400
     with prepare(tmp_path / "whole", generations=generations) as experiment:

@@ -251,6 +251,7 @@ def test_a_whole_run_of_discrete_actions(tmp_path, monkeypatch, capsys):
     assert re.search(r"task: toy holds a run of task 'image_env:Image/Discrete-v0', got", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sizes"), [("MultiDiscrete", (3, 2)), ("MultiBinary", (2, 2))])
 def test_whole_runs_of_several_discrete_actions(tmp_path, kind, sizes):
     rounds = ["--rounds.rounds", "1", "--rounds.episodes", "2", "--rounds.vae-steps", "2", "--rounds.rnn-steps", "2"]

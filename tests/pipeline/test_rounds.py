@@ -106,6 +106,7 @@ def outcome(folder):
     return found
 
 
+@pytest.mark.slow
 def test_the_run_folder_is_the_last_round(made):
     folder, _ = made
     assert sorted(path.name for path in (folder / "rounds").iterdir()) == ["0", "1"]
@@ -183,6 +184,7 @@ def test_dreams_truncated_in_an_earlier_round_are_no_terminations(tmp_path, monk
     assert [max(filter(None, dream), default=0) > 0 for dream, _ in drawn] == [False, True]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_like_one_that_was_not(made, tmp_path, two_baselines, capsys):
     """In M's training of round 1, before the last round, and in its evolution; in a copy of round 0."""
     folder = tmp_path / "run"

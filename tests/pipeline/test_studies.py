@@ -46,6 +46,7 @@ def with_two_baselines(task, **changes):
     return dataclasses.replace(task, baselines=baselines, policies=policies, **changes)
 
 
+@pytest.mark.slow
 def test_rows_of_a_sweep_run_apart(tmp_path, base, unrecorded, capsys):
     """By several processes, none of which holds the lock of the run folder; the last call makes the table of them."""
     folder = copy_linked(base, tmp_path / "run")

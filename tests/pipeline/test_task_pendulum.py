@@ -70,6 +70,7 @@ def test_the_seed_is_the_episode(monkeypatch):
     assert (episodes[0][0] != episodes[1][0]).any()
 
 
+@pytest.mark.slow
 def test_the_whole_of_it_at_toy_size(tmp_path, capsys):
     assert main(["run", "pendulum", "--preset", "quick", "--out", str(tmp_path / "toy"), *FLAGS]) == 0
     run = tmp_path / "toy"

@@ -121,6 +121,7 @@ def test_the_films_of_the_first_page_are_small_and_short():
             assert sum(delays) == 10_000 and image.size[0] >= 640
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
 def test_the_notebook_runs_in_jupyter(tmp_path, monkeypatch):
     """As Jupyter runs it, but for the cell that installs the package."""

@@ -62,6 +62,7 @@ def test_parts_of_dreams(parts, seed, common, threads):
     np.testing.assert_array_equal(lengths, whole.lengths)
 
 
+@pytest.mark.slow
 @given(parts=cuts(), seed=SEEDS, common=st.booleans())
 def test_parts_of_real_episodes(parts, seed, common):
     params = RNG.normal(0, 1, (CANDIDATES, 32)).astype(np.float32)

@@ -155,6 +155,7 @@ def toy_evaluator(num_threads):
     return make_evaluator(workers=num_threads)
 
 
+@pytest.mark.slow
 def test_eight_workers_are_busy_until_the_end(three):
     """Episodes of 5 to 95 ms: at least nine tenths of the workers' time is spent on them, the tail included."""
     _, cluster = three
@@ -319,6 +320,7 @@ def test_a_node_that_was_left_out_is_judged_again_for_other_work(three, tmp_path
     assert endless.enough
 
 
+@pytest.mark.slow
 def test_a_node_with_another_version_is_refused_and_one_with_another_level_pinned(three, tmp_path, capfd):
     """One that joins later is left out; in the beginning, it is an error."""
     simulated, cluster = three

@@ -85,6 +85,7 @@ print(json.dumps([json.loads(in_child(lambda: all_doors(2))), json.loads(in_chil
     assert two_threads.startswith("this process was forked from one that had loaded worldmodels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("used", ["nothing", "another thread"])
 def test_a_parent_whose_forking_thread_used_no_threads_is_no_hindrance(used):
     code = """

@@ -54,6 +54,12 @@ def test_cmaes_and_the_command_load_neither_torch_nor_scipy(line):
     assert loaded_by(line, "torch", "scipy") == []
 
 
+def test_pretrained_models_load_without_the_compiler_of_torch():
+    """It takes as long to import as torch itself."""
+    lines = "import worldmodels; worldmodels.Dream.pretrained('takecover'); worldmodels.Agent.pretrained('takecover')"
+    assert loaded_by(lines, "torch._dynamo", "sympy") == []
+
+
 @pytest.mark.parametrize("packages", ["cmaes", "dream", "data envs models rollout training analysis"])
 def test_the_library_loads_nothing_of_the_pipeline(packages):
     """Every module of these packages."""

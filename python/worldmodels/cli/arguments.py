@@ -79,11 +79,12 @@ def parser(view: View | None = None) -> Parser:
         help="print a completion script for a shell (extra `completion`)",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    known = tasks.names()
     presets = sorted({name for task in tasks.importable() for name in task.presets})
     for name, summary in ALL_STAGES.items():
-        _add_study(_add_command(commands, name, summary), name, presets, view)
+        _add_study(_add_command(commands, name, summary), name, known, presets, view)
     for stage in STAGES:
-        _add_stage(_add_command(commands, stage.command, stage.help), stage, presets, view)
+        _add_stage(_add_command(commands, stage.command, stage.help), stage, known, presets, view)
     _add_play(_add_command(commands, "play", "play the real environment with an agent"))
     _add_dream(_add_command(commands, "dream", "play the dream with an agent"))
     _add_web(_add_command(commands, "web", "make a page with a playable dream, or serve it to the browser"))
@@ -109,13 +110,15 @@ def _add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentPar
     return added
 
 
-def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str], view: View) -> None:
+def _add_study(
+    target: argparse.ArgumentParser, name: str, known: Sequence[str], presets: Sequence[str], view: View
+) -> None:
     """Add the arguments of a command that runs all stages."""
     target.add_argument(
         "task",
         nargs="?",
         type=parse_task,
-        help=f"one of {', '.join(tasks.names())}, or a Gymnasium id; may be in the file of --config",
+        help=f"one of {', '.join(known)}, or a Gymnasium id; may be in the file of --config",
     )
     _add_common(target, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
     _add_cluster(target)
@@ -147,9 +150,10 @@ def _add_study(target: argparse.ArgumentParser, name: str, presets: Sequence[str
         _add_section(target, section, "" if (name, section) == ("iterate", "rounds") else f"{command(section)}.", view)
 
 
-def _add_stage(target: argparse.ArgumentParser, stage: Stage, presets: Sequence[str], view: View) -> None:
+def _add_stage(
+    target: argparse.ArgumentParser, stage: Stage, known: Sequence[str], presets: Sequence[str], view: View
+) -> None:
     """Add the arguments of a command that runs one stage."""
-    known = tasks.names()
     target.add_argument(
         "--task",
         type=parse_task,

@@ -126,7 +126,8 @@ class ConvVAE(Shared, nn.Module):
             Deconvolution(32, 3, 6, stride=2),
             nn.Sigmoid(),
         )
-        self._reset_parameters()
+        if not self.mu.weight.is_meta:  # load_model fills the weights in; a normal draw there imports torch._dynamo
+            self._reset_parameters()
 
     def _reset_parameters(self) -> None:
         """Initialize by He's rule: with torch's default, transposed convolutions train slowly for hundreds of steps."""

@@ -156,10 +156,18 @@ class Task:
         return self.survival or mdnrnn.reward_head
 
 
+#: Modules of the tasks of this package by name; a task of another package cannot replace one.
+_OWN = {module.name: f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)}
+
+
 def _modules() -> dict[str, str]:
     """Find the module of every task: those of this package, and the entry points of other packages."""
-    own = {module.name: f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)}
-    return own | {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)}
+    return {entry.name: entry.value for entry in metadata.entry_points(group=GROUP)} | _OWN
+
+
+def _module(name: str) -> str | None:
+    """Find the module of a task; None if there is no such task."""
+    return _OWN.get(name) or _modules().get(name)  # to list the entry points reads the metadata of every package
 
 
 def modules(config: Config) -> tuple[str, ...]:
@@ -168,7 +176,8 @@ def modules(config: Config) -> tuple[str, ...]:
     Args:
         config: Settings of the run.
     """
-    return () if config.probe.actions else (_modules()[config.task],)
+    module = _module(config.task)
+    return () if config.probe.actions or module is None else (module,)
 
 
 def names() -> list[str]:
@@ -182,14 +191,14 @@ def get(name: str) -> Task:
     Raises:
         ValueError: There is no such task, or its module has no ``TASK`` of this name.
     """
-    modules = _modules()
     if name.startswith("recordings-"):
         from worldmodels.pipeline.recordings import recordings_task
 
         return recordings_task(name)
-    if name not in modules:
-        raise ValueError(f"task: expected one of {', '.join(sorted(modules))}, got {name!r}")
-    imported = importlib.import_module(modules[name])
+    module = _module(name)
+    if module is None:
+        raise ValueError(f"task: expected one of {', '.join(names())}, got {name!r}")
+    imported = importlib.import_module(module)
     task = getattr(imported, "TASK", None)
     if not isinstance(task, Task) or task.name != name:
         raise ValueError(f"{imported.__name__}: expected TASK, a Task named {name!r}, got {task!r:.100}")
@@ -228,7 +237,7 @@ def find(name: str, environment: Mapping[str, Any] | None = None) -> Task:
         ValueError: There is neither such a task nor such an environment, or the environment does not fit.
         ModuleNotFoundError: A package of the environment is not installed.
     """
-    if name in _modules() or not is_id(name):
+    if not is_id(name) or _module(name) is not None:
         return get(name)
     from worldmodels.pipeline.probing import probed_task
 
