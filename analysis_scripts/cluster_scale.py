@@ -122,7 +122,7 @@ def timed(evaluator, params, episodes, rounds):
     seconds = []
     for number in range(rounds + 1):
         began = time.perf_counter()
-        played = evaluator.play(params, episodes, seed=number, common_seeds=False, on_progress=quiet)
+        played = evaluator.play(params, episodes, seed=number, common_random_numbers=False, on_progress=quiet)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:]), played
 
@@ -142,7 +142,7 @@ def step_costs(case):
     """Measure the seconds of a step by size of the work unit: few episodes do not fill SIMD vectors or batches of V."""
     evaluator, found = case.make(1), {}
     for size in SIZES:
-        options = {"seed": 1, "common_seeds": False, "on_progress": quiet}
+        options = {"seed": 1, "common_random_numbers": False, "on_progress": quiet}
         began = time.perf_counter()
         played = evaluator.play(case.params[: max(1, size // case.episodes)], min(size, case.episodes), **options)
         found[size] = (time.perf_counter() - began) / played.lengths.sum()

@@ -57,7 +57,9 @@ def main():
         (1, 1024, "native", native),
     ):
         same = np.repeat(params[None], count, axis=0)
-        played = timed(lambda seed, same=same, e=episodes, d=dream: d.rollout(same, e, seed=seed, common_seeds=True))
+        played = timed(
+            lambda seed, same=same, e=episodes, d=dream: d.rollout(same, e, seed=seed, common_random_numbers=True)
+        )
         rows.append([f"{count} x {episodes}", where, *played])
     print(table(["shape", "dream", "mean return", "steps/s"], rows))
 

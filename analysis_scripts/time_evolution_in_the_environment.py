@@ -53,7 +53,7 @@ def whole_loop(evaluator, params, episodes):
     """Measure frames per second, this process's utilization of the cores, and the fractions of the time by phase."""
     take_profile()
     began, cpu = time.perf_counter(), time.process_time()
-    played = evaluator.play(params, episodes, seed=0, common_seeds=False, on_progress=lambda *_: None)
+    played = evaluator.play(params, episodes, seed=0, common_random_numbers=False, on_progress=lambda *_: None)
     seconds = time.perf_counter() - began
     busy = (time.process_time() - cpu) / seconds / available_cpus()
     assert 0 < played.lengths.max() <= evaluator.max_steps

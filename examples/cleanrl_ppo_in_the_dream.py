@@ -5,7 +5,7 @@
     python examples/cleanrl_ppo_in_the_dream.py --world runs/quick       your own
 
 Prints the return of the finished episodes after every update, the steps survived in the dream (256 episodes)
-after training, and the speed of training as a share of the native rollout's.
+after training, and the speed of training as a fraction of the native rollout's.
 
 The policy's mean is tanh(W [z, c, h] + b), so its parameters are those of a `Controller`.
 """

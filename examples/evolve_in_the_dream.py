@@ -25,9 +25,9 @@ es = wm.CMAES(np.zeros(size), 0.1, popsize=chosen.popsize, seed=1)
 
 for generation in range(chosen.generations):
     candidates = es.ask()  # (popsize, 1088)
-    result = dream.rollout(candidates, chosen.episodes, seed=generation, common_seeds=True)
+    result = dream.rollout(candidates, chosen.episodes, seed=generation, common_random_numbers=True)
     survived = result.returns.mean(axis=1)  # (popsize,) steps
-    es.tell(candidates, -survived)  # CMA-ES minimises
+    es.tell(candidates, -survived)  # CMA-ES minimizes
     print(f"generation {generation}: best {survived.max():.0f}, mean {survived.mean():.0f} steps survived in the dream")
 
 fresh = {"episodes": 4 * chosen.episodes, "seed": 1_000_000}

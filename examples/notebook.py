@@ -82,8 +82,8 @@ es = wm.CMAES(np.zeros(dream.controller.size), 0.1, popsize=popsize, seed=1)
 best, mean = [], []
 for generation in range(generations):
     candidates = es.ask()  # (popsize, 1088)
-    survived = dream.rollout(candidates, episodes, seed=generation, common_seeds=True).returns.mean(axis=1)
-    es.tell(candidates, -survived)  # CMA-ES minimises
+    survived = dream.rollout(candidates, episodes, seed=generation, common_random_numbers=True).returns.mean(axis=1)
+    es.tell(candidates, -survived)  # CMA-ES minimizes
     best.append(survived.max())
     mean.append(survived.mean())
     print(f"generation {generation}: best {best[-1]:.0f}, mean {mean[-1]:.0f} steps survived")

@@ -5,8 +5,8 @@
     python examples/ppo_in_the_dream.py --world runs/quick       your own
 
 Time: 2 minutes on two cores for a million dream steps. Prints stable-baselines3's tables, then the steps survived in
-the dream (256 episodes), the speed of training as a share of the native rollout's, and the steps survived in the real
-game (20 episodes), mean and standard deviation.
+the dream (256 episodes), the speed of training as a fraction of the native rollout's, and the steps survived in the
+real game (20 episodes), mean and standard deviation.
 
 The policy is linear, a' = W [z, c, h] + b, so a `Controller` has the same form and an `Agent` can play with it. PPO
 clips a' to [-1, 1] where the controller computes tanh(a'). The game only asks whether an action is above 1/3 or

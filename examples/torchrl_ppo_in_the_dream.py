@@ -5,7 +5,7 @@
     python examples/torchrl_ppo_in_the_dream.py --world runs/quick       your own
 
 Prints the mean reward and the episodes that end per batch, the steps survived in the dream (256 episodes)
-after training, and the speed of training as a share of the native rollout's.
+after training, and the speed of training as a fraction of the native rollout's.
 
 An action is tanh of a normal sample with the mean W [z, c, h] + b, so the parameters are those of a `Controller`.
 """

@@ -41,7 +41,7 @@ def evolve(name: str) -> np.ndarray:
     for generation in range(1, GENERATIONS + 1):
         candidates = es.ask()
         seed = SEED * 1000 + generation
-        returns = dream.rollout(candidates, EPISODES, seed=seed, common_seeds=True).returns.mean(axis=1)
+        returns = dream.rollout(candidates, EPISODES, seed=seed, common_random_numbers=True).returns.mean(axis=1)
         es.tell(candidates, -returns)
         print(f"generation {generation}: {returns.mean():.0f}, best {returns.max():.0f}", flush=True)
     return candidates[returns.argmax()].astype(np.float32)

@@ -39,7 +39,7 @@ packed = {item.filename: item.compress_size for item in ZipFile(wheel).infolist(
 weights = sum(size for name, size in packed.items() if name.endswith(".safetensors"))
 core = sum(size for name, size in packed.items() if "/_core" in name)
 megabytes = (wheel.stat().st_size / 1e6, (wheel.stat().st_size - weights) / 1e6, core / 1e6)
-print(f"{wheel.name}: %.2f MB, without the shipped weights %.2f MB (the core %.2f MB)" % megabytes)
+print(f"{wheel.name}: %.2f MB, without the pretrained weights %.2f MB (the core %.2f MB)" % megabytes)
 print(f"{sdist.name}: {sdist.stat().st_size / 1e6:.2f} MB")
 assert megabytes[1] < 5, "expected a wheel below 5 MB without weights"
 runtimes = [name for name in packed if "omp" in Path(name).name and ".so" in name]

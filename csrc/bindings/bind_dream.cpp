@@ -43,7 +43,8 @@ Termination make_termination(const std::string& name, double done_pos_weight, bo
     for (const auto& [known, mode] : modes) {
         if (name != known) continue;
         if (mode != Mode::threshold && !done_head)
-            throw py::value_error("termination: expected threshold without a done head, got '" + name + "'");
+            throw py::value_error("termination: expected threshold without a termination head, got '" + name +
+                                  "'");
         return {mode, std::log(weight)};
     }
     throw py::value_error("termination: expected one of threshold, sample, expected, got '" + name + "'");
@@ -88,7 +89,8 @@ std::shared_ptr<WorldModel> make_model(
 
 constexpr std::size_t kMaxParameters = 1 << 24;  // of C: every index of a block fits an int
 
-// The shape of C, checked against a world model's sizes. It fits every model of these sizes and no other.
+// The architecture of C, checked against a world model's sizes. It fits every model of these sizes and no
+// other.
 struct ControllerShape {
     ControllerView continuous;  // without the choices
     std::vector<int> choices;

@@ -61,7 +61,7 @@ std::vector<Floats> new_gradients(const RNNTraining& training) {
 
 py::dict run(Training& self, const std::vector<py::array>& weights, const py::array& z,
              const py::array& action, const std::optional<py::array>& restart, const py::array& has_next,
-             const std::optional<py::array>& done, const std::optional<py::array>& knows_end,
+             const std::optional<py::array>& done, const std::optional<py::array>& termination_known,
              const std::optional<py::array>& reward, const std::optional<py::array>& valid,
              const py::array& h, const py::array& c, const std::vector<double>& scales,
              double done_pos_weight, const std::string& precision, bool gradient, long long num_threads) {
@@ -80,7 +80,7 @@ py::dict run(Training& self, const std::vector<py::array>& weights, const py::ar
     if (s.restart && !restart) throw py::value_error("restart: expected an array, got None");
     b.has_next = checked<float>(has_next, "has_next", {sequences, steps});
     b.done = optional_floats(done, s.done, "done", {sequences, steps});
-    b.knows_end = optional_floats(knows_end, s.done, "knows_end", {sequences, steps});
+    b.termination_known = optional_floats(termination_known, s.done, "termination_known", {sequences, steps});
     b.reward = optional_floats(reward, s.reward, "reward", {sequences, steps});
     b.valid = optional_floats(valid, s.reward, "valid", {sequences, steps});
     b.h = checked<float>(h, "h", {sequences, s.hidden});
@@ -125,6 +125,6 @@ void bind_rnn_training(pybind11::module_& m) {
         .def(py::init(&make_training), "latent_size"_a, "action_size"_a, "hidden_size"_a, "mixtures"_a,
              "restart_input"_a, "done_head"_a, "reward_head"_a)
         .def("run", &run, py::kw_only(), "weights"_a, "z"_a, "action"_a, "restart"_a, "has_next"_a, "done"_a,
-             "knows_end"_a, "reward"_a, "valid"_a, "h"_a, "c"_a, "scales"_a, "done_pos_weight"_a,
+             "termination_known"_a, "reward"_a, "valid"_a, "h"_a, "c"_a, "scales"_a, "done_pos_weight"_a,
              "precision"_a, "gradient"_a, "num_threads"_a);
 }

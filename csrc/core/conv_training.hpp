@@ -71,7 +71,7 @@ class ConvTraining {
     // Of convolve_unchecked.
     const float* pack_filters(const ConvTrainingKernels& kernels, const float* weights, int threads);
     const float* pack_images(const ConvTrainingKernels& kernels, int batch, const float* images, int threads);
-    // transpose_unchecked where a pixel is no whole panel, and its parts.
+    // transpose_unchecked where a pixel is not a whole panel, and its parts.
     struct Narrow;
     void transpose_narrow(const ConvTrainingKernels& kernels, int batch, const float* features,
                           const float* weights, const float* bias, bool relu, int threads, float* images);
@@ -88,7 +88,7 @@ class ConvTraining {
 
     ConvShape shape_;
     int line_;              // values of a window's line
-    bool narrow_;           // a pixel is no whole panel
+    bool narrow_;           // a pixel is not a whole panel
     Operand whole_, half_;  // of values, of pairs of neighbours
     Buffer panels_, left_, right_, gradient_;
     std::vector<Thread> threads_;

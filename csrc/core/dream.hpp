@@ -10,7 +10,7 @@ namespace worldmodels {
 struct Record {
     float* z;           // (max_steps + 1, latent)
     float* action;      // (max_steps, action)
-    float* done_logit;  // (max_steps), or null without a done head
+    float* done_logit;  // (max_steps), or null without a termination head
     float* reward;      // (max_steps)
 };
 

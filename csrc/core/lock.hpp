@@ -41,7 +41,7 @@ class Lock {
     std::atomic<pid_t> holder_{kFree};
 };
 
-// An object with the lock that serialises its calls.
+// An object with the lock that serializes its calls.
 template <class T>
 struct Guarded {
     T object;

@@ -121,8 +121,8 @@ void RNNTraining::losses_of(const Call& call, int sequence, int step, float* hea
     float* flag = head + mixtures;
     if (sizes_.done) {
         const double logit = static_cast<double>(*flag), target = static_cast<double>(b.done[at]);
-        const double weight =
-            static_cast<double>(b.knows_end[at]) * (1.0 + (call.scales.done_pos_weight - 1.0) * target);
+        const double weight = static_cast<double>(b.termination_known[at]) *
+                              (1.0 + (call.scales.done_pos_weight - 1.0) * target);
         double slope;
         sum.done += weight * cross_entropy(logit, target, slope);
         call.outputs.done_logit[at] = *flag;

@@ -13,15 +13,15 @@ namespace worldmodels {
 // A batch of B sequences of T steps. Flags are 0 or 1; null where M has no such input or head.
 struct RNNBatch {
     int sequences, steps;
-    const float* z;          // (B, T + 1, latent): inputs, and targets one step later
-    const float* actions;    // (B, T, action)
-    const float* restart;    // (B, T): the state is zeroed before these steps
-    const float* has_next;   // (B, T): 0 where the target is not the next latent
-    const float* done;       // (B, T): termination targets
-    const float* knows_end;  // (B, T): 0 where termination is unknown
-    const float* reward;     // (B, T): reward targets
-    const float* valid;      // (B, T): 0 where the reward does not count
-    const float* h;          // (B, hidden) state before the first step
+    const float* z;                  // (B, T + 1, latent): inputs, and targets one step later
+    const float* actions;            // (B, T, action)
+    const float* restart;            // (B, T): the state is zeroed before these steps
+    const float* has_next;           // (B, T): 0 where the target is not the next latent
+    const float* done;               // (B, T): termination targets
+    const float* termination_known;  // (B, T): 0 where termination is unknown
+    const float* reward;             // (B, T): reward targets
+    const float* valid;              // (B, T): 0 where the reward does not count
+    const float* h;                  // (B, hidden) state before the first step
     const float* c;
 };
 
@@ -39,7 +39,7 @@ struct RNNLosses {
 struct RNNOutputs {
     float* h;  // (B, hidden) state after the last step
     float* c;
-    float* done_logit;  // (B, T); null without a done head
+    float* done_logit;  // (B, T); null without a termination head
 };
 
 // The gradient of the scaled total, with the layouts of WorldModelWeights; input is null for losses alone.

@@ -16,7 +16,7 @@ Schedule::Schedule(std::int64_t episodes, int threads, int vector, std::uint32_t
     if (threads > 1) {
         const auto lanes =
             static_cast<std::size_t>(std::min<std::int64_t>(episodes, std::int64_t{threads} * kBlock));
-        states_.reset(new float[lanes * state_size]);  // uninitialised: most are never used
+        states_.reset(new float[lanes * state_size]);  // uninitialized: most are never used
         free_.reserve(lanes);
         parked_.reserve(lanes);
         for (std::size_t lane = 0; lane < lanes; ++lane) free_.push_back(states_.get() + lane * state_size);

@@ -31,7 +31,7 @@ struct StepperState {
     std::uint32_t *candidates, *episodes, *steps;  // (envs) each, as seeds
 };
 
-// M stepped as a batch of environments. Safe from any number of threads: calls are serialised by a lock.
+// M stepped as a batch of environments. Safe from any number of threads: calls are serialized by a lock.
 // Masks (envs) hold 0 or any other byte.
 class Stepper {
   public:

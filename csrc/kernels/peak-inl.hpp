@@ -6,10 +6,10 @@ inline double multiply_adds(int rounds) {
     VecF sums[kSums];
 #pragma GCC unroll 16
     for (int i = 0; i < kSums; ++i)
-        sums[i] = splat(static_cast<float>(i));  // all different, so that none is optimised away
+        sums[i] = splat(static_cast<float>(i));  // all different, so that none is optimized away
     VecF x = P::one();
     for (int round = 0; round < rounds; ++round) {
-        __asm__ volatile("" : "+m"(x));  // not a constant, so that nothing is optimised away
+        __asm__ volatile("" : "+m"(x));  // not a constant, so that nothing is optimized away
         const VecF w = x;
 #pragma GCC unroll 16
         for (int i = 0; i < kSums; ++i) sums[i] = P::multiply_add(w, w, sums[i]);

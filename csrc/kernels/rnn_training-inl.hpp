@@ -63,7 +63,7 @@ double mdn_loss(int latent, int width, int mixtures, float scale, const float* z
             store(weight + k * kLanes, e);
             sum += e;
         }
-        // log-density of every component, with the softmax's normaliser left out
+        // log-density of every component, with the softmax's normalizer left out
         VecF most = splat(-__builtin_inff());
         for (int k = 0; k < mixtures; ++k) {
             float* const at = head + k * width + d;

@@ -165,7 +165,7 @@ class RNNTraining:
         restart: FloatArray | None,
         has_next: FloatArray,
         done: FloatArray | None,
-        knows_end: FloatArray | None,
+        termination_known: FloatArray | None,
         reward: FloatArray | None,
         valid: FloatArray | None,
         h: FloatArray,

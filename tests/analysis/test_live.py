@@ -300,7 +300,7 @@ def test_keys_move_the_player_of_the_game():
 
 
 def test_the_car_is_driven_by_keys(tmp_path):
-    """An agent with random weights, and an M without a done head."""
+    """An agent with random weights, and an M without a termination head."""
     torch.manual_seed(0)
     controller = Controller(4, 8, 3, features="zh", bias=True, squash="carracing")
     save_model(tmp_path / "vae" / "vae.safetensors", ConvVAE(4))

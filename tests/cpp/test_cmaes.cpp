@@ -163,7 +163,7 @@ struct Run {
     double best;
 };
 
-Run minimise(const Kernels& kernels, std::int64_t n, std::int64_t popsize, bool separable, int generations,
+Run minimize(const Kernels& kernels, std::int64_t n, std::int64_t popsize, bool separable, int generations,
              int threads) {
     Cmaes cmaes(cmaes_parameters(n, popsize, true, separable), std::vector<double>(size(n), 1.0), 0.5, 1,
                 separable, jacobi);
@@ -192,14 +192,14 @@ int main() {
         const Kernels& kernels = *targets.begin[l];
         test_normals(kernels);
         test_products(kernels);
-        check(minimise(kernels, 8, 12, false, 300, 1).best < 1e-9, "a minimum is found", "full", 8);
-        check(minimise(kernels, 8, 12, true, 300, 1).best < 1e-9, "a minimum is found", "separable", 8);
+        check(minimize(kernels, 8, 12, false, 300, 1).best < 1e-9, "a minimum is found", "full", 8);
+        check(minimize(kernels, 8, 12, true, 300, 1).best < 1e-9, "a minimum is found", "separable", 8);
         for (const bool separable : {false, true}) {
             const std::int64_t n = separable ? 1200 : 50,
                                popsize = separable ? 200 : 100;  // large enough for threads
-            const Run first = minimise(kernels, n, popsize, separable, 4, 1);
+            const Run first = minimize(kernels, n, popsize, separable, 4, 1);
             for (const int threads : {2, 3})
-                check(same_bits(minimise(kernels, n, popsize, separable, 4, threads).mean, first.mean),
+                check(same_bits(minimize(kernels, n, popsize, separable, 4, threads).mean, first.mean),
                       "threads do not matter", separable ? "separable" : "full", threads);
         }
     }

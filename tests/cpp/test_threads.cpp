@@ -139,7 +139,7 @@ void test_rollouts(const Kernels& kernels, const RandomModel& random_model, cons
     });
 }
 
-// Steps are serialised: the final state depends on their number, not on the threads that made them.
+// Steps are serialized: the final state depends on their number, not on the threads that made them.
 void test_stepper(const Kernels& kernels, const RandomModel& random_model, const WorldModel& model) {
     constexpr int kEnvs = kBlock + 7, kSteps = 6;
     const std::size_t features = size(random_model.sizes.latent + 2 * random_model.sizes.hidden);
@@ -192,7 +192,7 @@ void test_stepper(const Kernels& kernels, const RandomModel& random_model, const
 
 void test_cmaes(const Kernels& kernels) {
     constexpr std::int64_t kSize = 40, kPopsize = 60;
-    const auto minimise = [&](int threads, int generations) {
+    const auto minimize = [&](int threads, int generations) {
         Guarded<Cmaes> cmaes{Cmaes(cmaes_parameters(kSize, kPopsize, true, false),
                                    std::vector<double>(size(kSize), 1.0), 0.5, 1, false, nullptr),
                              {}};
@@ -212,7 +212,7 @@ void test_cmaes(const Kernels& kernels) {
         });
         return cmaes.object.state().mean;
     };
-    check(same_bits(minimise(kThreads, 5), minimise(1, 5 * kThreads)), "threads share a CMA-ES", kernels.name,
+    check(same_bits(minimize(kThreads, 5), minimize(1, 5 * kThreads)), "threads share a CMA-ES", kernels.name,
           0);
 }
 

@@ -152,7 +152,7 @@ def test_chunks_say_the_truth_about_every_frame(batch, sequence):
             np.testing.assert_array_equal(chunk.restart, np.isin(now, starts) & valid)
             np.testing.assert_array_equal(chunk.has_next, ~np.isin(now, ends) & valid)
             np.testing.assert_array_equal(chunk.done, np.isin(now, np.setdiff1d(ends, cut)) & valid)
-            np.testing.assert_array_equal(chunk.knows_end, ~np.isin(now, cut) & valid)
+            np.testing.assert_array_equal(chunk.termination_known, ~np.isin(now, cut) & valid)
             inside = chunk.has_next > 0
             np.testing.assert_array_equal(following[inside], now[inside] + 1)
             np.testing.assert_array_equal(chunk.action[valid], latents.actions[now[valid]])
@@ -335,7 +335,7 @@ def test_the_slow_loop_would_notice():
         (replace(chunk, restart=flagless.astype(np.float32)), config),
         (chunk, replace(config, done_pos_weight=1.0)),
         (replace(chunk, has_next=chunk.valid), config),
-        (replace(chunk, knows_end=chunk.valid), config),
+        (replace(chunk, termination_known=chunk.valid), config),
     ]
     for other, settings in changed:
         accumulate_gradient(model, other, torch.randn(chunk.mu.shape), model.initial_state(3), settings, 3, Ranks())
@@ -355,7 +355,7 @@ def test_an_end_ahead_of_time_is_an_episode_that_ended_earlier(lead):
     wanted = list(PackedSequences(shorter, np.arange(10), 3, 4, seed=0).epoch(1))
     for one, other in zip(found, wanted, strict=True):
         there, followed = other.valid > 0, other.has_next > 0
-        for name in ("restart", "done", "has_next", "knows_end", "valid"):
+        for name in ("restart", "done", "has_next", "termination_known", "valid"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         for name in ("action", "reward"):
             np.testing.assert_array_equal(getattr(one, name)[there], getattr(other, name)[there])

@@ -339,10 +339,10 @@ def test_fused_levels_give_the_same_bits(mixtures):
     assert all(result == results[0] for result in results)
 
 
-def test_common_seeds_leave_the_candidate_out():
+def test_common_random_numbers_leave_the_candidate_out():
     dream, _ = make_dream(make_model(), max_steps=50)
     params = np.repeat(make_params(dream, 1), 3, axis=0)
-    same = dream.rollout(params, episodes=20, common_seeds=True).lengths
+    same = dream.rollout(params, episodes=20, common_random_numbers=True).lengths
     assert (same == same[0]).all()
     np.testing.assert_array_equal(same[0], dream.rollout(params[:1], episodes=20).lengths[0])
     different = dream.rollout(params, episodes=20).lengths
@@ -648,7 +648,7 @@ BAD_ROLLOUTS = [
     ({"seed": 0.5}, TypeError, "^seed: "),
     ({"num_threads": 0}, ValueError, "^num_threads: "),
     ({"num_threads": "2"}, TypeError, "^num_threads: "),
-    ({"common_seeds": 1}, TypeError, "^common_seeds: "),
+    ({"common_random_numbers": 1}, TypeError, "^common_random_numbers: "),
 ]
 
 
@@ -704,7 +704,7 @@ BAD_DREAMS = [
         (
             {"mdnrnn": make_model(done=False), "termination": value},
             ValueError,
-            f"^termination: expected threshold, as mdnrnn has no done head, got {value}",
+            f"^termination: expected threshold, as mdnrnn has no termination head, got {value}",
         )
         for value in ("sample", "expected")
     ),

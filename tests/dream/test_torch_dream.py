@@ -100,7 +100,7 @@ def test_seeds():
     np.testing.assert_array_equal(one.returns, ours.rollout(params, 40, seed=1).returns)
     assert (one.returns != ours.rollout(params, 40, seed=2).returns).any()
     same = np.repeat(params[:1], 3, axis=0)
-    alike = ours.rollout(same, 40, seed=1, common_seeds=True).returns
+    alike = ours.rollout(same, 40, seed=1, common_random_numbers=True).returns
     np.testing.assert_array_equal(alike[0], alike[1])
     apart = ours.rollout(same, 40, seed=1).returns
     assert (apart[0] != apart[1]).any()
@@ -124,7 +124,7 @@ def test_bad_arguments_are_named():
             TorchDream(model, *starts, Controller(4, 8, 1), device=torch.device("cpu"), **settings)
     for termination in ("sample", "expected"):
         with pytest.raises(
-            ValueError, match=f"termination: expected threshold, as mdnrnn has no done head, got {termination}"
+            ValueError, match=f"termination: expected threshold, as mdnrnn has no termination head, got {termination}"
         ):
             TorchDream(
                 make_mdnrnn(done_head=False),
@@ -194,8 +194,8 @@ def test_buffers_of_the_last_two_shapes_are_kept():
     for episodes in (3, 4, 5, 4, 6):
         ours.rollout(params, episodes)
     assert list(ours._batches) == [(3, 4, False), (3, 6, False)]
-    with pytest.raises(TypeError, match=r"^common_seeds: expected a bool, got str"):
-        ours.rollout(params, 3, common_seeds="no")
+    with pytest.raises(TypeError, match=r"^common_random_numbers: expected a bool, got str"):
+        ours.rollout(params, 3, common_random_numbers="no")
 
 
 @pytest.mark.parametrize("given", ["none", "ieee", "tf32"])

@@ -120,7 +120,7 @@ def make_evaluator(kind, rules, max_steps=100):
 
     def play(value):
         params = np.full((1, controller.size), value)
-        played = evaluator.play(params, 1, seed=0, common_seeds=True, on_progress=lambda *_: None)
+        played = evaluator.play(params, 1, seed=0, common_random_numbers=True, on_progress=lambda *_: None)
         evaluator.close()
         return played.returns, played.lengths
 

@@ -101,7 +101,7 @@ def test_a_missing_folder_is_no_repository(tmp_path):
 
 def test_a_run_folder_is_not_overwritten(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="save_directory: expected a folder that is no run folder"):
+    with pytest.raises(FileExistsError, match="save_directory: expected a folder that is not a run folder"):
         make_vae().save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 

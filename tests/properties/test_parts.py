@@ -55,7 +55,7 @@ def in_parts(evaluator, params, parts, **options):
 @given(parts=cuts(), seed=SEEDS, common=st.booleans(), threads=st.integers(1, 2))
 def test_parts_of_dreams(parts, seed, common, threads):
     evaluator = DreamEvaluator(Dream(make_mdnrnn(), *STARTS, SHAPE, **OPTIONS), threads)
-    options = {"seed": seed, "common_seeds": common, "on_progress": quiet}
+    options = {"seed": seed, "common_random_numbers": common, "on_progress": quiet}
     whole = evaluator.play(PARAMS, EPISODES, **options)
     returns, lengths = in_parts(evaluator, PARAMS, parts, **options)
     np.testing.assert_array_equal(returns, whole.returns)
@@ -67,7 +67,7 @@ def test_parts_of_dreams(parts, seed, common, threads):
 def test_parts_of_real_episodes(parts, seed, common):
     params = RNG.normal(0, 1, (CANDIDATES, 32)).astype(np.float32)
     evaluator = make_evaluator()
-    options = {"seed": seed, "common_seeds": common, "on_progress": quiet}
+    options = {"seed": seed, "common_random_numbers": common, "on_progress": quiet}
     whole = evaluator.play(params, EPISODES, **options)
     returns, lengths = in_parts(evaluator, params, parts, **options)
     evaluator.close()
@@ -87,7 +87,7 @@ def test_first_indices_are_checked(name):
         dream.rollout(PARAMS, **{name: 0.5})
     evaluator = make_evaluator()
     with pytest.raises(ValueError, match=rf"^{name}: expected an integer from 0 to 2147483647, got -1"):
-        evaluator.play(np.zeros((1, 32)), 1, seed=0, common_seeds=True, on_progress=quiet, **{name: -1})
+        evaluator.play(np.zeros((1, 32)), 1, seed=0, common_random_numbers=True, on_progress=quiet, **{name: -1})
 
 
 def test_a_dream_of_pytorch_has_no_parts():
@@ -97,4 +97,4 @@ def test_a_dream_of_pytorch_has_no_parts():
     with pytest.raises(
         ValueError, match=r"^first_candidate, first_episode: expected 0, 0 for a dream on a GPU, got 1, 0"
     ):
-        evaluator.play(PARAMS, 2, seed=0, common_seeds=True, on_progress=quiet, first_candidate=1)
+        evaluator.play(PARAMS, 2, seed=0, common_random_numbers=True, on_progress=quiet, first_candidate=1)

@@ -53,8 +53,8 @@ ENCODE = Encoder(VAE, CPU, num_threads=1)
 @given(params=st.integers(1, 5).flatmap(lambda rows: laid_out((rows, 20))), common=st.booleans())
 def test_params_of_any_layout_play_as_their_plain_copy(params, common):
     plain = np.array(params, np.float32, order="C")
-    expected = DREAM.rollout(plain, 3, seed=1, common_seeds=common, num_threads=1)
-    result = DREAM.rollout(params, 3, seed=1, common_seeds=common)
+    expected = DREAM.rollout(plain, 3, seed=1, common_random_numbers=common, num_threads=1)
+    result = DREAM.rollout(params, 3, seed=1, common_random_numbers=common)
     assert np.array_equal(result.returns, expected.returns) and np.array_equal(result.lengths, expected.lengths)
     assert result.returns.shape == (len(params), 3)
     assert (result.returns.dtype, result.lengths.dtype) == (np.float32, np.int32)
@@ -81,7 +81,7 @@ def test_any_numbers_of_a_rollout(episodes, seed, threads, steps, common, rows):
     with little_memory():
         attempt(
             lambda: DREAM.rollout(
-                params, episodes, seed=seed, num_threads=threads, max_steps=steps, common_seeds=common
+                params, episodes, seed=seed, num_threads=threads, max_steps=steps, common_random_numbers=common
             )
         )
 

@@ -125,7 +125,7 @@ def test_the_bits_of_one_process_on_three_nodes(three, threaded):
     assert (evaluator.metadata, evaluator.unit, evaluator.controller) == (alone.metadata, alone.unit, alone.controller)
     for params, episodes, common in ((PARAMS, 9, False), (PARAMS, 4, True), (PARAMS[:1], 100, False)):
         told = []
-        options = {"seed": 5, "common_seeds": common, "first_candidate": 2, "first_episode": 3}
+        options = {"seed": 5, "common_random_numbers": common, "first_candidate": 2, "first_episode": 3}
         played = evaluator.play(params, episodes, on_progress=lambda *now, told=told: told.append(now), **options)
         expected = alone.play(params, episodes, on_progress=quiet, **options)
         np.testing.assert_array_equal(played.returns, expected.returns)
@@ -144,7 +144,7 @@ def test_real_episodes_have_the_bits_of_one_process(three):
     params = np.random.default_rng(0).normal(0, 1, (5, 32)).astype(np.float32)
     evaluator = DistributedEvaluator(cluster, partial(toy_evaluator), Needs(modules=("toy_env",)))
     for common in (False, True):
-        options = {"seed": 1, "common_seeds": common, "on_progress": quiet}
+        options = {"seed": 1, "common_random_numbers": common, "on_progress": quiet}
         played, expected = evaluator.play(params, 6, **options), alone.play(params, 6, **options)
         np.testing.assert_array_equal(played.returns, expected.returns)
         np.testing.assert_array_equal(played.lengths, expected.lengths)
@@ -160,10 +160,10 @@ def test_eight_workers_are_busy_until_the_end(three):
     """Episodes of 5 to 95 ms: at least nine tenths of the workers' time is spent on them, the tail included."""
     _, cluster = three
     evaluator = DistributedEvaluator(cluster, SleepingEvaluator, Needs())
-    evaluator.play(PARAMS, 4, seed=0, common_seeds=False, on_progress=quiet)  # the workers open it
+    evaluator.play(PARAMS, 4, seed=0, common_random_numbers=False, on_progress=quiet)  # the workers open it
     assert cluster.num_workers == 8
     cluster.usage = ray_cluster.Usage()
-    played = evaluator.play(np.tile(PARAMS, (6, 1)), 16, seed=0, common_seeds=False, on_progress=quiet)
+    played = evaluator.play(np.tile(PARAMS, (6, 1)), 16, seed=0, common_random_numbers=False, on_progress=quiet)
     assert (played.lengths == SleepingEvaluator(1).play(np.tile(PARAMS, (6, 1)), 16).lengths).all()
     assert cluster.usage.share >= 0.9, cluster.usage
     assert cluster.usage.busy > played.lengths.sum() / 1000

@@ -77,7 +77,7 @@ def play_alone(evaluator, params, seed, max_steps=100, patience=100):
 def test_scores_are_those_of_one_episode_after_the_other(common, shape):
     evaluator = make_evaluator(**shape)
     params = np.random.default_rng(0).normal(0, 1, (3, evaluator.controller.size)).astype(np.float32)
-    played = evaluator.play(params, 2, seed=5, common_seeds=common, on_progress=quiet)
+    played = evaluator.play(params, 2, seed=5, common_random_numbers=common, on_progress=quiet)
     assert played.returns.shape == played.lengths.shape == (3, 2)
     assert played.returns.dtype == np.float32 and played.lengths.dtype == np.int32
     seeds = [[episode_seed(5, "evolve", e, 0 if common else p) for e in range(2)] for p in range(3)]
@@ -90,9 +90,9 @@ def test_scores_are_those_of_one_episode_after_the_other(common, shape):
 def test_hopeless_episodes_are_given_up():
     """After so many steps without a reward above zero; what is left of them pays as their last step did."""
     params = np.random.default_rng(0).normal(0, 1, (6, 32)).astype(np.float32)
-    patient = make_evaluator(max_steps=50).play(params, 4, seed=5, common_seeds=True, on_progress=quiet)
+    patient = make_evaluator(max_steps=50).play(params, 4, seed=5, common_random_numbers=True, on_progress=quiet)
     evaluator = make_evaluator(max_steps=50, patience=2)
-    played = evaluator.play(params, 4, seed=5, common_seeds=True, on_progress=quiet)
+    played = evaluator.play(params, 4, seed=5, common_random_numbers=True, on_progress=quiet)
     seeds = [episode_seed(5, "evolve", e) for e in range(4)]
     expected = np.array([[play_alone(evaluator, p, seed, max_steps=50, patience=2) for seed in seeds] for p in params])
     np.testing.assert_allclose(played.returns, expected[:, :, 0], atol=1e-3)
@@ -107,24 +107,24 @@ def test_slots_and_workers_change_no_bit():
     expected = None
     for slots, workers in ((1, 1), (2, 1), (9, 1), (5, 2)):
         evaluator = make_evaluator(slots=slots, workers=workers)
-        played = evaluator.play(params, 3, seed=1, common_seeds=False, on_progress=quiet)
+        played = evaluator.play(params, 3, seed=1, common_random_numbers=False, on_progress=quiet)
         expected = expected or played
         np.testing.assert_array_equal(played.returns, expected.returns)
         np.testing.assert_array_equal(played.lengths, expected.lengths)
         again = evaluator.play(
-            params, 3, seed=1, common_seeds=False, on_progress=quiet
+            params, 3, seed=1, common_random_numbers=False, on_progress=quiet
         )  # the same environments once more
         np.testing.assert_array_equal(again.returns, expected.returns)
         evaluator.close()
 
 
-def test_equal_candidates_under_common_seeds():
+def test_equal_candidates_under_common_random_numbers():
     evaluator = make_evaluator(slots=4, max_steps=3)
     params = np.tile(np.random.default_rng(0).normal(0, 1, 32).astype(np.float32), (3, 1))
-    common = evaluator.play(params, 4, seed=1, common_seeds=True, on_progress=quiet)
+    common = evaluator.play(params, 4, seed=1, common_random_numbers=True, on_progress=quiet)
     assert (common.returns == common.returns[:1]).all()
     assert common.lengths.max() == 3
-    independent = evaluator.play(params, 4, seed=1, common_seeds=False, on_progress=quiet)
+    independent = evaluator.play(params, 4, seed=1, common_random_numbers=False, on_progress=quiet)
     assert len(np.unique(independent.returns)) == 12
     np.testing.assert_array_equal(independent.returns[0], common.returns[0])
 
@@ -132,7 +132,9 @@ def test_equal_candidates_under_common_seeds():
 def test_progress_is_told():
     evaluator, told = make_evaluator(slots=2), []
     take_profile()
-    played = evaluator.play(np.zeros((2, 32)), 3, seed=1, common_seeds=True, on_progress=lambda *now: told.append(now))
+    played = evaluator.play(
+        np.zeros((2, 32)), 3, seed=1, common_random_numbers=True, on_progress=lambda *now: told.append(now)
+    )
     assert [ended for ended, _, _ in told] == sorted({ended for ended, _, _ in told})
     assert told[-1] == (6, 6, played.lengths.sum())
     assert set(take_profile()) == {"engine", "V", "C", "M", "other"}
@@ -188,7 +190,9 @@ def test_another_back_end_does_not_go_on(tmp_path):
 
 def test_take_cover_pays_a_point_a_step():
     evaluator = make_evaluator(EnvSpec(), 1, slots=2, workers=2, max_steps=4)
-    played = evaluator.play(np.zeros((2, evaluator.controller.size)), 2, seed=1, common_seeds=True, on_progress=quiet)
+    played = evaluator.play(
+        np.zeros((2, evaluator.controller.size)), 2, seed=1, common_random_numbers=True, on_progress=quiet
+    )
     evaluator.close()
     assert (played.lengths == 4).all() and (played.returns == 4).all()
 
@@ -198,7 +202,9 @@ def test_cars_get_what_the_environment_pays(back_end):
     """A C of zeros does not steer, gives half gas and does not brake."""
     cars = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend=back_end)
     evaluator = make_evaluator(cars, 3, slots=2, max_steps=6, features="zh", bias=True, squash="carracing")
-    played = evaluator.play(np.zeros((2, evaluator.controller.size)), 1, seed=1, common_seeds=True, on_progress=quiet)
+    played = evaluator.play(
+        np.zeros((2, evaluator.controller.size)), 1, seed=1, common_random_numbers=True, on_progress=quiet
+    )
     evaluator.close()
     assert (played.lengths == 6).all()
     batch = make_vector_env(cars, 1, num_workers=1)
@@ -221,7 +227,7 @@ def test_bad_settings_are_named(name, value):
 
 def test_lost_games_are_opened_again(monkeypatch):
     evaluator = make_evaluator()
-    options = {"seed": 5, "common_seeds": True, "on_progress": quiet}
+    options = {"seed": 5, "common_random_numbers": True, "on_progress": quiet}
     expected = evaluator.play(np.zeros((2, 32)), 2, **options)
     with pytest.raises(GameLostError), monkeypatch.context() as patch:
         patch.setattr(ToyEnv, "step", lambda *_: (_ for _ in ()).throw(GameLostError("gone")))
@@ -233,7 +239,7 @@ def test_lost_games_are_opened_again(monkeypatch):
 
 def test_the_longest_episode_of_the_specification():
     evaluator = make_evaluator(replace(TOY, max_steps=1))
-    played = evaluator.play(np.zeros((2, 32)), 2, seed=5, common_seeds=True, on_progress=quiet)
+    played = evaluator.play(np.zeros((2, 32)), 2, seed=5, common_random_numbers=True, on_progress=quiet)
     assert (played.lengths == 1).all()
     evaluator.close()
 
@@ -249,16 +255,16 @@ def test_the_longest_episode_of_the_specification():
 )
 def test_bad_parameters_are_named(params, said):
     with pytest.raises((ValueError, TypeError), match=f"^{said}"):
-        make_evaluator().play(params, 1, seed=0, common_seeds=True, on_progress=quiet)
+        make_evaluator().play(params, 1, seed=0, common_random_numbers=True, on_progress=quiet)
 
 
 def test_bad_arguments_are_named():
     evaluator = make_evaluator()
     with pytest.raises(ValueError, match=r"^seed: expected an integer from 0 to \d+, got -1"):
-        evaluator.play(np.zeros((2, 32)), 1, seed=-1, common_seeds=True, on_progress=quiet)
+        evaluator.play(np.zeros((2, 32)), 1, seed=-1, common_random_numbers=True, on_progress=quiet)
     with pytest.raises(TypeError, match=r"^episodes: expected an integer, got 2\.0"):
-        evaluator.play(np.zeros((2, 32)), 2.0, seed=0, common_seeds=True, on_progress=quiet)
+        evaluator.play(np.zeros((2, 32)), 2.0, seed=0, common_random_numbers=True, on_progress=quiet)
     with pytest.raises(ValueError, match=r"^params: expected \(P, 32\), got \(2, 31\)"):
-        evaluator.play(np.zeros((2, 31)), 1, seed=0, common_seeds=True, on_progress=quiet)
+        evaluator.play(np.zeros((2, 31)), 1, seed=0, common_random_numbers=True, on_progress=quiet)
     with pytest.raises(ValueError, match=r"^episodes: expected an integer from 1 to \d+, got 0"):
-        evaluator.play(np.zeros((2, 32)), 0, seed=0, common_seeds=True, on_progress=quiet)
+        evaluator.play(np.zeros((2, 32)), 0, seed=0, common_random_numbers=True, on_progress=quiet)

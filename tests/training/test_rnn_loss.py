@@ -72,7 +72,7 @@ def make_chunk(rng, model, batch, steps):
         reward=2 * normal(steps),
         done=flags(0.1),
         has_next=flags(0.9),
-        knows_end=flags(0.9),
+        termination_known=flags(0.9),
         valid=flags(0.8),
     )
 

@@ -201,7 +201,9 @@ def test_discrete_actions_are_the_native_ones(tmp_path, choices):
     assert searched["shape"]["choices"] == list(choices)
     es = CMAES(np.zeros(dreams[0].controller.size), 0.3, popsize=4, seed=6, separable=True)
     solutions = es.ask()
-    expected = dreams[0].rollout(solutions, 2, seed=7, common_seeds=True, max_steps=10).returns.astype(np.float64)
+    expected = (
+        dreams[0].rollout(solutions, 2, seed=7, common_random_numbers=True, max_steps=10).returns.astype(np.float64)
+    )
     np.testing.assert_array_equal(searched["returns"], expected.mean(axis=1))
     es.tell(solutions, -expected.mean(axis=1))
     np.testing.assert_array_equal(searched["parameters"], es.mean.astype(np.float32))
@@ -337,7 +339,7 @@ def test_evolution_equals_the_native_one(weights, termination):
     es = CMAES(np.zeros(dream.controller.size), 0.3, popsize=10, seed=6, separable=True)
     for generation in range(5):
         solutions = es.ask()
-        result = dream.rollout(solutions, 5, seed=6 + generation + 1, common_seeds=True)
+        result = dream.rollout(solutions, 5, seed=6 + generation + 1, common_random_numbers=True)
         returns = result.returns.astype(np.float64).mean(axis=1)
         es.tell(solutions, -returns)
         for found in (whole["all"][generation], sliced["all"][generation]):

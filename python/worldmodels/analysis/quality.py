@@ -128,7 +128,7 @@ def calibration(
     Args:
         probability: (N,) predicted probabilities.
         done: (N,) termination flags.
-        weight: Positive-class weight w of the done loss. A calibrated model then predicts w p / (w p + 1 - p);
+        weight: Positive-class weight w of the termination loss. A calibrated model then predicts w p / (w p + 1 - p);
             ``expected`` inverts this.
 
     Returns:
@@ -159,7 +159,7 @@ def predictions(model: MDNRNN, streams: PackedSequences, done_pos_weight: float)
     Args:
         model: M.
         streams: Held-out packed sequences.
-        done_pos_weight: Positive-class weight of the done loss M was trained with.
+        done_pos_weight: Positive-class weight of the termination loss M was trained with.
 
     Returns:
         Quality without rollouts.
@@ -178,7 +178,7 @@ def predictions(model: MDNRNN, streams: PackedSequences, done_pos_weight: float)
         nll[1] += (logvar[:, 1:] * has_next).sum(dim=(0, 1))
         count += float(chunk.has_next.sum())
         if out.done_logit is not None:
-            known = chunk.knows_end > 0
+            known = chunk.termination_known > 0
             logits.append(out.done_logit.cpu().numpy()[known])
             ends.append(chunk.done[known] > 0)
     per_dimension = (nll[0] / max(count, 1)).tolist()

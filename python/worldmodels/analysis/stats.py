@@ -120,7 +120,7 @@ def termination_rates(lengths: Sequence[float], edges: Sequence[float], limit: f
     Args:
         lengths: (N,) length of every episode, in steps.
         edges: (B + 1,) ascending edges of the bins, in steps.
-        limit: Length at which episodes are truncated, which is no termination.
+        limit: Length at which episodes are truncated, which is not a termination.
 
     Returns:
         Rate in each of the B bins; None where fewer than 1,000 steps were played.

@@ -64,7 +64,7 @@ def training_case(shape: Shape, precision: Precision, *, native: bool) -> Case:
         reward=ones,
         done=zeros,
         has_next=ones,
-        knows_end=ones,
+        termination_known=ones,
         valid=ones,
     )
     noise, state, counts = torch.randn(latents), model.initial_state(shape.batch), LossCounts.of(chunk)

@@ -24,7 +24,7 @@ _P_DONE = 1 / 682  # probability of termination per step; with the limit of 2100
 
 @dataclass(frozen=True)
 class World:
-    """M, initial states and shape of C."""
+    """M, initial states and architecture of C."""
 
     name: str
     mdnrnn: MDNRNN

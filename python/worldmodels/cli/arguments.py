@@ -37,8 +37,8 @@ ALL_STAGES = {
     "run": "run all stages, or resume them",
     "sweep": "evolve one controller per temperature of the dream",
     "ablate": "evolve controllers with other inputs, and with an untrained M",
-    "iterate": "run all stages in rounds of own play (the paper's iterative training): --rounds, those of the preset, "
-    "or one if the preset has none",
+    "iterate": "run all stages in rounds of own play (the paper's iterative training): --rounds; by default as "
+    "many as the preset has, at least one",
 }
 
 
@@ -85,8 +85,8 @@ def parser(view: View | None = None) -> Parser:
         _add_study(_add_command(commands, name, summary), name, known, presets, view)
     for stage in STAGES:
         _add_stage(_add_command(commands, stage.command, stage.help), stage, known, presets, view)
-    _add_play(_add_command(commands, "play", "play the real environment with an agent"))
-    _add_dream(_add_command(commands, "dream", "play the dream with an agent"))
+    _add_play(_add_command(commands, "play", "run an agent in the real environment, or play it yourself"))
+    _add_dream(_add_command(commands, "dream", "run an agent in its dream, or play in it yourself"))
     _add_web(_add_command(commands, "web", "make a page with a playable dream, or serve it to the browser"))
     _add_bench(_add_command(commands, "bench", "benchmark the dream, training and games against other implementations"))
     listing = _add_command(commands, "list", "list pretrained world models, tasks with their presets, and runs")
@@ -256,7 +256,7 @@ def _add_show(target: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--seconds", type=float, default=20.0, help="longest duration of the GIF and the MP4, at the game's speed"
     )
-    target.add_argument("--scale", type=int, default=4, help="pixels per pixel of the GIF and the MP4")
+    target.add_argument("--scale", type=int, default=4, help="scale factor of the GIF and the MP4")
     target.add_argument(
         "--window",
         action="store_true",

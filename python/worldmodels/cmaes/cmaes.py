@@ -1,4 +1,4 @@
-"""CMA-ES (Hansen, arXiv 1604.00772): ask for solutions, tell their values, minimise.
+"""CMA-ES (Hansen, arXiv 1604.00772): ask for solutions, tell their values, minimize.
 
 The distribution is part of the native core (`csrc/core/cmaes.cpp`). This module validates arguments, ranks values, and
 stores the best solution and the state.
@@ -63,7 +63,7 @@ class CMAESResult(NamedTuple):
 
 
 class CMAES:
-    """Covariance matrix adaptation evolution strategy with active (negative) weights; minimises.
+    """Covariance matrix adaptation evolution strategy with active (negative) weights; minimizes.
 
         es = CMAES(np.zeros(1088), 0.1, popsize=64, seed=1)
         while not es.stop():
@@ -298,7 +298,7 @@ class CMAES:
 
         Args:
             solutions: (popsize, N) finite solutions, usually those of `ask`.
-            values: (popsize,) values to minimise.
+            values: (popsize,) values to minimize.
 
         Raises:
             ValueError: A shape is wrong, or a solution is not finite.

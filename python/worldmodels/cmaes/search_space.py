@@ -27,7 +27,7 @@ class SearchSpace:
     """Affine map from the coordinates of CMA-ES to C's parameters.
 
     Attributes:
-        controller: Shape of C.
+        controller: Architecture of C.
         origin: (N,) float64 parameters at the zero of the search space.
         basis: (F, K) float64 directions in the features, one per coordinate; (F,) factors of the parameters of each
             feature; None if the coordinates are C's parameters.

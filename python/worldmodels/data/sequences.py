@@ -23,7 +23,7 @@ class Chunk:
         reward: (B, T) float32 rewards.
         done: (B, T) float32, 1 at steps that terminate an episode.
         has_next: (B, T) float32, 0 at the last frame of an episode, which has no next latent.
-        knows_end: (B, T) float32, 0 at the last step of a truncated episode, whose termination is unknown.
+        termination_known: (B, T) float32, 0 at the last step of a truncated episode, whose termination is unknown.
         valid: (B, T) float32, 0 in the padding between episodes and after the last one.
     """
 
@@ -34,7 +34,7 @@ class Chunk:
     reward: npt.NDArray[np.float32]
     done: npt.NDArray[np.float32]
     has_next: npt.NDArray[np.float32]
-    knows_end: npt.NDArray[np.float32]
+    termination_known: npt.NDArray[np.float32]
     valid: npt.NDArray[np.float32]
 
     def rows(self, rows: slice) -> Chunk:

@@ -26,7 +26,7 @@ class ContinuousActions:
             numbers = array.shape in ((), (action_size,)) and array.dtype.kind in "fiu"
             if not numbers or np.isnan(array).any():
                 raise ValueError(f"{name}: expected a number or ({action_size},) of them, got {bound!r:.200}")
-            with np.errstate(over="ignore"):  # numbers beyond float32 are no bounds
+            with np.errstate(over="ignore"):  # numbers beyond float32 are not bounds
                 bounds.append(np.broadcast_to(array.astype(np.float32), (action_size,)))
         for name, bound, excluded in (("action_low", bounds[0], np.inf), ("action_high", bounds[1], -np.inf)):
             if (bound == excluded).any():

@@ -214,8 +214,8 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], Any]):
 
         env = gymnasium.make("worldmodels/Dream-v0", world="takecover", render_mode="rgb_array")
 
-    Observation: the members of [z, c, h] selected by ``features``, float32. Reward: that of M's reward head, or 1 per
-    step. Terminated by M, truncated at ``max_steps``. ``reset(options={"temperature": t})`` or the attribute
+    Observation: (F,) float32, the members of [z, c, h] selected by ``features``. Reward: that of M's reward head, or 1
+    per step. Terminated by M, truncated at ``max_steps``. ``reset(options={"temperature": t})`` or the attribute
     ``temperature`` sets the temperature. A ``reset`` without a seed starts the next episode of the current seed.
 
     Continuous actions are clipped to the action space. Integers are converted; values that are not finite are rejected.
@@ -264,6 +264,10 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], Any]):
 
         Returns:
             The observation (F,) and an empty info.
+
+        Raises:
+            TypeError: The seed or the temperature is not a number.
+            ValueError: The seed or the temperature is out of range.
         """
         temperature = _temperature(options)
         seed = None if seed is None else check_seed(seed)
@@ -290,7 +294,7 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], Any]):
 
         Raises:
             TypeError: The action cannot be converted to an array.
-            ValueError: The action has another shape, is not finite, or is no value of a discrete action.
+            ValueError: The action has another shape, is not finite, or is not a value of a discrete action.
             KeyboardInterrupt: Ctrl-C was pressed; raised before or after the step.
         """
         with self._dreams.lock:
@@ -301,7 +305,7 @@ class DreamEnv(_DreamBase, gymnasium.Env[npt.NDArray[np.float32], Any]):
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), {}
 
     def render(self) -> npt.NDArray[np.uint8] | None:
-        """Reconstruct the current z by V, (64, 64, 3) uint8, in mode ``"rgb_array"``; "human" shows every step."""
+        """Decode the current z with V, (64, 64, 3) uint8, in mode ``"rgb_array"``; "human" shows every step."""
         frames = self._frames()
         return frames[0] if frames is not None and self.render_mode == "rgb_array" else None
 
@@ -483,7 +487,7 @@ class DreamVectorEnv(
 
         Raises:
             TypeError: The actions cannot be converted to an array.
-            ValueError: The actions have another shape, are not finite, or are no values of discrete actions.
+            ValueError: The actions have another shape, are not finite, or are not values of discrete actions.
             KeyboardInterrupt: Ctrl-C was pressed; raised after the step.
             gymnasium.error.ResetNeeded: There was no reset, or, with DISABLED, none since an episode's end.
         """
@@ -517,6 +521,6 @@ class DreamVectorEnv(
         return observations, rewards, terminated, truncated, info
 
     def render(self) -> tuple[npt.NDArray[np.uint8], ...] | None:
-        """Reconstruct the current z of every environment by V, N frames (64, 64, 3) uint8, in mode ``"rgb_array"``."""
+        """Decode the current z of every environment with V, N frames (64, 64, 3) uint8, in mode ``"rgb_array"``."""
         frames = self._frames()
         return None if frames is None else tuple(frames)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldmodels.dream.native import (
     DreamResult,
-    check_common_seeds,
+    check_common_random_numbers,
     check_fits,
     check_max_steps,
     check_temperature,
@@ -44,7 +44,7 @@ class TorchDream:
         mdnrnn: M; its weights are copied.
         initial_mu: (K, Z) means of the initial latents.
         initial_logvar: (K, Z) log variances of the initial latents.
-        controller: Shape of C.
+        controller: Architecture of C.
         device: Device of the rollouts, or its name.
         temperature: Temperature of the sampling; 0 selects the mean of the most likely component.
         max_steps: Maximum length of an episode, in steps.
@@ -112,7 +112,7 @@ class TorchDream:
 
     @property
     def controller(self) -> Controller:
-        """Shape of C."""
+        """Architecture of C."""
         return self._controller
 
     @property
@@ -151,7 +151,12 @@ class TorchDream:
         return {**self.__dict__, "_batches": {}}
 
     def rollout(
-        self, params: npt.NDArray[np.floating], episodes: int = 16, *, seed: int = 0, common_seeds: bool = False
+        self,
+        params: npt.NDArray[np.floating],
+        episodes: int = 16,
+        *,
+        seed: int = 0,
+        common_random_numbers: bool = False,
     ) -> DreamResult:
         """Roll out the episodes of every candidate.
 
@@ -159,7 +164,7 @@ class TorchDream:
             params: (P, N) float32 or float64 flat parameters, one candidate per row.
             episodes: Number E of episodes per candidate.
             seed: Seed of all random numbers, from 0 to 2**64 - 1.
-            common_seeds: Whether all candidates share their random numbers (common random numbers).
+            common_random_numbers: Whether all candidates share their random numbers (common random numbers).
 
         Returns:
             :class:`DreamResult` of (P, E) float32 returns and (P, E) int32 lengths in steps.
@@ -172,7 +177,7 @@ class TorchDream:
         if not np.isfinite(params).all():
             raise ValueError("params: expected finite numbers, got one that is not")
         count = check_integer("episodes", episodes, 1, 2**31 - 1)
-        shape = (len(params), count, check_common_seeds(common_seeds))
+        shape = (len(params), count, check_common_random_numbers(common_random_numbers))
         seed = check_seed(seed)
         check_threads_usable()
         with self._lock:

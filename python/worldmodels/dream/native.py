@@ -57,13 +57,13 @@ class Dream:
 
     Random numbers are Philox4x32-10, keyed by the seed and counted by (candidate, episode, step). The number of threads
     and the other episodes of a call do not change a result. Results are bit-identical on the SIMD levels
-    "avx2", "avx512" and "avx512_bf16"; "baseline" differs, because it has no fused multiply-add.
+    "avx2", "avx512", "avx512_bf16" and "neon"; "baseline" rounds differently, because it has no fused multiply-add.
 
     Args:
         mdnrnn: M; its weights are copied.
         initial_mu: (K, Z) float32 means of the initial latents. Other float types are converted.
         initial_logvar: (K, Z) float32 log variances of the initial latents.
-        controller: Shape of C.
+        controller: Architecture of C.
         temperature: Temperature of the sampling. Component logits are divided by it, noise is multiplied by its square
             root. 0 selects the mean of the most likely component.
         max_steps: Maximum length of an episode, in steps.
@@ -121,7 +121,7 @@ class Dream:
 
     @property
     def controller(self) -> Controller:
-        """Shape of C."""
+        """Architecture of C."""
         return self._controller
 
     @property
@@ -168,8 +168,8 @@ class Dream:
 
         Args:
             name: Run folder in which ``train-rnn`` is complete, or name of a pretrained world model.
-            controller: Shape of C; None for that of the agent in the folder, or without an agent for a linear one with
-                inputs [z, c, h].
+            controller: Architecture of C; None for that of the agent in the folder, or without an agent for a linear
+                one with inputs [z, c, h].
             **settings: ``temperature``, ``max_steps``, ``precision`` and ``termination`` of the constructor. A
                 pretrained world model has its own defaults of ``termination`` and ``max_steps``.
 
@@ -192,7 +192,7 @@ class Dream:
 
         Args:
             name: Name of the world model, ``"takecover"`` or ``"carracing"``.
-            controller: Shape of C, see :meth:`load`.
+            controller: Architecture of C, see :meth:`load`.
             **settings: Settings of the constructor, see :meth:`load`.
 
         Raises:
@@ -209,7 +209,7 @@ class Dream:
         seed: int = 0,
         num_threads: int | None = None,
         max_steps: int | None = None,
-        common_seeds: bool = False,
+        common_random_numbers: bool = False,
         first_candidate: int = 0,
         first_episode: int = 0,
     ) -> DreamResult:
@@ -221,7 +221,7 @@ class Dream:
             seed: Seed of all random numbers, from 0 to 2**64 - 1.
             num_threads: Number of threads; None for all available CPUs, at most ``OMP_NUM_THREADS``.
             max_steps: Maximum length of an episode; None for the constructor's.
-            common_seeds: Whether all candidates share the random numbers of candidate 0 (common random numbers).
+            common_random_numbers: Whether all candidates use the random numbers of candidate 0.
             first_candidate: Index of the first row in a larger evaluation.
             first_episode: Index of the first column in a larger evaluation.
 
@@ -242,7 +242,7 @@ class Dream:
             seed=seed,
             num_threads=num_threads,
             max_steps=max_steps,
-            common_seeds=common_seeds,
+            common_random_numbers=common_random_numbers,
             first_candidate=first_candidate,
             first_episode=first_episode,
         )[0]
@@ -255,7 +255,7 @@ class Dream:
         seed: int = 0,
         num_threads: int | None = None,
         max_steps: int | None = None,
-        common_seeds: bool = False,
+        common_random_numbers: bool = False,
         first_candidate: int = 0,
         first_episode: int = 0,
     ) -> tuple[DreamResult, int]:
@@ -271,7 +271,7 @@ class Dream:
             float_array("params", params, ("P", self.controller.size)),
             episodes=check_integer("episodes", episodes, 1, 2**31 - 1),
             seed=check_seed(seed),
-            common_random_numbers=check_common_seeds(common_seeds),
+            common_random_numbers=check_common_random_numbers(common_random_numbers),
             temperature=self.temperature,
             max_steps=self.max_steps if max_steps is None else check_max_steps(max_steps),
             num_threads=check_threads(num_threads),
@@ -292,7 +292,7 @@ class Dream:
         """Replay one episode of a rollout, bit for bit, and record its steps.
 
         ``trace(params[p], candidate=p, episode=e, seed=seed)`` is episode ``[p, e]`` of
-        ``rollout(params, episodes, seed=seed)``. With ``common_seeds``, all candidates have index 0.
+        ``rollout(params, episodes, seed=seed)``. With ``common_random_numbers``, all candidates have index 0.
 
         Args:
             params: (N,) float32 or float64 flat parameters.
@@ -337,11 +337,11 @@ def check_max_steps(max_steps: Any) -> int:
     return check_integer("max_steps", max_steps, 1, 2**31 - 1)
 
 
-def check_common_seeds(common_seeds: Any) -> bool:
+def check_common_random_numbers(common_random_numbers: Any) -> bool:
     """Validate the bool of common random numbers."""
-    if not isinstance(common_seeds, bool | np.bool_):
-        raise TypeError(f"common_seeds: expected a bool, got {type(common_seeds).__name__}")
-    return bool(common_seeds)
+    if not isinstance(common_random_numbers, bool | np.bool_):
+        raise TypeError(f"common_random_numbers: expected a bool, got {type(common_random_numbers).__name__}")
+    return bool(common_random_numbers)
 
 
 def check_temperature(temperature: Any) -> float:

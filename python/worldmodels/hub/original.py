@@ -46,7 +46,7 @@ class Original(NamedTuple):
         task: ``"carracing"`` or ``"takecover"``.
         vae: V. The grey level by which the original code's frames are darker is folded into its first bias.
         mdnrnn: M.
-        controller: Shape of C.
+        controller: Architecture of C.
         params: (controller.size,) float32 parameters of C.
         score: Score that is stored with C; None if there is none.
         initial_mu: (K, Z) float32 means of the initial latents.

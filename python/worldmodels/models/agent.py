@@ -56,8 +56,8 @@ class Agent(Shared):
     Args:
         vae: V.
         mdnrnn: M; its latent size is V's.
-        controller: Shape of C.
-        params: (controller.size,) parameters of C.
+        controller: Architecture of C.
+        params: (controller.size,) float32 or float64 parameters of C, finite.
 
     Raises:
         ValueError: Sizes do not match, or ``params`` are not finite.
@@ -209,7 +209,7 @@ class Agent(Shared):
     ) -> tuple[npt.NDArray[Any], AgentState]:
         """Compute actions from frames and a given state, with the signature of Stable-Baselines3's ``predict``.
 
-        Nothing of the agent changes. Sampled latents are those of the seed of :meth:`reset`, 0 without a reset.
+        The agent is not modified. Latents are sampled with the seed of :meth:`reset`, or 0 if it was not called.
 
         Args:
             observation: (B, 64, 64, 3) uint8 frames, or one frame (64, 64, 3).
@@ -218,11 +218,11 @@ class Agent(Shared):
             deterministic: Whether z is V's mean, instead of sampled as in :meth:`act`.
 
         Returns:
-            Actions (B, A) float32; for C of discrete actions their values, (B,) int64 for one and (B, k) for several. A
-            single frame has one action, without B. And the state for the next frames.
+            Actions, and the state for the next call. Actions are (B, A) float32, or int64 for a C of discrete actions:
+            (B,) for one and (B, k) for k of them. For a single frame there is no axis B.
 
         Raises:
-            TypeError: The state is none of this method's, or an argument is not an array.
+            TypeError: The state was not returned by this method, or an argument is not an array.
             ValueError: A shape, dtype or value is invalid.
         """
         single = np.ndim(observation) == 3
@@ -362,7 +362,7 @@ class Population:
     """V and M with one controller per episode.
 
     Args:
-        agent: Agent that provides V, M and the shape of C.
+        agent: Agent that provides V, M and the architecture of C.
         params: (P, agent.controller.size) float32 parameters; episode e is played with row e % P.
     """
 

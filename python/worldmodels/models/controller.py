@@ -16,7 +16,7 @@ Squash = Literal["tanh", "carracing", "argmax"]
 
 @dataclass(frozen=True)
 class Controller:
-    """Shape of a controller: the map from a flat parameter vector and features to an action.
+    """Architecture of a controller: it maps a flat parameter vector and features to an action.
 
     ``action = squash(W f + b)``, or the same with one hidden layer of tanh units. ``f`` has the members of [z, c, h]
     selected by ``features``, always in this order: latent, LSTM cell state, LSTM output. The flat order is W row by
@@ -36,8 +36,8 @@ class Controller:
             several numbers for MultiDiscrete. They add up to ``action_size``.
 
     Raises:
-        ValueError: A size is no integer or out of range, ``bias`` is no bool, a name is unknown, or ``choices`` do not
-            match ``squash``.
+        ValueError: A size is not an integer or out of range, ``bias`` is not a bool, a name is unknown, or ``choices``
+            do not match ``squash``.
 
     Source: Ha & Schmidhuber (2018), section 2.4 and appendix A.3.
     """

@@ -50,7 +50,7 @@ class Decoder:
 
 
 def compact_weights(vae: ConvVAE) -> dict[str, torch.Tensor]:
-    """Return weights of the same function as V's, in 2.6 instead of 8.7 MB of float16 at 64 latents.
+    """Return weights of the same function as V's, in 2.6 instead of 8.9 MB of float16 at 64 latents.
 
     As no activation follows the decoder's linear layer, ``latent_size + 1`` of its units suffice: one per latent, and a
     constant one for the folded bias. The others are zero and left out; :meth:`ConvVAE.complete` appends them.

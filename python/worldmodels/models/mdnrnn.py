@@ -29,7 +29,7 @@ class MDNOutput(NamedTuple):
     """Prediction of the next step.
 
     Attributes:
-        logmix: (B, T, Z, K) log weights of the mixture, normalised over K.
+        logmix: (B, T, Z, K) log weights of the mixture, normalized over K.
         mean: (B, T, Z, K) means.
         logstd: (B, T, Z, K) log standard deviations, inside ``LOGSTD_RANGE``.
         done_logit: (B, T) logit of termination at this step, or None.

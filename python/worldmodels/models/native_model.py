@@ -30,7 +30,7 @@ def check_termination(termination: str, mdnrnn: MDNRNN) -> str:
     if termination not in get_args(Termination):
         raise ValueError(f"termination: expected one of {', '.join(get_args(Termination))}, got {termination!r}")
     if termination != "threshold" and not mdnrnn.done_head:
-        raise ValueError(f"termination: expected threshold, as mdnrnn has no done head, got {termination}")
+        raise ValueError(f"termination: expected threshold, as mdnrnn has no termination head, got {termination}")
     return termination
 
 

@@ -30,7 +30,7 @@ class RandomAgent:
     Weights and latents are clipped, so that actions saturate instead of becoming NaN.
 
     Args:
-        controller: Shape of C, which determines the sizes of V and M.
+        controller: Architecture of C, which determines the sizes of V and M.
         restart_input: Whether the restart flag is an input of M.
 
     Source: Ha & Schmidhuber (2018), the original code's carracing/extract.py.

@@ -55,7 +55,7 @@ class Shared:
         folder = Path(save_directory)
         if (folder / CONFIG).exists():
             raise FileExistsError(
-                f"save_directory: expected a folder that is no run folder, got {folder} with {CONFIG}"
+                f"save_directory: expected a folder that is not a run folder, got {folder} with {CONFIG}"
             )
         self._check_savable()
         self._save(folder)
@@ -142,7 +142,7 @@ class Shared:
         Raises:
             ModuleNotFoundError: The extra ``hub`` is not installed.
             OSError: The Hub refused the request, or does not answer.
-            ValueError: ``repo_id`` is no valid id, or the model cannot be saved, see :meth:`save_pretrained`.
+            ValueError: ``repo_id`` is not a valid id, or the model cannot be saved, see :meth:`save_pretrained`.
         """
         import_hub("push_to_hub")
         self._check_savable()

@@ -223,7 +223,7 @@ class ConvVAE(Shared, nn.Module):
             noise: (B, latent_size) standard normal eps; None for torch's global generator.
 
         Returns:
-            (recon, mu, logvar).
+            recon (B, 3, 64, 64) in (0, 1); mu and logvar, each (B, latent_size).
         """
         mu, logvar = self.encode(x)
         return self.decode(sample_latent(mu, logvar, noise)), mu, logvar

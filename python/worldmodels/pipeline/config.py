@@ -87,7 +87,7 @@ class EvolveConfig:
     scale_inputs: bool = setting(
         False, "search the weights of C's inputs divided by their standard deviations (in dreams of random actions)"
     )
-    common_random_numbers: bool = setting(False, "evaluate all candidates of a generation on the same episode seeds")
+    common_random_numbers: bool = setting(False, "evaluate all candidates of a generation with common random numbers")
     weight_decay: float = setting(0.01, "penalty weight_decay * mean(x^2)", zero=True)
     evaluate_every: int = setting(
         25, "generations between evaluations of the distribution's mean; the best mean becomes C"
@@ -103,7 +103,7 @@ class EvolveConfig:
     num_envs: int = setting(64, _NUM_ENVS + ", with evaluate_in environment", machine=True)
     max_steps_without_reward: int = setting(
         0,
-        "end a real episode after so many steps without a positive reward and extrapolate its last reward; 0 for never",
+        "steps without a positive reward after which a real episode ends; the rest earns the last reward; 0 for never",
         zero=True,
     )
 
@@ -171,11 +171,11 @@ class RefineConfig:
     pca_components: int = setting(
         0, "search along this many whitened principal components of C's inputs; 0 for C's parameters", zero=True
     )
-    common_random_numbers: bool = setting(False, "evaluate all candidates of a generation on the same episode seeds")
+    common_random_numbers: bool = setting(False, "evaluate all candidates of a generation with common random numbers")
     max_steps: int = setting(2100, "longest episode")
     max_steps_without_reward: int = setting(
         0,
-        "end an episode after so many steps without a positive reward and extrapolate its last reward; 0 for never",
+        "steps without a positive reward after which an episode ends; the rest earns the last reward; 0 for never",
         zero=True,
     )
     evaluate_every: int = setting(
@@ -186,9 +186,9 @@ class RefineConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What a probe found of the environment of a task without a module; no actions where there was no probe."""
+    """Result of probing a Gymnasium environment; ``actions`` is empty if there was no probe."""
 
-    actions: str = setting("", "names of the actions, separated by commas; of each value of discrete actions")
+    actions: str = setting("", "names of the actions, separated by commas; for discrete actions, one per value")
     choices: str = setting("", "number of values of each discrete action, separated by commas; empty for a Box")
     source: Source = setting("observation", "source of a frame")
     max_steps: int = setting(0, "longest episode, in actions", zero=True)

@@ -77,7 +77,7 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
                 space.params(candidates),
                 config.episodes,
                 seed=_seed(seed, "dream", generation),
-                common_seeds=config.common_random_numbers,
+                common_random_numbers=config.common_random_numbers,
                 on_progress=_progress_callback(progress, generation, evaluator, clock),
             )
         scores = played.returns.mean(axis=1, dtype=np.float64)  # (popsize,)
@@ -194,7 +194,7 @@ class Means:
                         self._append(*values)
 
     def drop_off_grid(self, every: int) -> None:
-        """Drop the means of generations that are no multiple of ``every``."""
+        """Drop the means of generations that are not multiples of ``every``."""
         kept = [index for index, generation in enumerate(self.generations) if generation % every == 0]
         self.generations = [self.generations[index] for index in kept]
         self.scores = [self.scores[index] for index in kept]
@@ -246,7 +246,7 @@ def evaluate_mean(
         mean[None],
         config.evaluate_episodes,
         seed=_seed(seed, "evaluate", 0),
-        common_seeds=False,
+        common_random_numbers=False,
         on_progress=on_progress,
     )
     return float(played.returns.mean(dtype=np.float64))

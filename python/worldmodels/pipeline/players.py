@@ -65,7 +65,7 @@ class Job:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of the environment that are no settings of it."""
+        """Options of the environment that are not settings of it."""
         return {"ignore_done": True} if self.collect.ignore_done else {}
 
     @property
@@ -77,7 +77,7 @@ class Job:
         return environment
 
     def controller(self, action_size: int) -> Controller:
-        """Return the shape of C for actions of a length."""
+        """Return the architecture of C for actions of a length."""
         c = self.config.evolve
         return Controller(
             self.config.train_vae.latent_size,

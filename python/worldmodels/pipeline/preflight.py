@@ -379,7 +379,7 @@ def _check_evolve(config: Config, task: tasks.Task) -> None:
 
 
 def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -> None:
-    """Check the shape of C, the number of parameters for CMA-ES, and the C of ``evolve.init_from``."""
+    """Check the architecture of C, the number of parameters for CMA-ES, and the C of ``evolve.init_from``."""
     evolve = config.evolve
     _at_most("evolve.hidden_units", evolve.hidden_units, _MAX_ROWS)
     controller = Controller(

@@ -532,7 +532,7 @@ def require_earlier(run: RunFolder, name: str) -> None:
         raise ValueError(f"{stage.command}: expected a run with an environment, got one of recordings")
     for earlier in stages.requirements(stage):
         is_there = run.marker(earlier.name).is_file()
-        if not is_there or (earlier.leaf and not run.is_done(earlier.name)):  # other settings of a leaf are no error
+        if not is_there or (earlier.leaf and not run.is_done(earlier.name)):  # a leaf may have other settings
             raise FileNotFoundError(
                 f"{run.folder}: `worldmodels {stage.command}` needs the outputs of `worldmodels {earlier.command}`"
                 + (" with the run's settings, got those of others" if is_there else "")

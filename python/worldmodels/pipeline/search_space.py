@@ -25,7 +25,7 @@ def sample_features(world: WorldModel, controller: Controller, seed: int) -> npt
 
     Args:
         world: World model.
-        controller: Shape of C.
+        controller: Architecture of C.
         seed: Seed of the dreams and of the actions.
 
     Returns:
@@ -57,7 +57,7 @@ def make_search_space(
 
     Args:
         run_folder: Run folder with M and its initial states.
-        controller: Shape of C.
+        controller: Architecture of C.
         origin: (N,) float64 parameters at the zero of the search space.
         components: Number K of principal components; 0 for C's parameters.
         seed: Seed of the sampled features.

@@ -43,7 +43,7 @@ def push(folder: str | Path, repo_id: str, *, private: bool | None = None, licen
         Address of the commit.
 
     Raises:
-        FileNotFoundError: The folder is no run folder, or the run has no agent yet.
+        FileNotFoundError: The folder is not a run folder, or the run has no agent yet.
         ModuleNotFoundError: The extra ``hub`` is not installed.
         OSError: The Hub refused the request, or does not answer.
     """
@@ -81,7 +81,7 @@ def model_card(folder: str | Path, repo_id: str, license_id: str = "mit") -> str
         Text of README.md.
 
     Raises:
-        FileNotFoundError: The folder is no run folder, or the run has no agent yet.
+        FileNotFoundError: The folder is not a run folder, or the run has no agent yet.
         ValueError: A file of the run is damaged.
     """
     run = _run_with_agent(folder)

@@ -109,14 +109,14 @@ def run_episodes(
     max_steps_without_reward: int = 0,
     while_stepping: Callable[[], None] = lambda: None,
 ) -> Iterator[Transitions]:
-    """The episode loop: play all episodes of some queues, a player acting in every environment that has one.
+    """Play all episodes of the queues and yield every step: the episode loop.
 
-    While the environments of one vector step, the player acts on the frames of the next one. An environment whose
-    episode is over takes the next one of its vector's queue, to which the consumer may add as long as one of the
-    vector's episodes continues, the step that ends it included.
+    While one vector of environments steps, the player acts on the frames of the next. When an episode ends, its
+    environment takes the next episode from its vector's queue. The caller may append to a queue until it has received
+    the last step of the vector's last episode.
 
     Args:
-        vector_envs: Vectors of environments. The player sees the index of an environment in all of them together.
+        vector_envs: Vectors of environments. Env indices passed to the player count through all of them.
         queues: Episodes of each vector.
         player: Player; it has been reset to at least as many environments as are used.
         max_steps: Maximum length of an episode; None for the environment's own limit.
@@ -124,12 +124,12 @@ def run_episodes(
         while_stepping: Called after every start of a step, for work that can overlap it.
 
     Yields:
-        Every step of every vector. The frames are the consumer's; the other arrays must not be changed.
+        Every step of every vector. The frames belong to the caller; the other arrays must not be changed.
 
     Raises:
-        TypeError: A limit is no integer.
+        TypeError: A limit is not an integer.
         ValueError: A limit is out of range.
-        RuntimeError: An episode was added to the queue of a vector without one.
+        RuntimeError: An episode was appended to the queue of a vector that has finished.
     """
     if max_steps is not None:
         check_integer("max_steps", max_steps, 1, 2**63 - 1)
@@ -352,9 +352,9 @@ class _Players:
 class Environments:
     """Concurrent real environments, reused by all players.
 
-    They open at the first episode and close in :meth:`close` or at the end of a ``with`` block, because the engine of a
-    game starts more slowly than a short episode plays. There are two groups of them: one steps while the players act in
-    the other.
+    Environments are created at the first episode and kept until :meth:`close` or the end of a ``with`` block, because
+    starting a game's engine takes longer than a short episode. They form two groups: one steps while the players
+    compute actions for the other.
 
     Args:
         environment: Specification of the real environment.
@@ -366,7 +366,7 @@ class Environments:
         modules: Modules that register the environment, for the workers of a cluster.
 
     Raises:
-        TypeError: A number is no integer.
+        TypeError: A number is not an integer.
         ValueError: A number is out of range.
     """
 
@@ -500,7 +500,7 @@ _Score = tuple[int, int, float]  # index of the player, index of the episode, sc
 
 @dataclass(frozen=True)
 class _PlayWork:
-    """:class:`worldmodels.support.cluster.Work` of :meth:`Environments.play_all`; a piece is a list of jobs."""
+    """:class:`worldmodels.support.cluster.Work` of :meth:`Environments.play_all`; a piece is a list of episodes."""
 
     needs: Needs
     players: tuple[Player, ...]

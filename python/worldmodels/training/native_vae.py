@@ -21,11 +21,10 @@ _FRAME = 64  # side of a frame
 class NativeVAE(nn.Module):
     """V with the parameters of a :class:`ConvVAE`, whose convolutions are computed by the native core.
 
-    The results do not depend on the number of threads
-    of the convolutions, which is ``torch.get_num_threads()``.
+    The results of the convolutions do not depend on the number of threads, which is ``torch.get_num_threads()``.
 
     Args:
-        model: V on the CPU. Its weights are used where they are; channels last saves copies.
+        model: V on the CPU. Its parameters are shared, not copied; the channels-last format saves conversions.
         precision: Products of the convolutions, ``"float32"`` or ``"bfloat16"``; everything else is float32.
     """
 

@@ -44,7 +44,7 @@ class ChannelsLastAdam(torch.optim.Adam):
 
 
 def in_memory_order(x: torch.Tensor) -> torch.Tensor:
-    """View a channels-last (A, B, C, D) as (A, C, D, B); other numbers of axes stay."""
+    """View a channels-last (A, B, C, D) as (A, C, D, B); tensors of other ranks are returned unchanged."""
     return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
 
 

@@ -371,11 +371,11 @@ def _validate(
             part = chunk.rows(rows)
             losses, after, logit = chunk_losses(model, part, _state_rows(state, rows), config, noise[rows])
             states.append(after)
-            for name, mask in (("z", part.has_next), ("done", part.knows_end), ("reward", part.valid)):
+            for name, mask in (("z", part.has_next), ("done", part.termination_known), ("reward", part.valid)):
                 sums[name] += float(getattr(losses, name)) * float(mask.sum())
                 counts[name] += float(mask.sum())
             if logit is not None:
-                predicted, actual, known = logit.cpu().numpy() > 0, part.done > 0, part.knows_end > 0
+                predicted, actual, known = logit.cpu().numpy() > 0, part.done > 0, part.termination_known > 0
                 hits += int((predicted & actual).sum())
                 terminations += int(actual.sum())
                 alarms += int((predicted & ~actual & known).sum())

@@ -50,7 +50,7 @@ class LossCounts(NamedTuple):
     @classmethod
     def of(cls, chunk: Chunk) -> LossCounts:
         """Count the steps of a chunk."""
-        return cls(*(max(float(mask.sum()), 1.0) for mask in (chunk.has_next, chunk.knows_end, chunk.valid)))
+        return cls(*(max(float(mask.sum()), 1.0) for mask in (chunk.has_next, chunk.termination_known, chunk.valid)))
 
 
 def chunk_losses(
@@ -89,7 +89,7 @@ def torch_losses(
 ) -> tuple[Losses, State, Tensor | None]:
     """Compute :func:`chunk_losses` by PyTorch, on any device."""
     where = state[0].device
-    mu, logvar, action, restart, target_reward, done, has_next, knows_end, valid = (
+    mu, logvar, action, restart, target_reward, done, has_next, termination_known, valid = (
         on_device(part, where) for part in vars(chunk).values()
     )
     z = sample_latent(mu, logvar, noise)
@@ -101,7 +101,9 @@ def torch_losses(
     zero = z_loss.new_zeros(())
     termination_loss = reward_loss = zero
     if out.done_logit is not None:
-        termination_loss = done_loss(out.done_logit, done, config.done_pos_weight, knows_end) * (own.done / counts.done)
+        termination_loss = done_loss(out.done_logit, done, config.done_pos_weight, termination_known) * (
+            own.done / counts.done
+        )
     if out.reward is not None:
         reward_loss = ((out.reward - _clipped(target_reward, config)).square() * valid).sum() / counts.reward
     losses = Losses(z_loss + termination_loss + reward_loss, z_loss, termination_loss, reward_loss)
@@ -128,7 +130,7 @@ def native_losses(
         "restart": chunk.restart,
         "has_next": chunk.has_next,
         "done": chunk.done if model.done_head else None,
-        "knows_end": chunk.knows_end if model.done_head else None,
+        "termination_known": chunk.termination_known if model.done_head else None,
         "reward": reward.numpy() if model.reward_head else None,
         "valid": chunk.valid if model.reward_head else None,
         "h": state[0][0].detach().contiguous().numpy(),

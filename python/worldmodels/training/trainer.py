@@ -156,7 +156,7 @@ class Trainer(Generic[Model]):
 
     @property
     def epoch_has_grid(self) -> bool:
-        """Whether an epoch that ends here has an image grid; there is none soon after another one."""
+        """Whether an epoch that ends here has an image grid: ``_GRID_EVERY`` steps or more after the previous one."""
         return self.step - self.grid_step >= _GRID_EVERY
 
     def log(self, **values: Any) -> None:

@@ -29,7 +29,7 @@ class BundledAgent:
     """A controller of a bundle.
 
     Attributes:
-        controller: Shape of C.
+        controller: Architecture of C.
         params: (controller.size,) parameters.
         temperature: Temperature of the dream in which it was evolved.
     """

@@ -30,7 +30,7 @@ NAMES = tuple(stage.name for stage in STAGES)
 
 
 def names_of(config: Config) -> tuple[str, ...]:
-    """The names of a run's stages: recordings have no environment, and C no score in the dream of some."""
+    """Return the names of a run's stages. Recordings have no environment, and no ``evolve`` without rewards."""
     if not tasks.is_recordings(config.task):
         return NAMES
     names = ("collect", "train_vae", "encode", "train_rnn")
@@ -38,22 +38,22 @@ def names_of(config: Config) -> tuple[str, ...]:
 
 
 def get(name: str) -> Stage:
-    """The stage of a name."""
+    """Return the stage of a name."""
     return STAGES[NAMES.index(name)]
 
 
 def earlier(stage: Stage) -> tuple[Stage, ...]:
-    """The stages before one."""
+    """Return the stages before a stage."""
     return STAGES[: STAGES.index(stage)]
 
 
 def discarded_with(stage: Stage) -> tuple[Stage, ...]:
-    """A stage and those that build on it: all later ones, or of a leaf those that it invalidates."""
+    """Return a stage and those invalidated with it: all later ones, or those that a leaf names."""
     return (stage, *map(get, stage.invalidates)) if stage.leaf else STAGES[STAGES.index(stage) :]
 
 
 def requirements(stage: Stage) -> tuple[Stage, ...]:
-    """The stages that must be complete before one runs."""
+    """Return the stages that must be complete before a stage runs."""
     if stage.after is not None:
         return tuple(map(get, stage.after))
     return tuple(other for other in earlier(stage) if not other.leaf)

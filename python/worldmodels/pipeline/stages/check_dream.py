@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_dream(run: Run) -> dict[str, Any]:
-    """Compare the scores of open-loop policies in both."""
+    """Compare the scores of open-loop policies in the dream and in the real environment."""
     from worldmodels.pipeline.dream_check import check
 
     return check(run)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Train M, from the last checkpoint if there is one; an untrained one where a world model is given (ablation)."""
+    """Train M from the last checkpoint, if any; with a given world model, write an untrained M (ablation)."""
     from worldmodels.training.rnn import train_rnn, untrained_rnn
 
     if run.config.world_model:

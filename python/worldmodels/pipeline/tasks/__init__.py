@@ -57,8 +57,8 @@ class Task:
         description: One sentence on what is played and what a score counts, for the report.
 
     Raises:
-        ValueError: A preset's settings name another task or preset; ``max_steps`` is no positive integer; ``keys`` has
-            another key or an action that is too long; ``choices`` do not match ``squash`` and ``actions``.
+        ValueError: A preset's settings name another task or preset; ``max_steps`` is not a positive integer; ``keys``
+            has another key or an action that is too long; ``choices`` do not match ``squash`` and ``actions``.
     """
 
     name: str

@@ -31,7 +31,7 @@ class Evaluator(Protocol):
     """Evaluator of candidate controllers.
 
     Attributes:
-        controller: Shape of C.
+        controller: Architecture of C.
         unit: Name of the steps, in the plural.
         metadata: Metadata stored with the score. Resuming requires the same metadata.
     """
@@ -46,7 +46,7 @@ class Evaluator(Protocol):
         episodes: int,
         *,
         seed: int,
-        common_seeds: bool,
+        common_random_numbers: bool,
         on_progress: OnProgress,
         first_candidate: int = 0,
         first_episode: int = 0,
@@ -60,7 +60,7 @@ class Evaluator(Protocol):
             params: (P, N) flat parameters, one candidate per row.
             episodes: Number E of episodes per candidate.
             seed: Seed of all random numbers, from 0 to 2**63 - 1.
-            common_seeds: Whether all candidates share their random numbers (common random numbers).
+            common_random_numbers: Whether all candidates share their random numbers (common random numbers).
             on_progress: Progress callback.
             first_candidate: Index of the first candidate in a larger evaluation.
             first_episode: Index of the first episode in a larger evaluation.
@@ -74,7 +74,7 @@ def check_params(params: npt.ArrayLike, size: int) -> npt.NDArray[np.float32]:
     """Validate flat parameters; return them as (P, size) float32, one candidate per row.
 
     Raises:
-        TypeError: The parameters are no real numbers.
+        TypeError: The parameters are not real numbers.
         ValueError: The shape is wrong, or a parameter is not finite in float32.
     """
     array = float64_array("params", params)

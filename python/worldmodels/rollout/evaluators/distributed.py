@@ -30,7 +30,7 @@ class Part(NamedTuple):
         first_candidate: Index of its first candidate.
         first_episode: Index of its first episode.
         seed: Seed of the evaluation.
-        common_seeds: Whether all candidates share their random numbers.
+        common_random_numbers: Whether all candidates share their random numbers.
     """
 
     params: npt.NDArray[np.floating]
@@ -38,7 +38,7 @@ class Part(NamedTuple):
     first_candidate: int
     first_episode: int
     seed: int
-    common_seeds: bool
+    common_random_numbers: bool
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class _Handler:
         self._evaluator = evaluator
 
     def __call__(self, part: Part) -> EvalResult:
-        params, episodes, first_candidate, first_episode, seed, common_seeds = part
+        params, episodes, first_candidate, first_episode, seed, common_random_numbers = part
         try:
             return self._evaluator.play(
                 params,
                 episodes,
                 seed=seed,
-                common_seeds=common_seeds,
+                common_random_numbers=common_random_numbers,
                 on_progress=lambda *_: None,
                 first_candidate=first_candidate,
                 first_episode=first_episode,
@@ -167,7 +167,7 @@ class DistributedEvaluator:
         episodes: int,
         *,
         seed: int,
-        common_seeds: bool,
+        common_random_numbers: bool,
         on_progress: OnProgress,
         first_candidate: int = 0,
         first_episode: int = 0,
@@ -181,7 +181,7 @@ class DistributedEvaluator:
         """
         params = check_params(params, self.controller.size)
         episodes = check_integer("episodes", episodes, 1, 2**31 - 1)
-        whole = Part(params, episodes, first_candidate, first_episode, seed, common_seeds)
+        whole = Part(params, episodes, first_candidate, first_episode, seed, common_random_numbers)
         parts = Parts(whole, self._batch, self._seconds)
         returns = np.empty((len(params), episodes), np.float32)
         lengths = np.empty((len(params), episodes), np.int32)

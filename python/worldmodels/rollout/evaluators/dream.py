@@ -46,7 +46,7 @@ class DreamEvaluator:
         episodes: int,
         *,
         seed: int,
-        common_seeds: bool,
+        common_random_numbers: bool,
         on_progress: OnProgress,
         first_candidate: int = 0,
         first_episode: int = 0,
@@ -64,7 +64,7 @@ class DreamEvaluator:
                 episodes,
                 seed=seed,
                 num_threads=self._num_threads,
-                common_seeds=common_seeds,
+                common_random_numbers=common_random_numbers,
                 first_candidate=first_candidate,
                 first_episode=first_episode,
             )
@@ -72,7 +72,7 @@ class DreamEvaluator:
             first = f"{first_candidate}, {first_episode}"
             raise ValueError(f"first_candidate, first_episode: expected 0, 0 for a dream on a GPU, got {first}")
         else:
-            result = self.dream.rollout(params, episodes, seed=seed, common_seeds=common_seeds)
+            result = self.dream.rollout(params, episodes, seed=seed, common_random_numbers=common_random_numbers)
         on_progress(result.lengths.size, result.lengths.size, int(result.lengths.sum()))
         return EvalResult(result.returns, result.lengths)
 

@@ -49,7 +49,7 @@ class EnvironmentEvaluator:
     Args:
         vae: V.
         mdnrnn: M.
-        controller: Shape of C.
+        controller: Architecture of C.
         environment: Specification of the real environment.
         num_envs: Number of concurrent environments.
         num_workers: Number of threads or processes that step them.
@@ -60,7 +60,7 @@ class EnvironmentEvaluator:
         rules: Rules of the task: maximum length and actions; None for those of the environment.
 
     Raises:
-        TypeError: A number is no integer.
+        TypeError: A number is not an integer.
         ValueError: A number is out of range.
     """
 
@@ -104,7 +104,7 @@ class EnvironmentEvaluator:
         episodes: int,
         *,
         seed: int,
-        common_seeds: bool,
+        common_random_numbers: bool,
         on_progress: OnProgress,
         first_candidate: int = 0,
         first_episode: int = 0,
@@ -127,7 +127,7 @@ class EnvironmentEvaluator:
         population, total = len(params), len(params) * episodes
         jobs = []  # job j is episode j // P of candidate j % P
         for job in range(total):
-            candidate = 0 if common_seeds else first_candidate + job % population
+            candidate = 0 if common_random_numbers else first_candidate + job % population
             number = episode_seed(seed, "evolve", first_episode + job // population, candidate)
             jobs.append(Episode(job, number))
         player = _PopulationPlayer(self, params, [job.seed for job in jobs])
@@ -172,7 +172,7 @@ class _PopulationPlayer:
     """:class:`worldmodels.rollout.runner.Player` with a controller of its own in every episode.
 
     Args:
-        evaluator: V, M, the shape of C and the encoder.
+        evaluator: V, M, the architecture of C and the encoder.
         params: (P, N) parameters; job j is played by candidate j % P.
         seeds: Seed of every job, which its latent noise is derived from.
     """

@@ -207,7 +207,7 @@ export class WorldModel {
    * Create a CMA-ES search for a controller that maximizes the return in the dream.
    *
    * The search is `CMAES(x0, sigma0, popsize=popsize, seed=seed, separable=true)` of the Python package, started at
-   * zero. A generation is `Dream.rollout(solutions, episodes, seed=seed + generation, common_seeds=True)`, where
+   * zero. A generation is `Dream.rollout(solutions, episodes, seed=seed + generation, common_random_numbers=True)`, where
    * `generation` counts from 1.
    *
    * @param {object} [settings]

@@ -1,6 +1,6 @@
 """Does M predict termination, on recorded episodes and in its own rollouts?
 
-    python analysis_scripts/foresee_deaths.py runs/small --episodes 200
+    python analysis_scripts/predict_terminations.py runs/small --episodes 200
 
 Prints two tables. The first has the termination rate (per 1,000 steps) by episode step of the last episodes of RUN's
 latents, recorded and predicted by M with teacher forcing. The second has the fraction of dreams that terminate, if they
