@@ -20,7 +20,7 @@ from worldmodels.pipeline.config import TrainRNNConfig
 from worldmodels.pipeline.run import Run
 from worldmodels.support.files import link
 from worldmodels.training.distributed import Ranks
-from worldmodels.training.rnn import _chunks, accumulate_gradient
+from worldmodels.training.rnn import _chunks, accumulate_gradient, split_episodes
 from worldmodels.training.rnn_loss import LossCounts, chunk_losses, precision, torch_losses
 
 LENGTHS = [5, 12, 1, 7, 9, 2, 16, 3, 8, 11]
@@ -121,10 +121,53 @@ def test_latents_of_included_episodes_are_taken_over_from_the_same_v(tmp_path, m
     assert (run("other V", (7, 3, 5), make_vae(seed=2), **alike), encoded) == (1, [[7, 3], [5]])
     assert (run("other episodes", (7, 4), make_vae(), **alike), encoded) == (1, [[7, 4]])
     assert (run("other way", (7, 3), make_vae()), encoded) == (1, [[7, 3]])
+    assert (run("mirror", (7, 3), make_vae(), **alike, mirror=True), encoded) == (1, [[7, 3], [7, 3]])
     (tmp_path / "base" / "vae" / "vae.safetensors").unlink()
     assert (run("alone", (7, 3, 5, 4), make_vae(), **alike), encoded) == (1, [[7, 3], [5, 4]])
     for name, array in vars(load_latents(tmp_path / "alone" / "latents")).items():
         np.testing.assert_array_equal(array, getattr(latents, name))
+
+
+def encoded(folder, episodes, **settings):
+    with Run(folder, toy_config(encode={"precision": "float32", "batch_size": 4, **settings})) as experiment:
+        write_store(experiment.path("episodes"), episodes)
+        save_model(experiment.path("vae", "vae.safetensors"), make_vae())
+        mark_done(experiment, "collect", "train_vae")
+        experiment.run_stage("encode")
+        return load_latents(experiment.path("latents"))
+
+
+def test_every_episode_is_followed_by_its_mirror_image(tmp_path):
+    episodes = [make_episode(length, length, terminated=length != 3) for length in (7, 3, 5)]
+    images = [replace(one, frames=one.frames[:, :, ::-1].copy(), actions=-one.actions) for one in episodes]
+    pairs = [one for pair in zip(episodes, images, strict=True) for one in pair]
+    found, expected = encoded(tmp_path / "mirror", episodes, mirror=True), encoded(tmp_path / "pairs", pairs)
+    assert vars(found).keys() == vars(expected).keys()
+    for name, value in vars(replace(expected, mirrored=True)).items():
+        np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
+    assert not expected.mirrored and found.lengths.tolist() == [7, 7, 3, 3, 5, 5]
+    plain = encoded(tmp_path / "plain", episodes)
+    assert plain.recorded() is plain
+    for name, value in vars(plain).items():
+        np.testing.assert_array_equal(getattr(found.recorded(), name), value, err_msg=name)
+
+
+def test_an_episode_is_held_out_with_its_mirror_image():
+    latents = make_latents(6 * [4])
+    assert [part.tolist() for part in split_episodes(latents, 0.2)] == [[0, 1, 2, 3, 4], [5]]
+    assert [part.tolist() for part in split_episodes(replace(latents, mirrored=True), 0.2)] == [[0, 1, 2, 3], [4, 5]]
+    with pytest.raises(ValueError, match="expected at least 2 to hold one out, got 1"):
+        split_episodes(replace(make_latents([4, 4]), mirrored=True), 0.2)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_files_with_and_without_mirror_images_are_refused(tmp_path, first):
+    for name, mirrored in (("00000", first), ("00001", not first)):
+        replace(make_latents([3, 3]), mirrored=mirrored).save(tmp_path / f"{name}.safetensors")
+    with pytest.raises(
+        ValueError, match=r"00001\.safetensors: expected (a|no) mirror image of every episode as in 00000"
+    ):
+        load_latents(tmp_path)
 
 
 def numbers(chunk):

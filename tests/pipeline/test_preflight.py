@@ -16,9 +16,11 @@ from worldmodels.cli import main
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import save_model, save_tensors
 from worldmodels.pipeline import preflight
+from worldmodels.pipeline.config import override
 from worldmodels.pipeline.evolution import save_controller
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES, get
+from worldmodels.pipeline.tasks import preset
 
 
 @pytest.fixture
@@ -148,6 +150,15 @@ REFUSED = [
         "world_model: expected a run folder with vae/vae.safetensors, or one of carracing, takecover, got /nosuch",
     ),
 ]
+
+
+def test_mirror_images_of_a_car_that_always_turns_left_are_refused():
+    changes = {"encode": {"mirror": True}}
+    with pytest.raises(
+        ValueError, match=r"^encode\.mirror: expected false, as the mirror image of an episode of carra"
+    ):
+        preflight.check_config(override(preset("carracing", "paper"), changes), NAMES)
+    preflight.check_config(override(preset("takecover", "paper"), changes), NAMES)
 
 
 @pytest.mark.parametrize(("flags", "message"), REFUSED)

@@ -14,6 +14,7 @@ from conftest import interrupt, make_episode, make_latents, make_vae, mark_done,
 from worldmodels.data.episodes import Episode, EpisodeStore
 from worldmodels.data.frames import ShuffledBatches
 from worldmodels.data.latents import Latents
+from worldmodels.data.records import RNNQuality
 from worldmodels.data.sequences import PackedSequences
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.models import device as devices
@@ -594,6 +595,23 @@ def test_m_learns_the_entropy_of_its_data_and_when_episodes_end(tmp_path):
     assert lines[-1]["validation_z"] == figures["z"]
     np.testing.assert_allclose(starts["mu"], np.tile([[-1.0, 2.0]], (episodes, 1)))
     np.testing.assert_allclose(starts["logvar"].exp().sqrt(), sigma, rtol=2e-3)
+
+
+def test_m_is_measured_on_recorded_episodes_where_it_is_trained_on_mirror_images_too(tmp_path, capsys):
+    measured = []
+    for mirror in (False, True):
+        config = toy_config(encode={"mirror": mirror}, train_rnn={"steps": 0})
+        with Run(tmp_path / str(mirror), config) as experiment:
+            write_store(experiment.path("episodes"), [make_episode(length, length) for length in (40, 30, 50)])
+            save_model(experiment.path("vae", "vae.safetensors"), make_vae())
+            mark_done(experiment, "collect", "train_vae")
+            experiment.run_stage("encode")
+            experiment.run_stage("train_rnn")
+            measured.append(RNNQuality.read(experiment.path("rnn", "quality.json")))
+            starts, _ = load_tensors(experiment.path("rnn", "initial.safetensors"))
+            assert len(starts["mu"]) == (6 if mirror else 3)
+    assert "does not match" not in capsys.readouterr().err
+    assert measured[0] == measured[1] and measured[0].rollouts[0].picture_mean is not None
 
 
 @pytest.mark.parametrize("stage", list(MODULES))

@@ -20,7 +20,7 @@ from worldmodels.support.files import atomic_path
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
 _PER_EPISODE = ("lengths", "terminated")
 _KEYS = _PER_FRAME + _PER_EPISODE
-_CHECKSUMS = "crc32"  # key in the header of a file
+_CHECKSUMS, _MIRRORED = "crc32", "mirrored"  # keys in the header of a file
 _ROWS = 1 << 16  # frames per read
 
 
@@ -35,6 +35,7 @@ class Latents:
         rewards: (N,) float32 rewards.
         lengths: (E,) int64 episode lengths; their sum is N.
         terminated: (E,) bool termination flags; False for truncated episodes.
+        mirrored: Whether every episode of an even index is followed by its mirror image.
     """
 
     mu: npt.NDArray[np.float16]
@@ -43,18 +44,29 @@ class Latents:
     rewards: npt.NDArray[np.float32]
     lengths: npt.NDArray[np.int64]
     terminated: npt.NDArray[np.bool_]
+    mirrored: bool = False
 
     @property
     def starts(self) -> npt.NDArray[np.int64]:
         """(E,) index of the first frame of every episode."""
         return np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
 
+    def recorded(self) -> Latents:
+        """Return the recorded episodes alone, without their mirror images."""
+        if not self.mirrored:
+            return self
+        episodes = np.arange(len(self.lengths)) % 2 == 0
+        frames = np.repeat(episodes, self.lengths)
+        parts = {key: getattr(self, key)[frames if key in _PER_FRAME else episodes] for key in _KEYS}
+        return Latents(**parts)
+
     def save(self, path: Path) -> None:
         """Write a safetensors file with a checksum of every array, atomically."""
         arrays = {key: np.ascontiguousarray(getattr(self, key)) for key in _KEYS}
+        metadata = {_CHECKSUMS: _checksums(arrays), **({_MIRRORED: "true"} if self.mirrored else {})}
         with atomic_path(path) as temporary:
             try:
-                save_file(arrays, temporary, metadata={_CHECKSUMS: _checksums(arrays)})
+                save_file(arrays, temporary, metadata=metadata)
             except SafetensorError as error:  # such as a full disk
                 raise OSError(f"{path}: cannot be written: {error}") from error
 
@@ -66,17 +78,22 @@ def load_latents(folder: Path) -> Latents:
 
     Raises:
         FileNotFoundError: The folder has no files.
-        ValueError: A file is damaged, or its sizes differ from the first one's.
+        ValueError: A file is damaged, or its sizes differ from the first one's, or it alone has mirror images or none.
     """
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise FileNotFoundError(f"{folder}: expected latents (*.safetensors), got none")
     whole: dict[str, Any] = {}
     episodes: dict[str, list[Any]] = {key: [] for key in _PER_EPISODE}
-    sizes = _sizes(paths[0])
+    sizes, mirrored = _sizes(paths[0]), _has_mirror_images(paths[0])
     for path in paths:
         if _sizes(path) != sizes:
             raise ValueError(f"{path}: expected (Z, A) = {sizes} as in {paths[0].name}, got {_sizes(path)}")
+        if _has_mirror_images(path) != mirrored:
+            wanted, found = ("a", "none") if mirrored else ("no", "one")
+            raise ValueError(
+                f"{path}: expected {wanted} mirror image of every episode as in {paths[0].name}, got {found}"
+            )
         for key, part in _read_episodes(path).items():
             episodes[key].append(part)
     starts = np.cumsum([0, *(int(lengths.sum()) for lengths in episodes["lengths"])])
@@ -90,7 +107,26 @@ def load_latents(folder: Path) -> Latents:
                     whole[key][start + begin : start + begin + len(part)] = part
         frames = {key: whole[key][start:stop] for key in _PER_FRAME}
         _check(path, {**frames, **{key: episodes[key][number] for key in _PER_EPISODE}})
-    return Latents(**whole, **{key: np.concatenate(parts) for key, parts in episodes.items()})
+    return Latents(**whole, **{key: np.concatenate(parts) for key, parts in episodes.items()}, mirrored=mirrored)
+
+
+def check_latents(path: Path) -> None:
+    """Read one file and check it.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    _sizes(path)
+    episodes = _read_episodes(path)
+    with _opened(path) as file:
+        frames = {key: file.get_tensor(key) for key in _PER_FRAME}
+    _check(path, {**frames, **episodes})
+
+
+def _has_mirror_images(path: Path) -> bool:
+    """Whether every episode of a file is followed by its mirror image."""
+    with _opened(path) as file:
+        return _MIRRORED in (file.metadata() or {})
 
 
 def _checksums(arrays: dict[str, npt.NDArray[Any]]) -> str:

@@ -43,6 +43,7 @@ class EncodeConfig:
 
     batch_size: int = setting(256, "frames per forward pass")
     precision: TorchPrecision = setting("auto", PRECISION_HELP)
+    mirror: bool = setting(False, "also encode the mirror image of every episode, which doubles the episodes of M")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from worldmodels.models.device import device, limit_threads, uses_bfloat16
 from worldmodels.models.encoder import Encoder
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, load_tensors
+from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import EncodeConfig
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.needs import check_no_gpu
@@ -34,7 +35,7 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     """Encode the shards that are not encoded yet; link the latents of an included run with the same V.
 
     Returns:
-        Summary: ``frames`` and ``bytes`` of the latents.
+        Summary: ``frames`` of the store, and ``bytes`` of the latents.
     """
     limit_threads()
     config = run.config.encode
@@ -53,7 +54,8 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     store.close()
     done = len(store) - sum(piece.size for piece in pieces)
     progress = Progress("encode", len(store), "frames", start=done)
-    for frames in _encode(model, pieces, config):
+    mirror = tasks.of(run.config).mirror if config.mirror else ()
+    for frames in _encode(model, pieces, config, mirror):
         run.log_profile("encode")
         done += frames
         progress.update(done)
@@ -61,25 +63,25 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     return {"frames": done, "bytes": sum(target.stat().st_size for target in targets)}
 
 
-def _encode(model: ConvVAE, pieces: Sequence[Piece], config: EncodeConfig) -> Iterator[int]:
+def _encode(model: ConvVAE, pieces: Sequence[Piece], config: EncodeConfig, mirror: tuple[float, ...]) -> Iterator[int]:
     """Encode shards, on the cluster if there is one; yield the number of frames of each."""
     cluster = active_cluster()
     if cluster is None or not pieces:
-        encode = _Encoding(model, config)
+        encode = _Encoding(model, config, mirror)
         yield from (encode(piece.data) for piece in pieces)
         return
     check_no_gpu()
     precision: TorchPrecision = "bfloat16" if uses_bfloat16(device(), config.precision) else "float32"
     needs = Needs(bfloat16=precision == "bfloat16", files=with_sizes([pieces[0].data[0]]))
-    work = EncodeWork(model, replace(config, precision=precision), needs)
+    work = EncodeWork(model, replace(config, precision=precision), mirror, needs)
     yield from (frames for _, frames in cluster.run(cluster.prepare(work), Queue(pieces)))
 
 
 class _Encoding:
-    """V, and the number of frames that it encodes at once."""
+    """V, the number of frames that it encodes at once, and the factors of the actions of a mirror image."""
 
-    def __init__(self, model: ConvVAE, config: EncodeConfig) -> None:
-        self._model, self._precision = model, config.precision
+    def __init__(self, model: ConvVAE, config: EncodeConfig, mirror: tuple[float, ...]) -> None:
+        self._model, self._precision, self._mirror = model, config.precision, mirror
         self._micro_batches = MicroBatches("encode", "frames", config.batch_size, "--batch-size")
 
     def __call__(self, piece: tuple[Path, Path]) -> int:
@@ -87,12 +89,19 @@ class _Encoding:
         path, target = piece
         shard = EpisodeShard(path)
         try:
-            mu, logvar = self._micro_batches.run(partial(encode_shard, self._model, shard, precision=self._precision))
+            latents = self._latents(shard)
+            if self._mirror:
+                latents = followed_by_mirror_images(latents, self._latents(shard, mirrored=True))
             with phase("storing"):
-                Latents(mu, logvar, shard.actions, shard.rewards, shard.lengths, shard.terminated).save(target)
+                latents.save(target)
+            return int(shard.lengths.sum())
         finally:
             shard.close()
-        return len(mu)
+
+    def _latents(self, shard: EpisodeShard, *, mirrored: bool = False) -> Latents:
+        encode = partial(encode_shard, self._model, shard, precision=self._precision, mirrored=mirrored)
+        actions = shard.actions * np.array(self._mirror, np.float32) if mirrored else shard.actions
+        return Latents(*self._micro_batches.run(encode), actions, shard.rewards, shard.lengths, shard.terminated)
 
     def close(self) -> None:
         """See :class:`worldmodels.support.cluster.Handler`."""
@@ -104,11 +113,29 @@ class EncodeWork:
 
     model: ConvVAE
     config: EncodeConfig
+    mirror: tuple[float, ...]
     needs: Needs
 
     def open(self, num_threads: int) -> _Encoding:
         """See :meth:`worldmodels.support.cluster.Work.open`."""
-        return _Encoding(self.model, self.config)
+        return _Encoding(self.model, self.config, self.mirror)
+
+
+def followed_by_mirror_images(latents: Latents, mirrored: Latents) -> Latents:
+    """Insert the mirror image of every episode after it.
+
+    Args:
+        latents: Encoded episodes.
+        mirrored: Their mirror images, in the same order.
+    """
+    pairs = zip(latents.starts, latents.starts + latents.lengths, strict=True)
+    order = np.concatenate([np.r_[a:b, len(latents.mu) + a : len(latents.mu) + b] for a, b in pairs])
+    frames = {
+        key: np.concatenate([getattr(latents, key), getattr(mirrored, key)])[order]
+        for key in ("mu", "logvar", "actions", "rewards")
+    }
+    episodes = {key: np.repeat(getattr(latents, key), 2) for key in ("lengths", "terminated")}
+    return Latents(**frames, **episodes, mirrored=True)
 
 
 def _reusable(run: Run, shards: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
@@ -116,7 +143,10 @@ def _reusable(run: Run, shards: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     include = Path(run.config.collect.include)
     settings = Run.stored_config(include) if run.config.collect.include else None
     path = include / "vae" / "vae.safetensors"
-    if settings is None or settings.encode.precision != run.config.encode.precision or not path.is_file():
+    same = (
+        settings is not None and replace(settings.encode, batch_size=run.config.encode.batch_size) == run.config.encode
+    )
+    if not (same and path.is_file()):
         return
     (own, metadata), (other, other_metadata) = load_tensors(run.path("vae", "vae.safetensors")), load_tensors(path)
     if metadata["config"] != other_metadata["config"] or not all(torch.equal(own[name], other[name]) for name in own):
@@ -130,7 +160,7 @@ def _reusable(run: Run, shards: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
 
 
 def encode_shard(
-    model: ConvVAE, shard: EpisodeShard, batch: int, precision: str
+    model: ConvVAE, shard: EpisodeShard, batch: int, precision: str, *, mirrored: bool = False
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
     """Encode the frames of a shard.
 
@@ -139,6 +169,7 @@ def encode_shard(
         shard: Shard of the episode store.
         batch: Frames per forward pass.
         precision: Precision of V.
+        mirrored: Encode the frames' reflections, left to right.
 
     Returns:
         mu and logvar, each (N, Z) float16.
@@ -159,7 +190,7 @@ def encode_shard(
         except OSError as error:
             raise OSError(f"{shard.path}: a frame in {rows.start} to {rows.stop - 1} is damaged: {error}") from error
         with phase("forward"):
-            mu[rows], logvar[rows] = encoder(frames)
+            mu[rows], logvar[rows] = encoder(np.ascontiguousarray(frames[:, :, ::-1]) if mirrored else frames)
     if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
         raise ValueError("encode: expected finite latents, got NaN or infinity; the training of V failed")
     return mu, logvar

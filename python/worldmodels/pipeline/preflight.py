@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +35,12 @@ _BYTES_PER_PARAMETER = 16  # in training: weight, gradient and Adam's two moment
 
 
 def check_config(
-    config: Config, names: Collection[str], folder: Path | None = None, *, sources_exist: bool = True
+    config: Config,
+    names: Collection[str],
+    folder: Path | None = None,
+    *,
+    sources_exist: bool = True,
+    tried: Collection[str] = (),
 ) -> None:
     """Check all settings together, for the stages that will run.
 
@@ -44,11 +49,13 @@ def check_config(
         names: Names of the stages that are not complete.
         folder: Run folder, which no setting may name as its source; None if it is unknown.
         sources_exist: Whether the previous round exists; False before it has run.
+        tried: Names of the stages whose environment is made and reset, which shows what its settings alone do not.
 
     Raises:
         ValueError: A setting is invalid; the message is ``section.setting: expected X, got Y``.
         FileNotFoundError: A run folder or file named by a setting does not exist.
         ModuleNotFoundError: A package required by a stage is not installed.
+        ContractError: An environment cannot be made or reset.
     """
     task = tasks.of(config)
     names = [name for name in names if name in stages.names_of(config)]
@@ -79,6 +86,11 @@ def check_config(
         if "encode" in names:
             check_precision("encode.precision", config.encode.precision)
             _at_most("encode.batch_size", config.encode.batch_size, 2**24)
+            if config.encode.mirror and not task.mirror:
+                raise ValueError(
+                    f"encode.mirror: expected false, as a mirror image of an episode of {task.name} is not an episode, "
+                    "got true"
+                )
         if "train_rnn" in names:
             _check_train_rnn(config, task)
     if "check_dream" in names:
@@ -98,6 +110,22 @@ def check_config(
         _at_most("evaluate.num_envs", evaluate.num_envs, _MAX_PARALLEL)
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
         _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", records=True)
+    for environment in dict.fromkeys(_environments(config, [name for name in tried if name in names])):
+        from worldmodels.envs.vector import try_environment
+
+        try_environment(environment, task.rules)
+
+
+def _environments(config: Config, names: Collection[str]) -> Iterator[EnvSpec]:
+    """Yield the environments that stages make with Gymnasium."""
+    from worldmodels.envs.vector import backend
+
+    playing = {"collect", "check_dream", *(["evolve"] if config.evolve.evaluate_in == "environment" else [])}
+    if playing & set(names) and backend(config.environment) == "gymnasium":
+        yield replace(config.environment, backend="gymnasium")
+    if "evaluate" in names:  # records an episode with any back end
+        chosen = {name: value for name in ("variant", "resolution") if (value := getattr(config.evaluate, name))}
+        yield replace(config.environment, backend="gymnasium", **chosen)
 
 
 def check_precision(name: str, precision: str) -> None:

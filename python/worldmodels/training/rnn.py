@@ -198,7 +198,7 @@ def untrained_rnn(run: TrainingRun, world_model: Path, seed: int) -> None:
 
 
 def split_episodes(latents: Latents, fraction: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Hold out the last episodes.
+    """Hold out the last episodes, together with their mirror images.
 
     Args:
         latents: Encoded episodes.
@@ -210,11 +210,12 @@ def split_episodes(latents: Latents, fraction: float) -> tuple[npt.NDArray[np.in
     Raises:
         ValueError: No episode is left to train on.
     """
-    count = len(latents.lengths)
+    copies = 2 if latents.mirrored else 1
+    count = len(latents.lengths) // copies
     held_out = max(1, round(fraction * count))
     if held_out >= count:
         raise ValueError(f"collect.episodes: expected at least 2 to hold one out, got {count}")
-    indices = np.arange(count)
+    indices, held_out = np.arange(copies * count), copies * held_out
     return indices[:-held_out], indices[-held_out:]
 
 
@@ -399,6 +400,8 @@ def _quality(
     held_out: npt.NDArray[np.int64],
 ) -> RNNQuality:
     """Measure the quality of M on held-out episodes; in pixels too if the run has V and the frames."""
+    if latents.mirrored:
+        latents, held_out = latents.recorded(), held_out[::2] // 2
     store = EpisodeStore(run.path("episodes")) if any(run.path("episodes").glob("*.h5")) else None
     if store is not None and not np.array_equal(store.lengths, latents.lengths):
         print(f"train-rnn: {store.folder} does not match the latents: rollouts are compared in z only", file=sys.stderr)

@@ -50,6 +50,8 @@ class Task:
             the values, and all actions one-hot vectors.
         preset: Default preset of ``worldmodels run``; ``quick`` with ``--from-scratch``.
         survival: Whether every step has reward 1, so that dreams need no reward head.
+        mirror: Factor of each continuous action in the mirror image of an episode, whose frames are reflected left to
+            right; empty if mirror images are not episodes of the environment.
         ablations: Variants of ``worldmodels ablate``: the settings of each, by name.
         paper_scores: The paper's scores by temperature, for ``worldmodels sweep``.
         paper_score: Mean and standard deviation of the paper's agent over 100 real episodes, for the report.
@@ -58,7 +60,8 @@ class Task:
 
     Raises:
         ValueError: A preset's settings name another task or preset; ``max_steps`` is not a positive integer; ``keys``
-            has another key or an action that is too long; ``choices`` do not match ``squash`` and ``actions``.
+            has another key or an action that is too long; ``choices`` or ``mirror`` do not match ``squash`` and
+            ``actions``.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Task:
     choices: tuple[int, ...] = ()
     preset: str = "quick"
     survival: bool = False
+    mirror: tuple[float, ...] = ()
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     paper_scores: Temperatures = field(default_factory=dict)
     paper_score: tuple[int, int] | None = None
@@ -87,6 +91,13 @@ class Task:
         if sum(self.choices) != (len(self.actions) if self.squash == "argmax" else 0):
             wanted = f"numbers that add up to the {len(self.actions)} actions" if self.squash == "argmax" else "none"
             raise ValueError(f"choices: expected {wanted} for squash={self.squash!r}, got {self.choices!r}")
+        if self.mirror and (len(self.mirror) != len(self.actions) or self.choices):
+            wanted = (
+                "none for discrete actions"
+                if self.choices
+                else f"a factor for each of the actions {self.actions}, or none"
+            )
+            raise ValueError(f"mirror: expected {wanted}, got {self.mirror!r}")
         for key, action in self.keys.items():
             if key not in _ARROWS or len(action) > len(self.actions):
                 wanted = f"{', '.join(_ARROWS)}, each with at most {len(self.actions)} numbers"
