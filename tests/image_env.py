@@ -72,6 +72,17 @@ class Blind(Image):
     metadata = {"render_modes": []}  # noqa: RUF012
 
 
+class Failing(Image):
+    """Raises an error in the first step."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def step(self, action):
+        raise self.error
+
+
 FLOATS = Box(-1.0, 1.0, (3,))
 #: name -> (entry point, constructor's arguments)
 KINDS = {
@@ -87,6 +98,9 @@ KINDS = {
     "Tuple": (Image, {"action": Tuple((Discrete(2), Discrete(2)))}),
     "Single": (Image, {"action": Discrete(1)}),
     "Grid": (Image, {"action": MultiDiscrete([[2, 2], [2, 2]])}),
+    "KeyError": (Failing, {"error": KeyError("k")}),
+    "Exit": (Failing, {"error": SystemExit(3)}),
+    "Dependency": (Failing, {"error": gymnasium.error.DependencyNotInstalled("pygame is not installed")}),
     "Boundless": (Image, {"action": Box(-np.inf, np.inf, (1,))}),
 }
 for name, (entry, options) in KINDS.items():

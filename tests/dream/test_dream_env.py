@@ -680,7 +680,9 @@ def test_terminations_of_an_environment(make):
         make(world="takecover", termination="expected")
     with pytest.raises(ValueError, match=r"^termination: expected threshold or sample, got 'chance'"):
         make(*arguments(), termination="chance")
-    with pytest.raises(ValueError, match=r"^termination: expected threshold, as mdnrnn has no termination head, got sample"):
+    with pytest.raises(
+        ValueError, match=r"^termination: expected threshold, as mdnrnn has no termination head, got sample"
+    ):
         make(*arguments(done=False), termination="sample")
 
 

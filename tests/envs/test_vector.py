@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from toy_env import ToyEnv
-from worldmodels.envs import GameLostError
+from worldmodels.envs import ContractError, GameLostError
 from worldmodels.envs import envpool as pool
 from worldmodels.envs import vector as batches
 from worldmodels.envs.spec import EnvSpec
@@ -94,7 +94,9 @@ def test_an_error_in_a_worker_is_raised_here():
     batch.reset([0, 1, 2], [1, 2, 3])
     actions = np.zeros((3, 2), np.float32)
     actions[1, 1] = 7
-    with pytest.raises(RuntimeError, match="a worker failed: ValueError: seven"):
+    with pytest.raises(
+        ContractError, match=r"the environment failed: ValueError: seven at step 1 of the episode with seed 2"
+    ):
         batch.step([0, 1, 2], actions)
     actions[1, 1] = 0
     batch.step([0, 1, 2], actions)  # the workers have not lost step

@@ -133,6 +133,11 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
         MinariRecordings("tests/nothing-v0")
     with pytest.raises(FileNotFoundError, match="expected episode shards"):
         export_minari(tmp_path, "tests/empty-v0")
+    for name in ("tests/empty", "tests/empty-vx", "tests/empty-v1.5", "../empty-v0"):
+        with pytest.raises(
+            ValueError, match=r"^minari: expected an id with a version, such as mine/takecover-v0, got '"
+        ):
+            export_minari(tmp_path, name)
     monkeypatch.setattr(Pictures, "observation_space", Box(0, 1, (3,), np.float32))
     monkeypatch.setattr(Pictures, "_frame", lambda self: np.zeros(3, np.float32))
     record("tests/vectors-v0", Discrete(2))

@@ -143,6 +143,18 @@ def test_recordings_that_grow_are_converted_again_with_force(folder, tmp_path, c
     assert converted(tmp_path / "run") == [*LENGTHS, 5]
 
 
+def test_a_damaged_recording_costs_no_episode_with_force(folder, tmp_path, capsys):
+    line = ["collect", "--from", str(folder), "--out", str(tmp_path / "run")]
+    assert main(line) == 0
+    whole = (folder / "002" / "frames.npz").read_bytes()
+    (folder / "002" / "frames.npz").write_bytes(whole[: len(whole) // 2])
+    assert main([*line, "--force"]) == 1
+    assert "002/frames.npz: expected an archive with the array frames" in capsys.readouterr().err
+    assert converted(tmp_path / "run") == list(LENGTHS)
+    (folder / "002" / "frames.npz").write_bytes(whole)
+    assert main([*line, "--force"]) == 0
+
+
 @pytest.mark.parametrize("shard_episodes", [1, 25])
 def test_a_damaged_episode_can_be_deleted(folder, tmp_path, capsys, monkeypatch, shard_episodes):
     """Episodes that are converted already are kept, and their number is where the progress starts."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import TOY, command, environment, toy_config
+from conftest import TOY, command, environment, make_latents, toy_config
 from worldmodels import __version__, cli, pretrained
 from worldmodels.cli import arguments as parsing
 from worldmodels.cli import main
@@ -418,7 +418,7 @@ def test_force_discards_a_stage_and_all_later_ones_and_reruns_it(tmp_path, ran):
     assert main(["run", "takecover", "--from-scratch", *out]) == 0
     ran.clear()
     (tmp_path / "latents").mkdir()
-    (tmp_path / "latents" / "00000.safetensors").touch()
+    make_latents([3]).save(tmp_path / "latents" / "00000.safetensors")
     assert main(["train-rnn", *out, "--force", "--hidden-size", "7"]) == 0
     assert list(ran) == ["train_rnn"]
     left = [stage for stage in NAMES if (tmp_path / "stages" / f"{stage}.json").exists()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from worldmodels.cli import main
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.records import Results
 from worldmodels.envs import ContractError
+from worldmodels.envs.policies import constant
+from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import backend
 from worldmodels.models.controller import one_hot
@@ -28,6 +31,7 @@ from worldmodels.pipeline.players import interruptions
 from worldmodels.pipeline.report import format_command
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES
+from worldmodels.rollout.runner import play_policy
 from worldmodels.support.files import read_json
 
 assert image_env.KINDS
@@ -142,6 +146,66 @@ def test_settings_that_do_not_fit_are_refused_before_anything(tmp_path, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("from gymnasium import nothing", "whose import failed: ImportError: cannot import name 'nothing'"),
+        ("1 / 0", "whose import failed: ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit('bye')", "whose import failed: sys.exit('bye')"),
+        ("import no_such_module", "worldmodels: broken_zoo: No module named 'no_such_module'"),
+    ],
+)
+def test_an_import_that_fails_is_named(tmp_path, monkeypatch, capsys, code, message):
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo" / "broken_zoo.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path / "zoo"))
+    assert main(["run", image("Discrete"), "--import", "broken_zoo"]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_envs", "error", "message"),
+    [
+        ("KeyError", 1, ContractError, "the environment failed: KeyError: 'k' at step 1 of the episode with seed"),
+        ("KeyError", 2, ContractError, "the environment failed: KeyError: 'k' at step 1 of the episode with seed"),
+        ("Exit", 1, ContractError, "the environment failed: sys.exit(3) at step 1 of the episode with seed"),
+        ("Dependency", 1, ModuleNotFoundError, "pygame is not installed"),
+    ],
+)
+def test_errors_of_an_environment_name_it(kind, num_envs, error, message):
+    environment = EnvSpec(id=image(kind), variant="", resolution="")
+    with pytest.raises(error, match=rf"^image_env:Image/{kind}-v0: {re.escape(message)}"):
+        play_policy(
+            environment,
+            constant(0.0, 0.0, 1.0),
+            2,
+            seed=0,
+            purpose="x",
+            num_envs=num_envs,
+            rules=Rules("argmax", 10, (3,)),
+        )
+
+
+@pytest.mark.parametrize("flags", [["--environment.crop-top", "48"], ["--environment.source", "screen"]])
+def test_force_with_a_wrong_environment_discards_nothing(capsys, flags):
+    line = ["collect", "--task", image("Discrete"), "--out", "run", "--episodes", "2"]
+    assert main(line) == 0
+    before = sorted(path.stat().st_mtime_ns for path in Path("run").rglob("*.h5"))
+    assert main([*line, *flags, "--force"]) == 1
+    assert sorted(path.stat().st_mtime_ns for path in Path("run").rglob("*.h5")) == before
+    with Run("run") as run:
+        assert run.is_done("collect")
+    assert main(["run", image("Discrete"), "--out", "other", *flags, "--dry-run"]) == 1
+
+
+def test_the_plan_of_a_dry_run_is_not_mixed_with_what_a_package_prints(tmp_path, monkeypatch, capsys):
+    (tmp_path / "loud_zoo.py").write_text("print('welcome to the zoo')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["run", image("Discrete"), "--import", "loud_zoo", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert "welcome to the zoo" in err and tomllib.loads(out)["environment"]["imports"] == "loud_zoo"
+
+
 def test_a_package_registers_its_id_on_import(tmp_path, monkeypatch, capsys):
     (tmp_path / "zoo_of_ids.py").write_text(
         "import gymnasium\ngymnasium.register('Zoo/Image-v0', entry_point='image_env:Image')\n"
@@ -204,6 +268,10 @@ def test_policies_and_keys_of_discrete_actions():
     assert next(box.policies["brownian"](rng)).shape == (2,) and box.rules.squash == "tanh"
     with pytest.raises(ValueError, match=r"^choices: expected numbers that add up to the 3 actions"):
         replace(task, choices=(2, 2))
+    with pytest.raises(
+        ValueError, match=r"^mirror: expected a factor for each of the actions .*, or none, got \(1.0, 1.0\)"
+    ):
+        replace(tasks.get("takecover"), mirror=(1.0, 1.0))
     with pytest.raises(ValueError, match=r"^choices: expected none for squash='tanh', got \(3,\)"):
         replace(task, squash="tanh")
 

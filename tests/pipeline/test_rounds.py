@@ -441,3 +441,11 @@ def test_the_settings_of_a_refinement():
     assert last.world_model == last.evolve.init_from == source and own_play.world_model == ""
     assert (last.evolve.popsize, last.evolve.max_steps, last.evolve.sigma0) == (3, 20, RefineConfig().sigma0)
     assert last.evolve.features == config.evolve.features and last.collect == config.collect
+
+
+@pytest.mark.parametrize("flag", ["--rounds", "--rounds.rounds"])
+def test_iterate_has_at_least_one_round(tmp_path, capsys, flag):
+    """Its own flags may have the prefix that they have in `run`."""
+    assert main(["iterate", "takecover", "--out", str(tmp_path / "run"), flag, "0"]) == 1
+    assert "worldmodels: --rounds: expected at least 1, got 0; `worldmodels run` runs" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import make_episode, mark_done, toy_config, write_store
+from conftest import make_episode, make_latents, mark_done, toy_config, write_store
 from worldmodels.cli import main
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import override
@@ -571,7 +571,7 @@ def test_force_reruns_a_stage_and_accepts_a_failed_quality_gate(tmp_path, ran, m
     assert main(["run", "takecover", "--from-scratch", *out]) == 0
     ran.clear()
     (tmp_path / "run" / "latents").mkdir()
-    (tmp_path / "run" / "latents" / "00000.safetensors").touch()
+    make_latents([3]).save(tmp_path / "run" / "latents" / "00000.safetensors")
     monkeypatch.setitem(vars(get("train_rnn")), "run", lambda _: ran.append("train_rnn") or {"failure": "M is random"})
     for _ in range(2):
         assert main(["train-rnn", "--force", *out]) == 0

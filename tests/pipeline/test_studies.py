@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import copy_linked, make_latents, toy_config, write_world
+from conftest import copy_linked, make_latents, mark_done, toy_config, write_world
 from worldmodels import Controller, load_world_model, pretrained
 from worldmodels.analysis.stats import describe
 from worldmodels.cli import main
@@ -66,6 +66,20 @@ def test_rows_of_a_sweep_run_apart(tmp_path, base, unrecorded, capsys):
     for name, before in results.items():
         assert (folder / "temperatures" / name / "results.json").read_bytes() == before
     assert (folder / "temperatures" / "sweep.json").is_file()
+
+
+def test_variants_of_other_settings_are_found_before_anything_is_trained(tmp_path, base, monkeypatch):
+    folder = copy_linked(base, tmp_path / "run")
+    for name in ("0.1", "1.3"):
+        settings = override(toy_config(collect={"episodes": 7}), {"evolve": {"temperature": float(name)}})
+        with Run(folder / "temperatures" / name, settings) as experiment:
+            mark_done(experiment, "collect")
+    monkeypatch.setattr(studies, "_run_shared", None)
+    expected = (
+        r"temperatures/0\.1, .*temperatures/1\.3: made with other settings: .*collect is complete with other settings"
+    )
+    with pytest.raises(ValueError, match=expected):
+        studies.sweep(folder, toy_config(), [0.1, 1.3])
 
 
 def test_a_row_needs_v_and_m(tmp_path):

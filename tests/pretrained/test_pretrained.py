@@ -79,8 +79,12 @@ def test_a_world_model_is_loaded_by_its_name_or_from_its_folder(name):
 
 
 def test_a_world_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"pong.rnn.rnn\.safetensors: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"^name: expected carracing, takecover or a run folder, got 'pong'$"):
         load_world_model("pong")
+    with pytest.raises(
+        FileNotFoundError, match=r"^run_folder: expected carr.*, got 'takecovr'; did you mean 'takecover'"
+    ):
+        Agent.load("takecovr")
     with pytest.raises(FileNotFoundError, match=r"rnn\.safetensors: no such file"):
         load_world_model(tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -82,6 +83,12 @@ def test_a_default_acl_goes_before_the_umask(tmp_path):
         os.umask(before)
 
 
+class Sealed(OSError):
+    """An error like PyAV's, whose file name cannot be set."""
+
+    filename = property(lambda _: None)
+
+
 def test_what_fails_leaves_nothing_and_what_others_write_stays(tmp_path):
     path = tmp_path / "a"
     left = tmp_path / f"a.{os.getpid()}.tmp"
@@ -92,6 +99,9 @@ def test_what_fails_leaves_nothing_and_what_others_write_stays(tmp_path):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == [left]
     left.unlink()
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'$"), atomic_path(path):
+        raise Sealed(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
     path.mkdir()
     with pytest.raises(IsADirectoryError) as refused:
         write_json(path, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -425,7 +426,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
     if helps and first in (*ALL_STAGES, *(stage.command for stage in STAGES)):
         _print_help(first, arguments[1:], "--help-all" in helps)
         raise SystemExit(0)
-    options, unknown = top.parse_known_args(arguments)
+    own = "rounds" if first == "iterate" else first  # the section whose flags have no prefix
+    plain = [re.sub(rf"^--(no-)?{re.escape(own)}\.", r"--\1", text) for text in arguments]
+    options, unknown = top.parse_known_args(plain)
     if unknown and options.command in ALL_STAGES and options.task is None and not unknown[0].startswith("-"):
         # argparse matches an optional positional argument before the first flag only
         options.task = _checked(commands[options.command], "task", parse_task, unknown.pop(0))

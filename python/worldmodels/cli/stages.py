@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,17 @@ def run_stages(options: argparse.Namespace) -> None:
     cluster = None if vars(options).get("dry_run") else vars(options).get("cluster")
     check_launch(os.environ, on_cluster=cluster is not None)
     with use_cluster(cluster), keep_sigint():
-        _work(options)
+        if vars(options).get("dry_run"):
+            with redirect_stdout(sys.stderr):  # what packages print must not get into the plan
+                out, config = _settings(options)
+                run = Run.check(out, config)
+            _print_plan(options, run)
+        else:
+            _work(options, *_settings(options))
 
 
-def _work(options: argparse.Namespace) -> None:
+def _settings(options: argparse.Namespace) -> tuple[Path, Config]:
+    """Return the run folder and the settings of a command."""
     file = read_config_file(Path(options.config)) if options.config else ConfigFile()
     chosen = vars(options)
     chosen |= {name: value for name, value in file.top.items() if chosen.get(name) is None}
@@ -63,6 +71,8 @@ def _work(options: argparse.Namespace) -> None:
         )
 
     if options.command == "iterate" and config.rounds.rounds == 0:
+        if changes.get("rounds", {}).get("rounds") == 0:
+            raise ValueError("--rounds: expected at least 1, got 0; `worldmodels run` runs without rounds")
         config = override(config, {"rounds": {"rounds": 1}})
     check_sinks(options.log)
     if config.evolve.device == "cuda" and options.command in (*ALL_STAGES, "evolve"):
@@ -70,15 +80,18 @@ def _work(options: argparse.Namespace) -> None:
         from worldmodels.pipeline.evaluators import gpu
 
         gpu()  # raises before V and M are trained
-    if chosen.get("dry_run"):
-        _print_plan(options, Run.check(out, config))
-        return
+    return out, config
+
+
+def _work(options: argparse.Namespace, out: Path, config: Config) -> None:
+    """Run the stages of a command."""
+    stage = options.command.replace("-", "_")
     import_torch()
     if options.command in ("sweep", "ablate"):
         from worldmodels.pipeline import studies
 
         if options.command == "sweep":
-            temperatures, only = options.temperatures, chosen.get("only")
+            temperatures, only = options.temperatures, vars(options).get("only")
             studies.sweep(out, config, temperatures, force=options.force, only=only, log_to=options.log)
         else:
             studies.ablate(out, config, force=options.force, log_to=options.log)

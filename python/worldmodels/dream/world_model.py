@@ -66,7 +66,7 @@ def load_world_model(name: str | Path) -> WorldModel:
         FileNotFoundError: The run folder has no M yet.
         ValueError: A file is damaged.
     """
-    folder = pretrained.resolve(name) / "rnn"
+    folder = pretrained.find("name", name) / "rnn"
     mdnrnn = load_model(folder / "rnn.safetensors", MDNRNN)
     path = folder / "initial.safetensors"
     states, _ = load_tensors(path)

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from worldmodels.envs import ContractError
+from worldmodels.envs import ContractError, GameLostError
 from worldmodels.envs.actions import Action, ActionMap
 from worldmodels.envs.frames import FRAME, FrameMap
 from worldmodels.envs.preprocessing import Frame
@@ -33,8 +33,10 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
         actions: Map from the actions of policies and of C to those of the environment.
 
     Raises:
-        ContractError: In the constructor, a space is wrong. In :meth:`reset` and :meth:`step`, an image does not have
-            the shape or the dtype of its space, a reward is not a finite number, or a flag is not a boolean.
+        ContractError: In the constructor, a space is wrong. In :meth:`reset` and :meth:`step`, the environment raised
+            an error, an image does not have the shape or the dtype of its space, a reward is not a finite number, or a
+            flag is not a boolean.
+        ModuleNotFoundError: In :meth:`reset` and :meth:`step`, a package of the environment is not installed.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
         except ContractError as error:
             named = str(error) if str(error).startswith("environment.") else f"{self._id}: {error}"
             raise ContractError(f"{named} {self._where()}") from error
+        except (Exception, SystemExit) as error:  # of render
+            raise failure(error, self._id, self._where()) from error
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start an episode."""
@@ -80,8 +84,10 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
             if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
                 wanted = "a reset that takes seed and options"
             elif not _unpacked(error, 2):
-                raise
+                raise failure(error, self._id, self._where()) from error
             raise ContractError(f"{self._id}: expected {wanted}: {error} {self._where()}") from error
+        except (Exception, SystemExit) as error:
+            raise failure(error, self._id, self._where()) from error
         if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
             raise self._refuse(wanted, found)
         return self._frame(found[0]), found[1]
@@ -109,8 +115,10 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
             found: Any = self.env.step(given)
         except (ValueError, TypeError) as error:
             if not _unpacked(error, 5):
-                raise
+                raise failure(error, self._id, self._where()) from error
             raise ContractError(f"{self._id}: expected {wanted}: {error} {self._where()}") from error
+        except (Exception, SystemExit) as error:
+            raise failure(error, self._id, self._where()) from error
         if not isinstance(found, tuple) or len(found) != 5:
             raise self._refuse(wanted, found)
         observation, reward, terminated, truncated, info = found
@@ -125,6 +133,22 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
                 raise self._refuse("a finite reward", reward)
             reward = float(number)
         return observation, reward, bool(terminated), bool(truncated), info
+
+
+def failure(error: BaseException, env_id: str, where: str) -> Exception:
+    """Return the error to raise for one of an environment's code, which may be of any kind.
+
+    Args:
+        error: Error of the environment.
+        env_id: Id of the environment.
+        where: Place of the error, for the message.
+    """
+    if isinstance(error, ContractError | GameLostError | MemoryError):
+        return error
+    if isinstance(error, ModuleNotFoundError | gymnasium.error.DependencyNotInstalled):
+        return ModuleNotFoundError(f"{env_id}: {error}", name=getattr(error, "name", None) or "gymnasium")
+    text = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+    return ContractError(f"{env_id}: the environment failed: {text} {where}")
 
 
 def _unpacked(error: Exception, count: int) -> bool:

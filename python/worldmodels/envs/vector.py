@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from worldmodels.envs import ContractError, GameLostError
 from worldmodels.envs import envpool as pool
-from worldmodels.envs.any_gymnasium import AdaptedEnv
+from worldmodels.envs.any_gymnasium import AdaptedEnv, failure
 from worldmodels.envs.base import Bools, Floats, Step, VectorEnv
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
@@ -46,7 +46,9 @@ def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) ->
 
     Raises:
         ValueError: Gymnasium does not know the environment, or the environment does not know an option.
-        ContractError: The spaces violate the contract of docs/tutorials/own_environment.md.
+        ContractError: The environment cannot be made, or its spaces violate the contract of
+            docs/tutorials/own_environment.md.
+        ModuleNotFoundError: A package of the environment is not installed.
     """
     import_packages(environment)
     entry_point(environment.id)  # raises for unknown ids, with a message that names the setting
@@ -57,7 +59,10 @@ def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) ->
         options["render_mode"] = "rgb_array"
         if sys.platform == "linux" and not any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY"))):
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame reports a missing display on stderr
-    env = gymnasium.make(environment.id, disable_env_checker=True, **options)
+    try:
+        env = gymnasium.make(environment.id, disable_env_checker=True, **options)
+    except (Exception, SystemExit) as error:
+        raise failure(error, environment.id, "when it was made") from error
     if _without_module(environment.id).startswith(_VIZDOOM):
         from worldmodels.envs.vizdoom_scenarios import ScenarioEnv
 
@@ -68,6 +73,23 @@ def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) ->
     except BaseException:
         env.close()
         raise
+
+
+def try_environment(environment: EnvSpec, rules: Rules) -> None:
+    """Make and reset an environment of Gymnasium as a stage does, to find what only this shows.
+
+    Args:
+        environment: Specification of the real environment.
+        rules: Rules of the task.
+
+    Raises:
+        ValueError, ContractError, ModuleNotFoundError: See :func:`make` and :class:`AdaptedEnv`.
+    """
+    env = make(environment, rules=rules)
+    try:
+        env.reset(seed=0)
+    finally:
+        env.close()
 
 
 _VIZDOOM = "Vizdoom"  # beginning of the ids of the package vizdoom
@@ -98,15 +120,18 @@ def import_packages(environment: EnvSpec) -> list[str]:
 
 
 def _import(package: str, message: str) -> None:
-    """Import a package that a setting names; ValueError with the message if there is none."""
+    """Import a package that a setting names; ValueError with the message if there is none or it fails."""
     try:
         if package.startswith("."):
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
         importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name is not None and not f"{package}.".startswith(f"{error.name}."):
-            raise  # the package exists, but one of its imports does not
+            raise ModuleNotFoundError(f"{package}: {error}", name=error.name) from error  # one that it imports
         raise ValueError(f"{message}: {error}") from error
+    except (Exception, SystemExit) as error:
+        text = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{message}, whose import failed: {text}") from error
 
 
 def _without_module(env_id: str) -> str:
@@ -237,6 +262,8 @@ def entry_point(env_id: str) -> Callable[..., Any]:
             raise
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise ModuleNotFoundError(f"{env_id}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise failure(error, env_id, f"when {module} was imported") from error
     if not callable(entry):
         came = "one that is a vector environment alone" if entry is None else f"the entry point {entry!r}"
         raise ValueError(f"environment.id: expected an environment with an entry point, got {env_id!r}, {came}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from worldmodels.data.episodes import FRAME, Episode, EpisodeStore
 from worldmodels.hub.recordings import POLICY, fit
 
 _CHUNK = 16  # episodes in memory while a data set is written
+_ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+")  # of a data set
 
 
 class MinariRecordings:
@@ -120,6 +122,8 @@ def export_minari(folder: str | Path, name: str) -> int:
         ModuleNotFoundError: The extra ``minari`` is not installed.
         ValueError: There is a data set of this id, or the id is invalid.
     """
+    if not _ID.fullmatch(name):
+        raise ValueError(f"minari: expected an id with a version, such as mine/takecover-v0, got {name!r}")
     minari = _import_minari(name)
     from gymnasium.spaces import Box
 

@@ -123,7 +123,7 @@ class Agent(Shared):
             ValueError: A file is damaged.
             RuntimeError: This process was forked from one that had used PyTorch's threads.
         """
-        return cls._load(pretrained.resolve(run_folder))
+        return cls._load(pretrained.find("run_folder", run_folder))
 
     @classmethod
     def pretrained(cls, name: str) -> Agent:
@@ -225,8 +225,8 @@ class Agent(Shared):
             TypeError: The state was not returned by this method, or an argument is not an array.
             ValueError: A shape, dtype or value is invalid.
         """
-        single = np.ndim(observation) == 3
-        frames = any_array("observation", observation)[None] if single else observation
+        single = any_array("observation", observation).ndim == 3
+        frames = observation[None] if single else observation
         with self._lock:
             actions, after = self._predict(frames, state, episode_start, deterministic)
         if self.controller.choices:

@@ -38,12 +38,12 @@ def read_config_file(path: Path) -> ConfigFile:
     if not path.is_file():
         raise FileNotFoundError(f"--config: no such file: {path}")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
     except ValueError as error:
         raise ValueError(f"{path}: expected TOML, got: {error}") from error
     try:
         return _parse(values)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 

@@ -107,6 +107,20 @@ def check_source(config: Config) -> None:
         )
 
 
+def check_recordings(config: Config) -> None:
+    """Read every recording once, before the episodes that were made of them are discarded.
+
+    Raises:
+        ValueError: A file is damaged.
+    """
+    source = open_recordings(config.collect.source)
+    progress = Progress("collect", len(source), "recordings checked")
+    for index in range(len(source)):
+        source.read(index)
+        progress.update(index + 1)
+    progress.close(len(source))
+
+
 def convert_recordings(run: Run) -> dict[str, Any]:
     """Write the recordings to the episode store; shards with the same number of episodes are kept.
 

@@ -13,7 +13,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from glob import escape
@@ -116,8 +116,12 @@ class Run(RunFolder):
             self._use(config if config is not None else read_config(stored))
             self._check_imported()
             self._check_rounds(discarded)
-            self._preflight(discarded)
+            self._preflight(discarded, [rerun] if rerun is not None and self.has_run(discarded[0]) else [])
             self._check_discardable(discarded)
+            if rerun == "collect" and self.config.collect.source and self.has_run(discarded[0]):
+                from worldmodels.pipeline.recordings import check_recordings
+
+                check_recordings(self.config)
         except BaseException:
             if fresh:
                 lock.unlink(missing_ok=True)
@@ -148,7 +152,7 @@ class Run(RunFolder):
             run._check_unclaimed()
         run._check_imported()
         run._check_rounds(())
-        run._preflight(())
+        run._preflight((), stages.NAMES)
         return RunFolder(folder, config)
 
     @staticmethod
@@ -223,8 +227,8 @@ class Run(RunFolder):
             else:
                 part.check_settings(fixed=following.has_run())
 
-    def _preflight(self, discarded: Sequence[Stage]) -> None:
-        """Check the settings of the incomplete stages of all rounds."""
+    def _preflight(self, discarded: Sequence[Stage], tried: Collection[str] = ()) -> None:
+        """Check the settings of the incomplete stages of all rounds, and the environments of the stages ``tried``."""
         check_rounds(self.given)
         sources_exist = True
         for part in self.rounds:
@@ -233,7 +237,7 @@ class Run(RunFolder):
             ]
             config = part.config if sources_exist else replace(part.config, world_model=self.given.world_model)
             try:
-                check_config(config, todo, part.folder, sources_exist=sources_exist)
+                check_config(config, todo, part.folder, sources_exist=sources_exist, tried=tried)
             except ValueError as error:
                 name, colon, rest = str(error).partition(":")
                 raise ValueError(f"{part.names.get(name, name)}{colon}{rest}") from error
@@ -550,19 +554,33 @@ def check_inputs(folder: Path, name: str) -> None:
 
     Raises:
         FileNotFoundError: An input is missing.
-        ValueError: A file of weights or a JSON file is damaged.
+        ValueError: A file is damaged.
     """
     stage = stages.get(name)
-    for pattern in stage.inputs:
-        path = next(folder.glob(pattern), None)
-        if path is None:
+    for pattern in (*stage.inputs, *stage.optional_inputs):
+        paths = sorted(folder.glob(pattern))
+        if not paths and pattern in stage.inputs:
             raise FileNotFoundError(f"{folder}: `worldmodels {stage.command}` needs {pattern}, which is missing")
-        if path.suffix == ".json":
-            read_json(path)
-        elif "*" not in pattern:
-            from worldmodels.models.weights import load_tensors
+        for path in paths:
+            _check_input(path)
 
-            load_tensors(path)
+
+def _check_input(path: Path) -> None:
+    """Read a file of weights or latents, a JSON file, or the header of an episode shard."""
+    if path.suffix == ".json":
+        read_json(path)
+    elif path.suffix == ".h5":
+        from worldmodels.data.episodes import EpisodeShard
+
+        EpisodeShard(path).close()
+    elif path.parent.name == "latents":
+        from worldmodels.data.latents import check_latents
+
+        check_latents(path)
+    else:
+        from worldmodels.models.weights import load_tensors
+
+        load_tensors(path)
 
 
 def _peak_memory_mb() -> dict[str, int]:

@@ -37,6 +37,7 @@ class Stage:
             run there.
         folder: Folder of its files in the run folder.
         inputs: Files of earlier stages, as patterns relative to the run folder.
+        optional_inputs: Files of earlier stages that it reads if they are there.
         outputs: Files that it writes, as patterns relative to the run folder; ``{a,b}`` are alternatives,
             ``{policies}`` and ``{baselines}`` those of the task.
         packages: Packages that it imports beyond the dependencies of this one.
@@ -60,6 +61,7 @@ class Stage:
     run: Callable[[Run], dict[str, Any]]
     folder: str
     inputs: tuple[str, ...] = ()
+    optional_inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     after: tuple[str, ...] | None = None

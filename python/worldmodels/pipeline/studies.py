@@ -156,6 +156,7 @@ def _variants(
 ) -> list[StudyResult]:
     """Run each variant; variants share the stages that train V and M up to the first whose settings differ."""
     last, variants = _settings(folder, config, changes)
+    _check_children({_child(folder, kind, name): settings for name, settings in variants.items()})
     with Run(folder, config, force=force, log_to=log_to) as run:
         _run_shared(run)
         results = []
@@ -217,6 +218,21 @@ def _run_shared(run: Run) -> None:
     run_earlier_rounds(run)
     for stage in _WORLD_MODEL_STAGES:
         run.run_stage(stage)
+
+
+def _check_children(children: dict[Path, Config]) -> None:
+    """Check that no variant was made with other settings, before any model is trained."""
+    found = {}
+    for child, settings in children.items():
+        try:
+            RunFolder(child, settings).check_settings()
+        except ValueError as error:
+            found[child] = error
+    if found:
+        raise ValueError(
+            f"{', '.join(map(str, found))}: made with other settings: {next(iter(found.values()))}. To make these "
+            "variants again, remove their folders"
+        )
 
 
 def _child(folder: Path, kind: str, name: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodels.support.files import read_json
+from worldmodels.support.suggestions import suggestion
 
 _HERE = Path(__file__).parent
 HASHES = "sha256.json"
@@ -48,6 +49,24 @@ def folder(name: str) -> Path:
 def resolve(agent: str | Path) -> Path:
     """Return the folder of a pretrained world model by its name; paths of run folders pass unchanged."""
     return folder(str(agent)) if is_name(agent) else Path(agent)
+
+
+def find(argument: str, agent: str | Path) -> Path:
+    """Return the folder of a pretrained world model or of a run.
+
+    Args:
+        argument: Name of the argument, for the error.
+        agent: Name of a pretrained world model, or run folder.
+
+    Raises:
+        FileNotFoundError: There is neither such a world model nor such a folder.
+    """
+    if not is_name(agent) and not Path(agent).is_dir():
+        hint = suggestion(str(agent), names())
+        raise FileNotFoundError(
+            f"{argument}: expected {', '.join(names())} or a run folder, got {str(agent)!r:.200}{hint}"
+        )
+    return resolve(agent)
 
 
 def dream_settings(name: str) -> dict[str, Any]:

@@ -37,8 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(temporary)):  # "no space left" names no file
-            error.filename = str(path)
-            del error.filename2
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -73,9 +73,12 @@ class LossGuard:
         if self.initial is None and math.isfinite(loss):
             self.initial = loss
         if not math.isfinite(loss) or loss > self._factor * max(abs(self.initial or 0.0), 1.0):
+            initially = "" if self.initial is None else f" (initially {self.initial:g})"
+            advice = f"Try a learning rate below {lr:g}, or precision float32."
+            if self.initial is None:
+                advice = "It was not finite from the start: check the rewards and frames, or clip the rewards."
             raise DivergedError(
-                f"{self._stage}: the loss is {loss:g} at step {step} (initially {self.initial}); the last checkpoint "
-                f"is kept. Try a learning rate below {lr:g}, or precision float32."
+                f"{self._stage}: the loss is {loss:g} at step {step}{initially}; the last checkpoint is kept. {advice}"
             )
 
 

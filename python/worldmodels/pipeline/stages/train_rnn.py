@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from worldmodels import pretrained
-from worldmodels.pipeline.stage import Stage
+from worldmodels.pipeline.stage import Stage, V
 from worldmodels.pipeline.stages.train_vae import TRAINING_RESUMABLE
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ STAGE = Stage(
     run=train,
     folder="rnn",
     inputs=("latents/*.safetensors",),
+    optional_inputs=(V,),  # for image grids
     outputs=(
         "rnn/{checkpoint,best,rnn,initial,midway}.safetensors",
         "rnn/{best,rnn,quality}.json",
