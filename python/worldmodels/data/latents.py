@@ -20,7 +20,8 @@ from worldmodels.support.files import atomic_path
 _PER_FRAME = ("mu", "logvar", "actions", "rewards")
 _PER_EPISODE = ("lengths", "terminated")
 _KEYS = _PER_FRAME + _PER_EPISODE
-_CHECKSUMS, _MIRRORED = "crc32", "mirrored"  # keys in the header of a file
+_CHECKSUMS = "crc32"  # the only key in the header of a file: safetensors writes several in a random order
+_MIRRORED = "mirrored"  # key in its value, next to those of the arrays
 _ROWS = 1 << 16  # frames per read
 
 
@@ -63,10 +64,10 @@ class Latents:
     def save(self, path: Path) -> None:
         """Write a safetensors file with a checksum of every array, atomically."""
         arrays = {key: np.ascontiguousarray(getattr(self, key)) for key in _KEYS}
-        metadata = {_CHECKSUMS: _checksums(arrays), **({_MIRRORED: "true"} if self.mirrored else {})}
+        mirrored = {_MIRRORED: True} if self.mirrored else {}
         with atomic_path(path) as temporary:
             try:
-                save_file(arrays, temporary, metadata=metadata)
+                save_file(arrays, temporary, metadata={_CHECKSUMS: json.dumps(_checksums(arrays) | mirrored)})
             except SafetensorError as error:  # such as a full disk
                 raise OSError(f"{path}: cannot be written: {error}") from error
 
@@ -125,20 +126,34 @@ def check_latents(path: Path) -> None:
 
 def _has_mirror_images(path: Path) -> bool:
     """Whether every episode of a file is followed by its mirror image."""
+    return bool((_header(path) or {}).get(_MIRRORED, False))
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """Read the checksums of a file; None if it has none, as older files."""
     with _opened(path) as file:
-        return _MIRRORED in (file.metadata() or {})
+        text = (file.metadata() or {}).get(_CHECKSUMS)
+    try:
+        found = None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected checksums in JSON, got {error}") from error
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(f"{path}: expected checksums of every array, got {found!r:.100}")
+    return found
 
 
-def _checksums(arrays: dict[str, npt.NDArray[Any]]) -> str:
-    """Compute the CRC-32 of every array's bytes, as JSON."""
-    return json.dumps({key: zlib.crc32(arrays[key].data) for key in _KEYS})
+def _checksums(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """Compute the CRC-32 of every array's bytes."""
+    return {key: zlib.crc32(arrays[key].data) for key in _KEYS}
 
 
 def _check(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     """Compare a file's arrays with the checksums in its header. Older files have none and pass."""
-    with _opened(path) as file:
-        expected = (file.metadata() or {}).get(_CHECKSUMS)
-    if expected is not None and expected != _checksums(arrays):
+    expected = _header(path)
+    if expected is None:
+        return
+    expected.pop(_MIRRORED, None)
+    if expected != _checksums(arrays):
         raise ValueError(f"{path}: expected arrays with the checksums of its header, got others: the file is damaged")
 
 
