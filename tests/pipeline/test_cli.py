@@ -413,6 +413,16 @@ def test_other_settings_of_a_finished_stage_are_refused(tmp_path, ran, capsys):
     assert f"--preset: {tmp_path} holds a run of preset 'quick', got 'paper'" in message
 
 
+def test_flags_of_a_stage_may_have_its_prefix(tmp_path, ran, capsys):
+    """Those of `run`, so that a line can be copied."""
+    assert main(["collect", "--out", str(tmp_path), "--collect.episodes=7", "--no-collect.ignore-done"]) == 0
+    assert ran["collect"].collect.episodes == 7
+    with pytest.raises(SystemExit):
+        main(["collect", "--out", str(tmp_path), "--evolve.episodes", "3"])
+    with pytest.raises(SystemExit):
+        main(["play", "takecover", "--play.episodes", "3"])
+
+
 def test_force_discards_a_stage_and_all_later_ones_and_reruns_it(tmp_path, ran):
     out = ["--out", str(tmp_path)]
     assert main(["run", "takecover", "--from-scratch", *out]) == 0

@@ -426,9 +426,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
     if helps and first in (*ALL_STAGES, *(stage.command for stage in STAGES)):
         _print_help(first, arguments[1:], "--help-all" in helps)
         raise SystemExit(0)
-    own = "rounds" if first == "iterate" else first  # the section whose flags have no prefix
-    plain = [re.sub(rf"^--(no-)?{re.escape(own)}\.", r"--\1", text) for text in arguments]
-    options, unknown = top.parse_known_args(plain)
+    options, unknown = top.parse_known_args(_without_own_prefix(first, arguments))
     if unknown and options.command in ALL_STAGES and options.task is None and not unknown[0].startswith("-"):
         # argparse matches an optional positional argument before the first flag only
         options.task = _checked(commands[options.command], "task", parse_task, unknown.pop(0))
@@ -445,6 +443,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace | None:
         examples = ", ".join([*pretrained.names(), *map(str, runs)])
         commands[options.command].error(f"agent: expected a pretrained agent or a run folder, such as {examples}")
     return options
+
+
+def _without_own_prefix(name: str, arguments: Sequence[str]) -> list[str]:
+    """Drop the prefix of flags of a command's own section: ``evaluate --evaluate.episodes`` is ``--episodes``."""
+    own = "rounds" if name == "iterate" else name
+    if own not in map(command, section_names()):
+        return list(arguments)
+    return [re.sub(rf"^--(no-)?{own}\.", r"--\1", text) for text in arguments]
 
 
 def _checked(chosen: Parser, name: str, kind: Callable[[str], str], text: str) -> str:
