@@ -154,9 +154,7 @@ REFUSED = [
 
 def test_mirror_images_of_a_car_that_always_turns_left_are_refused():
     changes = {"encode": {"mirror": True}}
-    with pytest.raises(
-        ValueError, match=r"^encode\.mirror: expected false, as a mirror image of an episode of carra"
-    ):
+    with pytest.raises(ValueError, match=r"^encode\.mirror: expected false, as a mirror image of an episode of carra"):
         preflight.check_config(override(preset("carracing", "paper"), changes), NAMES)
     preflight.check_config(override(preset("takecover", "paper"), changes), NAMES)
 
