@@ -9,7 +9,6 @@ from worldmodels.pipeline.config import (
     CheckDreamConfig,
     CollectConfig,
     Config,
-    EncodeConfig,
     EvaluateConfig,
     EvolveConfig,
     RoundsConfig,
@@ -39,7 +38,6 @@ def _presets() -> dict[str, Config]:
         train_vae=TrainVAEConfig(
             steps=4_000, batch_size=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
         ),
-        encode=EncodeConfig(mirror=True),
         train_rnn=TrainRNNConfig(
             hidden_size=256,
             steps=9_000,
@@ -66,7 +64,6 @@ def _presets() -> dict[str, Config]:
         preset="small",
         collect=replace(quick.collect, episodes=2_400),
         train_vae=replace(quick.train_vae, steps=8_000),
-        encode=quick.encode,
         train_rnn=replace(quick.train_rnn, hidden_size=512, steps=3_000, sequence_length=128),
         evolve=EvolveConfig(
             generations=16,
