@@ -38,8 +38,8 @@ ALL_STAGES = {
     "run": "run all stages, or resume them",
     "sweep": "evolve one controller per temperature of the dream",
     "ablate": "evolve controllers with other inputs, and with an untrained M",
-    "iterate": "run all stages in rounds of own play (the paper's iterative training): --rounds; by default as "
-    "many as the preset has, at least one",
+    "iterate": "run all stages in rounds of own play (the paper's iterative training): --rounds, by "
+    "default those of the preset, at least one",
 }
 
 

@@ -164,7 +164,7 @@ class TorchDream:
             params: (P, N) float32 or float64 flat parameters, one candidate per row.
             episodes: Number E of episodes per candidate.
             seed: Seed of all random numbers, from 0 to 2**64 - 1.
-            common_random_numbers: Whether all candidates share their random numbers (common random numbers).
+            common_random_numbers: Whether all candidates use the random numbers of candidate 0.
 
         Returns:
             :class:`DreamResult` of (P, E) float32 returns and (P, E) int32 lengths in steps.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -72,7 +72,7 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
             named = str(error) if str(error).startswith("environment.") else f"{self._id}: {error}"
             raise ContractError(f"{named} {self._where()}") from error
         except (Exception, SystemExit) as error:  # of render
-            raise failure(error, self._id, self._where()) from error
+            raise_failure(error, self._id, self._where())
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start an episode."""
@@ -84,10 +84,10 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
             if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
                 wanted = "a reset that takes seed and options"
             elif not _unpacked(error, 2):
-                raise failure(error, self._id, self._where()) from error
+                raise_failure(error, self._id, self._where())
             raise ContractError(f"{self._id}: expected {wanted}: {error} {self._where()}") from error
         except (Exception, SystemExit) as error:
-            raise failure(error, self._id, self._where()) from error
+            raise_failure(error, self._id, self._where())
         if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
             raise self._refuse(wanted, found)
         return self._frame(found[0]), found[1]
@@ -115,10 +115,10 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
             found: Any = self.env.step(given)
         except (ValueError, TypeError) as error:
             if not _unpacked(error, 5):
-                raise failure(error, self._id, self._where()) from error
+                raise_failure(error, self._id, self._where())
             raise ContractError(f"{self._id}: expected {wanted}: {error} {self._where()}") from error
         except (Exception, SystemExit) as error:
-            raise failure(error, self._id, self._where()) from error
+            raise_failure(error, self._id, self._where())
         if not isinstance(found, tuple) or len(found) != 5:
             raise self._refuse(wanted, found)
         observation, reward, terminated, truncated, info = found
@@ -135,20 +135,29 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
         return observation, reward, bool(terminated), bool(truncated), info
 
 
-def failure(error: BaseException, env_id: str, where: str) -> Exception:
-    """Return the error to raise for one of an environment's code, which may be of any kind.
+def raise_failure(error: BaseException, env_id: str, where: str) -> NoReturn:
+    """Raise the error of an environment's code, which may be of any kind, with the environment's name.
 
     Args:
         error: Error of the environment.
         env_id: Id of the environment.
         where: Place of the error, for the message.
+
+    Raises:
+        ContractError, GameLostError, MemoryError: The error itself, or a ContractError that describes it.
+        ModuleNotFoundError: A package of the environment is not installed.
     """
     if isinstance(error, ContractError | GameLostError | MemoryError):
-        return error
+        raise error
     if isinstance(error, ModuleNotFoundError | gymnasium.error.DependencyNotInstalled):
-        return ModuleNotFoundError(f"{env_id}: {error}", name=getattr(error, "name", None) or "gymnasium")
-    text = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
-    return ContractError(f"{env_id}: the environment failed: {text} {where}")
+        name = getattr(error, "name", None) or "gymnasium"
+        raise ModuleNotFoundError(f"{env_id}: {error}", name=name) from error
+    raise ContractError(f"{env_id}: the environment failed: {describe_error(error)} {where}") from error
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe an error by its type and message, and a SystemExit by its call."""
+    return f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
 
 
 def _unpacked(error: Exception, count: int) -> bool:

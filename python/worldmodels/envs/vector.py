@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from worldmodels.envs import ContractError, GameLostError
 from worldmodels.envs import envpool as pool
-from worldmodels.envs.any_gymnasium import AdaptedEnv, failure
+from worldmodels.envs.any_gymnasium import AdaptedEnv, describe_error, raise_failure
 from worldmodels.envs.base import Bools, Floats, Step, VectorEnv
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
@@ -62,7 +62,7 @@ def make(environment: EnvSpec, *, rules: Rules | None = None, **options: Any) ->
     try:
         env = gymnasium.make(environment.id, disable_env_checker=True, **options)
     except (Exception, SystemExit) as error:
-        raise failure(error, environment.id, "when it was made") from error
+        raise_failure(error, environment.id, "when it was made")
     if _without_module(environment.id).startswith(_VIZDOOM):
         from worldmodels.envs.vizdoom_scenarios import ScenarioEnv
 
@@ -130,8 +130,7 @@ def _import(package: str, message: str) -> None:
             raise ModuleNotFoundError(f"{package}: {error}", name=error.name) from error  # one that it imports
         raise ValueError(f"{message}: {error}") from error
     except (Exception, SystemExit) as error:
-        text = f"sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"{message}, whose import failed: {text}") from error
+        raise ValueError(f"{message}, whose import failed: {describe_error(error)}") from error
 
 
 def _without_module(env_id: str) -> str:
@@ -263,7 +262,7 @@ def entry_point(env_id: str) -> Callable[..., Any]:
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
             raise ModuleNotFoundError(f"{env_id}: {error}") from error
         except (Exception, SystemExit) as error:
-            raise failure(error, env_id, f"when {module} was imported") from error
+            raise_failure(error, env_id, f"when {module} was imported")
     if not callable(entry):
         came = "one that is a vector environment alone" if entry is None else f"the entry point {entry!r}"
         raise ValueError(f"environment.id: expected an environment with an entry point, got {env_id!r}, {came}")
