@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace worldmodels {
 namespace {
@@ -11,6 +12,12 @@ constexpr int kPanelColumns = 32;  // columns: whole panels on every target
 constexpr int kHeadRows = 96;      // rows of the head's products, from several steps
 constexpr int kGradientRows = 96;  // columns of the gates or the head per packed left operand
 constexpr int kGradientDepth = 512;
+
+// The first and the next after the last of one of `parts` nearly equal parts.
+std::pair<int, int> part_of(int count, int part, int parts) {
+    return {static_cast<int>(std::int64_t{count} * part / parts),
+            static_cast<int>(std::int64_t{count} * (part + 1) / parts)};
+}
 
 constexpr int padded(int count) {
     return (count + kPanelColumns - 1) / kPanelColumns * kPanelColumns;
@@ -65,51 +72,52 @@ const float* RNNTraining::c_before(const Call& call, int sequence, int step) con
                                static_cast<std::size_t>(units_);
 }
 
-// Packs the weights for the forward products, which need their transposes, and for the backward ones.
-void RNNTraining::pack(const Call& call) {
-    const int hidden = sizes_.hidden, gates = 4 * units_, depth = units_ + inputs_;
-    float* const bias = bias_.reserve(static_cast<std::size_t>(gates));
-    float* const head_bias = head_bias_.reserve(static_cast<std::size_t>(head_columns_));
-    const std::size_t gates_size = product(gates, depth), head_size = product(head_columns_, units_);
-    float* const whole = weights_.reserve(gates_size + head_size);  // (gates, depth); its padding stays zero
-    float* const head = whole + gates_size;                         // (head columns, units)
-    float* const whole_transposed = transposed_.reserve(gates_size + head_size);
-    float* const head_transposed = whole_transposed + gates_size;
+// One of `parts` parts of the weights and biases, padded. The padding is zero from the start and stays so.
+void RNNTraining::copy_weights(const Call& call, int part, int parts) {
+    const int hidden = sizes_.hidden;
+    const auto [first, next] = part_of(hidden, part, parts);
     for (int gate = 0; gate < 4; ++gate)
-        for (int u = 0; u < units_; ++u) {
+        for (int u = first; u < next; ++u) {
             const int column = gate * units_ + u, row = gate * hidden + u;
-            bias[column] = u < hidden ? call.weights.bias[row] : 0.0F;
-            if (u >= hidden) continue;
-            float* const to = whole + product(column, depth);
+            bias_.data[static_cast<std::size_t>(column)] = call.weights.bias[row];
+            float* const to = weights_.data.get() + product(column, units_ + inputs_);
             std::copy_n(call.weights.recurrent + product(row, hidden), hidden, to);
             std::copy_n(call.weights.input + product(row, inputs_), inputs_, to + units_);
         }
-    for (int column = 0; column < head_columns_; ++column) {
+    const auto [begin, end] = part_of(head_columns_, part, parts);
+    for (int column = begin; column < end; ++column) {
         const int row = head_row(column);
-        head_bias[column] = row >= 0 ? call.weights.head_bias[row] : 0.0F;
-        if (row >= 0)
-            std::copy_n(call.weights.head + product(row, hidden), hidden, head + product(column, units_));
+        if (row < 0) continue;
+        head_bias_.data[static_cast<std::size_t>(column)] = call.weights.head_bias[row];
+        std::copy_n(call.weights.head + product(row, hidden), hidden,
+                    head_weights_.data.get() + product(column, units_));
     }
-    const auto transpose = [](const float* from, int rows, int columns, float* to) {
-        for (int r = 0; r < rows; r += 16)
-            for (int c = 0; c < columns; ++c)
-                for (int i = r; i < std::min(r + 16, rows); ++i)
-                    to[product(c, rows) + i] = from[product(i, columns) + c];
+}
+
+// One of `parts` parts of the packed weights: transposed for the forward products, as they are for the
+// backward.
+void RNNTraining::pack_weights(const Call& call, int part, int parts, Thread& thread) {
+    const auto pack = [&](const float* weights, int rows, int columns, Buffer& forward, Buffer& backward) {
+        const auto rows_of = [&](int first, int count, int at) {
+            for (int r = 0; r < count; ++r)
+                thread.in[static_cast<std::size_t>(r)] = weights + product(first + r, columns) + at;
+            return thread.in.data();
+        };
+        const auto panels = [&](int count, std::size_t words, float* to, const auto& pack_panel) {
+            const auto [first, next] = part_of(count / kPanelColumns, part, parts);
+            for (int at = first * kPanelColumns; at < next * kPanelColumns; at += kPanelColumns)
+                pack_panel(at, to + static_cast<std::size_t>(at) * words);
+        };
+        panels(rows, call.words(columns), forward.data.get(), [&](int at, float* to) {
+            call.kernels.pack_right_columns(rows_of(at, kPanelColumns, 0), columns, kPanelColumns, to);
+        });
+        if (call.gradient.input == nullptr) return;
+        panels(units_, call.words(rows), backward.data.get(), [&](int at, float* to) {
+            call.kernels.pack_right(rows_of(0, rows, at), rows, kPanelColumns, to);
+        });
     };
-    const auto pack_right = [&](const float* rows, std::size_t stride, int depth_of, int columns,
-                                Buffer& to) {
-        std::vector<const float*> lines(static_cast<std::size_t>(depth_of));
-        for (int k = 0; k < depth_of; ++k)
-            lines[static_cast<std::size_t>(k)] = rows + stride * static_cast<std::size_t>(k);
-        call.kernels.pack_right(lines.data(), depth_of, columns,
-                                to.reserve(call.words(depth_of) * static_cast<std::size_t>(padded(columns))));
-    };
-    transpose(whole, gates, depth, whole_transposed);
-    transpose(head, head_columns_, units_, head_transposed);
-    pack_right(whole_transposed, static_cast<std::size_t>(gates), depth, gates, packed_.gates);
-    pack_right(head_transposed, static_cast<std::size_t>(head_columns_), units_, head_columns_, packed_.head);
-    pack_right(whole, static_cast<std::size_t>(depth), gates, units_, packed_.recurrent_back);
-    pack_right(head, static_cast<std::size_t>(units_), head_columns_, units_, packed_.head_back);
+    pack(weights_.data.get(), 4 * units_, units_ + inputs_, packed_.gates, packed_.recurrent_back);
+    pack(head_weights_.data.get(), head_columns_, units_, packed_.head, packed_.head_back);
 }
 
 // The losses of one step of a sequence. head (head columns): in, logits and predictions; out, their gradient.
@@ -158,11 +166,11 @@ void RNNTraining::heads(const Call& call, int from, int to, int first, int count
         thread.in[at] =
             h_.data.get() + (row + static_cast<std::size_t>(b.sequences)) * static_cast<std::size_t>(units_);
         thread.out[at] = head_.data.get() + row * static_cast<std::size_t>(head_columns_);
-        std::copy_n(head_bias_.data.get(), head_columns_, thread.out[at]);
     }
     float* const left = thread.left.data.get();
     call.kernels.pack_left(thread.in.data(), rows, units_, left);
-    call.kernels.matmul(left, packed_.head.data.get(), rows, head_columns_, units_, true, thread.out.data());
+    call.kernels.matmul(left, packed_.head.data.get(), rows, head_columns_, units_, head_bias_.data.get(),
+                        thread.out.data());
     for (int i = 0; i < rows; ++i) {
         const int sequence = first + i % count;
         losses_of(call, sequence, from + i / count, thread.out[static_cast<std::size_t>(i)], thread,
@@ -175,7 +183,7 @@ void RNNTraining::heads(const Call& call, int from, int to, int first, int count
         thread.out[at] = dh_.data.get() + row_of(i) * static_cast<std::size_t>(units_);
     }
     call.kernels.pack_left(thread.in.data(), rows, head_columns_, left);
-    call.kernels.matmul(left, packed_.head_back.data.get(), rows, units_, head_columns_, false,
+    call.kernels.matmul(left, packed_.head_back.data.get(), rows, units_, head_columns_, zeros_.data.get(),
                         thread.out.data());
 }
 
@@ -201,11 +209,10 @@ void RNNTraining::forward(const Call& call, int part, int first, int count, Thre
             thread.in[static_cast<std::size_t>(i)] =
                 x_.data.get() + row * static_cast<std::size_t>(input_columns_);
             thread.out[static_cast<std::size_t>(i)] = gates_.data.get() + row * 4 * units;
-            std::copy_n(bias_.data.get(), 4 * units, thread.out[static_cast<std::size_t>(i)]);
         }
         float* const left = thread.left.data.get();
         call.kernels.pack_left(thread.in.data(), count, depth, left);
-        call.kernels.matmul(left, packed_.gates.data.get(), count, 4 * units_, depth, true,
+        call.kernels.matmul(left, packed_.gates.data.get(), count, 4 * units_, depth, bias_.data.get(),
                             thread.out.data());
         for (int i = 0; i < count; ++i) {
             const std::size_t row =
@@ -245,8 +252,8 @@ void RNNTraining::backward(const Call& call, int part, int first, int count, Thr
         if (step == 0) break;
         float* const left = thread.left.data.get();
         call.kernels.pack_left(thread.in.data(), count, 4 * units_, left);
-        call.kernels.matmul(left, packed_.recurrent_back.data.get(), count, units_, 4 * units_, false,
-                            thread.out.data());
+        call.kernels.matmul(left, packed_.recurrent_back.data.get(), count, units_, 4 * units_,
+                            zeros_.data.get(), thread.out.data());
         for (int i = 0; i < count; ++i)
             if (call.restarts(first + i, step)) {
                 std::fill_n(carried + product(i, units_), units, 0.0F);
@@ -273,8 +280,7 @@ void RNNTraining::weight_gradients(const Call& call, int part, int parts, Thread
                                {head_.data.get(), head_columns_, h, units_, units_, head_sum_.data.get(),
                                 bias_sum_.data.get() + 4 * units}};
     for (const Matrix& m : matrices) {
-        const int begin = static_cast<int>(std::int64_t{m.rows} * part / parts);
-        const int end = static_cast<int>(std::int64_t{m.rows} * (part + 1) / parts);
+        const auto [begin, end] = part_of(m.rows, part, parts);
         std::fill(m.bias_sum + begin, m.bias_sum + end, 0.0F);
         for (int line = 0; line < lines && !call.pool.stopped();
              line += kGradientDepth, call.pool.tick(part)) {
@@ -282,34 +288,34 @@ void RNNTraining::weight_gradients(const Call& call, int part, int parts, Thread
             for (int k = 0; k < depth; ++k)
                 thread.in[static_cast<std::size_t>(k)] = m.right + product(line + k, m.stride);
             call.kernels.pack_right(thread.in.data(), depth, m.columns, thread.right.data.get());
-            for (int k = 0; k < depth; ++k) {
-                const float* const x = thread.in[static_cast<std::size_t>(k)] =
-                    m.left + product(line + k, m.rows);
-                for (int r = begin; r < end; ++r) m.bias_sum[r] += x[r];
-            }
+            for (int k = 0; k < depth; ++k)
+                thread.in[static_cast<std::size_t>(k)] = m.left + product(line + k, m.rows);
             for (int first = begin; first < end; first += kGradientRows) {
                 const int rows = std::min(kGradientRows, end - first);
                 for (int r = 0; r < rows; ++r)
                     thread.out[static_cast<std::size_t>(r)] = m.sum + product(first + r, m.stride);
+                call.kernels.add_rows(thread.in.data(), depth, first, rows, m.bias_sum + first);
                 call.kernels.pack_left_columns(thread.in.data(), first, rows, depth, thread.left.data.get());
-                call.kernels.matmul(thread.left.data.get(), thread.right.data.get(), rows, m.columns, depth,
-                                    line > 0, thread.out.data());
+                call.kernels.matmul_columns(thread.left.data.get(), thread.right.data.get(), rows, m.columns,
+                                            depth, line > 0 ? nullptr : zeros_.data.get(), thread.out.data());
             }
         }
     }
 }
 
-// Copies the sums to PyTorch's layout.
-void RNNTraining::copy_gradient(const RNNGradient& gradient) const {
+// Copies one of `parts` parts of the sums to PyTorch's layout.
+void RNNTraining::copy_gradient(const RNNGradient& gradient, int part, int parts) const {
     const int hidden = sizes_.hidden;
-    for (int row = 0; row < 4 * hidden; ++row) {
+    const auto [first, next] = part_of(4 * hidden, part, parts);
+    for (int row = first; row < next; ++row) {
         const int padded_row = row / hidden * units_ + row % hidden;
         const float* const sum = gates_sum_.data.get() + product(padded_row, input_columns_);
         std::copy_n(sum, hidden, gradient.recurrent + product(row, hidden));
         std::copy_n(sum + units_, inputs_, gradient.input + product(row, inputs_));
         gradient.bias[row] = bias_sum_.data[static_cast<std::size_t>(padded_row)];
     }
-    for (int column = 0; column < head_columns_; ++column) {
+    const auto [begin, end] = part_of(head_columns_, part, parts);
+    for (int column = begin; column < end; ++column) {
         const int row = head_row(column);
         if (row < 0) continue;
         std::copy_n(head_sum_.data.get() + product(column, units_), hidden,
@@ -323,25 +329,39 @@ void RNNTraining::reserve(const Call& call, int threads, int count) {
     const auto sequences = static_cast<std::size_t>(call.batch.sequences);
     const auto units = static_cast<std::size_t>(units_);
     const std::size_t rows = product(call.batch.steps, call.batch.sequences);
-    const std::size_t deepest = std::max({call.words(units_ + inputs_), call.words(head_columns_),
-                                          call.words(4 * units_), call.words(kGradientDepth)});
+    const std::size_t gates_depth = call.words(units_ + inputs_), units_depth = call.words(units_);
+    const std::size_t back_depth = call.words(4 * units_), head_depth = call.words(head_columns_);
+    const std::size_t blocks = std::max({gates_depth, back_depth, head_depth, call.words(kGradientDepth)}) /
+                                   static_cast<std::size_t>(call.kernels.depth) +
+                               1;
     const int most = std::max({count, kHeadRows, kGradientRows});
+    const std::size_t gates = 4 * units, columns = static_cast<std::size_t>(head_columns_);
     threads_.resize(static_cast<std::size_t>(threads));
     for (Thread& thread : threads_) {
-        thread.left.reserve(static_cast<std::size_t>(most) * deepest);
+        thread.left.reserve(static_cast<std::size_t>(most) * blocks *
+                            static_cast<std::size_t>(call.kernels.depth));
         thread.dh.reserve(2 * product(count, units_));
         thread.scratch.reserve(product(3 * sizes_.mixtures, kBlock));
         thread.right.reserve(call.words(kGradientDepth) * static_cast<std::size_t>(input_columns_));
-        thread.in.resize(static_cast<std::size_t>(std::max(most, kGradientDepth)));
+        thread.in.resize(
+            static_cast<std::size_t>(std::max({most, kGradientDepth, 4 * units_, head_columns_})));
         thread.out.resize(static_cast<std::size_t>(most));
     }
-    zeros_.reserve(units);
+    weights_.reserve(product(4 * units_, units_ + inputs_));
+    head_weights_.reserve(product(head_columns_, units_));
+    bias_.reserve(gates);
+    head_bias_.reserve(columns);
+    packed_.gates.reserve(gates * gates_depth);
+    packed_.head.reserve(columns * units_depth);
+    zeros_.reserve(std::max(units, static_cast<std::size_t>(input_columns_)));
     x_.reserve(rows * static_cast<std::size_t>(input_columns_));
     gates_.reserve(rows * 4 * units);
     head_.reserve(rows * static_cast<std::size_t>(head_columns_));
     h_.reserve((rows + sequences) * units);
     c_.reserve((rows + sequences) * units);
     if (call.gradient.input == nullptr) return;
+    packed_.recurrent_back.reserve(units * back_depth);
+    packed_.head_back.reserve(units * head_depth);
     dh_.reserve(rows * units);
     gates_sum_.reserve(product(4 * units_, input_columns_));
     head_sum_.reserve(product(head_columns_, units_));
@@ -381,16 +401,18 @@ std::optional<RNNLosses> RNNTraining::run_unchecked(const RNNKernels& kernels,
     const bool differentiate = gradient.input != nullptr;
     reserve(call, threads, (batch.sequences + blocks - 1) / blocks);
     std::vector<RNNLosses> losses(static_cast<std::size_t>(batch.sequences));
-    pack(call);
     load_state(batch);
     const auto in_parallel = [threads](int parts, const auto& work) {
         if (threads == 1) return work(0);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
         for (int part = 0; part < parts; ++part) work(part);
     };
+    in_parallel(threads, [&](int part) { copy_weights(call, part, threads); });
+    in_parallel(threads, [&](int part) {
+        pack_weights(call, part, threads, threads_[static_cast<std::size_t>(part)]);
+    });
     in_parallel(blocks, [&](int part) {
-        const int first = static_cast<int>(std::int64_t{batch.sequences} * part / blocks);
-        const int next = static_cast<int>(std::int64_t{batch.sequences} * (part + 1) / blocks);
+        const auto [first, next] = part_of(batch.sequences, part, blocks);
         Thread& thread = threads_[static_cast<std::size_t>(part)];
         forward(call, part, first, next - first, thread, losses.data());
         if (differentiate) backward(call, part, first, next - first, thread);
@@ -399,7 +421,7 @@ std::optional<RNNLosses> RNNTraining::run_unchecked(const RNNKernels& kernels,
         in_parallel(threads, [&](int part) {
             weight_gradients(call, part, threads, threads_[static_cast<std::size_t>(part)]);
         });
-        copy_gradient(gradient);
+        in_parallel(threads, [&](int part) { copy_gradient(gradient, part, threads); });
     }
     if (pool.stopped()) return std::nullopt;
     copy_state(batch, outputs);

@@ -84,7 +84,8 @@ class RNNTraining {
 
     int head_row(int column) const;  // of PyTorch's layout; -1 for padding
     void reserve(const Call& call, int threads, int count);
-    void pack(const Call& call);
+    void copy_weights(const Call& call, int part, int parts);
+    void pack_weights(const Call& call, int part, int parts, Thread& thread);
     void load_state(const RNNBatch& batch);
     void copy_state(const RNNBatch& batch, const RNNOutputs& outputs) const;
     void forward(const Call& call, int part, int first, int count, Thread& thread, RNNLosses* losses);
@@ -93,7 +94,7 @@ class RNNTraining {
     void heads(const Call& call, int from, int to, int first, int count, Thread& thread, RNNLosses* losses);
     void backward(const Call& call, int part, int first, int count, Thread& thread);
     void weight_gradients(const Call& call, int part, int parts, Thread& thread);
-    void copy_gradient(const RNNGradient& gradient) const;
+    void copy_gradient(const RNNGradient& gradient, int part, int parts) const;
     const float* c_before(const Call& call, int sequence, int step) const;
 
     WorldModelSizes sizes_;
@@ -104,10 +105,10 @@ class RNNTraining {
     int head_columns_;   // mixtures as (3, K, width), then done and reward; padded
     int input_columns_;  // [h, x], padded
     Packed packed_;
-    Buffer weights_, transposed_;             // both weight matrices, padded
+    Buffer weights_, head_weights_;           // (4 units, units + inputs), (head columns, units)
     Buffer bias_, head_bias_;                 // in the order of the padded columns
     Buffer x_, gates_, c_, h_, dh_, head_;    // (T, B, columns), c_ and h_ (T + 1, B, units)
-    Buffer zeros_;                            // (units)
+    Buffer zeros_;                            // (input columns)
     Buffer gates_sum_, head_sum_, bias_sum_;  // the weights' gradient, padded
     std::vector<Thread> threads_;
 };

@@ -5,10 +5,6 @@
 
 inline constexpr int kConvRows = kMatmulRows < 8 ? kMatmulRows : 8;  // as many addresses as fit the registers
 
-inline void store_unaligned(float* p, VecF x) {
-    __builtin_memcpy(p, &x, sizeof x);
-}
-
 // out[r] + at (N vectors) += the sum of left[r][offsets[s] + k] * panel[s * length + k] over s and k.
 template <class P, int N, int R>
 inline void add_rows(const float* const* left, const std::ptrdiff_t* offsets, int segments, int length,
@@ -104,28 +100,6 @@ void add_window_products(int rows, int count, const float* const* left, std::ptr
     add_outer_rows<P, R>(
         count, [=](int m) { return left[m] + at; }, [=](int m) { return right + m * stride; }, from_zero, out,
         stride);
-}
-
-// to (count / 2) = pairs of neighbours in bfloat16; count is even.
-void pack_neighbours(std::int64_t count, const float* from, float* to) {
-    using Halves = std::uint16_t __attribute__((vector_size(2 * kLanes)));
-    std::int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-        const auto halves = __builtin_convertvector(round_bfloat16(load_unaligned(from + i)) >> 16, Halves);
-        __builtin_memcpy(to + i / 2, &halves, sizeof halves);
-    }
-    for (; i < count; i += 2) to[i / 2] = bfloat16_pair(from[i], from[i + 1]);
-}
-
-// to (count) = pairs of low and high in bfloat16; high is 0 where it is null.
-void pack_rows(std::int64_t count, const float* low, const float* high, float* to) {
-    std::int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-        const VecU first = round_bfloat16(load_unaligned(low + i)) >> 16;
-        const VecU second = high != nullptr ? round_bfloat16(load_unaligned(high + i)) : VecU{};
-        store_unaligned(to + i, reinterpret_cast<VecF>(first | second));
-    }
-    for (; i < count; ++i) to[i] = bfloat16_pair(low[i], high != nullptr ? high[i] : 0.0F);
 }
 
 // before (count, channels) = gradient, 0 where output, after the ReLU, is 0. sums (channels) += its rows.

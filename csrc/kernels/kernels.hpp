@@ -190,14 +190,23 @@ enum class Function { exp, log, tanh, sin_turns, cos_turns };
 using MultiplyAdds = double (*)(int rounds);
 
 // The training of M, in one precision of the products; sums, states and activations are float32. Operands are
-// packed as described in matmul-inl.hpp; every row of `out` is aligned and has whole panels of columns.
+// packed as described in matmul-inl.hpp; start and every row of `out` are aligned and have whole panels of
+// columns.
 struct RNNKernels {
-    int pack;  // successive k in one float of a packed operand
+    int pack;   // successive k in one float of a packed operand
+    int depth;  // floats of a row in a block of the left operand, to whose multiples it is rounded up
     void (*pack_left)(const float* const* x, int rows, int depth, float* to);
     void (*pack_left_columns)(const float* const* x, int at, int rows, int depth, float* to);
     void (*pack_right)(const float* const* x, int depth, int columns, float* to);
-    void (*matmul)(const float* left, const float* right, int rows, int columns, int depth, bool accumulate,
-                   float* const* out);
+    void (*pack_right_columns)(const float* const* x, int depth, int columns, float* to);
+    // out[r] (columns) = start + left @ right, or += where start is null; left is packed from its rows.
+    void (*matmul)(const float* left, const float* right, int rows, int columns, int depth,
+                   const float* start, float* const* out);
+    // The same; left is packed from its columns.
+    void (*matmul_columns)(const float* left, const float* right, int rows, int columns, int depth,
+                           const float* start, float* const* out);
+    // sums (columns) += columns from `at` on of the rows x[k].
+    void (*add_rows)(const float* const* x, int depth, int at, int columns, float* sums);
     void (*lstm_forward)(int units, float* gates, const float* c_before, float* c, float* h);
     void (*lstm_backward)(int units, float* gates, const float* c_before, const float* c, const float* dh,
                           float* dc);
@@ -226,7 +235,7 @@ struct ConvTrainingKernels {
     // out + r * stride (columns) = or += the sum of left[m][at + r] * right[m * stride ...] over m < count.
     void (*add_window_products)(int rows, int count, const float* const* left, std::ptrdiff_t at,
                                 const float* right, bool from_zero, float* out, std::ptrdiff_t stride);
-    // to (count / 2) = pairs of neighbours in bfloat16; count is even.
+    // to (ceil(count / 2)) = pairs of neighbours in bfloat16.
     void (*pack_neighbours)(std::int64_t count, const float* from, float* to);
     // to (count) = pairs of low and high in bfloat16; high is 0 where it is null.
     void (*pack_rows)(std::int64_t count, const float* low, const float* high, float* to);

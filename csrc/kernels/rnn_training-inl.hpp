@@ -109,10 +109,14 @@ template <class P>
 constexpr RNNKernels rnn_kernels() {
     return {
         .pack = P::kPack,
+        .depth = kMatmulDepth,
         .pack_left = pack_left<P>,
         .pack_left_columns = pack_left_columns<P>,
         .pack_right = pack_right<P>,
-        .matmul = matmul<P>,
+        .pack_right_columns = pack_right_columns<P>,
+        .matmul = matmul<P, FromRows>,
+        .matmul_columns = matmul<P, FromColumns>,
+        .add_rows = add_rows,
         .lstm_forward = lstm_forward,
         .lstm_backward = lstm_backward,
         .mdn_loss = mdn_loss,

@@ -13,8 +13,12 @@ struct Float32 {
     static const float* inputs(const Block& block) { return block.x; }
     static const float* hidden(const Block& block) { return block.h; }
     static void pack(const float*, int, float*, int) {}
-    static float word(const float* x, int k, int) { return x[k]; }
-    static float column_word(const float* const* x, int column, int k, int) { return x[k][column]; }
+    // to (count) = successive k of a row.
+    static void pack_row(int count, const float* x, float* to) {
+        __builtin_memcpy(to, x, static_cast<std::size_t>(count) * sizeof *x);
+    }
+    // to (count) = columns of the row of one k.
+    static void pack_columns(int count, const float* x, const float*, float* to) { pack_row(count, x, to); }
 };
 
 // Number of floats that hold `count` inputs.
@@ -62,9 +66,9 @@ inline std::ptrdiff_t panel_size(const Inputs& in) {
     return std::ptrdiff_t{kPanel} * (1 + in.first_count + in.second_count);
 }
 
-// Accumulates R rows of a panel: acc[r][n] += w[k][r] * in[k][lane]. Rows of `in` are kStep floats apart,
-// those of `w` kWeights.
-template <class P, int kStep = kBlock, int kWeights = kPanel, int R, int N>
+// Accumulates R rows of a panel: acc[r][n] += w[k][r] * in[k][lane]. Successive k are kStep floats apart in
+// `in` and kWeights in `w`, whose rows are kRowStep apart.
+template <class P, int kStep = kBlock, int kWeights = kPanel, int kRowStep = 1, int R, int N>
 inline __attribute__((always_inline)) const float* accumulate(const float* w, const float* in, int count,
                                                               VecF (&acc)[R][N]) {
     for (int k = 0; k < count; ++k, w += kWeights, in += kStep) {
@@ -73,7 +77,7 @@ inline __attribute__((always_inline)) const float* accumulate(const float* w, co
         for (int n = 0; n < N; ++n) x[n] = load(in + n * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
-            const VecF weight = P::broadcast(w + r);
+            const VecF weight = P::broadcast(w + r * kRowStep);
 #pragma GCC unroll 4
             for (int n = 0; n < N; ++n) acc[r][n] = P::multiply_add(weight, x[n], acc[r][n]);
         }

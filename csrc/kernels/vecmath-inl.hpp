@@ -43,6 +43,9 @@ inline VecF load_unaligned(const float* p) {
     __builtin_memcpy(&x, p, sizeof x);
     return x;
 }
+inline void store_unaligned(float* p, VecF x) {
+    __builtin_memcpy(p, &x, sizeof x);
+}
 // NaN stays NaN.
 inline VecF minimum(VecF x, float bound) {
     return x > bound ? splat(bound) : x;
