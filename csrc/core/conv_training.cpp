@@ -70,27 +70,26 @@ std::ptrdiff_t ConvTraining::place_of(int column) const {
     return std::ptrdiff_t{column / line_} * whole_.line + column % line_;
 }
 
-// The panels of the weights' transpose, for threads that have started.
+// The panels of the weights' transpose, for threads that have started with a panel's rows or more.
 const float* ConvTraining::pack_filters(const ConvTrainingKernels& kernels, const float* weights,
                                         int threads) {
-    const bool pairs = kernels.pack == 2;
-    const int pixel = (pairs ? half_ : whole_).pixel, depth = shape_.kernel * shape_.kernel * pixel;
+    const int pixel = (kernels.pack == 2 ? half_ : whole_).pixel,
+              depth = shape_.kernel * shape_.kernel * pixel;
     const int columns = kernels.columns, channels = shape_.channels;
     float* const panels = panels_.reserve(product(depth, shape_.filters));
-    parallel_for_blocks(shape_.filters / columns, threads, [&](int panel, int) {
+    parallel_for_blocks(shape_.filters / columns, threads, [&](int panel, int thread) {
         const float* const from = weights + product(panel * columns, shape_.window());
         float* const to = panels + product(panel * columns, depth);
-        for (int first = 0; first < depth; first += kColumns) {
-            const int next = std::min(first + kColumns, depth);
-            for (int c = 0; c < columns; ++c) {
-                const float* const own = from + product(c, shape_.window());
-                for (int k = first; k < next; ++k) {
-                    const int channel = 2 * (k % pixel);
-                    const float* const pair = own + k / pixel * channels + channel;
-                    to[product(k, columns) + static_cast<std::size_t>(c)] =
-                        pairs ? bfloat16_pair(pair[0], channel + 1 < channels ? pair[1] : 0.0F) : own[k];
-                }
-            }
+        const float** const rows = threads_[static_cast<std::size_t>(thread)].in.data();
+        for (int c = 0; c < columns; ++c) rows[c] = from + product(c, shape_.window());
+        if (channels % kernels.pack == 0)
+            return kernels.pack_right_columns(rows, shape_.window(), columns, to);
+        for (int k = 0; k < depth; ++k) {
+            const int at = k / pixel * channels + 2 * (k % pixel);
+            const bool alone = 2 * (k % pixel) + 1 == channels;
+            for (int c = 0; c < columns; ++c)
+                to[product(k, columns) + static_cast<std::size_t>(c)] =
+                    bfloat16_pair(rows[c][at], alone ? 0.0F : rows[c][at + 1]);
         }
     });
     return panels;
@@ -120,8 +119,10 @@ void ConvTraining::convolve_unchecked(const ConvTrainingKernels& kernels, int ba
     const Operand& operand = pairs ? half_ : whole_;
     const int filters = shape_.filters, depth = shape_.kernel * shape_.kernel * operand.pixel;
     const std::size_t rows = product(batch, shape_.positions());
-    const int blocks = static_cast<int>((rows + kWindows - 1) / kWindows);
-    threads = threads_for(blocks, threads);
+    const auto share = (rows + static_cast<std::size_t>(threads) - 1) / static_cast<std::size_t>(threads);
+    const std::size_t windows = std::min<std::size_t>(kWindows, share);  // of a block
+    const int blocks = static_cast<int>((rows + windows - 1) / windows);
+    threads = threads_for(std::max(blocks, filters / kernels.columns), threads);
     start_threads(threads, kWindows, 0);
     const float* const panels = pack_filters(kernels, weights, threads);
     if (pairs) images = pack_images(kernels, batch, images, threads);
@@ -129,8 +130,8 @@ void ConvTraining::convolve_unchecked(const ConvTrainingKernels& kernels, int ba
     const int segments = static_cast<int>(operand.segments.size());
     parallel_for_blocks(blocks, threads, [&](int block, int thread) {
         Thread& own = threads_[static_cast<std::size_t>(thread)];
-        const std::size_t first = product(block, kWindows);
-        const std::size_t count = std::min<std::size_t>(kWindows, rows - first);
+        const std::size_t first = static_cast<std::size_t>(block) * windows;
+        const std::size_t count = std::min(windows, rows - first);
         for (std::size_t i = 0; i < count; ++i) {
             own.in[i] = images + window_at(operand, first + i);
             own.out[i] = features + (first + i) * static_cast<std::size_t>(filters);

@@ -132,6 +132,7 @@ constexpr ConvTrainingKernels conv_training_kernels() {
         .add_window_products = add_window_products<P>,
         .pack_neighbours = pack_neighbours,
         .pack_rows = pack_rows,
+        .pack_right_columns = pack_right_columns<P>,
         .relu_backward = relu_backward,
     };
 }

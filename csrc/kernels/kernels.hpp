@@ -239,6 +239,8 @@ struct ConvTrainingKernels {
     void (*pack_neighbours)(std::int64_t count, const float* from, float* to);
     // to (count) = pairs of low and high in bfloat16; high is 0 where it is null.
     void (*pack_rows)(std::int64_t count, const float* low, const float* high, float* to);
+    // A panel's operand from its columns x[c] (depth).
+    void (*pack_right_columns)(const float* const* x, int depth, int columns, float* to);
     // before (count, channels) = gradient, 0 where the layer's output is 0. sums (channels) += its rows.
     void (*relu_backward)(std::int64_t count, int channels, const float* output, const float* gradient,
                           float* before, float* sums);

@@ -145,10 +145,8 @@ def test_compact_weights_are_the_same_function(tmp_path, latent):
     assert weights["decoder.0.weight"].shape == (units, latent) and found.decoder[0].weight.shape == (1024, latent)
     z = latents(3, latent)
     np.testing.assert_allclose(in_double(found, z), in_double(vae, z), atol=2e-3)
-    frames = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        for mine, theirs in zip(found.encode(frames), vae.encode(frames), strict=True):
-            assert (mine == theirs).all()
+    for name, tensor in vae.state_dict().items():
+        assert name.startswith("decoder") or torch.equal(found.state_dict()[name], tensor), name
     again = compact_weights(found)
     for name, tensor in weights.items():
         torch.testing.assert_close(again[name], tensor, atol=1e-5, rtol=1e-4)

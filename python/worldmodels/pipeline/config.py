@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from worldmodels.envs.spec import EnvSpec, Source
 from worldmodels.support.settings import check, setting
-from worldmodels.training.settings import PRECISION_HELP, TorchPrecision
+from worldmodels.training.settings import TorchPrecision
 from worldmodels.training.settings import TrainRNNConfig as TrainRNNConfig
 from worldmodels.training.settings import TrainVAEConfig as TrainVAEConfig
 
@@ -42,7 +42,9 @@ class EncodeConfig:
     """Encode every frame with V."""
 
     batch_size: int = setting(256, "frames per forward pass")
-    precision: TorchPrecision = setting("auto", PRECISION_HELP)
+    precision: TorchPrecision = setting(
+        "auto", "float32, bfloat16 (autocast), or auto: bfloat16 on a GPU that supports it, float32 on a CPU"
+    )
     mirror: bool = setting(False, "also encode the mirror image of every episode, which doubles the episodes of M")
 
 

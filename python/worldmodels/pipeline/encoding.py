@@ -15,8 +15,8 @@ import torch
 
 from worldmodels.data.episodes import EpisodeShard, EpisodeStore
 from worldmodels.data.latents import Latents
-from worldmodels.models.device import device, limit_threads, uses_bfloat16
-from worldmodels.models.encoder import Encoder
+from worldmodels.models.device import device, limit_threads
+from worldmodels.models.encoder import Encoder, encodes_in_bfloat16
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model, load_tensors
 from worldmodels.pipeline import tasks
@@ -71,7 +71,7 @@ def _encode(model: ConvVAE, pieces: Sequence[Piece], config: EncodeConfig, mirro
         yield from (encode(piece.data) for piece in pieces)
         return
     check_no_gpu()
-    precision: TorchPrecision = "bfloat16" if uses_bfloat16(device(), config.precision) else "float32"
+    precision: TorchPrecision = "bfloat16" if encodes_in_bfloat16(device(), config.precision) else "float32"
     needs = Needs(bfloat16=precision == "bfloat16", files=with_sizes([pieces[0].data[0]]))
     work = EncodeWork(model, replace(config, precision=precision), mirror, needs)
     yield from (frames for _, frames in cluster.run(cluster.prepare(work), Queue(pieces)))

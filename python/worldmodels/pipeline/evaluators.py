@@ -13,7 +13,8 @@ from worldmodels.dream.gpu import TorchDream
 from worldmodels.dream.native import Dream
 from worldmodels.dream.world_model import WorldModel, load_burned_in_states, load_world_model
 from worldmodels.models.controller import Controller
-from worldmodels.models.device import device, uses_bfloat16
+from worldmodels.models.device import device
+from worldmodels.models.encoder import encodes_in_bfloat16
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.native_model import Termination
 from worldmodels.models.vae import ConvVAE
@@ -75,7 +76,7 @@ def environment_evaluator(run: Run) -> Evaluator:
     precision: str = config.encode.precision
     if cluster is not None:
         check_no_gpu()
-        precision = "bfloat16" if uses_bfloat16(device(), precision) else "float32"
+        precision = "bfloat16" if encodes_in_bfloat16(device(), precision) else "float32"
     make = partial(
         EnvironmentEvaluator,
         load_model(run.path("vae", "vae.safetensors"), ConvVAE),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -59,8 +59,7 @@ class NativeVAE(nn.Module):
         out = self.model.decoder[:2](sample_latent(mu, logvar, noise))
         for number, (training, decoding) in enumerate(self._decoder):
             layer = _Layer(training, self._precision, relu=number + 1 < len(self._decoder))
-            function = _Deconvolution if number > 0 else _PointDeconvolution
-            out = function.apply(layer, out, decoding.weight, decoding.bias)  # type: ignore[no-untyped-call]
+            out = _Deconvolution.apply(layer, out, decoding.weight, decoding.bias)  # type: ignore[no-untyped-call]
         return torch.sigmoid(out), mu, logvar
 
 
@@ -100,8 +99,13 @@ class _Layer:
 
     def weight_gradient(self, images: Pixels, features: Pixels) -> Tensor:
         """Compute the gradient (D, C, K, K) of the weight."""
-        threads = torch.get_num_threads()
-        found = self.training.weight_gradient(images, features, precision=self.precision, num_threads=threads)
+        single = features.shape[1] == 1  # no pairs of positions
+        found = self.training.weight_gradient(
+            images,
+            features,
+            precision="float32" if single else self.precision,
+            num_threads=torch.get_num_threads(),
+        )
         return _channels_last(found)
 
     def before_relu(self, out: Pixels, gradient: Tensor) -> tuple[Pixels, Tensor]:
@@ -132,27 +136,6 @@ class _Convolution(torch.autograd.Function):
         return None, None if x_gradient is None else _channels_last(x_gradient), weight_gradient, bias
 
 
-class _PointDeconvolution(torch.autograd.Function):
-    """Transposed convolution of a single pixel: PyTorch's matrix products, and native gradients of its weight."""
-
-    @staticmethod
-    def forward(ctx: Any, layer: _Layer, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Map (B, C, 1, 1) to (B, D, K, K)."""
-        kernel = weight.shape[2]
-        out = (x.detach().flatten(1) @ _rows(weight)).view(len(x), kernel, kernel, -1).add_(bias.detach()).relu_()
-        ctx.layer, ctx.out = replace(layer, precision="float32"), out.numpy()
-        ctx.save_for_backward(x, weight)
-        return out.permute(0, 3, 1, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the gradients of x, of the weight and of the bias."""
-        x, weight = ctx.saved_tensors
-        before, bias = ctx.layer.before_relu(ctx.out, gradients[0])
-        x_gradient = torch.from_numpy(before).flatten(1) @ _rows(weight).T
-        return None, x_gradient[:, :, None, None], ctx.layer.weight_gradient(before, _pixels(x)), bias
-
-
 class _Deconvolution(torch.autograd.Function):
     """Transposed convolution of stride 2."""
 
@@ -170,11 +153,6 @@ class _Deconvolution(torch.autograd.Function):
         before, bias = ctx.layer.before_relu(ctx.out, gradients[0])
         x_gradient = _channels_last(ctx.layer.convolve(before, weight, None))
         return None, x_gradient, ctx.layer.weight_gradient(before, _pixels(x)), bias
-
-
-def _rows(weight: Tensor) -> Tensor:
-    """(C, D, K, K) as (C, K * K * D)."""
-    return weight.detach().permute(0, 2, 3, 1).flatten(1)
 
 
 def _pixels(x: Tensor) -> Pixels:
