@@ -16,6 +16,7 @@ from worldmodels import _core
 from worldmodels.data.sequences import Chunk
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
+from worldmodels.training import rnn_loss
 from worldmodels.training.rnn_loss import LossCounts, chunk_losses, native_losses, torch_losses
 from worldmodels.training.settings import TrainRNNConfig
 
@@ -217,6 +218,25 @@ def test_the_frozen_forget_bias_has_no_gradient():
     case = make_case(np.random.default_rng(5), 2, 3, 2, 1, 4, 2, 0, 0, 0)
     evaluate(native_losses, *case)
     assert case[0].lstm.bias_hh_l0.grad is None
+
+
+def test_losses_alone_cost_no_gradient(monkeypatch):
+    """Validation takes a forward pass only, with the same losses."""
+    model, chunk, state, noise = make_case(np.random.default_rng(5), 2, 3, 2, 1, 4, 2, 0, 1, 0)
+    wanted = chunk_losses(model, chunk, state, CONFIG, noise)[0]
+    training, asked = rnn_loss._training(model), []
+
+    class Spy:
+        def run(self, **arguments):
+            asked.append(arguments["gradient"])
+            return training.run(**arguments)
+
+    monkeypatch.setattr(rnn_loss, "_training", lambda _: Spy())
+    with torch.no_grad():
+        losses = chunk_losses(model, chunk, state, CONFIG, noise)[0]
+    assert asked == [False]
+    assert not losses.total.requires_grad
+    assert [term.item() for term in losses] == [term.item() for term in wanted]
 
 
 def test_a_smaller_batch_works_after_memory_ran_out():

@@ -186,7 +186,9 @@ def test_every_step_draws_its_own_numbers():
         seed_step(*key)
         return tuple(torch.randn(3).tolist())
 
+    queued = len(torch.cuda._queued_calls)  # torch.manual_seed adds a call with its stack trace where there is no GPU
     assert draw(1, "a", 2) == draw(1, "a", 2)
+    assert len(torch.cuda._queued_calls) == queued
     assert len({draw(1, "a", 2), draw(1, "a", 3), draw(2, "a", 2), draw(1, "b", 2)}) == 4
 
 

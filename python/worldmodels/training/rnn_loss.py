@@ -142,6 +142,7 @@ def native_losses(
     }
     lstm, head = model.lstm, model.head
     parameters = (lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, head.weight, head.bias)
+    inputs["gradient"] = torch.is_grad_enabled() and any(part.requires_grad for part in parameters)
     results: dict[str, Any] = {}
     total: Tensor = _NativeTotal.apply(_training(model), inputs, results, lstm.bias_hh_l0, *parameters)  # type: ignore[no-untyped-call]
     terms = (torch.tensor(results[name] * scale) for name, scale in zip(Losses._fields[1:], scales, strict=True))
@@ -159,7 +160,7 @@ class _NativeTotal(torch.autograd.Function):
     ) -> Tensor:
         forget, w_ih, w_hh, bias, head, head_bias = (p.detach() for p in parameters)
         weights = [p.numpy() for p in (w_ih, w_hh, bias + forget, head, head_bias)]
-        results |= training.run(weights=weights, gradient=any(ctx.needs_input_grad), **inputs)
+        results |= training.run(weights=weights, **inputs)
         ctx.gradients = results.pop("gradients")
         return torch.tensor(
             sum(results[name] * scale for name, scale in zip(("z", "done", "reward"), inputs["scales"], strict=True))
