@@ -251,6 +251,20 @@ def test_a_given_world_model_is_not_trained(tmp_path, monkeypatch, ran, capsys):
     assert not Path("other").exists()
 
 
+def test_a_stage_of_a_run_with_a_world_model_copies_it_first(tmp_path, ran, capsys):
+    """It needs no commands for the stages that have nothing to do."""
+    out = tmp_path / "run"
+    assert main(["evolve", "--preset", "pretrained", "--out", str(out)]) == 0
+    assert list(ran) == ["evolve"]
+    given = pretrained.folder("takecover")
+    assert (out / "rnn" / "rnn.safetensors").read_bytes() == (given / "rnn" / "rnn.safetensors").read_bytes()
+    assert "train-rnn  copied from the world model takecover" in capsys.readouterr().err
+    other = tmp_path / "other"
+    assert "`worldmodels evaluate` needs the outputs of `worldmodels evolve`" in refused(
+        capsys, "evaluate", "--preset", "pretrained", "--out", str(other)
+    )
+
+
 def refused(capsys, *arguments):
     """The message of a command that is refused."""
     assert main(arguments) == 1

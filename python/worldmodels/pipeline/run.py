@@ -373,6 +373,9 @@ class Run(RunFolder):
             self._check_gate(stage)
             return
         require_earlier(self, name)
+        for earlier in stages.requirements(stage):
+            if earlier.is_taken(self.config) and not self.ranks.broadcast(self.is_done(earlier.name)):
+                self.run_stage(earlier.name)
         for earlier in stages.earlier(stage):
             self._check_gate(earlier)
         for dependent in stage.invalidates if self.ranks.is_main else ():
@@ -520,7 +523,7 @@ def _is_of_others(stage: str, line: dict[str, Any]) -> bool:
 
 
 def require_earlier(run: RunFolder, name: str) -> None:
-    """Check that the required stages of a stage, and the earlier rounds, are complete.
+    """Check that the required stages of a stage, and the earlier rounds, are complete or taken from a world model.
 
     Raises:
         FileNotFoundError: A required stage or round is not complete, or the folder is not a run folder.
@@ -535,6 +538,8 @@ def require_earlier(run: RunFolder, name: str) -> None:
             )
         raise ValueError(f"{stage.command}: expected a run with an environment, got one of recordings")
     for earlier in stages.requirements(stage):
+        if earlier.is_taken(run.config):
+            continue
         is_there = run.marker(earlier.name).is_file()
         if not is_there or (earlier.leaf and not run.is_done(earlier.name)):  # a leaf may have other settings
             raise FileNotFoundError(
