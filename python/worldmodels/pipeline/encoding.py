@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from worldmodels.pipeline.run import Run
 from worldmodels.rollout.needs import check_no_gpu
 from worldmodels.support.cluster import Needs, Piece, Queue, active_cluster, with_sizes
 from worldmodels.support.files import link
-from worldmodels.support.profile import phase
+from worldmodels.support.profile import phase, phase_of
 from worldmodels.support.progress import Progress
 from worldmodels.training.optim import MicroBatches
 from worldmodels.training.settings import TorchPrecision
@@ -182,15 +183,30 @@ def encode_shard(
     total = shard.frames.shape[0]
     mu = np.empty((total, model.latent_size), np.float16)
     logvar = np.empty_like(mu)
-    for start in range(0, total, batch):
-        rows = slice(start, min(start + batch, total))
-        try:
-            with phase("data"):
-                frames = shard.frames[rows]
-        except OSError as error:
-            raise OSError(f"{shard.path}: a frame in {rows.start} to {rows.stop - 1} is damaged: {error}") from error
+    for rows, frames in phase_of("data", _read_ahead(shard, batch)):
         with phase("forward"):
             mu[rows], logvar[rows] = encoder(np.ascontiguousarray(frames[:, :, ::-1]) if mirrored else frames)
     if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
         raise ValueError("encode: expected finite latents, got NaN or infinity; the training of V failed")
     return mu, logvar
+
+
+def _read_ahead(shard: EpisodeShard, batch: int) -> Iterator[tuple[slice, npt.NDArray[np.uint8]]]:
+    """Yield the rows and the frames of every batch of a shard; a background thread reads one batch ahead."""
+    total = shard.frames.shape[0]
+    batches = [slice(start, min(start + batch, total)) for start in range(0, total, batch)]
+
+    def read(rows: slice) -> npt.NDArray[np.uint8]:
+        try:
+            frames: npt.NDArray[np.uint8] = shard.frames[rows]
+        except OSError as error:
+            raise OSError(f"{shard.path}: a frame in {rows.start} to {rows.stop - 1} is damaged: {error}") from error
+        return frames
+
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(read, batches[0])
+        for rows, after in zip(batches, [*batches[1:], None], strict=True):
+            frames = following.result()
+            if after is not None:
+                following = reader.submit(read, after)
+            yield rows, frames
