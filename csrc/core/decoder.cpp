@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "core/packing.hpp"
+
 namespace worldmodels {
 namespace {
 
@@ -23,7 +25,8 @@ AlignedFloats pack_point(const DecoderWeights& weights, int latent) {
 AlignedFloats pack_deconv(const DeconvView& conv, const float* weight) {
     AlignedFloats packed = aligned_floats(
         static_cast<std::size_t>(conv.merged ? conv.taps(0) * conv.taps(0) * conv.channels * kPanel
-                                             : conv.kernel * conv.kernel * conv.channels * conv.filters));
+                                             : conv.kernel * conv.kernel * conv.channels * conv.filters) +
+        kPanelPadding);
     for (int parity = 0; parity < 4; ++parity) {
         const int down = parity / 2, right = parity % 2;
         float* to = packed.get() + (conv.merged ? parity * conv.filters : conv.parity_offset(parity));
@@ -53,7 +56,7 @@ Decoder::Decoder(const DecoderWeights& weights, int latent) : point_(pack_point(
                 .weights = nullptr,
                 .bias = nullptr};
         weights_[layer] = pack_deconv(conv, weights.weight[layer]);
-        biases_[layer] = aligned_floats(static_cast<std::size_t>(conv.columns()));
+        biases_[layer] = aligned_floats(static_cast<std::size_t>(conv.columns()) + kPanelPadding);
         for (int i = 0; i < conv.columns(); ++i)
             biases_[layer][static_cast<std::size_t>(i)] = weights.bias[layer][i % conv.filters];
         conv.weights = weights_[layer].get();

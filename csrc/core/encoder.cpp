@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/pack_winograd.hpp"
+#include "core/packing.hpp"
 
 namespace worldmodels {
 namespace {
@@ -11,7 +12,7 @@ namespace {
 // Blocks are multiples of this many frames, which fill whole vectors.
 constexpr int kFrameGroup = 8;
 // Up to this many frames per thread, single frames are faster than a block.
-constexpr int kMaxSingleFrames = 4;
+constexpr int kMaxSingleFrames = 5;
 
 // byte / 255 in float32.
 constexpr std::array<float, 256> kBrightness = [] {
@@ -28,7 +29,7 @@ std::size_t floats_of(int side, int channels) {
 // The panels of a layer, from weight(filter, channel, y, x) and bias(filter). Missing filters are zero.
 template <class Weight, class Bias>
 AlignedFloats pack(const ConvView& conv, Weight weight, Bias bias) {
-    AlignedFloats packed = aligned_floats(static_cast<std::size_t>(conv.panels_size()));
+    AlignedFloats packed = aligned_floats(static_cast<std::size_t>(conv.panels_size()) + kPanelPadding);
     for (int filter = 0; filter < conv.filters; ++filter) {
         float* to = packed.get() + filter / kPanel * conv.panel_size() + filter % kPanel;
         *to = bias(filter);

@@ -1,13 +1,16 @@
 // Packing of a layer's weights for Winograd's minimal filtering.
 #include "core/pack_winograd.hpp"
 
+#include "core/packing.hpp"
+
 namespace worldmodels {
 
 AlignedFloats pack_winograd(const ConvView& conv, const float* weight, const float* bias) {
     constexpr double kShares[4][2] = {{1.0, 0.0}, {0.5, 0.5}, {0.0, 1.0}, {0.5, -0.5}};
     constexpr int kSide = 4, kWindow = kSide * kSide;
     const int each = conv.products();
-    AlignedFloats packed = aligned_floats(static_cast<std::size_t>(each * each * conv.panels_size()));
+    AlignedFloats packed =
+        aligned_floats(static_cast<std::size_t>(each * each * conv.panels_size()) + kPanelPadding);
     for (int product = 0; product < each * each; ++product) {
         const int line = product / each, column = product % each;
         for (int filter = 0; filter < conv.filters; ++filter) {

@@ -14,16 +14,12 @@ constexpr int kNarrowLanes = 2, kNarrowSums = 8;
 constexpr int kTileRows = 4, kTileVectors = 2;
 constexpr int kMatmulRows = 6;  // of a tile of two vectors
 using VecF = float __attribute__((vector_size(32), may_alias));
-using VecF4 = float __attribute__((vector_size(16), may_alias));
 using VecI = std::int32_t __attribute__((vector_size(32), may_alias));
 using VecU = std::uint32_t __attribute__((vector_size(32), may_alias));
 using VecD = double __attribute__((vector_size(32), may_alias));
 
 inline VecF fma(VecF a, VecF b, VecF c) {
     return _mm256_fmadd_ps(a, b, c);
-}
-inline VecF4 fma(VecF4 a, VecF4 b, VecF4 c) {
-    return _mm_fmadd_ps(a, b, c);
 }
 inline VecD fma(VecD a, VecD b, VecD c) {
     return _mm256_fmadd_pd(a, b, c);

@@ -5,15 +5,11 @@ constexpr int kRows = 12, kRowsAlone = 12;  // rows at once, for two vectors of 
 constexpr int kMatmulRows = 12;             // of a tile of two vectors
 constexpr int kNarrowLanes = 4, kNarrowSums = 8;
 using VecF = float __attribute__((vector_size(64), may_alias));
-using VecF4 = float __attribute__((vector_size(16), may_alias));
 using VecI = std::int32_t __attribute__((vector_size(64), may_alias));
 using VecU = std::uint32_t __attribute__((vector_size(64), may_alias));
 
 inline VecF fma(VecF a, VecF b, VecF c) {
     return _mm512_fmadd_ps(a, b, c);
-}
-inline VecF4 fma(VecF4 a, VecF4 b, VecF4 c) {
-    return _mm_fmadd_ps(a, b, c);
 }
 inline VecF sqrt(VecF x) {
     return _mm512_sqrt_ps(x);

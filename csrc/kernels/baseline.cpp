@@ -11,7 +11,6 @@ constexpr int kNarrowLanes = 1, kNarrowSums = 8;
 constexpr int kTileRows = 4, kTileVectors = 2;
 constexpr int kMatmulRows = 4;  // of a tile of two vectors
 using VecF = float __attribute__((vector_size(16), may_alias));
-using VecF4 = VecF;
 using VecI = std::int32_t __attribute__((vector_size(16), may_alias));
 using VecU = std::uint32_t __attribute__((vector_size(16), may_alias));
 using VecD = double __attribute__((vector_size(16), may_alias));

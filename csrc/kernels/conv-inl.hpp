@@ -1,5 +1,5 @@
 // Direct convolutions: of frames across the lanes, and of one frame. Every sum runs over its window in the
-// same order, so both give the same bits. Needs VecF4, four floats.
+// same order, so both give the same bits.
 
 // R rows of a panel at one pixel, for N vectors of lanes; `rows` of them are stored.
 template <int R, int N>
@@ -58,69 +58,114 @@ inline void convolve_directly(const ConvView& conv, const float* in, float* out,
     }
 }
 
-// Sums of a panel's filters at P pixels: their biases.
-template <int P, int N>
-inline __attribute__((always_inline)) void start_pixels(const float* panel, VecF4 (&acc)[P][N]) {
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p)
+// Of one frame: vectors hold the filters of a panel, and sums of P pixels in G panels are computed at once.
+// The last vector reads the floats that follow (kPanelPadding after the last panel); those sums are dropped.
+inline constexpr int kSumsAtOnce = kLanes / 2;  // pixels times panels
+
+// Sums of G panels, panel_step apart, at P pixels: their biases.
+template <int G, int P>
+inline __attribute__((always_inline)) void start_pixels(const float* panels, std::ptrdiff_t panel_step,
+                                                        VecF (&acc)[G][P][kPanelVectors]) {
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p)
 #pragma GCC unroll 3
-        for (int q = 0; q < N; ++q) __builtin_memcpy(&acc[p][q], panel + 4 * q, sizeof(VecF4));
+            for (int v = 0; v < kPanelVectors; ++v)
+                acc[g][p][v] = load_unaligned(panels + g * panel_step + v * kLanes);
 }
 
-// Accumulates a panel's filters at P pixels from their inputs; returns the weights that follow.
-template <int P, int N>
+// Accumulates G panels at P pixels from their inputs; returns the weights that follow.
+template <int G, int P>
 inline __attribute__((always_inline)) const float* accumulate_pixels(const float* w,
+                                                                     std::ptrdiff_t panel_step,
                                                                      const float* const (&in)[P], int count,
-                                                                     VecF4 (&acc)[P][N]) {
+                                                                     VecF (&acc)[G][P][kPanelVectors]) {
     for (int k = 0; k < count; ++k, w += kPanel) {
-        VecF4 weight[N];
+        VecF x[P];
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) x[p] = splat(in[p][k]);
+#pragma GCC unroll 8
+        for (int g = 0; g < G; ++g)
 #pragma GCC unroll 3
-        for (int q = 0; q < N; ++q) __builtin_memcpy(&weight[q], w + 4 * q, sizeof(VecF4));
-#pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) {
-            const VecF4 x = in[p][k] - VecF4{};
-#pragma GCC unroll 3
-            for (int q = 0; q < N; ++q) acc[p][q] = fma(weight[q], x, acc[p][q]);
-        }
+            for (int v = 0; v < kPanelVectors; ++v) {
+                const VecF weight = load_unaligned(w + g * panel_step + v * kLanes);
+#pragma GCC unroll 8
+                for (int p = 0; p < P; ++p) acc[g][p][v] = fma(weight, x[p], acc[g][p][v]);
+            }
     }
     return w;
 }
 
-// A panel's filters at P pixels of one line.
-template <int P>
-inline void convolve_pixels(const ConvView& conv, const float* panel, const float* window, int filters,
+// The sums in memory, where they can be indexed: in registers an index costs a store of all of them at every
+// k.
+template <int G, int P>
+struct PixelSums {
+    alignas(64) float of[G][P][kPanelVectors * kLanes];
+
+    explicit PixelSums(const VecF (&acc)[G][P][kPanelVectors]) {
+#pragma GCC unroll 8
+        for (int g = 0; g < G; ++g)
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p)
+#pragma GCC unroll 3
+                for (int v = 0; v < kPanelVectors; ++v) store(of[g][p] + v * kLanes, acc[g][p][v]);
+    }
+};
+
+// Calls f<G>(first) for groups of panels from `first` on, at most G at once.
+template <int G, class F>
+inline __attribute__((always_inline)) void in_panel_groups(int first, int panels, F f) {
+    for (; first + G <= panels; first += G) f.template operator()<G>(first);
+    if constexpr (G > 1)
+        if (first < panels) in_panel_groups<G / 2>(first, panels, f);
+}
+
+// Calls f<P, G>(pixel, panel) for groups of pixels from `first` on and of panels, at most kSumsAtOnce at
+// once.
+template <int P = kSumsAtOnce, class F>
+inline __attribute__((always_inline)) void in_pixel_groups(int first, int pixels, int panels, F f) {
+    const int next = first + (pixels - first) / P * P;
+    if (first < next)
+        in_panel_groups<kSumsAtOnce / P>(0, panels, [&]<int G>(int panel) __attribute__((always_inline)) {
+            for (int pixel = first; pixel < next; pixel += P) f.template operator()<P, G>(pixel, panel);
+        });
+    if constexpr (P > 1)
+        if (next < pixels) in_pixel_groups<P / 2>(next, pixels, panels, f);
+}
+
+// G panels at P pixels of one line; `filters` follow the first one's.
+template <int P, int G>
+inline void convolve_pixels(const ConvView& conv, const float* panels, const float* window, int filters,
                             float* out) {
-    VecF4 acc[P][kPanel / 4];
-    start_pixels(panel, acc);
-    const float* w = panel + kPanel;
+    VecF acc[G][P][kPanelVectors];
+    start_pixels(panels, conv.panel_size(), acc);
+    const float* w = panels + kPanel;
     for (int line = 0; line < conv.kernel; ++line) {
         const float* at[P];
         for (int p = 0; p < P; ++p) at[p] = window + (line * conv.side + p * conv.stride) * conv.channels;
-        w = accumulate_pixels(w, at, conv.kernel * conv.channels, acc);
+        w = accumulate_pixels(w, conv.panel_size(), at, conv.kernel * conv.channels, acc);
     }
-    for (int p = 0; p < P; ++p)
-        for (int f = 0; f < filters; ++f) {
-            const float sum = acc[p][f / 4][f % 4];
-            out[p * conv.filters + f] = conv.relu && sum < 0.0F ? 0.0F : sum;
+    const PixelSums<G, P> sums(acc);
+    for (int g = 0; g < G; ++g)
+        for (int p = 0; p < P; ++p) {
+            float* const to = out + p * conv.filters + g * kPanel;
+            for (int f = 0; f < kPanel && g * kPanel + f < filters; ++f)
+                to[f] = conv.relu && sums.of[g][p][f] < 0.0F ? 0.0F : sums.of[g][p][f];
         }
 }
 
 // out (out_side, out_side, filters) = the layer of in (side, side, channels).
 inline void convolve_frame_directly(const ConvView& conv, const float* in, float* out) {
-    constexpr int kPixels = 4;
     const int side = conv.out_side();
-    for (int first = 0; first < conv.filters; first += kPanel) {
-        const float* const panel = conv.panels + first / kPanel * conv.panel_size();
-        const int filters = conv.filters - first < kPanel ? conv.filters - first : kPanel;
-        for (int y = 0; y < side; ++y) {
-            const float* const line = in + std::ptrdiff_t{conv.stride} * y * conv.side * conv.channels;
-            float* const to = out + std::ptrdiff_t{y} * side * conv.filters + first;
-            const auto at = [&](int x) { return line + std::ptrdiff_t{conv.stride} * x * conv.channels; };
-            int x = 0;
-            for (; x + kPixels <= side; x += kPixels)
-                convolve_pixels<kPixels>(conv, panel, at(x), filters, to + std::ptrdiff_t{x} * conv.filters);
-            for (; x < side; ++x)
-                convolve_pixels<1>(conv, panel, at(x), filters, to + std::ptrdiff_t{x} * conv.filters);
-        }
+    for (int y = 0; y < side; ++y) {
+        const float* const line = in + std::ptrdiff_t{conv.stride} * y * conv.side * conv.channels;
+        float* const to = out + std::ptrdiff_t{y} * side * conv.filters;
+        in_pixel_groups(0, side, conv.panels_count(), [&]<int P, int G>(int x, int panel) {
+            convolve_pixels<P, G>(conv, conv.panels + panel * conv.panel_size(),
+                                  line + std::ptrdiff_t{conv.stride} * x * conv.channels,
+                                  conv.filters - panel * kPanel,
+                                  to + std::ptrdiff_t{x} * conv.filters + panel * kPanel);
+        });
     }
 }

@@ -79,26 +79,26 @@ inline void deconvolve(const DeconvView& conv, const float* in, float* out, std:
 // P blocks of 2x2 pixels from block x on, whose 12 numbers are a panel: tops, then bottoms, of three colours.
 template <int P>
 inline void pixel_blocks(const DeconvView& conv, const DeconvLine& line, const float* in, int x, float* out) {
-    VecF4 acc[P][kPanel / 4];
-    start_pixels(conv.bias, acc);
+    VecF acc[1][P][kPanelVectors];
+    start_pixels(conv.bias, 0, acc);
     for (int u = line.first_tap; u < line.last_tap; ++u) {
         const float* at[P];
         for (int p = 0; p < P; ++p)
             at[p] = in + (line.y - u) * conv.in_stride() + line.column(x + p) * conv.channels;
-        accumulate_pixels(line.weights + u * line.tap_size, at, line.across * conv.channels, acc);
+        accumulate_pixels(line.weights + u * line.tap_size, 0, at, line.across * conv.channels, acc);
     }
+    const PixelSums<1, P> sums(acc);
     for (int p = 0; p < P; ++p)
-        for (int i = 0; i < kPanel; ++i) out[i / 6 * kFrameLine + 6 * (x + p) + i % 6] = acc[p][i / 4][i % 4];
+        for (int i = 0; i < kPanel; ++i) out[i / 6 * kFrameLine + 6 * (x + p) + i % 6] = sums.of[0][p][i];
 }
 
 // frame (64, 64, 3) = sigmoid(the last layer), as bytes.
 inline void decode_pixels(const DeconvView& conv, const float* in, std::uint8_t* frame) {
-    constexpr int kBlocks = 4;
     alignas(64) float lines[2 * kFrameLine];
     for (int y = 0; y < conv.out_side() / 2; ++y) {
         const DeconvLine line(conv, 0, y);
-        for (int x = 0; x < conv.out_side() / 2; x += kBlocks)
-            pixel_blocks<kBlocks>(conv, line, in, x, lines);
+        for (int x = 0; x < conv.out_side() / 2; x += kSumsAtOnce)
+            pixel_blocks<kSumsAtOnce>(conv, line, in, x, lines);
         std::uint8_t* const to = frame + y * 2 * kFrameLine;
         for (int i = 0; i < 2 * kFrameLine; i += kLanes) {
             const VecF brightness = fma(tanh(load(lines + i) * 0.5F), splat(127.5F), splat(128.0F));

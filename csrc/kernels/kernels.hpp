@@ -76,7 +76,8 @@ struct ConvView {
     int out_side() const { return (side - kernel) / stride + 1; }
     int columns() const { return (winograd ? 4 : kernel * kernel) * channels; }
     std::ptrdiff_t panel_size() const { return std::ptrdiff_t{kPanel} * (1 + columns()); }
-    std::ptrdiff_t panels_size() const { return (filters + kPanel - 1) / kPanel * panel_size(); }
+    int panels_count() const { return (filters + kPanel - 1) / kPanel; }
+    std::ptrdiff_t panels_size() const { return panels_count() * panel_size(); }
     // Winograd's tiles along an axis: tiles of three outputs, then at most two tiles of two.
     int tiles() const { return (out_side() + 2) / 3; }
     int tiles_of_three() const { return out_side() - 2 * tiles(); }

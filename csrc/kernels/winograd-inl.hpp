@@ -185,11 +185,21 @@ inline void winograd(const ConvView& conv, const float* in, float* inputs, float
     if (n < vectors) winograd_lanes<kRowsAlone, 1, kEach>(conv, in + n * kLanes, inputs, out + n * kLanes);
 }
 
-// A panel's filters at P of the tiles that have a product, from tile `first` on; inputs:
+// to[0..4) += sign * sums[0..4), exact but for the sum's rounding.
+inline void add_four(float sign, const float* sums, float* to) {
+    using Four = float __attribute__((vector_size(16), may_alias));
+    Four x, y;
+    __builtin_memcpy(&x, sums, sizeof x);
+    __builtin_memcpy(&y, to, sizeof y);
+    y += sign * x;
+    __builtin_memcpy(to, &y, sizeof y);
+}
+
+// G panels at P of the tiles that have a product, from tile `first` on; inputs:
 // (products, tiles, tiles, 4 channels).
-template <int P>
+template <int P, int G>
 inline void winograd_tiles(const ConvView& conv, const WinogradProducts (&products)[2][2], int order,
-                           const float* inputs, int first, int wide, int filter, float* out) {
+                           const float* inputs, int first, int wide, int panel, float* out) {
     const int number = products[0][0].all[order].number;
     const int side = conv.out_side(), tiles = conv.tiles();
     const float* at[P];
@@ -197,25 +207,21 @@ inline void winograd_tiles(const ConvView& conv, const WinogradProducts (&produc
         const int tile = (number * tiles + (first + p) / wide) * tiles + (first + p) % wide;
         at[p] = inputs + std::ptrdiff_t{tile} * conv.columns();
     }
-    const float* const panel = products[0][0].all[order].panels(conv) + filter / kPanel * conv.panel_size();
-    VecF4 acc[P][kPanel / 4];
-    start_pixels(panel, acc);
-    accumulate_pixels(panel + kPanel, at, conv.columns(), acc);
+    const float* const panels = products[0][0].all[order].panels(conv) + panel * conv.panel_size();
+    VecF acc[G][P][kPanelVectors];
+    start_pixels(panels, conv.panel_size(), acc);
+    accumulate_pixels(panels + kPanel, conv.panel_size(), at, conv.columns(), acc);
+    const PixelSums<G, P> sums(acc);
     for (int p = 0; p < P; ++p) {
         const WinogradTile down(conv, (first + p) / wide), across(conv, (first + p) % wide);
         const WinogradProduct& product = products[down.size - 2][across.size - 2].all[order];
-        float* const tile = out + (std::ptrdiff_t{down.first} * side + across.first) * conv.filters + filter;
-        for (int i = 0; i < product.count; ++i) {
-            float* const to = tile + std::ptrdiff_t{product.output[i]} * conv.filters;
-            const VecF4 sign = product.sign[i] - VecF4{};
-#pragma GCC unroll 3
-            for (int q = 0; q < kPanel / 4; ++q)
-                if (filter + 4 * q < conv.filters) {
-                    VecF4 sum;
-                    __builtin_memcpy(&sum, to + 4 * q, sizeof sum);
-                    sum = fma(sign, acc[p][q], sum);
-                    __builtin_memcpy(to + 4 * q, &sum, sizeof sum);
-                }
+        float* const tile = out + (std::ptrdiff_t{down.first} * side + across.first) * conv.filters;
+        for (int g = 0; g < G; ++g) {
+            const int filter = (panel + g) * kPanel;
+            for (int i = 0; i < product.count; ++i)
+                for (int q = 0; q < kPanel && filter + q < conv.filters; q += 4)
+                    add_four(product.sign[i], sums.of[g][p] + q,
+                             tile + std::ptrdiff_t{product.output[i]} * conv.filters + filter + q);
         }
     }
 }
@@ -224,7 +230,6 @@ inline void winograd_tiles(const ConvView& conv, const WinogradProducts (&produc
 // tiles, 4 channels).
 template <int kEach>
 inline void winograd_frame(const ConvView& conv, const float* in, float* inputs, float* out) {
-    constexpr int kTiles = 4;
     const int side = conv.out_side(), tiles = conv.tiles(), columns = conv.columns();
     for (int tile = 0; tile < tiles * tiles; ++tile)
         winograd_inputs<1, kEach, kLanes>(
@@ -239,13 +244,9 @@ inline void winograd_frame(const ConvView& conv, const float* in, float* inputs,
         const int number = products[0][0].all[order].number;
         const int high = number / kEach == 3 ? conv.tiles_of_three() : tiles;
         const int wide = number % kEach == 3 ? conv.tiles_of_three() : tiles;
-        for (int filter = 0; filter < conv.filters; filter += kPanel) {
-            int tile = 0;
-            for (; tile + kTiles <= high * wide; tile += kTiles)
-                winograd_tiles<kTiles>(conv, products, order, inputs, tile, wide, filter, out);
-            for (; tile < high * wide; ++tile)
-                winograd_tiles<1>(conv, products, order, inputs, tile, wide, filter, out);
-        }
+        in_pixel_groups(0, high * wide, conv.panels_count(), [&]<int P, int G>(int tile, int panel) {
+            winograd_tiles<P, G>(conv, products, order, inputs, tile, wide, panel, out);
+        });
     }
     for (std::ptrdiff_t i = 0; conv.relu && i < values; ++i) out[i] = out[i] < 0.0F ? 0.0F : out[i];
 }
