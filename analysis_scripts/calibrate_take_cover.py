@@ -15,7 +15,7 @@ from worldmodels.analysis.stats import describe, table
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.pipeline.tasks.takecover import POLICIES
-from worldmodels.rollout.runner import play_policy
+from worldmodels.rollout.environments import play_policy
 
 RESOLUTIONS = ("640x480", "320x240", "160x120")
 

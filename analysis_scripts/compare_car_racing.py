@@ -18,7 +18,8 @@ from worldmodels import Agent
 from worldmodels.analysis.stats import describe, table
 from worldmodels.envs.vector import make_vector_env
 from worldmodels.pipeline import tasks
-from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player
+from worldmodels.rollout.environments import Environments
+from worldmodels.rollout.players import OpenLoopPlayer, Player
 
 
 def frames(environment, episodes=20, steps=60):

@@ -28,7 +28,7 @@ from engine import TakeCoverObjects
 
 from worldmodels.analysis.stats import describe, format_interval, table
 from worldmodels.envs.take_cover import MAX_STEPS
-from worldmodels.rollout.runner import episode_seed
+from worldmodels.rollout.players import episode_seed
 from worldmodels.support.files import write_json
 from worldmodels.support.versions import versions
 

@@ -24,7 +24,7 @@ from worldmodels.analysis.stats import describe, format_interval
 from worldmodels.envs.vector import make
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
-from worldmodels.rollout.runner import episode_seed
+from worldmodels.rollout.players import episode_seed
 from worldmodels.support.files import write_json
 from worldmodels.support.versions import versions
 

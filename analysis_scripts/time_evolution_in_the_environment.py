@@ -18,8 +18,8 @@ import numpy as np
 from worldmodels import MDNRNN, Controller, ConvVAE
 from worldmodels.envs.vector import make_vector_env
 from worldmodels.pipeline import tasks
+from worldmodels.rollout.environments import describe_environment
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
-from worldmodels.rollout.runner import describe_environment
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.profile import take_profile
 

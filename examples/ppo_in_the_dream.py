@@ -31,7 +31,7 @@ from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.models.weights import load_model
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
-from worldmodels.rollout.runner import Environments
+from worldmodels.rollout.environments import Environments
 
 SCALE = math.atanh(1 / 3) * 3
 

@@ -24,7 +24,8 @@ from worldmodels.models.agent import Agent, Population, Recorder
 from worldmodels.models.weights import save_tensors
 from worldmodels.pipeline import tasks
 from worldmodels.pretrained import HASHES, dream_settings, path, sha256
-from worldmodels.rollout.runner import Environments, episode_seed, record
+from worldmodels.rollout.environments import Environments, record
+from worldmodels.rollout.players import episode_seed
 from worldmodels.support.files import read_json, write_json
 from worldmodels.web.film import write_film
 from worldmodels.web.scores import SCORES, AgentScores, Summary

@@ -18,7 +18,8 @@ from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import save_model, save_tensors
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
-from worldmodels.rollout.runner import episode_seed, record
+from worldmodels.rollout.environments import record
+from worldmodels.rollout.players import episode_seed
 from worldmodels.support import display
 
 ARROWS = {"left": (-1.0,), "right": (1.0,)}

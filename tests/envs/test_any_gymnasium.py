@@ -27,8 +27,9 @@ from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import ProcessVectorEnv, ThreadVectorEnv, make, make_vector_env
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
+from worldmodels.rollout.environments import Environments, play_policy, record
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
-from worldmodels.rollout.runner import Environments, OpenLoopPlayer, play_policy, record
+from worldmodels.rollout.players import OpenLoopPlayer
 from worldmodels.support.settings import check
 
 TANH = Rules("tanh", 20)

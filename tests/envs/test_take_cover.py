@@ -22,7 +22,7 @@ from worldmodels.envs import GameLostError, take_cover, vizdoom_process
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.take_cover import TakeCoverEnv
 from worldmodels.pipeline.tasks.takecover import POLICIES
-from worldmodels.rollout.runner import play_policy
+from worldmodels.rollout.environments import play_policy
 
 
 @pytest.fixture(scope="module", params=["paper", "modern"])

@@ -24,7 +24,7 @@ from worldmodels.pipeline.players import interruptions, parse_policies
 from worldmodels.pipeline.profiles import read_profiles
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.tasks.takecover import POLICIES
-from worldmodels.rollout.runner import episode_seed
+from worldmodels.rollout.players import episode_seed
 from worldmodels.support.files import read_json
 
 SETTINGS = {"episodes": 7, "shard_episodes": 3, "policies": "repeat 1-10, left", "min_length": 120, "num_workers": 2}

@@ -26,7 +26,7 @@ from worldmodels.pipeline.config import override
 from worldmodels.pipeline.evaluators import playback_precision
 from worldmodels.pipeline.evolution import Means, save_controller
 from worldmodels.pipeline.run import Run
-from worldmodels.rollout import runner as play
+from worldmodels.rollout import environments as play
 from worldmodels.support.files import read_json
 from worldmodels.support.progress import Progress
 from worldmodels.support.versions import versions

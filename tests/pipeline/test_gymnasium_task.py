@@ -31,7 +31,7 @@ from worldmodels.pipeline.players import interruptions
 from worldmodels.pipeline.report import format_command
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES
-from worldmodels.rollout.runner import play_policy
+from worldmodels.rollout.environments import play_policy
 from worldmodels.support.files import read_json
 
 assert image_env.KINDS

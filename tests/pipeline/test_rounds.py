@@ -29,7 +29,8 @@ from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.rounds import RoundResult, round_results, run_all
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES, get
-from worldmodels.rollout import runner
+from worldmodels.rollout import environments as play
+from worldmodels.rollout.players import OpenLoopPlayer
 from worldmodels.training.trainer import Trainer
 
 ROUNDS = {
@@ -72,16 +73,16 @@ def two_baselines():
 def made(tmp_path_factory, two_baselines):
     """A complete run of two rounds of own play, and the open-loop episodes that were played for scores."""
     folder, played = tmp_path_factory.mktemp("rounds") / "run", []
-    real = runner.Environments.play_all
+    real = play.Environments.play_all
 
     def spy(environments, assignments, **options):
         for player, episodes, _ in assignments:
-            if isinstance(player, runner.OpenLoopPlayer):
+            if isinstance(player, OpenLoopPlayer):
                 played.extend((options["purpose"], player._policy, number) for number in episodes)
         real(environments, assignments, **options)
 
     with pytest.MonkeyPatch.context() as patch, Run(folder, rounds_config()) as run:
-        patch.setattr(runner.Environments, "play_all", spy)
+        patch.setattr(play.Environments, "play_all", spy)
         report_only_in(patch, folder)
         run_all(run)
     return folder, played

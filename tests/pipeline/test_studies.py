@@ -17,7 +17,7 @@ from worldmodels.models.agent import Agent, load_controller
 from worldmodels.pipeline import evaluation, studies, tasks
 from worldmodels.pipeline.config import override
 from worldmodels.pipeline.run import Run
-from worldmodels.rollout import runner as play
+from worldmodels.rollout import environments as play
 from worldmodels.support.files import read_json
 
 

@@ -21,7 +21,7 @@ from worldmodels.pipeline import players, tasks
 from worldmodels.pipeline.config import override
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES
-from worldmodels.rollout import runner as play
+from worldmodels.rollout import environments as play
 
 TASK = tasks.get("carracing")
 

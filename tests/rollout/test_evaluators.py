@@ -23,7 +23,7 @@ from worldmodels.pipeline.profiles import read_profiles
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.evaluators import environment as real
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
-from worldmodels.rollout.runner import episode_seed
+from worldmodels.rollout.players import episode_seed
 from worldmodels.support.profile import take_profile
 
 TOY = EnvSpec(id="toy_env:Toy-v0", variant="", resolution="")

@@ -18,16 +18,10 @@ from worldmodels.envs.policies import constant, repeated
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.vector import make_vector_env
 from worldmodels.models.agent import Population
-from worldmodels.rollout import runner
-from worldmodels.rollout.runner import (
-    Assignment,
-    Environments,
-    Episode,
-    OpenLoopPlayer,
-    play_policy,
-    record,
-    run_episodes,
-)
+from worldmodels.rollout import environments
+from worldmodels.rollout.environments import Assignment, Environments, play_policy, record
+from worldmodels.rollout.players import OpenLoopPlayer
+from worldmodels.rollout.runner import Episode, run_episodes
 from worldmodels.support.cluster import Needs
 
 
@@ -106,9 +100,11 @@ def test_lost_games_are_opened_again(monkeypatch):
 def test_a_worker_of_a_cluster_steps_with_its_own_threads(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        runner, "make_vector_env", lambda *_, **options: asked.append(options["num_workers"]) or make_vector_env(TOY, 1)
+        environments,
+        "make_vector_env",
+        lambda *_, **options: asked.append(options["num_workers"]) or make_vector_env(TOY, 1),
     )
-    work = runner._PlayWork(Needs(), (ONES,), TOY, 4, None, None, 0, "test")
+    work = environments._PlayWork(Needs(), (ONES,), TOY, 4, None, None, 0, "test")
     handler = work.open(3)
     assert len(handler([(0, 1), (0, 2)])) == 2
     handler.close()

@@ -24,7 +24,7 @@ from worldmodels.models.agent import Agent, load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN, State
 from worldmodels.models.native_model import Termination
-from worldmodels.rollout.runner import episode_seed
+from worldmodels.rollout.players import episode_seed
 from worldmodels.support.display import Window, load_pygame
 
 Floats = npt.NDArray[np.float32]

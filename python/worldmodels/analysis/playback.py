@@ -16,7 +16,8 @@ from worldmodels.models.agent import Agent, Recorder, load_controller
 from worldmodels.models.native_model import Termination
 from worldmodels.models.vae import ConvVAE
 from worldmodels.models.weights import load_model
-from worldmodels.rollout.runner import Environments, episode_seed, record
+from worldmodels.rollout.environments import Environments, record
+from worldmodels.rollout.players import episode_seed
 from worldmodels.support.cluster import active_cluster
 from worldmodels.support.progress import Progress
 

@@ -22,7 +22,8 @@ from worldmodels.models.device import limit_threads
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.players import CollectingPlayer, Job
 from worldmodels.pipeline.worker import work
-from worldmodels.rollout.runner import Assignment, Environments, OpenLoopPlayer, Player
+from worldmodels.rollout.environments import Assignment, Environments
+from worldmodels.rollout.players import OpenLoopPlayer, Player
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.processes import spawn
 

@@ -52,7 +52,7 @@ def show_agent(options: argparse.Namespace) -> None:
 
     from worldmodels.analysis import playback as show
     from worldmodels.analysis.recording import save_gif, save_video
-    from worldmodels.rollout.runner import describe_environment
+    from worldmodels.rollout.environments import describe_environment
 
     if options.command == "dream":
         about = f"{options.agent}, in its dream at temperature {chosen['temperature']:g}{_dream_unit(folder, task)}"
@@ -107,7 +107,7 @@ def _play_live(
     check_display("--window", "--gif FILE or --video FILE")
 
     from worldmodels.analysis import live
-    from worldmodels.rollout.runner import describe_environment
+    from worldmodels.rollout.environments import describe_environment
 
     game: live.Game
     if options.command == "dream":

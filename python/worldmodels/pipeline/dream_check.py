@@ -16,7 +16,8 @@ from worldmodels.pipeline import tasks
 from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import ScoredPlayer, cached_scores
-from worldmodels.rollout.runner import Environments, OpenLoopPlayer
+from worldmodels.rollout.environments import Environments
+from worldmodels.rollout.players import OpenLoopPlayer
 from worldmodels.support.cluster import active_cluster
 from worldmodels.support.profile import phase
 

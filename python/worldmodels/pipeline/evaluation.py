@@ -30,7 +30,8 @@ from worldmodels.pipeline.evaluators import make_dream, playback_precision
 from worldmodels.pipeline.evolution import Means, first_generation
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import ScoredPlayer, cached_scores
-from worldmodels.rollout.runner import Environments, OpenLoopPlayer, Player, describe_environment, episode_seed, record
+from worldmodels.rollout.environments import Environments, describe_environment, record
+from worldmodels.rollout.players import OpenLoopPlayer, Player, episode_seed
 from worldmodels.support.cluster import active_cluster
 from worldmodels.support.profile import phase
 from worldmodels.support.versions import versions

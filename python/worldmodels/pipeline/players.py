@@ -24,7 +24,7 @@ from worldmodels.models.controller import Controller, one_hot
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import CollectConfig, Config
 from worldmodels.rollout import runner
-from worldmodels.rollout.runner import episode_seed
+from worldmodels.rollout.players import episode_seed
 from worldmodels.support.profile import phase
 from worldmodels.support.validation import one_line
 
@@ -143,7 +143,7 @@ class _Attempt:
 
 
 class CollectingPlayer:
-    """:class:`worldmodels.rollout.runner.Player` of a job: draws a policy for every episode.
+    """:class:`worldmodels.rollout.players.Player` of a job: draws a policy for every episode.
 
     An episode depends on the job's seed, its number, the attempt and the agent alone.
 
@@ -177,7 +177,7 @@ class CollectingPlayer:
             )
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
-        """See :meth:`worldmodels.rollout.runner.Player.reset`; random numbers come from the seeds of the episodes."""
+        """See :meth:`worldmodels.rollout.players.Player.reset`; random numbers come from the seeds of the episodes."""
         if self._agent is not None:
             self._agent.reset(batch)
 
@@ -189,7 +189,7 @@ class CollectingPlayer:
         *,
         env_ids: npt.NDArray[np.int64] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """See :meth:`worldmodels.rollout.runner.Player.act`; all arguments are required."""
+        """See :meth:`worldmodels.rollout.players.Player.act`; all arguments are required."""
         assert restart is not None and episodes is not None and env_ids is not None
         with phase("policy"):
             for env_id, number in zip(env_ids[restart].tolist(), episodes[restart].tolist(), strict=True):

@@ -12,7 +12,8 @@ from typing import Any, TextIO
 
 from worldmodels.data.records import EpisodeScore
 from worldmodels.envs.vector import backend
-from worldmodels.rollout.runner import Assignment, Environments, Player
+from worldmodels.rollout.environments import Assignment, Environments
+from worldmodels.rollout.players import Player
 from worldmodels.support.files import atomic_path, link, read_lines
 from worldmodels.support.progress import Progress
 

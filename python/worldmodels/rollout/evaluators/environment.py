@@ -23,7 +23,8 @@ from worldmodels.models.lstm_state import LSTMState
 from worldmodels.models.mdnrnn import MDNRNN
 from worldmodels.models.vae import ConvVAE
 from worldmodels.rollout.evaluators import EvalResult, OnProgress, check_params
-from worldmodels.rollout.runner import Episode, episode_seed, run_episodes
+from worldmodels.rollout.players import episode_seed
+from worldmodels.rollout.runner import Episode, run_episodes
 from worldmodels.support.profile import phase
 from worldmodels.support.validation import check_integer, check_seed
 
@@ -169,7 +170,7 @@ class EnvironmentEvaluator:
 
 
 class _PopulationPlayer:
-    """:class:`worldmodels.rollout.runner.Player` with a controller of its own in every episode.
+    """:class:`worldmodels.rollout.players.Player` with a controller of its own in every episode.
 
     Args:
         evaluator: V, M, the architecture of C and the encoder.
@@ -183,7 +184,7 @@ class _PopulationPlayer:
         self._step: tuple[Indices, Floats, Floats, npt.NDArray[np.bool_]] | None = None
 
     def reset(self, batch: int, *, seed: int = 0) -> None:
-        """See :meth:`worldmodels.rollout.runner.Player.reset`; random numbers come from the seeds of the jobs."""
+        """See :meth:`worldmodels.rollout.players.Player.reset`; random numbers come from the seeds of the jobs."""
         self._ages = np.zeros(batch, np.int64)
         self._params = np.zeros((batch, self._all_params.shape[1]), np.float32)
         self._noise = np.zeros((batch, _NOISE, self._evaluator.mdnrnn.latent_size), np.float32)
@@ -198,7 +199,7 @@ class _PopulationPlayer:
         *,
         env_ids: npt.NDArray[np.int64] | None = None,
     ) -> Floats:
-        """See :meth:`worldmodels.rollout.runner.Player.act`; all arguments are required."""
+        """See :meth:`worldmodels.rollout.players.Player.act`; all arguments are required."""
         assert restart is not None and episodes is not None and env_ids is not None
         fresh, jobs = env_ids[restart], episodes[restart]
         self._ages[fresh] = 0
