@@ -81,7 +81,7 @@ def _presets() -> dict[str, Config]:
         world_model="takecover",
         check_dream=CheckDreamConfig(episodes=20, dream_episodes=64),
         evolve=EvolveConfig(
-            generations=8,
+            generations=32,
             episodes=8,
             common_random_numbers=True,
             scale_inputs=True,
@@ -91,13 +91,16 @@ def _presets() -> dict[str, Config]:
         ),
         evaluate=EvaluateConfig(num_envs=32),
     )
-    # Round 0 explores with a C that is evolved for few generations; the last round's C is the agent.
+    # Rounds 0 and 1 collect with a C that is evolved for fewer generations; the last round's C is the agent.
     full = replace(
         small,
         preset="full",
-        collect=quick.collect,
-        evolve=replace(small.evolve, generations=60),
-        rounds=RoundsConfig(rounds=2, episodes=300, vae_steps=0, rnn_steps=3_000, rnn_lr=1.5e-3, generations=16),
+        collect=replace(quick.collect, episodes=6_000),
+        train_vae=replace(quick.train_vae, steps=10_000),
+        train_rnn=replace(small.train_rnn, steps=6_000),
+        evolve=replace(small.evolve, generations=60, evaluate_every=10),
+        evaluate=EvaluateConfig(episodes=300, num_envs=32),
+        rounds=RoundsConfig(rounds=2, episodes=400, vae_steps=0, rnn_steps=2_000, rnn_lr=1e-3, generations=30),
     )
     return {"pretrained": pretrained, "quick": quick, "small": small, "full": full, "paper": paper}
 
