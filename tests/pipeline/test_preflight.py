@@ -96,10 +96,7 @@ REFUSED = [
     ),
     ("--train-vae.latent-size 20000", "train_vae.latent_size: expected at most 16384, got 20000"),
     ("--train-rnn.init-from /nosuch", "train_rnn.init_from: expected a run folder with rnn/rnn.safetensors"),
-    (
-        "--train-rnn.hidden-size 256 --train-rnn.init-from takecover",
-        "train_rnn.init_from: expected {'latent_size': 64",
-    ),
+    ("--train-rnn.init-from takecover", "train_rnn.init_from: expected {'latent_size': 64"),
     ("--train-rnn.hidden-size 1000000", "train_rnn.hidden_size: expected a size that fits in"),
     ("--train-rnn.num-mixtures 10000", "train_rnn.num_mixtures: expected at most 5461, got 10000"),
     ("--train-rnn.done-lookahead 2100", "train_rnn.done_lookahead: expected less than 2100"),
@@ -111,8 +108,8 @@ REFUSED = [
         "evolve.max_steps: expected at most 2100, the longest",
     ),
     ("--evolve.init-from /nosuch", "evolve.init_from: expected a run folder with evolve/controller.safetensors"),
-    ("--evolve.init-from other", "evolve.init_from: expected a C of 1088 parameters, got 25 in other"),
-    ("--evolve.pca-components 1089", "evolve.pca_components: expected at most 1088, the features of C, got 1089"),
+    ("--evolve.init-from other", "evolve.init_from: expected a C of 576 parameters, got 25 in other"),
+    ("--evolve.pca-components 577", "evolve.pca_components: expected at most 576, the features of C, got 577"),
     (
         "--evolve.pca-components 5 --evolve.scale-inputs",
         "evolve.scale_inputs: expected false, as evolve.pca_components",
@@ -132,7 +129,7 @@ REFUSED = [
     ("--train-rnn.lr 1e300", "train_rnn.lr: expected at most 3.4e+38, got 1e+300"),
     (
         "--train-rnn.validation-fraction 0.9999999",
-        "train_rnn.validation_fraction: expected a fraction that leaves one of 4000 episodes",
+        "train_rnn.validation_fraction: expected a fraction that leaves one of 1600 episodes",
     ),
     ("--train-vae.init-from run", "train_vae.init_from: expected a run other than run itself, got run"),
     ("--train-rnn.init-from ./run", "train_rnn.init_from: expected a run other than run itself, got ./run"),

@@ -34,27 +34,28 @@ def _presets() -> dict[str, Config]:
     quick = replace(
         paper,
         preset="quick",
-        collect=CollectConfig(episodes=4_000, policies=exploring, min_length=1),
+        collect=CollectConfig(episodes=1_600, policies=exploring, min_length=1),
         train_vae=TrainVAEConfig(
-            steps=8_000, batch_size=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
+            steps=4_000, batch_size=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
         ),
         train_rnn=TrainRNNConfig(
-            steps=4_000,
+            hidden_size=256,
+            steps=9_000,
             batch_size=32,
-            sequence_length=128,
+            sequence_length=64,
             lr=1.5e-3,
             schedule="cosine",
             done_lookahead=6,
         ),
         check_dream=CheckDreamConfig(episodes=20, dream_episodes=64),
         evolve=EvolveConfig(
-            generations=20,
+            generations=6,
             episodes=8,
             common_random_numbers=True,
             scale_inputs=True,
             termination="expected",
-            evaluate_every=5,
-            evaluate_episodes=512,
+            evaluate_every=2,
+            evaluate_episodes=256,
         ),
         evaluate=EvaluateConfig(num_envs=32),
     )
@@ -62,8 +63,8 @@ def _presets() -> dict[str, Config]:
         paper,
         preset="small",
         collect=replace(quick.collect, episodes=2_400),
-        train_vae=quick.train_vae,
-        train_rnn=replace(quick.train_rnn, steps=3_000),
+        train_vae=replace(quick.train_vae, steps=8_000),
+        train_rnn=replace(quick.train_rnn, hidden_size=512, steps=3_000, sequence_length=128),
         evolve=EvolveConfig(
             generations=16,
             common_random_numbers=True,
