@@ -93,7 +93,7 @@ def test_help_is_short_and_points_at_the_rest(capsys, name):
     ("arguments", "shown"),
     [
         ("run takecover --preset quick", ["task takecover, preset quick", "(quick: 1600)", "LSTM units (quick: 256)"]),
-        ("run --preset=small takecover", ["task takecover, preset small", "(small: 2400)"]),
+        ("run --preset=small takecover", ["task takecover, preset small", "(small: 6000)"]),
         ("run carracing", ["task carracing, preset pretrained"]),
         (
             "run takecover",
