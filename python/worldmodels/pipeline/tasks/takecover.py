@@ -121,9 +121,10 @@ TASK = Task(
     mirror=(-1.0,),
     paper_score=(1092, 556),
     durations={
-        "pretrained": "6 minutes on 2 cores",
+        "pretrained": "7 minutes on 2 cores of an AMD EPYC (Zen 5)",
         "quick": "7 minutes on 2 cores of an AMD EPYC (Zen 5)",
         "small": "28 minutes on 2 cores of an AMD EPYC (Zen 5)",
+        "full": "77 minutes on 2 cores of an AMD EPYC (Zen 5)",
     },
     ablations={
         "z": {"evolve": {"features": "z"}},
