@@ -73,8 +73,8 @@ std::ptrdiff_t ConvTraining::place_of(int column) const {
 // The panels of the weights' transpose, for threads that have started with a panel's rows or more.
 const float* ConvTraining::pack_filters(const ConvTrainingKernels& kernels, const float* weights,
                                         int threads) {
-    const int pixel = (kernels.pack == 2 ? half_ : whole_).pixel,
-              depth = shape_.kernel * shape_.kernel * pixel;
+    const int pixel = (kernels.pack == 2 ? half_ : whole_).pixel;
+    const int depth = shape_.kernel * shape_.kernel * pixel;
     const int columns = kernels.columns, channels = shape_.channels;
     float* const panels = panels_.reserve(product(depth, shape_.filters));
     parallel_for_blocks(shape_.filters / columns, threads, [&](int panel, int thread) {

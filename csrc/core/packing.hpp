@@ -8,8 +8,8 @@ namespace worldmodels {
 
 enum class Precision { float32, bfloat16 };
 
-inline constexpr std::size_t kPanelPadding =
-    64;  // floats that kernels with filters or rows in a vector read past the last panel
+// Floats that kernels with filters or rows in a vector read past the last panel.
+inline constexpr std::size_t kPanelPadding = 64;
 
 // Number of floats that hold `count` weights.
 constexpr std::size_t packed_size(Precision precision, std::size_t count) {
