@@ -21,7 +21,7 @@ def encodes_in_bfloat16(where: torch.device, precision: str) -> bool:
     """Resolve the precision of an encoder.
 
     ``"auto"`` is float32 on a CPU: the native core's Winograd convolutions are faster than PyTorch's in bfloat16. On
-    two cores of an AMD EPYC (Zen 5): 21,090 and 16,561 frames/s in batches of 256 (``worldmodels bench``).
+    two cores of an AMD EPYC (Zen 5): 21,885 and 16,101 frames/s in batches of 256 (``worldmodels bench``).
 
     Raises:
         ValueError: ``precision`` is ``"bfloat16"``, which this CPU does not have.
