@@ -59,6 +59,26 @@ def check_close(folder, other, stage):
             assert value == (pytest.approx(wanted[key], rel=1e-3, abs=1e-5) if key != "stage" else wanted[key])
 
 
+def test_shutdown_ends_the_threads_of_the_process_group(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib\n"
+        "from worldmodels.training.distributed import ranks_from_env\n"
+        "threads = lambda: [path.read_text() for path in pathlib.Path('/proc/self/task').glob('*/comm')]\n"
+        "ranks = ranks_from_env()\n"
+        "ranks.init()\n"
+        "import torch.distributed.nn.functional, torch.optim\n"
+        "ranks.broadcast({'a': 1.0})\n"
+        "assert any('gloo' in name for name in threads()), threads()\n"
+        "ranks.shutdown()\n"
+        "assert not any('gloo' in name for name in threads()), threads()\n"
+    )
+    port = 20_000 + os.getpid() % 20_000
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", str(script)]
+    done = subprocess.run(line, env=environment(), text=True, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", list(SETTINGS))
 def test_two_processes_give_what_one_gives_and_go_on_where_one_stopped(tmp_path, stage):

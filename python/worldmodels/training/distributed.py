@@ -49,6 +49,10 @@ class Ranks:
         if self.size == 1:
             return
         import torch
+
+        # Its functions have the default process group of import time as a default argument. Imported later, by an
+        # optimizer say, they keep gloo's threads alive through shutdown() until one aborts the process at its exit.
+        import torch.distributed.nn
         from torch import distributed
 
         if not distributed.is_initialized():
