@@ -169,7 +169,7 @@ def test_eight_workers_are_busy_until_the_end(three):
     assert cluster.usage.busy > played.lengths.sum() / 1000
 
 
-def test_threaded_work_is_done_by_one_process_of_each_node(three, tmp_path):
+def test_threaded_work_is_done_by_one_process_of_each_node(three, tmp_path, patient):
     """Also after that process has died."""
     _, cluster = three
     until = time.monotonic() + 100
