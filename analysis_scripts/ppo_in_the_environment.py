@@ -21,7 +21,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecMonitor
 
 from worldmodels.analysis.stats import describe, format_interval
-from worldmodels.envs.vector import make
+from worldmodels.envs.making import make
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.players import episode_seed

@@ -16,15 +16,17 @@ from worldmodels import Controller
 from worldmodels.cli import main
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.records import EpisodeTrace
-from worldmodels.envs import ContractError
+from worldmodels.envs import ContractError, vector
 from worldmodels.envs import envpool as pool
-from worldmodels.envs import vector as batch
 from worldmodels.envs.actions import ActionMap
 from worldmodels.envs.any_gymnasium import AdaptedEnv
+from worldmodels.envs.making import make
 from worldmodels.envs.policies import constant
+from worldmodels.envs.process_vector import ProcessVectorEnv
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import ProcessVectorEnv, ThreadVectorEnv, make, make_vector_env
+from worldmodels.envs.thread_vector import ThreadVectorEnv
+from worldmodels.envs.vector import make_vector_env
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.environments import Environments, play_policy, record
@@ -186,8 +188,8 @@ def test_an_action_repeat_beyond_float64_is_refused():
 
 def test_entry_points_of_every_kind():
     for kind in ("Endless", "Black", "Maker"):
-        assert not batch._threads(f"odd_env:Odd/{kind}-v0")
-    assert batch._threads("worldmodels/TakeCover-v0")
+        assert not vector._threads(f"odd_env:Odd/{kind}-v0")
+    assert vector._threads("worldmodels/TakeCover-v0")
     with pytest.raises(
         ValueError, match=r"^environment\.id: expected an environment with an entry point, got 'odd_env"
     ):

@@ -14,11 +14,13 @@ from image_env import Image
 from worldmodels.envs import ContractError
 from worldmodels.envs.actions import ActionMap, choices_of
 from worldmodels.envs.frames import find_source
+from worldmodels.envs.making import make
 from worldmodels.envs.policies import repeated_choices
 from worldmodels.envs.preprocessing import resize
+from worldmodels.envs.process_vector import ProcessVectorEnv
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import ProcessVectorEnv, ThreadVectorEnv, make
+from worldmodels.envs.thread_vector import ThreadVectorEnv
 
 
 def spec(kind, **settings):

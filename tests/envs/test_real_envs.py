@@ -20,9 +20,11 @@ from worldmodels.data.frames import FrameReader, ShuffledBatches
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.car_racing import CarRacingEnv
 from worldmodels.envs.pendulum import PendulumEnv
+from worldmodels.envs.process_vector import ProcessVectorEnv
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.take_cover import TakeCoverEnv
-from worldmodels.envs.vector import ProcessVectorEnv, ThreadVectorEnv, make_vector_env
+from worldmodels.envs.thread_vector import ThreadVectorEnv
+from worldmodels.envs.vector import make_vector_env
 
 ENVS = {
     "TakeCover": (TakeCoverEnv, {"variant": "modern", "render_mode": "rgb_array"}),

@@ -346,7 +346,7 @@ import os, sys, threading
 import gymnasium, numpy as np, worldmodels, vizdoom
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs import take_cover, vizdoom_process
-from worldmodels.envs.vector import ThreadVectorEnv
+from worldmodels.envs.thread_vector import ThreadVectorEnv
 os.chdir(sys.argv[1])
 os.chmod(".", 0o555)
 if os.getuid() == 0:  # root may write anywhere

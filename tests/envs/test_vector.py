@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from toy_env import ToyEnv
-from worldmodels.envs import ContractError, GameLostError
+from worldmodels.envs import ContractError, GameLostError, vector
 from worldmodels.envs import envpool as pool
-from worldmodels.envs import vector as batches
+from worldmodels.envs.making import LazyEnv, backend, entry_point
+from worldmodels.envs.process_vector import ProcessVectorEnv
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import ProcessVectorEnv, ThreadVectorEnv, backend, make_vector_env
+from worldmodels.envs.thread_vector import ThreadVectorEnv
+from worldmodels.envs.vector import make_vector_env
 
 TOY = EnvSpec(id="toy_env:Toy-v0", variant="", resolution="")
 CARS = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
@@ -119,9 +121,9 @@ def test_a_request_whose_caller_was_interrupted_answers_no_later_one(monkeypatch
     np.testing.assert_array_equal(batch.reset([0, 1], [3, 4])[1], ToyEnv().reset(seed=4)[0])
     assert batch.step([0, 1], np.ones((2, 2), np.float32))[1].tolist() == [1, 1]
     batch.close()
-    batch, step = make_toy("threads", 2), batches._Row.step
+    batch, step = make_toy("threads", 2), LazyEnv.step
     batch.reset([0, 1], [1, 2])
-    monkeypatch.setattr(batches._Row, "step", lambda *row: time.sleep(0.2) or step(*row))
+    monkeypatch.setattr(LazyEnv, "step", lambda *row: time.sleep(0.2) or step(*row))
     batch.send([0], np.ones((1, 2), np.float32))
     batch.reset([0], [4])  # another thread is free
     assert batch.step([0], np.ones((1, 2), np.float32))[1].tolist() == [1]
@@ -190,7 +192,7 @@ def test_kinds_of_batches(monkeypatch):
         make_vector_env(TOY, 0)
     with pytest.raises(TypeError, match=r"^num_workers: expected an integer, got 1\.5"):
         make_vector_env(TOY, 1, num_workers=1.5)
-    monkeypatch.setattr(batches, "backend", lambda _: "envpool")
+    monkeypatch.setattr(vector, "backend", lambda _: "envpool")
     with pytest.raises(ValueError, match=r"^ignore_done: EnvPool has no such option"):
         make_vector_env(CARS, 1, ignore_done=True)
 
@@ -198,7 +200,7 @@ def test_kinds_of_batches(monkeypatch):
 @pytest.mark.parametrize("option", ["variant", "resolution"])
 def test_options_that_an_environment_lacks_are_refused(monkeypatch, option):
     said = rf"^environment\.{option}: expected none, as .* has no such option, got 'modern'"
-    monkeypatch.setattr(batches, "backend", lambda environment: environment.backend or "gymnasium")
+    monkeypatch.setattr(vector, "backend", lambda environment: environment.backend or "gymnasium")
     for environment in (TOY, CARS):
         with pytest.raises(ValueError, match=said):
             make_vector_env(replace(environment, **{option: "modern"}), 1).reset([0], [1])
@@ -223,7 +225,7 @@ def test_an_environment_without_its_packages_says_which(tmp_path, monkeypatch, e
     monkeypatch.syspath_prepend(tmp_path)
     gymnasium.register(f"{name}-v0", entry_point=f"{name}:Env")
     with pytest.raises(ModuleNotFoundError, match=rf"^{name}-v0: MuJoCo is not installed$"):
-        batches.entry_point(f"{name}-v0")
+        entry_point(f"{name}-v0")
 
 
 @needs_envpool

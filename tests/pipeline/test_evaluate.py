@@ -13,10 +13,10 @@ from conftest import interrupt, make_mdnrnn, mark_done, toy_config, write_world
 from worldmodels.data.records import EpisodeTrace, PolicyCheck, Scores
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.native import Dream
-from worldmodels.envs import vector as batch
+from worldmodels.envs import making
+from worldmodels.envs.making import make
 from worldmodels.envs.policies import constant
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import make
 from worldmodels.models.agent import Agent, Population
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline import dream_check as check_dream
@@ -305,7 +305,7 @@ class Spy:
 @pytest.mark.parametrize("slots", [1, 2, 3, 8])
 def test_an_agent_is_told_which_episode_every_frame_is_of(monkeypatch, slots):
     lengths, envs = {3: 4, 4: 1, 5: 7, 8: 2, 9: 3}, []
-    monkeypatch.setattr(batch, "make", lambda _: envs.append(Countdown()) or envs[-1])
+    monkeypatch.setattr(making, "make", lambda _: envs.append(Countdown()) or envs[-1])
     monkeypatch.setattr(play, "episode_seed", lambda seed, purpose, episode: lengths[episode])
     player, played = Spy(), []
     with play.Environments(EnvSpec(), slots) as environments:

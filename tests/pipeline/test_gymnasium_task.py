@@ -18,10 +18,10 @@ from worldmodels.cli import main
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.records import Results
 from worldmodels.envs import ContractError
+from worldmodels.envs.making import backend
 from worldmodels.envs.policies import constant
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import backend
 from worldmodels.models.controller import one_hot
 from worldmodels.pipeline import probing, tasks
 from worldmodels.pipeline.config import ProbeConfig, from_dict, override, to_dict

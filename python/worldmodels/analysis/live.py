@@ -17,9 +17,9 @@ from worldmodels.analysis.stats import describe
 from worldmodels.dream.env import DreamEnv
 from worldmodels.dream.native import check_fits, check_temperature
 from worldmodels.dream.world_model import load_world_model
+from worldmodels.envs.making import make
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import make
 from worldmodels.models.agent import Agent, load_controller
 from worldmodels.models.controller import Controller
 from worldmodels.models.mdnrnn import MDNRNN, State

@@ -21,8 +21,8 @@ from worldmodels.data.records import (
     Results,
     Seeds,
 )
+from worldmodels.envs.making import backend
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import backend
 from worldmodels.models.agent import Agent, Population, Recorder, load_controller
 from worldmodels.models.decoder import Decoder
 from worldmodels.pipeline import tasks

@@ -111,14 +111,14 @@ def check_config(
         chosen = {name: value for name in ("variant", "resolution") if (value := getattr(evaluate, name))}
         _check_environment(replace(config.environment, **chosen), "evaluate" if chosen else "environment", records=True)
     for environment in dict.fromkeys(_environments(config, [name for name in tried if name in names])):
-        from worldmodels.envs.vector import try_environment
+        from worldmodels.envs.making import try_environment
 
         try_environment(environment, task.rules)
 
 
 def _environments(config: Config, names: Collection[str]) -> Iterator[EnvSpec]:
     """Yield the environments that stages make with Gymnasium."""
-    from worldmodels.envs.vector import backend
+    from worldmodels.envs.making import backend
 
     playing = {"collect", "check_dream", *(["evolve"] if config.evolve.evaluate_in == "environment" else [])}
     if playing & set(names) and backend(config.environment) == "gymnasium":
@@ -460,7 +460,7 @@ def _check_environment(environment: EnvSpec, section: str, *, ignore_done: bool 
         ignore_done: Whether episodes continue past termination.
         records: Whether an episode is recorded, which uses Gymnasium's environment with any back end.
     """
-    from worldmodels.envs.vector import backend, check_options, entry_point, import_packages
+    from worldmodels.envs.making import backend, check_options, entry_point, import_packages
 
     import_packages(environment)
     check_options(environment, section)

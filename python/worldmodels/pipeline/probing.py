@@ -17,9 +17,9 @@ from worldmodels.envs import ContractError
 from worldmodels.envs.actions import choices_of, is_discrete
 from worldmodels.envs.any_gymnasium import AdaptedEnv
 from worldmodels.envs.frames import find_source
+from worldmodels.envs.making import entry_point, import_packages, make
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import entry_point, import_packages, make
 from worldmodels.pipeline.config import Config, ProbeConfig, override
 from worldmodels.pipeline.gymnasium_task import gymnasium_task, policies
 from worldmodels.pipeline.tasks import Task

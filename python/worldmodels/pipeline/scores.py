@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from worldmodels.data.records import EpisodeScore
-from worldmodels.envs.vector import backend
+from worldmodels.envs.making import backend
 from worldmodels.rollout.environments import Assignment, Environments
 from worldmodels.rollout.players import Player
 from worldmodels.support.files import atomic_path, link, read_lines

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from worldmodels import pretrained
 from worldmodels.data.episodes import EpisodeWriter
 from worldmodels.envs import ContractError, GameLostError
+from worldmodels.envs.making import backend
 from worldmodels.envs.policies import RANDOM_AGENT
-from worldmodels.envs.vector import backend, make_vector_env
+from worldmodels.envs.vector import make_vector_env
 from worldmodels.pipeline.players import Job, check_policies, play
 from worldmodels.support.cluster import Needs, WorkerLostError
 from worldmodels.support.profile import OTHER, phase, phase_of, take_profile

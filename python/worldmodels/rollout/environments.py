@@ -14,10 +14,12 @@ from worldmodels.data.records import EpisodeTrace
 from worldmodels.envs import GameLostError
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.base import VectorEnv
+from worldmodels.envs.making import backend
 from worldmodels.envs.policies import Policy
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import ThreadVectorEnv, backend, make_vector_env
+from worldmodels.envs.thread_vector import ThreadVectorEnv
+from worldmodels.envs.vector import make_vector_env
 from worldmodels.rollout.needs import ENVS_PER_THREAD, environment_needs, resolved
 from worldmodels.rollout.players import OpenLoopPlayer, Player, Players, episode_seed
 from worldmodels.rollout.runner import Episode, run_episodes

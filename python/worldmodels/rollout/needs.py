@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from worldmodels.envs.making import backend, entry_point, import_packages
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import backend, entry_point, import_packages
 from worldmodels.support.cluster import Needs
 
 #: Environments that a thread of a worker steps at once: V encodes their frames together.

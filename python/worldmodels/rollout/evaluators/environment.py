@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from worldmodels.envs import GameLostError
 from worldmodels.envs.base import VectorEnv
+from worldmodels.envs.making import backend
 from worldmodels.envs.preprocessing import Frame
 from worldmodels.envs.rules import Rules
 from worldmodels.envs.spec import EnvSpec
-from worldmodels.envs.vector import backend, make_vector_env
+from worldmodels.envs.vector import make_vector_env
 from worldmodels.models.controller import Controller
 from worldmodels.models.device import device
 from worldmodels.models.encoder import Encoder
