@@ -17,9 +17,9 @@ from worldmodels import __version__, cli, pretrained
 from worldmodels.cli import arguments as parsing
 from worldmodels.cli import main
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.config import SECTIONS, Config
+from worldmodels.pipeline.config import SECTIONS, Config, section_names
 from worldmodels.pipeline.config_file import read_config_file
-from worldmodels.pipeline.run import Run, section_names
+from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import preset
 

@@ -736,15 +736,15 @@ def test_the_duration_of_a_stage_is_that_of_all_sessions(tmp_path, monkeypatch):
             else:
                 with pytest.raises(KeyboardInterrupt):
                     run.run_stage("train_vae")
-        return read_json(run.marker("train_vae") if ends else run._begun("train_vae"))
+        return read_json(run.marker("train_vae") if ends else run.begun("train_vae"))
 
     with Run(tmp_path, toy_config()) as run:
         mark_done(run, "collect")
     first = session(10, ends=False)
     assert first["seconds"] == 11
-    write_json(run._begun("train_vae"), {**first, "began": "then", "seconds": 10})  # as a kill leaves it
+    write_json(run.begun("train_vae"), {**first, "began": "then", "seconds": 10})  # as a kill leaves it
     assert session(4, ends=False)["seconds"] == 15
     last = session(2, ends=True)
     assert seen == [0, 10, 15]
     assert (last["seconds"], last["began"]) == (18, "then")
-    assert not run._begun("train_vae").exists()
+    assert not run.begun("train_vae").exists()

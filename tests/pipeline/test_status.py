@@ -31,7 +31,7 @@ def interrupted(folder):
         mark_done(run, "collect", "train_vae", "encode")
         run.log("train-rnn", step=2, z=1.0)
         run.log("train-rnn", step=4, z=0.9)
-        run._begun("train_rnn").write_text(run.marker("encode").read_text())
+        run.begun("train_rnn").write_text(run.marker("encode").read_text())
     return run
 
 

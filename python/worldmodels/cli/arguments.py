@@ -24,8 +24,7 @@ from worldmodels.cli.types import (
 )
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.config import Config
-from worldmodels.pipeline.run import section_names
+from worldmodels.pipeline.config import Config, section_names
 from worldmodels.pipeline.sinks import SINKS
 from worldmodels.pipeline.stage import Stage, command
 from worldmodels.pipeline.stages import STAGES

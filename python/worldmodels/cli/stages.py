@@ -17,7 +17,8 @@ from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import Config, override
 from worldmodels.pipeline.config_file import ConfigFile, format_config, read_config_file
 from worldmodels.pipeline.folder import RunFolder, default_folder
-from worldmodels.pipeline.run import Run, check_inputs, require_earlier
+from worldmodels.pipeline.inputs import check_inputs, require_earlier
+from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.sinks import check_sinks
 from worldmodels.pipeline.stage import command
 from worldmodels.pipeline.stages import NAMES, STAGES

@@ -370,3 +370,8 @@ def round_config(config: Config, number: int, folder: Path) -> Config:
         changes["evaluate"]["curve_episodes"] = 0
         config = replace(config, rounds=RoundsConfig(), refine=RefineConfig())
     return override(config, changes)
+
+
+def section_names() -> list[str]:
+    """List the sections of the settings that have flags, the environment first."""
+    return [item.name for item in fields(Config) if item.name not in (*TOP, PROBE)]

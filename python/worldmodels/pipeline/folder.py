@@ -94,7 +94,7 @@ class RunFolder:
         """Return the path of a stage's marker, which exists if the stage is complete."""
         return self.path("stages", f"{stage}.json")
 
-    def _begun(self, stage: str) -> Path:
+    def begun(self, stage: str) -> Path:
         """Return the path of an incomplete stage's marker, with the settings of its partial outputs."""
         return self.path("stages", f"{stage}.begun.json")
 
@@ -154,7 +154,7 @@ class RunFolder:
                 changed = self._differences(stage, path)
                 changed = [name for name in changed if fixed or not self._extends(stage, name)]
             else:
-                path, state = self._begun(stage.name), "has partial outputs"
+                path, state = self.begun(stage.name), "has partial outputs"
                 changed = self._partial_differences(stage, path)
             if changed:
                 names = ", ".join(self.names.get(f"{stage.name}.{name}", name) for name in changed)
@@ -182,7 +182,7 @@ class RunFolder:
 
     def has_run(self, *chosen: Stage) -> bool:
         """Check whether one of the stages, by default of all, has a marker, complete or not."""
-        return any(self.marker(one.name).is_file() or self._begun(one.name).is_file() for one in chosen or STAGES)
+        return any(self.marker(one.name).is_file() or self.begun(one.name).is_file() for one in chosen or STAGES)
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """Read the metrics of a stage, by its name on the command line."""

@@ -7,16 +7,13 @@ import errno
 import fcntl
 import itertools
 import json
-import os
 import re
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import fields, replace
-from functools import partial
-from glob import escape
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,14 +21,16 @@ from typing import Any
 from worldmodels import pretrained
 from worldmodels.data.records import StageRecord
 from worldmodels.pipeline import stages, tasks
-from worldmodels.pipeline.config import PROBE, TOP, Config, to_dict
+from worldmodels.pipeline.config import Config, to_dict
 from worldmodels.pipeline.folder import RunFolder, making, read_config
+from worldmodels.pipeline.inputs import require_earlier
+from worldmodels.pipeline.outputs import check_discardable, discard, filter_metrics, invalidate, remove_temporary_files
 from worldmodels.pipeline.preflight import check_config, check_rounds
-from worldmodels.pipeline.profiles import PROFILE, is_profile
+from worldmodels.pipeline.profiles import PROFILE
 from worldmodels.pipeline.sinks import Sink, check_sinks, numbers, open_sinks
 from worldmodels.pipeline.stage import C, M, Stage, StageFailedError, V
 from worldmodels.pipeline.stages import STAGES
-from worldmodels.support.files import atomic_path, parse_line, read_json, write_json
+from worldmodels.support.files import atomic_path, write_json
 from worldmodels.support.processes import check_sigint
 from worldmodels.support.profile import take_profile
 from worldmodels.support.progress import label
@@ -117,7 +116,7 @@ class Run(RunFolder):
             self._check_imported()
             self._check_rounds(discarded)
             self._preflight(discarded, [rerun] if rerun is not None and self.has_run(discarded[0]) else [])
-            self._check_discardable(discarded)
+            check_discardable(self, discarded)
             if rerun == "collect" and self.config.collect.source and self.has_run(discarded[0]):
                 from worldmodels.pipeline.recordings import check_recordings
 
@@ -128,8 +127,8 @@ class Run(RunFolder):
             self._lock.close()
             raise
         try:
-            self._remove_temporary_files()
-            self._discard(discarded)
+            remove_temporary_files(self)
+            discard(self, discarded)
             if config is not None:
                 write_json(stored, to_dict(config))
         except BaseException:
@@ -271,83 +270,6 @@ class Run(RunFolder):
                 f"{', '.join(found)}; use another --out, with --world-model {self.folder}"
             )
 
-    def _remove_temporary_files(self) -> None:
-        """Remove temporary files of killed processes, and markers of incomplete stages that are complete."""
-        for name in stages.NAMES:
-            if self.marker(name).is_file():
-                self._begun(name).unlink(missing_ok=True)
-        ours = ["config.json", "metrics.jsonl", "stages/*.json", *itertools.chain(*map(self._outputs, STAGES))]
-        for pattern in ours:
-            for stray in self.folder.glob(f"{pattern}.*.tmp"):
-                if _TEMPORARY.fullmatch(stray.name):
-                    stray.unlink(missing_ok=True)
-
-    def _check_discardable(self, discarded: Sequence[Stage]) -> None:
-        """Check that the outputs of stages can be removed, before any is.
-
-        Raises:
-            IsADirectoryError: A folder has the name of an output file.
-            PermissionError: A folder is not writable.
-        """
-        outputs = [path for stage in discarded if self.has_run(stage) for path in self._output_files(stage)]
-        if any(map(self.has_run, discarded)):
-            outputs += [self.path("metrics.jsonl"), self.path("stages", "*.json")]
-        for path in outputs:
-            if path.is_dir():
-                raise IsADirectoryError(f"{path}: expected a file, got a folder; nothing was discarded")
-            if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
-                raise PermissionError(f"{path.parent}: expected a writable folder; nothing was discarded")
-
-    def _output_files(self, stage: Stage) -> Iterator[Path]:
-        """List the existing output files of a stage."""
-        return itertools.chain(*map(self.folder.glob, self._outputs(stage)))
-
-    def _discard(self, discarded: Sequence[Stage]) -> None:
-        """Remove the outputs of stages that have a marker.
-
-        Other files in their folders are kept and printed. A folder may be a symbolic link.
-        """
-        for stage in discarded:
-            if not self.has_run(stage):
-                continue
-            if self.marker(stage.name).is_file():  # an interruption leaves an incomplete stage
-                self.marker(stage.name).replace(self._begun(stage.name))
-            removed = list(self._output_files(stage))
-            for path in removed:
-                path.unlink()
-            self._filter_metrics(partial(_is_of_others, stage.command))
-            self._begun(stage.name).unlink()
-            folder = self.path(stage.folder)
-            for inner in {path.parent for path in removed} - {folder, self.folder}:
-                if not inner.is_symlink() and not any(inner.iterdir()):
-                    inner.rmdir()
-            others = sorted(path.relative_to(self.folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-            if others:
-                more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-                names = f"{', '.join(others[:3])}{more}"
-                print(f"{label(stage.command)}  kept {names}: not outputs of this stage", file=sys.stderr)
-            elif folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
-                folder.rmdir()
-
-    def _invalidate(self, stage: Stage) -> None:
-        """Remove the marker and the outputs of a stage. Cached scores are kept, as they name their player."""
-        self.marker(stage.name).unlink(missing_ok=True)
-        for path in self._output_files(stage):
-            if path.is_file() and path.suffix != ".jsonl":
-                path.unlink()
-
-    def _outputs(self, stage: Stage) -> Iterator[str]:
-        """Expand the patterns of a stage's outputs, relative to the run folder."""
-        names = {
-            "policies": [escape(name.replace(" ", "_")) for name in self.task.policies],
-            "baselines": [escape(name) for name in self.task.baselines],
-        }
-        for pattern in stage.outputs:
-            before, brace, rest = pattern.partition("{")
-            choice, _, after = rest.partition("}")
-            choices = names.get(choice) or choice.split(",")
-            yield from (f"{before}{name}{after}" for name in choices) if brace else (pattern,)
-
     @property
     def seconds(self) -> float:
         """Seconds that the stage has taken so far, in all its sessions."""
@@ -379,7 +301,7 @@ class Run(RunFolder):
         for earlier in stages.earlier(stage):
             self._check_gate(earlier)
         for dependent in stage.invalidates if self.ranks.is_main else ():
-            self._invalidate(stages.get(dependent))
+            invalidate(self, stages.get(dependent))
         began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._seconds, self._clock = 0.0, time.monotonic()
         take_profile()
@@ -413,14 +335,14 @@ class Run(RunFolder):
                 versions=versions(),
             )
             record.write(self.marker(name))
-            self._begun(name).unlink(missing_ok=True)
+            self.begun(name).unlink(missing_ok=True)
         self.ranks.barrier()
         self._check_gate(stage)
 
     def _earlier_session(self, stage: Stage) -> StageRecord | None:
         """Read the record of the interrupted session that a stage resumes; None if its settings differ."""
-        path = self.marker(stage.name) if stage.extendable else self._begun(stage.name)
-        path = path if path.is_file() else self._begun(stage.name)
+        path = self.marker(stage.name) if stage.extendable else self.begun(stage.name)
+        path = path if path.is_file() else self.begun(stage.name)
         try:
             same = path.is_file() and set(self._differences(stage, path)) <= {*stage.extendable, *stage.resumable}
             return StageRecord.read(path) if same else None
@@ -430,7 +352,7 @@ class Run(RunFolder):
     def _write_seconds(self) -> None:
         """Write the marker of the incomplete stage, with its duration so far."""
         if self._record is not None:
-            replace(self._record, seconds=round(self.seconds, 2)).write(self._begun(self._record.stage or ""))
+            replace(self._record, seconds=round(self.seconds, 2)).write(self.begun(self._record.stage or ""))
 
     def _check_gate(self, stage: Stage) -> None:
         """Raise if a complete stage failed its quality check, unless ``force`` accepts that now or did before."""
@@ -493,17 +415,8 @@ class Run(RunFolder):
             number = line.get(key)
             return isinstance(number, int | float) and number <= last
 
-        self._filter_metrics(is_kept)
-
-    def _filter_metrics(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-        """Remove lines of ``metrics.jsonl``, and damaged ones."""
-        path = self.path("metrics.jsonl")
-        if not path.is_file() or not self.ranks.is_main:
-            return
-        lines = path.read_bytes().splitlines()
-        kept = [line + b"\n" for line in lines if (value := parse_line(line)) and is_kept(value)]
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(b"".join(kept))
+        if self.ranks.is_main:
+            filter_metrics(self, is_kept)
 
 
 def _lock_error(folder: Path, error: OSError) -> OSError:
@@ -518,76 +431,6 @@ def _lock_error(folder: Path, error: OSError) -> OSError:
     )
 
 
-def _is_of_others(stage: str, line: dict[str, Any]) -> bool:
-    return stage not in (line.get("stage"), line.get("of") if is_profile(line) else None)
-
-
-def require_earlier(run: RunFolder, name: str) -> None:
-    """Check that the required stages of a stage, and the earlier rounds, are complete or taken from a world model.
-
-    Raises:
-        FileNotFoundError: A required stage or round is not complete, or the folder is not a run folder.
-        ValueError: The run is of recordings, and the stage needs an environment or rewards.
-    """
-    stage = stages.get(name)
-    if name not in stages.names_of(run.config):
-        if name == "evolve":
-            raise ValueError(
-                "evolve: expected recordings with rewards, so that dreams have a score, got recordings without; add "
-                "the column reward to every actions.csv and use another --out"
-            )
-        raise ValueError(f"{stage.command}: expected a run with an environment, got one of recordings")
-    for earlier in stages.requirements(stage):
-        if earlier.is_taken(run.config):
-            continue
-        is_there = run.marker(earlier.name).is_file()
-        if not is_there or (earlier.leaf and not run.is_done(earlier.name)):  # a leaf may have other settings
-            raise FileNotFoundError(
-                f"{run.folder}: `worldmodels {stage.command}` needs the outputs of `worldmodels {earlier.command}`"
-                + (" with the run's settings, got those of others" if is_there else "")
-            )
-    for part in run.rounds[:-1]:
-        if not part.path(C).is_file():
-            raise FileNotFoundError(
-                f"{run.folder}: `worldmodels {stage.command}` needs the agent of {part.folder}; "
-                f"`{making(run.config, run.folder, name)}` makes it"
-            )
-
-
-def check_inputs(folder: Path, name: str) -> None:
-    """Check the inputs of a stage, before its outputs are discarded.
-
-    Raises:
-        FileNotFoundError: An input is missing.
-        ValueError: A file is damaged.
-    """
-    stage = stages.get(name)
-    for pattern in (*stage.inputs, *stage.optional_inputs):
-        paths = sorted(folder.glob(pattern))
-        if not paths and pattern in stage.inputs:
-            raise FileNotFoundError(f"{folder}: `worldmodels {stage.command}` needs {pattern}, which is missing")
-        for path in paths:
-            _check_input(path)
-
-
-def _check_input(path: Path) -> None:
-    """Read a file of weights or latents, a JSON file, or the header of an episode shard."""
-    if path.suffix == ".json":
-        read_json(path)
-    elif path.suffix == ".h5":
-        from worldmodels.data.episodes import EpisodeShard
-
-        EpisodeShard(path).close()
-    elif path.parent.name == "latents":
-        from worldmodels.data.latents import check_latents
-
-        check_latents(path)
-    else:
-        from worldmodels.models.weights import load_tensors
-
-        load_tensors(path)
-
-
 def _peak_memory_mb() -> dict[str, int]:
     """Return the peak resident size of this process and of its largest finished child, in MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -595,8 +438,3 @@ def _peak_memory_mb() -> dict[str, int]:
         name: resource.getrusage(which).ru_maxrss // unit
         for name, which in (("process", resource.RUSAGE_SELF), ("largest_child", resource.RUSAGE_CHILDREN))
     }
-
-
-def section_names() -> list[str]:
-    """List the sections of the settings that have flags, the environment first."""
-    return [item.name for item in fields(Config) if item.name not in (*TOP, PROBE)]
