@@ -17,7 +17,7 @@ import pytest
 from conftest import start, toy_config, write_world
 from worldmodels import Controller
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.envs.policies import brownian, constant, ornstein_uhlenbeck, repeated
+from worldmodels.envs.policies import brownian, constant, ornstein_uhlenbeck, repeated, sweeping
 from worldmodels.pipeline import players
 from worldmodels.pipeline.evolution import save_controller
 from worldmodels.pipeline.players import interruptions, parse_policies
@@ -216,6 +216,25 @@ def test_constant_and_random_policies():
     for low, high in ((0, 3), (4, 3)):
         with pytest.raises(ValueError, match="low, high: expected 1 <= low <= high"):
             repeated(low, high)
+
+
+def test_sweeps_alternate_at_random_speeds():
+    directions, shares = set(), []
+    for seed in range(40):
+        stream = sweeping(10, 16)(np.random.default_rng(seed))
+        values = np.array([float(next(stream)[0]) for _ in range(2000)])
+        assert set(values) == {-1.0, 0.0, 1.0}
+        pushes = values[values != 0]
+        directions.add(pushes[0])
+        lengths = [len(list(group)) for _, group in itertools.groupby(pushes)]
+        assert all(3 <= length <= 13 for length in lengths[:-1])  # 0.3 to 1.2 crossings of 10 pushes
+        shares.append(len(pushes) / len(values))
+    assert directions == {-1.0, 1.0}
+    # as many pushes at every speed, so their share is that of the mean of k, log-uniform in 1 to 16: log(16) / 15
+    assert np.mean(shares) == pytest.approx(np.log(16) / 15, rel=0.1)
+    for crossing, slowest in ((0, 16), (92, 0)):
+        with pytest.raises(ValueError, match=r"^crossing, slowest: expected positive numbers, got "):
+            sweeping(crossing, slowest)
 
 
 def test_policies_are_read_with_their_shares():

@@ -401,7 +401,7 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
         summary = experiment.summary("check_dream")
     out, err = capsys.readouterr()
     found = read_json(tmp_path / "check_dream" / "check_dream.json")
-    names = ["uniform", "repeat 1-10", "repeat 1-60", "noop", "left", "right"]
+    names = ["uniform", "repeat 1-10", "repeat 1-60", "sweep", "noop", "left", "right"]
     assert list(found["policies"]) == names
     assert found["temperature"] == 0.7
     # The same episodes of the environment for every policy, as long as its dreams, not longer.
@@ -412,7 +412,7 @@ def test_the_check_compares_both_worlds_and_warns(tmp_path, monkeypatch, capsys)
         assert both["game"]["scores"] == [110, 120, 130]
         assert summary[name]["game"] == 120
         assert name in out
-    assert len({tuple(both["dream"]["scores"]) for both in found["policies"].values()}) == 6
+    assert len({tuple(both["dream"]["scores"]) for both in found["policies"].values()}) == 7
     assert found["warnings"] == summary["warnings"]
-    assert len(found["warnings"]) == 6
-    assert err.count("WARNING: policy '") == 6
+    assert len(found["warnings"]) == 7
+    assert err.count("WARNING: policy '") == 7

@@ -69,6 +69,36 @@ def constant(*values: float) -> Policy:
     return actions
 
 
+def sweeping(crossing: int, slowest: int) -> Policy:
+    """Create the policy of sweeps in alternating directions at random speeds.
+
+    The action of a sweep is -1 or 1 in every k-th step, and 0 in between; k is log-uniform in 1 to ``slowest``. A sweep
+    lasts for 0.3 to 1.2 times the k * ``crossing`` steps in which it crosses the range.
+
+    Args:
+        crossing: Pushes that cross the range of positions.
+        slowest: Largest number of steps per push.
+
+    Raises:
+        ValueError: A number is not positive.
+    """
+    if crossing < 1 or slowest < 1:
+        raise ValueError(f"crossing, slowest: expected positive numbers, got {crossing}, {slowest}")
+
+    def actions(rng: np.random.Generator) -> Iterator[Action]:
+        push, pause = np.array([rng.choice([-1, 1])], np.float32), np.zeros(1, np.float32)
+        while True:
+            per_push = float(slowest ** rng.uniform())
+            owed = 0.0
+            for _ in range(math.ceil(rng.uniform(0.3, 1.2) * crossing * per_push)):
+                owed += 1 / per_push
+                yield push if owed >= 1 else pause
+                owed %= 1
+            push = -push
+
+    return actions
+
+
 def brownian(step: float, action_size: int = 1) -> Policy:
     """Create a random walk that starts uniform in [-1, 1], with normal steps of scale ``step``, clipped to [-1, 1].
 

@@ -146,7 +146,10 @@ def bias_warning(name: str, scores: PolicyCheck, unit: str, spread: float | None
             "M is too optimistic for these actions, which C can exploit. Collect more episodes of this policy, train M "
             "longer, or raise the temperature."
         )
-    return both + "M is too pessimistic for these actions. Train M longer, or lower the temperature."
+    return both + (
+        "M is too pessimistic for these actions, which C will avoid. Collect more episodes of this policy, train M "
+        "longer, or lower the temperature."
+    )
 
 
 def format_table(policies: dict[str, PolicyCheck]) -> str:

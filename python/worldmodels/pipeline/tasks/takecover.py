@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from worldmodels.envs.policies import constant, repeated
+from worldmodels.envs.policies import constant, repeated, sweeping
 from worldmodels.pipeline.config import (
     CheckDreamConfig,
     CollectConfig,
@@ -21,6 +21,7 @@ POLICIES = {
     "uniform": repeated(1, 1),
     "repeat 1-10": repeated(1, 10),
     "repeat 1-60": repeated(1, 60),
+    "sweep": sweeping(92, 16),
     "noop": constant(0.0),
     "left": constant(-1.0),
     "right": constant(1.0),
