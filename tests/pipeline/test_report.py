@@ -240,10 +240,10 @@ def test_text_is_escaped_in_every_element():
 @pytest.mark.parametrize(
     ("done", "preset", "change", "said"),
     [
-        ((), "pretrained", {}, "8 stages, about 7 minutes on 2 cores of an AMD EPYC (Zen 5)"),
-        ((), "pretrained", {"seed": 3}, "8 stages, about 7 minutes on 2 cores of an AMD EPYC (Zen 5)"),
+        ((), "pretrained", {}, "8 stages, about 4 minutes on 2 cores of an AMD EPYC (Zen 5)"),
+        ((), "pretrained", {"seed": 3}, "8 stages, about 4 minutes on 2 cores of an AMD EPYC (Zen 5)"),
         ((), "pretrained", {"generations": 400},
-         "8 stages (all 8 with the settings of preset pretrained: about 7 minutes on 2 cores of an AMD EPYC (Zen 5))"),
+         "8 stages (all 8 with the settings of preset pretrained: about 4 minutes on 2 cores of an AMD EPYC (Zen 5))"),
         (("collect", "train_vae", "encode"), "quick", {},
          "5 of 8 stages left (all 8 with the settings of preset quick: about 7 minutes on 2 cores of an AMD EPYC "
          "(Zen 5))"),

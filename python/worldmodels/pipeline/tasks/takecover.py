@@ -122,7 +122,7 @@ TASK = Task(
     mirror=(-1.0,),
     paper_score=(1092, 556),
     durations={
-        "pretrained": "7 minutes on 2 cores of an AMD EPYC (Zen 5)",
+        "pretrained": "4 minutes on 2 cores of an AMD EPYC (Zen 5)",
         "quick": "7 minutes on 2 cores of an AMD EPYC (Zen 5)",
         "small": "28 minutes on 2 cores of an AMD EPYC (Zen 5)",
         "full": "77 minutes on 2 cores of an AMD EPYC (Zen 5)",
