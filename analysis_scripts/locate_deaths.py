@@ -1,6 +1,6 @@
 """Where and when does an agent die in TakeCover, and does its dream agree?
 
-    python analysis_scripts/locate_deaths.py runs/full --episodes 100 --image docs/images/deaths_by_step.png
+    python analysis_scripts/locate_deaths.py runs/full --episodes 100 --image deaths.png
 
 Plays the game with the agent of RUN while the engine reports the player's position, and its dream with sampled
 termination. Draws the lateral position over the first 600 episode steps, and the termination rate by episode step in
@@ -18,18 +18,19 @@ from engine import TakeCoverObjects
 
 from worldmodels import Agent, Dream
 from worldmodels.dream.world_model import load_world_model
+from worldmodels.envs.take_cover import MAX_STEPS
 from worldmodels.models.agent import load_controller
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-MAX_STEPS, SHOWN, BIN = 2100, 600, 20  # of an episode; steps of the figure and of its bins
+SHOWN, BIN = 600, 20  # steps of the figure and of its bins
 DREAMS = 2048
 WALLS = (16, 752)  # lateral positions of the player at the two walls
 
 
 def play(folder, episodes):
-    """Play episodes: the lateral positions of each, and whether it ended by a death."""
+    """Play episodes: the lateral positions (T,) of each, in units of the map, and whether it ended by a death (E,)."""
     env, agent = TakeCoverObjects(), Agent.load(folder)
     tracks, died = [], []
     for episode in range(episodes):

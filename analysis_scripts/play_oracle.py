@@ -15,22 +15,18 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # smal
 
 import argparse
 import collections
-import datetime
 import functools
 import itertools
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from engine import TakeCoverObjects
+from results import write_results
 
 from worldmodels.analysis.stats import describe, format_interval, table
 from worldmodels.envs.take_cover import MAX_STEPS
 from worldmodels.rollout.players import episode_seed
-from worldmodels.support.files import write_json
-from worldmodels.support.versions import versions
 
 VIEWS = ("all", "screen", "frame")
 AGES = (0, 100, 200, 300, 400, 600, 800, 1200, MAX_STEPS)
@@ -212,24 +208,8 @@ def main():
     print(table(["from step", *map(str, AGES[:-1])], rows))
     print(f"{1000 * seconds * 2 / steps.sum():.2f} ms per step and process")
     if options.out:
-        results = {
-            "agent": scores.to_json(),
-            "environment": {
-                "id": "worldmodels/TakeCover-v0",
-                "variant": "paper",
-                "resolution": "160x120",
-                "max_steps": MAX_STEPS,
-            },
-            "versions": versions(),
-            "seeds": {"seed": options.seed, "episodes": seeds},
-            "provenance": {
-                "command": "python " + " ".join(sys.argv),
-                "date": datetime.date.today().isoformat(),
-                "seconds": round(seconds),
-                "note": f"{hits.sum()} hits, {unknown.sum()} of them by fireballs outside the view",
-            },
-        }
-        write_json(Path(options.out), results)
+        note = f"{hits.sum()} hits, {unknown.sum()} of them by fireballs outside the view"
+        write_results(options.out, scores, options.seed, seeds, seconds, note)
 
 
 if __name__ == "__main__":

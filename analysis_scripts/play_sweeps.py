@@ -10,28 +10,26 @@ the mean steps survived in the game, with 95 % interval, and in the dreams of ea
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from results import write_results
 
 from worldmodels import pretrained
 from worldmodels.analysis.stats import describe, format_interval, table
 from worldmodels.dream.env import DreamVectorEnv
 from worldmodels.dream.world_model import load_world_model
 from worldmodels.envs.spec import EnvSpec
+from worldmodels.envs.take_cover import MAX_STEPS
 from worldmodels.rollout.environments import play_policy
 from worldmodels.rollout.players import episode_seed
-from worldmodels.support.files import write_json
-from worldmodels.support.versions import versions
 
 CROSSING = 92  # actions that cross the room: 736 units, 8 per action
 SWEEPS = ("1,1", "4,1", "6,1", "8,1", "10,1", "12,1", "8,8")  # steps per action: to the left, to the right
-DREAMS, MAX_STEPS = 256, 2100
+DREAMS = 256
 PURPOSE = "sweeps"  # of the games, which no other stage plays
 
 
@@ -90,24 +88,14 @@ def main():
     print(table(["steps per action", "game", "95 % interval", *(Path(run).name for run in options.runs)], rows))
     if options.out:
         seeds = [episode_seed(options.seed, PURPOSE, episode) for episode in range(options.episodes)]
-        results = {
-            "agent": game.to_json(),
-            "environment": {
-                "id": "worldmodels/TakeCover-v0",
-                "variant": "paper",
-                "resolution": "160x120",
-                "max_steps": MAX_STEPS,
-            },
-            "versions": versions(),
-            "seeds": {"seed": options.seed, "episodes": seeds},
-            "provenance": {
-                "command": "python " + " ".join(sys.argv),
-                "date": datetime.date.today().isoformat(),
-                "seconds": round(time.perf_counter() - began),
-                "note": "an open-loop policy, which sees no frame",
-            },
-        }
-        write_json(options.out, results)
+        write_results(
+            options.out,
+            game,
+            options.seed,
+            seeds,
+            time.perf_counter() - began,
+            "an open-loop policy, which sees no frame",
+        )
 
 
 if __name__ == "__main__":
