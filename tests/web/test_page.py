@@ -11,6 +11,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import make_mdnrnn, make_vae
 from worldmodels.cli import main
@@ -19,6 +21,7 @@ from worldmodels.pipeline.config import Config
 from worldmodels.pipeline.dream_page import make_page
 from worldmodels.support.files import write_json
 from worldmodels.web import page as pages
+from worldmodels.web.embedding import embed
 from worldmodels.web.film import Film, write_film
 from worldmodels.web.page import ASSETS, WASM, WEIGHTS, Page, check_folder, write_page
 from worldmodels.web.server import PageServer
@@ -60,7 +63,7 @@ def test_one_file_allows_its_own_script_and_style_alone(page):
         "script-src": [digest(script), "'wasm-unsafe-eval'"],
         "style-src": [digest(style)],
         "worker-src": ["blob:"],
-        "img-src": ["data:"],
+        "img-src": ["blob:", "data:"],
     }
     assert text.index("Content-Security-Policy") < text.index("<style")
     scripts = re.findall(r"<script([^>]*)>", text)
@@ -111,15 +114,38 @@ def test_one_script_imports_and_exports_nothing():
         assert all(pages._MODULES.index(other) < pages._MODULES.index(name) for other in imported)
 
 
+def extract(text, size):
+    """Bytes of an embedded text, by the arithmetic of one large integer."""
+    groups = []
+    for code in map(ord, text):
+        groups += [code] if code < 128 else [[0, 10, 13, 60][(code - 256) // 128], code % 128]
+    number = int("".join(f"{group:07b}" for group in groups), 2) if groups else 0
+    return (number >> (7 * len(groups) - 8 * size)).to_bytes(size, "big")
+
+
+@given(st.binary(max_size=200) | st.lists(st.sampled_from([0, 1, 10, 60, 120, 255])).map(bytes))
+def test_embedded_bytes_are_extracted(content):
+    text = embed(content)
+    assert extract(text, len(content)) == content
+    assert not set(text) & set("\0\n\r<") and len(text.encode()) <= -(-8 * len(content) // 7) + 1
+
+
+def test_embedded_text_is_an_eighth_longer():
+    content = np.random.default_rng(0).bytes(70_000)
+    assert len(embed(content).encode()) in (80_000, 80_001)
+
+
 def test_blocks_hold_the_files(page):
     text = page.single().decode()
     about = json.loads(re.search(r'id="about">(.*?)</script>', text)[1])
     for name, content in DATA.items():
         parts = re.findall(rf'class="block" data-file="{name}">(.*?)</script>', text)
         assert len(parts) == about["blocks"][name]["count"] and about["blocks"][name]["size"] == len(content)
-        found = base64.b64decode("".join(parts), validate=True)
+        found = extract("".join(parts), about["blocks"][name]["packedSize"])
+        if not name.endswith(".webp"):
+            found = gzip.decompress(found)
         if name == WEIGHTS:
-            planes = np.frombuffer(gzip.decompress(found), np.uint8)
+            planes = np.frombuffer(found, np.uint8)
             joined = np.empty(len(planes), np.uint8)
             joined[::2], joined[1::2] = np.split(planes, [(len(planes) + 1) // 2])
             found = joined.tobytes()

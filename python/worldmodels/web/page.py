@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import html
 import json
@@ -13,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from worldmodels.support.files import atomic_path
+from worldmodels.web.embedding import compress, compress_float16, embed
 
 ASSETS = Path(__file__).parent / "assets"
 WASM, WEIGHTS = "dream.wasm", "dream.safetensors"
 
 #: Modules of the page, each after those that it imports.
 _MODULES = ("worldmodels.js", "ui.js", "play.js", "pair.js", "vision.js", "memory.js", "evolve.js", "app.js")
-_BLOCK = 256 * 1024  # characters of base64; blocks that have arrived are the progress while the file loads
+_BLOCK = 256 * 1024  # characters of data; blocks that have arrived are the progress while the file loads
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w.]+)";$', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?:async )?(?:function|class|const) ([$\w]+)", re.MULTILINE)
 _EXPORT_WORD = re.compile(r"^export ", re.MULTILINE)
@@ -67,18 +65,25 @@ class Page:
     def single(self) -> bytes:
         """Return the page as one HTML file."""
         style, script = (ASSETS / "style.css").read_text(encoding="utf-8"), _one_script()
-        packed = {name: _encode(name, content) for name, content in self.data.items()}
+        packed = {name: _pack(name, content) for name, content in self.data.items()}
+        texts = {name: embed(content) for name, content in packed.items()}
         blocks = {
-            name: {"count": -(-len(text) // _BLOCK), "size": len(self.data[name]), "packed": name == WEIGHTS}
-            for name, text in packed.items()
+            name: {
+                "count": -(-len(text) // _BLOCK),
+                "size": len(self.data[name]),
+                "packedSize": len(packed[name]),
+                "gzip": not _is_picture(name),
+                "float16": name == WEIGHTS,
+            }
+            for name, text in texts.items()
         }
         policy = (
             f"{_COMMON_POLICY}; script-src '{_hash(script)}' 'wasm-unsafe-eval'; style-src '{_hash(style)}'; "
-            "worker-src blob:; img-src data:"
+            "worker-src blob:; img-src blob: data:"
         )
         parts = [
             f'<script type="text/plain" class="block" data-file="{name}">{text[start : start + _BLOCK]}</script>'
-            for name, text in packed.items()
+            for name, text in texts.items()
             for start in range(0, len(text), _BLOCK)
         ]
         # A module would wait for the end of the file. A blob of the same source is the worker's module.
@@ -146,12 +151,14 @@ def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
-def _encode(name: str, content: bytes) -> str:
-    """Base64; of the weights, the compressed low bytes and then high bytes of their float16 numbers."""
-    if name == WEIGHTS:
-        planes = np.frombuffer(content, np.uint8)
-        content = gzip.compress(np.concatenate([planes[::2], planes[1::2]]).tobytes(), mtime=0)
-    return base64.b64encode(content).decode()
+def _is_picture(name: str) -> bool:
+    return name.endswith(".webp")
+
+
+def _pack(name: str, content: bytes) -> bytes:
+    if _is_picture(name):
+        return content
+    return compress_float16(content) if name == WEIGHTS else compress(content)
 
 
 def wasm_is_built() -> bool:

@@ -49,10 +49,10 @@ class FolderFiles {
   }
 }
 
-/** Files inside the page: base64 in blocks after this script, which arrive while it runs. */
+/** Files inside the page: text in blocks after this script, which arrive while it runs. */
 class PageFiles {
   constructor(about) {
-    this.blocks = about.blocks; // name -> { count, size, packed }
+    this.blocks = about.blocks; // name -> { count, size, packedSize, gzip, float16 }
     this.total = Object.values(about.blocks).reduce((sum, { size }) => sum + size, 0);
     this.expected = Object.values(about.blocks).reduce((sum, { count }) => sum + count, 0);
   }
@@ -73,24 +73,22 @@ class PageFiles {
   }
 
   async read(name) {
-    const { packed } = this.blocks[name];
+    const { packedSize, gzip, float16 } = this.blocks[name];
     if (typeof DecompressionStream === "undefined")
       throw new PageError("This browser is too old for this page: use Chrome 91, Firefox 113 or Safari 16.4, or a newer version.");
-    let bytes;
     try {
-      bytes = fromBase64(this.text(name));
-      if (packed) {
-        const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-        bytes = interleave(new Uint8Array(await new Response(stream).arrayBuffer()));
-      }
+      const bytes = extract(this.text(name), packedSize);
+      if (!gzip) return bytes.buffer;
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+      const content = await new Response(stream).arrayBuffer();
+      return float16 ? interleave(new Uint8Array(content)).buffer : content;
     } catch {
       throw new PageError(`${name}: the data in this page are damaged. Copy or download the page again.`);
     }
-    return bytes.buffer;
   }
 
   async picture(name) {
-    return `data:image/webp;base64,${this.text(name)}`;
+    return URL.createObjectURL(new Blob([await this.read(name)], { type: "image/webp" }));
   }
 
   createWorker() {
@@ -99,10 +97,23 @@ class PageFiles {
   }
 }
 
-function fromBase64(text) {
-  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
-  const found = atob(text), bytes = new Uint8Array(found.length);
-  for (let at = 0; at < bytes.length; at++) bytes[at] = found.charCodeAt(at);
+/**
+ * Bytes of a text in which `embed` of embedding.py has written them: seven bits a character. A character from U+0100 on
+ * is one of four values that HTML has no character for, and the seven bits after it.
+ */
+function extract(text, size) {
+  const forbidden = [0, 10, 13, 60], bytes = new Uint8Array(size);
+  let value = 0, bits = 0, at = 0;
+  const append = (group) => {
+    value = ((value << 7) | group) & 0x7fff;
+    if ((bits += 7) >= 8) bytes[at++] = value >> (bits -= 8);
+  };
+  for (let index = 0; index < text.length; index++) {
+    const code = text.charCodeAt(index), pair = code - 0x100;
+    if (pair >= 0) append(forbidden[pair >> 7]);
+    append(pair >= 0 ? pair & 127 : code);
+  }
+  if (at < size) throw new PageError(`expected ${size} bytes, got ${at}`);
   return bytes;
 }
 
