@@ -4,8 +4,9 @@
 
 Measures the seconds of a step of TakeCover's dream and of CarRacing's evaluator, of a work unit and of a byte. A
 simulation of the work units of `rollout.evaluators.distributed` then predicts a generation of 64 x 16 episodes on nodes
-of at most 64 cores, and is compared with generations on few workers. V and M of CarRacing have the paper's sizes and
-are untrained; their episodes last `--frames` steps in the measurement and 1,000 in the prediction.
+of at most 64 cores, and is compared with generations on few workers, which alternate with generations of one process on
+all cores. On many cores the main thread bounds CarRacing's evaluator of one process. V and M of CarRacing have the
+paper's sizes and are untrained; their episodes last `--frames` steps in the measurement and 1,000 in the prediction.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import contextlib
 import heapq
 import os
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,9 +29,10 @@ from worldmodels.rollout.evaluators import Evaluator
 from worldmodels.rollout.evaluators.distributed import DistributedEvaluator, Part, Parts
 from worldmodels.rollout.evaluators.dream import DREAMS_PER_THREAD, DreamEvaluator
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
-from worldmodels.rollout.needs import environment_needs, resolved
+from worldmodels.rollout.needs import ENVS_PER_THREAD, environment_needs, resolved
 from worldmodels.support.cluster import ClusterAddress, Needs, Piece, Queue, active_cluster, use_cluster
 from worldmodels.support.cpu import available_cpus
+from worldmodels.support.profile import take_profile
 
 CORES = (1, 8, 64, 512)
 NODE = 64  # most cores of a node in the prediction
@@ -109,22 +110,29 @@ def carracing(frames):
     )
     m = MDNRNN(latent, size, hidden, restart_input=config.train_rnn.restart_input)
     make = partial(EnvironmentEvaluator, ConvVAE(latent), m, shape, environment, max_steps=frames, precision="float32")
-    params = np.zeros((8, shape.size), np.float32)
+    params = np.zeros((POPSIZE, shape.size), np.float32)
     return Case("CarRacing", params, EPISODES, partial(_cars, make), environment_needs(environment), 1, False)
 
 
 def _cars(make, num_threads):
-    return make(num_envs=16 * num_threads, num_workers=num_threads)
+    return make(num_envs=ENVS_PER_THREAD * num_threads, num_workers=num_threads)
 
 
-def timed(evaluator, params, episodes, rounds):
-    """Measure the median seconds of an evaluation after a first one; also returns its result."""
-    seconds = []
+def timed(evaluators, case, rounds):
+    """Measure evaluations in turns, after a first one of each evaluator.
+
+    Returns the seconds of every round, (rounds, evaluators), and the lengths of the last round's episodes.
+    """
+    seconds = np.zeros((rounds + 1, len(evaluators)))
     for number in range(rounds + 1):
-        began = time.perf_counter()
-        played = evaluator.play(params, episodes, seed=number, common_random_numbers=False, on_progress=quiet)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:]), played
+        options = {"seed": number, "common_random_numbers": False, "on_progress": quiet}
+        played = []
+        for index, evaluator in enumerate(evaluators):
+            began = time.perf_counter()
+            played.append(evaluator.play(case.params, case.episodes, **options))
+            seconds[number, index] = time.perf_counter() - began
+        assert all((one.returns == played[0].returns).all() for one in played)
+    return seconds[1:], played[0].lengths
 
 
 @contextlib.contextmanager
@@ -193,33 +201,45 @@ def predict(case, lengths, workers, threads, cost):
     return end
 
 
+def main_thread(case):
+    """Measure the CPU seconds of a step that one process does not divide: those of its main thread without V and M."""
+    evaluator = case.make(1)
+    options = {"seed": 1, "common_random_numbers": False, "on_progress": quiet}
+    evaluator.play(case.params[:4], case.episodes, **options)
+    take_profile()
+    began = time.thread_time()
+    played = evaluator.play(case.params[:16], case.episodes, **options)
+    seconds, profile = time.thread_time() - began, take_profile()
+    evaluator.close()
+    return (seconds - profile["V"] - profile["M"]) / played.lengths.sum()
+
+
 def measure(case, rounds):
-    """Measure a case without a cluster; print seconds on one core and on all of them."""
-    all_cores = case.make(available_cpus())
-    native, played = timed(all_cores, case.params, case.episodes, rounds)
-    all_cores.close()
+    """Measure a case on one core, without a cluster."""
     with one_core():
         one = case.make(1)
-        alone, _ = timed(one, case.params, case.episodes, rounds)
+        seconds, case.lengths = timed([one], case, rounds)
         one.close()
-        case.lengths, case.steps = played.lengths, step_costs(case)
-    print(f"{case.name}: {alone:.2f} s on one core, {native:.2f} s on {available_cpus()}")
+        case.steps = step_costs(case)
+    print(f"{case.name}: {np.median(seconds):.2f} s on one core")
 
 
 def compare(case, cluster, cost, rounds):
     """Measure a case on a cluster; return a row of the table."""
     evaluator = DistributedEvaluator(cluster, case.make, case.needs, batch=case.batch, threaded=case.threaded)
-    timed(evaluator, case.params, case.episodes, 1)
+    process = case.make(available_cpus())
+    timed([evaluator], case, 0)  # starts the workers
     cluster.usage = type(cluster.usage)()  # its module imports Ray, which `use_cluster` prepares
-    seconds, _ = timed(evaluator, case.params, case.episodes, rounds)
+    seconds, _ = timed([process, evaluator], case, rounds)
+    process.close()
     threads = cluster.threads_of_a_worker(case.threaded)
     workers = 1 if case.threaded else cluster.num_workers
     guess = predict(case, case.lengths, workers, min(threads, available_cpus()), cost)
     return [
         case.name,
-        str(cluster.num_workers),
         f"{workers} x {threads}",
-        f"{seconds:.2f} s",
+        *(f"{one:.2f} s" for one in np.median(seconds, axis=0)),
+        f"{np.median(seconds[:, 1] / seconds[:, 0]):.2f}",
         f"{guess:.2f} s",
         f"{cluster.usage.share:.1%}",
     ]
@@ -228,12 +248,16 @@ def compare(case, cluster, cost, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to measure")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are printed")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; medians are printed")
     parser.add_argument("--frames", type=int, default=50, help="steps of a measured episode of CarRacing")
     options = parser.parse_args()
     cases = [takecover(), carracing(options.frames)]
     for case in cases:
         measure(case, options.rounds)
+    serial = main_thread(cases[1])
+    print(
+        f"CarRacing, one process: {1e6 * serial:.1f} us of its main thread per step, {1 / serial:,.0f} steps/s at most"
+    )
     rows = [[str(size), *(f"{1e6 * case.steps[size]:.1f} us" for case in cases)] for size in SIZES]
     print(table(["episodes of a work unit", *(f"{case.name}: one step" for case in cases)], rows))
     rows, cost = [], (0.0, 0.0)
@@ -243,18 +267,20 @@ def main():
             cost = costs(cluster)
             print(f"{count} workers: {1e3 * cost[0]:.2f} ms per work unit, {1e9 * cost[1]:.2f} ns per byte")
             rows += [compare(case, cluster, cost, options.rounds) for case in cases]
-    print(table(["evaluator", "workers", "processes x threads", "measured", "predicted", "utilization"], rows))
+    titles = ["evaluator", "processes x threads", "one process", "cluster", "ratio", "predicted", "utilization"]
+    print(table(titles, rows))
     lengths = {"CarRacing": np.full((POPSIZE, EPISODES), 1000)}
     rows = []
     for cores in CORES:
         threads = min(cores, NODE)
         shapes = [(cores // threads, threads) if one.threaded else (cores, 1) for one in cases]
-        guesses = (
+        guesses = [
             predict(one, lengths.get(one.name, one.lengths), *shape, cost)
             for one, shape in zip(cases, shapes, strict=True)
-        )
-        rows.append([str(cores), *(f"{guess:.2f} s" for guess in guesses)])
-    print(table(["cores", *(case.name for case in cases)], rows))
+        ]
+        alone = lengths["CarRacing"].sum() * max(cases[1].steps[SIZES[-1]] / cores, serial)
+        rows.append([str(cores), *(f"{guess:.2f} s" for guess in guesses), f"{alone:.2f} s" if cores <= NODE else ""])
+    print(table(["cores", *(case.name for case in cases), "CarRacing, one process"], rows))
 
 
 if __name__ == "__main__":

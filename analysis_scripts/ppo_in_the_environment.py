@@ -16,7 +16,9 @@ from pathlib import Path
 import gymnasium
 import h5py
 import numpy as np
+import stable_baselines3
 import torch
+from results import write_results
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecMonitor
 
@@ -25,8 +27,6 @@ from worldmodels.envs.making import make
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.players import episode_seed
-from worldmodels.support.files import write_json
-from worldmodels.support.versions import versions
 
 ENVS, STEPS, FRAMES = 8, 128, 4
 
@@ -75,11 +75,11 @@ def vector(folder, count):
     return VecFrameStack(VecMonitor(games), FRAMES, channels_order="first")
 
 
-def play(model, folder, episodes, seed):
+def play(model, folder, seeds):
     """Scores of episodes, with sampled actions as in training."""
     games, scores = vector(folder, 1), []
-    for episode in range(episodes):
-        games.seed(episode_seed(seed, "ppo", episode))
+    for number in seeds:
+        games.seed(number)
         observation, total, done = games.reset(), 0.0, [False]
         while not done[0]:
             observation, reward, done, _ = games.step(model.predict(observation)[0])
@@ -117,11 +117,15 @@ def main():
     model.learn(frames, progress_bar=False, log_interval=20)
     seconds = time.perf_counter() - began
     games.close()
-    scores = play(model, options.folder, options.episodes, options.seed)
-    summary = describe(scores)
-    print(f"PPO, {frames:,} frames, {seconds:,.0f} s: {summary.mean:.1f} ({format_interval(summary)})")
-    record = {"frames": frames, "seconds": seconds, "seed": options.seed, "scores": scores.tolist()}
-    write_json(options.out, {**record, "mean": summary.mean, "ci95": list(summary.ci95), "versions": versions()})
+    seeds = [episode_seed(options.seed, "ppo", episode) for episode in range(options.episodes)]
+    scores = describe(play(model, options.folder, seeds))
+    print(
+        f"PPO, {frames:,} frames, {seconds:,.0f} s: {scores.mean:.1f} +- {scores.std:.1f} ({format_interval(scores)})"
+    )
+    environment = Run.stored_config(options.folder).environment
+    about = {"id": environment.id, "source": environment.source, "action_repeat": environment.action_repeat}
+    note = f"PPO of Stable-Baselines3 {stable_baselines3.__version__}, trained on {frames:,} frames"
+    write_results(options.out, scores, options.seed, seeds, time.perf_counter() - began, note, about)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Results of a player of TakeCover that is no agent, as a JSON file of docs/results: helper of the other scripts."""
+"""Results of a player that is no agent of a run, as a JSON file of docs/results: helper of the other scripts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from worldmodels.envs.take_cover import MAX_STEPS
 from worldmodels.support.files import write_json
 from worldmodels.support.versions import versions
 
+TAKE_COVER = {
+    "id": "worldmodels/TakeCover-v0",
+    "variant": "paper",
+    "resolution": "160x120",
+    "max_steps": MAX_STEPS,
+}
 
-def write_results(path, scores, seed, episodes, seconds, note):
+
+def write_results(path, scores, seed, episodes, seconds, note, environment=TAKE_COVER):
     """Write the scores of a player, with the command of this process as their provenance.
 
     Args:
@@ -19,17 +26,13 @@ def write_results(path, scores, seed, episodes, seconds, note):
         scores: Scores of the games.
         seed: Seed of the command.
         episodes: Seeds of the games.
-        seconds: Duration of the games.
+        seconds: Duration of the games, and of the training.
         note: Remark in the provenance.
+        environment: Description of the environment.
     """
     results = {
         "agent": scores.to_json(),
-        "environment": {
-            "id": "worldmodels/TakeCover-v0",
-            "variant": "paper",
-            "resolution": "160x120",
-            "max_steps": MAX_STEPS,
-        },
+        "environment": environment,
         "versions": versions(),
         "seeds": {"seed": seed, "episodes": episodes},
         "provenance": {

@@ -60,7 +60,7 @@ def test_results_fit_one_schema(path):
         assert set(results["dream"]) <= {"score", "temperature", "precision", "generation", "evaluation"}
         check_scores(results["dream"].get("evaluation") or {"mean": 0.0, "std": 1.0}, set())
     if "environment" in results:
-        assert results["environment"]["id"].startswith("worldmodels/")
+        assert re.fullmatch(r"(?:[\w-]+/)?[A-Z]\w+-v\d+", results["environment"]["id"])
     provenance = results["provenance"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", provenance["date"]) and provenance["command"]
     assert set(provenance) <= {

@@ -9,7 +9,7 @@ from worldmodels.envs.spec import EnvSpec
 from worldmodels.support.cluster import Needs
 
 #: Environments that a thread of a worker steps at once: V encodes their frames together.
-ENVS_PER_THREAD = 16
+ENVS_PER_THREAD = 32
 
 
 def environment_needs(environment: EnvSpec, modules: tuple[str, ...] = (), *, bfloat16: bool = False) -> Needs:
