@@ -19,8 +19,17 @@ from cluster_work import SHAPE, Deed, SleepingEvaluator, ThreadedDeed, Unopened
 from clusters import joined, make_dream, make_dreams, node, nodes
 from worldmodels.rollout.evaluators.distributed import DistributedEvaluator, Part, Parts
 from worldmodels.rollout.evaluators.dream import DreamEvaluator
-from worldmodels.support import ray_cluster
-from worldmodels.support.cluster import ClusterAddress, Needs, Piece, Queue, cluster_address, common_level, refusals
+from worldmodels.support import ray_cluster, ray_session
+from worldmodels.support.cluster import (
+    ClusterAddress,
+    Needs,
+    Piece,
+    Queue,
+    cluster_address,
+    common_level,
+    refusals,
+    use_cluster,
+)
 from worldmodels.support.simd import simd_level
 from worldmodels.support.versions import versions
 
@@ -369,7 +378,7 @@ def test_a_local_cluster_that_others_could_reach_does_not_start(apart, monkeypat
 
 
 def test_a_service_that_is_not_ray_is_not_joined(apart, monkeypatch):
-    monkeypatch.setattr(ray_cluster, "_ANSWER", 0.5)
+    monkeypatch.setattr(ray_session, "_ANSWER", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as service:
         address = f"127.0.0.1:{service.getsockname()[1]}"
         with pytest.raises(
@@ -386,6 +395,15 @@ def test_the_callers_own_session_of_ray_is_left_alone(apart, monkeypatch):
     with pytest.raises(RuntimeError, match=r"^--cluster: expected a process without a session of Ray, got one"):
         ray_cluster.RayCluster(ClusterAddress(1))
     assert not apart and not ended
+
+
+def test_missing_ray_is_named(monkeypatch):
+    for module in ("ray_cluster", "ray_session"):
+        monkeypatch.delitem(sys.modules, f"worldmodels.support.{module}")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    message = re.escape("--cluster: ray is not installed: pip install 'worldmodels-rl[ray]'")
+    with pytest.raises(ModuleNotFoundError, match=message), use_cluster(ClusterAddress(None, "head:6379")):
+        pass
 
 
 OURS = {"versions": {**versions(), "machine": "x86_64", "vizdoom": "1.3.0"}, "simd_level": "avx512"}

@@ -168,7 +168,13 @@ def use_cluster(address: ClusterAddress | None) -> Iterator[None]:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray listens on the loopback interface alone
         if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # other users reach that too
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    from worldmodels.support.ray_cluster import RayCluster
+    try:
+        from worldmodels.support.ray_cluster import RayCluster
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        text = "--cluster: ray is not installed: pip install 'worldmodels-rl[ray]'"
+        raise ModuleNotFoundError(text, name=error.name) from error
 
     with RayCluster(address) as cluster:
         token = _ACTIVE.set(cluster)

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import ipaddress
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its developers
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-try:
-    import ray
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "--cluster: ray is not installed: pip install 'worldmodels-rl[ray]'", name=error.name
-    ) from error
+import ray
 from ray import cloudpickle
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -36,14 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from worldmodels.support.cluster import ClusterAddress, Needs, Piece, Pieces, Work, common_level, refusals
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.profile import add_to_profile, phase
-from worldmodels.support.reaper import Reaper
+from worldmodels.support.ray_session import RaySession, say
 from worldmodels.support.simd import simd_level
 from worldmodels.support.versions import versions
 
-_OBJECT_STORE = 256 * 2**20  # bytes on this machine; models and pieces take far less
-_PATIENCE = 5.0  # seconds for a connection to the head
-_ANSWER = 60.0  # seconds for its answer to a new process
-_ASK = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 _START = 120.0  # seconds for the workers of the nodes to start
 _REFRESH = 1.0  # seconds between two looks at the nodes
 _MAX_RESTARTS = 20  # in one run
@@ -170,15 +150,9 @@ class RayCluster:
     """
 
     def __init__(self, address: ClusterAddress) -> None:
-        if ray.is_initialized():
-            raise RuntimeError("--cluster: expected a process without a session of Ray, got one: call ray.shutdown()")
         began = time.monotonic()
-        self._is_open = True
-        self._print = ray._private.worker.print_to_stdstream
-        self._local = address.workers is not None
         count = address.workers or available_cpus()
-        self.num_threads = max(1, available_cpus() // count) if self._local else 1
-        self._reaper: Reaper | None = None
+        self.num_threads = max(1, available_cpus() // count) if address.workers is not None else 1
         self._workers: list[_Worker] = []
         self._refused: dict[str, str] = {}  # by node
         self._levels: dict[str, str] = {}  # SIMD level by node that has been checked
@@ -186,86 +160,21 @@ class RayCluster:
         self._asked: set[str] = set()  # nodes that were waited for
         self._late: dict[Any, _Worker] = {}  # with a piece of an earlier run, by reference to its result
         self._works = self._checked = 0
-        self._looked = 0.0
         self.usage = Usage()
-        terminate = signal.getsignal(signal.SIGTERM)
+        self._session = RaySession(address, count)
         try:
-            self._start(count) if self._local else self._join(address.address)
-            ray._private.worker.print_to_stdstream = _discard  # logs of lost nodes, which it prints to stdout
             self._looked = -_REFRESH
             self._refresh()
         except BaseException:
             self.close()
             raise
-        finally:
-            with contextlib.suppress(ValueError):  # not the main thread
-                signal.signal(signal.SIGTERM, terminate)  # Ray has set its own
         nodes = len(self._nodes())
-        where = "this machine" if self._local else f"{nodes} node{'s' if nodes > 1 else ''} of {self._address}"
+        where = self._session.name
+        if not self._session.is_local:
+            where = f"{nodes} node{'s' if nodes > 1 else ''} of {where}"
         seconds = time.monotonic() - began
         count = len(self._workers)
-        _say(f"{count} worker{'s' if count > 1 else ''} on {where}, Ray {ray.__version__} ({seconds:.1f} s)")
-
-    def _start(self, count: int) -> None:
-        """Start a cluster of this machine.
-
-        Raises:
-            RuntimeError: It does not start, or it would listen on other interfaces than loopback.
-        """
-        node = ray.util.get_node_ip_address()
-        if os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == "0" and not ipaddress.ip_address(node).is_loopback:
-            raise RuntimeError(
-                f"--cluster: expected Ray to listen on the loopback interface alone, got {node}, as it was imported "
-                "before the cluster was opened; set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before its import"
-            )
-        _say("starting Ray on this machine ...")
-        place = "/tmp" if os.access("/tmp", os.W_OK) else None  # a socket's path has at most 107 characters
-        folder = Path(tempfile.mkdtemp(prefix="wm", dir=place))
-        self._reaper = Reaper(folder)  # two processes of Ray outlive a killed driver for a minute
-        self._address = "this machine"
-        try:
-            with self._reaper.marked():
-                ray.init(
-                    address="local",  # not that of RAY_ADDRESS
-                    num_cpus=count,
-                    num_gpus=0,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    object_store_memory=_OBJECT_STORE,
-                    _temp_dir=str(folder),
-                )
-        except Exception as error:  # Ray raises Exception itself too
-            raise RuntimeError(f"--cluster: Ray does not start on this machine: {error}") from error
-
-    def _join(self, address: str) -> None:
-        """Join a running cluster.
-
-        Raises:
-            RuntimeError: There is none, or this machine is not one of its nodes.
-        """
-        self._address = address
-        if address != "auto":
-            host, _, port = address.rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
-                line = [sys.executable, "-c", _ASK, address]  # ray.init would wait for minutes
-                asked = subprocess.run(line, capture_output=True, text=True, timeout=_ANSWER, check=False)
-                if asked.returncode:
-                    raise ConnectionError(asked.stderr.strip().rpartition("\n")[2])
-            except (OSError, OverflowError, subprocess.TimeoutExpired) as error:
-                raise RuntimeError(
-                    f"--cluster: expected the head of a Ray cluster at {address}, got none: {error}; start it with "
-                    "`ray start --head`"
-                ) from error
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (RayError, ConnectionError, RuntimeError, ValueError) as error:
-            text = str(error).strip().partition("\n")[0]
-            raise RuntimeError(
-                f"--cluster: cannot join the Ray cluster {address}: {text}; this machine must be one of its nodes: "
-                "`ray start --head`, or `ray start --address HOST:PORT`"
-            ) from error
+        say(f"{count} worker{'s' if count > 1 else ''} on {where}, Ray {ray.__version__} ({seconds:.1f} s)")
 
     def __enter__(self) -> Self:
         return self
@@ -278,14 +187,7 @@ class RayCluster:
     def close(self) -> None:
         """End all workers, and the cluster of this machine."""
         self._workers = []
-        if self._is_open:  # else a session of Ray would be another one
-            self._is_open = False
-            ray._private.worker.print_to_stdstream = self._print
-            with contextlib.suppress(RayError):
-                ray.shutdown()
-        if self._reaper is not None:
-            self._reaper.close()
-            self._reaper = None
+        self._session.close()
 
     @property
     def num_workers(self) -> int:
@@ -431,7 +333,7 @@ class RayCluster:
             level = common_level(facts["simd_levels"], ours["simd_level"])
             assert level is not None
             if level != facts["simd_level"]:
-                _say(f"{self._name(node)}: SIMD level {level} instead of {facts['simd_level']}, for the driver's bits")
+                say(f"{self._name(node)}: SIMD level {level} instead of {facts['simd_level']}, for the driver's bits")
             self._levels[node] = level
         return found
 
@@ -496,7 +398,7 @@ class RayCluster:
         elif time.monotonic() - state.idle_since > _START:
             refused = "".join(f"\ncluster: {problem}" for problem in self._refused.values())
             raise RuntimeError(
-                f"cluster: expected a free CPU on a node of {self._address}, got none for {_START:g} s{refused}"
+                f"cluster: expected a free CPU on a node of {self._session.name}, got none for {_START:g} s{refused}"
             )
         starting = {worker.facts: worker for worker in self._workers if not worker.ready}
         waiting = [*state.outstanding, *starting, *self._late]
@@ -532,7 +434,7 @@ class RayCluster:
             return
         if problems:
             self._refused[worker.node] = problems[0]
-            _say(f"{problems[0]}; left out")
+            say(f"{problems[0]}; left out")
             for one in [one for one in self._workers if one.node == worker.node]:
                 self._remove(one)
             return
@@ -578,7 +480,7 @@ class RayCluster:
         state.restarts += 1
         if state.restarts > _MAX_RESTARTS + state.most:
             raise RuntimeError(f"cluster: {state.restarts} workers died, the last one: {reason}")
-        _say(f"{self._name(worker.node)}: a worker died ({reason}); it is replaced")
+        say(f"{self._name(worker.node)}: a worker died ({reason}); it is replaced")
         self._looked = -_REFRESH
 
     def _remove(self, worker: _Worker) -> None:
@@ -628,11 +530,3 @@ def _worker_class() -> Any:
 def _reason(error: Exception) -> str:
     """Return the kind of an error of Ray, whose text has many lines."""
     return type(error).__name__
-
-
-def _discard(*_: Any, **__: Any) -> None:
-    pass
-
-
-def _say(text: str) -> None:
-    print(f"cluster: {text}", file=sys.stderr, flush=True)
