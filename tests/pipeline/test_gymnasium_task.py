@@ -101,6 +101,16 @@ def test_games_of_other_packages_are_registered(tmp_path, env_id, actions, sourc
     assert list(tmp_path.iterdir()) == []  # VizDoom's engine has a folder of its own
 
 
+@pytest.mark.parametrize("chosen", [{}, {"action_repeat": 1}])
+def test_the_presets_repeat_the_actions_of_vizdooms_ids(capsys, chosen):
+    task = tasks.find("VizdoomHealthGathering-v1", chosen)
+    config = task.presets["quick"]
+    assert config.environment.action_repeat == config.probe.action_repeat == 4
+    repeat = chosen.get("action_repeat", 4)
+    assert task.frames_per_second == round(35 / repeat)
+    assert (", each taken 4 times;" in capsys.readouterr().err) == (repeat == 4)
+
+
 def test_time_limits_and_episodes_without_an_end():
     limited = tasks.find(image("Limited"))
     assert limited.max_steps == 10 and not limited.presets["quick"].probe.terminates

@@ -194,6 +194,7 @@ class ProbeConfig:
     actions: str = setting("", "names of the actions, separated by commas; for discrete actions, one per value")
     choices: str = setting("", "number of values of each discrete action, separated by commas; empty for a Box")
     source: Source = setting("observation", "source of a frame")
+    action_repeat: int = setting(1, "steps of the environment per action in the presets")
     max_steps: int = setting(0, "longest episode, in actions", zero=True)
     episode_length: int = setting(0, "mean length of episodes of random play, in actions", zero=True)
     steps_per_second: int = setting(0, "actions per second of one process", zero=True)

@@ -161,9 +161,9 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
         termination="expected" if probe.terminates else "threshold",
         initial_states="random" if length > horizon else "first",
         max_steps=horizon,
-        popsize=32,
-        episodes=8,
-        generations=40,
+        popsize=64,
+        episodes=16,
+        generations=100,
         common_random_numbers=True,
         pca_components=components,
         scale_inputs=components == 0,
@@ -175,7 +175,9 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
         return Config(
             task=env_id,
             preset=preset,
-            environment=EnvSpec(id=env_id, variant="", resolution="", source=probe.source),
+            environment=EnvSpec(
+                id=env_id, variant="", resolution="", source=probe.source, action_repeat=probe.action_repeat
+            ),
             probe=probe,
             collect=CollectConfig(
                 episodes=collected,
@@ -202,7 +204,7 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
             "train_vae": replace(vae, steps=6_000),
             "train_rnn": replace(rnn, steps=12_000),
             "check_dream": CheckDreamConfig(episodes=evaluated(40, 120), dream_episodes=128, num_envs=8),
-            "evolve": replace(evolve, popsize=64, generations=80),
+            "evolve": replace(evolve, generations=200),
             "evaluate": EvaluateConfig(episodes=evaluated(100, 1_200), num_envs=16),
             "rounds": RoundsConfig(
                 rounds=2,
@@ -210,7 +212,7 @@ def _presets(env_id: str, probe: ProbeConfig) -> dict[str, Config]:
                 vae_steps=1_500,
                 vae_lr=5e-4,
                 rnn_steps=3_000,
-                generations=40,
+                generations=100,
                 pca_components=components,
                 evaluate_episodes=evaluated(20, 240),
             ),

@@ -6,7 +6,7 @@ import enum
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ _SECONDS, _EPISODES = 8.0, 5  # longest probe with an episode that ended
 _PATIENCE = 30.0  # seconds without an episode that ended
 _LONGEST, _ENDLESS = 27_000, 1_000  # longest episode without a time limit, and without an end in the probe
 _FRAMES_PER_SECOND = 20.0  # of recordings, where the environment names no speed
+_VIZDOOM_REPEAT = 4  # VizDoom's ids step a 35th of a second
 _SOURCES = {"observation": "observations", "screen": "the observations' entry 'screen'", "render": "rendered images"}
 
 
@@ -46,23 +47,26 @@ def probed_task(env_id: str, chosen: Mapping[str, Any]) -> Task:
     """
     given = {"variant": "", "resolution": "", **chosen, "id": env_id}
     environment = override(Config(), {"environment": given}).environment
-    probe = probe_environment(environment, find="source" not in chosen)
+    probe = probe_environment(environment, chosen)
+    repeat = chosen.get("action_repeat", probe.action_repeat)
+    repeated = f", each taken {repeat} times" if repeat > 1 else ""
     names = probe.actions.split(", ")
     shown = ", ".join([*names[:6], *(["..."] if len(names) > 6 else [])])
     print(
-        f"{env_id}: frames from {_SOURCES[probe.source]}; actions {shown}; {probe.episode_length:,} steps per episode, "
-        f"at most {environment.max_steps or probe.max_steps:,}; {probe.steps_per_second:,} steps/s",
+        f"{env_id}: frames from {_SOURCES[probe.source]}; actions {shown}{repeated}; {probe.episode_length:,} steps "
+        f"per episode, at most {environment.max_steps or probe.max_steps:,}; {probe.steps_per_second:,} steps/s",
         file=sys.stderr,
     )
     return gymnasium_task(env_id, probe)
 
 
-def probe_environment(environment: EnvSpec, *, find: bool = True) -> ProbeConfig:
+def probe_environment(environment: EnvSpec, chosen: Collection[str] = ()) -> ProbeConfig:
     """Play an environment for seconds with random actions, and check the contract at every step.
 
     Args:
         environment: Specification of the environment.
-        find: Whether to find the source of the frames, instead of taking that of the specification.
+        chosen: Names of the settings that the probe takes from the specification: without ``source`` it finds the
+            source of the frames, without ``action_repeat`` it takes that of the presets.
 
     Raises:
         ValueError: Gymnasium does not know the id.
@@ -70,9 +74,11 @@ def probe_environment(environment: EnvSpec, *, find: bool = True) -> ProbeConfig
         ModuleNotFoundError: A package of the environment is not installed.
     """
     import_packages(environment)
-    entry_point(environment.id)
+    usual = _VIZDOOM_REPEAT if entry_point(environment.id).__module__.startswith("vizdoom.") else 1
+    if "action_repeat" not in chosen:
+        environment = replace(environment, action_repeat=usual)
     try:
-        return _probe(environment, find)
+        return replace(_probe(environment, "source" not in chosen), action_repeat=usual)
     except gymnasium.error.DependencyNotInstalled as error:
         raise ModuleNotFoundError(f"{environment.id}: {error}", name="gymnasium") from error
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError, MemoryError):
