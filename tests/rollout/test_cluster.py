@@ -182,7 +182,8 @@ def test_threaded_work_is_done_by_one_process_of_each_node(three, tmp_path, pati
     """Also after that process has died."""
     _, cluster = three
     until = time.monotonic() + 100
-    while not all(worker.ready for worker in cluster._workers) and time.monotonic() < until:
+    while not all(worker.ready and worker not in cluster._late.values() for worker in cluster._workers):
+        assert time.monotonic() < until
         squares(cluster, Deed(tmp_path, seconds=0.1))
     expected = {node["NodeID"]: node["Resources"]["CPU"] for node in cluster._nodes().values()}
 
