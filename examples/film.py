@@ -17,8 +17,9 @@ An agent that exploits its dream: C evolved for two generations at temperature 0
 import argparse
 from pathlib import Path
 
+from worldmodels.analysis.animation import save_gif
 from worldmodels.analysis.playback import record_dream, record_play
-from worldmodels.analysis.recording import Recording, save_gif
+from worldmodels.analysis.recording import Recording
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.evaluators import sampled
 from worldmodels.pipeline.run import Run

@@ -31,8 +31,8 @@ import numpy as np
 from IPython.display import Image
 
 import worldmodels as wm
+from worldmodels.analysis.animation import save_gif
 from worldmodels.analysis.playback import record_dream
-from worldmodels.analysis.recording import save_gif
 
 # QUICK=1 in the environment shortens every step, for the tests of the library
 quick = os.environ.get("QUICK") == "1"

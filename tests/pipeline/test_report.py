@@ -13,7 +13,8 @@ from PIL import Image
 from conftest import mark_done, toy_config, write_world
 from measurements import MEASURED
 from worldmodels.analysis import figures
-from worldmodels.analysis.recording import Recording, save_gif
+from worldmodels.analysis.animation import save_gif
+from worldmodels.analysis.recording import Recording
 from worldmodels.cli import arguments, stages
 from worldmodels.models.controller import Controller
 from worldmodels.models.weights import save_tensors

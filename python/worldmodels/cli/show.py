@@ -32,7 +32,7 @@ def show_agent(options: argparse.Namespace) -> None:
         check_output("--gif", options.gif, ".gif")
     if options.video:
         check_output("--video", options.video, ".mp4")
-        from worldmodels.analysis.recording import check_video
+        from worldmodels.analysis.animation import check_video
 
         check_video()
     if options.window and (options.gif or options.video or options.episodes > 1):
@@ -51,7 +51,7 @@ def show_agent(options: argparse.Namespace) -> None:
         return
 
     from worldmodels.analysis import playback as show
-    from worldmodels.analysis.recording import save_gif, save_video
+    from worldmodels.analysis.animation import save_gif, save_video
     from worldmodels.rollout.environments import describe_environment
 
     if options.command == "dream":

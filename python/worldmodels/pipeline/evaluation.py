@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from worldmodels.analysis import figures
-from worldmodels.analysis.recording import from_recorder, save_gif
+from worldmodels.analysis.animation import save_gif
+from worldmodels.analysis.recording import from_recorder
 from worldmodels.analysis.stats import describe, format_interval, format_mean, table
 from worldmodels.data.records import (
     CurvePoint,

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from worldmodels.analysis import figures
+from worldmodels.analysis.animation import save_gif
 from worldmodels.analysis.quality import PIXELS
-from worldmodels.analysis.recording import from_dream, save_gif
+from worldmodels.analysis.recording import from_dream
 from worldmodels.analysis.stats import compare, format_interval, format_number, scale_of, termination_rates
 from worldmodels.data.records import (
     DreamCheck,
