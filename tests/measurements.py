@@ -10,7 +10,8 @@ from worldmodels.analysis.stats import describe
 from worldmodels.data.records import DreamCheck, EpisodeTrace, Record, Results, RNNQuality, VAEQuality
 from worldmodels.pipeline.dream_check import format_table as dream_table
 from worldmodels.pipeline.evaluation import format_table as score_table
-from worldmodels.pipeline.report import quality_tables, read_results
+from worldmodels.pipeline.report_page import quality_tables
+from worldmodels.pipeline.verdict import read_results
 
 _GAME = describe([10.0, 30.0, 50.0]).to_json()
 _ERRORS = {"mean": 0.5, "sample": 0.7, "stays": 0.9}

@@ -16,7 +16,7 @@ from worldmodels.data.latents import Latents
 from worldmodels.data.records import PixelQuality, VAEQuality
 from worldmodels.data.sequences import PackedSequences
 from worldmodels.models.mdnrnn import MDNOutput, mdn_nll
-from worldmodels.pipeline.report import quality_tables
+from worldmodels.pipeline.report_page import quality_tables
 
 
 def moving_square(length=6):

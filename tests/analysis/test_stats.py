@@ -16,8 +16,8 @@ from worldmodels.analysis.stats import (
     termination_rates,
 )
 from worldmodels.data.records import EnvironmentRecord, PlayerScores, Results, Scores
-from worldmodels.pipeline.report import format_verdict
 from worldmodels.pipeline.tasks import get
+from worldmodels.pipeline.verdict import format_verdict
 from worldmodels.support.progress import Progress
 
 

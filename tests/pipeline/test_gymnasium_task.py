@@ -28,9 +28,9 @@ from worldmodels.pipeline.config import ProbeConfig, from_dict, override, to_dic
 from worldmodels.pipeline.config_file import format_config
 from worldmodels.pipeline.gymnasium_task import gymnasium_task
 from worldmodels.pipeline.players import interruptions
-from worldmodels.pipeline.report import format_command
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES
+from worldmodels.pipeline.verdict import format_command
 from worldmodels.rollout.environments import play_policy
 from worldmodels.support.files import read_json
 

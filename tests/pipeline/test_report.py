@@ -20,8 +20,9 @@ from worldmodels.models.controller import Controller
 from worldmodels.models.weights import save_tensors
 from worldmodels.pipeline import page, report, tasks
 from worldmodels.pipeline.config import RoundsConfig, override
-from worldmodels.pipeline.report import PAGE, format_command, write_report
+from worldmodels.pipeline.report import PAGE, write_report
 from worldmodels.pipeline.run import Run
+from worldmodels.pipeline.verdict import format_command
 from worldmodels.support.files import write_json
 from worldmodels.web.page import wasm_is_built
 

@@ -159,8 +159,8 @@ def _print_results(run: Run, reported: bool) -> None:
         return
     from worldmodels.analysis.stats import table
     from worldmodels.data.records import Results
-    from worldmodels.pipeline.report import format_score
     from worldmodels.pipeline.rounds import ROUND_COLUMNS, round_results, round_rows
+    from worldmodels.pipeline.verdict import format_score
 
     if run.given.last_round:
         print(table(ROUND_COLUMNS, round_rows(round_results(run), "+-")))

@@ -158,7 +158,7 @@ def _scores(results: Results | None, task: tasks.Task) -> list[str]:
 
 def _training(run: RunFolder, task: tasks.Task, results: Results | None) -> list[str]:
     """The command that repeats the run, and the versions of the packages."""
-    from worldmodels.pipeline.report import format_command
+    from worldmodels.pipeline.verdict import format_command
 
     given = run.given
     lines = ["## Training", ""]
