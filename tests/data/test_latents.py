@@ -11,7 +11,7 @@ import torch
 from conftest import make_episode, make_latents, make_mdnrnn, make_vae, mark_done, toy_config, write_store
 from worldmodels.data import latents as latents_module
 from worldmodels.data.episodes import EpisodeShard
-from worldmodels.data.latents import Latents, load_latents
+from worldmodels.data.latents import Latents, are_held_out, load_latents
 from worldmodels.data.sequences import PackedSequences
 from worldmodels.models.mdnrnn import done_loss, mdn_loss
 from worldmodels.models.weights import save_model
@@ -154,10 +154,23 @@ def test_every_episode_is_followed_by_its_mirror_image(tmp_path):
 
 def test_an_episode_is_held_out_with_its_mirror_image():
     latents = make_latents(6 * [4])
-    assert [part.tolist() for part in split_episodes(latents, 0.2)] == [[0, 1, 2, 3, 4], [5]]
+    assert [part.tolist() for part in split_episodes(latents, 0.2)] == [[0, 1, 2, 3, 5], [4]]
     assert [part.tolist() for part in split_episodes(replace(latents, mirrored=True), 0.2)] == [[0, 1, 2, 3], [4, 5]]
     with pytest.raises(ValueError, match="expected at least 2 to hold one out, got 1"):
         split_episodes(replace(make_latents([4, 4]), mirrored=True), 0.2)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.05, 0.2, 1 / 3, 0.5, 0.95, 0.999])
+def test_a_fraction_of_the_episodes_of_every_round_is_held_out(fraction):
+    """400 episodes, 100 in a next round: the first choice stands, and the new episodes have their share of it."""
+    before, after = are_held_out(400, fraction), are_held_out(500, fraction)
+    if fraction * 400 >= 1:
+        assert (before == after[:400]).all()
+    assert abs(before.sum() - 400 * fraction) <= 1 and abs(after[400:].sum() - 100 * fraction) <= 1
+    assert 1 <= before.sum() < 400
+    gaps = np.diff(np.flatnonzero(before))
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+    assert are_held_out(1, fraction).tolist() == [True] and are_held_out(2, fraction).sum() == 1
 
 
 @pytest.mark.parametrize("first", [True, False])

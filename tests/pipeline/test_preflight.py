@@ -127,10 +127,6 @@ REFUSED = [
     ("--encode.batch-size 16777217", "encode.batch_size: expected at most 16777216, got 16777217"),
     ("--train-rnn.grad-clip 1e300", "train_rnn.grad_clip: expected at most 1000000000.0, got 1e+300"),
     ("--train-rnn.lr 1e300", "train_rnn.lr: expected at most 3.4e+38, got 1e+300"),
-    (
-        "--train-rnn.validation-fraction 0.9999999",
-        "train_rnn.validation_fraction: expected a fraction that leaves one of 1600 episodes",
-    ),
     ("--train-vae.init-from run", "train_vae.init_from: expected a run other than run itself, got run"),
     ("--train-rnn.init-from ./run", "train_rnn.init_from: expected a run other than run itself, got ./run"),
     ("--evolve.init-from run", "evolve.init_from: expected a run other than run itself, got run"),

@@ -29,7 +29,7 @@ from worldmodels.training import trainer
 from worldmodels.training import vae as train_vae
 from worldmodels.training.distributed import Ranks
 from worldmodels.training.optim import DivergedError, LossGuard, MicroBatches, cosine
-from worldmodels.training.rnn import learning_rate
+from worldmodels.training.rnn import learning_rate, split_episodes
 
 LENGTHS = [7, 12, 9, 14, 8, 11]
 MODULES = {"train_vae": train_vae, "train_rnn": train_rnn}
@@ -430,9 +430,9 @@ def sheets(experiment, stage):
 )
 @pytest.mark.parametrize("stage", list(MODULES))
 def test_a_sheet_is_drawn_at_checkpoints_and_after_epochs_far_apart(tmp_path, monkeypatch, stage, gap, steps):
-    """An epoch of V is 50 frames, one of M's three chunks of 12 steps. A resumed run has the same sheets."""
+    """An epoch of V is 50 frames, one of M's three chunks of 14 steps. A resumed run has the same sheets."""
     settings = {"steps": 9, "checkpoint_every": 4} | (
-        {"batch_size": 20} if stage == "train_vae" else {"sequence_length": 12}
+        {"batch_size": 20} if stage == "train_vae" else {"sequence_length": 14}
     )
     monkeypatch.setattr(trainer, "_GRID_EVERY", gap)
     loaded, saved = [], []
@@ -471,7 +471,7 @@ def test_the_gate_of_m_counts_the_steps_in_the_data(tmp_path, monkeypatch):
             experiment.run_stage("train_rnn")
         experiment.run_stage("train_rnn")
     latents = make_latents(LENGTHS, latent_size=4)
-    packed = PackedSequences(latents, np.arange(len(LENGTHS) - 1), 2, 10, 0)
+    packed = PackedSequences(latents, split_episodes(latents, 0.2)[0], 2, 10, 0)
     chunks = [chunk for epoch in range(11) for chunk in packed.epoch(epoch)][:11]
     assert counted == [sum(int(chunk.valid.sum()) for chunk in chunks)]
     assert counted[0] < 11 * 2 * 10
@@ -503,7 +503,9 @@ def test_recall_needs_a_termination_and_a_loss_a_next_latent(tmp_path):
     with prepare(tmp_path / "run", "train_rnn") as experiment:
         for path in experiment.path("latents").iterdir():
             path.unlink()
-        make_latents(LENGTHS, [True] * 5 + [False], latent_size=4).save(experiment.path("latents", "00000.safetensors"))
+        make_latents(LENGTHS, [True] * 4 + [False, True], latent_size=4).save(
+            experiment.path("latents", "00000.safetensors")
+        )
         experiment.run_stage("train_rnn")
         summary, lines = experiment.summary("train_rnn"), experiment.metrics("train-rnn")
     assert "done_recall" not in summary and "done_false_alarms" in summary

@@ -72,6 +72,24 @@ class Latents:
                 raise OSError(f"{path}: cannot be written: {error}") from error
 
 
+def are_held_out(count: int, fraction: float) -> npt.NDArray[np.bool_]:
+    """Choose the episodes that are held out: at equal distances, at least the last one.
+
+    Episodes appended later leave the choice among the earlier ones as it was, unless none of them reached the fraction.
+
+    Args:
+        count: Number of episodes, at least 1.
+        fraction: Fraction to hold out.
+
+    Returns:
+        (count,) bool.
+    """
+    so_far = np.floor(np.arange(count + 1) * fraction)
+    held_out: npt.NDArray[np.bool_] = so_far[1:] > so_far[:-1]
+    held_out[-1] |= not held_out.any()
+    return held_out
+
+
 def load_latents(folder: Path) -> Latents:
     """Load all files of a folder into memory.
 

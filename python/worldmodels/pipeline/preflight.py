@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from worldmodels import pretrained
+from worldmodels.data.latents import are_held_out
 from worldmodels.envs.policies import AGENT, parse_policies
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.controller import Controller
@@ -257,12 +258,7 @@ def _check_train_rnn(config: Config, task: tasks.Task) -> None:
     for name in ("done_pos_weight", "grad_clip"):
         _at_most(f"train_rnn.{name}", getattr(rnn, name), _MAX_LOSS_WEIGHT)
     episodes = config.collect.episodes
-    training = episodes - max(1, round(rnn.validation_fraction * episodes))
-    if not config.collect.include and training < 1:
-        raise ValueError(
-            f"train_rnn.validation_fraction: expected a fraction that leaves one of {episodes} episodes to train on, "
-            f"got {rnn.validation_fraction}"
-        )
+    training = episodes - int(are_held_out(episodes, rnn.validation_fraction).sum())
     sequences = rnn.batch_size if config.collect.include else min(rnn.batch_size, config.collect.episodes)
     _check_processes("train_rnn.batch_size", rnn.batch_size, "sequences")
     if not config.collect.include:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldmodels.analysis import image_grid, quality
 from worldmodels.data.episodes import EpisodeStore
-from worldmodels.data.latents import Latents, load_latents
+from worldmodels.data.latents import Latents, are_held_out, load_latents
 from worldmodels.data.records import RNNQuality
 from worldmodels.data.sequences import Chunk, PackedSequences
 from worldmodels.dream import initial_states
@@ -198,11 +198,14 @@ def untrained_rnn(run: TrainingRun, world_model: Path, seed: int) -> None:
 
 
 def split_episodes(latents: Latents, fraction: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Hold out the last episodes, together with their mirror images.
+    """Hold out episodes at equal distances, together with their mirror images.
+
+    Episodes appended in a later round leave the earlier ones where they were, and a fraction of the new ones is held
+    out.
 
     Args:
         latents: Encoded episodes.
-        fraction: Fraction of held-out episodes; at least one is held out.
+        fraction: Fraction of held-out episodes; at least the last one is held out.
 
     Returns:
         int64 indices of the training episodes and of the held-out episodes.
@@ -212,11 +215,11 @@ def split_episodes(latents: Latents, fraction: float) -> tuple[npt.NDArray[np.in
     """
     copies = 2 if latents.mirrored else 1
     count = len(latents.lengths) // copies
-    held_out = max(1, round(fraction * count))
-    if held_out >= count:
+    held_out = are_held_out(count, fraction)
+    if held_out.all():
         raise ValueError(f"collect.episodes: expected at least 2 to hold one out, got {count}")
-    indices, held_out = np.arange(copies * count), copies * held_out
-    return indices[:-held_out], indices[-held_out:]
+    held_out = held_out.repeat(copies)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def build(config: TrainRNNConfig, latents: Latents) -> MDNRNN:
