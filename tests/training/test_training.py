@@ -209,6 +209,17 @@ def test_frames_are_held_out_by_episode_and_read_once_an_epoch(tmp_path):
         np.testing.assert_array_equal(ShuffledBatches(train, 8, seed=0).batch(step), rows[8 * step : 8 * step + 8])
 
 
+def test_every_twentieth_episode_is_held_out_from_v(tmp_path):
+    """A next round's too, whose episodes come last."""
+    write_store(tmp_path, [make_episode(1 + number % 3, number) for number in range(45)])
+    store = EpisodeStore(tmp_path)
+    first = np.concatenate([[0], store.lengths.cumsum()])
+    train, held_out = train_vae.split_frames(store, 100)
+    store.close()
+    assert held_out.tolist() == [*range(first[19], first[20]), *range(first[39], first[40])]
+    assert sorted([*train, *held_out]) == list(range(first[-1]))
+
+
 def test_v_begins_at_the_mean_colour(tmp_path):
     """Of the training frames; a rod on white would otherwise saturate every output."""
     episode = make_episode(6)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from worldmodels.analysis import image_grid, quality
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.data.frames import FrameReader, ShuffledBatches
+from worldmodels.data.latents import are_held_out
 from worldmodels.models.device import autocast, device, limit_threads, on_device, seed_step, uses_bfloat16
 from worldmodels.models.vae import ConvVAE, decode, vae_loss
 from worldmodels.support.profile import phase, phase_of
@@ -127,7 +128,7 @@ def learning_rate(config: TrainVAEConfig, step: int) -> float:
 
 
 def split_frames(store: EpisodeStore, validation: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Hold out the last 5 % of the episodes, at least one.
+    """Hold out the frames of every twentieth episode, at least of the last one.
 
     Args:
         store: Episode store.
@@ -142,9 +143,10 @@ def split_frames(store: EpisodeStore, validation: int) -> tuple[npt.NDArray[np.i
     lengths = store.lengths
     if len(lengths) < 2:
         raise ValueError(f"collect.episodes: expected at least 2 to hold one out for validation, got {len(lengths)}")
-    first = int(lengths[: -max(1, len(lengths) // 20)].sum())
-    held_out = np.linspace(first, len(store) - 1, min(validation, len(store) - first)).astype(np.int64)
-    return np.arange(first), held_out
+    of_held_out = are_held_out(len(lengths), 0.05).repeat(lengths)
+    held_out = np.flatnonzero(of_held_out)
+    spaced = np.linspace(0, len(held_out) - 1, min(validation, len(held_out))).astype(np.int64)
+    return np.flatnonzero(~of_held_out), held_out[spaced]
 
 
 def mean_colour(store: EpisodeStore, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
