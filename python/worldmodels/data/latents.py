@@ -73,9 +73,9 @@ class Latents:
 
 
 def are_held_out(count: int, fraction: float) -> npt.NDArray[np.bool_]:
-    """Choose the episodes that are held out: at equal distances, at least the last one.
+    """Choose the episodes that are held out: at equal distances, or the last one if they are too few for the fraction.
 
-    Episodes appended later leave the choice among the earlier ones as it was, unless none of them reached the fraction.
+    Episodes that are appended do not change the choice among the earlier ones, unless those were too few.
 
     Args:
         count: Number of episodes, at least 1.

@@ -200,12 +200,11 @@ def untrained_rnn(run: TrainingRun, world_model: Path, seed: int) -> None:
 def split_episodes(latents: Latents, fraction: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Hold out episodes at equal distances, together with their mirror images.
 
-    Episodes appended in a later round leave the earlier ones where they were, and a fraction of the new ones is held
-    out.
+    The same fraction of every round's episodes is held out (:func:`worldmodels.data.latents.are_held_out`).
 
     Args:
         latents: Encoded episodes.
-        fraction: Fraction of held-out episodes; at least the last one is held out.
+        fraction: Fraction of held-out episodes; at least one is held out.
 
     Returns:
         int64 indices of the training episodes and of the held-out episodes.

@@ -128,7 +128,7 @@ def learning_rate(config: TrainVAEConfig, step: int) -> float:
 
 
 def split_frames(store: EpisodeStore, validation: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Hold out the frames of every twentieth episode, at least of the last one.
+    """Hold out the frames of every twentieth episode, or of the last one of fewer than twenty.
 
     Args:
         store: Episode store.
