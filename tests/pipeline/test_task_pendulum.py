@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,7 +18,7 @@ from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs import pendulum
 from worldmodels.envs.pendulum import PendulumEnv
 from worldmodels.pipeline import tasks
-from worldmodels.pipeline.config import RoundsConfig
+from worldmodels.pipeline.config import Config, RoundsConfig
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES
 from worldmodels.support.files import read_json
@@ -100,6 +101,19 @@ def test_the_recipe_names_what_is_there():
     for section, name in re.findall(r"`(train_rnn|evolve)\.(\w+)`", text):
         assert hasattr(getattr(config, section), name)
     assert {"uniform", "repeat 1-20", "noop"} <= set(tasks.get("pendulum").policies)
+
+
+def test_the_task_of_the_recipe_has_sizes_of_its_own():
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "tutorials" / "own_environment.md").read_text(encoding="utf-8")
+    found: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], found)
+    task, paper = found["TASK"], Config()
+    quick = task.presets["quick"]
+    assert quick.evolve.max_steps == task.max_steps
+    assert quick.collect.episodes < paper.collect.episodes
+    assert quick.train_vae.steps < paper.train_vae.steps and quick.train_rnn.steps < paper.train_rnn.steps
+    assert quick.evolve.generations < paper.evolve.generations
 
 
 @pytest.mark.parametrize("name", ["quick", "mine"])

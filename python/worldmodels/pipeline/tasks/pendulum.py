@@ -75,8 +75,8 @@ TASK = Task(
     presets={"quick": QUICK, "paper": replace(QUICK, preset="paper", rounds=replace(QUICK.rounds, rounds=20))},
     durations={"quick": "20 minutes on 2 cores"},
     score="points",
-    description="Pendulum: a rod is swung up and balanced; the score is minus the sum of squared angle, speed "
-    "and torque over 200 steps, 0 at best.",
+    description="Pendulum: a rod is swung up and balanced; the score is minus the sum of angle² + 0.1 "
+    "velocity² + 0.001 torque² over 200 steps, 0 at best.",
     frames_per_second=20,
     keys={"left": (1.0,), "right": (-1.0,)},  # as the policies of these names
 )
