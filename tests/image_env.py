@@ -83,6 +83,13 @@ class Failing(Image):
         raise self.error
 
 
+class Unmade(Image):
+    """Exits when it is made."""
+
+    def __init__(self):
+        raise SystemExit
+
+
 FLOATS = Box(-1.0, 1.0, (3,))
 #: name -> (entry point, constructor's arguments)
 KINDS = {
@@ -99,6 +106,7 @@ KINDS = {
     "Single": (Image, {"action": Discrete(1)}),
     "Grid": (Image, {"action": MultiDiscrete([[2, 2], [2, 2]])}),
     "KeyError": (Failing, {"error": KeyError("k")}),
+    "Unmade": (Unmade, {}),
     "Exit": (Failing, {"error": SystemExit(3)}),
     "Dependency": (Failing, {"error": gymnasium.error.DependencyNotInstalled("pygame is not installed")}),
     "Boundless": (Image, {"action": Box(-np.inf, np.inf, (1,))}),

@@ -100,8 +100,8 @@ def certain(lengths, terminated=None, latent_size=4, spread=-80.0):
 @torch.no_grad()
 def test_predictions_equal_a_loop_over_episodes():
     lengths, terminated = [9, 4, 13, 6], [True, False, True, True]
-    latents, model = certain(lengths, terminated), make_mdnrnn(4, 8)
-    found = quality.predictions(model, PackedSequences(latents, np.arange(4), 2, 5, 0), 10.0)
+    latents, model = certain(lengths, terminated), make_mdnrnn(4, 8, done_pos_weight=10.0)
+    found = quality.predictions(model, PackedSequences(latents, np.arange(4), 2, 5, 0))
     terms, probabilities, ends = [], [], []
     for start, length, over in zip(latents.starts, lengths, terminated, strict=True):
         z = torch.from_numpy(latents.mu[start : start + length].astype(np.float32))[None]
@@ -214,7 +214,7 @@ def test_measures_go_through_json_into_a_figure_and_a_table(tmp_path):
     write_store(tmp_path / "episodes", [make_episode(length, length) for length in lengths])
     store = EpisodeStore(tmp_path / "episodes")
     latents, model = certain(lengths), make_mdnrnn(4, 8)
-    rnn = quality.predictions(model, PackedSequences(latents, np.arange(3), 2, 16, 0), 10.0)
+    rnn = quality.predictions(model, PackedSequences(latents, np.arange(3), 2, 16, 0))
     rnn = replace(rnn, rollouts=quality.rollouts(model, latents, np.arange(3), vae=make_vae(4), store=store))
     vae = quality.reconstruction(make_vae(4), store, np.arange(195))
     store.close()

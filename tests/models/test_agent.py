@@ -300,12 +300,21 @@ def test_states_that_do_not_fit_are_refused(agent):
         agent.predict(frames(3), state)
     with pytest.raises(ValueError, match=r"^state\.step: expected \(2,\) int64, got \(2,\) float64"):
         agent.predict(frames(2), state._replace(step=np.zeros(2)))
+    with pytest.raises(ValueError, match=r"^state\.h: expected finite numbers, got NaN or infinity"):
+        agent.predict(frames(2), state._replace(h=np.full_like(state.h, np.nan)))
+    with pytest.raises(ValueError, match=r"^state\.episode: expected integers of at least 0, got -1"):
+        agent.predict(frames(2), state._replace(episode=state.episode - 1))
     with pytest.raises(TypeError, match=r"^state: expected None or a state that predict has returned, got \("):
         agent.predict(frames(2), (state.h, state.c))
     with pytest.raises(ValueError, match=r"^episode_start: expected \(2,\) bool, got \(2,\) int64"):
         agent.predict(frames(2), state, np.array([0, 1]))
     with pytest.raises(ValueError, match=r"^observation: expected \(2, 64, 64, 3\) uint8, got \(2, 3, 64, 64\) uint8"):
         agent.predict(frames(2).transpose(0, 3, 1, 2))
+    for observation in (None, 3):
+        with pytest.raises(ValueError, match=r"^observation: expected \(0, 64, 64, 3\) uint8, got \(\) (object|int64)"):
+            agent.predict(observation)
+    with pytest.raises(ValueError, match=r"^observation: expected \(1, 64, 64, 3\) uint8, got \(1, 64, 64, 3\) int64"):
+        agent.predict(frames(1)[0].tolist())
 
 
 def test_overruled_actions_are_taken_and_remembered(agent):

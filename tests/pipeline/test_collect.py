@@ -14,11 +14,13 @@ import gymnasium
 import numpy as np
 import pytest
 
-from conftest import start, toy_config, write_world
+from conftest import make_episode, start, toy_config, write_store, write_world
 from worldmodels import Controller
 from worldmodels.data.episodes import EpisodeStore
 from worldmodels.envs.policies import brownian, constant, ornstein_uhlenbeck, repeated, sweeping
 from worldmodels.pipeline import players
+from worldmodels.pipeline.collection import _include
+from worldmodels.pipeline.config import CollectConfig
 from worldmodels.pipeline.evolution import save_controller
 from worldmodels.pipeline.players import interruptions, parse_policies
 from worldmodels.pipeline.profiles import read_profiles
@@ -338,6 +340,43 @@ def test_an_agent_collects_beside_included_episodes(tmp_path, toy_agent, undistu
         assert (unchanged > 0.05) == (episode.policy == "agent with action bursts")
     assert (base / "episodes" / "00000.h5").stat().st_nlink == 2
     check_equal(run(tmp_path / "two", **{**changes, "num_workers": 1}), episodes)
+
+
+def test_a_resumed_collection_has_one_agent(tmp_path, toy_agent, monkeypatch):
+    agent = shutil.copytree(toy_agent, tmp_path / "agent")
+    changes = {"episodes": 2, "shard_episodes": 1, "agent": str(agent), "policies": "agent", "min_length": 1}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("worldmodels.pipeline.collection._Pool.run", interrupted)
+        run(tmp_path / "run", **changes)
+    write_store(tmp_path / "run" / "episodes", [make_episode(3)])
+    with Run(agent) as evolved:
+        controller = Controller(4, 8, 1)
+        save_controller(evolved, controller, np.ones(controller.size), {"generation": 3, "score": 5.0})
+    said = r"^collect\.agent: expected the C that played the 1 episodes so far, generation None .*, got generation 3 "
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "run", **changes)
+
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+
+def test_included_episodes_are_those_of_the_first_session(tmp_path):
+    base, own = tmp_path / "base", tmp_path / "own"
+    write_store(base / "episodes", [make_episode(3)])
+    write_store(own, [make_episode(9)])
+    with pytest.raises(
+        ValueError, match=r"^collect\.include: expected the episodes of .*base that were included before"
+    ):
+        _include(CollectConfig(include=str(base)), own)
+
+
+def test_an_incomplete_run_is_not_included(tmp_path):
+    write_store(tmp_path / "base" / "episodes", [make_episode(3)])
+    (tmp_path / "base" / "stages").mkdir()
+    (tmp_path / "base" / "stages" / "collect.begun.json").touch()
+    with pytest.raises(ValueError, match=r"^collect\.include: expected a run whose collect is complete, got .*base"):
+        run(tmp_path / "run", include=str(tmp_path / "base"))
 
 
 def test_interruptions_hold_an_action_now_and_then():

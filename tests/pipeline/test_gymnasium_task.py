@@ -117,6 +117,7 @@ def test_time_limits_and_episodes_without_an_end():
     assert tasks.find(image("Limited"), {"action_repeat": 4}).max_steps == 3
     endless = tasks.find(image("Started"))
     assert endless.max_steps == 1_000 and endless.presets["quick"].probe.terminates  # unknown
+    assert tasks.find(image("Started"), {"max_steps": 7}).presets["quick"].probe.episode_length <= 7
     repeated = tasks.find(image("Discrete"), {"action_repeat": 2, "crop_top": 1})
     assert repeated.presets["quick"].probe.episode_length == 3 and repeated.frames_per_second == 15
 
@@ -131,6 +132,7 @@ def test_time_limits_and_episodes_without_an_end():
         ("Grid", "expected discrete actions of one dimension, of two or more values each, got MultiDiscrete("),
         ("Boundless", "expected an action space with finite bounds, got Box(-inf, inf, (1,), float32)"),
         ("Nothing", "expected one that Gymnasium knows, got 'image_env:Image/Nothing-v0'"),
+        ("Unmade", "expected gymnasium.make to make it, got sys.exit(None)"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything(tmp_path, capsys, kind, message):

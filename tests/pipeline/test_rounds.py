@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import shutil
 from pathlib import Path
 
 import h5py
@@ -305,7 +306,7 @@ def test_a_round_of_another_agent_is_refused(copied, capsys):
         save_controller(run, Controller(4, 8, 1), params, {"generation": 7, "score": 6.0})
     assert main(["run", "takecover", "--out", str(copied)]) == 1
     said = (
-        r"rounds/1: expected episodes of the C of .*rounds/0, generation 7, got episodes of its generation 1; .*--force"
+        r"rounds/1: expected a round that builds on the C of .*rounds/0, generation 7, got its generation 1; .*--force"
     )
     assert re.search(said, capsys.readouterr().err)
 
@@ -389,6 +390,16 @@ def test_a_refinement_keeps_the_world_model_and_continues_c_in_the_environment(r
     assert results[0].rnn_loss == results[1].rnn_loss
     page = (refined / "report" / "index.html").read_text(encoding="utf-8")
     assert "keeps V and M, and evolves C further in the real environment" in page
+
+
+def test_a_refinement_of_another_agent_is_refused(refined, tmp_path, capsys):
+    copied = shutil.copytree(refined, tmp_path / "copied")
+    _, params, _ = load_controller(copied / "rounds" / "0" / "evolve" / "controller.safetensors")
+    with Run(copied / "rounds" / "0") as run:
+        save_controller(run, Controller(4, 8, 1), params, {"generation": 7, "score": 6.0})
+    assert main(["run", "takecover", "--out", str(copied)]) == 1
+    said = r"copied: expected a round that builds on the C of .*rounds/0, generation 7, got its generation \d+; "
+    assert re.search(said, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

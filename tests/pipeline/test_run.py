@@ -8,12 +8,14 @@ import fcntl
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import make_episode, make_latents, mark_done, toy_config, write_store
 from worldmodels.cli import main
+from worldmodels.data.records import StageRecord
 from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import override
 from worldmodels.pipeline.folder import RunFolder
@@ -671,6 +673,42 @@ def test_a_discarding_that_is_cut_off_leaves_a_stage_that_was_begun(finished, mo
         Run(finished, rerun="evaluate")
     with Run(finished) as experiment:
         assert not experiment.is_done("evaluate") and experiment.is_done("evolve")
+
+
+@pytest.mark.parametrize("last", range(len(MADE) - 1))
+def test_a_discarding_that_is_cut_off_completes_nothing_on_discarded_outputs(finished, monkeypatch, last):
+    """Cut off at any file, last stage first: new settings are refused, and no complete stage builds on another."""
+    (finished / "vae" / "checkpoint.safetensors").touch()
+    real, left = Path.unlink, [last]
+
+    def unlink(path, missing_ok=False):
+        if path.name in (*MADE.values(), "checkpoint.safetensors"):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        real(path, missing_ok)
+
+    changed = toy_config(train_vae={"latent_size": 5})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", unlink)
+        Run(finished, changed, rerun="train_vae")
+    with Run(finished) as run:
+        assert [name for name in NAMES if run.is_done(name)] == ["collect"]
+    with pytest.raises(ValueError, match=r"train-vae has partial outputs with other settings \(latent_size\)"):
+        Run(finished, changed)
+    with Run(finished, changed, rerun="train_vae"):
+        pass
+    assert not (finished / "latents").exists() and not (finished / "vae").exists()
+
+
+def test_a_stage_without_its_world_model_is_not_complete(tmp_path, ran):
+    """The command line refuses this before; ``Run`` does too."""
+    with Run(tmp_path, toy_config()) as run:
+        mark_done(run, "collect", "train_vae")
+        record = StageRecord.read(run.marker("train_vae"))
+        replace(record, settings={**record.settings, "world_model": "takecover"}).write(run.marker("train_vae"))
+    with pytest.raises(ValueError, match=r"train-vae is complete with other settings \(world_model\)"):
+        Run(tmp_path, toy_config())
 
 
 @pytest.mark.parametrize(("stage", "missing"), [("train-vae", "episodes/*.h5"), ("evolve", "rnn/rnn.safetensors")])

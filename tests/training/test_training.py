@@ -472,6 +472,21 @@ def test_a_sheet_is_drawn_at_checkpoints_and_after_epochs_far_apart(tmp_path, mo
         assert pixels.std() > 10
 
 
+@pytest.mark.parametrize("stage", list(MODULES))
+def test_fewer_steps_than_are_complete_are_refused(tmp_path, stage):
+    with (
+        prepare(tmp_path, stage, steps=9, checkpoint_every=4) as run,
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        interrupt(patch, trainer, "save_tensors", 2, after=True)
+        run.run_stage(stage)
+    with prepare(tmp_path, stage, steps=7, checkpoint_every=4) as run:
+        said = rf"^{stage}\.steps: expected at least 8, as that many are complete, got 7; `worldmodels .* --force`"
+        with pytest.raises(ValueError, match=said):
+            run.run_stage(stage)
+
+
 def test_the_gate_of_m_counts_the_steps_in_the_data(tmp_path, monkeypatch):
     """Chunks are shorter than a sequence at the end of an epoch, and padded; also over two sessions."""
     counted = []

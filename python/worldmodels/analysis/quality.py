@@ -153,13 +153,12 @@ def calibration(
 
 
 @torch.no_grad()
-def predictions(model: MDNRNN, streams: PackedSequences, done_pos_weight: float) -> RNNQuality:
+def predictions(model: MDNRNN, streams: PackedSequences) -> RNNQuality:
     """Evaluate M's predictions one step ahead, teacher-forced.
 
     Args:
         model: M.
         streams: Held-out packed sequences.
-        done_pos_weight: Positive-class weight of the termination loss M was trained with.
 
     Returns:
         Quality without rollouts.
@@ -186,7 +185,7 @@ def predictions(model: MDNRNN, streams: PackedSequences, done_pos_weight: float)
     done = None
     if logits:
         probability = 1 / (1 + np.exp(-np.concatenate(logits).astype(np.float64)))
-        done = calibration(probability.astype(np.float32), np.concatenate(ends), done_pos_weight)
+        done = calibration(probability.astype(np.float32), np.concatenate(ends), model.done_pos_weight)
     return RNNQuality(
         z=float(np.mean(per_dimension)), z_noise=noise, z_dimensions=per_dimension, done=done, rollouts=[]
     )

@@ -404,7 +404,8 @@ class StageRecord(Record):
     """Marker of a stage: the settings that determine its outputs, its summary, start time, duration and versions.
 
     Start and duration are those of all sessions. ``peak_memory_mb`` has the peak resident size of the process and of
-    its largest child, in MiB. An incomplete stage has an empty summary and the duration so far.
+    its largest child, in MiB. An incomplete stage has the values of ``Run.begin`` as its summary, and the duration so
+    far.
     """
 
     stage: str | None = None

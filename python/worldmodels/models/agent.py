@@ -225,8 +225,9 @@ class Agent(Shared):
             TypeError: The state was not returned by this method, or an argument is not an array.
             ValueError: A shape, dtype or value is invalid.
         """
-        single = any_array("observation", observation).ndim == 3
-        frames = observation[None] if single else observation
+        frames = any_array("observation", observation)
+        single = frames.ndim == 3
+        frames = frames[None] if single else frames
         with self._lock:
             actions, after = self._predict(frames, state, episode_start, deterministic)
         if self.controller.choices:
@@ -241,7 +242,7 @@ class Agent(Shared):
         episode_start: npt.NDArray[np.bool_] | None,
         deterministic: bool,
     ) -> tuple[npt.NDArray[np.float32], AgentState]:
-        batch = len(any_array("observation", frames))
+        batch = len(frames) if frames.ndim else 0
         frames = exact_array("observation", frames, (batch, 64, 64, 3), np.uint8)
         before = self._checked_state(state, batch)
         begins = np.zeros(batch, np.bool_) if state is not None else np.ones(batch, np.bool_)
@@ -268,12 +269,19 @@ class Agent(Shared):
         if not isinstance(state, tuple) or len(state) != len(AgentState._fields):
             raise TypeError(f"state: expected None or a state that predict has returned, got {state!r:.100}")
         h, c, episode, step = state
-        return AgentState(
+        found = AgentState(
             exact_array("state.h", h, floats, np.float32),
             exact_array("state.c", c, floats, np.float32),
             exact_array("state.episode", episode, (batch,), np.int64),
             exact_array("state.step", step, (batch,), np.int64),
         )
+        for name in ("h", "c"):
+            if not np.isfinite(getattr(found, name)).all():
+                raise ValueError(f"state.{name}: expected finite numbers, got NaN or infinity")
+        for name in ("episode", "step"):
+            if (getattr(found, name) < 0).any():
+                raise ValueError(f"state.{name}: expected integers of at least 0, got {getattr(found, name).min()}")
+        return found
 
     def _act(
         self,

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import shlex
 import signal
 import sys
 import time
@@ -50,7 +51,8 @@ def collect_episodes(run: Run) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The folder of ``collect.include`` has no episodes.
-        ValueError: The policies need an agent and there is none, or the number of episodes does not fit the store.
+        ValueError: The policies need an agent and there is none, another C played the first episodes, or the number of
+            episodes or the included ones do not fit the store.
         RuntimeError: A worker failed, or too many of them died.
     """
     config = run.config.collect
@@ -71,6 +73,15 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     job = Job(run.config, folder.absolute(), first)
     _check_shards(job, len(shards))
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
+    before = run.begun_summary.get("player", player)
+    if ready and before != player:
+        raise ValueError(
+            f"collect.agent: expected the C that played the {ready} episodes so far, generation {before['generation']} "
+            f"(score {before['score']}), got generation {player['generation']} (score {player['score']}); "
+            f"`worldmodels collect --out {shlex.quote(str(run.folder))} --force` starts over"
+        )
+    if player:
+        run.begin(player=player)
     progress = Progress("collect", config.episodes, "episodes", start=ready)
     cluster = active_cluster()
     if cluster is None:
@@ -105,6 +116,11 @@ def _include(config: CollectConfig, folder: Path) -> int:
         target = shard_path(folder, index)
         if not target.is_file():
             link(path, target)
+        elif not target.samefile(path) and target.stat().st_size != path.stat().st_size:
+            raise ValueError(
+                f"collect.include: expected the episodes of {config.include} that were included before, got another "
+                f"{path.name}; use another --out, or `worldmodels collect --force`"
+            )
     return len(paths)
 
 

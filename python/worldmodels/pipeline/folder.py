@@ -109,7 +109,7 @@ class RunFolder:
         known = settings.declared(type(section))
         found = {name: value for name, value in asdict(section).items() if not known[name].machine}
         found["seed"] = config.seed
-        if config.world_model and stage.world_model:
+        if stage.world_model:
             found["world_model"] = config.world_model
         return {**found, **stage.other_settings(config)}
 

@@ -59,15 +59,16 @@ def check_discardable(run: RunFolder, discarded: Sequence[Stage]) -> None:
 
 
 def discard(run: RunFolder, discarded: Sequence[Stage]) -> None:
-    """Remove the outputs of stages that have a marker.
+    """Remove the outputs of stages that have a marker, in reverse order.
 
-    Other files in their folders are kept and printed. A folder may be a symbolic link.
+    An interruption leaves incomplete stages: none is complete whose inputs are not. Other files in their folders are
+    kept and printed. A folder may be a symbolic link.
     """
-    for stage in discarded:
-        if not run.has_run(stage):
-            continue
-        if run.marker(stage.name).is_file():  # an interruption leaves an incomplete stage
+    present = [stage for stage in reversed(discarded) if run.has_run(stage)]
+    for stage in present:
+        if run.marker(stage.name).is_file():
             run.marker(stage.name).replace(run.begun(stage.name))
+    for stage in present:
         removed = list(output_files(run, stage))
         for path in removed:
             path.unlink()

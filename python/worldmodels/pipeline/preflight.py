@@ -218,6 +218,8 @@ def _check_collect(config: Config, task: tasks.Task) -> None:
             _header("collect.agent", collect.agent, file)
     if collect.include and not any((folder_of(collect.include) / "episodes").glob("*.h5")):
         raise FileNotFoundError(f"collect.include: expected a run folder with episodes, got {collect.include}")
+    if collect.include and (folder_of(collect.include) / "stages" / "collect.begun.json").is_file():
+        raise ValueError(f"collect.include: expected a run whose collect is complete, got {collect.include}")
     if collect.episodes < 2 and not collect.include:
         raise ValueError("collect.episodes: expected at least 2, to hold one out for validation, got 1")
     if collect.min_length > task.max_steps:

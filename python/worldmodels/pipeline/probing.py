@@ -15,7 +15,7 @@ import numpy as np
 
 from worldmodels.envs import ContractError
 from worldmodels.envs.actions import choices_of, is_discrete
-from worldmodels.envs.any_gymnasium import AdaptedEnv
+from worldmodels.envs.any_gymnasium import AdaptedEnv, describe_error
 from worldmodels.envs.frames import find_source
 from worldmodels.envs.making import entry_point, import_packages, make
 from worldmodels.envs.rules import Rules
@@ -83,8 +83,8 @@ def probe_environment(environment: EnvSpec, chosen: Collection[str] = ()) -> Pro
         raise ModuleNotFoundError(f"{environment.id}: {error}", name="gymnasium") from error
     except (ValueError, RuntimeError, OSError, ModuleNotFoundError, MemoryError):
         raise
-    except Exception as error:
-        raise ContractError(f"{environment.id}: the environment failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ContractError(f"{environment.id}: the environment failed: {describe_error(error)}") from error
 
 
 def _probe(environment: EnvSpec, find: bool) -> ProbeConfig:
@@ -98,12 +98,13 @@ def _probe(environment: EnvSpec, find: bool) -> ProbeConfig:
             raise ContractError(f"{environment.id}: expected episodes of several steps, got only episodes of one")
         limit = getattr(env.spec, "max_episode_steps", None)
         longest = -(-limit // environment.action_repeat) if limit else played.limit
+        max_steps = min(longest, environment.max_steps or longest)
         return ProbeConfig(
             actions=", ".join(_action_names(env)),
             choices=", ".join(map(str, choices)),
             source=environment.source,
-            max_steps=min(longest, environment.max_steps or longest),
-            episode_length=played.mean_length,
+            max_steps=max_steps,
+            episode_length=min(played.mean_length, max_steps),
             steps_per_second=max(1, round(played.steps / played.seconds)),
             terminates=played.terminated or not played.lengths,
             frames_per_second=_frames_per_second(env, environment.action_repeat),
@@ -123,9 +124,9 @@ def _inspect(environment: EnvSpec) -> tuple[Any, tuple[int, ...]]:
         env: gymnasium.Env[Any, Any] = gymnasium.make(environment.id, disable_env_checker=True)
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ContractError(
-            f"{environment.id}: expected gymnasium.make to make it, got {type(error).__name__}: {error}"
+            f"{environment.id}: expected gymnasium.make to make it, got {describe_error(error)}"
         ) from error
     try:
         source, space = find_source(env), env.action_space

@@ -95,9 +95,9 @@ def _follow(run: RunFolder, previous: RunFolder | None) -> None:
     player, present = run.summary("collect").get("player"), player_metadata(previous.folder)
     if player is not None and player != present:
         raise ValueError(
-            f"{run.folder}: expected episodes of the C of {previous.folder}, generation {present['generation']}, got "
-            f"episodes of its generation {player['generation']}; use another --out, or rerun the round with "
-            f"`worldmodels collect --out {shlex.quote(str(run.folder))} --force`"
+            f"{run.folder}: expected a round that builds on the C of {previous.folder}, generation "
+            f"{present['generation']}, got its generation {player['generation']}; use another --out, or rerun "
+            f"the round with `worldmodels collect --out {shlex.quote(str(run.folder))} --force`"
         )
     share_scores(previous.folder, run.folder, run.task.baselines)
 

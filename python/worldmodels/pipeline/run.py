@@ -7,7 +7,6 @@ import errno
 import fcntl
 import itertools
 import json
-import re
 import resource
 import shutil
 import sys
@@ -37,8 +36,6 @@ from worldmodels.support.progress import label
 from worldmodels.support.suggestions import suggestion
 from worldmodels.support.versions import versions
 from worldmodels.training.distributed import ranks_from_env
-
-_TEMPORARY = re.compile(r".+\.\d+\.tmp")  # name of a temporary file of atomic_path
 
 
 class Run(RunFolder):
@@ -308,14 +305,18 @@ class Run(RunFolder):
         if self.ranks.is_main and not self._sinks:
             self._sinks = open_sinks(self.log_to, self.folder, to_dict(self.config))
         if stage.is_taken(self.config):
-            summary = self._copy_from_world_model(stage)
+            summary = self._copy_from_world_model(stage) if self.ranks.is_main else {}
         else:
             session = self._earlier_session(stage)
             if session is not None:
                 began, self._seconds = session.began or began, session.seconds or 0.0
             if self.ranks.is_main and not self.marker(name).is_file():
                 self._record = StageRecord(
-                    stage=name, settings=self._settings(stage), summary={}, began=began, versions=versions()
+                    stage=name,
+                    settings=self._settings(stage),
+                    summary=session.summary if session is not None else {},
+                    began=began,
+                    versions=versions(),
                 )
                 self._write_seconds()
             try:
@@ -349,6 +350,17 @@ class Run(RunFolder):
         except ValueError:  # a damaged marker of partial outputs
             return None
 
+    @property
+    def begun_summary(self) -> dict[str, Any]:
+        """Values that :meth:`begin` stored for the stage that runs, in this session or an interrupted one."""
+        return {} if self._record is None else self._record.summary
+
+    def begin(self, **values: Any) -> None:
+        """Store what the outputs of the stage that runs are made of in its marker, until it is complete."""
+        if self._record is not None:
+            self._record = replace(self._record, summary={**self._record.summary, **values})
+            self._write_seconds()
+
     def _write_seconds(self) -> None:
         """Write the marker of the incomplete stage, with its duration so far."""
         if self._record is not None:
@@ -380,7 +392,10 @@ class Run(RunFolder):
                 with atomic_path(self.path(stage.folder, name)) as temporary:
                     shutil.copyfile(path, temporary)
         print(f"{label(stage.command)}  copied from the world model {self.config.world_model}", file=sys.stderr)
-        return {"world_model": self.config.world_model}
+        from worldmodels.pipeline.collection import player_metadata
+
+        player = {"player": player_metadata(source)} if (source / C).is_file() else {}
+        return {"world_model": self.config.world_model, **player}
 
     def log(self, stage: str, **values: Any) -> None:
         """Append a line to ``metrics.jsonl``, and send its numbers to the sinks if it has a step."""

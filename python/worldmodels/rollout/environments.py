@@ -330,7 +330,7 @@ def describe_environment(environment: EnvSpec) -> str:
     """Describe an environment by its id, variant, resolution, back end and action repeat."""
     chosen = [environment.variant, environment.resolution]
     if environment.id in pool.TASKS:
-        chosen.append("EnvPool" if backend(environment) == "envpool" else "Gymnasium")
+        chosen.append("EnvPool" if (environment.backend or backend(environment)) == "envpool" else "Gymnasium")
     if environment.action_repeat > 1:
         chosen.append(f"action repeat {environment.action_repeat}")
     text = ", ".join(part for part in chosen if part)

@@ -411,7 +411,7 @@ def _quality(
         store = None
     episodes = held_out[np.linspace(0, len(held_out) - 1, min(_QUALITY_EPISODES, len(held_out))).astype(int)]
     batch = min(config.batch_size, max(1, _QUALITY_STEPS // config.sequence_length))
-    found = quality.predictions(model, _pack(latents, episodes, batch, config, seed), config.done_pos_weight)
+    found = quality.predictions(model, _pack(latents, episodes, batch, config, seed))
     found = replace(found, rollouts=quality.rollouts(model, latents, held_out, vae=vae, store=store))
     if store is not None:
         store.close()

@@ -134,6 +134,12 @@ class Trainer(Generic[Model]):
         with checkpoint_errors(self._path("checkpoint"), self._stage):
             restore_training(self.model, self.optimizer, tensors)
             self.step = int(metadata["step"])
+        if self.step > self._config.steps:
+            section = self._stage.replace("-", "_")
+            raise ValueError(
+                f"{section}.steps: expected at least {self.step}, as that many are complete, got {self._config.steps}; "
+                f"`worldmodels {self._stage} --force` starts over"
+            )
         self.position = metadata.get("place", {})
         self.metrics = metadata.get("figures", {})
         self._best = metadata.get("best", {})
