@@ -16,10 +16,11 @@ from worldmodels import Agent, Controller
 from worldmodels.envs import GameLostError
 from worldmodels.envs.policies import constant, repeated
 from worldmodels.envs.rules import Rules
+from worldmodels.envs.spec import EnvSpec
 from worldmodels.envs.vector import make_vector_env
 from worldmodels.models.agent import Population
 from worldmodels.rollout import environments
-from worldmodels.rollout.environments import Assignment, Environments, play_policy, record
+from worldmodels.rollout.environments import Assignment, Environments, describe_environment, play_policy, record
 from worldmodels.rollout.players import OpenLoopPlayer
 from worldmodels.rollout.runner import Episode, run_episodes
 from worldmodels.support.cluster import Needs
@@ -191,3 +192,9 @@ def test_a_path_needs_a_track_and_all_positions(monkeypatch, first, others, has_
     trace = record(replace(TOY, id="Places-v0"), ONES, seed=0, episode_seed=1)
     assert trace.rewards == [1.0, 2.0, 3.0]
     assert (trace.track, trace.positions) == ((TRACK.tolist(), [[1.0, 1.0]] * 4) if has_path else (None, None))
+
+
+def test_a_recorded_back_end_is_described_where_it_is_not_installed(monkeypatch):
+    monkeypatch.setattr("worldmodels.envs.envpool.installed", lambda: False)
+    played = EnvSpec(id="worldmodels/CarRacing-v0", variant="", resolution="", backend="envpool")
+    assert describe_environment(played) == "worldmodels/CarRacing-v0 (EnvPool)"
