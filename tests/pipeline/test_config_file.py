@@ -180,7 +180,7 @@ def test_a_dry_run_writes_nothing_and_prints_a_file_of_settings(tmp_path, monkey
     assert [line.split() for line in comments[1:9]] == [["#", get(name).command, "to", "do"] for name in NAMES]
     assert (
         comments[9]
-        == "# 8 stages (all 8 with the settings of preset quick: about 7 minutes on 2 cores of an AMD EPYC (Zen 5))"
+        == "# 8 stages (all 8 with the settings of preset quick: about 19 minutes on 2 cores of an AMD EPYC (Zen 5))"
     )
     assert tomllib.loads(out) == {
         "task": "takecover",

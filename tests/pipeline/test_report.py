@@ -247,7 +247,7 @@ def test_text_is_escaped_in_every_element():
         ((), "pretrained", {"generations": 400},
          "8 stages (all 8 with the settings of preset pretrained: about 4 minutes on 2 cores of an AMD EPYC (Zen 5))"),
         (("collect", "train_vae", "encode"), "quick", {},
-         "5 of 8 stages left (all 8 with the settings of preset quick: about 7 minutes on 2 cores of an AMD EPYC "
+         "5 of 8 stages left (all 8 with the settings of preset quick: about 19 minutes on 2 cores of an AMD EPYC "
          "(Zen 5))"),
         ((), "small", {}, "8 stages, about 28 minutes on 2 cores of an AMD EPYC (Zen 5)"),
         ((), "paper", {}, "8 stages"),

@@ -127,7 +127,8 @@ def test_every_file_of_results_is_cited():
 
 def test_readme_tables_agree_with_the_files():
     text = (ROOT / "README.md").read_text()
-    for name in ("pretrained_agent", "pretrained", "full", "quick_bfloat16", "quick_bfloat16_seed_1"):
+    quick = ["quick_5000_episodes", "quick_5000_episodes_seed_1", "quick_5000_episodes_seed_2"]
+    for name in ["pretrained_agent", "pretrained", "full", *quick]:
         agent = load(DOCS / "results" / f"takecover_{name}.json")["agent"]
         low, high = (f"{bound:.0f}" for bound in agent["ci95"])
         figures = f"{agent['mean']:.0f} +- {agent['std']:.0f} | {low} to {high} | {len(agent['scores']):,} |"

@@ -35,39 +35,21 @@ def _presets() -> dict[str, Config]:
     quick = replace(
         paper,
         preset="quick",
-        collect=CollectConfig(episodes=1_600, policies=exploring, min_length=1),
+        collect=CollectConfig(episodes=5_000, policies=exploring, min_length=1),
         train_vae=TrainVAEConfig(
-            steps=4_000, batch_size=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
+            steps=8_000, batch_size=32, lr=1e-3, schedule="cosine", kl_weight=0.03, quartic_weight=30.0
         ),
         train_rnn=TrainRNNConfig(
-            hidden_size=256,
-            steps=9_000,
+            steps=6_000,
             batch_size=32,
-            sequence_length=64,
+            sequence_length=128,
             lr=1.5e-3,
             schedule="cosine",
             done_lookahead=6,
         ),
         check_dream=CheckDreamConfig(episodes=20, dream_episodes=64),
         evolve=EvolveConfig(
-            generations=6,
-            episodes=8,
-            common_random_numbers=True,
-            scale_inputs=True,
-            termination="expected",
-            evaluate_every=2,
-            evaluate_episodes=256,
-        ),
-        evaluate=EvaluateConfig(num_envs=32),
-    )
-    small = replace(
-        paper,
-        preset="small",
-        collect=replace(quick.collect, episodes=6_000),
-        train_vae=replace(quick.train_vae, steps=10_000),
-        train_rnn=replace(quick.train_rnn, hidden_size=512, steps=6_000, sequence_length=128),
-        evolve=EvolveConfig(
-            generations=30,
+            generations=20,
             common_random_numbers=True,
             scale_inputs=True,
             termination="expected",
@@ -75,6 +57,14 @@ def _presets() -> dict[str, Config]:
             evaluate_episodes=512,
         ),
         evaluate=EvaluateConfig(num_envs=32),
+    )
+    small = replace(
+        quick,
+        preset="small",
+        collect=replace(quick.collect, episodes=6_000),
+        train_vae=replace(quick.train_vae, steps=10_000),
+        check_dream=CheckDreamConfig(),
+        evolve=replace(quick.evolve, generations=30),
         rounds=RoundsConfig(episodes=400, vae_steps=0, rnn_steps=2_000, rnn_lr=1e-3, generations=30),
     )
     pretrained = replace(
@@ -123,7 +113,7 @@ TASK = Task(
     paper_score=(1092, 556),
     durations={
         "pretrained": "4 minutes on 2 cores of an AMD EPYC (Zen 5)",
-        "quick": "7 minutes on 2 cores of an AMD EPYC (Zen 5)",
+        "quick": "19 minutes on 2 cores of an AMD EPYC (Zen 5)",
         "small": "28 minutes on 2 cores of an AMD EPYC (Zen 5)",
         "full": "77 minutes on 2 cores of an AMD EPYC (Zen 5)",
     },
