@@ -117,11 +117,15 @@ def test_peak_grows_with_the_level():
     before = simd_level()
     try:
         rates = dict.fromkeys(simd_levels(), 0.0)
-        for level in 8 * list(rates):  # in turns: whoever else has the core slows all of them
-            set_simd_level(level)
-            rates[level] = max(rates[level], multiply_add_rate("float32", 1, 0.02))
-        if "avx2" in rates:
-            assert rates["avx2"] > (0.9 if halves_256_bits() else 1.2) * rates["baseline"]
+        if "avx2" not in rates:
+            return
+        for _ in range(60):  # in turns and until it holds: another process may have the core for a while
+            for level in rates:
+                set_simd_level(level)
+                rates[level] = max(rates[level], multiply_add_rate("float32", 1, 0.02))
+            if rates["avx2"] > (0.9 if halves_256_bits() else 1.2) * rates["baseline"]:
+                return
+        pytest.fail(f"expected a higher rate with AVX2, got {rates}")
     finally:
         set_simd_level(before)
 

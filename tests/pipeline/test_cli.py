@@ -92,7 +92,7 @@ def test_help_is_short_and_points_at_the_rest(capsys, name):
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        ("run takecover --preset quick", ["task takecover, preset quick", "(quick: 1600)", "LSTM units (quick: 256)"]),
+        ("run takecover --preset quick", ["task takecover, preset quick", "(quick: 5000)", "LSTM units (quick: 512)"]),
         ("run --preset=small takecover", ["task takecover, preset small", "(small: 6000)"]),
         ("run carracing", ["task carracing, preset pretrained"]),
         (
