@@ -175,6 +175,22 @@ def test_a_damaged_episode_can_be_deleted(folder, tmp_path, capsys, monkeypatch,
     assert started == ([0, 2] if shard_episodes == 1 else [0, 0])
 
 
+def test_converted_episodes_are_those_of_the_recordings(folder, tmp_path, capsys):
+    """A recording that sorts before the converted ones would be missing, and one of them there twice."""
+    line = ["collect", "--from", str(folder), "--out", str(tmp_path / "run"), "--shard-episodes", "1"]
+    whole = (folder / "002" / "frames.npz").read_bytes()
+    (folder / "002" / "frames.npz").write_bytes(b"PK")
+    assert main(line) == 1
+    (folder / "002" / "frames.npz").write_bytes(whole)
+    (folder / "001").rename(folder / "000a")
+    (folder / "000").rename(folder / "001")
+    capsys.readouterr()
+    assert main(line) == 1
+    assert f"expected 000 as episode 0 of {folder}, as it was converted, got 000a; use" in capsys.readouterr().err
+    assert main([*line, "--force"]) == 0
+    assert converted(tmp_path / "run") == [LENGTHS[1], LENGTHS[0], LENGTHS[2]]
+
+
 def test_more_files_than_recordings_are_refused(folder, tmp_path, capsys):
     line = ["collect", "--from", str(folder), "--out", str(tmp_path / "run"), "--shard-episodes", "1"]
     assert main(line) == 0

@@ -472,6 +472,19 @@ def test_what_goes_wrong_in_a_stage_is_explained(tmp_path, monkeypatch, capsys, 
     assert message in capsys.readouterr().err
 
 
+def test_a_forced_stage_is_resumed_without_force(tmp_path, monkeypatch, capsys):
+    """With the flag, its checkpoint would be discarded; `worldmodels run --force` discards nothing."""
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(vars(get("collect")), "run", interrupt)
+    whole = ["run", "takecover", "--from-scratch"]
+    for words, said in ((["collect"], "without --force, which would"), (whole, "again to resume")):
+        assert main([*words, "--out", str(tmp_path / words[0]), "--force"]) == 130
+        assert f"interrupted; run the same command {said}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "message"), [(KeyboardInterrupt, "\ninterrupted\n"), (MemoryError, "worldmodels: out of memory\n")]
 )

@@ -371,6 +371,14 @@ def test_included_episodes_are_those_of_the_first_session(tmp_path):
         _include(CollectConfig(include=str(base)), own)
 
 
+def test_included_episodes_are_not_played_again(tmp_path):
+    """With the same seed, smaller files would begin at numbers of the included episodes."""
+    run(tmp_path / "base", episodes=3, shard_episodes=3, min_length=1)
+    said = r"^collect\.include: expected episodes with other seeds than the 2 new ones, got 2 with the same in .*base"
+    with pytest.raises(ValueError, match=said):
+        run(tmp_path / "own", episodes=2, shard_episodes=1, min_length=1, include=str(tmp_path / "base"))
+
+
 def test_an_incomplete_run_is_not_included(tmp_path):
     write_store(tmp_path / "base" / "episodes", [make_episode(3)])
     (tmp_path / "base" / "stages").mkdir()

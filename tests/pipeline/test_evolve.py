@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import command, interrupt, make_mdnrnn, metrics, start, toy_config, write_world
+from conftest import command, interrupt, make_mdnrnn, mark_done, metrics, start, toy_config, write_world
 from worldmodels.cli import main
 from worldmodels.cmaes.cmaes import CMAES
 from worldmodels.dream.gpu import TorchDream
@@ -333,7 +333,7 @@ def test_more_generations_go_on_from_the_checkpoint(tmp_path, first):
 
 @pytest.mark.parametrize(("cut", "least"), [(2, 3), (4, 4)])
 def test_fewer_generations_than_have_run_are_refused(tmp_path, cut, least):
-    """A mean is evaluated after the third; before it there is no C."""
+    """A mean is evaluated after the third; before it there is no C. The last one is evaluated."""
     with prepare(tmp_path) as experiment, pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, CMAES, "ask", cut + 1)
         experiment.run_stage("evolve")
@@ -343,7 +343,35 @@ def test_fewer_generations_than_have_run_are_refused(tmp_path, cut, least):
         experiment.run_stage("evolve")
     with Run(tmp_path, override(config, {"evolve": {"generations": least}})) as experiment:
         experiment.run_stage("evolve")
-        assert experiment.summary("evolve")["generation"] == 3
+        found = load_tensors(experiment.path("evolve", "means.safetensors"))[1]["generations"]
+        assert found == [generation for generation in (3, 4) if generation <= least]
+
+
+def test_an_extension_that_cannot_run_keeps_the_results(tmp_path):
+    with prepare(tmp_path) as experiment:
+        experiment.run_stage("evolve")
+        mark_done(experiment, "evaluate")
+        experiment.path("results.json").touch()
+        config = override(experiment.config, {"evolve": {"generations": 9}})
+    checkpoint = tmp_path / "evolve" / "checkpoint.safetensors"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:-1])
+    with Run(tmp_path, config) as experiment:
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors"):
+            experiment.run_stage("evolve")
+        assert experiment.path("results.json").exists() and experiment.is_done("evaluate")
+        checkpoint.write_bytes(whole)
+        experiment.run_stage("evolve")
+        assert not experiment.path("results.json").exists() and not experiment.is_done("evaluate")
+
+
+def test_c_continues_one_of_its_own_architecture(tmp_path):
+    """Without z or without c, C has as many parameters."""
+    with prepare(tmp_path / "first", features="zh") as experiment:
+        experiment.run_stage("evolve")
+    said = r"^evolve\.init_from: expected Controller.*features='zc'.*, got Controller.*features='zh'"
+    with pytest.raises(ValueError, match=said):
+        prepare(tmp_path / "second", features="zc", init_from=str(tmp_path / "first"))
 
 
 def test_where_a_search_began_is_kept(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import copy_linked, make_mdnrnn, make_vae, mark_done, toy_config
+from conftest import copy_linked, make_episode, make_mdnrnn, make_vae, mark_done, toy_config, write_store
 from worldmodels import pretrained
 from worldmodels.cli import main
 from worldmodels.models.controller import Controller
@@ -108,7 +108,7 @@ REFUSED = [
         "evolve.max_steps: expected at most 2100, the longest",
     ),
     ("--evolve.init-from /nosuch", "evolve.init_from: expected a run folder with evolve/controller.safetensors"),
-    ("--evolve.init-from other", "evolve.init_from: expected a C of 1088 parameters, got 25 in other"),
+    ("--evolve.init-from other", "evolve.init_from: expected Controller(latent_size=64"),
     ("--evolve.pca-components 1089", "evolve.pca_components: expected at most 1088, the features of C, got 1089"),
     (
         "--evolve.pca-components 5 --evolve.scale-inputs",
@@ -256,6 +256,22 @@ def test_a_stage_that_is_complete_needs_nothing_any_more(tmp_path, ran):
     (tmp_path / "other" / "vae" / "vae.safetensors").unlink()
     with Run(tmp_path / "run", config) as experiment:
         experiment.run_stage("encode")
+
+
+def test_episodes_and_agents_of_other_environments_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other_run("other")
+    write_store(Path("other", "episodes"), [make_episode(3)])
+    pendulum = override(preset("pendulum", "quick"), {"collect": {"include": "other"}})
+    said = "expected episodes of worldmodels/Pendulum-v0, got those of worldmodels/TakeCover-v0 in other"
+    with pytest.raises(ValueError, match=rf"^collect\.include: {said}"):
+        Run("run", pendulum)
+    for name, said in (
+        ("agent", r"expected an agent of 3 actions \(steering, gas, brake\), got one of 1 in other"),
+        ("include", "expected episodes of 3 actions, got 1 in other"),
+    ):
+        with pytest.raises(ValueError, match=rf"^collect\.{name}: {said}"):
+            Run("run", override(preset("carracing", "dream"), {"collect": {name: "other"}}))
 
 
 def test_a_run_does_not_need_its_world_model_once_it_is_copied(tmp_path, monkeypatch, capsys, ran):

@@ -238,6 +238,16 @@ def test_settings_of_a_round_that_was_made_are_refused_by_name(copied, changes, 
     assert Run.stored_config(copied) == rounds_config()
 
 
+def test_a_command_does_not_change_the_settings_of_a_round(copied, capsys):
+    before = (copied / "rounds" / "0" / "evolve" / "controller.safetensors").read_bytes()
+    for flags in (["--generations", "5"], ["--popsize", "9", "--force"]):
+        assert main(["evolve", "--out", str(copied / "rounds" / "0"), *flags]) == 1
+        assert (
+            f"rounds/0: expected the settings of round 0 of {copied}, got others for evolve" in capsys.readouterr().err
+        )
+    assert (copied / "rounds" / "0" / "evolve" / "controller.safetensors").read_bytes() == before
+
+
 def test_rounds_may_be_added_until_the_last_one_has_begun(made, two_baselines, tmp_path):
     copy_linked(made[0] / "rounds" / "0", tmp_path / "rounds" / "0")
     for count in (2, 3, 1):

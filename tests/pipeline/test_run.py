@@ -558,7 +558,7 @@ def test_a_stage_that_failed_its_quality_gate_stops_the_run_unless_forced(tmp_pa
     out = ["run", "takecover", "--from-scratch", "--out", str(tmp_path / "run")]
     for _ in range(2):  # the same when it is tried again
         assert main(out) == 1
-        assert "worldmodels: train-vae: V draws nothing (--force continues anyway)" in capsys.readouterr().err
+        assert "worldmodels: train-vae: V draws nothing (--force of `worldmodels run` or" in capsys.readouterr().err
         assert ran == ["collect"]
     assert main(["encode", "--out", str(tmp_path / "run")]) == 1
     assert "train-vae: V draws nothing" in capsys.readouterr().err
@@ -614,6 +614,21 @@ def test_more_generations_remove_the_results_of_the_c_before_them(finished):
         experiment.run_stage("evolve")
     assert not any(path.exists() for path in made) and (finished / "evaluate" / "random.jsonl").exists()
     assert not (finished / "stages" / "evaluate.json").exists()
+
+
+def test_a_stage_whose_sinks_cannot_be_opened_keeps_the_stages_that_read_it(finished, monkeypatch):
+    (finished / "stages" / "check_dream.json").unlink()
+    monkeypatch.setattr("worldmodels.pipeline.run.open_sinks", lambda *_: Path("/nosuch").read_bytes())
+    with Run(finished, log_to=["tensorboard"]) as experiment, pytest.raises(FileNotFoundError):
+        experiment.run_stage("check_dream")
+    assert (finished / "report" / "index.html").exists()
+
+
+@pytest.mark.parametrize("stage", NAMES)
+def test_a_damaged_marker_is_discarded_with_its_stage(finished, stage):
+    (finished / "stages" / f"{stage}.json").write_text("{")
+    with Run(finished, rerun=stage) as experiment:
+        assert not experiment.marker(stage).exists()
 
 
 @pytest.mark.parametrize("stage", ["check_dream", "evaluate"])

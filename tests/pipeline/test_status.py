@@ -86,9 +86,9 @@ def test_a_running_stage_and_a_failed_one(tmp_path, capsys):
 
 
 def test_status_of_rounds(tmp_path, capsys):
-    with Run(tmp_path, toy_config(rounds={"rounds": 1})):
-        pass
-    with Run(tmp_path / "rounds" / "0", toy_config()) as earlier:
+    with Run(tmp_path, toy_config(rounds={"rounds": 1})) as run:
+        first = run.rounds[0]
+    with Run(first.folder, first.config) as earlier:
         mark_done(earlier, "collect")
     out = printed(capsys, "status", tmp_path)
     assert f"round 0 of 1: {tmp_path / 'rounds' / '0'}" in out and f"round 1 of 1: {tmp_path}\n" in out

@@ -191,6 +191,15 @@ def test_only_the_papers_task_has_its_table():
     assert "1145 +- 690" in studies.sweep_table(results, tasks.get("takecover").paper_scores)
 
 
+def test_a_study_does_not_need_the_world_model_that_was_copied(base):
+    config = dataclasses.replace(toy_config(), world_model=str(base / "moved"))
+    changes = {"0.5": {"evolve": {"temperature": 0.5}}}
+    with pytest.raises(FileNotFoundError, match=r"^world_model: expected a run folder with vae"):
+        studies._settings(base / "new", config, changes)
+    _, variants = studies._settings(base, config, changes)
+    assert variants["0.5"].world_model == config.world_model
+
+
 def test_evolution_starts_from_init_from(base, tmp_path):
     with Run(base, toy_config()) as experiment:
         experiment.run_stage("evolve")
@@ -201,7 +210,7 @@ def test_evolution_starts_from_init_from(base, tmp_path):
     _, first, _ = load_controller(base / "evolve" / "controller.safetensors")
     _, second, _ = load_controller(tmp_path / "evolve" / "controller.safetensors")
     np.testing.assert_allclose(second, first, atol=1e-6)
-    with pytest.raises(ValueError, match=r"^evolve\.init_from: expected a C of 4 parameters, got 20"):
+    with pytest.raises(ValueError, match=r"^evolve\.init_from: expected Controller.*'z'.*got Controller.*'zch'"):
         Run(tmp_path / "other", toy_config(evolve={"init_from": str(base), "features": "z"}))
 
 

@@ -16,6 +16,7 @@ from worldmodels.cli.stages import run_stages
 from worldmodels.cli.status import print_list, print_status
 from worldmodels.cli.streams import protect_streams
 from worldmodels.cli.web import make_web_page
+from worldmodels.pipeline.stages import STAGES
 from worldmodels.support.processes import Terminated
 
 #: Extra of this package that installs a module; for other modules, the extra `takecover`.
@@ -76,8 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _resumes(arguments: Sequence[str]) -> str:
     """Say how to resume a command that runs stages; empty for others, which have no checkpoint."""
-    stages = arguments and arguments[0] not in _COMMANDS
-    return "; run the same command again to resume from the last checkpoint" if stages else ""
+    if not arguments or arguments[0] in _COMMANDS:
+        return ""
+    discards = "--force" in arguments and arguments[0] in [stage.command for stage in STAGES]
+    again = "without --force, which would discard it," if discards else "again"
+    return f"; run the same command {again} to resume from the last checkpoint"
 
 
 def _explain(error: Exception) -> str:

@@ -71,6 +71,7 @@ def collect_episodes(run: Run) -> dict[str, Any]:
     shards = range(-(-config.episodes // config.shard_episodes))
     todo = [shard for shard in shards if not shard_path(folder, first + shard).is_file()]
     job = Job(run.config, folder.absolute(), first)
+    _check_new(job)
     _check_shards(job, len(shards))
     ready = sum(len(job.episodes(shard)) for shard in shards if shard not in todo)
     before = run.begun_summary.get("player", player)
@@ -122,6 +123,28 @@ def _include(config: CollectConfig, folder: Path) -> int:
                 f"{path.name}; use another --out, or `worldmodels collect --force`"
             )
     return len(paths)
+
+
+def _check_new(job: Job) -> None:
+    """Check that the episodes of the job are not among the included ones, whose shards may have another size.
+
+    Raises:
+        ValueError: Episodes have the same seeds.
+    """
+    if not job.first:
+        return
+    first = job.episodes(0).start
+    seeds = {job.episode_seed(number) for number in range(first, first + job.collect.episodes)}
+    included = set[int]()
+    for index in range(job.first):
+        shard = EpisodeShard(shard_path(job.folder, index))
+        included.update(shard.seeds.tolist())
+        shard.close()
+    if seeds & included:
+        raise ValueError(
+            f"collect.include: expected episodes with other seeds than the {job.collect.episodes} new ones, got "
+            f"{len(seeds & included)} with the same in {job.collect.include}; use another --seed"
+        )
 
 
 def _check_shards(job: Job, shards: int) -> None:

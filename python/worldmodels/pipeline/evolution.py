@@ -66,6 +66,7 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
             f"evolve.generations: expected at least {minimum}, as {first} are complete, got {config.generations}"
         )
     run.rewind_metrics("evolve", first, key="generation")
+    run.invalidate_dependents("evolve")
 
     progress = Progress("evolve", config.generations, "generations", start=first)
     clock = 0.0
@@ -109,6 +110,9 @@ def _evolve(run: Run, evaluator: Evaluator) -> dict[str, Any]:
         run.log_profile("evolve")
         found = f"best {format_number(line.best)}, mean {format_number(line.mean)}"
         progress.update(generation, f"{found}, {speed:,.0f} {evaluator.unit}/s")
+    if config.generations not in means.generations:  # the search stopped before its last mean was evaluated
+        mean = space.params(es.mean)
+        means.add(config.generations, evaluate_mean(evaluator, mean, config, seed), mean)
     best = int(np.argmax(means.scores))
     score, generation = means.scores[best], means.generations[best]
     progress.close(config.generations, f"best mean {format_number(score)}, generation {generation}")
@@ -233,8 +237,8 @@ def initial_mean(config: EvolveConfig, controller: Controller) -> Params:
         return np.zeros(controller.size)
     path = pretrained.resolve(config.init_from) / "evolve" / "controller.safetensors"
     found, params, _ = load_controller(path)
-    if found.size != controller.size:
-        raise ValueError(f"evolve.init_from: expected a C of {controller.size} parameters, got {found.size} in {path}")
+    if found != controller:
+        raise ValueError(f"evolve.init_from: expected {controller}, got {found} in {path}")
     return params.astype(np.float64)
 
 

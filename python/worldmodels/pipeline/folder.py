@@ -117,10 +117,11 @@ class RunFolder:
         """List the settings that differ from those in a stage's marker. A setting missing there had its default."""
         if not path.is_file():
             return []
-        then, now = (
-            _with_defaults(StageRecord.read(path).settings, self._settings(stage, Config())),
-            self._settings(stage),
-        )
+        return self._changed(stage, _with_defaults(StageRecord.read(path).settings, self._settings(stage, Config())))
+
+    def _changed(self, stage: Stage, then: Mapping[str, Any]) -> list[str]:
+        """List the settings of a stage that differ from ``then``."""
+        now = self._settings(stage)
         known = settings.declared(type(getattr(self.config, stage.name)))
         locations = {name for name in known if known[name].location} | {"world_model"}
         return [name for name in now if not self._is_same(then.get(name), now[name], name in locations)]
@@ -162,6 +163,28 @@ class RunFolder:
                 raise ValueError(
                     f"{self.folder}: {stage.command} {state} with other settings ({names}); use another --out"
                     + ("" if fixed else f", or `{rerun}` to discard it and all later stages")
+                )
+
+    def check_round(self) -> None:
+        """Check that a round of a run has the settings that the run gives it.
+
+        Raises:
+            ValueError: A setting differs.
+        """
+        folder = self.folder.absolute()
+        outer = folder.parent.parent
+        given = self.stored_config(outer) if folder.parent.name == "rounds" and folder.name.isdigit() else None
+        if given is None or int(folder.name) >= given.last_round:
+            return
+        number = int(folder.name)
+        names, config = round_settings(given, number), round_config(given, number, outer)
+        for stage in (stage for stage in STAGES if not stage.leaf):
+            changed = self._changed(stage, self._settings(stage, config))
+            if changed:
+                given_as = ", ".join(names.get(f"{stage.name}.{name}", name) for name in changed)
+                raise ValueError(
+                    f"{self.folder}: expected the settings of round {number} of {outer}, got others for "
+                    f"{stage.command} ({given_as}); use `worldmodels run` with another --out"
                 )
 
     def _partial_differences(self, stage: Stage, begun: Path) -> list[str]:

@@ -94,6 +94,10 @@ class Job:
         """Return the file of a shard that is played."""
         return shard_path(self.folder, self.first + shard)
 
+    def episode_seed(self, number: int, attempt: int = 0) -> int:
+        """Return the seed of an attempt at an episode."""
+        return episode_seed(self.seed, "collect", number, attempt)
+
     def episodes(self, shard: int) -> range:
         """Return the numbers of the episodes in a shard that is played; included shards have others."""
         size = self.collect.shard_episodes
@@ -160,7 +164,7 @@ class CollectingPlayer:
 
     def seed(self, number: int) -> int:
         """Seed of the present attempt at an episode."""
-        return episode_seed(self._job.seed, "collect", number, self._failed.get(number, 0))
+        return self._job.episode_seed(number, self._failed.get(number, 0))
 
     def retry(self, number: int) -> None:
         """Count an attempt at an episode that was too short.

@@ -13,12 +13,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from worldmodels import pretrained
+from worldmodels.data.episodes import EpisodeShard
 from worldmodels.data.latents import are_held_out
 from worldmodels.envs.policies import AGENT, parse_policies
 from worldmodels.envs.spec import EnvSpec
 from worldmodels.models.controller import Controller
 from worldmodels.pipeline import stages, tasks
 from worldmodels.pipeline.config import Config
+from worldmodels.pipeline.folder import RunFolder
 from worldmodels.pipeline.stage import INITIAL_STATES, C, M, V
 from worldmodels.training.distributed import ranks_from_env
 
@@ -216,16 +218,41 @@ def _check_collect(config: Config, task: tasks.Task) -> None:
     if collect.agent:
         for file in (V, M, C):
             _header("collect.agent", collect.agent, file)
-    if collect.include and not any((folder_of(collect.include) / "episodes").glob("*.h5")):
-        raise FileNotFoundError(f"collect.include: expected a run folder with episodes, got {collect.include}")
-    if collect.include and (folder_of(collect.include) / "stages" / "collect.begun.json").is_file():
-        raise ValueError(f"collect.include: expected a run whose collect is complete, got {collect.include}")
+        size = (_header("collect.agent", collect.agent, M).get("config") or {}).get("action_size")
+        if size != len(task.actions):
+            raise ValueError(
+                f"collect.agent: expected an agent of {len(task.actions)} actions ({', '.join(task.actions)}), got one "
+                f"of {size} in {collect.agent}"
+            )
+    if collect.include:
+        _check_included(config, task)
     if collect.episodes < 2 and not collect.include:
         raise ValueError("collect.episodes: expected at least 2, to hold one out for validation, got 1")
     if collect.min_length > task.max_steps:
         raise ValueError(
             f"collect.min_length: expected at most Task.max_steps = {task.max_steps}, the longest episode of "
             f"{task.name}, got {collect.min_length}"
+        )
+
+
+def _check_included(config: Config, task: tasks.Task) -> None:
+    """Check that a run has complete episodes of the same environment."""
+    name, folder = config.collect.include, folder_of(config.collect.include)
+    shards = sorted((folder / "episodes").glob("*.h5"))
+    if not shards:
+        raise FileNotFoundError(f"collect.include: expected a run folder with episodes, got {name}")
+    if (folder / "stages" / "collect.begun.json").is_file():
+        raise ValueError(f"collect.include: expected a run whose collect is complete, got {name}")
+    shard = EpisodeShard(shards[0])
+    size = shard.actions.shape[1]
+    shard.close()
+    if size != len(task.actions):
+        raise ValueError(f"collect.include: expected episodes of {len(task.actions)} actions, got {size} in {name}")
+    other = RunFolder.stored_config(folder)
+    if other is not None and not tasks.is_recordings(other.task) and other.environment.id != config.environment.id:
+        raise ValueError(
+            f"collect.include: expected episodes of {config.environment.id}, got those of {other.environment.id} in "
+            f"{name}"
         )
 
 
@@ -437,16 +464,13 @@ def _check_controller(config: Config, task: tasks.Task, model: dict[str, Any]) -
     if evolve.init_from:
         found = _header("evolve.init_from", evolve.init_from, C).get("config")
         try:
-            found_size = Controller(**(found or {})).size
+            initial = Controller(**(found or {}))
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"evolve.init_from: expected a controller in {evolve.init_from}, got {error!s:.200}"
             ) from error
-        if found_size != controller.size:
-            raise ValueError(
-                f"evolve.init_from: expected a C of {controller.size} parameters, got {found_size} in "
-                f"{evolve.init_from}"
-            )
+        if initial != controller:
+            raise ValueError(f"evolve.init_from: expected {controller}, got {initial} in {evolve.init_from}")
 
 
 def _check_environment(environment: EnvSpec, section: str, *, ignore_done: bool = False, records: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,17 @@ def convert_recordings(run: Run) -> dict[str, Any]:
             "--force` to convert all of them again"
         )
     todo = {path: episodes for path, episodes in shards.items() if _episodes_in(path) != len(episodes)}
+    if isinstance(source, Recordings):
+        names = [path.name for path in source.folders]
+        before = run.begun_summary.get("recordings", names)
+        kept = itertools.chain.from_iterable(shards[path] for path in shards.keys() - todo.keys())
+        moved = sorted(index for index in kept if names[index] != before[index])
+        if moved:
+            raise ValueError(
+                f"collect.source: expected {before[moved[0]]} as episode {moved[0]} of {config.source}, as it was "
+                f"converted, got {names[moved[0]]}; use `worldmodels collect --force` to convert all of them again"
+            )
+        run.begin(recordings=names)
     done = len(source) - sum(map(len, todo.values()))
     progress = Progress("collect", len(source), "episodes", start=done)
     for path, episodes in todo.items():

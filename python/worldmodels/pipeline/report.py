@@ -59,7 +59,8 @@ def write_report(run: Run) -> dict[str, Any]:
         where = "in the real environment"
         if config.evolve.evaluate_in == "dream":
             where = f"in the dream (temperature {config.evolve.temperature})"
-        generations = GenerationLine.from_lines(run.metrics("evolve"))
+        evolved = [line for line in run.metrics("evolve") if line["generation"] <= config.evolve.generations]
+        generations = GenerationLine.from_lines(evolved)
         figures.evolution(
             folder / "evolution.png", generations, f"Evolution of C {where}", task.score, results.curve or []
         )

@@ -111,6 +111,7 @@ class Run(RunFolder):
         try:
             self._use(config if config is not None else read_config(stored))
             self._check_imported()
+            self.check_round()
             self._check_rounds(discarded)
             self._preflight(discarded, [rerun] if rerun is not None and self.has_run(discarded[0]) else [])
             check_discardable(self, discarded)
@@ -229,7 +230,7 @@ class Run(RunFolder):
         sources_exist = True
         for part in self.rounds:
             todo = [
-                stage.name for stage in STAGES if not part.is_done(stage.name) or (part is self and stage in discarded)
+                stage.name for stage in STAGES if (part is self and stage in discarded) or not part.is_done(stage.name)
             ]
             config = part.config if sources_exist else replace(part.config, world_model=self.given.world_model)
             try:
@@ -297,13 +298,13 @@ class Run(RunFolder):
                 self.run_stage(earlier.name)
         for earlier in stages.earlier(stage):
             self._check_gate(earlier)
-        for dependent in stage.invalidates if self.ranks.is_main else ():
-            invalidate(self, stages.get(dependent))
         began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._seconds, self._clock = 0.0, time.monotonic()
         take_profile()
         if self.ranks.is_main and not self._sinks:
             self._sinks = open_sinks(self.log_to, self.folder, to_dict(self.config))
+        if not stage.extendable:  # such a stage does it after its own checks
+            self.invalidate_dependents(name)
         if stage.is_taken(self.config):
             summary = self._copy_from_world_model(stage) if self.ranks.is_main else {}
         else:
@@ -325,6 +326,7 @@ class Run(RunFolder):
                 with contextlib.suppress(OSError):  # the stage's own error says more
                     self.log_profile(stage.command)
                 self._record = None
+        self.invalidate_dependents(name)
         if self.ranks.is_main:
             record = StageRecord(
                 stage=name,
@@ -339,6 +341,11 @@ class Run(RunFolder):
             self.begun(name).unlink(missing_ok=True)
         self.ranks.barrier()
         self._check_gate(stage)
+
+    def invalidate_dependents(self, name: str) -> None:
+        """Remove the outputs of the stages that read those of a stage, which is about to change its own."""
+        for dependent in stages.get(name).invalidates if self.ranks.is_main else ():
+            invalidate(self, stages.get(dependent))
 
     def _earlier_session(self, stage: Stage) -> StageRecord | None:
         """Read the record of the interrupted session that a stage resumes; None if its settings differ."""
@@ -373,7 +380,9 @@ class Run(RunFolder):
         if failure is None or summary.get("accepted"):
             return
         if not self.force:
-            raise StageFailedError(f"{stage.command}: {failure} (--force continues anyway)")
+            raise StageFailedError(
+                f"{stage.command}: {failure} (--force of `worldmodels run` or of the next stage continues anyway)"
+            )
         if self.ranks.is_main:
             print(f"WARNING: {stage.command}: {failure}", file=sys.stderr)
             record = StageRecord.read(self.marker(stage.name))

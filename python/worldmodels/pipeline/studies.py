@@ -17,6 +17,7 @@ from worldmodels.pipeline.preflight import check_config, evolves_in_dream
 from worldmodels.pipeline.rounds import run_earlier_rounds
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.scores import share_scores
+from worldmodels.pipeline.stage import M
 from worldmodels.pipeline.stages import NAMES, STAGES, get
 from worldmodels.pipeline.tasks import Temperatures
 from worldmodels.support.files import link, write_json
@@ -209,7 +210,9 @@ def _settings(
     last = replace(round_config(config, config.last_round, folder), rounds=RoundsConfig())
     variants = {name: override(last, changed) for name, changed in changes.items()}
     for settings in variants.values():
-        check_config(settings, ("evolve", "evaluate"), sources_exist=config.last_round == 0)
+        copied = settings.world_model and (folder / M).is_file()
+        given = replace(settings, world_model=str(folder.absolute())) if copied else settings
+        check_config(given, ("evolve", "evaluate"), sources_exist=config.last_round == 0)
     return last, variants
 
 
