@@ -191,6 +191,17 @@ def test_a_survival_task_has_no_picture_of_its_step_number(made, tmp_path):
     assert "Cumulative reward" in words and "M predicts no reward" in words and "the paper" not in words
 
 
+def test_generations_of_an_abandoned_extension_are_not_drawn(tmp_path, monkeypatch):
+    write_run(tmp_path)
+    drawn = []
+    monkeypatch.setattr(figures, "evolution", lambda path, generations, *_: drawn.extend(generations))
+    with Run(tmp_path) as run:
+        for generation in range(2, run.config.evolve.generations + 3):
+            run.log("evolve", generation=generation, best=30, mean=20, worst=10)
+        write_report(run)
+        assert [line.generation for line in drawn] == list(range(1, run.config.evolve.generations + 1))
+
+
 def test_what_comes_from_files_is_escaped(tmp_path):
     check = {**MEASURED["check"], "warnings": ["<script>alert(1)</script> & more"]}
     shown = write_run(tmp_path, check=check, results={"versions": {"<b>numpy": '"2"'}})
