@@ -267,9 +267,11 @@ def test_the_agent_dreams_as_in_a_rollout():
         player._paused = False
 
 
-def real(seed=1):
+def real(seed=1, rules=None, **environment):
     folder, config = Run.agent("takecover")
-    return live.RealGame(folder, config.environment, seed=seed, rules=tasks.get("takecover").rules), folder, config
+    environment = replace(config.environment, **environment)
+    rules = rules or tasks.get("takecover").rules
+    return live.RealGame(folder, environment, seed=seed, rules=rules), folder, config
 
 
 def test_the_agent_plays_the_game_of_the_command_play():
@@ -326,9 +328,9 @@ def test_the_car_is_driven_by_keys(tmp_path):
     assert np.linalg.norm(ahead - still) > 5 and np.linalg.norm(left - ahead) > 1
 
 
-def test_the_game_ends_at_the_limit_of_the_task():
-    game, *_ = real()
-    game._rules = replace(game._rules, max_steps=3)
+@pytest.mark.parametrize(("rules", "environment"), [(3, 0), (3, 4), (4, 3)])
+def test_the_game_ends_at_the_limit_of_the_task_or_of_the_environment(rules, environment):
+    game, *_ = real(rules=replace(tasks.get("takecover").rules, max_steps=rules), max_steps=environment)
     game.restart()
     assert [game.step(None).over for _ in range(3)] == [False, False, True]
     game.close()

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldmodels.analysis import figures
+from worldmodels.analysis import animation, figures
 from worldmodels.analysis import playback as show
 from worldmodels.analysis.stats import describe
 from worldmodels.cli import main
 from worldmodels.data.records import EpisodeTrace
+from worldmodels.envs import making
 from worldmodels.pipeline.run import Run
 
 
@@ -37,6 +38,17 @@ def test_play_command(tmp_path, capsys):
     with Image.open(gif) as image:
         assert image.size[0] == 2 * 192 + 4  # two panels, a gap of 3, an even width
         assert image.n_frames == 35
+
+
+@pytest.mark.parametrize(("which", "differs"), [("envpool", True), ("gymnasium", False)])
+def test_a_recording_of_another_back_end_is_named(tmp_path, monkeypatch, capsys, which, differs):
+    monkeypatch.setattr(making, "backend", lambda environment: which)
+    monkeypatch.setattr(show, "play", lambda *given, **settings: describe([800.0]))
+    monkeypatch.setattr(show, "record_play", lambda *given, **settings: None)
+    monkeypatch.setattr(animation, "save_gif", lambda *given, **settings: None)
+    assert main(["play", "carracing", "--gif", str(tmp_path / "lap.gif")]) == 0
+    said = "The recording is of Gymnasium's track, the score of EnvPool's.\n"
+    assert (said in capsys.readouterr().out) == differs
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,13 @@ def test_a_comparison_without_spread_or_with_one_episode():
     assert compare([5000.0], [4.0, 4.0, 4.0]).outcome == "not distinguishable"
 
 
+def test_equal_scores_of_another_number_are_not_distinguishable():
+    """The mean of n equal scores depends on n, by rounding."""
+    assert compare([0.1] * 100, [0.1] * 10) == (0.0, (0.0, 0.0), "not distinguishable")
+    for count in (1, 2, 3, 10, 100):
+        assert describe([0.1] * count) == Scores(scores=[0.1] * count, mean=0.1, std=0.0, ci95=(0.1, 0.1))
+
+
 def player(mean, std, count, policy):
     rng = np.random.default_rng(round(abs(mean)))
     scores = rng.normal(size=count)

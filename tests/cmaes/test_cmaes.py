@@ -457,6 +457,8 @@ def test_a_bad_state_changes_nothing():
         es.load_state_dict({"n": 4})
     with pytest.raises(ValueError, match=r"state: expected N = 4, got 5"):
         es.load_state_dict(CMAES(np.zeros(5), 1.0).state_dict())
+    with pytest.raises(ValueError, match=r"^mean: expected \(4,\), got \(5,\)"):
+        es.load_state_dict({**CMAES(np.zeros(5), 1.0).state_dict(), "n": 4, "xbest": np.zeros((0, 4))})
     with pytest.raises(ValueError, match=r"ps: expected \(4,\) float64, got \(3,\) float64"):
         es.load_state_dict({**before, "ps": np.zeros(3)})
     with pytest.raises(ValueError, match="scales: expected finite"):

@@ -155,6 +155,11 @@ def spoilt_model():
         ({"initial_mu": np.zeros((0, 4))}, ValueError, r"initial_mu: expected \(K, 4\) float32, got \(0, 4\)"),
         ({"initial_mu": np.full((5, 4), np.nan)}, ValueError, "initial_mu: expected finite numbers, got nan at flat"),
         ({"initial_logvar": np.zeros((4, 4))}, ValueError, r"initial_logvar: expected \(5, 4\) float32, got \(4, 4\)"),
+        (
+            {"initial_logvar": np.full((5, 4), 178.0)},
+            ValueError,
+            "initial_logvar: expected numbers of at most 80.0, got 178.0 at flat index 0",
+        ),
         ({"initial_h": CELLS}, ValueError, "initial_h, initial_c: expected both or neither, got one"),
         ({"initial_h": CELLS, "initial_c": CELLS + np.inf}, ValueError, "initial_c: expected finite numbers, got inf"),
         ({"mdnrnn": spoilt_model()}, ValueError, "head.weight: expected finite weights"),
@@ -163,6 +168,10 @@ def spoilt_model():
         ({"device": None}, ValueError, "device: expected a device of PyTorch or its name, got None"),
         ({"device": "gpu"}, ValueError, "device: expected a device of PyTorch or its name, got 'gpu'"),
         ({"device": "cuda:99"}, ValueError, "device: expected cpu or one of . CUDA devices, got 'cuda:99'"),
+        *(
+            ({"device": name}, ValueError, f"device: expected cpu or one of . CUDA devices, got '{name}'")
+            for name in ("meta", "mps", "xpu")
+        ),
     ],
 )
 def test_bad_constructor_arguments_are_named(bad, error, message):

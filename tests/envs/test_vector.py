@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.shared_memory import SharedMemory
 
 import gymnasium
 import numpy as np
 import pytest
 
 from toy_env import ToyEnv
-from worldmodels.envs import ContractError, GameLostError, vector
+from worldmodels.envs import ContractError, GameLostError, process_vector, vector
 from worldmodels.envs import envpool as pool
 from worldmodels.envs.making import LazyEnv, backend, entry_point
 from worldmodels.envs.process_vector import ProcessVectorEnv
@@ -128,6 +129,38 @@ def test_a_request_whose_caller_was_interrupted_answers_no_later_one(monkeypatch
     batch.reset([0], [4])  # another thread is free
     assert batch.step([0], np.ones((1, 2), np.float32))[1].tolist() == [1]
     batch.close()
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_a_worker_that_cannot_start_leaves_nothing(monkeypatch, started):
+    names, shared, spawn = [], process_vector._Shared, process_vector.spawn
+
+    def create(*given):
+        made = shared(*given)
+        names.append(made.memory.name)
+        return made
+
+    def start(process):
+        if len(multiprocessing.active_children()) == started:
+            raise OSError("no more processes")
+        spawn(process)
+
+    monkeypatch.setattr(process_vector, "_Shared", create)
+    monkeypatch.setattr(process_vector, "spawn", start)
+    with pytest.raises(OSError, match="no more processes"):
+        make_toy("processes", 2)
+    assert multiprocessing.active_children() == []
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(*names)
+
+
+def test_a_closed_vector_says_so():
+    batch = make_toy("processes", 1)
+    batch.reset([0], [1])
+    batch.close()
+    for call in (lambda: batch.reset([0], [1]), lambda: batch.send([0], np.zeros((1, 2), np.float32)), batch.recv):
+        with pytest.raises(gymnasium.error.ClosedEnvironmentError, match=r"^ProcessVectorEnv: expected an open vector"):
+            call()
 
 
 class Unclosed(ToyEnv):

@@ -100,6 +100,7 @@ def test_discrete_actions_are_one_hot():
         (Box(-np.inf, np.inf, (1,), np.float32), [[0], [np.nan]], 0.0, r"expected actions of Box.* in episode 0"),
         (Discrete(3, start=1), [1, 0], 0.0, r"expected actions of Discrete\(3, start=1\) in episode 0"),
         (Box(-2, 2, (1,), np.float32), [[0], [2]], np.inf, "expected finite rewards in episode 0"),
+        (Box(-np.inf, np.inf, (1,), np.float64), [[0], [1e39]], 0.0, "expected actions of float32 in episode 0"),
     ],
 )
 def test_values_outside_their_space_are_refused(space, actions, reward, said):
@@ -126,6 +127,28 @@ def test_export_and_import_give_the_same_episodes(tmp_path, capsys):
         np.testing.assert_array_equal(again.rewards, episode.rewards)
         assert again.terminated == episode.terminated
     assert main(["export", str(tmp_path / "run"), "--minari", "tests/export-v0"]) == 1
+    assert "minari: expected the id of a new data set, got 'tests/export-v0'" in capsys.readouterr().err
+    assert len(MinariRecordings("tests/export-v0")) == len(written)
+
+
+@pytest.mark.parametrize(
+    "failing", ["minari.utils.MinariDataset", "minari.MinariDataset.update_dataset_from_buffer"], ids=["first", "later"]
+)
+def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch, failing):
+    write_store(tmp_path / "episodes", [make_episode(5, seed) for seed in range(20)], per_shard=20)
+    with pytest.raises(ValueError, match=r"^minari: expected an id of Minari, got 't/e-v0': "):
+        export_minari(tmp_path / "episodes", "t/e-v0")
+    assert not (tmp_path / "minari" / "t").exists()
+
+    def fail(*given):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.raises(OSError, match="no space left"):
+            export_minari(tmp_path / "episodes", "tests/export-v0")
+    assert not (tmp_path / "minari" / "tests" / "export-v0").exists()
+    assert export_minari(tmp_path / "episodes", "tests/export-v0") == 20
 
 
 def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Recordings of others: folders of frames and actions become the episodes of a run without an environment."""
 
 import shutil
+import zipfile
 
 import h5py
 import numpy as np
@@ -254,6 +255,22 @@ def test_damaged_episodes_are_refused_by_name(folder):
         Recordings(folder / "nothing")
     with pytest.raises(FileNotFoundError, match="expected one folder per episode"):
         Recordings(folder / "000")
+
+
+def test_archives_that_cannot_be_unpacked_are_refused_by_name(folder):
+    path = folder / "001" / "frames.npz"
+    whole = path.read_bytes()
+    central = whole.rindex(b"PK\x01\x02")
+    for start, flags in ((8, b"\x01"), (10, b"\x63")):  # encrypted; by an unknown method
+        path.write_bytes(whole[: central + start] + flags + whole[central + start + 1 :])
+        with pytest.raises(ValueError, match=r"001/frames\.npz: expected an archive with the array frames"):
+            Recordings(folder).read(1)
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(path, "w", method) as archive, archive.open("frames.npy", "w") as file:
+            shape = {"descr": "|u1", "fortran_order": False, "shape": (2**40, 64, 64, 3)}
+            np.lib.format.write_array_header_1_0(file, shape)
+        with pytest.raises(ValueError, match=rf"frames\.npz: .*, got a header of {3 * 2**52} bytes in a file of \d+$"):
+            Recordings(folder).read(1)
 
 
 def test_frames_of_a_video(tmp_path):

@@ -147,6 +147,7 @@ def test_initial_states_that_do_not_fit_are_not_saved(tmp_path):
         (ValueError, r"^initial_mu: expected \(K, 4\) float32, got \(3, 7\) float64", np.zeros((3, 7)), logvar),
         (ValueError, r"^initial_logvar: expected \(20, 4\) float32, got \(2, 4\)", mu, logvar[:2]),
         (ValueError, r"^initial_mu: expected \(K, 4\) float32, got \(0, 4\)", mu[:0], logvar[:0]),
+        (ValueError, "^initial_logvar: expected numbers of at most 80.0, got 81.0 at flat index 0", mu, 0 * mu + 81),
     ]
     for error, message, *states in bad:
         with pytest.raises(error, match=message):

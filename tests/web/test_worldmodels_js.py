@@ -469,8 +469,18 @@ def test_what_does_not_fit_is_named(weights):
     assert run(code, weights) == {name: f"WorldModelError: {text}" for name, text in expected.items()}
 
 
+def test_a_world_model_that_can_be_saved_has_a_file():
+    world = small_world()
+    wide = world._replace(initial_mu=world.initial_mu.astype(np.float64), initial_logvar=world.initial_logvar.tolist())
+    assert small_bundle(wide) == small_bundle(world)
+    large = world._replace(initial_mu=np.full((7, 4), 1e5))  # beyond float16
+    assert small_bundle(large) == small_bundle(large._replace(initial_mu=np.full((7, 4), 1e5, np.float32)))
+
+
 def test_what_does_not_fit_in_a_file_is_named():
     world = small_world()
+    with pytest.raises(ValueError, match=r"^initial_mu: expected \(K, 4\) float32, got \(7, 3\) float32"):
+        small_bundle(world._replace(initial_mu=world.initial_mu[:, 1:]))
     with pytest.raises(TypeError, match=r"^vae: expected a ConvVAE, got Identity"):
         small_bundle(world, torch.nn.Identity())
     with pytest.raises(ValueError, match=r"^vae: expected 4 latents, as M has, got 5"):

@@ -98,7 +98,10 @@ def _one_hot(controller: Controller, action: Floats) -> Floats:
 
 
 class DreamGame:
-    """The agent's dream. Episode e is that of ``Dream.rollout`` with the same seed, while the agent alone plays.
+    """The agent's dream. Episode e has the random numbers of episode e of ``Dream.rollout`` with the same seed.
+
+    While the agent alone plays, the first steps agree up to rounding: C is computed in NumPy instead of natively. The
+    differences grow, so that later steps, returns and lengths may be others.
 
     Args:
         folder: Run folder, or folder of a pretrained agent.
@@ -162,11 +165,11 @@ class DreamGame:
 
 
 class RealGame:
-    """The real environment. Episode e is that of ``worldmodels play`` with the same seed, while the agent alone plays.
+    """The real environment. While the agent alone plays, episode e is that of ``worldmodels play`` in Gymnasium.
 
     Args:
         folder: Run folder, or folder of a pretrained agent.
-        environment: Real environment, played in Gymnasium's whatever its back end.
+        environment: Real environment, played in Gymnasium whatever its back end; EnvPool's tracks of CarRacing differ.
         seed: Seed of the episodes and of the sampled latents.
         rules: Rules of the task.
     """
@@ -178,7 +181,7 @@ class RealGame:
         self._agent.reset(1, seed=seed)
         self.action_size = self._agent.controller.action_size
         self._predictor = _TerminationPredictor(self._agent.mdnrnn)
-        self._seed, self._rules = seed, rules
+        self._seed, self._max_steps = seed, rules.limit(environment.max_steps or None)
         self._episode, self._steps = -1, 0
         self._env = make(environment, rules=rules)
 
@@ -200,7 +203,7 @@ class RealGame:
         termination = self._predictor.step(self._agent.z[0], taken)
         self._frame, reward, terminated, truncated, _ = self._env.step(taken)
         self._steps += 1
-        over = terminated or truncated or self._steps >= self._rules.max_steps
+        over = terminated or truncated or self._steps >= self._max_steps
         return Outcome(self._frame, reward, over, termination)
 
     def close(self) -> None:

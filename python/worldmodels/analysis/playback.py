@@ -60,7 +60,10 @@ def play(
 
 
 def record_play(folder: Path, environment: EnvSpec, *, seed: int, rules: Rules, **look: Any) -> Recording:
-    """Record the first episode of :func:`play`; ``look`` are fields of the recording."""
+    """Record the first episode of :func:`play`; ``look`` are fields of the recording.
+
+    The episode is played in Gymnasium, whose tracks of CarRacing differ from EnvPool's.
+    """
     recorder = Recorder(Agent.load(folder))
     record(environment, recorder, seed=seed, episode_seed=episode_seed(seed, "play", 0), rules=rules)
     return from_recorder(recorder, **look)

@@ -11,6 +11,8 @@ import numpy as np
 
 from worldmodels.data.records import Scores
 
+_Values = np.ndarray[tuple[int], np.dtype[np.float64]]
+
 #: Minimum number of scores for printing an interval: Student's interval is unreliable for few scores of a skewed
 #: distribution.
 MIN_FOR_INTERVAL = 20
@@ -44,8 +46,8 @@ def describe(scores: Sequence[float]) -> Scores:
         ValueError: There are no scores, or one is not finite.
     """
     values = _checked(scores)
-    mean = float(values.mean())
-    std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    mean = _mean(values)
+    std = math.sqrt(_variance(values))
     half = _student(len(values) - 1) * std / len(values) ** 0.5 if len(values) > 1 else 0.0
     low, high = max(mean - half, float(values.min())), min(mean + half, float(values.max()))
     return Scores(scores=values.tolist(), mean=mean, std=std, ci95=(low, high))
@@ -62,10 +64,10 @@ def compare(scores: Sequence[float], others: Sequence[float]) -> Comparison:
         ValueError: A player has no scores, or one is not finite.
     """
     first, second = _checked(scores), _checked(others)
-    difference = float(first.mean() - second.mean())
+    difference = _mean(first) - _mean(second)
     if min(len(first), len(second)) < 2:
         return Comparison(difference, (-math.inf, math.inf), "not distinguishable")
-    parts = [values.var(ddof=1) / len(values) for values in (first, second)]
+    parts = [_variance(values) / len(values) for values in (first, second)]
     variance = float(sum(parts))
     half = 0.0
     if variance > 0:
@@ -133,11 +135,21 @@ def termination_rates(lengths: Sequence[float], edges: Sequence[float], limit: f
     return rates
 
 
-def _checked(scores: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _checked(scores: Sequence[float]) -> _Values:
     values = np.asarray(scores, np.float64)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
         raise ValueError(f"scores: expected (N,) finite numbers with N > 0, got shape {values.shape}")
     return values
+
+
+def _mean(values: _Values) -> float:
+    """Compute the mean, clipped to the range of the scores: rounding leaves it if they are equal."""
+    return float(np.clip(values.mean(), values.min(), values.max()))
+
+
+def _variance(values: _Values) -> float:
+    """Compute the sample variance, 0 for equal scores."""
+    return float(values.var(ddof=1)) if values.min() < values.max() else 0.0
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -245,13 +245,17 @@ def _add_show(target: argparse.ArgumentParser) -> None:
     _add_agent(target)
     target.add_argument("--episodes", type=int, default=1, help="episodes to score")
     target.add_argument(
-        "--gif", metavar="FILE", type=parse_path, help="write the first episode as a GIF (*.gif) of at most 4 MB"
+        "--gif",
+        metavar="FILE",
+        type=parse_path,
+        help="write the first episode as a GIF (*.gif) of at most 4 MB; `play` records in Gymnasium, whose tracks "
+        "differ from EnvPool's",
     )
     target.add_argument(
         "--video",
         metavar="FILE",
         type=parse_path,
-        help="write the first episode as an MP4 (*.mp4); needs the extra `video`",
+        help="write the same recording as an MP4 (*.mp4); needs the extra `video`",
     )
     target.add_argument(
         "--seconds", type=float, default=20.0, help="longest duration of the GIF and the MP4, at the game's speed"

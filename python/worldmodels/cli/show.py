@@ -52,6 +52,7 @@ def show_agent(options: argparse.Namespace) -> None:
 
     from worldmodels.analysis import playback as show
     from worldmodels.analysis.animation import save_gif, save_video
+    from worldmodels.envs.making import backend
     from worldmodels.rollout.environments import describe_environment
 
     if options.command == "dream":
@@ -71,6 +72,8 @@ def show_agent(options: argparse.Namespace) -> None:
         recording = show.record_dream(folder, **chosen, **task.look)
     else:
         recording = show.record_play(folder, environment, seed=options.seed, rules=task.rules, **task.look)
+        if backend(environment) == "envpool":
+            print("The recording is of Gymnasium's track, the score of EnvPool's.")
     if options.gif:
         save_gif(Path(options.gif), recording, seconds=options.seconds, scale=options.scale)
         print(f"GIF: {options.gif}")

@@ -410,6 +410,8 @@ class CMAES:
             raise ValueError(f"state: expected N = {n}, got {state['n']}")
         most_rows = max(_MAX_STORED // n, self.popsize, 2)
         check_integer("popsize", state["popsize"], 2, min(most_rows, _MAX_SOLUTIONS))
+        if (shape := np.shape(state["mean"])) != (n,):
+            raise ValueError(f"mean: expected ({n},), got {shape}")
         core = _restored_core(state)
         weight_decay = check_real("weight_decay", state["weight_decay"], 0)
         stopping = Stopping.from_state(state)

@@ -45,7 +45,7 @@ class TorchDream:
         initial_mu: (K, Z) means of the initial latents.
         initial_logvar: (K, Z) log variances of the initial latents.
         controller: Architecture of C.
-        device: Device of the rollouts, or its name.
+        device: CUDA device or CPU of the rollouts, or its name.
         temperature: Temperature of the sampling; 0 selects the mean of the most likely component.
         max_steps: Maximum length of an episode, in steps.
         initial_h: (K, H) hidden states of M at the initial latents; None for zeros.
@@ -360,9 +360,9 @@ def _checked_device(device: torch.device | str) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"device: expected a device of PyTorch or its name, got {device!r:.100}") from None
-    if found.type == "cuda":
+    if found.type != "cpu":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (found.index or 0) >= count:
+        if found.type != "cuda" or (found.index or 0) >= count:
             raise ValueError(f"device: expected cpu or one of {count} CUDA devices, got {str(found)!r}")
     return found
 

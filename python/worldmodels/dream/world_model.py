@@ -11,7 +11,7 @@ import torch
 
 from worldmodels import pretrained
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.native_model import finite_array
+from worldmodels.models.native_model import check_initial_latents
 from worldmodels.models.sharing import Shared
 from worldmodels.models.weights import as_float32, load_model, load_tensors, save_tensors
 
@@ -42,8 +42,7 @@ class WorldModel(_WorldModel, Shared):
 
     def _states(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Validate and return initial_mu and initial_logvar."""
-        mu = finite_array("initial_mu", self.initial_mu, ("K", self.mdnrnn.latent_size))
-        return mu, finite_array("initial_logvar", self.initial_logvar, mu.shape)
+        return check_initial_latents(self.mdnrnn, self.initial_mu, self.initial_logvar)
 
     def _save(self, folder: Path) -> None:
         mu, logvar = self._states()

@@ -61,6 +61,7 @@ class ProcessVectorEnv(Owned, VectorEnv):
     Raises:
         ValueError: Gymnasium does not know the environment, or the environment does not know an option.
         ContractError: The spaces violate the contract of docs/tutorials/own_environment.md.
+        gymnasium.error.ClosedEnvironmentError: In :meth:`reset`, :meth:`send` and :meth:`recv`, the vector is closed.
     """
 
     def __init__(self, environment: EnvSpec, num_envs: int, num_workers: int, options: dict[str, Any]) -> None:
@@ -76,13 +77,18 @@ class ProcessVectorEnv(Owned, VectorEnv):
         self._asked: list[tuple[SpawnProcess, Connection]] = []
         self._number = 0  # of the last request
         self._sent = np.arange(0)
-        for number in range(num_workers):
-            ours, theirs = context.Pipe()
-            layout = (number, num_workers, num_envs, size, self._shared.memory.name)
-            process = context.Process(target=_serve, args=(theirs, layout, environment, options), daemon=True)
-            spawn(process)
-            theirs.close()
-            self._workers.append((process, ours))
+        self._closed = False
+        try:
+            for number in range(num_workers):
+                ours, theirs = context.Pipe()
+                layout = (number, num_workers, num_envs, size, self._shared.memory.name)
+                process = context.Process(target=_serve, args=(theirs, layout, environment, options), daemon=True)
+                spawn(process)
+                theirs.close()
+                self._workers.append((process, ours))
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
@@ -94,9 +100,14 @@ class ProcessVectorEnv(Owned, VectorEnv):
         """See :attr:`worldmodels.envs.base.VectorEnv.scaling`."""
         return self._actions.scaling
 
+    def _check_open(self) -> None:
+        self.check_owner()
+        if self._closed:
+            raise gymnasium.error.ClosedEnvironmentError("ProcessVectorEnv: expected an open vector, got a closed one")
+
     def _request(self, what: str, jobs: dict[int, Any]) -> None:
         """Send every worker the jobs of its environments."""
-        self.check_owner()
+        self._check_open()
         count = len(self._workers)
         self._asked = []
         self._number += 1
@@ -111,7 +122,7 @@ class ProcessVectorEnv(Owned, VectorEnv):
 
     def _wait(self) -> None:
         """Wait for all workers with a request; raise the first error."""
-        self.check_owner()
+        self._check_open()
         errors = []
         for process, pipe in self._asked:
             number = 0
@@ -134,6 +145,7 @@ class ProcessVectorEnv(Owned, VectorEnv):
 
     def send(self, env_ids: npt.ArrayLike, actions: Floats) -> None:
         """See :meth:`worldmodels.envs.base.VectorEnv.send`."""
+        self._check_open()
         self._sent = np.asarray(env_ids)
         self._actions.check(actions)  # assignment to the shared memory would broadcast an action of length one
         self._shared.actions[self._sent] = actions
@@ -148,7 +160,7 @@ class ProcessVectorEnv(Owned, VectorEnv):
 
     def close(self) -> None:
         """Stop the processes and free the shared memory, except in a forked process."""
-        if not self._workers or not self.owned:
+        if self._closed or not self.owned:
             return
         for _, pipe in self._workers:
             pipe.close()
@@ -156,7 +168,7 @@ class ProcessVectorEnv(Owned, VectorEnv):
             process.join(5)
             process.kill()
             process.join()
-        self._workers = []
+        self._workers, self._closed = [], True
         memory = self._shared.memory
         self._shared.close()
         memory.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class MinariRecordings:
         """Read an episode, with frames of 64x64.
 
         Raises:
-            ValueError: An action is outside its space, or a reward is not a finite number.
+            ValueError: An action is outside its space or beyond float32, or a reward is not a finite number.
         """
         found = self._data[index]
         frames = np.stack([fit(frame) for frame in found.observations[:-1]])
@@ -79,9 +80,13 @@ class MinariRecordings:
             )
         if not np.isfinite(rewards).all():
             raise ValueError(f"{self._name}: expected finite rewards in episode {index}, got NaN or infinity")
+        with np.errstate(over="ignore"):
+            actions = self._actions(actions)
+        if not np.isfinite(actions).all():
+            raise ValueError(f"{self._name}: expected actions of float32 in episode {index}, got larger ones")
         return Episode(
             frames,
-            self._actions(actions),
+            actions,
             rewards,
             bool(found.terminations[-1]),
             POLICY,
@@ -126,7 +131,16 @@ def export_minari(folder: str | Path, name: str) -> int:
         raise ValueError(f"minari: expected an id with a version, such as mine/takecover-v0, got {name!r}")
     minari = _import_minari(name)
     from gymnasium.spaces import Box
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage import get_dataset_path
 
+    try:
+        parse_dataset_id(name)
+    except ValueError as error:
+        raise ValueError(f"minari: expected an id of Minari, got {name!r}: {error}") from error
+    where = get_dataset_path(name)
+    if where.exists():
+        raise ValueError(f"minari: expected the id of a new data set, got {name!r}, which exists")
     store = EpisodeStore(Path(folder))
     size = store.shards[0].actions.shape[1]
     spaces = {
@@ -147,8 +161,7 @@ def export_minari(folder: str | Path, name: str) -> int:
                 data.update_dataset_from_buffer(buffers)
             count += len(buffers)
     except BaseException:
-        if data is not None:
-            minari.delete_dataset(name)  # else the next export of this id is refused
+        shutil.rmtree(where, ignore_errors=True)  # else the next export of this id is refused
         raise
     finally:
         store.close()

@@ -19,7 +19,6 @@ from __future__ import annotations
 import csv
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ POLICY = "recorded"  # policy of the episodes
 FRAMES, VIDEO, ACTIONS = "frames.npz", "frames.mp4", "actions.csv"
 _REWARD, _TERMINATED = "reward", "terminated"
 _ENCODING = "utf-8-sig"  # spreadsheets write a byte-order mark
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Steps(NamedTuple):
@@ -178,12 +178,22 @@ def read_steps(path: Path) -> Steps:
 def _read_npz(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            _check_size(archive.zip)
             frames = archive["frames"]
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # zipfile, its decompressors and NumPy raise a dozen types for a damaged archive
         raise ValueError(f"{path}: expected an archive with the array frames, got {error}") from error
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
         raise ValueError(f"{path}: expected frames of (T, height, width, 3) uint8, got {frames.shape} {frames.dtype}")
     return np.stack([fit(frame) for frame in frames])
+
+
+def _check_size(archive: zipfile.ZipFile) -> None:
+    """Check that the header of the frames claims no more bytes than the archive has, before they are allocated."""
+    member = archive.getinfo("frames.npy")
+    with archive.open(member) as file:
+        shape, _, dtype = _READ_HEADER[np.lib.format.read_magic(file)](file)
+    if (claimed := math.prod(shape) * dtype.itemsize) > member.file_size:
+        raise ValueError(f"a header of {claimed} bytes in a file of {member.file_size}")
 
 
 def _read_video(path: Path) -> npt.NDArray[np.uint8]:

@@ -16,9 +16,10 @@ Floats = npt.NDArray[np.float32]
 
 
 class Decoder:
-    """Decode latents to frames; the bits of a frame do not depend on the other frames.
+    """Decode latents to frames.
 
-    The native core decodes in float32 on a CPU. PyTorch decodes on a GPU and for subclasses of ``ConvVAE``.
+    The native core decodes in float32 on a CPU; the bits of a frame do not depend on the other frames. PyTorch decodes
+    on a GPU and for subclasses of ``ConvVAE``; its rounding may depend on the number of frames.
 
     Args:
         vae: V; its weights are copied if the native core decodes.

@@ -19,6 +19,7 @@ from worldmodels.support.validation import float_array
 if LOGSTD_RANGE != _core.LOGSTD_RANGE:
     raise ImportError(f"the native core clamps log stds to {_core.LOGSTD_RANGE}, MDNRNN to {LOGSTD_RANGE}: rebuild it")
 
+_MAX_LOGVAR = 80.0  # exp(logvar / 2) is finite; the same in the native core
 
 #: Termination of a dream: termination logit above 0, sampled with M's probability, or none, with rewards weighted by
 #: the probability of surviving to their step.
@@ -43,6 +44,20 @@ def finite_array(name: str, value: npt.ArrayLike, shape: Sequence[int | str]) ->
     return array
 
 
+def check_initial_latents(
+    mdnrnn: MDNRNN, initial_mu: npt.ArrayLike, initial_logvar: npt.ArrayLike
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Validate and copy the distributions of the initial latents; arguments and errors as for :class:`Dream`."""
+    mu = finite_array("initial_mu", initial_mu, ("K", mdnrnn.latent_size))
+    logvar = finite_array("initial_logvar", initial_logvar, mu.shape)
+    if (above := logvar > _MAX_LOGVAR).any():
+        index = int(np.argmax(above))
+        raise ValueError(
+            f"initial_logvar: expected numbers of at most {_MAX_LOGVAR}, got {logvar.flat[index]} at flat index {index}"
+        )
+    return mu, logvar
+
+
 def check_initial_states(
     mdnrnn: MDNRNN,
     initial_mu: npt.ArrayLike,
@@ -54,8 +69,7 @@ def check_initial_states(
     if not isinstance(mdnrnn, MDNRNN):
         raise TypeError(f"mdnrnn: expected an MDNRNN, got {type(mdnrnn).__name__}")
     check_threads_usable()
-    mu = finite_array("initial_mu", initial_mu, ("K", mdnrnn.latent_size))
-    logvar = finite_array("initial_logvar", initial_logvar, mu.shape)
+    mu, logvar = check_initial_latents(mdnrnn, initial_mu, initial_logvar)
     if (initial_h is None) != (initial_c is None):
         raise ValueError("initial_h, initial_c: expected both or neither, got one")
     shape = (len(mu), mdnrnn.hidden_size)

@@ -67,13 +67,15 @@ def bundle(
 
     Raises:
         TypeError: V is not a ``ConvVAE`` but another class.
-        ValueError: Sizes do not match, or a weight is not finite.
+        ValueError: Sizes do not match, a weight is not finite, or an initial state is invalid.
     """
     if type(vae) is not ConvVAE:
         raise TypeError(f"vae: expected a ConvVAE, got {type(vae).__name__}")
     mdnrnn = world.mdnrnn
     if vae.latent_size != mdnrnn.latent_size:
         raise ValueError(f"vae: expected {mdnrnn.latent_size} latents, as M has, got {vae.latent_size}")
+    mu, logvar = world._states()
+    world = world._replace(initial_mu=mu, initial_logvar=logvar)
     info = {
         "task": task,
         "latentSize": mdnrnn.latent_size,
