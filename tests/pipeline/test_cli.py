@@ -58,7 +58,8 @@ def test_help_all_of_run_lists_every_setting_of_every_stage(capsys):
             assert f"--{section.replace('_', '-')}.{flag}" in text
     assert "--seed" in text and "--rounds.vae-steps" in text
     assert "--vae-steps" in help_of(capsys, "iterate", flag="--help-all")
-    assert "{dream,full,paper,pretrained,quick,small}" in text
+    assert "{pretrained,quick,small,full,paper}" in text
+    assert "{pretrained,quick,small,full,paper,dream}" in help_of(capsys, "run", "carracing")
 
 
 @pytest.mark.parametrize("stage", NAMES)

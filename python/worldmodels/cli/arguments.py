@@ -49,10 +49,12 @@ class View:
     Attributes:
         config: Settings whose values are shown.
         full: Whether all settings are shown, instead of the common ones.
+        presets: Names of the presets; empty for those of all tasks.
     """
 
     config: Config = field(default_factory=Config)
     full: bool = False
+    presets: Sequence[str] = ()
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -80,7 +82,7 @@ def parser(view: View | None = None) -> Parser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     known = tasks.names()
-    presets = sorted({name for task in tasks.importable() for name in task.presets})
+    presets = view.presets or sorted({name for task in tasks.importable() for name in task.presets})
     for name, summary in ALL_STAGES.items():
         _add_study(_add_command(commands, name, summary), name, known, presets, view)
     for stage in STAGES:
@@ -387,7 +389,7 @@ def _print_help(name: str, arguments: Sequence[str], full: bool) -> None:
         config = tasks.preset(given, preset)
     except ValueError as error:
         chosen.error(str(error))
-    chosen = _commands(parser(View(config, full)))[name]
+    chosen = _commands(parser(View(config, full, tuple(task.presets))))[name]
     chosen.description = f"{chosen.description} Values in parentheses are those of task {given}, preset {preset}."
     if not full:
         hidden = sum(action.help == argparse.SUPPRESS for action in chosen._actions)

@@ -270,7 +270,7 @@ class Results(Record):
         return [("agent", self.agent), *zip(labels, self.players.values(), strict=True)]
 
     def evolved_score(self, evaluate_in: str) -> float:
-        """Return the score of C in its evolution.
+        """Return C's mean return where its candidates were evaluated.
 
         Args:
             evaluate_in: Where the candidates were evaluated: ``"dream"`` or ``"environment"``.

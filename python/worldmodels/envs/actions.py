@@ -47,7 +47,7 @@ class ActionMap:
         choices: Number of values of each discrete action of the task; empty for those of the environment.
 
     Attributes:
-        space: Action space of policies and of C, (A,). One-hot vectors, one after another, with squash ``"argmax"``.
+        space: Action space of policies and of C, (A,). Concatenated one-hot vectors with squash ``"argmax"``.
         scaling: Description of the scaling; empty without scaling.
         choices: Number of values of each discrete action; empty without squash ``"argmax"``.
 

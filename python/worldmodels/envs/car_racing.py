@@ -70,7 +70,7 @@ class CarRacingEnv(ScreenEnv):
         return resize(screen[:ROWS]), {"track": track, "position": self._position()}
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Step for a fiftieth of a second."""
+        """Advance by one step (1/50 s) with an action (3,) float32."""
         self._check_playing("step")
         value = self._check_action(action, np.float32)
         screen, reward, terminated, _, _ = self._game.step(np.clip(value, LOW, HIGH))

@@ -42,7 +42,7 @@ def repeated_choices(low: int, high: int, choices: tuple[int, ...]) -> Policy:
         choices: Number of values of each discrete action; all are equally likely.
 
     Returns:
-        Policy of one-hot vectors, one after another.
+        Policy of concatenated one-hot vectors.
 
     Raises:
         ValueError: The numbers of steps are out of order.

@@ -106,7 +106,7 @@ class EvolveConfig:
     num_envs: int = setting(64, _NUM_ENVS + ", with evaluate_in environment", machine=True)
     max_steps_without_reward: int = setting(
         0,
-        "steps without a positive reward after which a real episode ends; the rest earns the last reward; 0 for never",
+        "truncate a real episode after so many steps without a positive reward; the rest earn the last one; 0 for never",
         zero=True,
     )
 
@@ -137,7 +137,11 @@ class RoundsConfig:
     """Rounds of own play: collect with the agent, train M (and V) further, evolve C in the new dream."""
 
     rounds: int = setting(
-        0, "rounds of own play after round 0, that of open-loop policies", zero=True, below=1_000, common=True
+        0,
+        "rounds of own play (paper, section 5) after round 0, which collects with open-loop policies",
+        zero=True,
+        below=1_000,
+        common=True,
     )
     episodes: int = setting(1_000, "new episodes per round of own play")
     policies: str = setting(
@@ -178,7 +182,7 @@ class RefineConfig:
     max_steps: int = setting(2100, "longest episode")
     max_steps_without_reward: int = setting(
         0,
-        "steps without a positive reward after which an episode ends; the rest earns the last reward; 0 for never",
+        "truncate an episode after so many steps without a positive reward; the rest earn the last one; 0 for never",
         zero=True,
     )
     evaluate_every: int = setting(

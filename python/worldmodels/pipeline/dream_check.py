@@ -26,7 +26,7 @@ _MAX_RATIO = 1.5  # of mean steps survived in the dream and in the real environm
 
 
 def check(run: Run) -> dict[str, Any]:
-    """Play every open-loop policy in the dream, at the temperature of the evolution, and in the real environment.
+    """Play every open-loop policy in the dream, at ``evolve.temperature``, and in the real environment.
 
     Returns:
         Summary: ``warnings``, and the mean scores of every policy.

@@ -32,7 +32,7 @@ class Sink(Protocol):
         """Write an image file (PNG)."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush pending metrics and close the sink."""
 
 
 def check_sinks(names: Sequence[str]) -> None:

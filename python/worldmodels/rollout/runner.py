@@ -40,9 +40,9 @@ class Transitions(NamedTuple):
         lengths: (n,) int64 steps of the episodes so far, this one included.
         terminated: (n,) bool, whether the environment terminated the episode.
         truncated: (n,) bool, whether the environment truncated it.
-        starved: (n,) bool, whether too many steps without a positive reward end it.
-        cut: (n,) bool, whether the maximum number of steps alone ends it.
-        over: (n,) bool, whether the episode ends with this step.
+        starved: (n,) bool, whether ``max_steps_without_reward`` truncates it.
+        cut: (n,) bool, whether ``max_steps`` truncates it, and not the environment.
+        over: (n,) bool, whether this is its last step.
     """
 
     env_ids: npt.NDArray[np.int64]

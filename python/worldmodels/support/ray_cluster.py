@@ -236,11 +236,11 @@ class RayCluster:
         return f"{host} ({about.get('NodeManagerAddress', 'gone')}, node {node[:8]})"
 
     def prepare(self, work: Work, *, threaded: bool = False) -> Prepared:
-        """Give the nodes some work, which they get once.
+        """Put a job into Ray's object store, from which each node fetches it once.
 
         Args:
-            work: Work.
-            threaded: Whether one worker of each node does it, with the threads of all its workers.
+            work: Job whose work units :meth:`run` distributes.
+            threaded: Whether one worker per node runs the work units, with the threads of all its workers.
         """
         self._works += 1
         return Prepared(self._works, ray.put(cloudpickle.dumps(work)), work.needs, threaded)

@@ -56,7 +56,7 @@ class EnvironmentEvaluator:
         num_envs: Number of concurrent environments.
         num_workers: Number of threads or processes that step them.
         max_steps: Maximum length of an episode.
-        max_steps_without_reward: Number of steps without a positive reward after which an episode is abandoned; 0 for
+        max_steps_without_reward: Number of steps without a positive reward after which an episode is truncated; 0 for
             never. Each remaining step is assumed to earn the last reward.
         precision: Precision of V, ``"bfloat16"`` (autocast) or ``"float32"``.
         rules: Rules of the task: maximum length and actions; None for those of the environment.
