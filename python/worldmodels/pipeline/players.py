@@ -59,8 +59,8 @@ class Job:
         return tasks.of(self.config)
 
     @cached_property
-    def shares(self) -> list[tuple[str, float]]:
-        """Names of the policies, with their weights."""
+    def policy_weights(self) -> list[tuple[str, float]]:
+        """Names of the collecting policies, with their sampling weights."""
         return parse_policies(self.collect.policies, self.task.policies)
 
     @property
@@ -212,7 +212,7 @@ class CollectingPlayer:
     def _begin(self, number: int) -> tuple[_Attempt, npt.NDArray[np.float32] | None]:
         """Draw the policy of an attempt; also returns the controller (N,) of the agent, None for its own."""
         job, space, seed = self._job, self._space, self.seed(number)
-        names, weights = zip(*job.shares, strict=True)
+        names, weights = zip(*job.policy_weights, strict=True)
         rng = np.random.default_rng(seed)
         name = str(rng.choice(names, p=np.array(weights) / sum(weights)))
         if name == RANDOM_AGENT:

@@ -135,7 +135,7 @@ def _next_shard(pipe: Connection) -> int | None:
 
 def _agent(job: Job) -> Agent | None:
     """Load the agent of the policies that need one, and limit PyTorch to one thread; None without such a policy."""
-    if not job.collect.agent and RANDOM_AGENT not in dict(job.shares):
+    if not job.collect.agent and RANDOM_AGENT not in dict(job.policy_weights):
         return None
     import torch
 
