@@ -26,30 +26,31 @@ from worldmodels import MDNRNN, Controller, ConvVAE, Dream
 from worldmodels.analysis.stats import table
 from worldmodels.pipeline import tasks
 from worldmodels.rollout.evaluators import Evaluator
-from worldmodels.rollout.evaluators.distributed import DistributedEvaluator, Part, Parts
+from worldmodels.rollout.evaluators.distributed import DistributedEvaluator, GuidedQueue, Part
 from worldmodels.rollout.evaluators.dream import DREAMS_PER_THREAD, DreamEvaluator
 from worldmodels.rollout.evaluators.environment import EnvironmentEvaluator
 from worldmodels.rollout.needs import ENVS_PER_THREAD, environment_needs, resolved
-from worldmodels.support.cluster import ClusterAddress, Needs, Piece, Queue, active_cluster, use_cluster
+from worldmodels.support.cluster import ClusterAddress, Needs, StaticQueue, WorkUnit, active_cluster, use_cluster
+from worldmodels.support.cluster_scheduling import Usage
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.profile import take_profile
 
 CORES = (1, 8, 64, 512)
 NODE = 64  # most cores of a node in the prediction
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # episodes of a part
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)  # episodes of a work unit
 POPSIZE, EPISODES = 64, 16
 
 
 class Echo:
-    """Work that returns what it gets."""
+    """Job whose work units return their data."""
 
     needs = Needs()
 
     def open(self, num_threads):
         return self
 
-    def __call__(self, piece):
-        return piece
+    def __call__(self, data):
+        return data
 
     def close(self):
         pass
@@ -67,12 +68,12 @@ class Case:
         name: Name in the tables.
         params: (P, N) candidates that are measured.
         episodes: Episodes of each.
-        make: Makes the evaluator of a number of threads.
-        needs: What a node needs.
+        make: Function that makes the evaluator for a number of threads.
+        needs: Requirements on a node.
         batch: Episodes that a thread plays efficiently at once.
-        threaded: Whether one worker of a node evaluates with all threads.
+        threaded: Whether one worker per node evaluates, with the threads of all workers of the node.
         lengths: (P, E) steps of the episodes measured.
-        steps: Seconds of a step on one core, by the number of episodes of a part.
+        steps: Seconds of a step on one core, by the number of episodes of a work unit.
     """
 
     name: str
@@ -160,17 +161,17 @@ def step_costs(case):
 
 def costs(cluster):
     """Measure the seconds per work unit of all workers, and per byte."""
-    work = cluster.prepare(Echo())
+    job = cluster.prepare(Echo())
 
     def run(count, data):
         began = time.perf_counter()
-        for _ in cluster.run(work, Queue([Piece(1, data)] * count)):
+        for _ in cluster.run(job, StaticQueue([WorkUnit(1, data)] * count)):
             pass
         return (time.perf_counter() - began) / count
 
     run(20, b"")
-    piece, megabyte = run(300, b""), bytes(2**20)
-    return piece, max(0.0, run(30, megabyte) - piece) / 2**21  # there and back again
+    unit, megabyte = run(300, b""), bytes(2**20)
+    return unit, max(0.0, run(30, megabyte) - unit) / 2**21  # there and back again
 
 
 def predict(case, lengths, workers, threads, cost):
@@ -183,18 +184,18 @@ def predict(case, lengths, workers, threads, cost):
         threads: Number of cores of each.
         cost: Seconds of the driver per work unit, and per byte.
     """
-    (candidates, episodes), (per_piece, per_byte) = lengths.shape, cost
+    (candidates, episodes), (per_unit, per_byte) = lengths.shape, cost
     size = case.params.shape[1]
     part = Part(np.zeros((candidates, 1), np.float32), episodes, 0, 0, 0, False)
-    parts = Parts(part, case.batch * threads, case.steps[SIZES[-1]] * lengths.mean() / threads)
+    queue = GuidedQueue(part, case.batch * threads, case.steps[SIZES[-1]] * lengths.mean() / threads)
     free, driver, end = [0.0] * workers, 0.0, 0.0
-    while (piece := parts.take(workers)) is not None:
-        part = piece.data
+    while (unit := queue.take(workers)) is not None:
+        part = unit.data
         driver = max(driver, heapq.heappop(free))
-        driver += per_piece + per_byte * (4 * size * len(part.params) + 8 * piece.size)
+        driver += per_unit + per_byte * (4 * size * len(part.params) + 8 * unit.size)
         rows = slice(part.first_candidate, part.first_candidate + len(part.params))
         columns = slice(part.first_episode, part.first_episode + part.episodes)
-        per_step = np.interp(np.log(piece.size / threads), np.log(SIZES), [case.steps[one] for one in SIZES])
+        per_step = np.interp(np.log(unit.size / threads), np.log(SIZES), [case.steps[one] for one in SIZES])
         done = driver + per_step * float(lengths[rows, columns].sum()) / threads
         heapq.heappush(free, done)
         end = max(end, done)
@@ -229,10 +230,10 @@ def compare(case, cluster, cost, rounds):
     evaluator = DistributedEvaluator(cluster, case.make, case.needs, batch=case.batch, threaded=case.threaded)
     process = case.make(available_cpus())
     timed([evaluator], case, 0)  # starts the workers
-    cluster.usage = type(cluster.usage)()  # its module imports Ray, which `use_cluster` prepares
+    cluster.usage = Usage()
     seconds, _ = timed([process, evaluator], case, rounds)
     process.close()
-    threads = cluster.threads_of_a_worker(case.threaded)
+    threads = cluster.threads_per_worker(case.threaded)
     workers = 1 if case.threaded else cluster.num_workers
     guess = predict(case, case.lengths, workers, min(threads, available_cpus()), cost)
     return [
@@ -241,7 +242,7 @@ def compare(case, cluster, cost, rounds):
         *(f"{one:.2f} s" for one in np.median(seconds, axis=0)),
         f"{np.median(seconds[:, 1] / seconds[:, 0]):.2f}",
         f"{guess:.2f} s",
-        f"{cluster.usage.share:.1%}",
+        f"{cluster.usage.utilization:.1%}",
     ]
 
 

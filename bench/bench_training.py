@@ -137,11 +137,11 @@ def plain_vae_step(
 def our_vae_step(
     model: ConvVAE, optimizer: torch.optim.Optimizer, config: TrainVAEConfig
 ) -> Callable[[np.ndarray, int], float]:
-    pieces = MicroBatches("bench", "frames", config.batch_size, "")
+    micro_batches = MicroBatches("bench", "frames", config.batch_size, "")
     network = train_vae.training_network(model, config.precision)
 
     def step(frames: np.ndarray, number: int) -> float:
-        losses = train_vae._step(network, optimizer, frames, config.lr, config, 0, number, pieces, Ranks())
+        losses = train_vae._step(network, optimizer, frames, config.lr, config, 0, number, micro_batches, Ranks())
         return losses[0].item()
 
     return step
@@ -327,7 +327,7 @@ def test_rnn_training(batch: int, sequence: int, benchmark) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
     step = padded_step(plain, latents, 16, 250)
     optimizer = torch.optim.Adam([p for p in ours.parameters() if p.requires_grad], lr=1e-3, fused=True)
-    pieces = MicroBatches("bench", "sequences", train_rnn._micro_batch_size(config), "")
+    micro_batches = MicroBatches("bench", "sequences", train_rnn._micro_batch_size(config), "")
     source = train_rnn._chunks(PackedSequences(latents, np.arange(400), batch, sequence, 0), 0, 0)
 
     def ours_step() -> int:
@@ -335,7 +335,7 @@ def test_rnn_training(batch: int, sequence: int, benchmark) -> None:
         _, number, chunk = next(source)
         if number == 0:
             state = ours.initial_state(batch)
-        _, state = train_rnn._step(ours, optimizer, chunk, state, 1e-3, config, pieces, Ranks())
+        _, state = train_rnn._step(ours, optimizer, chunk, state, 1e-3, config, micro_batches, Ranks())
         return int(chunk.valid.sum())
 
     work = {

@@ -1,4 +1,4 @@
-"""Work for the clusters of the tests, whose workers import this module; without PyTorch."""
+"""Jobs and evaluators for the tests of clusters, whose workers import this module; without PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = Controller(4, 8, 1)
 
 
 class SleepingEvaluator:
-    """Episodes last as long as their index and their candidate's say, from 5 to 95 ms: they are slept."""
+    """Evaluator that sleeps for 5 to 95 ms per episode, depending on the indices of the candidate and the episode."""
 
     unit = "naps"
     controller = SHAPE
@@ -40,34 +40,35 @@ class SleepingEvaluator:
 
 
 @dataclass(frozen=True)
-class Deed:
-    """Squares numbers; does something else with one of them, the first time.
+class SquareJob:
+    """Job whose work units are numbers to square; the first attempt of number 3 may have a fault.
 
     Attributes:
-        folder: Where the process leaves a mark, so that the second time is another.
-        what: ``die``, ``lose``, ``hang``, ``fail`` or nothing.
-        seconds: What a piece takes.
+        folder: Folder of the mark that the first attempt leaves.
+        fault: ``kill`` (the process), ``lose`` (the worker's state), ``hang``, ``fail``, or nothing.
+        seconds: Duration of a work unit.
+        needs: Requirements on a node.
     """
 
     folder: Path
-    what: str = ""
+    fault: str = ""
     seconds: float = 0.0
     needs: Needs = field(default_factory=Needs)
 
-    def open(self, num_threads: int) -> Deed:
+    def open(self, num_threads: int) -> SquareJob:
         return self
 
     def __call__(self, number: int) -> tuple[int, int]:
         mark = self.folder / "done"
-        if number == 3 and self.what and not mark.exists():
+        if number == 3 and self.fault and not mark.exists():
             mark.touch()
-            if self.what == "die":
+            if self.fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self.what == "lose":
+            if self.fault == "lose":
                 raise WorkerLostError("the engine is gone")
-            if self.what == "hang":
+            if self.fault == "hang":
                 time.sleep(600)
-            if self.what == "fail":
+            if self.fault == "fail":
                 raise ValueError("number: expected another one, got 3")
         time.sleep(self.seconds)
         return number**2, os.getpid()
@@ -77,12 +78,12 @@ class Deed:
 
 
 @dataclass(frozen=True)
-class ThreadedDeed(Deed):
-    """The same, which also returns its node and its number of threads."""
+class ThreadedSquareJob(SquareJob):
+    """The same job, whose results also have the node and the number of threads."""
 
     threads: int = 0
 
-    def open(self, num_threads: int) -> ThreadedDeed:
+    def open(self, num_threads: int) -> ThreadedSquareJob:
         return replace(self, threads=num_threads)
 
     def __call__(self, number: int) -> Any:
@@ -92,10 +93,10 @@ class ThreadedDeed(Deed):
 
 
 @dataclass(frozen=True)
-class Unopened:
-    """Work that cannot be opened."""
+class FailingJob:
+    """Job that fails to open."""
 
     needs: Needs = field(default_factory=Needs)
 
-    def open(self, num_threads: int) -> Deed:
+    def open(self, num_threads: int) -> SquareJob:
         raise ValueError("folder: expected one, got none")

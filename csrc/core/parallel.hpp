@@ -48,7 +48,7 @@ class InterruptiblePool {
     explicit InterruptiblePool(Poll poll) : poll_(poll) {}
 
     bool stopped() const { return stop_.load(std::memory_order_relaxed); }
-    // Called by every thread after each piece of work; only the calling thread (thread 0) polls.
+    // Called by every thread after each block; only the calling thread (thread 0) polls.
     void tick(int thread);
 
   private:

@@ -205,7 +205,7 @@ def test_kill_9_and_the_same_command_again(tmp_path):
 
 
 def test_metrics_say_what_the_dream_gave(tmp_path, uninterrupted):
-    """Played again with the public pieces: CMA-ES asks, the dream answers; the best evaluated mean is kept."""
+    """Played again with the public API: CMA-ES asks, the dream answers; the best evaluated mean is kept."""
     weights, lines, summary, _ = uninterrupted
     assert [line["generation"] for line in lines] == list(range(1, 8))
     assert [line["generation"] for line in lines if "evaluation" in line] == [3, 6, 7]

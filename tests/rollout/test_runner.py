@@ -105,8 +105,8 @@ def test_a_worker_of_a_cluster_steps_with_its_own_threads(monkeypatch):
         "make_vector_env",
         lambda *_, **options: asked.append(options["num_workers"]) or make_vector_env(TOY, 1),
     )
-    work = environments._PlayWork(Needs(), (ONES,), TOY, 4, None, None, 0, "test")
-    handler = work.open(3)
+    job = environments._PlayJob(Needs(), (ONES,), TOY, 4, None, None, 0, "test")
+    handler = job.open(3)
     assert len(handler([(0, 1), (0, 2)])) == 2
     handler.close()
     assert asked == [3, 3]

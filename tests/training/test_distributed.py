@@ -15,7 +15,7 @@ from worldmodels.models.weights import load_tensors
 from worldmodels.pipeline.run import Run
 from worldmodels.training.distributed import Ranks, ranks_from_env
 
-#: float32, so that only the order of sums differs; batches that do not divide evenly; pieces in every process.
+#: float32, so that only the order of sums differs; batches that do not divide evenly; micro-batches in every process.
 SETTINGS = {
     "train_vae": {"steps": 4, "batch_size": 5, "micro_batch_size": 2, "checkpoint_every": 2, "precision": "float32"},
     "train_rnn": {

@@ -250,8 +250,8 @@ def test_gradients_are_clipped_by_value():
         model = train_rnn.build(config, latents)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         chunk = next(PackedSequences(latents, np.arange(6), 2, 8, 0).epoch(0))
-        pieces = MicroBatches("train-rnn", "sequences", 2, "--micro-batch-steps")
-        train_rnn._step(model, optimizer, chunk, model.initial_state(2), 1e-3, config, pieces, Ranks())
+        micro_batches = MicroBatches("train-rnn", "sequences", 2, "--micro-batch-steps")
+        train_rnn._step(model, optimizer, chunk, model.initial_state(2), 1e-3, config, micro_batches, Ranks())
         largest = max(p.grad.abs().max().item() for p in model.parameters() if p.requires_grad)
         assert largest == pytest.approx(clip)
 
@@ -262,8 +262,8 @@ def check_gradients(found):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 + 1e-5 * one.abs().max())
 
 
-def test_a_batch_of_m_in_small_pieces_gives_the_same_gradient():
-    """Recordings that were cut off and streams that end early are among them; every piece takes its own noise."""
+def test_a_batch_of_m_in_micro_batches_gives_the_same_gradient():
+    """Recordings that were cut off and streams that end early are among them; every micro-batch takes its own noise."""
     latents = make_latents(LENGTHS, [True, False, True, True, False, True], latent_size=4)
     chunk = list(PackedSequences(latents, np.arange(6), 5, 7, 0).epoch(0))[1]
     assert 0 < chunk.valid.sum() < chunk.valid.size
@@ -296,7 +296,7 @@ def test_m_learns_rewards_within_the_limit():
     assert loss(seen, 0.0) > 10 * loss(seen, 10.0)
 
 
-def test_a_batch_of_v_in_small_pieces_gives_the_same_gradient():
+def test_a_batch_of_v_in_micro_batches_gives_the_same_gradient():
     config = TrainVAEConfig(batch_size=5, latent_size=4, precision="float32")
     model, noise = make_vae(4), torch.randn(5, 4)
     frames = make_episode(5).frames
@@ -312,8 +312,8 @@ def test_a_batch_of_v_in_small_pieces_gives_the_same_gradient():
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), CPU_ALLOCATION])
 @pytest.mark.parametrize("stage", list(MODULES))
-def test_out_of_memory_halves_the_pieces_and_the_result_is_the_same(tmp_path, capsys, monkeypatch, stage, error):
-    """In the first step there is room for a piece of one only; float32, so that the sums are all that may differ."""
+def test_out_of_memory_halves_the_micro_batches_and_the_result_is_the_same(tmp_path, capsys, monkeypatch, stage, error):
+    """At first there is memory for a micro-batch of one only; float32, so that only the order of sums differs."""
     steps = {"steps": 2, "precision": "float32", "checkpoint_every": 2}
     steps |= {"batch_size": 4} if stage == "train_vae" else {"micro_batch_steps": 8}
     with prepare(tmp_path / "roomy", stage, **steps) as experiment:
@@ -348,12 +348,12 @@ def test_out_of_memory_with_nothing_to_halve_is_explained():
     def broken(rows):
         raise RuntimeError("something else")
 
-    pieces = MicroBatches("train-vae", "frames", 4, "--micro-batch-size")
+    micro_batches = MicroBatches("train-vae", "frames", 4, "--micro-batch-size")
     with pytest.raises(RuntimeError, match=r"out of memory with micro-batches of 1 frames; one is the minimum"):
-        pieces.run(never)
-    assert pieces.rows == 1
+        micro_batches.run(never)
+    assert micro_batches.rows == 1
     with pytest.raises(RuntimeError, match="something else"):
-        pieces.run(broken)
+        micro_batches.run(broken)
     with pytest.raises(
         RuntimeError, match=r"out of memory with micro-batches of 4 frames; set --micro-batch-size to a smaller number"
     ):
@@ -393,13 +393,13 @@ def test_a_start_of_another_shape_is_named(tmp_path, stage, setting):
         prepare(tmp_path / "after", stage, init_from=str(tmp_path / "before"), **{setting: size})
 
 
-def test_pieces_of_a_batch_change_no_validation():
+def test_micro_batches_change_no_validation():
     latents = make_latents(LENGTHS, latent_size=4)
     config = TrainRNNConfig(hidden_size=8, batch_size=5, sequence_length=4)
     streams = PackedSequences(latents, np.arange(len(LENGTHS)), config.batch_size, config.sequence_length, 0)
     model = MDNRNN(4, 1, 8)
-    whole, pieces = (train_rnn.validate(model, streams, replace(config, micro_batch_steps=steps)) for steps in (99, 8))
-    assert pieces == pytest.approx(whole, rel=1e-5)
+    whole, divided = (train_rnn.validate(model, streams, replace(config, micro_batch_steps=steps)) for steps in (99, 8))
+    assert divided == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", list(MODULES))

@@ -170,7 +170,7 @@ def parse_policies(
     known = (*policies, RANDOM_AGENT, *AGENT)
     parsed = []
     for part in text.split(","):
-        name, _, number = (piece.strip() for piece in part.partition(":"))
+        name, _, number = (half.strip() for half in part.partition(":"))
         try:
             weight = float(number or 1)
         except ValueError:

@@ -84,11 +84,12 @@ class Encoder:
         if self._native is not None:
             return self._native.encode(np.ascontiguousarray(frames), self._threads)
         check_threads_usable()
-        mu, logvar = zip(*map(self._piece, np.split(frames, range(self._block, len(frames), self._block))), strict=True)
+        blocks = np.split(frames, range(self._block, len(frames), self._block))
+        mu, logvar = zip(*map(self._encode_block, blocks), strict=True)
         return np.concatenate(mu), np.concatenate(logvar)
 
     @torch.inference_mode()
-    def _piece(self, frames: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
+    def _encode_block(self, frames: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
         block = np.zeros((self._block, *frames.shape[1:]), np.uint8)
         block[: len(frames)] = frames
         x = torch.from_numpy(block).to(self._where).permute(0, 3, 1, 2).float().div_(255)

@@ -26,9 +26,9 @@ from worldmodels.pipeline.config import CollectConfig
 from worldmodels.pipeline.players import Job
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stage import C, M, V
-from worldmodels.pipeline.worker import CollectWork, work
+from worldmodels.pipeline.worker import CollectJob, work
 from worldmodels.rollout.needs import environment_needs, resolved
-from worldmodels.support.cluster import Piece, Queue, active_cluster, with_sizes
+from worldmodels.support.cluster import StaticQueue, WorkUnit, active_cluster, with_sizes
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.files import link
 from worldmodels.support.processes import describe_exit, spawn
@@ -209,18 +209,18 @@ def summarize(folder: Path, config: CollectConfig) -> dict[str, Any]:
 def _collect_on_cluster(
     cluster: RayCluster, run: Run, job: Job, todo: list[int], progress: Progress, ready: int
 ) -> None:
-    """Let the workers of a cluster write the shards."""
+    """Play on the workers of a cluster, which write the shards; a work unit is a shard."""
     agent = pretrained.resolve(job.collect.agent) if job.collect.agent else None
     weights = [agent / name for name in (V, M, C)] if agent is not None else []
     files = [run.path("config.json").absolute(), *weights]
     modules = tasks.modules(run.config)
     needs = replace(environment_needs(job.environment, modules), files=with_sizes(files))
     collect = replace(job.collect, agent="" if agent is None else str(agent.absolute()))
-    resolved_job = replace(job, config=replace(job.config, environment=resolved(job.environment), collect=collect))
-    pieces = Queue([Piece(len(job.episodes(shard)), shard) for shard in todo])
+    settings = replace(job, config=replace(job.config, environment=resolved(job.environment), collect=collect))
+    queue = StaticQueue([WorkUnit(len(job.episodes(shard)), shard) for shard in todo])
     frames, printed = 0, set[str]()
     try:
-        with contextlib.closing(cluster.run(cluster.prepare(CollectWork(resolved_job, needs)), pieces)) as played:
+        with contextlib.closing(cluster.run(cluster.prepare(CollectJob(settings, needs)), queue)) as played:
             for _, (lengths, note) in played:
                 ready, frames = ready + len(lengths), frames + sum(lengths)
                 progress.update(ready, f"{frames / max(progress.seconds, 1e-9):,.0f} frames/s")

@@ -24,7 +24,7 @@ from worldmodels.pipeline import tasks
 from worldmodels.pipeline.config import EncodeConfig
 from worldmodels.pipeline.run import Run
 from worldmodels.rollout.needs import check_no_gpu
-from worldmodels.support.cluster import Needs, Piece, Queue, active_cluster, with_sizes
+from worldmodels.support.cluster import Needs, StaticQueue, WorkUnit, active_cluster, with_sizes
 from worldmodels.support.files import link
 from worldmodels.support.profile import phase, phase_of
 from worldmodels.support.progress import Progress
@@ -47,16 +47,16 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     for existing, target in _reusable(run, store.paths):
         if not target.is_file():
             link(existing, target)
-    pieces = [
-        Piece(int(shard.lengths.sum()), (shard.path.absolute(), target.absolute()))
+    units = [
+        WorkUnit(int(shard.lengths.sum()), (shard.path.absolute(), target.absolute()))
         for shard, target in zip(store.shards, targets, strict=True)
         if not target.is_file()
     ]
     store.close()
-    done = len(store) - sum(piece.size for piece in pieces)
+    done = len(store) - sum(unit.size for unit in units)
     progress = Progress("encode", len(store), "frames", start=done)
     mirror = tasks.of(run.config).mirror if config.mirror else ()
-    for frames in _encode(model, pieces, config, mirror):
+    for frames in _encode(model, units, config, mirror):
         run.log_profile("encode")
         done += frames
         progress.update(done)
@@ -64,18 +64,20 @@ def encode_episodes(run: Run) -> dict[str, Any]:
     return {"frames": done, "bytes": sum(target.stat().st_size for target in targets)}
 
 
-def _encode(model: ConvVAE, pieces: Sequence[Piece], config: EncodeConfig, mirror: tuple[float, ...]) -> Iterator[int]:
+def _encode(
+    model: ConvVAE, units: Sequence[WorkUnit], config: EncodeConfig, mirror: tuple[float, ...]
+) -> Iterator[int]:
     """Encode shards, on the cluster if there is one; yield the number of frames of each."""
     cluster = active_cluster()
-    if cluster is None or not pieces:
+    if cluster is None or not units:
         encode = _Encoding(model, config, mirror)
-        yield from (encode(piece.data) for piece in pieces)
+        yield from (encode(unit.data) for unit in units)
         return
     check_no_gpu()
     precision: TorchPrecision = "bfloat16" if encodes_in_bfloat16(device(), config.precision) else "float32"
-    needs = Needs(bfloat16=precision == "bfloat16", files=with_sizes([pieces[0].data[0]]))
-    work = EncodeWork(model, replace(config, precision=precision), mirror, needs)
-    yield from (frames for _, frames in cluster.run(cluster.prepare(work), Queue(pieces)))
+    needs = Needs(bfloat16=precision == "bfloat16", files=with_sizes([units[0].data[0]]))
+    job = EncodeJob(model, replace(config, precision=precision), mirror, needs)
+    yield from (frames for _, frames in cluster.run(cluster.prepare(job), StaticQueue(units)))
 
 
 class _Encoding:
@@ -85,9 +87,13 @@ class _Encoding:
         self._model, self._precision, self._mirror = model, config.precision, mirror
         self._micro_batches = MicroBatches("encode", "frames", config.batch_size, "--batch-size")
 
-    def __call__(self, piece: tuple[Path, Path]) -> int:
-        """See :class:`worldmodels.support.cluster.Handler`; a piece is a shard and its target."""
-        path, target = piece
+    def __call__(self, paths: tuple[Path, Path]) -> int:
+        """Encode a shard; return the number of its frames.
+
+        Args:
+            paths: Shard, and file of its latents.
+        """
+        path, target = paths
         shard = EpisodeShard(path)
         try:
             latents = self._latents(shard)
@@ -109,8 +115,11 @@ class _Encoding:
 
 
 @dataclass(frozen=True)
-class EncodeWork:
-    """:class:`worldmodels.support.cluster.Work` of encode; a piece is a shard and its target, files of all nodes."""
+class EncodeJob:
+    """:class:`worldmodels.support.cluster.Job` of encode.
+
+    A work unit is the paths of a shard and of its latents, on a file system of all nodes.
+    """
 
     model: ConvVAE
     config: EncodeConfig
@@ -118,7 +127,7 @@ class EncodeWork:
     needs: Needs
 
     def open(self, num_threads: int) -> _Encoding:
-        """See :meth:`worldmodels.support.cluster.Work.open`."""
+        """See :meth:`worldmodels.support.cluster.Job.open`."""
         return _Encoding(self.model, self.config, self.mirror)
 
 

@@ -90,20 +90,20 @@ def _failure(error: Exception) -> RuntimeError:
 
 
 @dataclass(frozen=True)
-class CollectWork:
-    """:class:`worldmodels.support.cluster.Work` of collect; a piece is the index of a shard.
+class CollectJob:
+    """:class:`worldmodels.support.cluster.Job` of collect; a work unit is the index of a shard.
 
     Attributes:
-        job: Settings of the stage; its folder is on a file system of all nodes.
-        needs: What a node needs.
+        settings: Settings of the stage; its folder is on a file system of all nodes.
+        needs: Requirements on a node.
     """
 
-    job: Job
+    settings: Job
     needs: Needs
 
     def open(self, num_threads: int) -> _CollectHandler:
-        """See :meth:`worldmodels.support.cluster.Work.open`."""
-        return _CollectHandler(_ShardPlayer(self.job))
+        """See :meth:`worldmodels.support.cluster.Job.open`."""
+        return _CollectHandler(_ShardPlayer(self.settings))
 
 
 class _CollectHandler:

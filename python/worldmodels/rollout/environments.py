@@ -23,13 +23,13 @@ from worldmodels.envs.vector import make_vector_env
 from worldmodels.rollout.needs import ENVS_PER_THREAD, environment_needs, resolved
 from worldmodels.rollout.players import OpenLoopPlayer, Player, Players, episode_seed
 from worldmodels.rollout.runner import Episode, run_episodes
-from worldmodels.support.cluster import Needs, Piece, Queue, WorkerLostError
+from worldmodels.support.cluster import Needs, StaticQueue, WorkerLostError, WorkUnit
 from worldmodels.support.validation import check_integer, check_seed
 
 if TYPE_CHECKING:
     from worldmodels.support.ray_cluster import RayCluster
 
-_EPISODES_PER_PIECE = 16  # on a cluster: V encodes the frames of the episodes together
+_EPISODES_PER_UNIT = 16  # at most, on a cluster; V encodes the frames of these episodes together
 
 
 class Assignment(NamedTuple):
@@ -144,30 +144,30 @@ class Environments:
             ValueError: See :meth:`play`, also for the other errors.
         """
         check_seed(seed)
-        jobs = [(owner, episode) for owner, one in enumerate(assignments) for episode in one.episodes]
-        if not jobs:
+        pairs = [(owner, episode) for owner, one in enumerate(assignments) for episode in one.episodes]
+        if not pairs:
             return
         if self._cluster is not None:
-            self._play_on_cluster(self._cluster, assignments, jobs, seed, purpose)
+            self._play_on_cluster(self._cluster, assignments, pairs, seed, purpose)
             return
         if not self._vector_envs:
             sizes = self.num_envs - self.num_envs // 2, self.num_envs // 2
             for size in filter(None, sizes):
                 self._vector_envs.append(make_vector_env(self.environment, size, **self._options))
-        queue = [Episode(job, episode_seed(seed, purpose, episode)) for job, (_, episode) in enumerate(jobs)]
+        queue = [Episode(index, episode_seed(seed, purpose, episode)) for index, (_, episode) in enumerate(pairs)]
         count = len(self._vector_envs)
         queues = [deque(queue[group::count]) for group in range(count)]
-        player = Players([one.player for one in assignments], *np.array(jobs, np.int64).T)
+        player = Players([one.player for one in assignments], *np.array(pairs, np.int64).T)
         used = [min(envs.num_envs, len(own)) for envs, own in zip(self._vector_envs, queues, strict=True)]
         player.reset(sum(used), seed=seed)
-        scores = [0.0] * len(jobs)
+        scores = [0.0] * len(pairs)
         try:
             for step in run_episodes(self._vector_envs, queues, player, max_steps=self._limit):
-                for job, reward, over in zip(step.episodes.tolist(), step.rewards.tolist(), step.over, strict=True):
-                    scores[job] += reward
+                for index, reward, over in zip(step.episodes.tolist(), step.rewards.tolist(), step.over, strict=True):
+                    scores[index] += reward
                     if over:
-                        owner, episode = jobs[job]
-                        assignments[owner].finished(episode, scores[job])
+                        owner, episode = pairs[index]
+                        assignments[owner].finished(episode, scores[index])
         except GameLostError:
             self.close()
             raise
@@ -176,28 +176,29 @@ class Environments:
         self,
         cluster: RayCluster,
         assignments: Sequence[Assignment],
-        jobs: Sequence[tuple[int, int]],
+        pairs: Sequence[_Pair],
         seed: int,
         purpose: str,
     ) -> None:
-        """Play the episodes in the workers of a cluster, which finish them in another order."""
+        """Play the episodes on the workers of a cluster, which finish them in another order."""
         environment = resolved(self.environment)
         players = tuple(one.player for one in assignments)
         needs = environment_needs(environment, self._modules)
-        work = _PlayWork(needs, players, environment, self.num_envs, self.max_steps, self._rules, seed, purpose)
-        size = max(1, min(_EPISODES_PER_PIECE, len(jobs) // (4 * cluster.num_workers)))
-        pieces = [Piece(size, jobs[first : first + size]) for first in range(0, len(jobs), size)]
-        for _, scores in cluster.run(cluster.prepare(work), Queue(pieces)):
+        job = _PlayJob(needs, players, environment, self.num_envs, self.max_steps, self._rules, seed, purpose)
+        size = max(1, min(_EPISODES_PER_UNIT, len(pairs) // (4 * cluster.num_workers)))
+        units = [WorkUnit(size, pairs[first : first + size]) for first in range(0, len(pairs), size)]
+        for _, scores in cluster.run(cluster.prepare(job), StaticQueue(units)):
             for owner, episode, score in scores:
                 assignments[owner].finished(episode, score)
 
 
+_Pair = tuple[int, int]  # index of the player, index of the episode
 _Score = tuple[int, int, float]  # index of the player, index of the episode, score
 
 
 @dataclass(frozen=True)
-class _PlayWork:
-    """:class:`worldmodels.support.cluster.Work` of :meth:`Environments.play_all`; a piece is a list of episodes."""
+class _PlayJob:
+    """:class:`worldmodels.support.cluster.Job` of :meth:`Environments.play_all`; a work unit is a list of episodes."""
 
     needs: Needs
     players: tuple[Player, ...]
@@ -209,7 +210,7 @@ class _PlayWork:
     purpose: str
 
     def open(self, num_threads: int) -> _PlayHandler:
-        """See :meth:`worldmodels.support.cluster.Work.open`."""
+        """See :meth:`worldmodels.support.cluster.Job.open`."""
         num_envs = min(self.num_envs, ENVS_PER_THREAD * num_threads)
         return _PlayHandler(
             self,
@@ -218,22 +219,22 @@ class _PlayWork:
 
 
 class _PlayHandler:
-    def __init__(self, work: _PlayWork, environments: Environments) -> None:
-        self._work, self._environments = work, environments
+    def __init__(self, job: _PlayJob, environments: Environments) -> None:
+        self._job, self._environments = job, environments
 
-    def __call__(self, jobs: Sequence[tuple[int, int]]) -> list[_Score]:
-        work = self._work
+    def __call__(self, pairs: Sequence[_Pair]) -> list[_Score]:
+        job = self._job
         scores: list[_Score] = []
         assignments = []
-        for owner in dict.fromkeys(owner for owner, _ in jobs):
+        for owner in dict.fromkeys(owner for owner, _ in pairs):
 
             def finished(episode: int, score: float, owner: int = owner) -> None:
                 scores.append((owner, episode, score))
 
-            episodes = [episode for one, episode in jobs if one == owner]
-            assignments.append(Assignment(work.players[owner], episodes, finished))
+            episodes = [episode for one, episode in pairs if one == owner]
+            assignments.append(Assignment(job.players[owner], episodes, finished))
         try:
-            self._environments.play_all(assignments, seed=work.seed, purpose=work.purpose)
+            self._environments.play_all(assignments, seed=job.seed, purpose=job.purpose)
         except GameLostError as error:
             raise WorkerLostError(str(error)) from error
         return scores

@@ -1,6 +1,6 @@
-"""Clusters: processes on this machine or on several that do the independent pieces of a stage.
+"""Clusters: processes on one or several machines that run the work units of a job.
 
-Nothing of Ray is imported before a cluster is opened.
+Ray is imported only when a cluster is opened.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ _MAX_WORKERS = 4_096
 
 
 class WorkerLostError(RuntimeError):
-    """The state of a worker is lost, and its piece is to be done by a new one."""
+    """Error of a worker that has lost its state: it is replaced, and its work unit is resubmitted."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a node needs for some work.
+    """Requirements of a job on a node.
 
     Attributes:
-        modules: Modules that it imports.
-        packages: Packages whose versions, as of :func:`worldmodels.support.versions.versions`, must be the driver's.
-        files: Files that it reads, by absolute path, with their sizes in bytes.
-        bfloat16: Whether it needs native support for bfloat16.
+        modules: Names of the modules that the node imports.
+        packages: Names of packages whose versions must be those of the driver; see
+            :func:`worldmodels.support.versions.versions`.
+        files: Absolute paths of the files that the node reads, with their sizes in bytes.
+        bfloat16: Whether the node needs native support for bfloat16.
     """
 
     modules: tuple[str, ...] = ()
@@ -47,73 +48,97 @@ class Needs:
 
 
 def with_sizes(files: Sequence[Path]) -> tuple[tuple[str, int], ...]:
-    """Return the :attr:`Needs.files` of some files."""
+    """Return the absolute paths and the sizes in bytes of files, for :attr:`Needs.files`."""
     return tuple((str(path.absolute()), path.stat().st_size) for path in files)
 
 
 class Handler(Protocol):
-    """Work that is open in a worker."""
+    """Job that is open in a worker process."""
 
-    def __call__(self, piece: Any, /) -> Any:
-        """Do one piece.
+    def __call__(self, data: Any, /) -> Any:
+        """Run a work unit.
+
+        Args:
+            data: :attr:`WorkUnit.data`.
+
+        Returns:
+            Result of the work unit, which can be pickled.
 
         Raises:
-            WorkerLostError: The worker must be replaced.
+            WorkerLostError: The worker has lost its state and must be replaced.
         """
 
     def close(self) -> None:
-        """Free all resources."""
+        """Release all resources."""
 
 
-class Work(Protocol):
-    """Work whose pieces can be done anywhere and in any order. It is sent to every node once."""
+class Job(Protocol):
+    """Distributed computation of independent work units, which may run on any worker and in any order.
+
+    A job is pickled and sent to every node once.
+    """
 
     @property
     def needs(self) -> Needs:
-        """What a node needs."""
+        """Requirements on a node."""
 
     def open(self, num_threads: int) -> Handler:
-        """Prepare for pieces, in a worker with so many threads."""
+        """Open the job in a worker process.
+
+        Args:
+            num_threads: Number of threads of the worker.
+        """
 
 
-class Piece(NamedTuple):
-    """A piece of work.
+class WorkUnit(NamedTuple):
+    """Independent part of a job.
 
     Attributes:
-        size: Expected cost in units of the work, such as episodes.
-        data: What the handler gets.
+        size: Expected cost, in a unit of the job such as episodes.
+        data: Argument of the :class:`Handler`.
     """
 
     size: int
     data: Any
 
 
-class Pieces(Protocol):
-    """Pieces that are not handed out yet."""
+class WorkQueue(Protocol):
+    """Work units of a job that are not dispatched yet."""
 
-    def take(self, workers: int) -> Piece | None:
-        """Take the next piece for one of so many workers; None if there are none left."""
+    def take(self, num_workers: int) -> WorkUnit | None:
+        """Remove and return the next work unit.
 
-    def finished(self, piece: Piece, seconds: float) -> None:
-        """Note how long a piece took."""
+        Args:
+            num_workers: Number of equally fast workers that share the queue.
+
+        Returns:
+            Work unit; None if the queue is empty.
+        """
+
+    def record(self, unit: WorkUnit, seconds: float) -> None:
+        """Record the duration of a completed work unit."""
 
 
-class Queue:
-    """:class:`Pieces` of fixed sizes, handed out in their order."""
+class StaticQueue:
+    """:class:`WorkQueue` with a static schedule: the sizes and the order of the work units are fixed.
 
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        self._left = list(pieces)[::-1]
+    Args:
+        units: Work units, in the order of dispatch.
+    """
 
-    def take(self, workers: int) -> Piece | None:
-        """See :meth:`Pieces.take`."""
-        return self._left.pop() if self._left else None
+    def __init__(self, units: Sequence[WorkUnit]) -> None:
+        self._remaining = list(units)[::-1]
 
-    def finished(self, piece: Piece, seconds: float) -> None:
-        """See :meth:`Pieces.finished`."""
+    def take(self, num_workers: int) -> WorkUnit | None:
+        """See :meth:`WorkQueue.take`."""
+        return self._remaining.pop() if self._remaining else None
+
+    def record(self, unit: WorkUnit, seconds: float) -> None:
+        """See :meth:`WorkQueue.record`."""
 
 
 class ClusterAddress(NamedTuple):
-    """Where a cluster is.
+    """Address of a cluster.
 
     Attributes:
         workers: Number of workers of a cluster on this machine, 0 for one per core; None to join a running cluster.
@@ -125,10 +150,10 @@ class ClusterAddress(NamedTuple):
 
 
 def cluster_address(text: str) -> ClusterAddress:
-    """Parse ``local:N``, ``local:auto``, ``auto`` or ``HOST:PORT``; an argument type of the command line.
+    """Parse ``local:N``, ``local:auto``, ``auto`` or ``HOST:PORT``; used as an argument type of the command line.
 
     Raises:
-        argparse.ArgumentTypeError: The text is none of them.
+        argparse.ArgumentTypeError: The text has another form.
     """
     wanted = "expected local:N, local:auto, auto or HOST:PORT"
     host, colon, port = text.rpartition(":")
@@ -149,13 +174,16 @@ _ACTIVE: ContextVar[RayCluster | None] = ContextVar("cluster", default=None)
 
 
 def active_cluster() -> RayCluster | None:
-    """Return the cluster of the present :func:`use_cluster` block; None outside of one."""
+    """Return the cluster of the enclosing :func:`use_cluster` block; None outside of such a block."""
     return _ACTIVE.get()
 
 
 @contextmanager
 def use_cluster(address: ClusterAddress | None) -> Iterator[None]:
-    """Open a cluster for the block, and close it; without an address, do nothing.
+    """Open a cluster for the duration of the block.
+
+    Args:
+        address: Address of the cluster; None for no cluster.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
@@ -199,33 +227,36 @@ def common_level(levels: Sequence[str], level: str) -> str | None:
     return found[-1] if found else None
 
 
-def refusals(name: str, facts: dict[str, Any], ours: dict[str, Any], needs: Needs) -> list[str]:
-    """List why a node cannot do some work, or not with bit-identical results.
+def validate_node(name: str, description: dict[str, Any], driver: dict[str, Any], needs: Needs) -> list[str]:
+    """Check that a node meets the requirements of a job, and that its results are bit-identical to the driver's.
 
     Args:
-        name: Name of the node.
-        facts: Description of the node by :func:`worldmodels.support.cluster_worker.describe`, or ``{"versions": ...}``
-            alone from a node with another version of this package.
-        ours: ``"versions"`` and ``"simd_level"`` of the driver.
-        needs: What the work needs.
+        name: Name of the node in the messages.
+        description: Description of the node by :func:`worldmodels.support.cluster_worker.describe_node`; only
+            ``"versions"`` from a node with another version of this package.
+        driver: ``"versions"`` and ``"simd_level"`` of the driver.
+        needs: Requirements of the job.
+
+    Returns:
+        Messages, one per violated requirement; empty for a valid node.
     """
     found = []
     for package in ("worldmodels", "python", "machine", "torch", "numpy", *needs.packages):
-        wanted, got = (about["versions"].get(package, "none") for about in (ours, facts))
+        wanted, got = (about["versions"].get(package, "none") for about in (driver, description))
         if package == "python":  # pickles and results do not depend on the patch level
             wanted, got = wanted.rpartition(".")[0], got.rpartition(".")[0]
         if wanted != got:
             found.append(f"{name}: expected {package} {wanted}, as the driver has, got {got}")
         if found and package == "worldmodels":
             return found
-    level, levels = ours["simd_level"], facts["simd_levels"]
+    level, levels = driver["simd_level"], description["simd_levels"]
     if common_level(levels, level) is None:
-        found.append(f"{name}: expected a SIMD level with the bits of {level}, the driver's, got {', '.join(levels)}")
+        found.append(f"{name}: expected a SIMD level bit-identical to the driver's {level}, got {', '.join(levels)}")
     if needs.bfloat16 and "avx512_bf16" not in levels:
         found.append(f"{name}: expected a CPU with AVX-512 BF16, for precision bfloat16, got one without")
-    found += [f"{name}: expected to import {module}, got {error}" for module, error in facts["missing"].items()]
+    found += [f"{name}: expected to import {module}, got {error}" for module, error in description["missing"].items()]
     for path, size in needs.files:
-        got = facts["files"].get(path)
+        got = description["files"].get(path)
         if got != size:
             what = "none" if got is None else f"one of {got:,} bytes"
             found.append(f"{name}: expected {path} of {size:,} bytes (on a file system of all nodes), got {what}")

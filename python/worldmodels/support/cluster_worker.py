@@ -1,4 +1,4 @@
-"""What a worker of a cluster does, and what it reports of its node."""
+"""Worker process of a cluster: runs work units and describes its node."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from worldmodels.support.cluster import Handler, Work, WorkerLostError
+from worldmodels.support.cluster import Handler, Job, WorkerLostError
 from worldmodels.support.profile import take_profile
 from worldmodels.support.simd import set_simd_level, simd_level, simd_levels
 from worldmodels.support.versions import versions
 
 
-def describe(modules: tuple[str, ...], files: tuple[str, ...]) -> dict[str, Any]:
-    """Describe this node for :func:`worldmodels.support.cluster.refusals`.
+def describe_node(modules: tuple[str, ...], files: tuple[str, ...]) -> dict[str, Any]:
+    """Describe this node for :func:`worldmodels.support.cluster.validate_node`.
 
     Args:
-        modules: Modules that are to be imported.
-        files: Files that are to be read.
+        modules: Names of the modules that a job imports.
+        files: Absolute paths of the files that a job reads.
+
+    Returns:
+        ``"versions"`` by package, ``"simd_levels"`` (slowest first), ``"simd_level"``, ``"missing"`` (error by module
+        that cannot be imported) and ``"files"`` (size in bytes by path of an existing file).
     """
     missing = {}
     for module in modules:
@@ -32,8 +36,8 @@ def describe(modules: tuple[str, ...], files: tuple[str, ...]) -> dict[str, Any]
     return {"versions": versions(), **levels, "missing": missing, "files": sizes}
 
 
-class Station:
-    """The work that is open in this process; one at a time.
+class JobRunner:
+    """Runner of the work units of one job at a time in this process.
 
     Args:
         level: SIMD level.
@@ -44,35 +48,35 @@ class Station:
         self._number = self._threads = 0
         self._handler: Handler | None = None
 
-    def run(self, number: int, work: bytes, piece: Any, threads: int) -> tuple[str, Any, float, dict[str, float]]:
-        """Do one piece.
+    def run(self, number: int, job: bytes, data: Any, threads: int) -> tuple[str, Any, float, dict[str, float]]:
+        """Run a work unit; open its job first if another one is open.
 
         Args:
-            number: Number of the work, from 1 on.
-            work: Pickle of the :class:`Work`.
-            piece: Data of the piece.
+            number: Number of the job, counted from 1.
+            job: Pickle of the :class:`worldmodels.support.cluster.Job`; read only if the job is not open.
+            data: Data of the work unit.
             threads: Number of threads.
 
         Returns:
-            ``"done"`` and the result, ``"lost"`` and a reason, or ``"failed"`` and an exception; the seconds it took,
-            and the profile.
+            Outcome (``"done"``, ``"lost"`` or ``"failed"``), its value (the result, a reason or an exception), the
+            duration in seconds without the opening of the job, and the seconds of each phase of the profile.
         """
         began = time.perf_counter()
-        state, value = "done", None
+        outcome, value = "done", None
         try:
             if (number, threads) != (self._number, self._threads) or self._handler is None:
                 self._close()
-                opened: Work = pickle.loads(work)
+                opened: Job = pickle.loads(job)
                 for module in opened.needs.modules:  # one of them may register the environment
                     importlib.import_module(module)
                 self._handler, self._number, self._threads = opened.open(threads), number, threads
                 began = time.perf_counter()
-            value = self._handler(piece)
+            value = self._handler(data)
         except WorkerLostError as error:
-            state, value = "lost", str(error)
+            outcome, value = "lost", str(error)
         except Exception as error:
-            state, value = "failed", _portable(error)
-        return state, value, time.perf_counter() - began, take_profile()
+            outcome, value = "failed", _portable(error)
+        return outcome, value, time.perf_counter() - began, take_profile()
 
     def _close(self) -> None:
         handler, self._handler = self._handler, None
@@ -81,7 +85,7 @@ class Station:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an exception that can be pickled."""
+    """Return the exception if it can be pickled, else a RuntimeError with its type and message."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

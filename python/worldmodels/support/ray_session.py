@@ -1,4 +1,4 @@
-"""A session of Ray: on this machine, or on a running cluster that this machine belongs to."""
+"""Ray session of this process: on this machine, or in a running cluster of which this machine is a node."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from ray.exceptions import RayError
 from worldmodels.support.cluster import ClusterAddress
 from worldmodels.support.reaper import Reaper
 
-_OBJECT_STORE = 256 * 2**20  # bytes on this machine; models and pieces take far less
-_PATIENCE = 5.0  # seconds for a connection to the head
-_ANSWER = 60.0  # seconds for its answer to a new process
-_ASK = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+_OBJECT_STORE = 256 * 2**20  # bytes on this machine; models and work units take far less
+_CONNECT_TIMEOUT = 5.0  # seconds for a connection to the head
+_REPLY_TIMEOUT = 60.0  # seconds for the head's reply to the probe
+_PROBE = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 
 
 class RaySession:
-    """The session of Ray of this process, until :meth:`close`.
+    """Ray session of this process.
 
-    A session of this machine listens on the loopback interface alone and ends with this process.
+    A session on this machine listens on the loopback interface only and ends with this process.
 
     Args:
-        address: Where the cluster is.
-        count: Number of CPUs of a session of this machine.
+        address: Address of the cluster.
+        count: Number of CPUs of a session on this machine.
 
     Attributes:
-        is_local: Whether it is a session of this machine.
-        name: Its address, for messages.
+        is_local: Whether the session runs on this machine only.
+        name: Address of the cluster in messages.
 
     Raises:
-        RuntimeError: The cluster cannot be reached, or does not start; or this process already has a session of Ray.
+        RuntimeError: The cluster cannot be reached or does not start, or this process already has a Ray session.
     """
 
     def __init__(self, address: ClusterAddress, count: int) -> None:
@@ -55,19 +55,19 @@ class RaySession:
         terminate = signal.getsignal(signal.SIGTERM)
         try:
             self._start(count) if self.is_local else self._join()
-            ray._private.worker.print_to_stdstream = _discard  # logs of lost nodes, which it prints to stdout
+            ray._private.worker.print_to_stdstream = _discard  # Ray prints the logs of lost nodes to stdout
         except BaseException:
             self.close()
             raise
         finally:
             with contextlib.suppress(ValueError):  # not the main thread
-                signal.signal(signal.SIGTERM, terminate)  # Ray has set its own
+                signal.signal(signal.SIGTERM, terminate)  # Ray installs its own handler
 
     def _start(self, count: int) -> None:
-        """Start a cluster of this machine.
+        """Start a cluster on this machine.
 
         Raises:
-            RuntimeError: It does not start, or it would listen on other interfaces than loopback.
+            RuntimeError: Ray does not start, or it would listen on an interface other than loopback.
         """
         node = ray.util.get_node_ip_address()
         if os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == "0" and not ipaddress.ip_address(node).is_loopback:
@@ -75,10 +75,10 @@ class RaySession:
                 f"--cluster: expected Ray to listen on the loopback interface alone, got {node}, as it was imported "
                 "before the cluster was opened; set RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before its import"
             )
-        say("starting Ray on this machine ...")
+        log("starting Ray on this machine ...")
         place = "/tmp" if os.access("/tmp", os.W_OK) else None  # a socket's path has at most 107 characters
         folder = Path(tempfile.mkdtemp(prefix="wm", dir=place))
-        self._reaper = Reaper(folder)  # two processes of Ray outlive a killed driver for a minute
+        self._reaper = Reaper(folder)  # two Ray processes outlive a killed driver for a minute
         try:
             with self._reaper.marked():
                 ray.init(
@@ -98,17 +98,17 @@ class RaySession:
         """Join a running cluster.
 
         Raises:
-            RuntimeError: There is none, or this machine is not one of its nodes.
+            RuntimeError: There is no cluster at the address, or this machine is not one of its nodes.
         """
         address = self.name
         if address != "auto":
             host, _, port = address.rpartition(":")
             try:
-                socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
-                line = [sys.executable, "-c", _ASK, address]  # ray.init would wait for minutes
-                asked = subprocess.run(line, capture_output=True, text=True, timeout=_ANSWER, check=False)
-                if asked.returncode:
-                    raise ConnectionError(asked.stderr.strip().rpartition("\n")[2])
+                socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT).close()
+                line = [sys.executable, "-c", _PROBE, address]  # ray.init would wait for minutes
+                probe = subprocess.run(line, capture_output=True, text=True, timeout=_REPLY_TIMEOUT, check=False)
+                if probe.returncode:
+                    raise ConnectionError(probe.stderr.strip().rpartition("\n")[2])
             except (OSError, OverflowError, subprocess.TimeoutExpired) as error:
                 raise RuntimeError(
                     f"--cluster: expected the head of a Ray cluster at {address}, got none: {error}; start it with "
@@ -124,8 +124,8 @@ class RaySession:
             ) from error
 
     def close(self) -> None:
-        """End the session, and the cluster of this machine."""
-        if self._is_open:  # else a session of Ray would be another one
+        """End the session, and with it a cluster on this machine."""
+        if self._is_open:  # otherwise the session of this process belongs to another caller
             self._is_open = False
             ray._private.worker.print_to_stdstream = self._print
             with contextlib.suppress(RayError):
@@ -135,7 +135,7 @@ class RaySession:
             self._reaper = None
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Print a line about the cluster to stderr."""
     print(f"cluster: {text}", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""Evaluation of candidates on a cluster, in parts over candidates and episodes."""
+"""Evaluation of candidates on a cluster, divided over candidates and episodes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy.typing as npt
 
 from worldmodels.envs import GameLostError
 from worldmodels.rollout.evaluators import EvalResult, Evaluator, OnProgress, check_params
-from worldmodels.support.cluster import Needs, Piece, WorkerLostError
+from worldmodels.support.cluster import Needs, WorkerLostError, WorkUnit
 from worldmodels.support.validation import check_integer
 
 if TYPE_CHECKING:
     from worldmodels.support.ray_cluster import RayCluster
 
-_SHORTEST, _LONGEST = 0.05, 10.0  # seconds of a part
+_MIN_SECONDS, _MAX_SECONDS = 0.05, 10.0  # target durations of a work unit
 
 
 class Part(NamedTuple):
-    """Part of an evaluation.
+    """Part of an evaluation: a range of candidates and a range of their episodes.
 
     Attributes:
-        params: (p, N) parameters of its candidates.
+        params: (p, N) parameters of the candidates.
         episodes: Number of episodes per candidate.
-        first_candidate: Index of its first candidate.
-        first_episode: Index of its first episode.
+        first_candidate: Index of the first candidate.
+        first_episode: Index of the first episode.
         seed: Seed of the evaluation.
         common_random_numbers: Whether all candidates share their random numbers.
     """
@@ -42,19 +42,19 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EvaluatorWork:
-    """:class:`worldmodels.support.cluster.Work` of an evaluator.
+class EvaluatorJob:
+    """:class:`worldmodels.support.cluster.Job` of an evaluator; a work unit is a :class:`Part`.
 
     Attributes:
-        make: Makes the evaluator, for a number of threads.
-        needs: What a node needs.
+        make: Function that makes the evaluator for a number of threads.
+        needs: Requirements on a node.
     """
 
     make: Callable[[int], Evaluator]
     needs: Needs
 
     def open(self, num_threads: int) -> _Handler:
-        """See :meth:`worldmodels.support.cluster.Work.open`."""
+        """See :meth:`worldmodels.support.cluster.Job.open`."""
         return _Handler(self.make(num_threads))
 
 
@@ -81,19 +81,21 @@ class _Handler:
         self._evaluator.close()
 
 
-class Parts:
-    """:class:`worldmodels.support.cluster.Pieces` of an evaluation: large ones first, small ones at the end.
+class GuidedQueue:
+    """:class:`worldmodels.support.cluster.WorkQueue` of an evaluation with guided scheduling, as in OpenMP.
 
-    A part has whole candidates, or some episodes of one of them. It is an equal share of the episodes that are left
-    (guided self-scheduling), within limits.
+    The size of a work unit is the number of remaining episodes divided by the number of workers, within limits. Large
+    work units come first, small ones balance the load at the end. A work unit has whole candidates, or some episodes of
+    one candidate.
 
     Args:
-        whole: The evaluation as one part.
-        batch: Number of episodes that a worker plays efficiently at once: parts have fewer only if all have.
+        whole: Evaluation.
+        batch: Number of episodes that a worker plays efficiently at once. It is a lower
+            bound of the size of a work unit if there are that many episodes per worker.
         seconds: Duration of an episode; None if it is unknown.
 
     Attributes:
-        seconds: Measured duration of an episode.
+        seconds: Moving average of the duration of an episode, initially the argument.
     """
 
     def __init__(self, whole: Part, batch: int = 1, seconds: float | None = None) -> None:
@@ -101,18 +103,18 @@ class Parts:
         self._next, self._total = 0, len(whole.params) * whole.episodes
         self.seconds = seconds
 
-    def take(self, workers: int) -> Piece | None:
-        """See :meth:`worldmodels.support.cluster.Pieces.take`."""
-        left = self._total - self._next
-        if left == 0:
+    def take(self, num_workers: int) -> WorkUnit | None:
+        """See :meth:`worldmodels.support.cluster.WorkQueue.take`."""
+        remaining = self._total - self._next
+        if remaining == 0:
             return None
-        lowest, highest = min(self._batch, math.ceil(self._total / workers)), self._total
+        lowest, highest = min(self._batch, math.ceil(self._total / num_workers)), self._total
         if self.seconds is not None:
-            lowest = max(lowest, int(_SHORTEST / self.seconds))
-            highest = max(self._batch, int(_LONGEST / self.seconds))
-        size = min(max(math.ceil(left / workers), lowest), highest, left)
-        if left - size < lowest / 2:
-            size = left
+            lowest = max(lowest, int(_MIN_SECONDS / self.seconds))
+            highest = max(self._batch, int(_MAX_SECONDS / self.seconds))
+        size = min(max(math.ceil(remaining / num_workers), lowest), highest, remaining)
+        if remaining - size < lowest / 2:
+            size = remaining
         whole = self._whole
         candidate, episode = divmod(self._next, whole.episodes)
         candidates, episodes = 1, min(size, whole.episodes - episode)
@@ -125,12 +127,12 @@ class Parts:
             first_candidate=whole.first_candidate + candidate,
             first_episode=whole.first_episode + episode,
         )
-        return Piece(candidates * episodes, part)
+        return WorkUnit(candidates * episodes, part)
 
-    def finished(self, piece: Piece, seconds: float) -> None:
-        """See :meth:`worldmodels.support.cluster.Pieces.finished`."""
-        now = max(seconds / piece.size, 1e-9)
-        self.seconds = now if self.seconds is None else 0.75 * self.seconds + 0.25 * now
+    def record(self, unit: WorkUnit, seconds: float) -> None:
+        """See :meth:`worldmodels.support.cluster.WorkQueue.record`."""
+        measured = max(seconds / unit.size, 1e-9)
+        self.seconds = measured if self.seconds is None else 0.75 * self.seconds + 0.25 * measured
 
 
 class DistributedEvaluator:
@@ -138,11 +140,11 @@ class DistributedEvaluator:
 
     Args:
         cluster: Cluster; it stays open.
-        make: Makes the evaluator in a worker, for its number of threads. It is sent to every node once.
-        needs: What a node needs.
+        make: Function that makes the evaluator in a worker, for its number of threads. It is sent to every node once.
+        needs: Requirements on a node.
         batch: Number of episodes that one thread plays efficiently at once.
-        threaded: Whether one process of each node evaluates with the threads of all its workers. Threads of a dream
-            share M's weights, and exchange episodes until the last one ends.
+        threaded: Whether one worker per node evaluates, with the threads of all workers of the node. The threads of a
+            dream share the weights of M and balance their load until the last episode ends.
     """
 
     def __init__(
@@ -157,8 +159,8 @@ class DistributedEvaluator:
         local = make(1)
         self.controller, self.unit, self.metadata = local.controller, local.unit, local.metadata
         local.close()
-        self._cluster, self._batch = cluster, batch * cluster.threads_of_a_worker(threaded)
-        self._work = cluster.prepare(EvaluatorWork(make, needs), threaded=threaded)
+        self._cluster, self._batch = cluster, batch * cluster.threads_per_worker(threaded)
+        self._job = cluster.prepare(EvaluatorJob(make, needs), threaded=threaded)
         self._seconds: float | None = None
 
     def play(
@@ -175,30 +177,30 @@ class DistributedEvaluator:
         """See :meth:`worldmodels.rollout.evaluators.Evaluator.play`.
 
         Raises:
-            TypeError: A number has another type.
+            TypeError: A number is not an integer.
             ValueError: A shape or number is invalid.
             RuntimeError: A node is refused, or too many workers died.
         """
         params = check_params(params, self.controller.size)
         episodes = check_integer("episodes", episodes, 1, 2**31 - 1)
         whole = Part(params, episodes, first_candidate, first_episode, seed, common_random_numbers)
-        parts = Parts(whole, self._batch, self._seconds)
+        queue = GuidedQueue(whole, self._batch, self._seconds)
         returns = np.empty((len(params), episodes), np.float32)
         lengths = np.empty((len(params), episodes), np.int32)
         ended = steps = 0
-        for piece, played in self._cluster.run(self._work, parts):
-            rows, columns = _place(piece.data, first_candidate, first_episode)
+        for unit, played in self._cluster.run(self._job, queue):
+            rows, columns = _slices(unit.data, first_candidate, first_episode)
             returns[rows, columns], lengths[rows, columns] = played
-            ended, steps = ended + piece.size, steps + int(played.lengths.sum())
+            ended, steps = ended + unit.size, steps + int(played.lengths.sum())
             on_progress(ended, returns.size, steps)
-        self._seconds = parts.seconds
+        self._seconds = queue.seconds
         return EvalResult(returns, lengths)
 
     def close(self) -> None:
         """See :meth:`worldmodels.rollout.evaluators.Evaluator.close`; the cluster stays open."""
 
 
-def _place(part: Part, first_candidate: int, first_episode: int) -> tuple[slice, slice]:
-    """Return the rows and columns of a part in its evaluation."""
+def _slices(part: Part, first_candidate: int, first_episode: int) -> tuple[slice, slice]:
+    """Return the rows (candidates) and columns (episodes) of a part in the arrays of its evaluation."""
     row, column = part.first_candidate - first_candidate, part.first_episode - first_episode
     return slice(row, row + len(part.params)), slice(column, column + part.episodes)
