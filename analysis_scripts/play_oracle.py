@@ -108,8 +108,8 @@ class Planner:
         self.values.reverse()
         self.age = 0
 
-    def act(self, player, fireballs):
-        """Choose -1 (left), 0 or 1 (right).
+    def action_values(self, player, fireballs):
+        """Compute the costs of ACTIONS, (3,).
 
         Args:
             player: x, y, vx, vy of the player.
@@ -124,7 +124,11 @@ class Planner:
             value = self.values[self.age][min(max(row, 0), 2 * self.age + 2)]
             values.append(np.interp(FRICTION * (v - PUSH * action), SPEEDS, value))
         self.age += 1
-        return ACTIONS[int(np.argmin(values))]
+        return np.array(values)
+
+    def act(self, player, fireballs):
+        """Choose -1 (left), 0 or 1 (right); arguments as for :meth:`action_values`."""
+        return ACTIONS[int(np.argmin(self.action_values(player, fireballs)))]
 
 
 def in_frame(player, fireballs):

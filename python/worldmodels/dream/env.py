@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -15,121 +15,20 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from worldmodels import _core
-from worldmodels.dream.actions import dream_actions
 from worldmodels.dream.native import check_temperature
-from worldmodels.dream.settings import DreamSettings, ResolvedWorld, load_decoder, resolve_world
-from worldmodels.models.controller import Features
+from worldmodels.dream.settings import DreamSettings, load_decoder, resolve_world
+from worldmodels.dream.stepping import DreamBatch
 from worldmodels.models.decoder import Decoder
 from worldmodels.models.mdnrnn import MDNRNN
-from worldmodels.models.native_model import native_model
 from worldmodels.support.display import Window, check_display
-from worldmodels.support.forks import Lock
 from worldmodels.support.processes import defer_sigint
-from worldmodels.support.simd import check_precision
 from worldmodels.support.validation import (
     MAX_SEED,
-    any_array,
     check_integer,
     check_seed,
-    check_threads,
 )
 
 Array = npt.NDArray[Any]
-
-
-class _Dreams:
-    """N dreams that step together; each plays episodes 0, 1, 2, ... of a seed and a candidate of ``Dream.rollout``.
-
-    Without ``num_envs`` there is one dream, whose actions have no batch axis.
-    """
-
-    def __init__(
-        self, world: ResolvedWorld, settings: DreamSettings, num_envs: int | None, num_threads: int | None
-    ) -> None:
-        features, mdnrnn = settings.features, world.model.mdnrnn
-        if features not in get_args(Features):
-            raise ValueError(f"features: expected one of {', '.join(get_args(Features))}, got {features!r}")
-        self.num_envs = 1 if num_envs is None else check_integer("num_envs", num_envs, 1, 2**24)
-        self._batch = () if num_envs is None else (self.num_envs,)
-        self.threads = check_threads(num_threads)
-        self.temperature = check_temperature(settings.temperature)
-        longest = world.max_steps if settings.max_steps is None else settings.max_steps
-        self.max_steps = check_integer("max_steps", longest, 1, 2**31 - 1)
-        self.use_c, self.use_h = "c" in features, "h" in features
-        check_precision(settings.precision)
-        self.precision = settings.precision
-        self.lock = Lock()  # one call of the environment makes several calls of the stepper
-        self._model = native_model(*world.model, settings.precision, termination=world.termination)
-        self._stepper = _core.DreamStepper(self._model.core, self.num_envs)
-        self.latent_size, self.hidden_size = mdnrnn.latent_size, mdnrnn.hidden_size
-        self.action_size = mdnrnn.action_size
-        self.seeded = False
-        self._seeds = np.zeros(self.num_envs, np.uint64)
-        self._candidates = np.zeros(self.num_envs, np.uint32)
-        self._episodes = np.zeros(self.num_envs, np.uint32)
-        self._lengths = np.zeros(self.num_envs, np.int64)
-        self._actions = dream_actions(settings, mdnrnn.action_size)
-        self.action_space = self._actions.space
-        self.observation_space = gymnasium.spaces.Box(
-            -np.inf, np.inf, (mdnrnn.latent_size + mdnrnn.hidden_size * (len(features) - 1),), np.float32
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        arrays = {name: value.copy() for name, value in self.__dict__.items() if isinstance(value, np.ndarray)}
-        return {**self.__dict__, **arrays, "_stepper": self._stepper.get_state()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, lock=Lock())
-        self._stepper = _core.DreamStepper(self._model.core, self.num_envs)
-        self._stepper.set_state(state["_stepper"])
-
-    def seed(self, which: npt.NDArray[np.bool_], seeds: Any, candidates: Any) -> None:
-        """Set seed and candidate of the masked dreams, (N,) or scalar. Their next reset starts episode 0."""
-        self._seeds[which] = np.broadcast_to(np.asarray(seeds, np.uint64), self.num_envs)[which]
-        self._candidates[which] = np.broadcast_to(np.asarray(candidates, np.uint32), self.num_envs)[which]
-        self._episodes[which] = np.uint32(2**32 - 1)  # one before 0
-        self.seeded = True
-
-    def reset(self, which: npt.NDArray[np.bool_]) -> None:
-        """Start the next episode of the masked dreams."""
-        self._episodes[which] += np.uint32(1)
-        self._lengths[which] = 0
-        self._stepper.reset(self._seeds, self._candidates, self._episodes, which)
-
-    def step(
-        self, actions: npt.ArrayLike
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Step all dreams. Returns observations (N, F), rewards, terminations and truncations, each (N,)."""
-        name = "actions" if self._batch else "action"
-        taken = self._actions.convert(name, any_array(name, actions), self._batch).reshape(self.num_envs, -1)
-        self._lengths += 1  # signal handlers run after calls: none runs between this line and the step
-        try:
-            observations, rewards, done = self._stepper.step(
-                self.temperature, taken, self.use_c, self.use_h, self.threads
-            )
-        except (MemoryError, RuntimeError):  # of the core, before the step
-            self._lengths -= 1
-            raise
-        return observations, rewards, done, ~done & (self._lengths >= self.max_steps)
-
-    def restart(self, which: npt.NDArray[np.bool_], observations: npt.NDArray[np.float32]) -> None:
-        """Start the next episode of the masked dreams and write their rows of the observations (N, F)."""
-        self.reset(which)
-        self._stepper.observe(which, self.use_c, self.use_h, observations)
-
-    def observe(self) -> npt.NDArray[np.float32]:
-        """Return the features [z, c, h] of every dream, (N, F) float32."""
-        return self._features(self.use_c, self.use_h)
-
-    def latents(self) -> npt.NDArray[np.float32]:
-        """Return z of every dream, (N, Z) float32."""
-        return self._features(False, False)
-
-    def _features(self, use_c: bool, use_h: bool) -> npt.NDArray[np.float32]:
-        features = np.empty((self.num_envs, self.latent_size + (use_c + use_h) * self.hidden_size), np.float32)
-        self._stepper.observe(np.ones(self.num_envs, np.bool_), use_c, use_h, features)
-        return features
 
 
 class _DreamBase:
@@ -137,7 +36,7 @@ class _DreamBase:
 
     metadata: dict[str, Any]
     render_mode: str | None
-    _dreams: _Dreams
+    _dreams: DreamBatch
     _decoder: Decoder | None
 
     def _build(
@@ -147,7 +46,7 @@ class _DreamBase:
         world = resolve_world(arrays, settings)
         known = self.metadata["render_modes"]
         self._decoder = load_decoder(world, settings.render_mode, known, num_threads)
-        self._dreams = _Dreams(world, settings, num_envs, num_threads)
+        self._dreams = DreamBatch(world, settings, num_envs, num_threads)
         self.render_mode = settings.render_mode
         renders = world.vae_path is not None and world.vae_path.is_file()
         windows = settings.render_mode == "human" or _may_have_display()
