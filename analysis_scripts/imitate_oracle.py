@@ -3,9 +3,9 @@
     python analysis_scripts/imitate_oracle.py takecover --hidden-units 256 --out imitation.json
 
 Trains a classifier of the three actions on C's inputs by DAgger (Ross et al. 2011). The planner plays the first
-episodes, the classifier the others. The planner, which reads the engine's positions, gives the cost of every action; the
-loss is the expected cost of the classifier's actions. V and M are not trained. The score is a lower bound of what z, c
-and h suffice for, not that of an agent without privileged information.
+episodes, the classifier the others. The planner, which reads the engine's positions, gives the cost of every action;
+the loss is the expected cost of the classifier's actions. V and M are not trained. The score is a lower bound of what
+z, c and h suffice for, not that of an agent without privileged information.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from worldmodels.models.weights import save_model, save_tensors
 from worldmodels.pipeline import preflight
 from worldmodels.pipeline.config import override
 from worldmodels.pipeline.evolution import save_controller
+from worldmodels.pipeline.preflight import files, limits
 from worldmodels.pipeline.run import Run
 from worldmodels.pipeline.stages import NAMES, get
 from worldmodels.pipeline.tasks import preset
@@ -35,7 +36,7 @@ def ran(monkeypatch):
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """A machine of 16 GiB."""
-    monkeypatch.setattr(preflight, "_memory", lambda: 2**34)
+    monkeypatch.setattr(limits, "memory", lambda: 2**34)
 
 
 def contents(folder):
@@ -48,7 +49,7 @@ def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("folders")
     other_run(folder / "other")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preflight, "_memory", lambda: 2**34)
+        patch.setattr(limits, "memory", lambda: 2**34)
         for stage in NAMES:
             patch.setitem(vars(get(stage)), "run", lambda _: {})
         assert main(["run", "takecover", "--from-scratch", "--preset", "quick", "--out", str(folder / "run")]) == 0
@@ -304,7 +305,7 @@ def test_every_preset_passes(tmp_path):
 
 def test_pretrained_world_models_are_found_without_their_hashes():
     for name in pretrained.names():
-        assert preflight.folder_of(name) == pretrained.folder(name)
+        assert files.folder_of(name) == pretrained.folder(name)
 
 
 @pytest.mark.parametrize(

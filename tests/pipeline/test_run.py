@@ -201,7 +201,8 @@ def cut_off(folder, stage, *, kept=True):
 def test_a_stage_that_keeps_its_parts_goes_on_with_the_settings_it_began_with(
     tmp_path, ran, monkeypatch, stage, fixed, free
 ):
-    monkeypatch.setattr("worldmodels.pipeline.preflight.check_precision", lambda *_: None)  # this CPU may lack bfloat16
+    precision = "worldmodels.pipeline.preflight.training.check_precision"  # this CPU may lack bfloat16
+    monkeypatch.setattr(precision, lambda *_: None)
     if "include" in fixed:
         write_store(tmp_path / fixed["include"] / "episodes", [make_episode(3)])
         fixed = {"include": str(tmp_path / fixed["include"])}
