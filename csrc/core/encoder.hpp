@@ -29,15 +29,15 @@ struct EncoderWeights {
     const float* logvar_bias;
 };
 
-// V's encoder. Safe from any number of threads.
+// V's encoder. Thread-safe.
 class Encoder {
   public:
     Encoder(const EncoderWeights& weights, int latent);
 
     int latent() const { return latent_; }
-    // frames (count, 64, 64, 3) uint8, divided by 255, to mu and logvar (count, latent). A frame's bits do
-    // not depend on the other frames. Returns false when the poll asked to stop. Throws std::bad_alloc, and
-    // std::runtime_error as check_not_forked.
+    // frames (count, 64, 64, 3) uint8, divided by 255, to mu and logvar (count, latent). The result of
+    // a frame does not depend on the batch. Returns false if `poll` requested a stop. Throws std::bad_alloc,
+    // and std::runtime_error after a fork (see check_not_forked).
     bool encode_unchecked(const Kernels& kernels, const std::uint8_t* frames, int count, int threads,
                           float* mu, float* logvar, Poll poll = {}) const;
 

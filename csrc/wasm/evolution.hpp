@@ -18,8 +18,8 @@ struct EvolutionSettings {
     std::uint64_t seed;
 };
 
-// A search with a diagonal C that starts at zero. Generation g, from 1 on, plays `episodes` episodes of seed
-// + g with each candidate, and all candidates share the random numbers.
+// CMA-ES with a diagonal covariance matrix, whose mean starts at zero. Generation g (from 1) evaluates each
+// candidate on `episodes` episodes of seed + g, with common random numbers.
 class Evolution {
   public:
     Evolution(const Kernels& kernels, const WorldModel& model, const EvolutionSettings& settings);

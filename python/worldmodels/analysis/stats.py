@@ -39,8 +39,8 @@ def describe(scores: Sequence[float]) -> Scores:
         scores: (N,) one score per episode.
 
     Returns:
-        Sample standard deviation (n - 1) and Student's interval of the mean, clipped to the range of the scores. Both
-        are 0 wide for a single score.
+        Sample standard deviation (n - 1) and Student's interval of the mean, clipped to the range of the scores. A
+        single score has standard deviation 0 and an interval of width 0.
 
     Raises:
         ValueError: There are no scores, or one is not finite.
@@ -78,12 +78,12 @@ def compare(scores: Sequence[float], others: Sequence[float]) -> Comparison:
 
 
 def format_number(value: float, scale: float | None = None, *, digits: int = 0, sign: str = "") -> str:
-    """Format a score: as an integer, or with two digits of a scale below 10 if it is none.
+    """Format a score as an integer; a non-integer with a scale below 10 gets two significant digits of that scale.
 
     Args:
         value: Score.
         scale: Size of the scores next to it; None for that of the score.
-        digits: Fewest digits after the point.
+        digits: Minimum number of decimals.
         sign: ``"+"`` to show the sign of positive scores.
     """
     scale = abs(value if scale is None else scale)
@@ -108,8 +108,8 @@ def format_interval(scores: Scores, *, digits: int = 0, fewest: int = MIN_FOR_IN
 
     Args:
         scores: Scores.
-        digits: Fewest digits after the point.
-        fewest: Number of scores from which the interval is formatted.
+        digits: Minimum number of decimals.
+        fewest: Minimum number of scores for an interval.
     """
     if len(scores.scores) < fewest:
         return ""
@@ -143,7 +143,7 @@ def _checked(scores: Sequence[float]) -> _Values:
 
 
 def _mean(values: _Values) -> float:
-    """Compute the mean, clipped to the range of the scores: rounding leaves it if they are equal."""
+    """Compute the mean, clipped to the range of the scores: equal scores give exactly that score."""
     return float(np.clip(values.mean(), values.min(), values.max()))
 
 

@@ -169,7 +169,7 @@ def _add_stage(
     _add_section(target, stage.name, "", view)
     if stage.name == "collect":
         _add_section(target, "environment", "environment.", view)
-        about = "folder of recordings, or Minari data set, to convert to the episodes of a new run folder (--source)"
+        about = "recordings, or a Minari data set, to convert to the episodes of a new run folder (sets collect.source)"
         target.add_argument(
             "--from", dest="collect.source", metavar="FOLDER|ID", type=parse_path, default=argparse.SUPPRESS, help=about
         )

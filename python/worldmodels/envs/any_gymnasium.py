@@ -25,7 +25,7 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
     Args:
         env: Environment with Gymnasium's wrappers.
         env_id: Name of the environment in error messages.
-        squash: Squash of the task; None for the actions of the environment.
+        squash: Output squashing of the task's controller; None: derived from the action space.
         choices: Number of values of each discrete action of the task; empty for those of the environment.
         spec: Source and crop of the frames, and action repeat.
 
@@ -136,12 +136,12 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
 
 
 def raise_failure(error: BaseException, env_id: str, where: str) -> NoReturn:
-    """Raise the error of an environment's code, which may be of any kind, with the environment's name.
+    """Re-raise an environment's exception with the environment's name.
 
     Args:
         error: Error of the environment.
         env_id: Id of the environment.
-        where: Place of the error, for the message.
+        where: Circumstances of the error, for the message.
 
     Raises:
         ContractError, GameLostError, MemoryError: The error itself, or a ContractError that describes it.

@@ -106,7 +106,8 @@ class EvolveConfig:
     num_envs: int = setting(64, _NUM_ENVS + ", with evaluate_in environment", machine=True)
     max_steps_without_reward: int = setting(
         0,
-        "truncate a real episode after so many steps without positive reward; the rest earn the last one; 0 for never",
+        "truncate a real episode after so many steps without positive reward; the remaining steps are credited "
+        "with the last reward; 0: never",
         zero=True,
     )
 
@@ -182,7 +183,8 @@ class RefineConfig:
     max_steps: int = setting(2100, "longest episode")
     max_steps_without_reward: int = setting(
         0,
-        "truncate an episode after so many steps without positive reward; the rest earn the last one; 0 for never",
+        "truncate an episode after so many steps without positive reward; the remaining steps are credited "
+        "with the last reward; 0: never",
         zero=True,
     )
     evaluate_every: int = setting(
