@@ -26,24 +26,24 @@ FUNCTIONS = {"exp": np.exp, "log": np.log, "tanh": np.tanh}
 @pytest.mark.parametrize("number", range(len(list(cases()))))
 def test_dream(number: int, benchmark) -> None:
     case: Case = list(cases())[number]()
-    shares, rates, wastes = [], [], []
+    fractions, rates, idle = [], [], []
 
     def play() -> None:
-        rate, _, share, waste = time_case(case)
+        rate, _, fraction_of_peak, idle_fraction = time_case(case)
         rates.append(rate)
-        shares.append(share)
-        wastes.append(waste)
+        fractions.append(fraction_of_peak)
+        idle.append(idle_fraction)
 
     benchmark.pedantic(play, rounds=ROUNDS)
     figures = {
         "steps_per_second": statistics.median(rates),
-        "share_of_float32_peak": statistics.median(shares),
-        "idle_lanes": statistics.median(wastes),
+        "fraction_of_peak": statistics.median(fractions),
+        "idle_fraction": statistics.median(idle),
     }
     benchmark.extra_info.update(figures)
     print(
         f"\n{case.name}, {case.precision}, {case.threads} threads: {figures['steps_per_second']:,.0f} steps/s, "
-        f"{figures['share_of_float32_peak']:.2f} of the float32 peak, idle lanes {100 * figures['idle_lanes']:.1f} %"
+        f"{figures['fraction_of_peak']:.2f} of the float32 peak, idle lanes {100 * figures['idle_fraction']:.1f} %"
     )
 
 

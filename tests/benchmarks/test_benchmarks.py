@@ -21,7 +21,7 @@ def small_world():
         model.head.weight[0] = 0
         model.head.bias[0] = -100.0
     mu = np.zeros((1, 4), np.float32)
-    return worlds.World("small", model, Controller(4, 8, 1), mu, np.full_like(mu, -100))
+    return worlds.BenchmarkModel("small", model, Controller(4, 8, 1), mu, np.full_like(mu, -100))
 
 
 def test_operations_of_a_step_are_the_papers():
@@ -30,7 +30,7 @@ def test_operations_of_a_step_are_the_papers():
 
 
 def test_uneven_lengths_are_the_papers_and_few_lanes_are_idle():
-    world = worlds.doom(ends=True)
+    world = worlds.doom(terminates=True)
     result, computed = world.dream().rollout_with_stats(world.params(16), 16, max_steps=120)
     ended = result.lengths < 120
     expected = 1 - (1 - 1 / 682) ** 119
@@ -59,11 +59,11 @@ def test_peers_play_the_same_dream(make, temperature):
         assert 0.1 < np.abs(last).mean() < 10
 
 
-def test_a_wrong_answer_is_told():
+def test_a_mismatch_is_reported():
     world = small_world()
-    with pytest.raises(RuntimeError, match=r"^a wrong answer: the latents are off by"):
+    with pytest.raises(RuntimeError, match=r"^mismatch: the latents are off by"):
         measure.check_greedy(world, lambda dream, steps: np.ones((1, 4)), "float32")
-    with pytest.raises(RuntimeError, match=r"^a wrong answer: 3 of 4 steps"):
+    with pytest.raises(RuntimeError, match=r"^mismatch: 3 of 4 steps"):
         measure.check_steps((3, 4), 4)
 
 
@@ -81,16 +81,17 @@ def test_table_and_json():
     ]
     rows = measure.measure(makers, 1, lines.append)
     assert [row.name.partition(": ")[2] for row in rows] == [
-        "rollout, fixed length",
+        "rollout",
         "one dream",
-        "VectorEnv of 1024",
-        "one Env",
+        "`DreamVectorEnv` of 1,024",
+        "one `DreamEnv`",
     ]
-    assert "left out: no compiler" in lines
+    assert "skipped: no compiler" in lines
     about = {"cpu": "a CPU", "cores": 2, "simd": "avx2", "peak_gflops": {"float32, 1 threads": 100.0}}
     table = measure.as_table(rows, about)
-    assert "| small: rollout, fixed length | float32 | 1 |" in table and "ms)" in table
-    assert json.loads(json.dumps(measure.as_json(rows, about)))["rows"][0]["rate"] > 0
+    assert "| small: rollout | float32 | 1 |" in table and "ms)" in table
+    (first, *_) = json.loads(json.dumps(measure.as_json(rows, about)))["rows"]
+    assert first["rate"] > 0 and first["fraction_of_peak"] > 0 and 0 <= first["idle_fraction"] < 1
 
 
 def test_an_error_in_a_later_round_keeps_the_results():
@@ -166,7 +167,7 @@ def test_games_count_the_frames_of_the_same_episodes(monkeypatch):
     assert collecting.play() == bare.play() == (frames, frames)
     assert evaluating.play() == (80, 80)  # two episodes of the agent and two of the policy
     row = measure.measure([lambda case=collecting: case], 1, lambda _: None)[0]
-    assert row.share == 0
+    assert row.fraction_of_peak == 0
     assert "| 0.00 |" not in measure.as_table([row], measure.machine())
     del collecting, bare, evaluating
     assert multiprocessing.active_children() == []

@@ -101,7 +101,14 @@ def test_help_is_short_and_points_at_the_rest(capsys, name):
             ["task takecover, preset pretrained", "episodes to keep (pretrained: not used)", "(pretrained: 100)"],
         ),
         ("run takecover --from-scratch", ["task takecover, preset quick"]),
-        ("iterate takecover", ["task takecover, preset quick"]),
+        (
+            "iterate takecover",
+            [
+                "task takecover, preset quick",
+                "(default: quick, or a preset that evolves C in the dream)",
+                "(default: that of the preset, at least 1)",
+            ],
+        ),
         ("run", ["task takecover, preset pretrained"]),
         ("collect --task carracing --preset paper", ["task carracing, preset paper", "(paper: 10000)"]),
     ],

@@ -143,7 +143,7 @@ def _checked(scores: Sequence[float]) -> _Values:
 
 
 def _mean(values: _Values) -> float:
-    """Compute the mean, clipped to the range of the scores: equal scores give exactly that score."""
+    """Compute the mean, clipped to the range of the scores so that equal scores give exactly that score."""
     return float(np.clip(values.mean(), values.min(), values.max()))
 
 

@@ -1,4 +1,4 @@
-"""A benchmark: what is played, and its arithmetic."""
+"""A benchmark: its function, unit and FLOPs per step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ Unit = Literal["steps/s", "frames/s", "ms/step"]
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark. ``play`` returns the number of steps (or frames) played and the number computed."""
+    """One benchmark: function, unit and FLOPs per step.
+
+    Attributes:
+        name: Name of the benchmark, the label of its row.
+        precision: Precision of the matrix products.
+        threads: Number of threads or worker processes.
+        flops: Floating-point operations per step (or frame); 0 for games.
+        unit: Unit of the result.
+        play: Function that is timed; returns the number of steps (or frames) played and the number computed.
+    """
 
     name: str
     precision: Precision

@@ -43,7 +43,7 @@ def cases(*, peers: bool) -> Iterator[Callable[[], Case]]:
 
 
 def worker_case(name: str, target: Callable[[Connection, Job], None]) -> Case:
-    """Play the same episodes in every round, in as many worker processes as there are CPUs.
+    """Create the benchmark of the same episodes in every round, in as many worker processes as there are CPUs.
 
     Raises:
         ImportError: ViZDoom is not installed.
@@ -144,7 +144,7 @@ def bare_loop(pipe: Connection, job: Job) -> None:
 
 
 def evaluating_case() -> Case:
-    """Play episodes of the pretrained agent, and as many of an open-loop policy, in one pool.
+    """Create the benchmark of evaluating the pretrained agent and an open-loop policy in one pool.
 
     Raises:
         ImportError: ViZDoom is not installed.

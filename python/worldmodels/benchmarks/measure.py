@@ -17,7 +17,15 @@ import numpy as np
 from worldmodels.benchmarks import engine, training, vae
 from worldmodels.benchmarks.case import Case, Unit
 from worldmodels.benchmarks.peers import JAXDream, NumPyDream, Peer, TorchDream
-from worldmodels.benchmarks.worlds import CANDIDATES, EPISODES, LONGEST, World, carracing, doom, pretrained_world
+from worldmodels.benchmarks.worlds import (
+    CANDIDATES,
+    EPISODES,
+    LONGEST,
+    BenchmarkModel,
+    carracing,
+    doom,
+    pretrained_world,
+)
 from worldmodels.dream.native import Dream, DreamResult
 from worldmodels.support.cpu import available_cpus
 from worldmodels.support.simd import Precision, multiply_add_rate, precisions, simd_level
@@ -32,12 +40,13 @@ class Row:
 
     Attributes:
         name: Name of the benchmark.
-        precision: Precision of the products of M's weights.
+        precision: Precision of the matrix products.
         threads: Number of threads.
         rate: Steps per second; frames per second where V is benchmarked.
         milliseconds: Duration of a step of the whole batch; None for benchmarks of throughput.
-        share: rate x operations of a step / peak rate of float32 multiply-adds on as many threads; 0 for games.
-        waste: Fraction of the computed steps that no episode needed.
+        fraction_of_peak: rate x operations of a step / peak rate of float32 multiply-adds on as many threads; 0 for
+            games.
+        idle_fraction: Fraction of the computed steps that no episode needed.
     """
 
     name: str
@@ -45,8 +54,8 @@ class Row:
     threads: int
     rate: float
     milliseconds: float | None
-    share: float
-    waste: float
+    fraction_of_peak: float
+    idle_fraction: float
 
 
 def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
@@ -55,10 +64,10 @@ def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
     threads = sorted({1, available_cpus()})
     for world in (doom(), carracing()):
         for precision in here:
-            for count in threads if world.name == "Doom" else threads[-1:]:
+            for count in threads if world.name == "TakeCover" else threads[-1:]:
                 yield partial(rollout_case, world, precision, count)
     for precision in here:
-        yield partial(generation_case, doom(ends=True), precision, available_cpus())
+        yield partial(generation_case, doom(terminates=True), precision, available_cpus())
     for precision in here:
         yield partial(pretrained_case, precision, available_cpus())
     for precision in here:
@@ -73,8 +82,8 @@ def cases(peers: bool = True) -> Iterator[Callable[[], Case]]:
         yield from peer_cases(doom())
 
 
-def rollout_case(world: World, precision: Precision, threads: int, steps: int = 48) -> Case:
-    """Roll out 64 controllers x 16 episodes of a fixed length."""
+def rollout_case(world: BenchmarkModel, precision: Precision, threads: int, steps: int = 48) -> Case:
+    """Create the benchmark of a rollout of 64 controllers x 16 episodes of a fixed length."""
     dream, params = world.dream(precision), world.params(CANDIDATES)
     check_greedy(world, lambda greedy, steps: greedy.trace(params[0], max_steps=steps).z[-1:], precision)
 
@@ -83,23 +92,23 @@ def rollout_case(world: World, precision: Precision, threads: int, steps: int = 
         return int(result.lengths.sum()), computed
 
     check_steps(play(), CANDIDATES * EPISODES * steps)
-    return Case(f"{world.name}: rollout, fixed length", precision, threads, world.flops, "steps/s", play)
+    return Case(f"{world.name}: rollout", precision, threads, world.flops, "steps/s", play)
 
 
-def generation_case(world: World, precision: Precision, threads: int) -> Case:
-    """Roll out 64 controllers x 16 episodes of random length, 650 steps on average and 2100 at most."""
+def generation_case(world: BenchmarkModel, precision: Precision, threads: int) -> Case:
+    """Create the benchmark of a rollout of 64 controllers x 16 episodes, 650 steps on average and 2100 at most."""
     case = _generation(f"{world.name}: rollout, uneven lengths", world, world.dream(precision), threads)
     check_lengths(world.dream(precision).rollout(world.params(CANDIDATES), EPISODES, num_threads=threads))
     return case
 
 
 def pretrained_case(precision: Precision, threads: int) -> Case:
-    """Roll out a generation: 64 controllers around the pretrained one x 16 episodes at temperature 1.15."""
+    """Create the benchmark of a generation: 64 controllers near the pretrained one x 16 episodes, temperature 1.15."""
     world = pretrained_world()
     return _generation(f"{world.name}: a generation", world, world.dream(precision, temperature=1.15), threads)
 
 
-def _generation(name: str, world: World, dream: Dream, threads: int) -> Case:
+def _generation(name: str, world: BenchmarkModel, dream: Dream, threads: int) -> Case:
     params = world.params(CANDIDATES)
 
     def play() -> tuple[int, int]:
@@ -109,8 +118,8 @@ def _generation(name: str, world: World, dream: Dream, threads: int) -> Case:
     return Case(name, dream.precision, threads, world.flops, "steps/s", play)
 
 
-def vector_env_case(world: World, precision: Precision, threads: int, steps: int = 32) -> Case:
-    """Step 1024 environments from Python, with observations of z, c and h."""
+def vector_env_case(world: BenchmarkModel, precision: Precision, threads: int, steps: int = 32) -> Case:
+    """Create the benchmark of ``DreamVectorEnv``: 1024 environments, with observations of z, c and h."""
     envs = CANDIDATES * EPISODES
     vector = _vector_env(world, precision, envs, threads)
     vector.reset(seed=0)
@@ -122,11 +131,11 @@ def vector_env_case(world: World, precision: Precision, threads: int, steps: int
         return steps * envs, steps * envs
 
     check_steps(play(), envs * steps)
-    return Case(f"{world.name}: VectorEnv of {envs}", precision, threads, world.flops, "steps/s", play)
+    return Case(f"{world.name}: `DreamVectorEnv` of {envs:,}", precision, threads, world.flops, "steps/s", play)
 
 
-def alone_case(world: World, precision: Precision, steps: int = 1000) -> Case:
-    """Roll out one controller in one episode."""
+def alone_case(world: BenchmarkModel, precision: Precision, steps: int = 1000) -> Case:
+    """Create the benchmark of one controller in one episode."""
     dream, params = world.dream(precision), world.params(1)
 
     def play() -> tuple[int, int]:
@@ -136,8 +145,8 @@ def alone_case(world: World, precision: Precision, steps: int = 1000) -> Case:
     return Case(f"{world.name}: one dream", precision, 1, world.flops, "ms/step", play)
 
 
-def env_case(world: World, steps: int = 500) -> Case:
-    """Step one Gymnasium environment from Python."""
+def env_case(world: BenchmarkModel, steps: int = 500) -> Case:
+    """Create the benchmark of ``DreamEnv``, one Gymnasium environment."""
     from worldmodels.dream.env import DreamEnv
 
     env = DreamEnv(world.mdnrnn, world.initial_mu, world.initial_logvar)
@@ -149,15 +158,15 @@ def env_case(world: World, steps: int = 500) -> Case:
             env.step(action)
         return steps, steps
 
-    return Case(f"{world.name}: one Env", "float32", 1, world.flops, "ms/step", play)
+    return Case(f"{world.name}: one `DreamEnv`", "float32", 1, world.flops, "ms/step", play)
 
 
-def peer_cases(world: World) -> Iterator[Callable[[], Case]]:
+def peer_cases(world: BenchmarkModel) -> Iterator[Callable[[], Case]]:
     """Yield factories of the same world model in other libraries."""
     batch = np.repeat(world.params(CANDIDATES), EPISODES, axis=0)
-    yield partial(peer_case, world, "NumPy, one at a time", partial(NumPyDream, world, batch), "float32", 200)
+    yield partial(peer_case, world, "NumPy, one dream", partial(NumPyDream, world, batch), "float32", 200)
     for compiled in (False, True):
-        name = f"PyTorch {'compiled' if compiled else 'eager'}"
+        name = f"PyTorch, {'compiled' if compiled else 'eager'}"
         for precision in precisions():
             make = partial(TorchDream, world, batch, precision, compiled=compiled)
             yield partial(peer_case, world, name, make, precision, 24)
@@ -168,9 +177,9 @@ def peer_cases(world: World) -> Iterator[Callable[[], Case]]:
 
 
 def peer_case(
-    world: World, name: str, make: Callable[[], Peer], precision: Precision, steps: int, unit: Unit = "steps/s"
+    world: BenchmarkModel, name: str, make: Callable[[], Peer], precision: Precision, steps: int, unit: Unit = "steps/s"
 ) -> Case:
-    """Check and compile another implementation."""
+    """Create the benchmark of another implementation, after checking and compiling it."""
     peer = make()
     check_greedy(world, lambda greedy, count: peer.play(count, 0.0)[:1], precision)
     peer.play(steps, 1.0)
@@ -179,10 +188,10 @@ def peer_case(
         peer.play(steps, 1.0)
         return steps * peer.lanes, steps * peer.lanes
 
-    return Case(f"{world.name}: {name}", precision, available_cpus(), world.flops, unit, play)
+    return Case(name, precision, available_cpus(), world.flops, unit, play)
 
 
-def check_greedy(world: World, last: Callable[[Any, int], Any], precision: Precision) -> None:
+def check_greedy(world: BenchmarkModel, last: Callable[[Any, int], Any], precision: Precision) -> None:
     """Check that a few steps at temperature 0 give the latents of the float32 dream.
 
     Raises:
@@ -193,7 +202,7 @@ def check_greedy(world: World, last: Callable[[Any, int], Any], precision: Preci
     got = last(world.dream(precision, temperature=0.0), _CHECKED_STEPS)[0]
     error = float(np.abs(got - want).max())
     if not error < (1e-5 if precision == "float32" else 2e-3):
-        raise RuntimeError(f"a wrong answer: the latents are off by {error:.2g}")
+        raise RuntimeError(f"mismatch: the latents are off by {error:.2g}")
 
 
 def check_steps(played: tuple[int, int], want: int) -> None:
@@ -204,18 +213,18 @@ def check_steps(played: tuple[int, int], want: int) -> None:
     """
     steps, computed = played
     if steps != want or computed < steps:
-        raise RuntimeError(f"a wrong answer: {steps} of {want} steps played, {computed} computed")
+        raise RuntimeError(f"mismatch: {steps} of {want} steps played, {computed} computed")
 
 
 def check_lengths(result: DreamResult) -> None:
-    """Check that a generation's lengths are the paper's.
+    """Check the lengths of a generation: mean 570 to 730, maximum 2,100.
 
     Raises:
         RuntimeError: They differ.
     """
     mean, longest = float(result.lengths.mean()), int(result.lengths.max())
     if not (570 < mean < 730 and longest == LONGEST):
-        raise RuntimeError(f"a wrong answer: lengths of {mean:.0f} on average, {longest} at most")
+        raise RuntimeError(f"mismatch: lengths of {mean:.0f} on average, {longest} at most")
 
 
 def measure(makers: Iterable[Callable[[], Case]], rounds: int, report: Callable[[str], None]) -> list[Row]:
@@ -224,14 +233,14 @@ def measure(makers: Iterable[Callable[[], Case]], rounds: int, report: Callable[
     Args:
         makers: Factories of benchmarks, see :func:`cases`.
         rounds: Number of rounds; the table has medians.
-        report: Callback for lines of progress and for the reasons of omissions.
+        report: Callback for lines of progress and for the reasons of skipped benchmarks.
     """
     ready = []
     for make in makers:
         try:
             case = make()
         except (RuntimeError, ImportError) as error:
-            report(f"left out: {str(error).splitlines()[0]}")
+            report(f"skipped: {str(error).splitlines()[0]}")
             continue
         report(f"ready: {case.name}, {case.precision}, {case.threads} threads")
         ready.append(case)
@@ -247,14 +256,14 @@ def measure(makers: Iterable[Callable[[], Case]], rounds: int, report: Callable[
     for index, case in enumerate(ready):
         if not found[index]:
             continue
-        rate, seconds, share, waste = (statistics.median(values) for values in zip(*found[index], strict=True))
+        rate, seconds, peak, idle = (statistics.median(values) for values in zip(*found[index], strict=True))
         milliseconds = 1e3 * seconds if case.unit == "ms/step" else None
-        rows.append(Row(case.name, case.precision, case.threads, rate, milliseconds, share, waste))
+        rows.append(Row(case.name, case.precision, case.threads, rate, milliseconds, peak, idle))
     return rows
 
 
 def time_case(case: Case) -> tuple[float, float, float, float]:
-    """Measure steps per second, seconds per step, fraction of the peak, and fraction of idle lanes."""
+    """Measure steps per second, seconds per step, fraction of the peak, and idle fraction."""
     before = multiply_add_rate("float32", case.threads, _PEAK_SECONDS)
     start = time.perf_counter()
     steps, computed = case.play()
@@ -306,13 +315,13 @@ def as_table(rows: list[Row], info: dict[str, Any]) -> str:
     ]
     for row in rows:
         speed = f"{row.rate:,.0f}" if row.milliseconds is None else f"{row.rate:,.0f} ({row.milliseconds:.3f} ms)"
-        waste = f"{100 * row.waste:.1f} %" if "rollout" in row.name else ""
-        share = f"{row.share:.2f}" if row.share else ""
-        lines.append(f"| {row.name} | {row.precision} | {row.threads} | {speed} | {share} | {waste} |")
+        idle = f"{100 * row.idle_fraction:.1f} %" if "rollout" in row.name else ""
+        peak = f"{row.fraction_of_peak:.2f}" if row.fraction_of_peak else ""
+        lines.append(f"| {row.name} | {row.precision} | {row.threads} | {speed} | {peak} | {idle} |")
     return "\n".join(lines)
 
 
-def _vector_env(world: World, precision: Precision, envs: int, threads: int) -> Any:
+def _vector_env(world: BenchmarkModel, precision: Precision, envs: int, threads: int) -> Any:
     from worldmodels.dream.env import DreamVectorEnv
 
     return DreamVectorEnv(

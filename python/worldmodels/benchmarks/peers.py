@@ -1,4 +1,4 @@
-"""Dreams of the Doom world model in NumPy, PyTorch and JAX, written as their users would write them."""
+"""Dreams of the TakeCover world model in NumPy, PyTorch and JAX, written as their users would write them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from worldmodels.benchmarks.worlds import World
+from worldmodels.benchmarks.worlds import BenchmarkModel
 
 Array = npt.NDArray[np.float32]
 
@@ -23,7 +23,7 @@ class Peer(Protocol):
         """Play ``steps`` steps and return the last latents, (lanes, Z) float32."""
 
 
-def _weights(world: World) -> dict[str, Array]:
+def _weights(world: BenchmarkModel) -> dict[str, Array]:
     lstm, head = world.mdnrnn.lstm, world.mdnrnn.head
     bias = lstm.get_parameter("bias_ih_l0") + lstm.get_parameter("bias_hh_l0")
     tensors = {
@@ -41,7 +41,7 @@ class NumPyDream:
 
     lanes = 1
 
-    def __init__(self, world: World, params: Array) -> None:
+    def __init__(self, world: BenchmarkModel, params: Array) -> None:
         self.world, self.params, self.w = world, params[0], _weights(world)
 
     def play(self, steps: int, temperature: float) -> Array:
@@ -73,7 +73,7 @@ class NumPyDream:
 class TorchDream:
     """All environments in a batch, eager or compiled; ``bfloat16`` applies to the products of M's weights."""
 
-    def __init__(self, world: World, params: Array, precision: str, *, compiled: bool) -> None:
+    def __init__(self, world: BenchmarkModel, params: Array, precision: str, *, compiled: bool) -> None:
         self.world, self.lanes = world, len(params)
         self.params = torch.from_numpy(params)
         dtype = getattr(torch, precision)
@@ -116,7 +116,7 @@ class TorchDream:
 class JAXDream:
     """All environments in a batch, one compiled scan over the steps, compiled for every number of steps."""
 
-    def __init__(self, world: World, params: Array) -> None:
+    def __init__(self, world: BenchmarkModel, params: Array) -> None:
         import jax
         import jax.numpy as jnp
 

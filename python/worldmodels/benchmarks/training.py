@@ -41,7 +41,7 @@ def cases(precisions: list[Precision], *, peers: bool) -> Iterator[Callable[[], 
 
 
 def training_case(shape: Shape, precision: Precision, *, native: bool) -> Case:
-    """Compute the losses of a batch and their gradient.
+    """Create the benchmark of the losses of a batch and their gradient.
 
     Raises:
         RuntimeError: The loss differs from PyTorch's in float32.
@@ -76,7 +76,7 @@ def training_case(shape: Shape, precision: Precision, *, native: bool) -> Case:
     with torch.no_grad():
         found, wanted = losses(precision, native).total.item(), losses("float32", False).total.item()
     if not abs(found - wanted) < (1e-4 if precision == "float32" else 1e-2) * abs(wanted):
-        raise RuntimeError(f"a wrong answer: the loss is {found:.5g} instead of {wanted:.5g}")
+        raise RuntimeError(f"mismatch: the loss is {found:.5g} instead of {wanted:.5g}")
     steps = shape.batch * shape.steps
 
     def play() -> tuple[int, int]:
@@ -85,6 +85,6 @@ def training_case(shape: Shape, precision: Precision, *, native: bool) -> Case:
         return steps, steps
 
     flops = 6 * sum(p.numel() for p in model.parameters() if p.requires_grad)  # forward 2, backward 4 per weight
-    kind = "training" if native else "training by nn.LSTM"
-    name = f"M of {shape.hidden}, {shape.batch} x {shape.steps}: {kind}"
+    peer = "" if native else ": `nn.LSTM`"
+    name = f"M of {shape.hidden} units, training, {shape.batch} x {shape.steps}{peer}"
     return Case(name, precision, available_cpus(), flops, "steps/s", play)

@@ -80,7 +80,7 @@ def flops(*, training: bool) -> int:
 
 
 def training_case(batch: int, precision: Precision, implementation: Implementation) -> Case:
-    """Take training steps on random frames: losses, gradients and Adam.
+    """Create the benchmark of training steps on random frames: losses, gradients and Adam.
 
     Raises:
         RuntimeError: The loss differs from plain PyTorch's in float32.
@@ -113,12 +113,12 @@ def training_case(batch: int, precision: Precision, implementation: Implementati
         return steps * batch, steps * batch
 
     play()  # compiles
-    name = f"V, batch {batch}: {_name('training', implementation)}"
+    name = _name("training", batch, implementation)
     return Case(name, precision, available_cpus(), flops(training=True), "frames/s", play)
 
 
 def encoding_case(batch: int, precision: Precision, implementation: Implementation) -> Case:
-    """Encode uint8 frames.
+    """Create the benchmark of encoding uint8 frames.
 
     Raises:
         RuntimeError: mu differs from plain PyTorch's in float32.
@@ -149,7 +149,7 @@ def encoding_case(batch: int, precision: Precision, implementation: Implementati
             run()
         return calls * batch, calls * batch
 
-    name = f"V, batch {batch}: {_name('encoding', implementation)}"
+    name = _name("encoding", batch, implementation)
     return Case(name, precision, available_cpus(), flops(training=False), "frames/s", play)
 
 
@@ -181,10 +181,11 @@ def _compiled(network: nn.Module) -> nn.Module:
     return torch.compile(network)  # type: ignore[return-value]
 
 
-def _name(what: str, implementation: Implementation) -> str:
-    return what if implementation == "ours" else f"{what} by PyTorch {implementation}"
+def _name(what: str, batch: int, implementation: Implementation) -> str:
+    peer = "" if implementation == "ours" else f": PyTorch, {implementation}"
+    return f"V, {what}, batch {batch}{peer}"
 
 
 def _check(what: str, error: float, precision: Precision) -> None:
     if not error < _TOLERANCE[precision]:
-        raise RuntimeError(f"a wrong answer: the {what} is off by {error:.2g}")
+        raise RuntimeError(f"mismatch: the {what} is off by {error:.2g}")

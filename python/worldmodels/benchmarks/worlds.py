@@ -23,15 +23,24 @@ _P_DONE = 1 / 682  # probability of termination per step; with the limit of 2100
 
 
 @dataclass(frozen=True)
-class World:
-    """M, initial states and architecture of C."""
+class BenchmarkModel:
+    """M, initial states and architecture of C.
+
+    Attributes:
+        name: Name of the model in the labels of the rows.
+        mdnrnn: M.
+        controller: Architecture of C.
+        initial_mu: (I, Z) float32 means of the initial latents.
+        initial_logvar: (I, Z) float32 log variances of the initial latents.
+        mean: (N,) float32 mean of the random controllers; None for zeros.
+    """
 
     name: str
     mdnrnn: MDNRNN
     controller: Controller
     initial_mu: npt.NDArray[np.float32]
     initial_logvar: npt.NDArray[np.float32]
-    mean: npt.NDArray[np.float32] | None = None  # (N,) mean of the random controllers; None for zeros
+    mean: npt.NDArray[np.float32] | None = None
 
     @property
     def flops(self) -> int:
@@ -60,34 +69,36 @@ class World:
         return (around + rng.normal(0.0, 0.1, (count, self.controller.size))).astype(np.float32)
 
 
-def doom(*, ends: bool = False) -> World:
+def doom(*, terminates: bool = False) -> BenchmarkModel:
     """Create a world model of the paper's VizDoom sizes (3.353 MFLOP per step).
 
     Args:
-        ends: Whether episodes terminate at random, after 650 steps on average and at most 2100, as in the paper; False
-            for no termination.
+        terminates: Whether episodes terminate at random, after 650 steps on average and at most 2100, as in the paper;
+            False for no termination.
     """
     model = _random(MDNRNN(64, 1, 512, restart_input=True, done_head=True, reward_head=False))
     with torch.no_grad():
         model.head.weight[0] = 0
         model.head.bias[0] = -1e6
-        if ends:
+        if terminates:
             _terminate_at_random(model)
-    return _world("Doom", model, Controller(64, 512, 1))
+    return _world("TakeCover", model, Controller(64, 512, 1))
 
 
-def carracing() -> World:
+def carracing() -> BenchmarkModel:
     """Create a world model of the paper's CarRacing sizes (1.4 MFLOP per step)."""
     model = _random(MDNRNN(32, 3, 256, restart_input=False, done_head=False, reward_head=False))
     return _world("CarRacing", model, Controller(32, 256, 3, features="zh", bias=True, squash="carracing"))
 
 
-def pretrained_world(name: str = "takecover") -> World:
+def pretrained_world(name: str = "takecover") -> BenchmarkModel:
     """Load a pretrained world model, with random controllers around its own."""
     folder = pretrained.folder(name)
     controller, params, _ = load_controller(folder / "evolve" / "controller.safetensors")
     world = load_world_model(folder)
-    return World("Doom, pretrained", world.mdnrnn, controller, world.initial_mu, world.initial_logvar, params)
+    return BenchmarkModel(
+        "TakeCover, pretrained", world.mdnrnn, controller, world.initial_mu, world.initial_logvar, params
+    )
 
 
 def _random(model: MDNRNN) -> MDNRNN:
@@ -98,9 +109,9 @@ def _random(model: MDNRNN) -> MDNRNN:
     return model
 
 
-def _world(name: str, model: MDNRNN, controller: Controller) -> World:
+def _world(name: str, model: MDNRNN, controller: Controller) -> BenchmarkModel:
     mu = np.random.Generator(np.random.Philox(key=2)).normal(size=(1, model.latent_size)).astype(np.float32)
-    return World(name, model, controller, mu, np.full_like(mu, -100.0))
+    return BenchmarkModel(name, model, controller, mu, np.full_like(mu, -100.0))
 
 
 def _terminate_at_random(model: MDNRNN) -> None:

@@ -122,7 +122,8 @@ def _add_study(
         type=parse_task,
         help=f"one of {', '.join(known)}, or a Gymnasium id; may be in the file of --config",
     )
-    _add_common(target, presets, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
+    default = "quick, or a preset that evolves C in the dream" if name == "iterate" else "that of the task"
+    _add_common(target, presets, default, out="runs/<task>, or runs/<task>-<preset> if a preset is given")
     _add_cluster(target)
     target.add_argument(
         "--from-scratch", action="store_true", help="train V and M, with preset quick unless --preset is given"
@@ -163,7 +164,7 @@ def _add_stage(
         default=argparse.SUPPRESS,
         help="task of a new run folder, or a Gymnasium id (default: takecover)",
     )
-    _add_common(target, presets)
+    _add_common(target, presets, "quick")
     if stage.clustered:
         _add_cluster(target)
     _add_section(target, stage.name, "", view)
@@ -272,18 +273,17 @@ def _add_show(target: argparse.ArgumentParser) -> None:
     target.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
 
 
-def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], out: str = "") -> None:
+def _add_common(target: argparse.ArgumentParser, presets: Sequence[str], default: str, out: str = "") -> None:
     out_help = f"run folder (default: {out})" if out else "run folder"
     target.add_argument(
         "--out", required=not out, type=parse_path, default=argparse.SUPPRESS, metavar="FOLDER", help=out_help
     )
-    default_preset = "that of the task" if out else "quick"
     target.add_argument(
         "--preset",
         type=OneOf(presets),
         metavar=braces(presets),
         default=argparse.SUPPRESS,
-        help=f"settings of a new run folder (default: {default_preset})",
+        help=f"settings of a new run folder (default: {default})",
     )
     target.add_argument(
         "--import",
@@ -335,13 +335,16 @@ def _add_section(target: argparse.ArgumentParser, section: str, prefix: str, vie
         hint, choices = settings.kind(kind, name), settings.choices(kind, name)
         parse: Any = OneOf(choices) if choices else parse_source_or_empty if declared.location else hint
         shown = "not used" if unused else _shown(getattr(values, name))
+        default = f"{view.config.preset}: {shown}"
+        if (section, prefix, name) == ("rounds", "", "rounds"):  # of iterate, which runs at least one round
+            default = "default: that of the preset, at least 1"
         group.add_argument(
             f"--{prefix}{command(name)}",
             dest=f"{section}.{name}",
             **({"action": argparse.BooleanOptionalAction} if hint is bool else {"type": parse}),
             metavar=None if hint is bool else braces(choices) if choices else hint.__name__.upper(),
             default=argparse.SUPPRESS,
-            help=f"{declared.help} ({view.config.preset}: {shown})".replace("%", "%%")
+            help=f"{declared.help} ({default})".replace("%", "%%")
             if view.full or declared.common
             else argparse.SUPPRESS,
         )

@@ -136,12 +136,12 @@ class AdaptedEnv(gymnasium.Wrapper[Frame, Any, Frame, Any]):
 
 
 def raise_failure(error: BaseException, env_id: str, where: str) -> NoReturn:
-    """Re-raise an environment's exception with the environment's name.
+    """Re-raise an environment's exception, by default as a ContractError that names the environment.
 
     Args:
         error: Error of the environment.
         env_id: Id of the environment.
-        where: Circumstances of the error, for the message.
+        where: Step and seed, or the call that failed, for the message.
 
     Raises:
         ContractError, GameLostError, MemoryError: The error itself, or a ContractError that describes it.

@@ -32,8 +32,8 @@ class CarRacingEnv(ScreenEnv):
 
     Observation: (64, 64, 3) uint8 RGB, the top 84 of 96 rows, resized. Action: (3,) float32: steering in [-1, 1]
     (right is positive), gas in [0, 1], brake in [0, 1]; other values are clipped. Reward: -0.1 per step, 1000 / N for
-    the first visit of each of the N track tiles, -100 for leaving the field. Terminated when the lap is
-    complete or the car leaves the field, truncated after 1000 steps.
+    the first visit of each of the N track tiles, -100 for leaving the field. Terminates when the lap is complete
+    or the car leaves the field, truncates after 1000 steps.
 
     The info of ``reset`` has ``"track"``, (N, 2) float32, the center line of the road. The info of every step has
     ``"position"``, (2,) float32, the position of the car. No display is opened.

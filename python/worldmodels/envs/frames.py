@@ -25,7 +25,7 @@ def is_image(space: Any) -> bool:
 
 
 def find_source(env: gymnasium.Env[Any, Any]) -> Source | None:
-    """Find the source of an environment's frames; None if it has neither image observations nor mode rgb_array."""
+    """Find the source of frames; None if there is neither an image observation nor render mode rgb_array."""
     space = env.observation_space
     if is_image(space):
         return "observation"

@@ -41,7 +41,7 @@ class PendulumEnv(ScreenEnv):
     Source: Ha & Schmidhuber (2018), the online article's iterative training procedure.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012 (Gymnasium's own convention)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (Gymnasium's own convention)
 
     def __init__(self, render_mode: str | None = None) -> None:
         space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)

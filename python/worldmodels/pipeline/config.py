@@ -107,7 +107,7 @@ class EvolveConfig:
     max_steps_without_reward: int = setting(
         0,
         "truncate a real episode after so many steps without positive reward; the remaining steps are credited "
-        "with the last reward; 0: never",
+        "with the last step's reward; 0: never",
         zero=True,
     )
 
@@ -184,7 +184,7 @@ class RefineConfig:
     max_steps_without_reward: int = setting(
         0,
         "truncate an episode after so many steps without positive reward; the remaining steps are credited "
-        "with the last reward; 0: never",
+        "with the last step's reward; 0: never",
         zero=True,
     )
     evaluate_every: int = setting(
