@@ -52,6 +52,7 @@ class Classifier:
         self.mean, self.std = np.zeros(size, np.float32), np.ones(size, np.float32)
 
     def logits(self, features):
+        """Compute the logits of ACTIONS, (..., 3), from features (..., F)."""
         return self.network(torch.from_numpy((features - self.mean) / self.std))
 
     @torch.no_grad()
@@ -60,7 +61,16 @@ class Classifier:
         return ACTIONS[int(self.logits(features).argmax())]
 
     def fit(self, features, costs, steps):
-        """Minimise the expected cost, (N, 3), and return the mean cost of the chosen actions above the best ones."""
+        """Minimise the expected cost of the actions by Adam.
+
+        Args:
+            features: (N, F) float32 features.
+            costs: (N, 3) costs of ACTIONS; above MAX_COST over the best action they are clipped.
+            steps: Number of optimizer steps.
+
+        Returns:
+            Mean cost of the chosen actions above the best ones.
+        """
         self.mean, self.std = features.mean(axis=0), features.std(axis=0) + 1e-3
         regret = np.minimum(costs - costs.min(axis=1, keepdims=True), MAX_COST).astype(np.float32)
         for step in range(steps):
